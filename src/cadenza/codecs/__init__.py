@@ -1,0 +1,1 @@
+"""One file per codec; the file's name is its `type`."""

@@ -1,0 +1,88 @@
+"""Codec: audio to frames and back."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cadenza.core.spec import Part
+from cadenza.core.types import Codes, Grid, Latents
+from cadenza.dsp.audio import Audio
+
+
+class CodecSpec(Part):
+    """What every codec's spec says; the grid follows from it before any weight exists."""
+
+    family: ClassVar[str] = "cadenza.codecs"
+    sample_rate: int
+    channels: int = 1
+
+    @property
+    def grid(self) -> Grid:
+        raise NotImplementedError(f"{type(self).__name__} must say its grid")
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return round(self.sample_rate / self.grid.frame_rate)
+
+    @classmethod
+    def example(cls) -> "CodecSpec":
+        """A tiny spec, without downloads, for tests and docs."""
+        raise NotImplementedError(f"{cls.__name__} must give an example")
+
+    def build(self) -> "Codec":
+        raise NotImplementedError(f"{type(self).__name__} must build its codec")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What one training pass of a codec gives: the decoded wave, the frames between, and its own loss terms."""
+
+    wave: Float[Tensor, "b c t"]
+    frames: Codes | Latents
+    losses: dict[str, Tensor]
+
+
+class Decoder(ABC):
+    """A codec decoding a batch of clips chunk by chunk; the state of one stream."""
+
+    @abstractmethod
+    def push(self, frames: Codes | Latents) -> Audio:
+        """The samples that the frames so far determine and that were not returned before."""
+
+    @abstractmethod
+    def finish(self) -> Audio:
+        """The remaining samples; all chunks together equal `decode` of all frames."""
+
+
+class Codec(nn.Module, ABC):
+    """`encode` and `decode` are inference: no gradient, padding of a batch never leaks into a clip."""
+
+    spec: Any
+
+    def __init__(self, spec: CodecSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @property
+    def grid(self) -> Grid:
+        return self.spec.grid
+
+    @abstractmethod
+    def encode(self, audio: Audio) -> Codes | Latents:
+        """Frames of each clip; `samples` keeps the clips' lengths so that `decode` gives as many back."""
+
+    @abstractmethod
+    def decode(self, frames: Codes | Latents) -> Audio:
+        """Audio of `frames.samples` samples a clip, or of frames times hop where that is not known."""
+
+    @abstractmethod
+    def decoder(self) -> Decoder:
+        """A fresh stream state."""
+
+    def reconstruct(self, wave: Float[Tensor, "b c t"]) -> Reconstruction:
+        """A differentiable pass for training; raises for a codec that cannot be trained."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained")

@@ -1,0 +1,1 @@
+"""One file per conditioner; the file's name is its `type`."""

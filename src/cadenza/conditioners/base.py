@@ -1,0 +1,103 @@
+"""Conditioner: values of one item id to one Condition, in three steps.
+
+`prepare` runs on the host, in the data worker; `features` runs frozen encoders without gradient (what a cache
+may keep); `forward` is trainable and stays on the device. `None` is the only way to say 'absent'.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from cadenza.core.spec import Part
+from cadenza.core.types import Condition, Gives, Tokens
+
+Value = TypeVar("Value")
+
+
+class ConditionerSpec(Part):
+    """What every conditioner's spec says."""
+
+    family: ClassVar[str] = "cadenza.conditioners"
+    widget: ClassVar[str] = "text"  # what a form should show: text, number, choice, audio, ...
+    width: int
+    absent: Literal["zeros", "learned"] = "learned"  # what stands for no value: nothing, or one trained position
+
+    @property
+    def gives(self) -> Gives:
+        raise NotImplementedError(f"{type(self).__name__} must say what it gives")
+
+    @classmethod
+    def example(cls) -> tuple["ConditionerSpec", list[Any]]:
+        """A tiny spec with two or more different values, without downloads."""
+        raise NotImplementedError(f"{cls.__name__} must give an example")
+
+    def build(self) -> "Conditioner[Any]":
+        raise NotImplementedError(f"{type(self).__name__} must build its conditioner")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tensors of a batch of values; `present` is False where an item has none."""
+
+    tensors: dict[str, Tensor]
+    present: Bool[Tensor, " b"]
+
+    def to(self, device: torch.device | str) -> "Prepared":
+        return Prepared({name: x.to(device) for name, x in self.tensors.items()}, self.present.to(device))
+
+
+class Conditioner(nn.Module, ABC, Generic[Value]):
+    """A subclass says `blank`, `read` and `embed`, and `encode` where it has a frozen encoder."""
+
+    blank: Value  # stands in for None so that shapes hold; what it gives is replaced by the null
+    null: Tensor | None
+
+    def __init__(self, spec: ConditionerSpec) -> None:
+        super().__init__()
+        self.spec: Any = spec
+        self.null = nn.Parameter(torch.zeros(1, spec.width)) if spec.absent == "learned" else None
+
+    def prepare(self, values: Sequence[Value | None]) -> Prepared:
+        """All that may wait for the CPU: checking, tokenising, reading, resampling."""
+        present = torch.tensor([value is not None for value in values])
+        return Prepared(self.read([self.blank if value is None else value for value in values]), present)
+
+    @torch.no_grad()
+    def features(self, prepared: Prepared) -> Prepared:
+        """What frozen encoders make of the prepared values; the same thing where there are none."""
+        return Prepared(self.encode(prepared.tensors), prepared.present)
+
+    def forward(self, features: Prepared) -> Condition:
+        tokens = self.embed(features.tensors)
+        return Condition(tokens.x, tokens.mask & features.present[:, None], features.present, self.null)
+
+    @abstractmethod
+    def read(self, values: Sequence[Value]) -> dict[str, Tensor]:
+        """CPU tensors of a batch of values; raises RequestError for a value it cannot use."""
+
+    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors
+
+    @abstractmethod
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens: ...
+
+
+Item = Mapping[str, Any]
+
+
+class Conditioners(nn.ModuleDict):
+    """Conditioners by item id; the same three steps over a batch of items."""
+
+    def prepare(self, items: Sequence[Item]) -> dict[str, Prepared]:
+        return {name: part.prepare([item.get(name) for item in items]) for name, part in self.items()}  # type: ignore[operator]
+
+    def features(self, prepared: Mapping[str, Prepared]) -> dict[str, Prepared]:
+        return {name: self[name].features(values) for name, values in prepared.items()}  # type: ignore[operator]
+
+    def forward(self, features: Mapping[str, Prepared]) -> dict[str, Condition]:
+        return {name: self[name](values) for name, values in features.items()}

@@ -1,0 +1,1 @@
+"""What every floor may know: specs, the types that flow, the errors."""

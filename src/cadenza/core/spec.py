@@ -1,0 +1,136 @@
+"""Specs: frozen descriptions of parts, found by the name under which they are filed.
+
+A family (codecs, conditioners, generators) is a folder and a member is one file in it, whose name is the
+member's `type`: `{"type": "encodec", ...}` among codecs is `codecs/encodec.py`.
+"""
+
+import difflib
+import importlib
+import json
+import pkgutil
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from cadenza.core.errors import SpecError
+
+
+class Spec(BaseModel):
+    """A frozen description; unknown fields are errors and equality is by value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def parse(cls, data: Any, *, source: str = "spec") -> Self:
+        """The spec that `data` describes, or a SpecError that lists every mistake with its place."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SpecError(_explain(cls, data, error, source)) from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The spec in a YAML or JSON file."""
+        try:
+            data = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SpecError(f"{path}: not readable as YAML or JSON: {error}") from None
+        return cls.parse(data, source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `parse` turns back into an equal spec."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+class Part(Spec):
+    """A spec of an open family; its `type` names the file that defines it."""
+
+    family: ClassVar[str] = ""  # the package in which members are filed; set once, by the family's base
+    members: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "family" in cls.__dict__:
+            cls.members = {}
+        elif "type" in cls.model_fields:
+            name = cls.model_fields["type"].default
+            other = cls.members.setdefault(name, cls)
+            if other.__module__ != cls.__module__:
+                raise SpecError(f"{cls.family}: '{name}' is filed twice, in {other.__module__} and {cls.__module__}")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Every member's name, without importing any of them."""
+        package = importlib.import_module(cls.family)
+        filed = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"}
+        plugged = {point.name for point in entry_points(group=cls.family)}
+        return sorted(filed | plugged | set(cls.members))
+
+    @classmethod
+    def find(cls, name: str) -> type[Self]:
+        """The spec class filed under `name`; raises ValueError with the nearest names."""
+        if name not in cls.members:
+            for point in entry_points(group=cls.family, name=name):
+                point.load()
+        if name not in cls.members and name in cls.names():
+            importlib.import_module(f"{cls.family}.{name}")
+        if name not in cls.members:
+            raise ValueError(f"no {cls.family.rpartition('.')[2].removesuffix('s')} called '{name}'.{near(name, cls.names())}")
+        return cls.members[name]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _dispatch(cls, data: Any, handler: Any) -> Any:
+        if "family" not in cls.__dict__ or not isinstance(data, dict):
+            return handler(data)
+        if "type" not in data:
+            raise ValueError(f"'type' is missing.{near('', cls.names())}")
+        return cls.find(str(data["type"])).model_validate(data)
+
+
+def near(name: str, names: list[str]) -> str:
+    """The end of an error message: the closest known name, or all of them."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean '{close[0]}'?" if close else f" Choose from: {', '.join(names)}."
+
+
+def _explain(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
+    lines = [f"{source}: {error.error_count()} mistake{'s' if error.error_count() > 1 else ''}"]
+    for mistake in error.errors():
+        *path, last = mistake["loc"] or ("(root)",)
+        what = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            what = f"unknown field.{near(str(last), _fields(cls, data, path))}"
+        elif mistake["type"] not in {"value_error", "missing"}:
+            what += f", got {mistake['input']!r}"
+        lines.append(f"  {'.'.join(map(str, [*path, last]))}: {what}")
+    return "\n".join(lines)
+
+
+def _fields(owner: type[Spec], node: Any, path: list[Any]) -> list[str]:
+    """The field names of the spec that `path` leads to."""
+    for step in path:
+        try:
+            node = node[step]
+        except (KeyError, IndexError, TypeError):
+            return []
+        fields = getattr(owner, "model_fields", {})
+        owner = _spec_in(fields[step].annotation if step in fields else owner)
+        if "family" in getattr(owner, "__dict__", {}) and isinstance(node, dict):
+            owner = owner.find(node["type"])
+    return list(getattr(owner, "model_fields", {}))
+
+
+def _spec_in(annotation: Any) -> Any:
+    """The first Spec class inside an annotation such as `dict[str, X]` or `X | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return annotation
+    found = [_spec_in(argument) for argument in get_args(annotation)]
+    return next((spec for spec in found if spec is not None), None)

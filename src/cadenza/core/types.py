@@ -1,0 +1,137 @@
+"""What flows between parts; `Audio` lives in `cadenza.dsp.audio` because it can be saved.
+
+Letters in shapes: b batch, c channels, t samples, f frames, k codebooks, d width, n tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a codec's output looks like: all that a generator may know of a codec."""
+
+    kind: Literal["codes", "latents"]
+    frame_rate: float  # frames per second
+    rows: int  # codebooks, or latent channels
+    cardinality: int = 0  # entries of a codebook; codes only
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Discrete frames of a batch of clips.
+
+    `lengths` are true frames (all of them when not given), `samples` the audio samples per clip that they
+    stand for (frames times hop when not given), `scale` a loudness factor per clip where the codec has one.
+    """
+
+    ids: Int[Tensor, "b k f"]
+    lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # filled in below
+    samples: Int[Tensor, " b"] | None = None
+    scale: Float[Tensor, "b ..."] | None = None
+
+    def __post_init__(self) -> None:
+        _fill_lengths(self, self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator["Codes"]:
+        """Each clip as a batch of one, without its padding."""
+        for i, length in enumerate(self.lengths.tolist()):
+            scale = None if self.scale is None else self.scale[i : i + 1]
+            samples = None if self.samples is None else self.samples[i : i + 1]
+            yield Codes(self.ids[i : i + 1, :, :length], self.lengths[i : i + 1], samples, scale)
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Continuous frames of a batch of clips; `lengths` and `samples` as in `Codes`."""
+
+    z: Float[Tensor, "b d f"]
+    lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # filled in below
+    samples: Int[Tensor, " b"] | None = None
+
+    def __post_init__(self) -> None:
+        _fill_lengths(self, self.z)
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __iter__(self) -> Iterator["Latents"]:
+        """Each clip as a batch of one, without its padding."""
+        for i, length in enumerate(self.lengths.tolist()):
+            samples = None if self.samples is None else self.samples[i : i + 1]
+            yield Latents(self.z[i : i + 1, :, :length], self.lengths[i : i + 1], samples)
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Frames already decided (True in `mask`): continuation, inpainting and windows are one thing."""
+
+    value: Codes | Latents
+    mask: Bool[Tensor, "b f"]
+
+
+Slot = Literal["cross", "prepend", "add", "concat", "global"]
+Gives = Literal["vector", "tokens", "frames"]  # one vector a clip, a set of tokens, or one vector a frame
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One conditioner's answer for a batch.
+
+    `mask` is True where `x` is real. `present` is False for items that carry no value. `null` is what stands
+    in for a value that is absent or dropped: learned positions, or None for no valid position at all.
+    """
+
+    x: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+    present: Bool[Tensor, " b"]
+    null: Float[Tensor, "m d"] | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Vectors with the mask of those that are real; a row without any contributes exactly nothing."""
+
+    x: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """All that a generator ever sees of conditioning."""
+
+    cross: Tokens | None = None  # attended to by every block
+    prepend: Tokens | None = None  # put before the sequence
+    add: Float[Tensor, "b f d"] | None = None  # added to every frame
+    concat: Float[Tensor, "b f d"] | None = None  # beside every frame
+    glob: Float[Tensor, "b d"] | None = None  # slot `global`: modulates every block
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One term of guidance; the weights of a request's branches sum to 1."""
+
+    weight: float
+    fused: Fused
+
+
+def _fill_lengths(owner: Codes | Latents, x: Tensor) -> None:
+    if owner.lengths is None:
+        full = torch.full((x.shape[0],), x.shape[-1], dtype=torch.long, device=x.device)
+        object.__setattr__(owner, "lengths", full)

@@ -1,0 +1,1 @@
+"""Items, manifests, datasets, encoded stores and the procedural corpus."""

@@ -1,0 +1,1 @@
+"""Signals: audio files, resampling, spectra, loudness; no models."""

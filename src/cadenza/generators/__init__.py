@@ -1,0 +1,1 @@
+"""One file per generator; the file's name is its `type`."""

@@ -1,0 +1,67 @@
+"""Generator: conditions to frames of a codec's grid."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from cadenza.core.spec import Part, Spec
+from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Latents, Slot
+
+
+class GeneratorSpec(Part):
+    """What every generator's spec says."""
+
+    family: ClassVar[str] = "cadenza.generators"
+    slots: ClassVar[frozenset[Slot]] = frozenset()  # what it can be told
+    sampling: ClassVar[type[Spec]] = Spec  # how it may be asked to sample
+
+    def fit(self, grid: Grid, widths: Mapping[Slot, int]) -> None:
+        """Raises ValueError, naming the field, where the codec's grid or a slot's width does not suit."""
+        raise NotImplementedError(f"{type(self).__name__} must say what fits")
+
+    @classmethod
+    def example(cls) -> tuple["GeneratorSpec", Grid, dict[Slot, int]]:
+        """A tiny spec, a grid and the slots' widths, without downloads."""
+        raise NotImplementedError(f"{cls.__name__} must give an example")
+
+    def build(self, grid: Grid, widths: Mapping[Slot, int]) -> "Generator":
+        raise NotImplementedError(f"{type(self).__name__} must build its generator")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to generate: frames per item, a seed per item, how to sample, frames that are known."""
+
+    frames: Int[Tensor, " b"]
+    seeds: Sequence[int]
+    sampling: Any  # the generator spec's `sampling` class
+    known: Known | None = None
+
+
+class Generator(nn.Module, ABC):
+    spec: Any
+    grid: Grid
+
+    @abstractmethod
+    def losses(self, target: Codes | Latents, fused: Fused, rng: torch.Generator) -> dict[str, Tensor]:
+        """Scalar loss terms by name; `loss` is the one to minimise, the others are for the log."""
+
+    @abstractmethod
+    def stream(self, branches: Sequence[Branch], plan: Plan) -> Iterator[Codes | Latents]:
+        """Finished frames, chunk by chunk; the lengths of a chunk say how many are true for each item.
+
+        The loop inside runs in blocks without host synchronisation; between blocks the iterator may be closed.
+        """
+
+    def generate(self, branches: Sequence[Branch], plan: Plan) -> Codes | Latents:
+        """The stream consumed."""
+        chunks = list(self.stream(branches, plan))
+        lengths = torch.stack([chunk.lengths for chunk in chunks]).sum(0)
+        if isinstance(chunks[0], Codes):
+            return Codes(torch.cat([chunk.ids for chunk in chunks], -1), lengths)  # type: ignore[union-attr]
+        return Latents(torch.cat([chunk.z for chunk in chunks], -1), lengths)  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""Bare modules with plain arguments."""

@@ -1,0 +1,1 @@
+"""Functions that turn a network's outputs into tokens or latents."""

@@ -1,0 +1,1 @@
+"""Parts put together: do they fit, fusion, generation, storage."""

@@ -1,0 +1,1 @@
+"""One trainer, its tasks, losses, checkpoints and logs."""
