@@ -1,0 +1,1 @@
+"""What training minimises: functions where there is no state, modules where there is."""

@@ -1,0 +1,69 @@
+"""Task: what one step of training is; the Trainer knows nothing else of a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cadenza.core.spec import Part
+from cadenza.dsp.audio import Audio
+
+
+class TaskSpec(Part):
+    """What every task's spec says; schedules live here and never in the spec of a part."""
+
+    family: ClassVar[str] = "cadenza.training.tasks"
+
+    def build(self, system: Any) -> "Task":
+        """The task that trains (parts of) a system."""
+        raise NotImplementedError(f"{type(self).__name__} must build its task")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: optimiser steps done, steps in all, and the only source of randomness of a task.
+
+    The trainer saves and restores the state of `rng` (a CPU generator), so that a resumed run draws what the
+    uninterrupted one would have drawn.
+    """
+
+    step: int
+    total: int
+    rng: torch.Generator
+
+
+Yield = tuple[str, dict[str, Tensor]]
+
+
+class Task(ABC):
+    """A training step is a Python generator that yields (who learns, losses).
+
+    For each yield the trainer clears the gradients of that group, calls `losses["loss"].backward()`, averages
+    the group's gradients over processes, and steps its optimiser before it resumes the generator; the other
+    entries are detached scalars, logged as `group/term`. Modules are called directly, never through a wrapper.
+    Whatever a schedule has to remember lives in a buffer of a group's module or follows from `progress.step`:
+    the state dicts of the groups, the optimisers and `progress.rng` are the whole state of a run.
+    """
+
+    @abstractmethod
+    def groups(self) -> dict[str, nn.Module]:
+        """The modules that have an optimiser of their own; the first is the one that is kept and averaged (EMA)."""
+
+    @abstractmethod
+    def step(self, batch: Any, progress: Progress) -> Iterator[Yield]:
+        """One step on a batch, in training mode."""
+
+    @abstractmethod
+    def validate(self, batch: Any) -> dict[str, Tensor]:
+        """Scalar metrics of a batch of fixed items, in eval mode under the averaged weights."""
+
+    def report(self) -> dict[str, Tensor]:
+        """Scalar metrics gathered over the calls of `validate` since the last report."""
+        return {}
+
+    def samples(self, batch: Any) -> dict[str, Audio]:
+        """Audio worth hearing, by name; logged as wav and spectrogram."""
+        return {}
