@@ -1,0 +1,305 @@
+"""Audio files: exact segment reads, and writes that are whole or do not happen.
+
+`soundfile` serves wav, flac, ogg, opus, mp3 and aiff; other containers are read by `cadenza.dsp.containers` (extra `audio`).
+"""
+
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
+
+import numpy as np
+from jaxtyping import Float
+
+from cadenza.core.errors import AudioError
+
+BLOCK = 65_536  # frames a write; libsndfile's Vorbis encoder crashes on one long buffer (libsndfile#1023)
+FULL = 10 ** (-0.1 / 20)  # where `peak="normalize"` puts the peak: -0.1 dBFS
+
+
+class Format(NamedTuple):
+    name: str
+    subtype: str
+    rates: tuple[int, ...] = ()  # the only sample rates there are; any when empty
+
+
+FORMATS = {
+    ".wav": Format("WAV", "PCM_16"),
+    ".flac": Format("FLAC", "PCM_16"),
+    ".ogg": Format("OGG", "VORBIS"),
+    ".oga": Format("OGG", "VORBIS"),
+    ".opus": Format("OGG", "OPUS", (8000, 12000, 16000, 24000, 48000)),
+    ".mp3": Format("MP3", "MPEG_LAYER_III", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
+    ".aiff": Format("AIFF", "PCM_16"),
+    ".aif": Format("AIFF", "PCM_16"),
+}
+CONTAINERS = (".m4a", ".aac", ".mp4", ".m4b", ".mov", ".mkv", ".webm", ".wma", ".ac3", ".amr")  # read only
+SUFFIXES = (*FORMATS, *CONTAINERS)  # what counts as audio in a folder
+_FLOATS = ("FLOAT", "DOUBLE")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a file's header says."""
+
+    sample_rate: int
+    channels: int
+    frames: int  # samples a channel
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+
+def info(path: str | Path) -> Info:
+    """Rate, channels and length of an audio file, without decoding it; AudioError if it is empty or cut short."""
+    if _foreign(path):
+        from cadenza.dsp import containers
+
+        return containers.info(Path(path))
+    with _opened(path) as file:
+        return Info(file.samplerate, file.channels, file.frames)
+
+
+def read(path: str | Path, start: int = 0, frames: int | None = None) -> tuple[Float[np.ndarray, "t c"], int]:
+    """Samples `[start, start + frames)` of a file, fewer where it ends sooner, with the sample rate."""
+    if start < 0 or (frames is not None and frames <= 0):
+        raise AudioError(f"{path}: cannot read {frames} samples from sample {start}; start at 0 or later and read some")
+    if _foreign(path):
+        from cadenza.dsp import containers
+
+        samples, sample_rate = containers.read(Path(path), start, frames)
+    else:
+        samples, sample_rate = _read(path, start, frames)
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path}: holds NaN or infinite samples; make the file again")
+    return samples, sample_rate
+
+
+def write(
+    path: str | Path,
+    samples: Float[np.ndarray, "t c"],
+    sample_rate: int,
+    *,
+    peak: Literal["normalize", "error", "clip"] = "normalize",
+    subtype: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """An audio file in the format its suffix names, complete or absent.
+
+    Formats that end at ±1 never clip in silence: louder audio is scaled to -0.1 dBFS with a warning, or is an error,
+    or is clipped where that was asked for. `subtype` is a name of libsndfile ("PCM_24", "FLOAT"); `tags` are its
+    text fields ("title", "comment", ...).
+    """
+    path, samples = Path(path), np.asarray(samples, dtype=np.float32)
+    form = _form(path, sample_rate)
+    subtype = subtype or form.subtype
+    samples = _usable(path, samples[:, None] if samples.ndim == 1 else samples)
+    if subtype not in _FLOATS:
+        samples = _within(path, samples, peak)
+    if (
+        subtype.startswith("PCM_") and subtype != "PCM_U8"
+    ):  # libsndfile's own scaling by 2^n - 1 is not the inverse of its reading
+        samples = _integers(samples, int(subtype.removeprefix("PCM_S").removeprefix("PCM_")))
+    with replacing(path) as file:
+        _encode(path, file, samples, (sample_rate, form.name, subtype, tags or {}))
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that takes the name `path` when the block ends well and disappears when it does not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with open(temporary, "w+b") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be written: {error.strerror or error}; {_mend(path)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str, str, Mapping[str, str]]) -> None:
+    import soundfile
+
+    sample_rate, name, subtype, tags = how
+    sink = _Sink(file)
+    try:
+        with soundfile.SoundFile(cast(BinaryIO, sink), "w", sample_rate, samples.shape[1], subtype, format=name) as out:
+            for key, text in tags.items():
+                setattr(out, key, text)
+            for begin in range(0, len(samples), BLOCK):
+                out.write(samples[begin : begin + BLOCK])
+                sink.check()
+    except (soundfile.LibsndfileError, ValueError, AttributeError, TypeError) as error:
+        sink.check()
+        raise AudioError(
+            f"{path}: {samples.shape[1]} channel(s) at {sample_rate} Hz cannot be written as {name} {subtype}: {error}"
+        ) from error
+    sink.check()
+
+
+class _Sink:
+    """A file for libsndfile that keeps what goes wrong inside its callbacks, where an exception would be lost."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: BaseException | None = None
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _keep(self, call: Callable[[], int], otherwise: int) -> int:
+        if self.error is None:
+            try:
+                return call()
+            except BaseException as error:  # Ctrl-C too: `check` raises it again outside the callback
+                self.error = error
+        return otherwise
+
+    def write(self, data: bytes) -> int:
+        return self._keep(lambda: self.file.write(data), len(data))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._keep(lambda: self.file.seek(offset, whence), 0)
+
+    def tell(self) -> int:
+        return self._keep(self.file.tell, 0)
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
+
+    def flush(self) -> None:
+        self._keep(lambda: self.file.flush() or 0, 0)
+
+
+def _form(path: Path, sample_rate: int) -> Format:
+    if path.suffix.lower() not in FORMATS:
+        raise AudioError(f"{path}: cannot write '{path.suffix}' files; choose from: {', '.join(FORMATS)}")
+    form = FORMATS[path.suffix.lower()]
+    if sample_rate <= 0 or (form.rates and sample_rate not in form.rates):
+        known = ", ".join(map(str, form.rates)) or "a positive rate"
+        raise AudioError(f"{path}: {path.suffix} files do not have {sample_rate} Hz; resample to one of: {known}")
+    return form
+
+
+def _usable(path: Path, samples: np.ndarray) -> np.ndarray:
+    if samples.ndim != 2 or not samples.size:
+        raise AudioError(
+            f"{path}: audio of shape {tuple(samples.shape)} cannot be written; give [samples, channels], neither 0"
+        )
+    bad = len(samples) - int(np.isfinite(samples).all(1).sum())
+    if bad:
+        first = int(np.argmin(np.isfinite(samples).all(1)))
+        raise AudioError(
+            f"{path}: {bad} of {len(samples)} samples are NaN or infinite, the first at {first}; nothing was written"
+        )
+    return samples
+
+
+def _within(path: Path, samples: np.ndarray, peak: str) -> np.ndarray:
+    top = float(np.abs(samples).max())
+    if top <= 1:
+        return samples
+    over = f"{path}: the peak is {top:.3f}, {20 * np.log10(top):.1f} dB over full scale"
+    if peak == "error":
+        raise AudioError(f"{over}; turn it down, or write with peak='normalize' or as 32-bit float")
+    if peak == "clip":
+        return samples.clip(-1, 1)
+    warnings.warn(f"{over}; the file was turned down to -0.1 dBFS", stacklevel=3)
+    return samples * np.float32(FULL / top)
+
+
+def _integers(samples: np.ndarray, bits: int) -> np.ndarray:
+    """The nearest integers of a word of `bits`, in the upper bits of what libsndfile takes."""
+    whole = np.round(samples.astype(np.float64) * 2 ** (bits - 1)).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return whole.astype(np.int16) if bits == 16 else (whole.astype(np.int64) << (32 - bits)).astype(np.int32)
+
+
+def _foreign(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in CONTAINERS
+
+
+def _read(path: str | Path, start: int, frames: int | None) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    with _opened(path) as file:
+        if start >= file.frames:
+            raise AudioError(f"{path}: there is no sample {start}; the file has {file.frames}")
+        wanted = min(file.frames - start, file.frames if frames is None else frames)
+        try:
+            if start:
+                file.seek(start)
+            samples = file.read(wanted, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path}: damaged after its header ({_reason(error)}); make or fetch it again") from error
+        if len(samples) < wanted:
+            raise AudioError(
+                f"{path}: cut short: {start + len(samples)} of {file.frames} samples are there; make or fetch it again"
+            )
+        return samples, file.samplerate
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """An open `SoundFile` that promises at least one sample."""
+    import soundfile
+
+    path = Path(path)
+    if path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: a .raw file does not say its rate and channels; convert it to .wav")
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(_unreadable(path, error)) from error
+    with file:
+        if file.frames <= 0:
+            raise AudioError(f"{path}: an audio file without a sample")
+        if _cut_short(path, file):
+            raise AudioError(f"{path}: cut short: the file ends before the length in its header; make or fetch it again")
+        yield file
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return f"{path}: no such file"
+    if path.is_dir():
+        return f"{path}: a folder, not an audio file"
+    if not os.access(path, os.R_OK):
+        return f"{path}: not readable; check its permissions"
+    known = "" if path.suffix.lower() in FORMATS else f"; known formats: {', '.join(SUFFIXES)}"
+    return f"{path}: not audio, or damaged ({_reason(error)}){known}"
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", "") or str(error)
+    return text.strip().rstrip(".:") or type(error).__name__
+
+
+def _cut_short(path: Path, file: Any) -> bool:
+    """Whether a wav's data or an ogg's last page goes on past the end of the file; libsndfile ignores both."""
+    if file.format in ("WAV", "WAVEX"):
+        found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+        return found is not None and int(found[2]) < int(found[1]) < 0x7FFFF000  # streamed wavs claim 0 or a maximum
+    if file.format == "OGG":
+        with open(path, "rb") as raw:
+            raw.seek(max(0, path.stat().st_size - 2 * 65_307))  # a page has at most 65,307 bytes
+            tail = raw.read()
+        page = tail[tail.rfind(b"OggS") :]
+        return len(page) < 27 or len(page) < 27 + page[26] or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return False
+
+
+def _mend(path: Path) -> str:
+    if not path.parent.exists():
+        return f"make the folder '{path.parent}' first"
+    if path.is_dir():
+        return "it is a folder; give a file name"
+    return "check the free space and the permissions of its folder, or choose another place"
