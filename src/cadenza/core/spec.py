@@ -29,7 +29,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(_explain(cls, data, error, source)) from None
+            raise SpecError(explain(cls, data, error, source)) from None
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -42,7 +42,7 @@ class Spec(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` turns back into an equal spec."""
-        return self.model_dump(mode="json", serialize_as_any=True)
+        return self.model_dump(mode="json", serialize_as_any=True, by_alias=True)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
@@ -101,7 +101,8 @@ def near(name: str, names: list[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else f" Choose from: {', '.join(names)}."
 
 
-def _explain(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
+def explain(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
+    """The lines of an error message: every mistake with its place and the mend."""
     lines = [f"{source}: {error.error_count()} mistake{'s' if error.error_count() > 1 else ''}"]
     for mistake in error.errors():
         *path, last = mistake["loc"] or ("(root)",)

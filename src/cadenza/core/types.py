@@ -3,7 +3,7 @@
 Letters in shapes: b batch, c channels, t samples, f frames, k codebooks, d width, n tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -84,6 +84,14 @@ class Known:
 
     value: Codes | Latents
     mask: Bool[Tensor, "b f"]
+
+
+def join(chunks: Sequence[Codes | Latents]) -> Codes | Latents:
+    """Consecutive chunks of one batch as one; true frames come first in every clip."""
+    lengths = torch.stack([chunk.lengths for chunk in chunks]).sum(0)
+    if isinstance(chunks[0], Codes):
+        return Codes(torch.cat([chunk.ids for chunk in chunks if isinstance(chunk, Codes)], -1), lengths)
+    return Latents(torch.cat([chunk.z for chunk in chunks if isinstance(chunk, Latents)], -1), lengths)
 
 
 Slot = Literal["cross", "prepend", "add", "concat", "global"]

@@ -1,0 +1,147 @@
+"""SystemSpec: which parts, and whether they fit."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from cadenza.codecs.base import CodecSpec
+from cadenza.conditioners.base import ConditionerSpec
+from cadenza.core.migrations import FORMAT, migrated
+from cadenza.core.spec import Spec, near
+from cadenza.core.types import Slot
+from cadenza.generators.base import GeneratorSpec
+
+_TAKES = {  # slot -> what may go there
+    "cross": ("vector", "tokens", "frames"),
+    "prepend": ("vector", "tokens", "frames"),
+    "add": ("vector", "frames"),
+    "concat": ("vector", "frames"),
+    "global": ("vector",),
+}
+
+
+class Route(Spec):
+    """One conditioner's way into one slot; a bare id stands for the defaults."""
+
+    id: str
+    resize: Literal["linear", "nearest"] | None = None  # `add`, `concat`: fit another length to the frames
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, data: Any) -> Any:
+        return {"id": data} if isinstance(data, str) else data
+
+
+class FusionSpec(Spec):
+    """Slot -> the conditions that go there, in order; `ignore` names those that are read but not used."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    cross: tuple[Route, ...] = ()
+    prepend: tuple[Route, ...] = ()
+    add: tuple[Route, ...] = ()
+    concat: tuple[Route, ...] = ()
+    glob: tuple[Route, ...] = Field((), alias="global")
+    ignore: tuple[str, ...] = ()
+
+    @field_validator("cross", "prepend", "add", "concat", "glob")
+    @classmethod
+    def _once(cls, routes: tuple[Route, ...]) -> tuple[Route, ...]:
+        names = [route.id for route in routes]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"named twice in one slot: {', '.join(sorted(twice))}")
+        return routes
+
+    def slots(self) -> dict[Slot, tuple[Route, ...]]:
+        """The slots in use."""
+        everything = {slot: getattr(self, "glob" if slot == "global" else slot) for slot in get_args(Slot)}
+        return {slot: routes for slot, routes in everything.items() if routes}
+
+    def pairs(self) -> list[tuple[Slot, str]]:
+        """Every (slot, id): the keys of an absence map."""
+        return [(slot, route.id) for slot, routes in self.slots().items() for route in routes]
+
+
+class Defaults(Spec):
+    """What a request gets that does not say otherwise."""
+
+    seconds: float = Field(10.0, gt=0)
+    guidance: float = 3.0
+    sampling: dict[str, Any] = {}
+
+
+class SystemSpec(Spec):
+    """A codec, and a generator with its conditioners where there is one."""
+
+    format: int = FORMAT
+    codec: CodecSpec
+    conditioners: dict[str, ConditionerSpec] = {}
+    fusion: FusionSpec = FusionSpec()
+    generator: GeneratorSpec | None = None
+    defaults: Defaults = Defaults()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        return migrated(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _fit(self) -> "SystemSpec":
+        mistakes = [*_routing(self.fusion, self.conditioners), *_slots(self)]
+        if self.generator is not None and not mistakes:
+            try:
+                self.generator.fit(self.codec.grid, self.widths())
+            except ValueError as error:
+                mistakes.append(f"generator: {error}")
+        if mistakes:
+            raise ValueError("the parts do not fit: " + "; ".join(mistakes))
+        return self
+
+    def widths(self) -> dict[Slot, int]:
+        """The width of each slot in use: summed where conditions stand side by side, else shared."""
+        widths: dict[Slot, int] = {}
+        for slot, routes in self.fusion.slots().items():
+            each = [self.conditioners[route.id].width for route in routes]
+            widths[slot] = sum(each) if slot in ("concat", "global") else each[0]
+        return widths
+
+
+def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec]) -> list[str]:
+    """Names that lead nowhere, in either direction."""
+    known = list(conditioners)
+    mistakes = [
+        f"fusion.{slot} names '{name}', but there is no such conditioner.{near(name, known)}"
+        for slot, name in [*fusion.pairs(), *(("ignore", name) for name in fusion.ignore)]
+        if name not in conditioners
+    ]
+    routed = {name for _, name in fusion.pairs()} | set(fusion.ignore)
+    mistakes += [
+        f"conditioners.{name} goes to no slot; name it in fusion.cross or another slot, or in fusion.ignore"
+        for name in known
+        if name not in routed
+    ]
+    return mistakes
+
+
+def _slots(spec: SystemSpec) -> list[str]:
+    """Slots that the generator lacks, conditions that do not suit their slot, widths that differ."""
+    mistakes = []
+    for slot, routes in spec.fusion.slots().items():
+        if spec.generator is not None and slot not in spec.generator.slots:
+            can = ", ".join(sorted(spec.generator.slots))
+            mistakes.append(f"fusion.{slot}: generator '{spec.generator.type}' has no such slot; it has: {can}")  # type: ignore[attr-defined]
+        parts = {route.id: spec.conditioners[route.id] for route in routes if route.id in spec.conditioners}
+        for name, part in parts.items():
+            if part.gives not in _TAKES[slot]:
+                fits = ", ".join(s for s, takes in _TAKES.items() if part.gives in takes)
+                mistakes.append(f"fusion.{slot}: '{name}' gives {part.gives}; that fits: {fits}")
+        widths = {name: part.width for name, part in parts.items()}
+        if slot not in ("concat", "global") and len(set(widths.values())) > 1:
+            mistakes.append(f"fusion.{slot}: widths must be equal, but they are {widths}")
+        mistakes += [
+            f"fusion.{slot}: '{route.id}' has `resize`, which only add and concat know"
+            for route in routes
+            if route.resize and slot not in ("add", "concat")
+        ]
+    return mistakes

@@ -1,0 +1,117 @@
+"""Store: a system as a folder of `system.json`, safetensors weights and a card."""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cadenza.core.errors import CheckpointError
+from cadenza.system.card import FILE as CARD
+from cadenza.system.card import Card
+from cadenza.system.spec import SystemSpec
+from cadenza.system.system import System
+
+SPEC = "system.json"
+SHARD_BYTES = 15 * 2**20  # of files that shall be easy to carry; larger weights are split
+
+
+def save(system: System, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Writes the folder whole or not at all; an earlier system there is replaced, anything else is refused."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
+        raise CheckpointError(f"{folder} exists and holds no system; choose an empty or a new folder")
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        (temporary / SPEC).write_text(system.spec.to_json())
+        (temporary / CARD).write_text(system.card.to_markdown())
+        shards = _shards({name: _stored(x, dtype) for name, x in system.state_dict().items()})
+        for i, shard in enumerate(shards, 1):
+            name = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+            save_file(shard, temporary / name)
+        os.chmod(temporary, 0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: the system could not be saved: {error}; free space or choose another folder"
+        ) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> System:
+    """The system in a folder, in evaluation mode; every weight must be there and none may be left over."""
+    folder = Path(folder)
+    if not (folder / SPEC).exists():
+        raise CheckpointError(f"{folder} holds no {SPEC}; give the folder that `save` or training wrote")
+    system = System(SystemSpec.read(folder / SPEC), Card.of(folder))
+    _fill(system, _weights(folder), folder)
+    system.requires_grad_(False)
+    return system.eval().to(device=device, dtype=dtype)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no weights (model.safetensors); copy the whole folder again")
+    if match := re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", files[0].name):
+        if len(files) != int(match[1]):
+            raise CheckpointError(f"{folder} holds {len(files)} of {int(match[1])} weight files; copy the missing ones")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
+    return weights
+
+
+def _fill(system: System, weights: dict[str, Tensor], folder: Path) -> None:
+    wanted = system.state_dict()
+    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & weights.keys())
+        if weights[name].shape != wanted[name].shape
+    ]
+    if missing or unknown or shapes:
+        raise CheckpointError(
+            f"{folder}: weights and {SPEC} do not belong together: "
+            f"{len(missing)} missing {missing[:5]}, {len(unknown)} unknown {unknown[:5]}, {len(shapes)} misshapen {shapes[:5]}"
+        )
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{folder}: weight '{name}' is not finite; the training that wrote it had failed")
+    system.load_state_dict(weights)
+
+
+def _stored(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    x = x.detach().cpu()
+    return (x.to(dtype) if dtype is not None and x.is_floating_point() else x).contiguous()
+
+
+def _shards(state: dict[str, Tensor]) -> list[dict[str, Any]]:
+    shards: list[dict[str, Any]] = [{}]
+    size = 0
+    for name, x in state.items():
+        size += x.nbytes
+        if size > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = x.nbytes
+        shards[-1][name] = x.clone()  # tensors that share memory are stored one by one
+    return shards
