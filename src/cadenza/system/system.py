@@ -59,7 +59,7 @@ class System(nn.Module):
 
     def save(self, folder: Any, *, dtype: torch.dtype | None = None) -> None:
         """Writes `system.json`, the weights (as `dtype`, or as they are) and the card; never partly."""
-        from cadenza.system.store import save  # noqa: PLC0415  # store builds systems
+        from cadenza.system.store import save  # store builds systems
 
         save(self, folder, dtype=dtype)
 

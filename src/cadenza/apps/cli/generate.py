@@ -1,0 +1,116 @@
+"""`cadenza generate`: a sentence in, a file out."""
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from cadenza.dsp.audio import Audio
+    from cadenza.system.system import Progress, System
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to play; several make several files.")],
+    out: Annotated[Path, typer.Option(help="The file to write: wav, flac, ogg, opus or mp3.")] = Path("out.wav"),
+    model: Annotated[str, typer.Option(help="A bundled model or a folder.")] = "starter",
+    seconds: Annotated[float | None, typer.Option(help="Length of each clip; the model's own by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same clip; drawn and printed by default.")] = None,
+    set_: Annotated[list[str], typer.Option("--set", metavar="ID=VALUE", help="Another control, such as tempo=90.")] = [],
+    sampling: Annotated[
+        list[str], typer.Option("--sampling", metavar="NAME=VALUE", help="Such as temperature=0.9, top_k=100.")
+    ] = [],
+    guidance: Annotated[float | None, typer.Option(help="How strongly to follow the controls; 1 is plain.")] = None,
+    variations: Annotated[int, typer.Option(help="Clips of each prompt, with seeds one apart.")] = 1,
+) -> None:
+    """Make music from a sentence."""
+    _writable(out)
+    started = time.perf_counter()
+    from cadenza.apps.api import load
+
+    system = load(model)
+    controls = dict(_value(system, pair) for pair in set_)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    options = {"seconds": seconds, "seed": seed, "guidance": guidance, "variations": variations}
+    ready = time.perf_counter()
+    with _bar() as progress:
+        audio = system.generate(
+            [{"prompt": prompt, **controls} for prompt in prompts],
+            sampling=dict(_number(pair) for pair in sampling),
+            progress=progress,
+            **options,
+        )
+    took = time.perf_counter() - ready
+    paths = audio.save(out)
+    _report(audio, paths, f"model {system.card.name} ({system.card.license})", seed)
+    made = float(audio.lengths.sum()) / audio.sample_rate
+    print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load")
+
+
+def _report(audio: "Audio", paths: list[Path], model: str, seed: int) -> None:
+    for i, (clip, path) in enumerate(zip(audio, paths, strict=True)):
+        peak = float(clip.wave.abs().max())
+        print(
+            f"{path}: {clip.wave.shape[-1] / audio.sample_rate:.1f} s, peak {peak:.2f}, {model}, seed {seed + i % len(paths)}"
+        )
+
+
+def _value(system: "System", pair: str) -> tuple[str, Any]:
+    """`id=value` as the conditioner called `id` takes it."""
+    name, value = _pair(pair, "--set")
+    if name in system.conditioners and system.spec.conditioners[name].widget == "number":
+        return name, _float(value, pair, "--set")
+    return name, value
+
+
+def _number(pair: str) -> tuple[str, float]:
+    name, value = _pair(pair, "--sampling")
+    return name, _float(value, pair, "--sampling")
+
+
+def _pair(pair: str, option: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise typer.BadParameter(f"'{pair}' is not NAME=VALUE", param_hint=option)
+    return name.strip(), value.strip()
+
+
+def _float(value: str, pair: str, option: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise typer.BadParameter(f"'{pair}': {value} is not a number", param_hint=option) from None
+
+
+def _writable(out: Path) -> None:
+    """Finds out before the work, not after it, that the file cannot be written."""
+    from cadenza.core.errors import AudioError
+    from cadenza.dsp.files import FORMATS
+
+    folder = out.parent
+    if out.suffix.lower() not in FORMATS:
+        raise AudioError(f"{out}: unknown kind of file '{out.suffix}'; choose from {', '.join(FORMATS)}")
+    if not folder.is_dir():
+        raise AudioError(f"{out}: there is no folder {folder}; make it first or choose another")
+    if out.is_dir() or not os.access(folder, os.W_OK):
+        raise AudioError(f"{out}: cannot be written; choose another place with --out")
+
+
+@contextmanager
+def _bar() -> Iterator["Progress | None"]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("generating", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

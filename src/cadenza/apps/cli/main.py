@@ -1,0 +1,57 @@
+"""The `cadenza` program."""
+
+import sys
+
+import typer
+
+from cadenza import __version__
+from cadenza.apps.cli import codes, corpus, evaluate, generate, inspect, train
+from cadenza.core.errors import CadenzaError
+
+app = typer.Typer(
+    name="cadenza",
+    help="Controllable audio generation.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("generate")(generate.generate)
+app.command("train")(train.train)
+app.command("encode")(codes.encode)
+app.command("decode")(codes.decode)
+app.command("corpus")(corpus.corpus)
+app.command("evaluate")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs a verb; mistakes that a user can mend are one clear line and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except CadenzaError as error:
+        sys.exit(_say(f"error: {error}", 2))
+    except typer.Abort:
+        sys.exit(_say("cancelled", 130))
+    except KeyboardInterrupt:
+        sys.exit(_say("cancelled; nothing partial was left behind", 130))
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "show"):  # not a usage error of the command line
+            raise
+        error.show()
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status

@@ -1,0 +1,44 @@
+"""Codes as a file: what a codec made of some audio, with the codec's spec beside them."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cadenza.codecs.base import CodecSpec
+from cadenza.core.errors import DataError
+from cadenza.core.types import Codes
+
+
+def write_codes(path: str | Path, codes: Codes, codec: CodecSpec) -> None:
+    """Writes a safetensors file of `ids`, `lengths` and, where known, `samples` and `scale`; never partly."""
+    path = Path(path)
+    tensors = {name: value.cpu().contiguous() for name, value in vars(codes).items() if value is not None}
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        save_file(tensors, temporary, {"codec": json.dumps(codec.to_dict())})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: the codes could not be written: {error}; choose another place") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_codes(path: str | Path, codec: CodecSpec) -> Codes:
+    """The codes in a file; DataError if another codec made them or they do not suit its grid."""
+    try:
+        with safe_open(path, "pt") as file:
+            written = json.loads((file.metadata() or {}).get("codec", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a readable file of codes ({error}); write it with `cadenza encode`") from None
+    if written is None or CodecSpec.parse(written, source=str(path)) != codec:
+        raise DataError(f"{path}: was made by another codec; decode it with the model that encoded it")
+    codes = Codes(**tensors)
+    grid = codec.grid
+    if codes.ids.shape[1] > grid.rows or int(codes.ids.min()) < 0 or int(codes.ids.max()) >= grid.cardinality:
+        raise DataError(f"{path}: codes must be {grid.rows} rows of 0 to {grid.cardinality - 1}; encode the audio again")
+    return codes
