@@ -5,7 +5,7 @@ may keep); `forward` is trainable and stays on the device. `None` is the only wa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -62,6 +62,9 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         self.spec: Any = spec
         self.null = nn.Parameter(torch.zeros(1, spec.width)) if spec.absent == "learned" else None
 
+    def fit(self, values: Iterable[Value | None]) -> None:
+        """Learns from the training values what must stand before the first step, such as a vocabulary; most need nothing."""
+
     def prepare(self, values: Sequence[Value | None]) -> Prepared:
         """All that may wait for the CPU: checking, tokenising, reading, resampling."""
         present = torch.tensor([value is not None for value in values])
@@ -92,6 +95,11 @@ Item = Mapping[str, Any]
 
 class Conditioners(nn.ModuleDict):
     """Conditioners by item id; the same three steps over a batch of items."""
+
+    def fit(self, items: Iterable[Item]) -> None:
+        """Fits each part on its values; `items` are gone through once for each part that looks at them."""
+        for name, part in self.items():
+            part.fit(item.get(name) for item in items)  # type: ignore[operator]
 
     def prepare(self, items: Sequence[Item]) -> dict[str, Prepared]:
         return {name: part.prepare([item.get(name) for item in items]) for name, part in self.items()}  # type: ignore[operator]

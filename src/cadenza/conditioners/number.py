@@ -1,0 +1,82 @@
+"""A number in a range, as one vector: seconds, tempo, loudness."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Gives, Tokens
+
+_LOWEST, _HIGHEST = 0.25, 32.0  # cycles over the whole range, of the slowest and the fastest band
+
+
+class NumberSpec(ConditionerSpec):
+    """A number from `min` to `max`, by its logarithm where ratios matter; `outside` says what happens beyond."""
+
+    type: Literal["number"] = "number"
+    widget: ClassVar[str] = "number"
+    min: float = Field(allow_inf_nan=False)
+    max: float = Field(allow_inf_nan=False)
+    log: bool = False
+    outside: Literal["clamp", "error"] = "clamp"
+    bands: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
+        if self.log and self.min <= 0:
+            raise ValueError(f"min ({self.min:g}) must be above 0 for a logarithmic scale")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "vector"
+
+    @classmethod
+    def example(cls) -> tuple["NumberSpec", list[Any]]:
+        return cls(width=8, min=40, max=200, log=True, bands=4), [80, 120.5, 200]
+
+    def build(self) -> "Number":
+        return Number(self)
+
+
+class Number(Conditioner[float]):
+    """The place within the range as Fourier features (arXiv:2006.10739) of fixed frequencies, then a linear layer."""
+
+    def __init__(self, spec: NumberSpec) -> None:
+        super().__init__(spec)
+        self.blank = spec.min
+        self.out = nn.Linear(2 * spec.bands + 1, spec.width)
+
+    def read(self, values: Sequence[float]) -> dict[str, Tensor]:
+        return {"place": torch.tensor([self._place(value) for value in values], dtype=torch.float32)}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        place = tensors["place"][:, None]
+        low, high = math.log2(_LOWEST), math.log2(_HIGHEST)
+        cycles = torch.logspace(low, high, self.spec.bands, base=2.0, device=place.device)
+        phase = 2 * math.pi * place * cycles
+        x = torch.cat([place, phase.sin(), phase.cos()], -1).to(self.out.weight.dtype)
+        return Tokens(self.out(x)[:, None], torch.ones_like(place, dtype=torch.bool))
+
+    def _place(self, value: Any) -> float:
+        """Where in the range, from 0 to 1."""
+        low, high = self.spec.min, self.spec.max
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise RequestError(f"a number from {low:g} to {high:g} is needed, got {value!r}")
+        if not low <= value <= high:
+            if self.spec.outside == "error":
+                raise RequestError(f"{value:g} is outside the range from {low:g} to {high:g} that the model was trained on")
+            warnings.warn(f"{value:g} is outside the range from {low:g} to {high:g}: the nearest end is used", stacklevel=2)
+        near = min(max(float(value), low), high)
+        return math.log(near / low) / math.log(high / low) if self.spec.log else (near - low) / (high - low)

@@ -1,0 +1,152 @@
+"""Text, read by a small bidirectional transformer of our own that is trained and saved with the model."""
+
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Gives, Tokens
+from cadenza.nn.bpe import BYTES, Pieces, learn
+
+# each digit and each symbol is a word of its own; a run of letters is cut so that no word is slow to split
+_WORD = re.compile(r"\d|[^\W\d_]{1,32}|[^\w\s]|_")
+_SIGNS = str.maketrans({"♯": "#", "♭": "b"})
+
+
+class TextSpec(ConditionerSpec):
+    """A text of at most `max_tokens` pieces, out of a vocabulary learnt from the training texts."""
+
+    type: Literal["text"] = "text"
+    widget: ClassVar[str] = "text"
+    vocabulary: int = Field(default=2048, ge=BYTES)
+    max_tokens: int = Field(default=128, ge=1)
+    dim: int = Field(default=256, ge=2)
+    depth: int = Field(default=4, ge=0)
+    heads: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"dim ({self.dim}) must be an even multiple of heads ({self.heads})")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "tokens"
+
+    @classmethod
+    def example(cls) -> tuple["TextSpec", list[Any]]:
+        spec = cls(width=8, vocabulary=300, max_tokens=48, dim=16, depth=2, heads=2)
+        return spec, ["slow piano in A minor, 80 bpm", "drums", "F# major — 120 BPM, très vite"]
+
+    def build(self) -> "Text":
+        return Text(self)
+
+
+class Text(Conditioner[str]):
+    """Bytes and their frequent joins, embedded and attended to in both directions, padding never."""
+
+    blank = ""
+    merges: Tensor
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__(spec)
+        self.register_buffer("merges", torch.full((spec.vocabulary - BYTES, 2), -1, dtype=torch.int32))
+        self.embedding = nn.Embedding(spec.vocabulary, spec.dim)
+        self.blocks = nn.ModuleList(Block(spec.dim, spec.heads) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(spec.dim)
+        self.out = nn.Linear(spec.dim, spec.width)
+        self.pieces = Pieces()  # what `merges` says, on the host, for the data workers
+        self.register_load_state_dict_post_hook(_read_merges)
+
+    def fit(self, values: Iterable[str | None]) -> None:
+        """Learns the vocabulary; the same texts in any order give the same one."""
+        counts = Counter(word for value in values if value is not None for word in words(_checked(value)))
+        merges = learn(counts, self.spec.vocabulary - BYTES)
+        self.merges.fill_(-1)
+        if merges:
+            self.merges[: len(merges)] = torch.tensor(merges, dtype=torch.int32)
+        self.pieces = Pieces(merges)
+
+    def prepare(self, values: Sequence[str | None]) -> Prepared:
+        """A text without any word says as little as none, so it counts as absent."""
+        return super().prepare([None if value is None or not _checked(value).strip() else value for value in values])
+
+    def read(self, values: Sequence[str]) -> dict[str, Tensor]:
+        rows = [self._ids(value) for value in values]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)
+        for row, line in zip(rows, ids, strict=True):
+            line[: len(row)] = torch.tensor(row)
+        return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths[:, None]}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        x, mask = self.embedding(tensors["ids"]), tensors["mask"]
+        for block in self.blocks:
+            x = block(x, mask)
+        return Tokens(self.out(self.norm(x)) * mask[..., None], mask)
+
+    def _ids(self, text: str) -> list[int]:
+        most, ids = self.spec.max_tokens, []
+        for word in words(text):
+            ids += self.pieces.split(word)
+            if len(ids) > most:
+                message = f"a text is longer than {most} tokens (`max_tokens` of its conditioner): the rest of it is not read"
+                warnings.warn(message, stacklevel=2)
+                break
+        return ids[:most] or [0]  # one position for the blank, so that attention is defined
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention with rotary positions (arXiv:2104.09864), then a feed-forward of four times the width."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        attended = F.scaled_dot_product_attention(_turn(q), _turn(k), v, attn_mask=mask[:, None, None])
+        x = x + self.out(rearrange(attended, "b h n d -> b n (h d)"))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+def words(text: str) -> Iterator[str]:
+    """Digits, symbols and runs of letters, whatever their case and spacing: "80BPM" is 8, 0, bpm."""
+    plain = unicodedata.normalize("NFKC", text).lower().translate(_SIGNS)
+    return (match.group() for match in _WORD.finditer(plain))
+
+
+def _read_merges(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, Text)
+    if not module.merges.is_meta:
+        module.pieces = Pieces([(a, b) for a, b in module.merges.tolist() if a >= 0])
+
+
+def _turn(x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+    half = x.shape[-1] // 2
+    rate = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rate
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.split(half, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def _checked(value: Any) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
+    return value
