@@ -57,7 +57,7 @@ class Category(Conditioner[str]):
         self.rows |= {plain(alias): self.rows[plain(value)] for alias, value in spec.aliases.items()}
         self.table = nn.Embedding(len(spec.values), spec.width)
 
-    def read(self, values: Sequence[str]) -> dict[str, Tensor]:
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {"row": torch.tensor([self._row(value) for value in values], dtype=torch.long)}
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:

@@ -56,7 +56,7 @@ class Number(Conditioner[float]):
         self.blank = spec.min
         self.out = nn.Linear(2 * spec.bands + 1, spec.width)
 
-    def read(self, values: Sequence[float]) -> dict[str, Tensor]:
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {"place": torch.tensor([self._place(value) for value in values], dtype=torch.float32)}
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:

@@ -70,7 +70,7 @@ class Text(Conditioner[str]):
         self.pieces = Pieces()  # what `merges` says, on the host, for the data workers
         self.register_load_state_dict_post_hook(_read_merges)
 
-    def fit(self, values: Iterable[str | None]) -> None:
+    def fit(self, values: Iterable[Any]) -> None:
         """Learns the vocabulary; the same texts in any order give the same one."""
         counts = Counter(word for value in values if value is not None for word in words(_checked(value)))
         merges = learn(counts, self.spec.vocabulary - BYTES)
@@ -79,11 +79,11 @@ class Text(Conditioner[str]):
             self.merges[: len(merges)] = torch.tensor(merges, dtype=torch.int32)
         self.pieces = Pieces(merges)
 
-    def prepare(self, values: Sequence[str | None]) -> Prepared:
+    def prepare(self, values: Sequence[Any]) -> Prepared:
         """A text without any word says as little as none, so it counts as absent."""
         return super().prepare([None if value is None or not _checked(value).strip() else value for value in values])
 
-    def read(self, values: Sequence[str]) -> dict[str, Tensor]:
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         rows = [self._ids(value) for value in values]
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)

@@ -1,0 +1,256 @@
+"""What every conditioner must keep, asked of every file in the folder and of one dropped in here."""
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+import cadenza.conditioners as family
+from cadenza.conditioners.base import Conditioner, Conditioners, ConditionerSpec, Prepared
+from cadenza.core.types import Condition, Gives
+from cadenza.system.fusion import fuse
+from cadenza.system.spec import FusionSpec
+
+Case = tuple[ConditionerSpec, list[Any]]
+
+
+def built(spec: ConditionerSpec) -> Conditioner[Any]:
+    """The part with weights that differ everywhere, nulls included, so that no test passes on zeros."""
+    part = spec.build().eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) / max(parameter.shape[-1], 1) ** 0.5)
+    return part
+
+
+def run(part: Conditioner[Any], values: list[Any]) -> Condition:
+    return part(part.features(part.prepare(values)))
+
+
+def tensors(prepared: Prepared) -> dict[str, Tensor]:
+    return {**prepared.tensors, "present": prepared.present}
+
+
+def same(row: int, many: Condition, one: Condition) -> None:
+    """Row `row` of a batch is what the item gives alone; positions that only pad the batch do not count."""
+    n = one.x.shape[1]
+    assert torch.equal(many.mask[row, :n], one.mask[0]) and not many.mask[row, n:].any()
+    torch.testing.assert_close(many.x[row, :n][one.mask[0]], one.x[0][one.mask[0]], atol=1e-6, rtol=1e-5)
+
+
+def says_what_it_is(spec: ConditionerSpec, values: list[Any]) -> None:
+    name = type(spec).__module__.rpartition(".")[2]
+    assert spec.type == name  # type: ignore[attr-defined]
+    assert len(values) >= 2 and None not in values
+    assert spec.gives in get_args(Gives)
+    assert spec.widget and isinstance(spec.widget, str)
+
+
+def round_trips_through_json(spec: ConditionerSpec, values: list[Any]) -> None:
+    assert ConditionerSpec.parse(json.loads(spec.to_json())) == spec
+    assert spec.model_copy(update={"width": spec.width + 1}) != spec
+
+
+def prepares_on_the_host(spec: ConditionerSpec, values: list[Any]) -> None:
+    prepared = built(spec).prepare([*values, None])
+    assert prepared.present.tolist() == [True] * len(values) + [False]
+    for name, x in tensors(prepared).items():
+        assert x.device.type == "cpu", name
+        assert len(x) == len(values) + 1, f"{name} has no row for each item"
+        assert not x.requires_grad, name
+
+
+def gives_what_it_says(spec: ConditionerSpec, values: list[Any]) -> None:
+    out = run(built(spec), values)
+    assert out.x.shape == (*out.mask.shape, spec.width) and len(out.x) == len(values)
+    assert out.mask.any(1).all() and out.present.all()
+    assert torch.isfinite(out.x).all()
+    if spec.gives == "vector":
+        assert out.x.shape[1] == 1
+    assert not torch.equal(out.x[0][out.mask[0]], out.x[1][out.mask[1]]), "two values give the same"
+
+
+def none_is_absent(spec: ConditionerSpec, values: list[Any]) -> None:
+    for absent in ([*values, None], [None], [None, None]):
+        out = run(built(spec), absent)
+        assert out.present.tolist() == [value is not None for value in absent]
+        assert torch.equal(out.mask.any(1), out.present)
+        assert torch.isfinite(out.x).all()
+    assert (out.null is None) == (spec.absent == "zeros")
+    assert out.null is None or out.null.shape[-1] == spec.width
+
+
+def keeps_items_apart(spec: ConditionerSpec, values: list[Any]) -> None:
+    part = built(spec)
+    batch, reverse = [*values, None, values[0]], [values[0], None, *reversed(values)]
+    there, back = run(part, batch), run(part, reverse)
+    for row, value in enumerate(batch):
+        alone = run(part, [value])
+        same(row, there, alone)
+        same(len(batch) - 1 - row, back, alone)
+
+
+def learns_everywhere(spec: ConditionerSpec, values: list[Any]) -> None:
+    """Through fusion, as in training: also the null must learn."""
+    slot = "global" if spec.gives == "vector" else "cross"
+    fusion = FusionSpec.parse({slot: ["it"]})
+    parts = Conditioners({"it": built(spec).train()})
+    items = [{"it": value} for value in values] + [{}]
+    fused = fuse(parts(parts.features(parts.prepare(items))), fusion, frames=3)
+    x = fused.glob if fused.glob is not None else fused.cross.x[fused.cross.mask]  # type: ignore[union-attr]
+    x.square().sum().backward()
+    for name, parameter in parts.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.any(), f"{name} gets no gradient"
+
+
+def has_frozen_features(spec: ConditionerSpec, values: list[Any]) -> None:
+    part = built(spec).train()
+    features = part.features(part.prepare(values))
+    assert all(not x.requires_grad for x in tensors(features).values())
+
+
+def never_waits_for_the_host(spec: ConditionerSpec, values: list[Any]) -> None:
+    """On the meta device there is nothing to read, so any look at a value from the host raises."""
+    real = built(spec)
+    features = real.features(real.prepare([*values, None]))
+    with torch.device("meta"):
+        part = spec.build()
+    assert {name: x.shape for name, x in part.state_dict().items()} == {name: x.shape for name, x in real.state_dict().items()}
+    out = part(features.to("meta"))
+    assert out.x.is_meta and out.mask.is_meta and out.x.shape == real(features).x.shape
+    assert real.to("meta")(features.to("meta")).x.is_meta
+
+
+def loads_what_it_saved(spec: ConditionerSpec, values: list[Any]) -> None:
+    """Into a part built on the meta device: nothing may live outside the state dict."""
+    real = built(spec)
+    real.fit(values * 3)
+    with torch.device("meta"):
+        other = spec.build()
+    other = other.to_empty(device="cpu").eval()
+    other.load_state_dict({name: x.clone() for name, x in real.state_dict().items()}, strict=True)
+    expected = run(real, values)
+    torch.testing.assert_close(run(other, values).x, expected.x, atol=0, rtol=0)
+    torch.testing.assert_close(run(copy.deepcopy(real), values).x, expected.x, atol=0, rtol=0)
+
+
+def fits_repeatably(spec: ConditionerSpec, values: list[Any]) -> None:
+    one, other = built(spec), built(spec)
+    one.fit(iter(values * 3))
+    other.fit(iter([*reversed(values * 3), None]))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+CONTRACT: list[Callable[[ConditionerSpec, list[Any]], None]] = [
+    says_what_it_is,
+    round_trips_through_json,
+    prepares_on_the_host,
+    gives_what_it_says,
+    none_is_absent,
+    keeps_items_apart,
+    learns_everywhere,
+    has_frozen_features,
+    never_waits_for_the_host,
+    loads_what_it_saved,
+    fits_repeatably,
+]
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
+@pytest.mark.parametrize("absent", ["learned", "zeros"])
+@pytest.mark.parametrize("name", ConditionerSpec.names())
+def test_conditioner(name: str, absent: str, promise: Callable[[ConditionerSpec, list[Any]], None]) -> None:
+    spec, values = ConditionerSpec.find(name).example()
+    assert spec.type == name  # type: ignore[attr-defined]
+    promise(ConditionerSpec.parse({**spec.to_dict(), "absent": absent}), values)
+
+
+COIN = '''
+"""Heads or tails."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.core.types import Tokens
+
+
+class CoinSpec(ConditionerSpec):
+    type: Literal["coin"] = "coin"
+    widget: ClassVar[str] = "choice"
+
+    @property
+    def gives(self):
+        return "vector"
+
+    @classmethod
+    def example(cls):
+        return cls(width=4), ["heads", "tails"]
+
+    def build(self):
+        return Coin(self)
+
+
+class Coin(Conditioner[str]):
+    blank = "heads"
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.table = nn.Embedding(2, spec.width)
+
+    def read(self, values):
+        return {"side": torch.tensor([value == "heads" for value in values]).long()}
+
+    def embed(self, tensors):
+        x = self.table(tensors["side"])[:, None]
+        return Tokens(x, torch.ones_like(x[..., 0], dtype=torch.bool))
+'''
+
+
+@pytest.fixture
+def coin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with one new conditioner in it, on the family's path as a file put beside the others would be."""
+    (tmp_path / "coin.py").write_text(COIN)
+    monkeypatch.setattr(family, "__path__", [*family.__path__, str(tmp_path)])
+    yield tmp_path
+    sys.modules.pop("cadenza.conditioners.coin", None)
+    ConditionerSpec.members.pop("coin", None)
+
+
+def test_one_new_file_is_a_new_conditioner(coin: Path) -> None:
+    assert "coin" in ConditionerSpec.names() and "coin" not in ConditionerSpec.members
+    found = ConditionerSpec.parse({"type": "coin", "width": 4})
+    assert found == ConditionerSpec.find("coin").example()[0]
+    with pytest.raises(Exception, match=r"widht: unknown field. Did you mean 'width'"):
+        ConditionerSpec.parse({"type": "coin", "widht": 4, "width": 4})
+    for promise in CONTRACT:
+        promise(*ConditionerSpec.find("coin").example())
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "promise"),
+    [
+        ('"heads" for value in values]).long()', '"heads" for value in values[:1]]).long()', prepares_on_the_host),
+        ("self.table(tensors", "self.table.weight.detach()[0] + 0 * self.table(tensors", gives_what_it_says),
+        ("self.table(tensors", "torch.arange(4.0) * tensors[\"side\"][:, None] + 0 * self.table(tensors", learns_everywhere),
+        ('self.table(tensors["side"])', 'self.table(tensors["side"].mean(0, True, dtype=torch.float).long().expand(len(tensors["side"])))', keeps_items_apart),
+        ('self.table(tensors["side"])', 'self.table(torch.tensor(tensors["side"].tolist()))', never_waits_for_the_host),
+    ],
+    ids=["short batch", "deaf", "untrained", "mixes items", "looks at values"],
+)  # fmt: skip
+def test_the_contract_can_fail(coin: Path, right: str, wrong: str, promise: Callable[..., None]) -> None:
+    """Each promise, asked of a conditioner that breaks it."""
+    assert right in COIN
+    (coin / "coin.py").write_text(COIN.replace(right, wrong))
+    with pytest.raises(Exception):  # noqa: B017, PT011  # how it is noticed is up to the promise
+        promise(*ConditionerSpec.find("coin").example())
