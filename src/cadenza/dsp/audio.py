@@ -1,6 +1,6 @@
 """Audio: waves of a batch of clips with their true lengths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cadenza.core.errors import AudioError
 from cadenza.dsp import files
 from cadenza.dsp.resample import resample
 
@@ -29,6 +30,10 @@ class Audio:
     @classmethod
     def stack(cls, clips: Sequence["Audio"]) -> "Audio":
         """Clips of one sample rate and channel count as one batch, padded with zeros at the end."""
+        kinds = {(clip.sample_rate, clip.wave.shape[1]) for clip in clips}
+        if len(kinds) != 1:
+            found = ", ".join(f"{channels} channel(s) at {rate} Hz" for rate, channels in sorted(kinds)) or "no clip"
+            raise AudioError(f"a batch needs clips of one kind and got {found}; use `resample` and `mix` first")
         waves = [clip.wave[0, :, : int(clip.lengths[0])] for part in clips for clip in part]
         lengths = torch.tensor([wave.shape[-1] for wave in waves])
         batch = waves[0].new_zeros(len(waves), waves[0].shape[0], int(lengths.max()))
@@ -43,6 +48,10 @@ class Audio:
         """Each clip as a batch of one, without its padding."""
         for i, length in enumerate(self.lengths.tolist()):
             yield Audio(self.wave[i : i + 1, :, :length], self.sample_rate, self.lengths[i : i + 1])
+
+    @property
+    def seconds(self) -> Float[Tensor, " b"]:
+        return self.lengths / self.sample_rate
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, wave=self.wave.to(device), lengths=self.lengths.to(device))
@@ -59,16 +68,16 @@ class Audio:
             return self
         return replace(self, wave=self.wave.mean(1, keepdim=True).expand(-1, channels, -1))
 
-    def save(self, path: str | Path) -> list[Path]:
-        """Writes one file a clip (`out.wav`, or `out-1.wav`, `out-2.wav`, ... for several); never partly."""
+    def save(self, path: str | Path, *, tags: Mapping[str, str] | None = None, subtype: str | None = None) -> list[Path]:
+        """Writes one file a clip (`out.wav`, or `out-1.wav`, `out-2.wav`, ... for several); never partly, never clipped."""
         path = Path(path)
         paths = [path] if len(self) == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(self))]
         for clip, target in zip(self, paths, strict=True):
-            files.write(target, clip.wave[0].cpu().numpy().T, self.sample_rate)
+            files.write(target, clip.wave[0].detach().float().cpu().numpy().T, self.sample_rate, tags=tags, subtype=subtype)
         return paths
 
 
-def read(path: str | Path) -> Audio:
-    """An audio file as a batch of one clip."""
-    samples, sample_rate = files.read(path)
+def read(path: str | Path, start: int = 0, frames: int | None = None) -> Audio:
+    """An audio file, or `frames` samples of it from `start`, as a batch of one clip."""
+    samples, sample_rate = files.read(path, start, frames)
     return Audio(torch.from_numpy(samples.T.copy())[None], sample_rate)

@@ -1,5 +1,6 @@
 """Audio inside containers that libsndfile does not know (m4a, webm, ...), through ffmpeg by way of PyAV."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from cadenza.core.errors import AudioError
 from cadenza.dsp.files import Info
 
-PREROLL = 0.2  # seconds decoded before a segment; without it lossy decoders have not settled
+PREROLL = 1.0  # seconds decoded before a segment; with less, Opus has not settled
 
 
 def info(path: Path) -> Info:
@@ -40,14 +41,16 @@ def read(path: Path, start: int, frames: int | None) -> tuple[Float[np.ndarray, 
 def _decode(container: Any, stream: Any, start: int, stop: int | None) -> np.ndarray:
     rate = stream.codec_context.sample_rate
     origin = stream.start_time or 0  # encoder delay is before it
-    if start > PREROLL * rate:
+    exact = stream.time_base * rate <= 1  # webm's clock ticks in milliseconds: only counting from the start is exact
+    if exact and start > PREROLL * rate:
         container.seek(origin + int((start / rate - PREROLL) / stream.time_base), stream=stream)
-    pieces, begin = [], None
+    pieces, begin, decoded = [], None, 0
     for frame in container.decode(stream):
-        at = round((frame.pts - origin) * stream.time_base * rate)
-        begin = at if begin is None else begin
+        if begin is None:
+            begin = decoded = round((frame.pts - origin) * stream.time_base * rate) if exact else 0
         pieces.append(_floats(frame))
-        if stop is not None and at + frame.samples >= stop:
+        decoded += frame.samples
+        if stop is not None and decoded >= stop:
             break
     whole = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
     first = max(0, start - (begin or 0))
@@ -67,7 +70,7 @@ def _floats(frame: Any) -> np.ndarray:
 
 def _av(path: Path) -> Any:
     try:
-        import av
+        av = importlib.import_module("av")
     except ImportError as error:
         raise AudioError(f'{path}: {path.suffix} files need the `audio` extra: pip install "cadenza[audio]"') from error
     return av

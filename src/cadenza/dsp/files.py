@@ -8,7 +8,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from cadenza.core.errors import AudioError
 
 BLOCK = 65_536  # frames a write; libsndfile's Vorbis encoder crashes on one long buffer (libsndfile#1023)
+RUN_IN = 16_384  # samples decoded before a segment where a decoder depends on what went before
 FULL = 10 ** (-0.1 / 20)  # where `peak="normalize"` puts the peak: -0.1 dBFS
 
 
@@ -120,9 +121,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        raise AudioError(f"{path}: cannot be written: {error.strerror or error}; {_mend(path)}") from error
+        raise AudioError(f"{path}: cannot be written: {error.strerror or error}; {_mend(path, error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(temporary)
 
 
 def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str, str, Mapping[str, str]]) -> None:
@@ -235,9 +237,10 @@ def _read(path: str | Path, start: int, frames: int | None) -> tuple[np.ndarray,
             raise AudioError(f"{path}: there is no sample {start}; the file has {file.frames}")
         wanted = min(file.frames - start, file.frames if frames is None else frames)
         try:
-            if start:
-                file.seek(start)
-            samples = file.read(wanted, dtype="float32", always_2d=True)
+            early = _landing(path, file, start)
+            if early:
+                file.seek(early)
+            samples = file.read(start - early + wanted, dtype="float32", always_2d=True)[start - early :]
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: damaged after its header ({_reason(error)}); make or fetch it again") from error
         if len(samples) < wanted:
@@ -260,10 +263,10 @@ def _opened(path: str | Path) -> Iterator[Any]:
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(_unreadable(path, error)) from error
     with file:
+        if _cut_short(path, file):
+            raise AudioError(f"{path}: cut short: the file ends before its data does; make or fetch it again")
         if file.frames <= 0:
             raise AudioError(f"{path}: an audio file without a sample")
-        if _cut_short(path, file):
-            raise AudioError(f"{path}: cut short: the file ends before the length in its header; make or fetch it again")
         yield file
 
 
@@ -289,17 +292,34 @@ def _cut_short(path: Path, file: Any) -> bool:
         found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
         return found is not None and int(found[2]) < int(found[1]) < 0x7FFFF000  # streamed wavs claim 0 or a maximum
     if file.format == "OGG":
-        with open(path, "rb") as raw:
-            raw.seek(max(0, path.stat().st_size - 2 * 65_307))  # a page has at most 65,307 bytes
-            tail = raw.read()
+        tail = _tail(path)
         page = tail[tail.rfind(b"OggS") :]
         return len(page) < 27 or len(page) < 27 + page[26] or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
     return False
 
 
-def _mend(path: Path) -> str:
-    if not path.parent.exists():
+def _landing(path: str | Path, file: Any, start: int) -> int:
+    """Where to seek so that decoding on to `start` is exact: libsndfile errs in mp3 and on the last page of Vorbis."""
+    if file.format == "MP3":
+        return max(0, start - RUN_IN)
+    if file.subtype != "VORBIS" or not start:
+        return start
+    tail = _tail(path)
+    pages = [found.start() for found in re.finditer(b"OggS\0", tail)][:-1]  # before the last
+    ends = [int.from_bytes(tail[at + 6 : at + 14], "little", signed=True) for at in pages]
+    return max(0, min([start, *(end - RUN_IN for end in ends[-1:])])) if ends else 0
+
+
+def _tail(path: str | Path) -> bytes:
+    """The end of an ogg file, with its last two pages of at most 65,307 bytes."""
+    with open(path, "rb") as raw:
+        raw.seek(max(0, os.path.getsize(path) - 2 * 65_307))
+        return raw.read()
+
+
+def _mend(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"make the folder '{path.parent}' first"
-    if path.is_dir():
+    if isinstance(error, IsADirectoryError):
         return "it is a folder; give a file name"
     return "check the free space and the permissions of its folder, or choose another place"
