@@ -237,20 +237,32 @@ def test_one_new_file_is_a_new_conditioner(coin: Path) -> None:
         promise(*ConditionerSpec.find("coin").example())
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "promise"),
-    [
-        ('"heads" for value in values]).long()', '"heads" for value in values[:1]]).long()', prepares_on_the_host),
-        ("self.table(tensors", "self.table.weight.detach()[0] + 0 * self.table(tensors", gives_what_it_says),
-        ("self.table(tensors", "torch.arange(4.0) * tensors[\"side\"][:, None] + 0 * self.table(tensors", learns_everywhere),
-        ('self.table(tensors["side"])', 'self.table(tensors["side"].mean(0, True, dtype=torch.float).long().expand(len(tensors["side"])))', keeps_items_apart),
-        ('self.table(tensors["side"])', 'self.table(torch.tensor(tensors["side"].tolist()))', never_waits_for_the_host),
-    ],
-    ids=["short batch", "deaf", "untrained", "mixes items", "looks at values"],
-)  # fmt: skip
+SIDE = 'tensors["side"]'
+BREACHES = {
+    "short batch": ("for value in values]).long()", "for value in values[:1]]).long()", prepares_on_the_host),
+    "deaf": (f"self.table({SIDE})", f"self.table({SIDE} * 0)", gives_what_it_says),
+    "untrained": (f"self.table({SIDE})", f"self.table({SIDE}).detach()", learns_everywhere),
+    "mixes items": (f"self.table({SIDE})", f"self.table({SIDE}) + {SIDE}.sum()", keeps_items_apart),
+    "looks at values": (f"self.table({SIDE})", f"self.table(torch.tensor({SIDE}.tolist()))", never_waits_for_the_host),
+    "hidden state": ("return Coin(self)", "return Hidden(self)", loads_what_it_saved),
+}
+HIDDEN = """
+
+class Hidden(Coin):
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.shift = torch.rand(1)
+
+    def embed(self, tensors):
+        tokens = super().embed(tensors)
+        return Tokens(tokens.x + self.shift, tokens.mask)
+"""
+
+
+@pytest.mark.parametrize(("right", "wrong", "promise"), BREACHES.values(), ids=BREACHES)
 def test_the_contract_can_fail(coin: Path, right: str, wrong: str, promise: Callable[..., None]) -> None:
     """Each promise, asked of a conditioner that breaks it."""
     assert right in COIN
-    (coin / "coin.py").write_text(COIN.replace(right, wrong))
+    (coin / "coin.py").write_text(COIN.replace(right, wrong) + HIDDEN)
     with pytest.raises(Exception):  # noqa: B017, PT011  # how it is noticed is up to the promise
         promise(*ConditionerSpec.find("coin").example())
