@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ class Reconstruction:
     """What one training pass of a codec gives: the decoded wave, the frames between, and its own loss terms."""
 
     wave: Float[Tensor, "b c t"]
-    frames: Codes | Latents
+    frames: Codes | Latents  # the unquantised latents where no codebook was used
     losses: dict[str, Tensor]
 
 
@@ -56,6 +57,24 @@ class Decoder(ABC):
     @abstractmethod
     def finish(self) -> Audio:
         """The remaining samples; all chunks together equal `decode` of all frames."""
+
+
+class WholeDecoder(Decoder):
+    """For codecs that need the whole clip: nothing until the end, then all of it."""
+
+    def __init__(self, codec: "Codec") -> None:
+        self.codec = codec
+        self.waiting: list[Any] = []
+
+    def push(self, frames: Codes | Latents) -> Audio:
+        self.waiting.append(frames)
+        spec = self.codec.spec
+        return Audio(torch.zeros(len(frames), spec.channels, 0), spec.sample_rate)
+
+    def finish(self) -> Audio:
+        if not self.waiting:
+            return Audio(torch.zeros(0, self.codec.spec.channels, 0), self.codec.spec.sample_rate)
+        return self.codec.decode(type(self.waiting[0]).join(self.waiting))
 
 
 class Codec(nn.Module, ABC):
@@ -83,6 +102,21 @@ class Codec(nn.Module, ABC):
     def decoder(self) -> Decoder:
         """A fresh stream state."""
 
-    def reconstruct(self, wave: Float[Tensor, "b c t"]) -> Reconstruction:
-        """A differentiable pass for training; raises for a codec that cannot be trained."""
+    def reconstruct(
+        self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
+    ) -> Reconstruction:
+        """A differentiable pass for training; raises for a codec that cannot be trained.
+
+        `levels` codebooks are used (all by default; with 0 the latents pass unquantised), and they learn from
+        the wave where `rng` is given.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be trained")
+
+    @property
+    def latent_width(self) -> int:
+        """Numbers per frame before quantisation."""
+        raise NotImplementedError(f"{type(self).__name__} must say its latent width")
+
+    def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+        """Codebooks made anew for latents that `reconstruct` gave with `levels=0`; raises where there are none."""
+        raise NotImplementedError(f"{type(self).__name__} has no codebooks to fit")

@@ -28,12 +28,14 @@ class Codes:
 
     `lengths` are true frames (all of them when not given), `samples` the audio samples per clip that they
     stand for (frames times hop when not given), `scale` a loudness factor per clip where the codec has one.
+    `ended` is True where the last true frame is the last of the piece, not of a crop; not known when not given.
     """
 
     ids: Int[Tensor, "b k f"]
     lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # filled in below
     samples: Int[Tensor, " b"] | None = None
     scale: Float[Tensor, "b ..."] | None = None
+    ended: Bool[Tensor, " b"] | None = None
 
     def __post_init__(self) -> None:
         _fill_lengths(self, self.ids)
@@ -46,11 +48,18 @@ class Codes:
         for i, length in enumerate(self.lengths.tolist()):
             scale = None if self.scale is None else self.scale[i : i + 1]
             samples = None if self.samples is None else self.samples[i : i + 1]
-            yield Codes(self.ids[i : i + 1, :, :length], self.lengths[i : i + 1], samples, scale)
+            ended = None if self.ended is None else self.ended[i : i + 1]
+            yield Codes(self.ids[i : i + 1, :, :length], self.lengths[i : i + 1], samples, scale, ended)
 
     def to(self, device: torch.device | str) -> Self:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
+
+    @classmethod
+    def join(cls, chunks: Sequence["Codes"]) -> "Codes":
+        """Successive chunks of the same clips as one; only the chunk in which a clip ends may be shorter."""
+        ids = torch.cat([chunk.ids for chunk in chunks], -1)
+        return cls(ids, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)), scale=chunks[0].scale)
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,12 @@ class Latents:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
 
+    @classmethod
+    def join(cls, chunks: Sequence["Latents"]) -> "Latents":
+        """Successive chunks of the same clips as one; only the chunk in which a clip ends may be shorter."""
+        z = torch.cat([chunk.z for chunk in chunks], -1)
+        return cls(z, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)))
+
 
 @dataclass(frozen=True)
 class Known:
@@ -84,14 +99,6 @@ class Known:
 
     value: Codes | Latents
     mask: Bool[Tensor, "b f"]
-
-
-def join(chunks: Sequence[Codes | Latents]) -> Codes | Latents:
-    """Consecutive chunks of one batch as one; true frames come first in every clip."""
-    lengths = torch.stack([chunk.lengths for chunk in chunks]).sum(0)
-    if isinstance(chunks[0], Codes):
-        return Codes(torch.cat([chunk.ids for chunk in chunks if isinstance(chunk, Codes)], -1), lengths)
-    return Latents(torch.cat([chunk.z for chunk in chunks if isinstance(chunk, Latents)], -1), lengths)
 
 
 Slot = Literal["cross", "prepend", "add", "concat", "global"]

@@ -44,8 +44,9 @@ class Task(ABC):
     For each yield the trainer clears the gradients of that group, calls `losses["loss"].backward()`, averages
     the group's gradients over processes, and steps its optimiser before it resumes the generator; the other
     entries are detached scalars, logged as `group/term`. Modules are called directly, never through a wrapper.
-    Whatever a schedule has to remember lives in a buffer of a group's module or follows from `progress.step`:
-    the state dicts of the groups, the optimisers and `progress.rng` are the whole state of a run.
+    Whatever a schedule has to remember lives in a buffer or follows from `progress.step`: the state dicts of the
+    groups, of `memory` and of the optimisers, with `progress.rng`, are the whole state of a run. Averaged weights
+    (EMA) are averages of parameters; buffers are copied.
     """
 
     @abstractmethod
@@ -59,6 +60,10 @@ class Task(ABC):
     @abstractmethod
     def validate(self, batch: Any) -> dict[str, Tensor]:
         """Scalar metrics of a batch of fixed items, in eval mode under the averaged weights."""
+
+    def memory(self) -> nn.Module:
+        """A module without parameters whose buffers are saved with the run: averages and pools that no group owns."""
+        return nn.Module()
 
     def report(self) -> dict[str, Tensor]:
         """Scalar metrics gathered over the calls of `validate` since the last report."""

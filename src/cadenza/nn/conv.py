@@ -1,0 +1,129 @@
+"""Convolutions over time with EnCodec's padding (Défossez et al. 2022), and their states for streaming.
+
+A `Carried` belongs to one stream: each causal layer keeps under itself what the next chunk needs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+Norm = Literal["weight_norm", "time_group_norm", "none"]
+PadMode = Literal["constant", "reflect", "replicate"]
+Carried = dict[nn.Module, Any]
+
+
+@dataclass(frozen=True)
+class ConvStyle:
+    """What all convolutions of one network share."""
+
+    causal: bool = False
+    norm: Norm = "weight_norm"
+    pad_mode: PadMode = "reflect"
+    trim_right: float = 1.0  # share of a causal transposed convolution's surplus that is cut at the end
+
+
+class Conv1d(nn.Module):
+    """A convolution whose output has ceil(t / stride) frames."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, dilation: int = 1, style: ConvStyle = ConvStyle()
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.style = style
+        self.reach = (kernel - 1) * dilation + 1  # input samples that one output sees
+        self.padding = self.reach - stride
+        if self.padding < 0:
+            raise ValueError(f"kernel {kernel} with dilation {dilation} must reach over its stride {stride}")
+        self.conv = _weight_normed(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), style)
+        self.norm = _output_norm(outputs, style)
+
+    def forward(self, x: Float[Tensor, "b i t"], carried: Carried | None = None) -> Float[Tensor, "b o f"]:
+        if carried is not None:
+            return self.norm(self.conv(self._continue(x, carried)))
+        extra = -x.shape[-1] % self.stride  # fills the last frame
+        right = 0 if self.style.causal else self.padding // 2
+        x = pad(x, self.padding - right, right + extra, self.style.pad_mode)
+        return self.norm(self.conv(x))
+
+    def _continue(self, x: Tensor, carried: Carried) -> Tensor:
+        assert self.style.causal and self.stride == 1, "only causal convolutions of stride 1 can be streamed"
+        if self.padding == 0:
+            return x
+        past = carried.get(self)
+        x = pad(x, self.padding, 0, self.style.pad_mode) if past is None else torch.cat([past, x], -1)
+        carried[self] = x[..., x.shape[-1] - self.padding :]
+        return x
+
+
+class ConvTranspose1d(nn.Module):
+    """A transposed convolution whose output has exactly f times stride samples."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, style: ConvStyle = ConvStyle()) -> None:
+        super().__init__()
+        self.stride = stride
+        self.style = style
+        self.surplus = kernel - stride
+        self.conv = _weight_normed(nn.ConvTranspose1d(inputs, outputs, kernel, stride), style)
+        self.norm = _output_norm(outputs, style)
+
+    def forward(self, x: Float[Tensor, "b i f"], carried: Carried | None = None) -> Float[Tensor, "b o t"]:
+        if carried is not None:
+            return self.norm(self._continue(x, carried))
+        y = self.norm(self.conv(x))
+        right = math.ceil(self.surplus * self.style.trim_right) if self.style.causal else self.surplus // 2
+        return y[..., self.surplus - right : y.shape[-1] - right]
+
+    def _continue(self, x: Tensor, carried: Carried) -> Tensor:
+        assert self.style.causal and self.style.trim_right == 1.0, "this transposed convolution cannot be streamed"
+        y = self.conv(x)
+        past = carried.get(self)
+        if past is not None:
+            y = torch.cat([y[..., : self.surplus] + past, y[..., self.surplus :]], -1)
+        done = x.shape[-1] * self.stride
+        carried[self] = y[..., done:] - self.conv.bias[:, None]  # the next chunk adds the bias again
+        return y[..., :done]
+
+
+class ResidualLSTM(nn.Module):
+    """x plus an LSTM over time of x; runs forward in time only."""
+
+    def __init__(self, dim: int, layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, dim, layers)
+
+    def forward(self, x: Float[Tensor, "b d f"], carried: Carried | None = None) -> Float[Tensor, "b d f"]:
+        past = None if carried is None else carried.get(self)
+        y, state = self.lstm(x.permute(2, 0, 1), past)
+        if carried is not None:
+            carried[self] = state
+        return x + y.permute(1, 2, 0)
+
+
+def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Float[Tensor, "b c u"]:
+    """`x` padded in time; to be reflected, a clip shorter than the padding first gets zeros at its end."""
+    if left == right == 0:
+        return x
+    if mode != "reflect":
+        return F.pad(x, (left, right), mode)
+    short = max(max(left, right) + 1 - x.shape[-1], 0)
+    x = F.pad(F.pad(x, (0, short)), (left, right), "reflect")
+    return x[..., : x.shape[-1] - short]
+
+
+def _weight_normed(conv: Any, style: ConvStyle) -> Any:
+    return weight_norm(conv) if style.norm == "weight_norm" else conv
+
+
+def _output_norm(channels: int, style: ConvStyle) -> nn.Module:
+    if style.norm != "time_group_norm":
+        return nn.Identity()
+    if style.causal:
+        raise ValueError("time_group_norm looks at the whole clip, so it cannot be causal")
+    return nn.GroupNorm(1, channels)

@@ -1,0 +1,153 @@
+"""Residual vector quantisation with codebooks that are running averages (van den Oord et al. 2017; Zeghidour et al. 2021)."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Quantised latents with a straight-through gradient, their codes, and the commitment loss."""
+
+    latents: Float[Tensor, "b d f"]
+    codes: Int[Tensor, "b k f"]
+    commitment: Float[Tensor, ""]
+
+
+class Codebook(nn.Module):
+    """`bins` vectors, each the running average of the inputs nearest to it.
+
+    `usage` is the running share of inputs that chose an entry, `total` the running mean of their sum.
+    """
+
+    embed: Tensor
+    usage: Tensor
+    total: Tensor
+
+    def __init__(self, bins: int, dim: int, *, decay: float = 0.99, dead: float = 0.1) -> None:
+        super().__init__()
+        self.decay = decay
+        self.dead = dead  # an entry used less than this share of the average use is replaced
+        self.register_buffer("embed", torch.randn(bins, dim) / dim**0.5)
+        self.register_buffer("usage", torch.full((bins,), 1.0 / bins))
+        self.register_buffer("total", self.embed / bins)
+
+    @property
+    def bins(self) -> int:
+        return self.embed.shape[0]
+
+    def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+        """The entry with the least squared distance to each vector."""
+        return (self.embed.square().sum(-1) - 2.0 * x @ self.embed.T).argmin(-1)
+
+    def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
+        return F.embedding(ids, self.embed)
+
+    @torch.no_grad()
+    def learn(self, x: Float[Tensor, "n d"], ids: Int[Tensor, " n"], rng: torch.Generator) -> None:
+        """Moves the averages towards one batch, of all processes together, then puts vectors of it in place of dead entries."""
+        counts = torch.bincount(ids, minlength=self.bins).to(x.dtype)
+        sums = torch.zeros_like(self.total).index_add_(0, ids, x)
+        picks = torch.randint(2**62, (self.bins,), generator=rng).to(x.device)
+        seen, candidates = _pool(x, picks, counts, sums)
+        self.usage.lerp_(counts / seen, 1.0 - self.decay)
+        self.total.lerp_(sums / seen, 1.0 - self.decay)
+        dead = self.usage < self.dead / self.bins
+        self.usage.masked_fill_(dead, 1.0 / self.bins)
+        self.total.copy_(torch.where(dead[:, None], candidates / self.bins, self.total))
+        self.embed.copy_(self.total / _smooth(self.usage)[:, None])
+
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "n d"], rng: torch.Generator, *, rounds: int = 30) -> None:
+        """k-means of `x` from random members of it; an entry that loses all its members starts anew from a random one."""
+        start = torch.randperm(len(x), generator=rng).to(x.device)[torch.arange(self.bins, device=x.device) % len(x)]
+        self.embed.copy_(x[start])
+        for _ in range(rounds):
+            ids = self.nearest(x)
+            counts = torch.bincount(ids, minlength=self.bins).to(x.dtype)
+            means = torch.zeros_like(self.embed).index_add_(0, ids, x) / counts.clamp(min=1.0)[:, None]
+            fresh = x[torch.randint(len(x), (self.bins,), generator=rng).to(x.device)]
+            self.embed.copy_(torch.where(counts[:, None] > 0, means, fresh))
+        self.usage.fill_(1.0 / self.bins)
+        self.total.copy_(self.embed / self.bins)
+        if _processes() > 1:
+            for buffer in (self.embed, self.usage, self.total):
+                distributed.broadcast(buffer, 0)
+
+
+class ResidualQuantizer(nn.Module):
+    """Each codebook quantises what the ones before it left over."""
+
+    def __init__(self, dim: int, *, codebooks: int, bins: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(Codebook(bins, dim) for _ in range(codebooks))
+
+    def forward(self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None) -> Quantized:
+        """The first `levels` codebooks (all by default) applied in training; they learn from `z` where `rng` is given."""
+        with torch.autocast(z.device.type, enabled=False):
+            flat = rearrange(z.float(), "b d f -> (b f) d")
+            residual, losses, codes = flat, [], []
+            for level in list(self.levels)[:levels]:
+                ids = level.nearest(residual.detach())
+                chosen = level(ids)
+                if rng is not None:
+                    level.learn(residual.detach(), ids, rng)
+                losses.append(F.mse_loss(residual, chosen))
+                residual = residual - chosen
+                codes.append(ids)
+            quantized = flat + (flat - residual - flat).detach()
+        latents = rearrange(quantized, "(b f) d -> b d f", b=len(z))
+        ids = rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
+        return Quantized(latents, ids, torch.stack(losses).mean())
+
+    def encode(self, z: Float[Tensor, "b d f"]) -> Int[Tensor, "b k f"]:
+        residual = rearrange(z.float(), "b d f -> (b f) d")
+        codes = []
+        for level in self.levels:
+            ids = level.nearest(residual)
+            residual = residual - level(ids)
+            codes.append(ids)
+        return rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
+
+    def decode(self, codes: Int[Tensor, "b k f"]) -> Float[Tensor, "b d f"]:
+        """The sum of the chosen vectors of as many leading codebooks as are given."""
+        chosen = [level(ids) for level, ids in zip(self.levels, codes.unbind(1), strict=False)]
+        return rearrange(torch.stack(chosen).sum(0), "b f d -> b d f")
+
+    @torch.no_grad()
+    def fit(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+        """k-means of the latents for the first codebook, then of what is left for each next one."""
+        residual = latents.float()
+        for level in self.levels:
+            level.fit(residual, rng)
+            residual = residual - level(level.nearest(residual))
+
+
+def _smooth(usage: Float[Tensor, " v"], eps: float = 1e-7) -> Float[Tensor, " v"]:
+    """Laplace smoothing: a share of exactly zero would divide by zero."""
+    return (usage + eps) / (usage.sum() + eps * len(usage)) * usage.sum()
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _pool(x: Tensor, picks: Tensor, counts: Tensor, sums: Tensor) -> tuple[int, Tensor]:
+    """How many vectors all processes saw, and those numbered `picks` among them; adds up counts and sums in place."""
+    if _processes() == 1:
+        return len(x), x[picks % len(x)]
+    sizes = [torch.zeros((), dtype=torch.long, device=x.device) for _ in range(_processes())]
+    distributed.all_gather(sizes, torch.tensor(len(x), device=x.device))
+    distributed.broadcast(picks, 0)
+    before = sum(int(size) for size in sizes[: distributed.get_rank()])
+    seen = sum(int(size) for size in sizes)
+    mine = picks % seen - before
+    owned = (mine >= 0) & (mine < len(x))
+    candidates = x[mine.clamp(0, len(x) - 1)] * owned[:, None]
+    for part in (counts, sums, candidates):
+        distributed.all_reduce(part)
+    return seen, candidates
