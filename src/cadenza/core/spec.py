@@ -115,7 +115,7 @@ def explain(cls: type[Spec], data: Any, error: ValidationError, source: str) -> 
     return "\n".join(lines)
 
 
-def _fields(owner: type[Spec], node: Any, path: list[Any]) -> list[str]:
+def _fields(owner: Any, node: Any, path: list[Any]) -> list[str]:
     """The field names of the spec that `path` leads to."""
     for step in path:
         try:
@@ -124,7 +124,7 @@ def _fields(owner: type[Spec], node: Any, path: list[Any]) -> list[str]:
             return []
         fields = getattr(owner, "model_fields", {})
         owner = _spec_in(fields[step].annotation if step in fields else owner)
-        if "family" in getattr(owner, "__dict__", {}) and isinstance(node, dict):
+        if "family" in getattr(owner, "__dict__", {}) and isinstance(node, dict) and isinstance(node.get("type"), str):
             owner = owner.find(node["type"])
     return list(getattr(owner, "model_fields", {}))
 

@@ -1,0 +1,53 @@
+"""The category conditioner: matching, aliases, what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cadenza.conditioners.category import Category, CategorySpec
+from cadenza.core.errors import RequestError, SpecError
+
+FIELDS = {"type": "category", "width": 4, "values": ["A minor", "A# minor", "C major"], "aliases": {"Bb minor": "A# minor"}}
+
+
+def category(**fields: object) -> Category:
+    return CategorySpec.parse({**FIELDS, **fields}).build()
+
+
+def test_case_and_spaces_do_not_count() -> None:
+    rows = category().prepare(["A minor", " a  MINOR", "aminor", "Bb minor", "a# minor", "c major"]).tensors["row"]
+    assert rows.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_each_value_has_its_own_vector() -> None:
+    part = category()
+    x = part(part.prepare(["C major", "A minor", "bb minor"])).x[:, 0]
+    assert torch.equal(x, part.table.weight[[2, 0, 1]])
+
+
+@pytest.mark.parametrize("value", ["C mayor", "", "D major", 3, ["A minor"]])
+def test_refuses_what_it_does_not_know(value: Any) -> None:
+    with pytest.raises(RequestError, match="no value called"):
+        category().prepare([value])
+
+
+def test_names_the_nearest_value() -> None:
+    with pytest.raises(RequestError, match=r"no value called 'C mayor'. Did you mean 'C major'\?"):
+        category().prepare(["C mayor"])
+    with pytest.raises(RequestError, match="Choose from: A minor, A# minor, C major, Bb minor"):
+        category().prepare(["xyz"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "mistake"),
+    [
+        ({"values": []}, "at least 1"),
+        ({"values": ["a", "A "], "aliases": {}}, "the same word"),
+        ({"aliases": {"c MAJOR": "A minor"}}, "the same word"),
+        ({"aliases": {"Gb minor": "F# minor"}}, "aliases.Gb minor is 'F# minor', which is no value"),
+    ],
+)
+def test_refuses_lists_that_are_ambiguous(fields: dict[str, object], mistake: str) -> None:
+    with pytest.raises(SpecError, match=mistake):
+        category(**fields)

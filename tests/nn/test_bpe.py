@@ -1,0 +1,68 @@
+"""Byte pairs against the `tokenizers` library and by hand."""
+
+from collections import Counter
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from cadenza.nn.bpe import BYTES, Pieces, learn
+
+WORDS = "piano pianos pianist pine pipe organ organic violin violins viola bass bassoon brass drums drum drumming".split()
+
+
+def spelled(ids: list[int], merges: list[tuple[int, int]]) -> list[bytes]:
+    pieces = [bytes([i]) for i in range(BYTES)]
+    for left, right in merges:
+        pieces.append(pieces[left] + pieces[right])
+    return [pieces[i] for i in ids]
+
+
+def test_the_most_frequent_pair_is_joined_first() -> None:
+    """The example of the paper (Sennrich et al. 2016, section 3.2), without its end-of-word mark."""
+    counts = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
+    merges = learn(counts, 3)
+    assert [spelled([BYTES + i], merges)[0] for i in range(3)] == [b"es", b"est", b"lo"]
+    assert spelled(Pieces(merges).split("slowest"), merges) == [b"s", b"lo", b"w", b"est"]
+
+
+def test_words_split_as_the_library_splits_them() -> None:
+    merges = learn(Counter({word: 3 + i for i, word in enumerate(WORDS)}), 60)
+    names = [chr(0x100 + i) for i in range(BYTES)]  # any 256 characters can stand for the bytes
+    spelling = list(names)
+    for left, right in merges:
+        spelling.append(spelling[left] + spelling[right])
+    pairs = [(spelling[left], spelling[right]) for left, right in merges]
+    library = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(spelling)}, merges=pairs))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    pieces = Pieces(merges)
+    for word in [*WORDS, "pianoorgan", "vviolaa", "zzz", "drumdrumdrums", "très", "音楽", "aaaa"]:
+        expected = library.encode("".join(names[byte] for byte in word.encode())).ids
+        assert pieces.split(word) == expected, word
+
+
+def test_counts_stay_right_while_merging() -> None:
+    """Against counting everything anew before each merge."""
+    words = {word: [*word.encode()] for word in [*WORDS, "aaaaa", "aabaab"]}
+    counts = {word: 2 + 7 * i % 11 for i, word in enumerate(words)}
+    slow = []
+    while len(slow) < 80:
+        pairs: Counter[tuple[int, int]] = Counter()
+        for word, ids in words.items():
+            for pair in zip(ids, ids[1:], strict=False):
+                pairs[pair] += counts[word]
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        for word, ids in words.items():
+            out, i = [], 0
+            while i < len(ids):
+                joins = tuple(ids[i : i + 2]) == best
+                out.append(BYTES + len(slow) if joins else ids[i])
+                i += 2 if joins else 1
+            words[word] = out
+        slow.append(best)
+    assert learn(counts, 80) == slow
+
+
+def test_nothing_to_learn() -> None:
+    assert learn({}, 10) == [] and learn({"once": 1}, 10) == [] and learn({"word": 5}, 0) == []
+    assert Pieces().split("é") == [0xC3, 0xA9]
