@@ -134,8 +134,8 @@ class Fused:
     cross: Tokens | None = None  # attended to by every block
     prepend: Tokens | None = None  # put before the sequence
     add: Float[Tensor, "b f d"] | None = None  # added to every frame
-    concat: Float[Tensor, "b f d"] | None = None  # beside every frame
-    glob: Float[Tensor, "b d"] | None = None  # slot `global`: modulates every block
+    concat: Float[Tensor, "b f e"] | None = None  # beside every frame
+    glob: Float[Tensor, "b g"] | None = None  # slot `global`: modulates every block
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cadenza.codecs.base import Codec, Decoder
 from cadenza.conditioners.base import Conditioners, Prepared
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import near
-from cadenza.core.types import Branch, Codes, Condition, Fused, Latents, join
+from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
 from cadenza.system.card import Card
@@ -95,7 +95,7 @@ class System(nn.Module):
                 progress(min(done, total), total)
         if progress is not None:
             progress(total, total)
-        return join(parts), samples
+        return type(parts[0]).join(parts), samples
 
     def _begin(self, request: Request) -> tuple[Iterator[Codes | Latents], Tensor]:
         """The generator's stream for a request, and the samples of each clip."""

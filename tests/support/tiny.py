@@ -1,0 +1,28 @@
+"""A tiny system with random weights, for tests of what is around a model."""
+
+import torch
+
+from cadenza.system.card import Card
+from cadenza.system.spec import SystemSpec
+from cadenza.system.system import System
+
+TINY = {
+    "codec": {"type": "encodec", "sample_rate": 8000, "strides": [4, 4], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8},
+    "conditioners": {
+        "prompt": {"type": "text", "width": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
+        "tempo": {"type": "number", "width": 16, "min": 40, "max": 200},
+        "key": {"type": "category", "width": 16, "values": ["C major", "A minor"]},
+    },
+    "fusion": {"cross": ["prompt", "tempo"], "prepend": ["key"]},
+    "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "context": 1000},
+    "defaults": {"seconds": 0.5, "guidance": 3.0, "sampling": {"top_k": 0}},
+}
+
+
+def tiny_system(seed: int = 0) -> System:
+    """A system whose conditions and codes matter, though it was never trained."""
+    torch.manual_seed(seed)
+    system = System(SystemSpec.parse(TINY), Card(name="tiny", license="MIT", summary="For tests.", notice="Random weights."))
+    for parameter in system.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return system.eval().requires_grad_(False)
