@@ -1,1 +1,1 @@
-"""Items, manifests, datasets, encoded stores and the procedural corpus."""
+"""Items and manifests, datasets of audio or codes, resumable loading, the procedural corpus."""

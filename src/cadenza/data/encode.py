@@ -1,0 +1,129 @@
+"""Encode: a manifest's audio becomes an encoded store, once; an interrupted run goes on where it stopped."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cadenza.codecs.base import Codec
+from cadenza.core.errors import AudioError, DataError
+from cadenza.core.types import Codes, Latents
+from cadenza.data.items import Broken, Report
+from cadenza.data.manifest import Clip, Manifest
+from cadenza.data.store import Header, header_of, write_shard
+from cadenza.dsp.audio import Audio, read
+
+SHARD = 512  # clips a shard
+BATCH = 120.0  # seconds of audio encoded at a time; a longer clip is encoded in sections of this
+
+
+def encode(  # noqa: PLR0913
+    manifest: Manifest,
+    codec: Codec,
+    folder: str | Path,
+    *,
+    shard: int = SHARD,
+    keep: Collection[str] | None = None,
+    broken: Broken = "raise",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Fills `folder` with the codes or latents of all clips; finished shards stay as they are.
+
+    Metadata of the clips goes along: that under the ids in `keep`, or else all that is text, a number or a list of texts.
+    `progress` hears clips done and clips in all. The report counts what this call encoded.
+    """
+    folder = Path(folder)
+    starts = range(0, len(manifest), shard)
+    header = Header.of(codec, manifest.digest(), len(starts))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror}; choose another place") from None
+    report = Report()
+    for number, start in enumerate(starts):
+        clips = manifest.clips[start : start + shard]
+        path = folder / f"shard-{number:05d}.safetensors"
+        mine = Header(**{**vars(header), "shard": number})
+        if not _finished(path, mine, codec):
+            rows, lines = [], []
+            for clip, audio in _readable(clips, codec, report, broken):
+                lines.append((clip, audio))
+                if sum(float(part.seconds) for _, part in lines) > BATCH:
+                    rows += _encoded(codec, lines)
+                    lines = []
+                    progress(start + len(rows), len(manifest))
+            rows += _encoded(codec, lines)
+            write_shard(path, mine, [row for _, row in rows], [_line(clip, keep) for clip, _ in rows])
+            report.read += len(rows)
+        progress(start + len(clips), len(manifest))
+    return report
+
+
+def _readable(clips: Sequence[Clip], codec: Codec, report: Report, broken: Broken) -> Iterator[tuple[Clip, Audio]]:
+    for clip in clips:
+        try:
+            clip.metadata()
+            yield clip, read(clip.audio).resample(codec.spec.sample_rate).mix(codec.spec.channels)
+        except (AudioError, DataError) as error:
+            report.note(clip.id, str(error), broken)
+
+
+@torch.no_grad()
+def _encoded(codec: Codec, clips: Sequence[tuple[Clip, Audio]]) -> list[tuple[Clip, dict[str, Any]]]:
+    """What a shard keeps of each clip."""
+    if not clips:
+        return []
+    device = next((x.device for x in codec.state_dict().values()), torch.device("cpu"))
+    section = max(1, int(BATCH * codec.spec.sample_rate) // codec.spec.hop) * codec.spec.hop
+    if len(clips) > 1 and any(int(audio.lengths) > section for _, audio in clips):
+        return [row for clip in clips for row in _encoded(codec, [clip])]
+    if int(clips[0][1].lengths) > section:
+        return [(clips[0][0], _long(codec, clips[0][1], section, device))]
+    frames = codec.encode(Audio.stack([audio for _, audio in clips]).to(device))
+    return [(clip, _row(part, audio)) for (clip, audio), part in zip(clips, frames, strict=True)]
+
+
+def _long(codec: Codec, audio: Audio, section: int, device: torch.device) -> dict[str, Any]:
+    """A clip encoded in whole-frame sections, so that its length is bounded by disk and not by memory."""
+    waves = audio.wave.split(section, -1)
+    rows = [_row(codec.encode(Audio(wave, audio.sample_rate).to(device)), Audio(wave, audio.sample_rate)) for wave in waves]
+    if rows[0]["scale"] is not None:
+        raise DataError(f"a codec with a scale cannot encode clips over {BATCH:g} s; cut the audio into shorter files")
+    return {"frames": torch.cat([row["frames"] for row in rows]), "samples": int(audio.lengths), "scale": None}
+
+
+def _row(frames: Codes | Latents, audio: Audio) -> dict[str, Any]:
+    values = frames.ids if isinstance(frames, Codes) else frames.z
+    scale = frames.scale if isinstance(frames, Codes) else None
+    length = int(frames.lengths[0])
+    kept = values[0, :, :length].T.cpu()
+    return {"frames": kept, "samples": int(audio.lengths), "scale": None if scale is None else scale[0].cpu()}
+
+
+def _line(clip: Clip, keep: Collection[str] | None) -> dict[str, Any]:
+    found = clip.metadata()
+    wanted = {key: value for key, value in found.items() if (_plain(value) if keep is None else key in keep)}
+    return {**wanted, "id": clip.id}
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(entry, str) for entry in value)
+    return isinstance(value, str | int | float | bool)
+
+
+def _finished(path: Path, header: Header, codec: Codec) -> bool:
+    """Whether a shard is there already; DataError if what is there is another store's."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            found = header_of(file.metadata(), path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it and start again") from None
+    found.require(codec, path)
+    if found != header:
+        raise DataError(f"{path}: was made from other clips or other shard sizes; choose a new folder, or delete this one")
+    return path.with_suffix(".jsonl").exists()

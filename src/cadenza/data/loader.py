@@ -1,0 +1,206 @@
+"""Loader: batches of items with what conditioners prepared of them, read ahead by worker processes."""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cadenza.conditioners.base import Prepared
+from cadenza.core.errors import CadenzaError, DataError
+from cadenza.core.types import Codes, Latents
+from cadenza.data.clips import Drawn
+from cadenza.data.items import Broken, Draw, Item, Report
+from cadenza.data.sampler import Batches
+from cadenza.dsp.audio import Audio
+
+Prepare = Callable[[Sequence[Item]], Mapping[str, Prepared]]
+_SIGNALS = ("audio", "codes", "latents")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a task gets: the items' metadata, their audio, codes or latents, and what conditioners prepared."""
+
+    items: list[dict[str, Any]]
+    audio: Audio | None = None
+    codes: Codes | None = None
+    latents: Latents | None = None
+    prepared: dict[str, Prepared] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)  # items that should be here and could not be read
+    frame_rate: float | None = None  # of codes and latents, where known
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def ids(self) -> list[str]:
+        return [item["id"] for item in self.items]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of sound in all items together, without padding; 0 where the frame rate is not known."""
+        if self.audio is not None:
+            return float(self.audio.lengths.sum()) / self.audio.sample_rate
+        frames = self.codes or self.latents
+        return 0.0 if frames is None or not self.frame_rate else float(frames.lengths.sum()) / self.frame_rate
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {name: value.to(device) for name in _SIGNALS if (value := getattr(self, name)) is not None}
+        return replace(self, **moved, prepared={name: value.to(device) for name, value in self.prepared.items()})
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies without waiting."""
+        moved = {name: _pinned(value) for name in _SIGNALS if (value := getattr(self, name)) is not None}
+        prepared = {
+            name: replace(value, tensors={k: x.pin_memory() for k, x in value.tensors.items()})
+            for name, value in self.prepared.items()
+        }
+        return replace(self, **moved, prepared=prepared)
+
+
+def collate(items: Sequence[Item], prepare: Prepare | None = None, *, frame_rate: float | None = None) -> Batch:
+    """Items as one batch: signals stacked with their lengths, the rest listed; `prepare` sees whole items."""
+    for name in _SIGNALS:
+        with_it = [item["id"] for item in items if item.get(name) is not None]
+        if with_it and len(with_it) < len(items):
+            raise DataError(f"items of one batch must be alike: '{name}' is missing in some and there in '{with_it[0]}'")
+    signals = {name: _stack([item[name] for item in items]) for name in _SIGNALS if items and items[0].get(name) is not None}
+    metadata = [{key: value for key, value in item.items() if key not in _SIGNALS} for item in items]
+    prepared = dict(prepare(items)) if prepare is not None and items else {}
+    return Batch(metadata, prepared=prepared, frame_rate=frame_rate, **signals)
+
+
+class Loader:
+    """Batches from a data set in the order of a sampler; the number of workers changes nothing but the speed.
+
+    `report` counts what was read and names what was broken.
+    """
+
+    def __init__(
+        self, dataset: Drawn, sampler: Batches, *, workers: int = 0, prepare: Prepare | None = None,
+        broken: Broken = "raise", pin: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.dataset, self.sampler, self.workers, self.prepare = dataset, sampler, workers, prepare
+        self.broken: Broken = broken
+        self.pin = torch.cuda.is_available() if pin is None else pin
+        self.report = Report()
+        self.position = 0  # of the next batch that will be given; the workers are ahead of it
+
+    def start(self, position: int) -> Iterator[Batch]:
+        """An endless iterator over this process's batches from number `position` on."""
+        self.position = position
+        reading = DataLoader(
+            _Reading(self.dataset),  # type: ignore[arg-type]
+            batch_sampler=self.sampler.start(position),
+            num_workers=self.workers,
+            collate_fn=_Collating(self.prepare, _frame_rate(self.dataset)),
+            pin_memory=self.pin,
+            worker_init_fn=_deaf if self.workers else None,
+            prefetch_factor=4 if self.workers else None,
+        )
+        for batch in reading:
+            if isinstance(batch, _Fault):
+                raise DataError(f"the items {', '.join(batch.ids)} cannot be prepared: {batch.reason}")
+            for name, reason in batch.broken.items():
+                self.report.note(name, reason, self.broken)
+            if not len(batch):
+                raise DataError(f"batch {self.position} holds no readable item. {self.report}")
+            self.report.read += len(batch)
+            self.position += 1
+            yield batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.start(self.position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on: after the batches that were given, not those read ahead."""
+        return self.sampler.start(self.position).state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        checked = self.sampler.start(0)
+        checked.load_state_dict(state)
+        self.position = checked.position
+
+
+def fixed(dataset: Drawn, batch: int, *, count: int | None = None, prepare: Prepare | None = None) -> list[Batch]:
+    """The same batches each time: `count` items spread evenly over the data set, in order."""
+    count = len(dataset) if count is None else min(count, len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    items = [dataset[Draw(index)] for index in chosen]
+    rate = _frame_rate(dataset)
+    return [collate(items[i : i + batch], prepare, frame_rate=rate) for i in range(0, count, batch)]
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Something a user can mend went wrong in a worker; raised where the user sees it."""
+
+    ids: list[str]
+    reason: str
+
+
+class _Reading:
+    """A data set whose readable errors come back as values: an exception would lose its form between processes."""
+
+    def __init__(self, dataset: Drawn) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        try:
+            return self.dataset[draw]
+        except CadenzaError as error:
+            return _Fault([self.dataset.name(draw.index)], str(error))
+
+
+class _Collating:
+    def __init__(self, prepare: Prepare | None, frame_rate: float | None) -> None:
+        self.prepare, self.frame_rate = prepare, frame_rate
+
+    def __call__(self, read: list[Any]) -> Batch | _Fault:
+        items = [item for item in read if not isinstance(item, _Fault)]
+        try:
+            batch = collate(items, self.prepare, frame_rate=self.frame_rate)
+        except CadenzaError as error:
+            return _Fault([item["id"] for item in items], str(error))
+        return replace(batch, broken={item.ids[0]: item.reason for item in read if isinstance(item, _Fault)})
+
+
+def _frame_rate(dataset: Drawn) -> float | None:
+    return getattr(dataset, "frame_rate", None)
+
+
+def _deaf(worker: int) -> None:
+    """Ctrl-C is for the main process, which then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _stack(parts: Sequence[Any]) -> Any:
+    """Batches of one as one batch, as wide as the widest."""
+    first = parts[0]
+    lengths = torch.cat([part.lengths for part in parts])
+    if isinstance(first, Audio):
+        if len({(part.sample_rate, part.wave.shape[1]) for part in parts}) > 1:
+            raise DataError("clips of one batch differ in sample rate or channels")
+        return Audio(_widest([part.wave for part in parts]), first.sample_rate, lengths)
+    samples = None if first.samples is None else torch.cat([part.samples for part in parts])
+    if isinstance(first, Latents):
+        return Latents(_widest([part.z for part in parts]), lengths, samples)
+    scale = None if first.scale is None else torch.cat([part.scale for part in parts])
+    return Codes(_widest([part.ids for part in parts]), lengths, samples, scale)
+
+
+def _widest(parts: Sequence[Tensor]) -> Tensor:
+    wide = max(part.shape[-1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, wide - part.shape[-1])) for part in parts])
+
+
+def _pinned(value: Any) -> Any:
+    tensors = {name: x.pin_memory() for name, x in vars(value).items() if isinstance(x, Tensor)}
+    return replace(value, **tensors)

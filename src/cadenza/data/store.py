@@ -1,0 +1,194 @@
+"""Store: what a codec made of many clips, in shards of one safetensors and one JSON-lines file each.
+
+A shard holds `frames` [sum of lengths, rows] (uint16 for codes, float16 for latents), `offsets` [n + 1], `samples` [n]
+and, where the codec has one, `scale` [n]; its header names the codec by the hash of spec and weights. A packed store
+is the same thing as a single shard.
+"""
+
+import bisect
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cadenza.codecs.base import Codec
+from cadenza.core.errors import AudioError, DataError
+from cadenza.data.items import Item
+from cadenza.dsp.files import replacing
+
+FORMAT = 1
+_KEY = "cadenza"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a shard says of itself; shards of one store differ in `shard` alone."""
+
+    kind: Literal["codes", "latents"]
+    codec: dict[str, Any]  # its spec
+    weights: str  # sha256 of its weights
+    frame_rate: float
+    hop: int
+    rows: int
+    cardinality: int
+    sample_rate: int
+    clips: str  # sha256 of the ids of all clips, in order
+    shards: int
+    shard: int = 0
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, codec: Codec, clips: str, shards: int) -> Self:
+        """What every shard made by a codec says."""
+        grid, spec = codec.grid, codec.spec
+        made = {"codec": spec.to_dict(), "weights": weights_digest(codec), "hop": spec.hop, "sample_rate": spec.sample_rate}
+        seen = {"kind": grid.kind, "frame_rate": grid.frame_rate, "rows": grid.rows, "cardinality": grid.cardinality}
+        return cls(**made, **seen, clips=clips, shards=shards)
+
+    def require(self, codec: Codec, source: str | Path) -> None:
+        """DataError unless exactly this codec, weights included, made the store."""
+        spec, weights = codec.spec.to_dict(), weights_digest(codec)
+        if self.codec == spec and self.weights == weights:
+            return
+        changed = [key for key in {**self.codec, **spec} if self.codec.get(key) != spec.get(key)]
+        how = f"its spec differs in {', '.join(sorted(changed))}" if changed else "the spec is the same but the weights differ"
+        raise DataError(f"{source}: was made by another codec: {how}; encode the audio again with this codec in a new folder")
+
+
+class Shard:
+    """One pair of files; the frames are read from the mapped file piece by piece, the lines by offset."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+        try:
+            with safe_open(path, "pt") as file:
+                self.header = header_of(file.metadata(), path)
+                self.offsets: list[int] = file.get_tensor("offsets").tolist()
+                self.samples: list[int] = file.get_tensor("samples").tolist()
+                self.scale = file.get_tensor("scale") if "scale" in file.keys() else None  # noqa: SIM118
+            self._lines = [line for line in path.with_suffix(".jsonl").read_bytes().split(b"\n") if line]
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: not a whole shard of an encoded store ({error}); delete it and encode again") from None
+        if len(self._lines) != len(self) or len(self.samples) != len(self):
+            raise DataError(f"{path}: has {len(self)} clips and {len(self._lines)} lines of metadata; encode again")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_file": None}  # each process maps the file for itself
+
+    def metadata(self, clip: int) -> dict[str, Any]:
+        return json.loads(self._lines[clip])
+
+    def frames(self, clip: int, start: int, stop: int) -> Tensor:
+        """Frames `[start, stop)` of a clip as [rows, frames]."""
+        if self._file is None:
+            self._file = safe_open(self.path, "pt").__enter__()
+        first = self.offsets[clip]
+        part = self._file.get_slice("frames")[first + start : first + stop]
+        return part.to(torch.long if self.header.kind == "codes" else torch.float32).T.contiguous()
+
+
+class Store:
+    """All shards of a folder, or one packed file, as one sequence of clips."""
+
+    def __init__(self, path: str | Path, *, codec: Codec | None = None) -> None:
+        path = Path(path)
+        self.path = path
+        paths = [path] if path.is_file() else sorted(path.glob("shard-*.safetensors"))
+        if not paths:
+            raise DataError(f"{path}: holds no encoded store; make one with `cadenza encode`")
+        self.shards = [Shard(each) for each in paths]
+        self.header = self.shards[0].header
+        missing = sorted(set(range(self.header.shards)) - {shard.header.shard for shard in self.shards})
+        if missing:
+            raise DataError(f"{path}: {len(missing)} of {self.header.shards} shards are missing; encode again to finish it")
+        for shard in self.shards:
+            if _same(shard.header) != _same(self.header):
+                raise DataError(f"{shard.path}: belongs to another store than {self.shards[0].path}; keep stores apart")
+        if codec is not None:
+            self.header.require(codec, path)
+        self._ends = [0]
+        for shard in self.shards:
+            self._ends.append(self._ends[-1] + len(shard))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def find(self, clip: int) -> tuple[Shard, int]:
+        """The shard that holds a clip, and its number there."""
+        which = bisect.bisect_right(self._ends, clip) - 1
+        return self.shards[which], clip - self._ends[which]
+
+    def length(self, clip: int) -> int:
+        """Frames of a clip."""
+        shard, inside = self.find(clip)
+        return shard.offsets[inside + 1] - shard.offsets[inside]
+
+    def metadata(self, clip: int) -> dict[str, Any]:
+        shard, inside = self.find(clip)
+        return shard.metadata(inside)
+
+    def pack(self, path: str | Path) -> Path:
+        """The whole store as one `.safetensors` with its `.jsonl`, to be carried elsewhere and read in the same way."""
+        header = Header(**{**asdict(self.header), "shards": 1, "shard": 0})
+        clips = [self.find(clip) for clip in range(len(self))]
+        rows = [{"frames": s.frames(i, 0, s.offsets[i + 1] - s.offsets[i]).T, "samples": s.samples[i]} for s, i in clips]
+        for row, (shard, i) in zip(rows, clips, strict=True):
+            row["scale"] = None if shard.scale is None else shard.scale[i]
+        path = Path(path)
+        write_shard(path, header, rows, [shard.metadata(i) for shard, i in clips])
+        return path
+
+
+def write_shard(path: Path, header: Header, rows: Sequence[Mapping[str, Any]], metadata: Sequence[Item]) -> None:
+    """Writes metadata, then tensors; a shard whose tensors are there is whole. `rows` have frames [f, k], samples, scale."""
+    dtype = torch.uint16 if header.kind == "codes" else torch.float16
+    lengths = [len(row["frames"]) for row in rows]
+    frames = torch.cat([row["frames"].to(dtype) for row in rows]) if rows else torch.zeros(0, header.rows, dtype=dtype)
+    tensors = {"frames": frames.contiguous(), "offsets": torch.from_numpy(np.cumsum([0, *lengths]))}
+    tensors["samples"] = torch.tensor([row["samples"] for row in rows], dtype=torch.long)
+    if rows and rows[0]["scale"] is not None:
+        tensors["scale"] = torch.stack([row["scale"] for row in rows]).float()
+    lines = "".join(json.dumps(dict(item), ensure_ascii=False) + "\n" for item in metadata)
+    try:
+        with replacing(path.with_suffix(".jsonl")) as file:
+            file.write(lines.encode())
+        with replacing(path) as file:
+            file.write(save(tensors, {_KEY: json.dumps(asdict(header))}))
+    except AudioError as error:
+        raise DataError(str(error)) from None
+
+
+def header_of(metadata: Mapping[str, str] | None, path: Path) -> Header:
+    """The header among a safetensors file's metadata."""
+    try:
+        data = json.loads((metadata or {})[_KEY])
+        if data["format"] != FORMAT:
+            raise DataError(f"{path}: store format {data['format']} is not known to this release; upgrade cadenza")
+        return Header(**{field.name: data[field.name] for field in fields(Header)})
+    except (KeyError, json.JSONDecodeError):
+        raise DataError(f"{path}: a safetensors file, but no encoded store") from None
+
+
+def weights_digest(codec: Codec) -> str:
+    """A hash of a codec's weights, wherever they are."""
+    digest = hashlib.sha256()
+    for name, x in sorted(codec.state_dict().items()):
+        digest.update(f"{name}:{tuple(x.shape)}".encode())
+        digest.update(x.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _same(header: Header) -> dict[str, Any]:
+    return {key: value for key, value in asdict(header).items() if key != "shard"}
