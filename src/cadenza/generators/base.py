@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from cadenza.core.spec import Part, Spec
@@ -19,6 +20,7 @@ class GeneratorSpec(Part):
     family: ClassVar[str] = "cadenza.generators"
     slots: ClassVar[frozenset[Slot]] = frozenset()  # what it can be told
     sampling: ClassVar[type[Spec]] = Spec  # how it may be asked to sample
+    context: int = Field(gt=0)  # frames that it makes in one piece
 
     def fit(self, grid: Grid, widths: Mapping[Slot, int]) -> None:
         """Raises ValueError, naming the field, where the codec's grid or a slot's width does not suit."""
@@ -61,7 +63,4 @@ class Generator(nn.Module, ABC):
     def generate(self, branches: Sequence[Branch], plan: Plan) -> Codes | Latents:
         """The stream consumed."""
         chunks = list(self.stream(branches, plan))
-        lengths = torch.stack([chunk.lengths for chunk in chunks]).sum(0)
-        if isinstance(chunks[0], Codes):
-            return Codes(torch.cat([chunk.ids for chunk in chunks], -1), lengths)  # type: ignore[union-attr]
-        return Latents(torch.cat([chunk.z for chunk in chunks], -1), lengths)  # type: ignore[union-attr]
+        return type(chunks[0]).join(chunks)  # type: ignore[arg-type]

@@ -1,0 +1,368 @@
+"""codec_lm: a language model over the codes of a codec, all codebooks of a step at once (arXiv:2306.05284).
+
+The embeddings of a step's codes are summed, a causal transformer reads them, one head a codebook predicts the
+next step. The special id, one past the codebook, fills what a pattern leaves empty; as a prediction, which only
+codebook 0 has, it is the end of the clip.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Branch, Codes, Fused, Grid, Latents, Slot
+from cadenza.generators.base import Generator, GeneratorSpec, Plan
+from cadenza.nn.attention import Source, prefix_mask
+from cadenza.nn.cache import Cache
+from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_frames, stack_steps
+from cadenza.nn.positions import Rotation, rotations, sinusoids
+from cadenza.nn.transformer import Transformer
+from cadenza.samplers.guidance import active, combine, stack
+from cadenza.samplers.tokens import TokenSampling, sample, uniforms
+
+BLOCK = 16  # steps between two looks at the host
+NOWHERE = 1 << 40  # stands for no frame where a frame's number is compared
+
+
+class CodecLMSpec(GeneratorSpec):
+    """A transformer of `depth` blocks; `mlp` is the feed-forward's width over the model's."""
+
+    type: Literal["codec_lm"] = "codec_lm"
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp: float = Field(default=4.0, gt=0)
+    pattern: PatternSpec = Delay()
+    positions: Literal["rotary", "sinusoidal"] = "rotary"
+    bias: bool = False  # in attention and feed-forward
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    end_of_sequence: bool = True  # whether the model may end a clip by itself
+    attend_padding: bool = False  # whether padding of conditions takes part, as in some released models
+    context: int = Field(default=1500, gt=0)  # frames in one piece
+
+    slots: ClassVar[frozenset[Slot]] = frozenset({"cross", "prepend", "add"})
+    sampling: ClassVar = TokenSampling
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CodecLMSpec":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"heads: {self.heads} heads do not divide the width {self.width} into heads of even width")
+        if self.end_of_sequence and not self.pattern.grows:
+            raise ValueError(f"end_of_sequence: a clip in pattern '{self.pattern.type}' cannot end by itself; set it to false")
+        return self
+
+    def fit(self, grid: Grid, widths: Mapping[Slot, int]) -> None:
+        if grid.kind != "codes":
+            raise ValueError(f"codec_lm writes codes, but the codec gives {grid.kind}")
+        if extra := sorted(set(widths) - self.slots):
+            raise ValueError(f"codec_lm has no slot '{extra[0]}'; it has: {', '.join(sorted(self.slots))}")
+        try:
+            pattern = self.pattern.pattern(grid.rows, 1)
+        except ValueError as error:
+            raise ValueError(f"pattern.{error}") from None
+        if not pattern.starts_empty:
+            raise ValueError("pattern.empty_initial: a language model needs an empty step to start from; use 0 or more")
+        if self.end_of_sequence and pattern.first_step(0) != int(pattern.step[0, 0]):
+            raise ValueError("pattern: codebook 0 must come first in a frame where end_of_sequence is true")
+
+    @classmethod
+    def example(cls) -> tuple[GeneratorSpec, Grid, dict[Slot, int]]:
+        spec = cls(width=32, depth=2, heads=2, mlp=2, dropout=0.1, context=64)
+        return spec, Grid("codes", 50.0, 3, 11), {"cross": 12, "prepend": 8, "add": 32}
+
+    def build(self, grid: Grid, widths: Mapping[Slot, int]) -> "CodecLM":
+        return CodecLM(self, grid, widths)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What conditions make of a sequence before any of its codes is known."""
+
+    prefix: Float[Tensor, "b n d"] | None  # ready to be read
+    valid: Tensor | None  # [b, n + s], False at padding of the prefix; None: everywhere valid
+    rotation: Rotation | None  # of prefix and sequence
+    added: Float[Tensor, "b s d"] | None  # to the steps of the sequence
+    source: list[Source] | None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.prefix is None else self.prefix.shape[1]
+
+
+@dataclass
+class _State:
+    """A batch being written; `sequence` and `ends` change."""
+
+    sequence: Int[Tensor, "b k s"]
+    ends: Int[Tensor, " b"]  # frames of each item, as far as is known
+    frame: Int[Tensor, "b k s"]
+    known: Tensor  # [b, k, s] bool
+    uniform: Float[Tensor, "b k s"]
+    no_end: Tensor  # [b, k, s] bool: no end of the item here
+    setting: _Setting
+    cache: Cache
+    weights: list[float]
+    sampling: TokenSampling
+
+
+class CodecLM(Generator):
+    def __init__(self, spec: CodecLMSpec, grid: Grid, widths: Mapping[Slot, int]) -> None:
+        super().__init__()
+        self.spec, self.grid = spec, grid
+        self.rows, self.special = grid.rows, grid.cardinality
+        self.transformer = Transformer(
+            spec.width,
+            spec.depth,
+            heads=spec.heads,
+            hidden=round(spec.width * spec.mlp),
+            source=widths.get("cross"),
+            bias=spec.bias,
+            dropout=spec.dropout,
+            eps=spec.norm_eps,
+        )
+        self.embedding = nn.Embedding(self.rows * (self.special + 1), spec.width)  # codebook k begins at k * (special + 1)
+        self.head = nn.Linear(spec.width, self.rows * self.special + int(spec.end_of_sequence), bias=False)
+        self.inputs = nn.ModuleDict(
+            {
+                slot: nn.Identity() if widths[slot] == spec.width else nn.Linear(widths[slot], spec.width, bias=False)
+                for slot in ("prepend", "add")
+                if slot in widths
+            }
+        )
+        nn.init.normal_(self.embedding.weight, std=spec.width**-0.5)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    # training
+
+    def forward(
+        self, sequence: Int[Tensor, "b k s"], fused: Fused, frame: Int[Tensor, "b k s"], rng: torch.Generator | None = None
+    ) -> Float[Tensor, "b s k v"]:
+        """At each step the logits of the next; `frame` is the pattern's, of these steps or of more."""
+        setting = self._setting(fused, frame.expand(len(sequence), -1, -1))
+        return self._logits(self._run(sequence, setting, rng=rng)[:, setting.length :])
+
+    def losses(self, target: Codes | Latents, fused: Fused, rng: torch.Generator) -> dict[str, Tensor]:
+        """Cross-entropy of each codebook; the end of a clip is a target where `target.ended` says so."""
+        assert isinstance(target, Codes), "codec_lm learns from codes"
+        frames = target.ids.shape[-1]
+        if frames > self.spec.context:
+            raise RequestError(f"clips of {frames} frames are longer than the model's context of {self.spec.context}")
+        device, lengths = target.ids.device, target.lengths[:, None, None]
+        extra = int(self.spec.end_of_sequence)
+        sizes = [frames] if self.spec.pattern.grows else target.lengths.tolist()
+        frame = stack_frames([self._pattern(size + extra) for size in sizes]).to(device).expand(len(target), -1, -1)
+        inside = (frame >= 0) & (frame < lengths)
+        sequence = F.pad(target.ids, (0, 1)).gather(2, frame.where(inside, frames)).where(inside, self.special)
+        ended = torch.zeros_like(target.lengths, dtype=torch.bool) if target.ended is None else target.ended
+        before_crop = (frame >= lengths).any(1).cumsum(1) == 0
+        counted = inside & (before_crop | ended[:, None])[:, None]
+        if extra:
+            counted[:, 0] |= (frame[:, 0] == lengths[:, 0]) & ended[:, None]
+        logits = self(sequence[:, :, :-1], fused, frame, _on(rng, device) if self.training else None)
+        return _cross_entropies(logits, sequence[:, :, 1:].transpose(1, 2), counted[:, :, 1:].transpose(1, 2))
+
+    # generation
+
+    def stream(self, branches: Sequence[Branch], plan: Plan) -> Iterator[Codes | Latents]:
+        """Known frames must come first in each item; an item's frames end where the model ends it."""
+        wanted = plan.frames.tolist()
+        patterns = [self._pattern(frames) for frames in wanted]
+        first, state = self._begin(active(branches), plan, patterns)
+        whole = [pattern.complete() for pattern in patterns]
+        steps = stack_steps(patterns).to(state.sequence.device)
+        self._prefill(state, first)
+        sent, last = 0, first
+        while True:
+            self._advance(state, last, min(last + BLOCK, state.sequence.shape[2]))
+            last = min(last + BLOCK, state.sequence.shape[2])
+            ends = state.ends.tolist()
+            done = [table[min(last, len(table)) - 1] for table in whole]
+            open_ = [frames for frames, end in zip(done, ends, strict=True) if frames < end]
+            ready = min([*open_, max(ends)])
+            if ready > sent:
+                yield _chunk(state.sequence, steps[:, :, sent:ready], state.ends - sent)
+                sent = ready
+            if not open_:
+                return
+
+    @torch.inference_mode()
+    def _begin(self, branches: list[Branch], plan: Plan, patterns: list[Pattern]) -> tuple[int, _State]:
+        """The first step with a code that is not known, and the state before it."""
+        batch, device = len(patterns), self.head.weight.device
+        wanted = torch.tensor([pattern.frames for pattern in patterns])
+        if int(wanted.max()) > self.spec.context or int(wanted.min()) < 1:
+            raise RequestError(f"frames must lie between 1 and {self.spec.context}, got {wanted.tolist()}")
+        if len(plan.seeds) != batch:
+            raise RequestError(f"{len(plan.seeds)} seeds are given for {batch} items")
+        frame = stack_frames(patterns)
+        ids, prefix = self._known(plan, wanted)
+        known = (frame >= 0) & (frame < prefix[:, None, None])
+        sequence = F.pad(ids, (0, 1)).gather(2, frame.where(known, ids.shape[2])).where(known, self.special)
+        missing = ((frame >= prefix[:, None, None]) & (frame < wanted[:, None, None])).any(1).any(0)
+        steps = frame.shape[2]
+        first = next((step for step in range(1, steps) if missing[step]), steps)
+        draws = F.pad(uniforms(plan.seeds, 0, int(wanted.max()), self.rows), (0, 1))
+        may_end = (frame > 0) & ~known & plan.sampling.may_end
+        may_end[:, 1:] = False
+        setting = self._setting(stack(branches, batch), frame.to(device).repeat(len(branches), 1, 1))
+        return first, _State(
+            sequence=sequence.to(device),
+            ends=wanted.to(device),
+            frame=frame.where(frame >= 0, NOWHERE).to(device),
+            known=known.to(device),
+            uniform=draws.gather(2, frame.where(frame >= 0, draws.shape[2]).clamp(max=draws.shape[2] - 1)).to(device),
+            no_end=~may_end.to(device),
+            setting=setting,
+            cache=self.transformer.cache(len(branches) * batch, setting.length + steps),
+            weights=[branch.weight for branch in branches],
+            sampling=plan.sampling,
+        )
+
+    def _known(self, plan: Plan, wanted: Tensor) -> tuple[Int[Tensor, "b k f"], Int[Tensor, " b"]]:
+        """The known codes on the host, and how many frames of each item they are."""
+        if plan.known is None:
+            return torch.zeros(len(wanted), self.rows, 0, dtype=torch.long), torch.zeros_like(wanted)
+        mask = plan.known.mask.cpu()
+        assert isinstance(plan.known.value, Codes), "codec_lm continues codes"
+        ids = plan.known.value.ids.cpu()
+        if ids.shape != (len(wanted), self.rows, mask.shape[1]):
+            want = f"[{len(wanted)}, {self.rows}, {mask.shape[1]}]"
+            raise RequestError(f"known codes have the shape {list(ids.shape)}, their mask and this model need {want}")
+        if (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise RequestError("codec_lm continues from the start: the known frames of an item must be its first ones")
+        prefix = mask.sum(1)
+        if (prefix > wanted).any():
+            raise RequestError(f"{prefix.tolist()} frames are known, but only {wanted.tolist()} are asked for")
+        if (((ids < 0) | (ids >= self.special)) & mask[:, None]).any():
+            raise RequestError(f"known codes must lie between 0 and {self.special - 1}")
+        return ids, prefix
+
+    @torch.inference_mode()
+    def _prefill(self, state: _State, first: int) -> None:
+        """Feeds the prefix and the known steps but the last, which the first block feeds."""
+        if state.setting.length + first > 1:
+            sequence = state.sequence[:, :, : first - 1].repeat(len(state.weights), 1, 1)
+            self._run(sequence, state.setting, cache=state.cache)
+
+    @torch.inference_mode()
+    def _advance(self, state: _State, first: int, last: int) -> None:
+        """Writes the steps from `first` up to `last`; nothing in here may wait for the device."""
+        setting, branches = state.setting, len(state.weights)
+        for step in range(first, last):
+            x = self._read(state.sequence[:, :, step - 1 : step].repeat(branches, 1, 1), setting, step - 1)
+            at = setting.length + step - 1
+            rotation = None if setting.rotation is None else setting.rotation.part(at, at + 1)
+            mask = None if setting.valid is None else setting.valid[:, None, None, : at + 1]
+            x = self.transformer(x, rotation=rotation, mask=mask, source=setting.source, cache=state.cache)
+            logits = combine(self._logits(x[:, -1]), state.weights)
+            if self.spec.end_of_sequence:
+                logits[:, :, -1].masked_fill_(state.no_end[:, :, step], -torch.inf)
+            drawn = sample(logits, state.uniform[:, :, step], state.sampling)
+            frame = state.frame[:, :, step]
+            drawn = torch.where(state.known[:, :, step], state.sequence[:, :, step], drawn)
+            if self.spec.end_of_sequence:
+                ended = (drawn[:, 0] == self.special) & (frame[:, 0] < state.ends)
+                state.ends = torch.where(ended, frame[:, 0], state.ends)
+            state.sequence[:, :, step] = drawn.where(frame < state.ends[:, None], self.special)
+
+    # both
+
+    def _pattern(self, frames: int) -> Pattern:
+        return self.spec.pattern.pattern(self.rows, frames)
+
+    def _setting(self, fused: Fused, frame: Int[Tensor, "b k s"]) -> _Setting:
+        """The conditions placed: positions count an item's own prefix only, unless padding is attended to."""
+        batch, steps = frame.shape[0], frame.shape[2]
+        positions = torch.arange(steps, device=frame.device)[None]
+        prefix = valid = None
+        if fused.prepend is not None and fused.prepend.x.shape[1]:
+            prefix = self.inputs["prepend"](fused.prepend.x)
+            if self.spec.attend_padding:
+                positions = torch.arange(prefix.shape[1] + steps, device=frame.device)[None]
+            else:
+                real = fused.prepend.mask
+                prefix = prefix.masked_fill(~real[..., None], 0)
+                positions = torch.cat([real.cumsum(1) - real.long(), real.sum(1, keepdim=True) + positions], 1)
+                valid = F.pad(real, (0, steps), value=True)
+        added = None
+        if fused.add is not None:
+            added = self._aligned(self.inputs["add"](fused.add), frame)
+        rotation = None
+        if self.spec.positions == "rotary":
+            rotation = rotations(positions, self.spec.width // self.spec.heads)
+        else:
+            table = sinusoids(positions, self.spec.width).to(self.head.weight.dtype)
+            n = 0 if prefix is None else prefix.shape[1]
+            prefix = None if prefix is None else prefix + table[:, :n]
+            added = table[:, n:].expand(batch, -1, -1) + (0 if added is None else added)
+        source = None
+        if fused.cross is not None and fused.cross.x.shape[1]:
+            source = self.transformer.read(fused.cross, attend_padding=self.spec.attend_padding)
+        return _Setting(prefix, valid, rotation, added, source)
+
+    def _run(
+        self,
+        sequence: Int[Tensor, "b k s"],
+        setting: _Setting,
+        *,
+        cache: Cache | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """What the transformer makes of the prefix and the first steps, read at once."""
+        x = self._read(sequence, setting, 0)
+        if setting.prefix is not None:
+            x = torch.cat([setting.prefix, x], 1)
+        n = x.shape[1]
+        rotation = None if setting.rotation is None else setting.rotation.part(0, n)
+        mask = None if setting.valid is None else prefix_mask(setting.valid[:, :n])
+        return self.transformer(x, rotation=rotation, mask=mask, source=setting.source, cache=cache, rng=rng)
+
+    def _aligned(self, x: Float[Tensor, "b f d"], frame: Int[Tensor, "b k s"]) -> Float[Tensor, "b s d"]:
+        """Frame t's vector at the step whose output predicts codebook 0 of frame t, nothing at the others."""
+        coming = F.pad(frame[:, 0, 1:], (0, 1), value=-1)
+        there = (coming >= 0) & (coming < x.shape[1])
+        index = coming.where(there, 0)[..., None].expand(-1, -1, x.shape[-1])
+        return x.gather(1, index).masked_fill(~there[..., None], 0)
+
+    def _read(self, sequence: Int[Tensor, "b k s"], setting: _Setting, first: int) -> Float[Tensor, "b s d"]:
+        """The summed embeddings of the steps from `first` on, with what conditions and positions add."""
+        offsets = torch.arange(self.rows, device=sequence.device)[:, None] * (self.special + 1)
+        x = self.embedding(sequence + offsets).sum(1)
+        return x if setting.added is None else x + setting.added[:, first : first + x.shape[1]]
+
+    def _logits(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k v"]:
+        y = self.head(x)
+        codes = y[..., : self.rows * self.special].unflatten(-1, (self.rows, self.special))
+        if not self.spec.end_of_sequence:
+            return codes
+        end = F.pad(y[..., -1:], (0, self.rows - 1), value=-torch.inf)
+        return torch.cat([codes, end[..., None]], -1)
+
+
+def _cross_entropies(logits: Tensor, target: Tensor, counted: Tensor) -> dict[str, Tensor]:
+    """The mean over the counted codes of each codebook (`ce_0`, ...), and `loss`, the mean of those."""
+    wanted = target.where(counted, 0)
+    each = F.cross_entropy(logits.flatten(0, 2).float(), wanted.flatten(), reduction="none").view_as(wanted) * counted
+    means = each.sum((0, 1)) / counted.sum((0, 1)).clamp(min=1)
+    return {"loss": means.mean(), **{f"ce_{row}": mean for row, mean in enumerate(means.detach())}}
+
+
+def _chunk(sequence: Tensor, steps: Tensor, left: Tensor) -> Codes:
+    """Frames of a sequence, 0 where an item has ended."""
+    ids = sequence.gather(2, steps.clamp(min=0))
+    true = torch.arange(ids.shape[2], device=ids.device) < left[:, None]
+    return Codes(ids.where(true[:, None], 0), left.clamp(0, ids.shape[2]))
+
+
+def _on(rng: torch.Generator, device: Any) -> torch.Generator:
+    """`rng`, or a generator on `device` that begins where `rng` stands."""
+    if torch.device(rng.device).type == torch.device(device).type:
+        return rng
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))

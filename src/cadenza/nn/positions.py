@@ -1,0 +1,36 @@
+"""Where a token stands: sinusoids added to it, or rotations of its queries and keys."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Rotation(NamedTuple):
+    """Cosines and signed sines of each position, ready for `rotate`."""
+
+    cos: Float[Tensor, "b 1 n d"]
+    sin: Float[Tensor, "b 1 n d"]
+
+    def part(self, first: int, last: int) -> "Rotation":
+        return Rotation(self.cos[:, :, first:last], self.sin[:, :, first:last])
+
+
+def sinusoids(positions: Int[Tensor, "b n"], width: int, base: float = 10000.0) -> Float[Tensor, "b n d"]:
+    """[cos | sin] of positions over geometric frequencies from 1 down to 1 / base, in float32."""
+    half = width // 2
+    phase = positions[..., None] * base ** -(torch.arange(half, device=positions.device) / max(half - 1, 1))
+    return torch.cat([phase.cos(), phase.sin()], -1)
+
+
+def rotations(positions: Int[Tensor, "b n"], width: int, base: float = 10000.0) -> Rotation:
+    """The rotary embedding (arXiv:2104.09864) of heads of `width`; dimension i turns with i + width / 2."""
+    speed = base ** -(torch.arange(0, width, 2, device=positions.device) / width)
+    phase = (positions[..., None] * speed)[:, None]
+    return Rotation(torch.cat([phase.cos()] * 2, -1), torch.cat([-phase.sin(), phase.sin()], -1))
+
+
+def rotate(x: Float[Tensor, "b h n d"], rotation: Rotation) -> Float[Tensor, "b h n d"]:
+    """Queries or keys turned by their positions, in float32, given back in their own dtype."""
+    return torch.addcmul(x * rotation.cos, x.roll(x.shape[-1] // 2, -1), rotation.sin).to(x.dtype)

@@ -1,0 +1,112 @@
+"""A pre-norm transformer that a decoder can walk step by step."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadenza.core.types import Tokens
+from cadenza.nn.attention import CrossAttention, SelfAttention, Source
+from cadenza.nn.cache import Cache, KeyValues
+from cadenza.nn.positions import Rotation
+
+
+def drop(x: Tensor, rate: float, rng: torch.Generator | None) -> Tensor:
+    """Dropout that draws from `rng`; nothing is dropped without one."""
+    if rng is None or rate == 0:
+        return x
+    keep = torch.empty_like(x).bernoulli_(1 - rate, generator=rng)
+    return x * keep / (1 - rate)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention if `source` gives the width of its tokens, GELU feed-forward; each pre-normed."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        hidden: int,
+        source: int | None,
+        bias: bool = False,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.attention = SelfAttention(dim, heads, bias=bias)
+        self.norm_cross = None if source is None else nn.LayerNorm(dim, eps)
+        self.cross = None if source is None else CrossAttention(dim, heads, source=source, bias=bias)
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.up = nn.Linear(dim, hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        *,
+        rotation: Rotation | None = None,
+        mask: Bool[Tensor, "b 1 n m"] | None = None,
+        source: Source | None = None,
+        memory: KeyValues | None = None,
+        at: int = 0,
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        x = x + drop(self.attention(self.norm1(x), rotation=rotation, mask=mask, memory=memory, at=at), self.dropout, rng)
+        if self.cross is not None and self.norm_cross is not None and source is not None:
+            x = x + drop(self.cross(self.norm_cross(x), source), self.dropout, rng)
+        return x + drop(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, rng)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a last norm."""
+
+    def __init__(self, dim: int, depth: int, *, heads: int, eps: float = 1e-5, **block: Any) -> None:
+        """`block` are the other arguments of Block."""
+        super().__init__()
+        self.heads, self.width = heads, dim // heads
+        self.blocks = nn.ModuleList(Block(dim, heads, eps=eps, **block) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps)
+        self.apply(_start)
+        for name, weight in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):  # what adds to the residual stream
+                nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
+
+    def read(self, tokens: Tokens, *, attend_padding: bool = False) -> list[Source]:
+        """Every block's keys and values of the tokens to attend to."""
+        return [block.cross.read(tokens, attend_padding=attend_padding) for block in self.blocks]  # type: ignore[union-attr]
+
+    def cache(self, batch: int, positions: int) -> Cache:
+        """Empty buffers for `positions` positions of `batch` sequences."""
+        return Cache.empty(len(self.blocks), (batch, self.heads, positions, self.width), self.norm.weight)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        *,
+        rotation: Rotation | None = None,
+        mask: Bool[Tensor, "b 1 n m"] | None = None,
+        source: list[Source] | None = None,
+        cache: Cache | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Causal when no mask is given; with a cache, `x` continues what was fed before."""
+        for i, block in enumerate(self.blocks):
+            memory = None if cache is None else cache.layers[i]
+            at = 0 if cache is None else cache.length
+            tokens = None if source is None else source[i]
+            x = block(x, rotation=rotation, mask=mask, source=tokens, memory=memory, at=at, rng=rng)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.norm(x)
+
+
+def _start(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

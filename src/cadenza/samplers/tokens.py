@@ -1,0 +1,61 @@
+"""Tokens from logits: one uniform number per code, drawn beforehand, and the inverse of the cumulative distribution.
+
+A uniform depends on the item's seed, the frame and the codebook alone; so a token does not depend on the batch,
+the order of items, the window or the pattern.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from cadenza.core.spec import Spec
+
+_BLOCK = 64  # frames that are drawn together
+
+
+class TokenSampling(Spec):
+    """How tokens are drawn; temperature 0 takes the likeliest."""
+
+    temperature: float = Field(default=1.0, ge=0, le=100, allow_inf_nan=False)
+    top_k: int = Field(default=250, ge=0)  # draw among the k likeliest; 0: among all
+    top_p: float = Field(default=0.0, ge=0, le=1)  # draw among the likeliest that together reach p; 0: among all
+    may_end: bool = True  # whether the model may end an item before the frames asked for
+
+
+def uniforms(seeds: Sequence[int], first_frame: int, frames: int, codebooks: int) -> Float[Tensor, "b k f"]:
+    """Numbers in [0, 1), each a pure function of (seed, absolute frame, codebook)."""
+    blocks = range(first_frame // _BLOCK, (first_frame + frames + _BLOCK - 1) // _BLOCK)
+    drawn = [[[_draw(seed, row, block) for block in blocks] for row in range(codebooks)] for seed in seeds]
+    table = np.asarray(drawn, dtype=np.float32).reshape(len(seeds), codebooks, len(blocks) * _BLOCK)
+    offset = first_frame % _BLOCK
+    return torch.from_numpy(table[:, :, offset : offset + frames].copy())
+
+
+def _draw(seed: int, row: int, block: int) -> np.ndarray:
+    """24 bits for each of `_BLOCK` frames from a counter-based generator (Philox, Salmon et al. 2011)."""
+    bits = np.random.Philox(key=seed % 2**64, counter=[0, block, row, 0]).random_raw(_BLOCK)
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def sample(
+    logits: Float[Tensor, "*shape v"], uniform: Float[Tensor, "*shape"], sampling: TokenSampling
+) -> Int[Tensor, "*shape"]:
+    """One token for each row of logits."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probability = logits.softmax(-1)
+    if 0 < sampling.top_p < 1:
+        ranked, order = probability.sort(dim=-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= sampling.top_p
+        probability = probability.scatter(-1, order, ranked.masked_fill(outside, 0))
+    cumulative = probability.cumsum(-1)
+    below = cumulative <= uniform.to(cumulative)[..., None] * cumulative[..., -1:]
+    return below.sum(-1).clamp(max=logits.shape[-1] - 1)
