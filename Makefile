@@ -1,0 +1,58 @@
+# make run PROMPT="slow solo piano in A minor, 80 bpm"   writes out.wav; the first time it creates the environment
+VENV ?= .venv
+PROMPT ?= slow solo piano in A minor, 80 bpm
+OUT ?= out.wav
+WORKERS ?= 2
+
+# python3.11 where there is one, else the newest of those that fit, else whatever python3 is (it is checked below)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+export PROMPT OUT
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help run setup test test-slow check format clean
+.DEFAULT_GOAL := help
+
+help: ## these lines
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 20
+
+run: $(VENV)/.run ## a sentence in, music out: make run PROMPT="..." OUT=out.wav
+	@env -u OMP_NUM_THREADS $(VENV)/bin/cadenza generate --out "$$OUT" -- "$$PROMPT"
+
+setup: $(VENV)/.dev ## the environment to work in, with tests and tools
+
+test: $(VENV)/.dev ## every test but the slow ones
+	$(VENV)/bin/pytest -n $(WORKERS) --dist worksteal
+
+test-slow: $(VENV)/.dev ## the slow ones
+	$(VENV)/bin/pytest -m slow
+
+check: $(VENV)/.dev ## format, lint, types and house rules, in under a minute
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/pytest tests/house
+
+format: $(VENV)/.dev ## puts the code in the form that `check` wants
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean: ## removes the environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+
+# The stamps are written last, so that what was interrupted is done again.
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Cadenza needs Python 3.11 or newer; install it, or say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		echo "Note: this is $$($(PYTHON) --version), not Python 3.11; PyTorch may come as a build for GPUs of several gigabytes." >&2
+	@echo "Creating the environment in $(VENV) (once; a few minutes)"
+	@$(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; echo "venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.run $@
