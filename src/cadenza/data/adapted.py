@@ -1,6 +1,7 @@
 """Adapted: any map-style torch dataset of a user's as items."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from cadenza.core.errors import DataError
 from cadenza.data.clips import padded
-from cadenza.data.items import Draw, chosen, draw_rng
+from cadenza.data.items import Draw, chosen, draw_rng, held_out
 from cadenza.dsp.audio import Audio, read
 
 _MEND = "return a mapping such as {'audio': wave, 'prompt': text}"
@@ -33,18 +34,29 @@ class Adapted(Dataset[dict[str, Any]]):
             raise DataError(f"{type(dataset).__name__} is empty")
         self.dataset, self.sample_rate, self.channels, self.data_rate = dataset, sample_rate, channels, data_rate
         self.samples, self.seed, self.fixed = max(1, round(seconds * sample_rate)), seed, fixed
+        self.places = list(range(len(dataset)))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.places)
 
     def name(self, index: int) -> str:
-        return str(index)
+        return str(self.places[index])
+
+    def split(self, count: int) -> tuple["Adapted", "Adapted"]:
+        """The data set without, and as fixed segments with only, `count` items held out by the hash of their indices."""
+        if not 0 <= count < len(self):
+            raise DataError(f"cannot hold out {count} of {len(self)} items; leave at least one to train on")
+        out = held_out(map(str, self.places), count)
+        rest, held = copy(self), copy(self)
+        rest.places = [place for place in self.places if str(place) not in out]
+        held.places, held.fixed = [place for place in self.places if str(place) in out], True
+        return rest, held
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
         draw = draw if isinstance(draw, Draw) else Draw(draw)
         rng = None if self.fixed else draw_rng(self.seed, draw)
-        where = f"item {draw.index} of {type(self.dataset).__name__}"
-        item = as_mapping(self.dataset[draw.index], where)
+        where = f"item {self.name(draw.index)} of {type(self.dataset).__name__}"
+        item = as_mapping(self.dataset[self.places[draw.index]], where)
         rate = item.pop("sample_rate", None) or self.data_rate
         whole = as_audio(item.pop("audio"), rate, where)
         wanted = -(-self.samples * whole.sample_rate // self.sample_rate)

@@ -41,7 +41,7 @@ class Clips(Dataset[dict[str, Any]]):
         self.samples = round(seconds * sample_rate)
         if self.samples < 1:
             raise DataError(f"segments of {seconds} s hold no sample at {sample_rate} Hz; give more seconds")
-        self.seed, self.fixed, self.ids = seed, fixed, ids
+        self.seconds, self.seed, self.fixed, self.ids = seconds, seed, fixed, ids
         counts = [1 if clip.seconds is None else max(1, int(clip.seconds / seconds + 1e-6)) for clip in manifest.clips]
         self.places = [(clip, part) for clip, count in enumerate(counts) for part in range(count)]
 
@@ -64,6 +64,12 @@ class Clips(Dataset[dict[str, Any]]):
         wave = _read(clip, start, wanted).resample(self.sample_rate).mix(self.channels).wave
         times = {"seconds_start": start / info.sample_rate, "seconds_total": info.seconds}
         return {**times, **metadata, "id": clip.id, "audio": padded(wave, self.samples, self.sample_rate)}
+
+    def split(self, count: int) -> tuple["Clips", "Clips"]:
+        """The data set without, and as fixed segments with only, `count` clips held out by the hash of their ids."""
+        same = {"seconds": self.seconds, "sample_rate": self.sample_rate, "channels": self.channels, "ids": self.ids}
+        rest, held = self.manifest.split(count)
+        return Clips(rest, **same, seed=self.seed, fixed=self.fixed), Clips(held, **same, seed=self.seed, fixed=True)
 
 
 def padded(wave: Tensor, samples: int, sample_rate: int) -> Audio:

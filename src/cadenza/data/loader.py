@@ -19,13 +19,17 @@ from cadenza.dsp.audio import Audio
 
 Prepare = Callable[[Sequence[Item]], Mapping[str, Prepared]]
 _SIGNALS = ("audio", "codes", "latents")
+_NAMES = (*_SIGNALS, "prepared", "metadata", "ids", "seconds", "broken")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What a task gets: the items' metadata, their audio, codes or latents, and what conditioners prepared."""
+@dataclass(frozen=True, eq=False)
+class Batch(Mapping[str, Any]):
+    """What a task gets: the items' metadata, their audio, codes or latents, and what conditioners prepared.
 
-    items: list[dict[str, Any]]
+    As a mapping, it has what is not None under the names of its attributes, `ids` and `seconds` among them.
+    """
+
+    metadata: list[dict[str, Any]]  # of each item, its id among it
     audio: Audio | None = None
     codes: Codes | None = None
     latents: Latents | None = None
@@ -33,12 +37,21 @@ class Batch:
     broken: dict[str, str] = field(default_factory=dict)  # items that should be here and could not be read
     frame_rate: float | None = None  # of codes and latents, where known
 
+    def __getitem__(self, name: str) -> Any:
+        value = getattr(self, name, None) if name in _NAMES else None
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in _NAMES if getattr(self, name) is not None)
+
     def __len__(self) -> int:
-        return len(self.items)
+        return sum(1 for _ in self)
 
     @property
     def ids(self) -> list[str]:
-        return [item["id"] for item in self.items]
+        return [item["id"] for item in self.metadata]
 
     @property
     def seconds(self) -> float:
@@ -107,9 +120,9 @@ class Loader:
                 raise DataError(f"the items {', '.join(batch.ids)} cannot be prepared: {batch.reason}")
             for name, reason in batch.broken.items():
                 self.report.note(name, reason, self.broken)
-            if not len(batch):
+            if not batch.metadata:
                 raise DataError(f"batch {self.position} holds no readable item. {self.report}")
-            self.report.read += len(batch)
+            self.report.read += len(batch.metadata)
             self.position += 1
             yield batch
 
