@@ -1,8 +1,8 @@
 """`cadenza generate`: a sentence in, a file out."""
 
-import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,13 +93,14 @@ def _writable(out: Path) -> None:
     from cadenza.core.errors import AudioError
     from cadenza.dsp.files import FORMATS
 
-    folder = out.parent
     if out.suffix.lower() not in FORMATS:
         raise AudioError(f"{out}: unknown kind of file '{out.suffix}'; choose from {', '.join(FORMATS)}")
-    if not folder.is_dir():
-        raise AudioError(f"{out}: there is no folder {folder}; make it first or choose another")
-    if out.is_dir() or not os.access(folder, os.W_OK):
-        raise AudioError(f"{out}: cannot be written; choose another place with --out")
+    if out.is_dir():
+        raise AudioError(f"{out} is a folder; give the name of a file")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise AudioError(f"{out}: nothing can be written there ({error.strerror}); choose another place with --out") from None
 
 
 @contextmanager

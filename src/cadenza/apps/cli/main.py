@@ -8,6 +8,8 @@ from cadenza import __version__
 from cadenza.apps.cli import codes, corpus, evaluate, generate, inspect, train
 from cadenza.core.errors import CadenzaError
 
+CANCELLED = 130  # what a shell says of a program that Ctrl-C ended
+
 app = typer.Typer(
     name="cadenza",
     help="Controllable audio generation.",
@@ -39,9 +41,9 @@ def main() -> None:
     except CadenzaError as error:
         sys.exit(_say(f"error: {error}", 2))
     except typer.Abort:
-        sys.exit(_say("cancelled", 130))
+        status = CANCELLED
     except KeyboardInterrupt:
-        sys.exit(_say("cancelled; nothing partial was left behind", 130))
+        status = CANCELLED
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
@@ -49,6 +51,8 @@ def main() -> None:
             raise
         error.show()
         sys.exit(2)
+    if status == CANCELLED:  # typer turns Ctrl-C into this status without a word
+        _say("cancelled; nothing partial was left behind", CANCELLED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -1,0 +1,66 @@
+"""SystemSpec: parts that do not fit are named, all at once, with the mend."""
+
+import copy
+
+import pytest
+
+from cadenza.core.errors import SpecError
+from cadenza.system.spec import SystemSpec
+
+TINY = {
+    "codec": {"type": "encodec", "sample_rate": 8000, "strides": [2, 4], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8},
+    "conditioners": {
+        "prompt": {"type": "text", "width": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
+        "tempo": {"type": "number", "width": 16, "min": 40, "max": 200},
+        "key": {"type": "category", "width": 16, "values": ["C major", "A minor"]},
+    },
+    "fusion": {"cross": ["prompt", "tempo"], "prepend": ["key"]},
+    "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "context": 64},
+}
+
+
+def changed(**changes):
+    """TINY with dotted paths replaced."""
+    tree = copy.deepcopy(TINY)
+    for path, value in changes.items():
+        *way, last = path.split("__")
+        node = tree
+        for step in way:
+            node = node[step]
+        node[last] = value
+    return tree
+
+
+def test_round_trip():
+    spec = SystemSpec.parse(TINY)
+    assert SystemSpec.parse(spec.to_dict()) == spec
+    assert spec.fusion.pairs() == [("cross", "prompt"), ("cross", "tempo"), ("prepend", "key")]
+    assert spec.widths() == {"cross": 16, "prepend": 16}
+
+
+def test_a_codec_alone_is_a_system():
+    spec = SystemSpec.parse({"codec": TINY["codec"]})
+    assert spec.generator is None and spec.codec.hop == 8
+
+
+@pytest.mark.parametrize(
+    "tree, words",
+    [
+        (changed(fusion__cross=["prompt", "tempoo"]), ["fusion.cross names 'tempoo'", "Did you mean 'tempo'", "conditioners.tempo"]),
+        (changed(fusion__cross=["prompt"]), ["conditioners.tempo goes to no slot", "fusion.ignore"]),
+        (changed(fusion__global=["key"]), ["fusion.global", "no such slot", "cross"]),
+        (changed(fusion__add=["prompt"]), ["fusion.add: 'prompt' gives tokens", "cross, prepend"]),
+        (changed(conditioners__tempo__width=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
+        (changed(codec__binz=3), ["codec.binz: unknown field. Did you mean 'bins'"]),
+        (changed(conditioners__prompt__type="txt"), ["no conditioner called 'txt'", "Did you mean 'text'"]),
+        (changed(fusion__cross=["prompt", "prompt", "tempo"]), ["named twice in one slot: prompt"]),
+        (changed(generator__depth=0, codec__codebooks=0), ["2 mistakes", "generator.depth", "codec.codebooks"]),
+        (changed(format=99), ["format 99 is not known to this release"]),
+        (changed(fusion__prepend=[{"id": "key", "resize": "linear"}]), ["'key' has `resize`"]),
+    ],
+)
+def test_misfits_are_explained(tree, words):
+    with pytest.raises(SpecError) as error:
+        SystemSpec.parse(tree, source="my.yaml")
+    for word in ["my.yaml", *words]:
+        assert word in str(error.value)

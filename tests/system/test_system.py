@@ -1,0 +1,161 @@
+"""A whole system: generation, streaming, what it refuses, saving and loading."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_system
+
+from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.system import store
+from cadenza.system.system import System
+
+
+@pytest.fixture(scope="module")
+def system() -> System:
+    return tiny_system()
+
+
+ITEMS = [
+    {"prompt": "slow piano in A minor", "tempo": 80},
+    {"prompt": "drums", "key": "C major"},
+    {},
+]
+
+
+def test_length_follows_the_request(system):
+    audio = system.generate(ITEMS, seconds=[0.3, 0.1, 0.2], seed=1)
+    assert audio.sample_rate == 8000
+    assert audio.lengths.tolist() == [2400, 800, 1600]
+    assert audio.wave.isfinite().all()
+
+
+def test_alone_and_in_any_batch(system):
+    """Same item and seed, same tokens: alone, in a batch, in any order (DESIGN: randomness belongs to the item)."""
+    whole = list(system.generate(ITEMS, seconds=[0.3, 0.1, 0.2], seed=[1, 2, 3]))
+    turned = list(system.generate(ITEMS[::-1], seconds=[0.2, 0.1, 0.3], seed=[3, 2, 1]))[::-1]
+    for i, (item, seconds) in enumerate(zip(ITEMS, (0.3, 0.1, 0.2), strict=True)):
+        alone = system.generate(item, seconds=seconds, seed=i + 1)
+        torch.testing.assert_close(alone.wave, whole[i].wave)
+        torch.testing.assert_close(alone.wave, turned[i].wave)
+
+
+def test_the_stream_is_what_is_generated(system):
+    whole = system.generate(ITEMS[:2], seconds=0.5, seed=4)
+    chunks = list(system.stream(ITEMS[:2], seconds=0.5, seed=4))
+    assert len(chunks) > 2
+    for i, clip in enumerate(whole):
+        streamed = torch.cat([chunk.wave[i, :, : int(chunk.lengths[i])] for chunk in chunks], -1)
+        torch.testing.assert_close(streamed, clip.wave[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_stream_can_be_closed(system):
+    stream = system.stream("drums", seconds=2, seed=0)
+    next(stream)
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_conditions_and_seed_and_guidance_matter(system):
+    def codes(**fields):
+        request = {"request": "slow piano", "seconds": 0.5, "seed": 0, **fields}
+        return system.generate(request.pop("request"), **request).wave
+
+    usual = codes()
+    assert not torch.equal(usual, codes(request="drums"))
+    assert not torch.equal(usual, codes(request={"prompt": "slow piano", "tempo": 60}))
+    assert not torch.equal(usual, codes(seed=1))
+    assert not torch.equal(usual, codes(guidance=1))
+    assert torch.equal(usual, codes(guidance=3))
+
+
+def test_guidance_zero_is_no_condition(system):
+    free = system.generate({}, seconds=0.3, seed=5, guidance=1)
+    torch.testing.assert_close(system.generate("drums", seconds=0.3, seed=5, guidance=0).wave, free.wave)
+
+
+@pytest.mark.parametrize(
+    "what, fields, words",
+    [
+        ("drums", {"seconds": 1e9}, "too long: this model makes up to 2 seconds"),
+        ({"promt": "x"}, {}, "no condition called 'promt'. Did you mean 'prompt'"),
+        ({"tempo": "fast"}, {}, "fast"),
+        ({"key": "H minor"}, {}, "H minor"),
+        ("drums", {"sampling": {"temprature": 1}}, "temprature: unknown field. Did you mean 'temperature'"),
+        ("drums", {"sampling": {"temperature": -1}}, "temperature"),
+        (3, {}, "not int"),
+    ],
+)
+def test_refusals(system, what, fields, words):
+    with pytest.raises(Exception, match=words) as error:
+        system.generate(what, **fields)
+    assert type(error.value).__module__ == "cadenza.core.errors"
+
+
+def test_a_refusal_does_not_wait_for_the_first_chunk(system):
+    with pytest.raises(RequestError):
+        system.stream("drums", seconds=1e9)
+
+
+def test_saved_and_loaded(system, tmp_path):
+    system.save(tmp_path / "model")
+    again = store.load(tmp_path / "model")
+    assert again.spec == system.spec and again.card == system.card
+    assert torch.equal(again.generate("drums", seed=3).wave, system.generate("drums", seed=3).wave)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    system.save(tmp_path / "model", dtype=torch.float16)  # in place of the first
+    assert {x.dtype for x in load_file(tmp_path / "model" / "model.safetensors").values()} >= {torch.float16}
+    store.load(tmp_path / "model")
+
+
+def test_nothing_else_is_overwritten(system, tmp_path):
+    (tmp_path / "diary.txt").write_text("dear diary")
+    with pytest.raises(CheckpointError, match="holds no system"):
+        system.save(tmp_path)
+    assert (tmp_path / "diary.txt").read_text() == "dear diary"
+
+
+def test_large_weights_are_split(system, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_BYTES", 20_000)
+    system.save(tmp_path / "model")
+    shards = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert len(shards) > 1 and shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    store.load(tmp_path / "model")
+    shards[-1].unlink()
+    with pytest.raises(CheckpointError, match=f"{len(shards) - 1} of {len(shards)} weight files"):
+        store.load(tmp_path / "model")
+
+
+def test_damaged_weights_are_named(system, tmp_path):
+    system.save(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    whole = load_file(file)
+    name = next(n for n, x in whole.items() if x.is_floating_point())
+    save_file({**whole, name: torch.full_like(whole[name], float("nan"))}, file)
+    with pytest.raises(CheckpointError, match=f"'{name}' is not finite"):
+        store.load(tmp_path / "model")
+    save_file({n: x for n, x in whole.items() if n != name}, file)
+    with pytest.raises(CheckpointError, match="1 missing"):
+        store.load(tmp_path / "model")
+    save_file({**whole, "stranger": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match="1 unknown.*stranger"):
+        store.load(tmp_path / "model")
+    save_file(whole, file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        store.load(tmp_path / "model")
+    file.unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        store.load(tmp_path / "model")
+
+
+def test_a_misspelt_spec_is_named(system, tmp_path):
+    system.save(tmp_path / "model")
+    file = tmp_path / "model" / "system.json"
+    tree = json.loads(file.read_text())
+    tree["generator"]["heads_"] = tree["generator"].pop("heads")
+    file.write_text(json.dumps(tree))
+    with pytest.raises(Exception, match="heads_: unknown field. Did you mean 'heads'"):
+        store.load(tmp_path / "model")
