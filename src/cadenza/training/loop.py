@@ -1,0 +1,336 @@
+"""Loop: steps of a task over batches until it is done, stopped, out of time, or not finite."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from cadenza.core.errors import CheckpointError, TrainingError
+from cadenza.training import checkpoints, samples, state
+from cadenza.training.checkpoints import Checkpoint
+from cadenza.training.config import TrainingConfig
+from cadenza.training.ema import Ema
+from cadenza.training.engine import Engine
+from cadenza.training.log import Log, Ticker
+from cadenza.training.optim import optimizers, rate
+from cadenza.training.stopping import Stop, stopping
+from cadenza.training.tasks.base import Progress, Task
+from cadenza.training.trackers import trackers
+
+
+class Batches(Protocol):
+    """An endless sequence of batches in which batch number n is always the same."""
+
+    def start(self, position: int) -> Iterator[Any]:
+        """The batches of this process from number `position` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from and is judged by: training batches, and batches that are the same every time."""
+
+    batches: Batches
+    validation: Sequence[Any] = ()
+    samples: Any = None  # one batch, or None for no samples
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run stands when `train` returns."""
+
+    step: int
+    reason: Literal["finished", "stopped", "out of time"]
+    folder: Path
+
+
+@dataclass
+class _Micro:
+    """The losses of one micro-batch, still on the device."""
+
+    items: list[str]
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Loop:
+    """Drives one task; `save` writes the trained system into a folder, with whatever weights it has then.
+
+    Within a step every group sees the weights that all groups had at its start: the losses of each group, divided
+    by `accumulation`, are differentiated with respect to that group alone over all micro-batches, then all groups
+    that learned are stepped together.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, task: Task, material: Material, *, folder: Path, engine: Engine,
+        save: Callable[[Path], None],
+    ) -> None:  # fmt: skip
+        self.config, self.task, self.material, self.folder, self.engine = config, task, material, folder, engine
+        self._save = save
+        modules = task.groups()
+        engine.share(modules.values())
+        self.groups = optimizers(modules, config)
+        self.ema = None if config.ema is None else Ema(next(iter(modules.values())), config.ema)
+        self.rng = torch.Generator().manual_seed(config.seed + engine.rank)
+        self.step = 0
+        self.best = math.inf
+        self._saved = -1  # the step of the newest checkpoint
+        self.ticker = Ticker(config.steps, quiet=not engine.main)
+
+    def run(self) -> Outcome:
+        """Continues from the newest checkpoint in the folder, or starts; the state of step 0 is saved at once."""
+        self._resume()
+        self._log = Log(self.folder, self.step, self._trackers()) if self.engine.main else None
+        try:
+            with stopping() as stop:
+                outcome = self._run(stop)
+        finally:
+            if self._log is not None:
+                self._log.close()
+        return outcome
+
+    def _run(self, stop: Stop) -> Outcome:
+        if self._saved != self.step:
+            self._checkpoint()
+        started = time.monotonic()
+        limit = math.inf if self.config.minutes is None else 60 * self.config.minutes
+        reason: Literal["finished", "stopped", "out of time"] = "finished"
+        with closing(self._stream()) as stream:
+            while self.step < self.config.steps:
+                try:
+                    halt = self._advance(stream, lambda: [stop.name is not None, time.monotonic() - started > limit])
+                except RuntimeError as error:
+                    if stop.name is None or "DataLoader worker" not in str(error):
+                        raise
+                    return self._ended("stopped", stop, self._saved)  # the signal has ended the data workers, too
+                self._observe()
+                if any(halt) and self.step < self.config.steps:
+                    reason = "stopped" if halt[0] else "out of time"
+                    break
+        if self._saved != self.step:
+            self._checkpoint()
+        if reason == "finished":
+            self._export("final")
+        return self._ended(reason, stop, self.step)
+
+    def _ended(self, reason: Literal["finished", "stopped", "out of time"], stop: Stop, step: int) -> Outcome:
+        why = f" by {stop.name}" if stop.name and reason == "stopped" else ""
+        more = "" if reason == "finished" else "; start again with the same folder to continue"
+        self.ticker.say(f"{reason}{why} at step {step} of {self.config.steps}: {self.folder}{more}")
+        return Outcome(step, reason, self.folder)
+
+    def _stream(self) -> Generator[Any]:
+        """The batches from here on; starting to read them draws from no source of chance that training uses."""
+        chance = state.random_state(self.rng)
+        stream = self.material.batches.start(self.step * self.config.accumulation)
+        first = next(stream)
+        state.set_random_state(chance, self.rng)
+        yield first
+        yield from stream
+
+    def _advance(self, stream: Iterator[Any], flags: Callable[[], list[bool]]) -> list[bool]:
+        """One optimiser step, in which the host waits for the device once; the flags that any process raised."""
+        config = self.config
+        micros, learned, seconds = [], dict[str, None](), 0.0
+        for module in self.task.groups().values():
+            module.train()
+        for _ in range(config.accumulation):
+            batch = next(stream)
+            micro = _Micro(items_of(batch))
+            seconds += seconds_of(batch)
+            learned |= dict.fromkeys(self._losses(self.engine.place(batch), micro))
+            micros.append(micro)
+        norms = {f"{name}/gradient": self._gradient(name) for name in learned}
+        values, halt = self._checked(micros, norms, flags())
+        pace = rate(self.step, config)
+        for name in learned:
+            group = self.groups[name]
+            for options in group.optimizer.param_groups:
+                options["lr"] = group.lr * pace
+            group.scaler.step(group.optimizer)
+            group.scaler.update()
+            group.optimizer.zero_grad()
+        self.engine.share((group.module for group in self.groups.values()), buffers_only=True)
+        if self.ema is not None:
+            self.ema.update()
+        self.step += 1
+        if self._log is not None:
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                rates = {f"{name}/lr": self.groups[name].lr * pace for name in learned}
+                self._log.scalars("train", self.step, {**values, **rates})
+            self.ticker.tick(self.step, seconds * self.engine.processes, values)
+        return halt
+
+    def _losses(self, batch: Any, micro: _Micro) -> Iterator[str]:
+        """Differentiates what the task yields for a micro-batch; the names of the groups that learned."""
+        work = self.task.step(batch, Progress(self.step, self.config.steps, self.rng))
+        while True:
+            with self.engine.autocast():
+                found = next(work, None)
+            if found is None:
+                return
+            name, terms = found
+            if name not in self.groups:
+                raise TrainingError(f"the task yields losses for '{name}', but has only: {', '.join(self.groups)}")
+            if "loss" not in terms:
+                raise TrainingError(f"the losses for '{name}' lack 'loss', the one to minimise; there are: {', '.join(terms)}")
+            self.engine.backward(terms["loss"] / self.config.accumulation, self.groups[name])
+            for term, value in terms.items():
+                micro.terms[f"{name}/{term}"] = value.detach().float().reshape(())
+            yield name
+
+    def _gradient(self, name: str) -> Tensor:
+        """Averages a group's gradients over the processes and clips them; their norm before that."""
+        group = self.groups[name]
+        self.engine.average_gradients(group)
+        group.scaler.unscale_(group.optimizer)
+        gradients = [p.grad for p in group.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if group.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(group.parameters.values(), group.clip, norm)
+        return norm.float()
+
+    def _checked(
+        self, micros: list[_Micro], norms: Mapping[str, Tensor], flags: list[bool]
+    ) -> tuple[dict[str, float], list[bool]]:
+        """Every term, averaged over micro-batches and processes; TrainingError if one is not finite."""
+        names = sorted({name for micro in micros for name in micro.terms})
+        nothing = torch.full((), math.nan, device=self.engine.device)
+        table = torch.stack([torch.stack([micro.terms.get(name, nothing) for name in names]) for micro in micros])
+        rest = [*norms.values(), *(torch.tensor(float(flag), device=self.engine.device) for flag in flags)]
+        present = torch.tensor([[name in micro.terms for name in names] for micro in micros], device=table.device)
+        means = torch.where(present, table, 0).sum(0) / present.sum(0)
+        flat = torch.cat([self.engine.mean(torch.cat([means, torch.stack(rest)])), table.flatten()]).tolist()
+        values = dict(zip([*names, *norms], flat, strict=False))
+        scaled = {f"{name}/gradient" for name, group in self.groups.items() if group.scaler.is_enabled()}
+        wrong = [name for name, value in values.items() if not math.isfinite(value) and name not in scaled]
+        if wrong:
+            raise TrainingError(
+                f"step {self.step + 1}: {', '.join(f'{name} is {values[name]}' for name in wrong)}; "
+                f"the batch was: {', '.join(_guilty(micros, any(name in names for name in wrong)))}. "
+                f"The weights of step {self._saved} are kept in {self.folder / 'checkpoints'}; "
+                "look at these items, or lower lr or clip"
+            )
+        return values, [flag > 0 for flag in flat[len(values) : len(values) + len(flags)]]
+
+    def _observe(self) -> None:
+        """Validation, samples and a checkpoint, each where it is due; none of them changes what training does."""
+        config, last = self.config, self.step == self.config.steps
+        if self.material.validation and (self.step % config.validate_every == 0 or last):
+            self._validate()
+        if self.material.samples is not None and (self.step % config.samples_every == 0 or last):
+            self._sample()
+        if self.step % config.checkpoint_every == 0 or last:
+            self._checkpoint()
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Evaluation mode, averaged weights, no gradient, and the sources of chance left as they were."""
+        modules = list(self.task.groups().values())
+        chance = state.random_state(self.rng)
+        try:
+            with torch.no_grad(), self.engine.autocast(), self._averaged():
+                for module in modules:
+                    module.eval()
+                yield
+        finally:
+            state.set_random_state(chance, self.rng)
+
+    def _averaged(self) -> Any:
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    def _validate(self) -> None:
+        if self._log is not None:
+            totals: dict[str, float] = {}
+            with self._judged():
+                for batch in self.material.validation:
+                    for name, value in self.task.validate(self.engine.place(batch)).items():
+                        totals[name] = totals.get(name, 0.0) + float(value) / len(self.material.validation)
+                totals |= {name: float(value) for name, value in self.task.report().items()}
+            self._log.scalars("valid", self.step, totals)
+            score = totals.get("loss", next(iter(totals.values()), math.inf))
+            if score < self.best:
+                self.best = score
+                self._export("best")
+        self.engine.wait()
+
+    def _sample(self) -> None:
+        if self._log is not None:
+            with self._judged():
+                heard = self.task.samples(self.engine.place(self.material.samples))
+            for name, audio in heard.items():
+                for sample, clip, picture in samples.write(self.folder / "samples" / f"step-{self.step:08d}", name, audio):
+                    self._log.sample(self.step, sample, clip, picture)
+        self.engine.wait()
+
+    def _export(self, name: str) -> None:
+        if self.engine.main:
+            with self._averaged():
+                self._save(self.folder / name)
+        self.engine.wait()
+
+    def _checkpoint(self) -> None:
+        everyone = self.engine.gather(state.random_state(self.rng))
+        if self.engine.main:
+            if self._log is not None:
+                self._log.sync()
+            tensors, plain = state.capture(self.groups, self.ema)
+            plain |= {
+                "position": self.step * self.config.accumulation,
+                "processes": self.engine.processes,
+                "best": None if math.isinf(self.best) else self.best,
+                "random": everyone,
+                "config": self.config.to_dict(),
+            }
+            checkpoints.write(self.folder / "checkpoints", Checkpoint(self.step, tensors, plain), self.config.keep_last)
+        self._saved = self.step
+        self.engine.wait()
+
+    def _resume(self) -> None:
+        if self.engine.main:
+            checkpoints.clear(self.folder / "checkpoints")
+        self.engine.wait()
+        found = checkpoints.newest(self.folder / "checkpoints", self.ticker.say)
+        if found is None:
+            return
+        plain = found.state
+        if plain["processes"] != self.engine.processes:
+            raise CheckpointError(
+                f"{self.folder} was trained by {plain['processes']} processes, this run has {self.engine.processes}; "
+                "continue with as many"
+            )
+        state.restore(self.groups, self.ema, found.tensors, plain)
+        state.set_random_state(plain["random"][self.engine.rank], self.rng)
+        self.step = self._saved = found.step
+        self.best = math.inf if plain["best"] is None else plain["best"]
+        now = self.config.to_dict()
+        changed = [f"{key}: {plain['config'].get(key)} → {now[key]}" for key in now if now[key] != plain["config"].get(key)]
+        self.ticker.say(f"continuing from step {self.step}" + (f" with {'; '.join(changed)}" if changed else ""))
+
+    def _trackers(self) -> list[Any]:
+        return trackers(self.config.trackers, self.folder, self.config.name, self.step)
+
+
+def _guilty(micros: list[_Micro], losses: bool) -> list[str]:
+    """The items of the micro-batches whose losses are not finite, or of all where only the gradient is not."""
+    bad = [micro for micro in micros if not all(bool(x.isfinite()) for x in micro.terms.values())]
+    if losses and not bad:
+        return ["one of another process"]
+    return [item for micro in bad or micros for item in micro.items]
+
+
+def items_of(batch: Any) -> list[str]:
+    """The ids of a batch's items, for messages."""
+    found = batch.get("ids") if isinstance(batch, Mapping) else getattr(batch, "ids", None)
+    return ["(a batch without ids)"] if found is None else [str(item) for item in found]
+
+
+def seconds_of(batch: Any) -> float:
+    """Seconds of sound in a batch, 0 where it does not say."""
+    found = batch.get("seconds") if isinstance(batch, Mapping) else getattr(batch, "seconds", None)
+    return float(found or 0.0)

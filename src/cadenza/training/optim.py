@@ -1,0 +1,75 @@
+"""Optimisers: AdamW for each group of a task, and its schedule as a function of the step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cadenza.core.errors import TrainingError
+from cadenza.training.config import TrainingConfig
+
+_FUSED = ("cpu", "cuda", "mps", "xpu")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One of a task's modules with all that its learning needs."""
+
+    name: str
+    module: nn.Module
+    parameters: dict[str, nn.Parameter]  # those that learn, by name
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # one a group, so that one group's overflow does not disturb another
+    lr: float
+    clip: float | None
+
+
+def optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -> dict[str, Group]:
+    """An AdamW (Loshchilov & Hutter 2019) for each module; a parameter may belong to one group only."""
+    if unknown := set(config.groups) - set(modules):
+        raise TrainingError(f"groups names {sorted(unknown)}, but this task has: {', '.join(modules)}")
+    owners: dict[int, str] = {}
+    groups = {}
+    for name, module in modules.items():
+        parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise TrainingError(f"group '{name}' has no parameter that learns; take it out of the task or unfreeze it")
+        for key, parameter in parameters.items():
+            if owners.setdefault(id(parameter), name) != name:
+                raise TrainingError(f"'{key}' belongs to two groups, '{owners[id(parameter)]}' and '{name}'; keep one")
+        own = config.group(name)
+        assert own.lr is not None and own.betas is not None and own.weight_decay is not None
+        devices = {p.device.type for p in parameters.values()}
+        groups[name] = Group(
+            name,
+            module,
+            parameters,
+            torch.optim.AdamW(decayed(module, own.weight_decay), lr=own.lr, betas=own.betas, fused=devices <= set(_FUSED)),
+            torch.amp.GradScaler(next(iter(devices)), enabled=config.precision == "fp16"),
+            own.lr,
+            own.clip,
+        )
+    return groups
+
+
+def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Parameter groups in which only matrices decay: no biases, gains, norms, embeddings or single vectors."""
+    embeddings = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            matrix = sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in embeddings
+            (decay if matrix else keep).append(parameter)
+    both = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+    return [group for group in both if group["params"]]
+
+
+def rate(step: int, config: TrainingConfig) -> float:
+    """The learning rate of step `step` (from 0) as a fraction: linear warm-up, then half a cosine down to `final`."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
