@@ -122,11 +122,11 @@ def revert(pattern: Pattern, sequence: Int[Tensor, "b k s"], special: int) -> tu
 def revert_logits(
     pattern: Pattern, logits: Float[Tensor, "b k s v"], fill: float = float("nan")
 ) -> tuple[Float[Tensor, "b k f v"], Bool[Tensor, "k f"]]:
-    """The predictions of each code: the output at a step speaks of the step after it, where there is a start."""
+    """The predictions of each code of the sequence: a step's output speaks of the step after it, where there is a start."""
     _check(pattern, logits)
-    step = pattern.step.to(logits.device) - int(pattern.starts_empty)
+    step = pattern.step.to(logits.device)
     mask = (step >= 0) & (step < logits.shape[2])
-    index = step.where(mask, 0)[None, :, :, None].expand(len(logits), -1, -1, logits.shape[-1])
+    index = (step - int(pattern.starts_empty)).where(mask, 0)[None, :, :, None].expand(len(logits), -1, -1, logits.shape[-1])
     return logits.gather(2, index).masked_fill(~mask[None, :, :, None], fill), mask
 
 

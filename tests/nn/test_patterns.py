@@ -1,0 +1,123 @@
+"""Patterns against AudioCraft's own (kit case 10), and as invertible data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from cadenza.nn.patterns import (
+    CoarseFirst,
+    Delay,
+    MusicLM,
+    Parallel,
+    Pattern,
+    PatternSpec,
+    Unroll,
+    build_sequence,
+    revert,
+    revert_logits,
+    stack_frames,
+    stack_steps,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "patterns.json"
+RULES = [Parallel(), Delay(), Delay(flatten_first=2), Unroll(), Unroll(flattening=(0, 1, 1, 2)), CoarseFirst(), MusicLM()]
+
+
+def rule(entry: dict[str, Any]) -> Any:
+    return TypeAdapter(PatternSpec).validate_python({"type": entry["provider"], **entry["args"]})
+
+
+def agrees(entry: dict[str, Any]) -> None:
+    if "error" in entry:
+        with pytest.raises(ValidationError, match="delay"):
+            rule(entry)
+        return
+    rows, frames, special = entry["n_q"], entry["T"], entry["special"]
+    pattern = rule(entry).pattern(rows, frames)
+    assert [[list(code) for code in step] for step in pattern.steps] == entry["layout"]
+    assert pattern.tail == max(0, entry["max_delay"])
+    assert pattern.starts_empty == entry["starts_with_special_token"]
+    assert [pattern.first_step(frame) for frame in range(frames)] == entry["first_step_with_timestep"]
+    ids = 1000 + 100 * torch.arange(rows)[:, None] + torch.arange(frames)
+    for name, steps in (("full", None), ("valid", pattern.valid_steps)):
+        want = {key: torch.tensor(value) for key, value in entry[name].items()}
+        sequence, mask = build_sequence(pattern, ids[None], special, steps=steps)
+        assert torch.equal(sequence[0], want["sequence"]) and torch.equal(mask.long(), want["mask"])
+        back, mask = revert(pattern, sequence, special)
+        assert torch.equal(back[0], want["reverted"]) and torch.equal(mask.long(), want["reverted_mask"])
+        numbers = torch.arange(sequence[0].numel()).view(1, *sequence[0].shape, 1).float()
+        logits, mask = revert_logits(pattern, numbers, fill=-1)
+        assert torch.equal(logits[0, ..., 0].long(), want["logits_reverted"])
+        assert torch.equal(mask.long(), want["logits_mask"])
+
+
+@pytest.mark.parametrize("entry", json.loads(GOLDEN.read_text()), ids=lambda entry: f"{entry['provider']}{entry['args']}")
+def test_golden(entry: dict[str, Any]) -> None:
+    agrees(entry)
+
+
+def test_the_kit(kit: Callable[[str], Path]) -> None:
+    entries = json.loads((kit("10") / "patterns.json").read_text())
+    assert len(entries) > 40
+    for entry in entries:
+        agrees(entry)
+
+
+def test_the_drawing_of_the_paper() -> None:
+    sequence, _ = build_sequence(Delay().pattern(3, 4), torch.arange(1, 5).expand(1, 3, 4), 0)
+    assert sequence[0].tolist() == [[0, 1, 2, 3, 4, 0, 0], [0, 0, 1, 2, 3, 4, 0], [0, 0, 0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("spec", RULES, ids=lambda spec: spec.type)
+@pytest.mark.parametrize("frames", [1, 16, 72])
+def test_each_code_is_written_once_and_found_again(spec: Any, frames: int) -> None:
+    pattern = spec.pattern(4, frames)
+    ids = torch.randint(1024, (3, 4, frames), generator=torch.Generator().manual_seed(0))
+    sequence, mask = build_sequence(pattern, ids, 1024)
+    assert mask.sum() == 4 * frames and (sequence == 1024).sum() == 3 * (~mask).sum()
+    back, found = revert(pattern, sequence, 1024)
+    assert found.all() and torch.equal(back, ids)
+
+
+@pytest.mark.parametrize("spec", RULES, ids=lambda spec: spec.type)
+def test_a_growing_pattern_begins_like_a_shorter_one(spec: Any) -> None:
+    long, short = spec.pattern(4, 9).frame, spec.pattern(4, 5).frame
+    n = short.shape[1]
+    same = torch.equal(torch.where(long[:, :n] < 5, long[:, :n], -1), torch.where(short < 5, short, -1))
+    assert same == spec.grows
+
+
+@pytest.mark.parametrize("spec", RULES, ids=lambda spec: spec.type)
+def test_complete_counts_whole_frames(spec: Any) -> None:
+    pattern = spec.pattern(4, 5)
+    written: set[tuple[int, int]] = set()
+    for step, count in zip(pattern.steps, pattern.complete(), strict=True):
+        written |= set(step)
+        whole = [all((frame, row) in written for row in range(4)) for frame in range(5)] + [False]
+        assert count == whole.index(False)
+
+
+def test_stacked_tables_are_padded() -> None:
+    patterns = [Delay().pattern(2, 3), Delay().pattern(2, 1)]
+    assert stack_frames(patterns).tolist()[1] == [[-1, 0, 1, -1, -1], [-1, -1, 0, -1, -1]]
+    assert stack_steps(patterns).tolist() == [[[1, 2, 3], [2, 3, 4]], [[1, -1, -1], [2, -1, -1]]]
+
+
+def test_misfits_name_the_mend() -> None:
+    with pytest.raises(ValueError, match="delays: 3 numbers are given, this codec needs 4"):
+        Delay(delays=(0, 1, 2)).pattern(4, 8)
+    with pytest.raises(ValueError, match="group_by: 5 codebooks do not make groups of 2"):
+        MusicLM().pattern(5, 8)
+    with pytest.raises(ValueError, match="made for 4 frames, the codes have 5"):
+        build_sequence(Delay().pattern(2, 4), torch.zeros(1, 2, 5, dtype=torch.long), 9)
+    with pytest.raises(ValueError, match="has 2 codebooks, the tensor 3"):
+        revert(Delay().pattern(2, 4), torch.zeros(1, 3, 5, dtype=torch.long), 9)
+    with pytest.raises(ValueError, match="twice"):
+        Pattern(1, 2, ((), ((0, 0), (1, 0))))
+    with pytest.raises(ValueError, match="goes back"):
+        Pattern(1, 2, (((1, 0),), ((0, 0),)))
