@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -93,8 +94,11 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         draft.write_bytes(data)
         os.replace(draft, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error}; make room or give another folder, then go on") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _flac(wave: np.ndarray, rate: int) -> bytes:
@@ -152,8 +156,8 @@ def write_manifest(out: Path, corpus: Corpus, seconds: Iterable[float]) -> int:
     for index, length in enumerate(seconds):
         if _done(out, index):
             name = audio_name(index)
-            entry = {"id": clip_id(corpus.seed, index), "audio": name, "seconds": length, "sample_rate": corpus.sample_rate}
-            lines.append(_line(entry))
+            heard = {"seconds": length, "sample_rate": corpus.sample_rate, "channels": 1}
+            lines.append(_line({"id": clip_id(corpus.seed, index), "audio": name, **heard}))
     write_whole(out / "manifest.jsonl", b"".join(lines))
     return len(lines)
 
@@ -219,6 +223,8 @@ def build(
         if progress:
             progress(min(place * BATCH, count), count)
     total = write_manifest(out, corpus, seconds)
+    for draft in out.glob("*/.[0-9]*"):  # left by a build that was killed
+        draft.unlink(missing_ok=True)
     return CorpusReport(out, total, made, round(sum(seconds), 3), time.monotonic() - begun)
 
 

@@ -48,13 +48,14 @@ class _Speaker:
         if field == "tempo":
             return tempo_phrase(self.facts["tempo"], self.rng, unseen=unseen), unseen
         if field == "players":
-            return self._players(unseen), unseen and any(INSTRUMENTS[n].held_out for n in self.names)
+            players = self._players(unseen)
+            return players, unseen and any(kept in players for n in self.names for kept in INSTRUMENTS[n].held_out)
         if field == "lead":
             return self._named(self.names[0], unseen), unseen and bool(INSTRUMENTS[self.names[0]].held_out)
         fact = self.facts["texture" if field == "ensemble" else field]
-        if fact is None or (field == "ensemble" and fact in ("alone", "solo")):
+        words = FIELDS[field].get(fact)
+        if words is None:
             return None, False
-        words = FIELDS[field][fact]
         return pick(self.rng, words.of(unseen=unseen)), unseen and bool(words.held_out)
 
     def _named(self, name: str, unseen: bool) -> str:

@@ -11,12 +11,9 @@ SPARSE, BUSY = 2.2, 4.0
 
 
 def onsets_per_second(piece: Piece) -> float:
-    """Distinct note starts a second, drums apart, starts within 40 ms counted once."""
-    count, last = 0, -1.0
-    for start in sorted(piece.times(n)[0] for n in piece.notes if n.role != "drums"):
-        if start - last > 0.04:
-            count, last = count + 1, start
-    return count / (piece.plan.beats * piece.plan.beat_seconds)
+    """Distinct note starts a second, drums apart, a spread chord counted once."""
+    starts = {round(n.start, 3) for n in piece.notes if n.role != "drums"}
+    return len(starts) / (piece.plan.beats * piece.plan.beat_seconds)
 
 
 def density(piece: Piece) -> str:
