@@ -8,15 +8,14 @@ import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp.files import Info
 
 PREROLL = 1.0  # seconds decoded before a segment; with less, Opus has not settled
 
 
-def info(path: Path) -> Info:
-    """Rate, channels and length; decodes the file, as no container's header is exact."""
+def info(path: Path) -> tuple[int, int, int]:
+    """Sample rate, channels and samples a channel; decodes the file, as no container's header is exact."""
     samples, sample_rate = read(path, 0, None)
-    return Info(sample_rate, samples.shape[1], len(samples))
+    return sample_rate, samples.shape[1], len(samples)
 
 
 def read(path: Path, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:

@@ -24,6 +24,8 @@ FULL = 10 ** (-0.1 / 20)  # where `peak="normalize"` puts the peak: -0.1 dBFS
 
 
 class Format(NamedTuple):
+    """How libsndfile calls what a suffix stands for."""
+
     name: str
     subtype: str
     rates: tuple[int, ...] = ()  # the only sample rates there are; any when empty
@@ -62,7 +64,7 @@ def info(path: str | Path) -> Info:
     if _foreign(path):
         from cadenza.dsp import containers
 
-        return containers.info(Path(path))
+        return Info(*containers.info(Path(path)))
     with _opened(path) as file:
         return Info(file.samplerate, file.channels, file.frames)
 
