@@ -27,6 +27,7 @@ class TrainingConfig(Spec):
     name: str = "run"
     system: SystemSpec
     task: TaskSpec
+    start: str | None = None  # a saved system: its parts of the same spec give their weights
 
     steps: int = Field(100_000, ge=1)
     minutes: float | None = Field(None, gt=0)  # stop after so long, with a checkpoint; the schedule stays by steps
@@ -35,6 +36,7 @@ class TrainingConfig(Spec):
     seconds: float = Field(10.0, gt=0)  # of a segment
     seed: int = Field(0, ge=0)
     workers: int = Field(2, ge=0)
+    broken: Literal["skip", "raise"] = "skip"  # items that cannot be read are counted and named, or end the run
 
     lr: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
-    """The average of everything floating in a module's state dict, codebooks in buffers included.
+    """The average of a module's parameters; its buffers stay what they are.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
     """
@@ -17,7 +17,7 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._live = {key: x for key, x in module.state_dict().items() if x.is_floating_point()}  # shares memory
+        self._live = {key: x.detach() for key, x in module.named_parameters() if x.is_floating_point()}  # shares memory
         self.average = {key: x.detach().clone() for key, x in self._live.items()}
 
     @torch.no_grad()

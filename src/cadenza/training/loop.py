@@ -73,7 +73,8 @@ class Loop:
         self.config, self.task, self.material, self.folder, self.engine = config, task, material, folder, engine
         self._save = save
         modules = task.groups()
-        engine.share(modules.values())
+        task.memory().to(engine.device)
+        engine.share([*modules.values(), task.memory()])
         self.groups = optimizers(modules, config)
         self.ema = None if config.ema is None else Ema(next(iter(modules.values())), config.ema)
         self.rng = torch.Generator().manual_seed(config.seed + engine.rank)
@@ -155,7 +156,7 @@ class Loop:
             group.scaler.step(group.optimizer)
             group.scaler.update()
             group.optimizer.zero_grad()
-        self.engine.share((group.module for group in self.groups.values()), buffers_only=True)
+        self.engine.share([*(group.module for group in self.groups.values()), self.task.memory()], buffers_only=True)
         if self.ema is not None:
             self.ema.update()
         self.step += 1
@@ -253,7 +254,7 @@ class Loop:
                         totals[name] = totals.get(name, 0.0) + float(value) / len(self.material.validation)
                 totals |= {name: float(value) for name, value in self.task.report().items()}
             self._log.scalars("valid", self.step, totals)
-            score = totals.get("loss", next(iter(totals.values()), math.inf))
+            score = totals.get(self.task.judged_by, math.inf)
             if score < self.best:
                 self.best = score
                 self._export("best")
@@ -279,7 +280,7 @@ class Loop:
         if self.engine.main:
             if self._log is not None:
                 self._log.sync()
-            tensors, plain = state.capture(self.groups, self.ema)
+            tensors, plain = state.capture(self.groups, self.task.memory(), self.ema)
             plain |= {
                 "position": self.step * self.config.accumulation,
                 "processes": self.engine.processes,
@@ -304,7 +305,7 @@ class Loop:
                 f"{self.folder} was trained by {plain['processes']} processes, this run has {self.engine.processes}; "
                 "continue with as many"
             )
-        state.restore(self.groups, self.ema, found.tensors, plain)
+        state.restore(self.groups, self.task.memory(), self.ema, found)
         state.set_random_state(plain["random"][self.engine.rank], self.rng)
         self.step = self._saved = found.step
         self.best = math.inf if plain["best"] is None else plain["best"]

@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cadenza.core.errors import CheckpointError
+from cadenza.training.checkpoints import Checkpoint
 from cadenza.training.ema import Ema
 from cadenza.training.optim import Group
 
 
-def capture(groups: Mapping[str, Group], ema: Ema | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights, buffers, optimiser states, scalers and averages of every group."""
-    tensors: dict[str, Tensor] = {}
+def capture(groups: Mapping[str, Group], memory: nn.Module, ema: Ema | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, buffers, optimiser states, scalers and averages of every group, and the task's memory."""
+    tensors = {f"memory/{key}": x for key, x in memory.state_dict().items()}
     plain: dict[str, Any] = {"scalers": {}, "optimizers": {}}
     for name, group in groups.items():
         tensors |= {f"model/{name}/{key}": x for key, x in group.module.state_dict().items()}
@@ -34,20 +35,17 @@ def capture(groups: Mapping[str, Group], ema: Ema | None) -> tuple[dict[str, Ten
 
 
 @torch.no_grad()
-def restore(groups: Mapping[str, Group], ema: Ema | None, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+def restore(groups: Mapping[str, Group], memory: nn.Module, ema: Ema | None, checkpoint: Checkpoint) -> None:
     """The reverse of `capture`, strict in both directions: CheckpointError names what differs."""
-    left = set(tensors)
+    tensors, plain = checkpoint.tensors, checkpoint.state
+    left = set(tensors) - _load("the task's memory", "memory/", memory, tensors)
     for name, group in groups.items():
-        prefix = f"model/{name}/"
-        weights = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
-        _match(f"group '{name}'", weights, group.module.state_dict())
-        group.module.load_state_dict(weights)
+        left -= _load(f"group '{name}'", f"model/{name}/", group.module, tensors)
         ours = {id(p): key for key, p in group.parameters.items()}
         if plain["optimizers"].get(name) != [
             {"parameters": [ours[id(p)] for p in options["params"]]} for options in group.optimizer.param_groups
         ]:
             raise CheckpointError(f"group '{name}' learns other parameters than when the checkpoint was written")
-        left -= {prefix + key for key in weights}
         left -= _restore_optimizer(group, tensors)
         if plain["scalers"][name]:
             group.scaler.load_state_dict(plain["scalers"][name])
@@ -83,6 +81,14 @@ def set_random_state(state: Mapping[str, Any], rng: torch.Generator) -> None:
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+
+
+def _load(what: str, prefix: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Fills a module with the tensors under a prefix; their names."""
+    weights = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
+    _match(what, weights, module.state_dict())
+    module.load_state_dict(weights)
+    return {prefix + key for key in weights}
 
 
 def _restore_optimizer(group: Group, tensors: Mapping[str, Tensor]) -> set[str]:

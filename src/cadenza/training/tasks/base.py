@@ -41,13 +41,16 @@ Yield = tuple[str, dict[str, Tensor]]
 class Task(ABC):
     """A training step is a Python generator that yields (who learns, losses).
 
-    For each yield the trainer clears the gradients of that group, calls `losses["loss"].backward()`, averages
-    the group's gradients over processes, and steps its optimiser before it resumes the generator; the other
-    entries are detached scalars, logged as `group/term`. Modules are called directly, never through a wrapper.
+    For each yield the trainer differentiates `losses["loss"]`, divided by the accumulation, with respect to that
+    group's parameters alone. When all micro-batches of a step are done it averages the gradients over processes,
+    clips them, and steps all groups that learned together: within a step every group sees the weights of its start.
+    The other entries are detached scalars, logged as `group/term`. Modules are called directly, never through a wrapper.
     Whatever a schedule has to remember lives in a buffer or follows from `progress.step`: the state dicts of the
     groups, of `memory` and of the optimisers, with `progress.rng`, are the whole state of a run. Averaged weights
     (EMA) are averages of parameters; buffers are copied.
     """
+
+    judged_by: ClassVar[str] = "loss"  # the metric of `validate` that is least for the best weights
 
     @abstractmethod
     def groups(self) -> dict[str, nn.Module]:

@@ -1,0 +1,203 @@
+"""Trainer: a config and data in, a trained system in a folder out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from cadenza.core.errors import SpecError, TrainingError
+from cadenza.data.adapted import Adapted
+from cadenza.data.clips import Clips, Drawn
+from cadenza.data.encoded import EncodedClips
+from cadenza.data.items import Report
+from cadenza.data.loader import Loader, fixed
+from cadenza.data.sampler import Batches
+from cadenza.data.source import is_store, manifest_of
+from cadenza.system import store
+from cadenza.system.spec import SystemSpec
+from cadenza.system.system import System
+from cadenza.training.config import TrainingConfig
+from cadenza.training.engine import Engine
+from cadenza.training.loop import Loop, Material, Outcome
+
+SAMPLED_SECONDS = 60  # of sound at most in the batch that samples are made from
+
+
+class Trainer:
+    """Trains a system on a folder of audio, a manifest, an encoded store or a torch Dataset.
+
+    `what` is a TrainingConfig, the path of one, a mapping, or with the fields of a config as keywords a SystemSpec or
+    System, whose weights are then the start. `out` is the run's folder; an unfinished run there is continued. In it
+    are `log.jsonl`, `samples`, `checkpoints`, and `best` and `final`, which `cadenza.load` reads.
+    """
+
+    def __init__(
+        self, what: Any, data: Any, *, out: str | Path | None = None, validation: Any = None, data_rate: int | None = None,
+        cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
+    ) -> None:  # fmt: skip
+        self.config = config_of(what, {**_settings(overrides), **fields})
+        self.folder = Path("runs") / self.config.name if out is None else Path(out)
+        self.engine = Engine(self.config.precision, cpu=cpu)
+        self.system = System(self.config.system, getattr(what, "card", None))
+        given = _given(self.system, what, self.config)
+        self.task = self.config.task.build(self.system)
+        _demand(self.system, self.task.groups().values(), given)
+        self._train, self._held = self._data(data, validation, data_rate)
+        self.system.to(self.engine.device)
+
+    def train(self) -> Outcome:
+        """Trains to the end, or until Ctrl-C or the time is up, which the next call continues exactly."""
+        config, engine = self.config, self.engine
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{self.folder}: cannot be made: {error.strerror}; choose another place with out=") from None
+        order = Batches(len(self._train), config.batch, seed=config.seed, rank=engine.rank, world=engine.processes)
+        prepare = self.system.conditioners.prepare
+        loader = Loader(self._train, order, workers=config.workers, prepare=prepare, broken=config.broken)
+        validation, samples = [], None
+        if self._held is not None and len(self._held):
+            validation = fixed(self._held, config.batch, count=config.validation_items, prepare=prepare)
+            heard = max(1, min(config.sample_items, int(SAMPLED_SECONDS / config.seconds)))
+            samples = fixed(self._held, heard, count=heard, prepare=prepare)[0] if config.sample_items else None
+        loop = Loop(
+            config, self.task, Material(loader, validation, samples), folder=self.folder, engine=engine, save=self.system.save
+        )
+        loop.ticker.say(f"{len(self._train)} items to learn from, {len(validation and self._held or [])} held out")
+        outcome = loop.run()
+        if loader.report.broken:
+            loop.ticker.say(str(loader.report))
+        return outcome
+
+    def _data(self, data: Any, validation: Any, data_rate: int | None) -> tuple[Drawn, Drawn | None]:
+        """What is learned from, and what is held out: `validation`, or a few clips chosen by the hash of their ids."""
+        training = self._dataset(data, data_rate)
+        if validation is not None:
+            held = self._dataset(validation, data_rate)
+            held.fixed = True
+            return training, held
+        ids = {training.name(index) for index in range(len(training))}
+        count = min(self.config.validation_items, len(ids) // 4)
+        return training.split(count) if count else (training, None)
+
+    def _dataset(self, data: Any, data_rate: int | None) -> Any:
+        """The data set of items that a user's data is."""
+        config, codec = self.config, self.system.spec.codec
+        if isinstance(data, Clips | Adapted | EncodedClips):
+            return data
+        ids = list(self.system.conditioners)
+        if isinstance(data, str | Path):
+            if is_store(data):
+                frames = max(1, round(config.seconds * codec.grid.frame_rate))
+                return EncodedClips(data, frames=frames, seed=config.seed, ids=ids, codec=self.system.codec)
+            manifest, report = manifest_of(data)
+            self._report(report)
+            same = {"seconds": config.seconds, "sample_rate": codec.sample_rate, "channels": codec.channels}
+            return Clips(manifest, **same, seed=config.seed, ids=ids)
+        return Adapted(
+            data, seconds=config.seconds, sample_rate=codec.sample_rate, channels=codec.channels, data_rate=data_rate,
+            seed=config.seed,
+        )  # fmt: skip
+
+    def _report(self, report: Report) -> None:
+        if report.broken and self.config.broken == "raise":
+            raise TrainingError(f"the data: {report}; mend or remove these files, or set broken: skip")
+        if report.broken and self.engine.main:
+            print(f"the data: {report}")
+
+
+def config_of(what: Any, fields: Mapping[str, Any]) -> TrainingConfig:
+    """The config that a user's first argument and keywords are; mistakes raise SpecError together."""
+    if isinstance(what, System):
+        what = what.spec
+    if isinstance(what, SystemSpec):
+        task = {"type": "codec" if what.generator is None else "generator"}
+        return TrainingConfig.parse({"system": what.to_dict(), "task": task, **_plain(fields)}, source="training config")
+    if isinstance(what, str | Path):
+        what = TrainingConfig.read(what)
+    if isinstance(what, TrainingConfig):
+        what = what.to_dict()
+    if not isinstance(what, Mapping):
+        raise SpecError(f"a {type(what).__name__} is no training config; give a TrainingConfig, a YAML file, or a SystemSpec")
+    return TrainingConfig.parse(_merged(what, _plain(fields)), source="training config")
+
+
+def _settings(lines: Sequence[str]) -> dict[str, Any]:
+    """`a.b=value` lines as nested mappings, their values read as YAML."""
+    settings: dict[str, Any] = {}
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise SpecError(f"'{line}' sets nothing; write KEY=VALUE, such as steps=1000 or task.mel=1.0")
+        *path, last = name.strip().split(".")
+        place = settings
+        for step in path:
+            place = place.setdefault(step, {})
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError(f"'{line}': the value is not YAML ({error})") from None
+        if isinstance(place[last], str):
+            place[last] = _number(place[last])
+    return settings
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 takes 1e-4 for a string; here it is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` in `base`, mappings merged key by key; one of another `type` replaces the whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        there = merged.get(key)
+        deep = (
+            isinstance(there, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("type", there.get("type")) == there.get("type")
+        )
+        merged[key] = _merged(there, value) if deep else value  # type: ignore[arg-type]
+    return merged
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in fields.items()}
+
+
+def _parts(system: System) -> dict[str, nn.Module]:
+    """The parts that can have weights of their own, by where they are."""
+    parts: dict[str, nn.Module] = {"codec": system.codec}
+    parts |= {f"conditioners.{name}": part for name, part in system.conditioners.items()}
+    return parts if system.generator is None else {**parts, "generator": system.generator}
+
+
+def _given(system: System, what: Any, config: TrainingConfig) -> set[str]:
+    """Gives the system's parts the weights of where training starts; which parts those are."""
+    given = set()
+    for source in [what] * isinstance(what, System) + ([] if config.start is None else [store.load(config.start)]):
+        theirs = _parts(source)
+        for name, part in _parts(system).items():
+            if name in theirs and theirs[name].spec == part.spec:  # type: ignore[union-attr]
+                part.load_state_dict(theirs[name].state_dict())
+                given.add(name)
+    if config.start is not None and not given:
+        raise TrainingError(f"start: no part of {config.start} has the same spec as a part of this system")
+    return given
+
+
+def _demand(system: System, learning: Any, given: set[str]) -> None:
+    """TrainingError for a part that neither learns nor was given weights: it would be noise for ever."""
+    learns = {id(p) for module in learning for p in module.parameters()}
+    for name, part in _parts(system).items():
+        own = list(part.parameters())
+        if name not in given and own and not any(id(p) in learns for p in own):
+            raise TrainingError(
+                f"'{name}' would stay untrained: this task does not train it, and no weights were given; "
+                "name a saved system that has it (start: FOLDER), or leave it out of the system"
+            )
