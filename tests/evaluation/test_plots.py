@@ -1,0 +1,64 @@
+"""Pictures are read back: what is equal looks equal, what is loud shines where it should."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from cadenza.core.errors import AudioError
+from cadenza.core.types import Codes
+from cadenza.dsp.audio import Audio
+from cadenza.evaluation.plots import colours, draw_codes, draw_spectrogram
+
+
+def test_equal_codes_look_equal_and_neighbours_do_not() -> None:
+    painted = colours(np.arange(2048)[None])[0]
+    assert ((painted >= 0) & (painted <= 1)).all()
+    assert np.array_equal(colours(np.array([[7, 7]]))[0, 0], painted[7])
+    assert (np.abs(np.diff(painted, axis=0)).max(1) > 0.1).all()
+    brightness = painted @ np.array([0.2126, 0.7152, 0.0722])
+    assert brightness.std() < 0.06
+
+
+def seen(path: Path, ids: np.ndarray) -> list[bool]:
+    """For each code, whether its colour is in the picture."""
+    pixels = np.unique(imread(path)[:, :, :3].reshape(-1, 3), axis=0)
+    return [bool((np.abs(pixels - colour).max(1) < 0.003).any()) for colour in colours(ids[None])[0]]
+
+
+@pytest.mark.parametrize(("length", "seconds", "shown"), [(60, 1.0, 50), (60, 0.5, 25), (30, 1.0, 30), (1, 1.0, 1)])
+def test_a_cell_is_a_frame(tmp_path: Path, length: int, seconds: float, shown: int) -> None:
+    ids = torch.arange(60).repeat(2, 2, 1)
+    draw_codes(Codes(ids, torch.tensor([length, 60])), tmp_path / "codes.png", frame_rate=50.0, seconds=seconds)
+    assert seen(tmp_path / "codes.png", np.arange(60)) == [frame < shown for frame in range(60)]
+
+
+def test_a_note_shines_at_its_pitch(tmp_path: Path) -> None:
+    """A higher note lies higher, as the mel scale says: 2595 log10(1 + f / 700)."""
+    heights = []
+    for hertz in (500.0, 4000.0):
+        wave = torch.sin(2 * math.pi * hertz * torch.arange(24000) / 24000)
+        draw_spectrogram(Audio(wave[None, None], 24000), tmp_path / "note.png")
+        picture = imread(tmp_path / "note.png")[:, :, :3]
+        column = picture[:, picture.shape[1] // 2].sum(1)
+        column[column > 2.99] = 0  # the paper
+        heights.append(int(column.argmax()))
+    rows = len(picture)
+    mel = [2595 * math.log10(1 + f / 700) for f in (30.0, 500.0, 4000.0, 12000.0)]
+    share = (heights[0] - heights[1]) / rows
+    inside = (mel[2] - mel[1]) / (mel[3] - mel[0])
+    assert 0.7 * inside < share < inside  # the axes take most of the height
+
+
+def test_silence_and_one_sample_can_be_drawn(tmp_path: Path) -> None:
+    for wave in (torch.zeros(1, 2, 8000), torch.ones(1, 1, 1)):
+        draw_spectrogram(Audio(wave, 8000), tmp_path / "quiet.png")
+        assert imread(tmp_path / "quiet.png").size
+
+
+def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="nowhere"):
+        draw_codes(Codes(torch.zeros(1, 2, 5, dtype=torch.long)), tmp_path / "nowhere" / "a.png", frame_rate=50.0)
