@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
+from cadenza.data.encoded import EncodedClips
 
 TIMEOUT = 120
 
@@ -214,3 +215,12 @@ assert not {"torch", "pydantic", "numpy"} & set(sys.modules)
 
 def test_help_loads_no_model_code():
     subprocess.run([sys.executable, "-c", HELP], check=True)
+
+
+def test_a_folder_becomes_a_store(cadenza, model, tmp_path):
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", 0.3 * np.sin(np.arange(4000) * 0.1 * (i + 1)), 8000)
+    (tmp_path / "3.wav").write_text("not audio")
+    run = cadenza("encode", ".", "--model", model, "--out", "store", cwd=tmp_path)
+    assert run.returncode == 0 and "3.wav" in run.stdout, run.stderr
+    assert len(EncodedClips(tmp_path / "store", frames=100)) == 6  # windows of 100 frames in 250

@@ -1,29 +1,54 @@
 """`cadenza encode` and `cadenza decode`: audio to codes and back."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from cadenza.system.system import System
+
 
 def encode(
-    audio: Annotated[Path, typer.Argument(help="An audio file.")],
-    out: Annotated[Path, typer.Option(help="The file of codes to write.")] = Path("codes.safetensors"),
+    audio: Annotated[Path, typer.Argument(help="An audio file; or a folder or manifest, to train on.")],
+    out: Annotated[Path, typer.Option(help="The file of codes to write; the folder of a store, for a folder.")] = Path(
+        "codes.safetensors"
+    ),
     model: Annotated[str, typer.Option(help="A bundled model or a folder.")] = "starter",
     plot: Annotated[Path | None, typer.Option(help="Also draw the first second as coloured tokens (png).")] = None,
 ) -> None:
     """Turn audio into codes, as the model sees it."""
     from cadenza.apps.api import load
+
+    system = load(model)
+    if audio.is_dir() or audio.suffix == ".jsonl":
+        _encode_all(system, audio, out)
+    else:
+        _encode_one(system, audio, out, plot)
+
+
+def _encode_all(system: "System", source: Path, out: Path) -> None:
+    """Fills a store with the codes of every clip; an interrupted one is continued."""
+    from cadenza.data.encode import encode
+    from cadenza.data.source import manifest_of
+
+    manifest, found = manifest_of(source)
+    if found.broken:
+        print(found)
+    report = encode(manifest, system.codec, out, broken="skip", progress=lambda done, total: print(f"{done} of {total} clips"))
+    print(f"{out}: {report}")
+
+
+def _encode_one(system: "System", audio: Path, out: Path, plot: Path | None) -> None:
     from cadenza.core.errors import RequestError
     from cadenza.core.types import Codes
     from cadenza.dsp.audio import read
     from cadenza.system.codes import write_codes
 
-    system = load(model)
     given = read(audio)
     codes = system.codec.encode(given.resample(system.spec.codec.sample_rate).mix(system.spec.codec.channels))
     if not isinstance(codes, Codes):
-        raise RequestError(f"the codec of {model} makes continuous latents; choose a model whose codec makes codes")
+        raise RequestError("this codec makes continuous latents; choose another model")
     write_codes(out, codes, system.spec.codec)
     _, rows, frames = codes.ids.shape
     print(f"{out}: {rows} codebooks x {frames} frames for {given.wave.shape[-1] / given.sample_rate:.2f} s")
