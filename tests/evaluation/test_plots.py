@@ -26,7 +26,7 @@ def test_equal_codes_look_equal_and_neighbours_do_not() -> None:
 def seen(path: Path, ids: np.ndarray) -> list[bool]:
     """For each code, whether its colour is in the picture."""
     pixels = np.unique(imread(path)[:, :, :3].reshape(-1, 3), axis=0)
-    return [bool((np.abs(pixels - colour).max(1) < 0.003).any()) for colour in colours(ids[None])[0]]
+    return [bool((np.abs(pixels - colour).max(1) < 1 / 250).any()) for colour in colours(ids[None])[0]]
 
 
 @pytest.mark.parametrize(("length", "seconds", "shown"), [(60, 1.0, 50), (60, 0.5, 25), (30, 1.0, 30), (1, 1.0, 1)])
