@@ -142,7 +142,7 @@ class CodecLM(Generator):
     # training
 
     def forward(
-        self, sequence: Int[Tensor, "b k s"], fused: Fused, frame: Int[Tensor, "b k s"], rng: torch.Generator | None = None
+        self, sequence: Int[Tensor, "b k s"], fused: Fused, frame: Int[Tensor, "b k n"], rng: torch.Generator | None = None
     ) -> Float[Tensor, "b s k v"]:
         """At each step the logits of the next; `frame` is the pattern's, of these steps or of more."""
         setting = self._setting(fused, frame.expand(len(sequence), -1, -1))

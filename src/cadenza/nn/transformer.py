@@ -30,7 +30,7 @@ class Block(nn.Module):
         heads: int,
         *,
         hidden: int,
-        source: int | None,
+        source: int | None = None,
         bias: bool = False,
         dropout: float = 0.0,
         eps: float = 1e-5,
