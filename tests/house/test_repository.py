@@ -73,7 +73,7 @@ def test_files_are_small_enough_to_carry() -> None:
 def test_text_files_end_with_a_line() -> None:
     for path, text in texts().items():
         assert not text or text.endswith("\n"), f"{path} does not end with a line break"
-        assert "<<<<<<< " not in text, f"{path} holds a conflict"
+        assert "<" * 7 + " " not in text, f"{path} holds a conflict"
 
 
 def families() -> list[type[Part]]:

@@ -101,13 +101,13 @@ def test_a_refusal_does_not_wait_for_the_first_chunk(system):
 
 def test_saved_and_loaded(system, tmp_path):
     system.save(tmp_path / "model")
-    again = store.load(tmp_path / "model")
+    again = System.load(tmp_path / "model")
     assert again.spec == system.spec and again.card == system.card
     assert torch.equal(again.generate("drums", seed=3).wave, system.generate("drums", seed=3).wave)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     system.save(tmp_path / "model", dtype=torch.float16)  # in place of the first
     assert {x.dtype for x in load_file(tmp_path / "model" / "model.safetensors").values()} >= {torch.float16}
-    store.load(tmp_path / "model")
+    System.load(tmp_path / "model")
 
 
 def test_nothing_else_is_overwritten(system, tmp_path):
@@ -122,10 +122,10 @@ def test_large_weights_are_split(system, tmp_path, monkeypatch):
     system.save(tmp_path / "model")
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(shards) > 1 and shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
-    store.load(tmp_path / "model")
+    System.load(tmp_path / "model")
     shards[-1].unlink()
     with pytest.raises(CheckpointError, match=f"{len(shards) - 1} of {len(shards)} weight files"):
-        store.load(tmp_path / "model")
+        System.load(tmp_path / "model")
 
 
 def test_damaged_weights_are_named(system, tmp_path):
@@ -135,20 +135,20 @@ def test_damaged_weights_are_named(system, tmp_path):
     name = next(n for n, x in whole.items() if x.is_floating_point())
     save_file({**whole, name: torch.full_like(whole[name], float("nan"))}, file)
     with pytest.raises(CheckpointError, match=f"'{name}' is not finite"):
-        store.load(tmp_path / "model")
+        System.load(tmp_path / "model")
     save_file({n: x for n, x in whole.items() if n != name}, file)
     with pytest.raises(CheckpointError, match="1 missing"):
-        store.load(tmp_path / "model")
+        System.load(tmp_path / "model")
     save_file({**whole, "stranger": torch.zeros(1)}, file)
     with pytest.raises(CheckpointError, match="1 unknown.*stranger"):
-        store.load(tmp_path / "model")
+        System.load(tmp_path / "model")
     save_file(whole, file)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        store.load(tmp_path / "model")
+        System.load(tmp_path / "model")
     file.unlink()
     with pytest.raises(CheckpointError, match="no weights"):
-        store.load(tmp_path / "model")
+        System.load(tmp_path / "model")
 
 
 def test_a_misspelt_spec_is_named(system, tmp_path):
@@ -158,4 +158,4 @@ def test_a_misspelt_spec_is_named(system, tmp_path):
     tree["generator"]["heads_"] = tree["generator"].pop("heads")
     file.write_text(json.dumps(tree))
     with pytest.raises(Exception, match="heads_: unknown field. Did you mean 'heads'"):
-        store.load(tmp_path / "model")
+        System.load(tmp_path / "model")

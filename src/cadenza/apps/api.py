@@ -19,7 +19,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: t
     folder that is not whole.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return store.load(folder_of(name), device=device, dtype=dtype)
+    return System.load(folder_of(name), device=device, dtype=dtype)
 
 
 def folder_of(name: str | Path) -> Path:

@@ -46,6 +46,8 @@ class Plan:
 
 
 class Generator(nn.Module, ABC):
+    """Learns to continue frames under conditions, and writes them as a stream."""
+
     spec: Any
     grid: Grid
 

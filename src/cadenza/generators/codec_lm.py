@@ -113,6 +113,8 @@ class _State:
 
 
 class CodecLM(Generator):
+    """Embeddings of K codebooks summed, a causal transformer, K heads."""
+
     def __init__(self, spec: CodecLMSpec, grid: Grid, widths: Mapping[Slot, int]) -> None:
         super().__init__()
         self.spec, self.grid = spec, grid
@@ -145,7 +147,7 @@ class CodecLM(Generator):
         self, sequence: Int[Tensor, "b k s"], fused: Fused, frame: Int[Tensor, "b k n"], rng: torch.Generator | None = None
     ) -> Float[Tensor, "b s k v"]:
         """At each step the logits of the next; `frame` is the pattern's, of these steps or of more."""
-        setting = self._setting(fused, frame.expand(len(sequence), -1, -1))
+        setting = self._setting(fused, frame)
         return self._logits(self._run(sequence, setting, rng=rng)[:, setting.length :])
 
     def losses(self, target: Codes | Latents, fused: Fused, rng: torch.Generator) -> dict[str, Tensor]:

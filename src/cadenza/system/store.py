@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,21 @@ from cadenza.core.errors import CheckpointError
 from cadenza.system.card import FILE as CARD
 from cadenza.system.card import Card
 from cadenza.system.spec import SystemSpec
-from cadenza.system.system import System
 
 SPEC = "system.json"
 SHARD_BYTES = 15 * 2**20  # of files that shall be easy to carry; larger weights are split
 
 
-def save(system: System, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """What a system's folder holds."""
+
+    spec: SystemSpec
+    card: Card
+    weights: dict[str, Tensor]
+
+
+def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Writes the folder whole or not at all; an earlier system there is replaced, anything else is refused."""
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
@@ -31,9 +41,9 @@ def save(system: System, folder: str | Path, *, dtype: torch.dtype | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        (temporary / SPEC).write_text(system.spec.to_json())
-        (temporary / CARD).write_text(system.card.to_markdown())
-        shards = _shards({name: _stored(x, dtype) for name, x in system.state_dict().items()})
+        (temporary / SPEC).write_text(stored.spec.to_json())
+        (temporary / CARD).write_text(stored.card.to_markdown())
+        shards = _shards({name: _stored(x, dtype) for name, x in stored.weights.items()})
         for i, shard in enumerate(shards, 1):
             name = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
             save_file(shard, temporary / name)
@@ -54,15 +64,31 @@ def save(system: System, folder: str | Path, *, dtype: torch.dtype | None = None
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> System:
-    """The system in a folder, in evaluation mode; every weight must be there and none may be left over."""
+def read(folder: str | Path) -> Stored:
+    """What a folder holds; raises CheckpointError where something is missing, damaged or not finite."""
     folder = Path(folder)
     if not (folder / SPEC).exists():
         raise CheckpointError(f"{folder} holds no {SPEC}; give the folder that `save` or training wrote")
-    system = System(SystemSpec.read(folder / SPEC), Card.of(folder))
-    _fill(system, _weights(folder), folder)
-    system.requires_grad_(False)
-    return system.eval().to(device=device, dtype=dtype)
+    spec, weights = SystemSpec.read(folder / SPEC), _weights(folder)
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{folder}: weight '{name}' is not finite; the training that wrote it had failed")
+    return Stored(spec, Card.of(folder), weights)
+
+
+def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError unless every wanted weight is there in its shape, and no other."""
+    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & weights.keys())
+        if weights[name].shape != wanted[name].shape
+    ]
+    if missing or unknown or shapes:
+        raise CheckpointError(
+            f"{source}: weights and {SPEC} do not belong together: "
+            f"{len(missing)} missing {missing[:5]}, {len(unknown)} unknown {unknown[:5]}, {len(shapes)} misshapen {shapes[:5]}"
+        )
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
@@ -79,25 +105,6 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
     return weights
-
-
-def _fill(system: System, weights: dict[str, Tensor], folder: Path) -> None:
-    wanted = system.state_dict()
-    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ]
-    if missing or unknown or shapes:
-        raise CheckpointError(
-            f"{folder}: weights and {SPEC} do not belong together: "
-            f"{len(missing)} missing {missing[:5]}, {len(unknown)} unknown {unknown[:5]}, {len(shapes)} misshapen {shapes[:5]}"
-        )
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{folder}: weight '{name}' is not finite; the training that wrote it had failed")
-    system.load_state_dict(weights)
 
 
 def _stored(x: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from cadenza.core.spec import near
 from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
+from cadenza.system import store
 from cadenza.system.card import Card
 from cadenza.system.fusion import Keep, drop_all, fuse
 from cadenza.system.request import Clip, Request
@@ -57,11 +59,18 @@ class System(nn.Module):
     def fuse(self, conditions: Mapping[str, Condition], *, frames: int, keep: Keep | None = None) -> Fused:
         return fuse(conditions, self.spec.fusion, frames=frames, keep=keep)
 
-    def save(self, folder: Any, *, dtype: torch.dtype | None = None) -> None:
-        """Writes `system.json`, the weights (as `dtype`, or as they are) and the card; never partly."""
-        from cadenza.system.store import save  # store builds systems
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "System":
+        """The system in a folder, in evaluation mode; every weight must be there and none may be left over."""
+        stored = store.read(folder)
+        system = cls(stored.spec, stored.card)
+        store.check(stored.weights, system.state_dict(), str(folder))
+        system.load_state_dict(stored.weights)
+        return system.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
-        save(self, folder, dtype=dtype)
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Writes `system.json`, the weights (as `dtype`, or as they are) and the card; never partly."""
+        store.write(store.Stored(self.spec, self.card, self.state_dict()), folder, dtype=dtype)
 
     def generate(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Audio:
         """The clips of a request as one batch.

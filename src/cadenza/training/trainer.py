@@ -4,21 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
-from cadenza.core.errors import SpecError, TrainingError
+from cadenza.core.errors import TrainingError
 from cadenza.data.adapted import Adapted
 from cadenza.data.clips import Clips, Drawn
 from cadenza.data.encoded import EncodedClips
-from cadenza.data.items import Report
+from cadenza.data.items import Draw, Report
 from cadenza.data.loader import Loader, fixed
 from cadenza.data.sampler import Batches
 from cadenza.data.source import is_store, manifest_of
-from cadenza.system import store
-from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
-from cadenza.training.config import TrainingConfig
+from cadenza.training import checkpoints
+from cadenza.training.config import TrainingConfig, config_of
 from cadenza.training.engine import Engine
 from cadenza.training.loop import Loop, Material, Outcome
 
@@ -37,13 +35,13 @@ class Trainer:
         self, what: Any, data: Any, *, out: str | Path | None = None, validation: Any = None, data_rate: int | None = None,
         cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
     ) -> None:  # fmt: skip
-        self.config = config_of(what, {**_settings(overrides), **fields})
+        self.config = config_of(what.spec if isinstance(what, System) else what, overrides, fields)
         self.folder = Path("runs") / self.config.name if out is None else Path(out)
         self.engine = Engine(self.config.precision, cpu=cpu)
         self.system = System(self.config.system, getattr(what, "card", None))
-        given = _given(self.system, what, self.config)
+        self._given = _given(self.system, what, self.config)
         self.task = self.config.task.build(self.system)
-        _demand(self.system, self.task.groups().values(), given)
+        _demand(self.system, self.task.groups().values(), self._given)
         self._train, self._held = self._data(data, validation, data_rate)
         self.system.to(self.engine.device)
 
@@ -54,22 +52,40 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.folder}: cannot be made: {error.strerror}; choose another place with out=") from None
+        if not checkpoints.steps(self.folder / "checkpoints"):
+            self._fit()
+        loop = Loop(config, self.task, folder=self.folder, engine=engine, save=self.system.save)
+        loop.resume()
+        material = self._material(loop)
+        outcome = loop.run(material)
+        loader = material.batches
+        assert isinstance(loader, Loader)
+        if loader.report.broken:
+            loop.ticker.say(str(loader.report))
+        return outcome
+
+    def _fit(self) -> None:
+        """Shows the conditioners that have no weights yet what they must know before the first step, such as a vocabulary."""
+        new = [name for name in self.system.conditioners if f"conditioners.{name}" not in self._given]
+        metadata = _metadata(self._train) if new else []
+        for name in new:
+            self.system.conditioners[name].fit(value for item in metadata for value in _values(item.get(name)))  # type: ignore[operator]
+
+    def _material(self, loop: Loop) -> Material:
+        """The batches of this process, and those that are the same every time."""
+        config, engine, held = self.config, self.engine, self._held
         order = Batches(len(self._train), config.batch, seed=config.seed, rank=engine.rank, world=engine.processes)
         prepare = self.system.conditioners.prepare
         loader = Loader(self._train, order, workers=config.workers, prepare=prepare, broken=config.broken)
         validation, samples = [], None
-        if self._held is not None and len(self._held):
-            validation = fixed(self._held, config.batch, count=config.validation_items, prepare=prepare)
+        if held is not None and len(held) and config.validation_items:
+            validation = fixed(held, config.batch, count=config.validation_items, prepare=prepare)
+        if held is not None and len(held) and config.sample_items:
             heard = max(1, min(config.sample_items, int(SAMPLED_SECONDS / config.seconds)))
-            samples = fixed(self._held, heard, count=heard, prepare=prepare)[0] if config.sample_items else None
-        loop = Loop(
-            config, self.task, Material(loader, validation, samples), folder=self.folder, engine=engine, save=self.system.save
-        )
-        loop.ticker.say(f"{len(self._train)} items to learn from, {len(validation and self._held or [])} held out")
-        outcome = loop.run()
-        if loader.report.broken:
-            loop.ticker.say(str(loader.report))
-        return outcome
+            samples = fixed(held, heard, count=heard, prepare=prepare)[0]
+        count = sum(len(batch.metadata) for batch in validation)
+        loop.ticker.say(f"{len(self._train)} segments to learn from, {count} held out to validate on")
+        return Material(loader, validation, samples)
 
     def _data(self, data: Any, validation: Any, data_rate: int | None) -> tuple[Drawn, Drawn | None]:
         """What is learned from, and what is held out: `validation`, or a few clips chosen by the hash of their ids."""
@@ -108,68 +124,6 @@ class Trainer:
             print(f"the data: {report}")
 
 
-def config_of(what: Any, fields: Mapping[str, Any]) -> TrainingConfig:
-    """The config that a user's first argument and keywords are; mistakes raise SpecError together."""
-    if isinstance(what, System):
-        what = what.spec
-    if isinstance(what, SystemSpec):
-        task = {"type": "codec" if what.generator is None else "generator"}
-        return TrainingConfig.parse({"system": what.to_dict(), "task": task, **_plain(fields)}, source="training config")
-    if isinstance(what, str | Path):
-        what = TrainingConfig.read(what)
-    if isinstance(what, TrainingConfig):
-        what = what.to_dict()
-    if not isinstance(what, Mapping):
-        raise SpecError(f"a {type(what).__name__} is no training config; give a TrainingConfig, a YAML file, or a SystemSpec")
-    return TrainingConfig.parse(_merged(what, _plain(fields)), source="training config")
-
-
-def _settings(lines: Sequence[str]) -> dict[str, Any]:
-    """`a.b=value` lines as nested mappings, their values read as YAML."""
-    settings: dict[str, Any] = {}
-    for line in lines:
-        name, equals, value = line.partition("=")
-        if not equals:
-            raise SpecError(f"'{line}' sets nothing; write KEY=VALUE, such as steps=1000 or task.mel=1.0")
-        *path, last = name.strip().split(".")
-        place = settings
-        for step in path:
-            place = place.setdefault(step, {})
-        try:
-            place[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SpecError(f"'{line}': the value is not YAML ({error})") from None
-        if isinstance(place[last], str):
-            place[last] = _number(place[last])
-    return settings
-
-
-def _number(text: str) -> Any:
-    """YAML 1.1 takes 1e-4 for a string; here it is a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` in `base`, mappings merged key by key; one of another `type` replaces the whole."""
-    merged = dict(base)
-    for key, value in changes.items():
-        there = merged.get(key)
-        deep = (
-            isinstance(there, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("type", there.get("type")) == there.get("type")
-        )
-        merged[key] = _merged(there, value) if deep else value  # type: ignore[arg-type]
-    return merged
-
-
-def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in fields.items()}
-
-
 def _parts(system: System) -> dict[str, nn.Module]:
     """The parts that can have weights of their own, by where they are."""
     parts: dict[str, nn.Module] = {"codec": system.codec}
@@ -180,7 +134,7 @@ def _parts(system: System) -> dict[str, nn.Module]:
 def _given(system: System, what: Any, config: TrainingConfig) -> set[str]:
     """Gives the system's parts the weights of where training starts; which parts those are."""
     given = set()
-    for source in [what] * isinstance(what, System) + ([] if config.start is None else [store.load(config.start)]):
+    for source in [what] * isinstance(what, System) + ([] if config.start is None else [System.load(config.start)]):
         theirs = _parts(source)
         for name, part in _parts(system).items():
             if name in theirs and theirs[name].spec == part.spec:  # type: ignore[union-attr]
@@ -201,3 +155,17 @@ def _demand(system: System, learning: Any, given: set[str]) -> None:
                 f"'{name}' would stay untrained: this task does not train it, and no weights were given; "
                 "name a saved system that has it (start: FOLDER), or leave it out of the system"
             )
+
+
+def _metadata(dataset: Any) -> list[Mapping[str, Any]]:
+    """What is known of every clip, without reading audio where that can be."""
+    if isinstance(dataset, Clips):
+        return [clip.metadata() for clip in dataset.manifest.clips]
+    if isinstance(dataset, EncodedClips):
+        return [dataset.store.metadata(clip) for clip in sorted({clip for clip, _ in dataset.places})]
+    return [{key: value for key, value in dataset[Draw(i)].items() if key != "audio"} for i in range(len(dataset))]
+
+
+def _values(value: Any) -> Sequence[Any]:
+    """The values that draws of a piece of metadata can give: each of a list of texts."""
+    return value if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value) else [value]
