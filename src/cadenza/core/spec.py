@@ -117,21 +117,38 @@ def explain(cls: type[Spec], data: Any, error: ValidationError, source: str) -> 
 
 def _fields(owner: Any, node: Any, path: list[Any]) -> list[str]:
     """The field names of the spec that `path` leads to."""
+    owner = _member([owner], node)
     for step in path:
+        if step == _tag(node) and step not in getattr(owner, "model_fields", {}):
+            continue  # the branch of a union, which pydantic names in the path
         try:
             node = node[step]
         except (KeyError, IndexError, TypeError):
             return []
         fields = getattr(owner, "model_fields", {})
-        owner = _spec_in(fields[step].annotation if step in fields else owner)
-        if "family" in getattr(owner, "__dict__", {}) and isinstance(node, dict) and isinstance(node.get("type"), str):
-            owner = owner.find(node["type"])
+        owner = _member(_specs_in(fields[step].annotation) if step in fields else [owner], node)
     return list(getattr(owner, "model_fields", {}))
 
 
-def _spec_in(annotation: Any) -> Any:
-    """The first Spec class inside an annotation such as `dict[str, X]` or `X | None`."""
+def _member(owners: list[Any], node: Any) -> Any:
+    """Which of the specs that may stand somewhere describes `node`: the one with its `type`, or the first."""
+    tagged = [owner for owner in owners if _tag(node) and _default_type(owner) == _tag(node)]
+    owner = next(iter([*tagged, *owners]), None)
+    return owner.find(_tag(node)) if "family" in getattr(owner, "__dict__", {}) and _tag(node) else owner
+
+
+def _tag(node: Any) -> str | None:
+    tag = node.get("type") if isinstance(node, dict) else None
+    return tag if isinstance(tag, str) else None
+
+
+def _default_type(owner: Any) -> Any:
+    field = getattr(owner, "model_fields", {}).get("type")
+    return None if field is None else field.default
+
+
+def _specs_in(annotation: Any) -> list[Any]:
+    """The Spec classes inside an annotation such as `dict[str, X]` or `X | Y | None`."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return annotation
-    found = [_spec_in(argument) for argument in get_args(annotation)]
-    return next((spec for spec in found if spec is not None), None)
+        return [annotation]
+    return [spec for argument in get_args(annotation) for spec in _specs_in(argument)]

@@ -1,0 +1,316 @@
+"""The codec language model: its end of sequence, its positions, its loop without host, and bad requests."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cadenza.core.errors import RequestError, SpecError
+from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Tokens
+from cadenza.generators.base import GeneratorSpec, Plan
+from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
+from cadenza.nn.patterns import Delay, MusicLM, Parallel, Unroll
+from cadenza.samplers.guidance import active
+from cadenza.samplers.tokens import TokenSampling
+
+GRID = Grid("codes", 50.0, 3, 11)
+SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp": 2, "context": 200}
+DRAWN = TokenSampling()
+GREEDY = TokenSampling(temperature=0)
+
+
+def model(widths: Any = None, *, grid: Grid = GRID, **fields: Any) -> CodecLM:
+    generator = CodecLMSpec(**{**SIZE, **fields}).build(grid, widths or {}).eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(1.5 * torch.randn(parameter.shape, generator=rng) / parameter.shape[-1] ** 0.5)
+    return generator
+
+
+def plan(frames: Sequence[int], sampling: TokenSampling = DRAWN, known: Known | None = None) -> Plan:
+    return Plan(torch.tensor(frames), list(range(len(frames))), sampling, known)
+
+
+def codes(batch: int, frames: int, **more: Any) -> Codes:
+    rng = torch.Generator().manual_seed(4)
+    return Codes(torch.randint(11, (batch, 3, frames), generator=rng), **more)
+
+
+def ce(generator: CodecLM, target: Codes, fused: Fused | None = None) -> dict[str, Tensor]:
+    return generator.losses(target, fused or Fused(), torch.Generator())
+
+
+def clips(generator: CodecLM, the_plan: Plan, branches: list[Branch] | None = None) -> list[list[list[int]]]:
+    return [clip.ids[0].tolist() for clip in generator.generate(branches or [Branch(1.0, Fused())], the_plan)]
+
+
+def ends_at(generator: CodecLM, frame: int) -> None:
+    """Makes the model end at `frame`, whatever it has read."""
+    logits = generator._logits
+
+    def ending(x: Tensor) -> Tensor:
+        y = logits(x)
+        y[:, 0, -1] = 1e4 if ending.step == frame else -1e4  # type: ignore[attr-defined]
+        ending.step += 1  # type: ignore[attr-defined]
+        return y
+
+    ending.step = 0  # type: ignore[attr-defined]
+    generator._logits = ending  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "pattern", [Delay(), Parallel(), Delay(delays=(0, 0, 2)), Delay(flatten_first=2), Unroll(), MusicLM(group_by=1)]
+)
+@pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
+def test_generation_agrees_with_the_teacher_forced_model(pattern: Any, positions: str) -> None:
+    """Greedy codes, written step by step with two branches, are the arg max of the whole sequence read at once."""
+    widths = {"cross": 5, "prepend": 8, "add": 32}
+    generator = model(widths, pattern=pattern, positions=positions, end_of_sequence=False)
+    tokens = [Tokens(torch.randn(2, 4, w), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()) for w in (5, 8)]
+    fused = Fused(tokens[0], tokens[1], torch.randn(2, 19, 32))
+    null = Fused(add=torch.zeros(2, 19, 32))
+    out = generator.generate([Branch(2.0, fused), Branch(-1.0, null)], plan([19, 19], GREEDY)).ids  # type: ignore[union-attr]
+    layout = pattern.pattern(3, 19)
+    inside = (layout.frame >= 0) & (layout.frame < 19)
+    padded = torch.nn.functional.pad(out, (0, 1), value=11)
+    sequence = padded.gather(2, layout.frame.where(inside, 19).expand(2, -1, -1))
+    frame = layout.frame.expand(2, -1, -1)
+    logits = 2 * generator(sequence, fused, frame) - generator(sequence, null, frame)
+    predicted = logits.argmax(-1).transpose(1, 2)[:, :, :-1]
+    assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
+
+
+def test_codes_depend_on_earlier_steps_alone() -> None:
+    generator, target = model(), codes(1, 12)
+    layout = Delay().pattern(3, 12).frame[None]
+    sequence = torch.nn.functional.pad(target.ids, (0, 1), value=11).gather(2, layout.where((layout >= 0) & (layout < 12), 12))
+    whole = generator(sequence, Fused(), layout)
+    for step in (1, 6, 11):
+        changed = sequence.clone()
+        changed[:, :, step:] = 0
+        other = generator(changed, Fused(), layout)
+        assert torch.equal(other[:, :step], whole[:, :step])
+        assert not torch.allclose(other[:, step:], whole[:, step:])
+
+
+def test_add_enters_where_codebook_0_of_its_frame_is_predicted() -> None:
+    generator = model({"add": 32})
+    layout = Delay().pattern(3, 12).frame[None]
+    sequence = torch.randint(11, (1, 3, layout.shape[2]))
+    before = generator(sequence, Fused(add=torch.zeros(1, 12, 32)), layout)
+    for frame in (0, 5, 11):
+        add = torch.zeros(1, 12, 32)
+        add[:, frame] = 1
+        after = generator(sequence, Fused(add=add), layout)
+        changed = (after != before).any(-1).any(-1)[0].nonzero()[:, 0]
+        assert changed[0] == frame  # the output at step t is the prediction of step t + 1, which holds frame t of codebook 0
+
+
+def test_the_loss_is_the_mean_over_the_codes_that_count() -> None:
+    """Against a loop in the words of the rule; a crop counts what is read before its first missing code."""
+    generator = model()
+    target = codes(3, 9, lengths=torch.tensor([9, 6, 4]), ended=torch.tensor([True, False, True]))
+    terms = ce(generator, target)
+    sums = [[], [], []]
+    for i, length in enumerate([9, 6, 4]):
+        ids = target.ids[i, :, :length].tolist()
+        steps = [[11, 11, 11]] + [
+            [ids[k][step - 1 - k] if 0 <= step - 1 - k < length else 11 for k in range(3)] for step in range(1, length + 4)
+        ]
+        frame = torch.full((1, 3, len(steps)), -1)
+        logits = generator(torch.tensor(steps).T[None], Fused(), frame)[0].log_softmax(-1)
+        for step in range(1, len(steps)):
+            for k in range(3):
+                frame_of = step - 1 - k
+                if 0 <= frame_of < length and (target.ended[i] or step <= length):  # type: ignore[index]
+                    sums[k].append(-logits[step - 1, k, ids[k][frame_of]])
+                if target.ended[i] and k == 0 and frame_of == length:  # type: ignore[index]
+                    sums[k].append(-logits[step - 1, k, 11])
+    means = [torch.stack(values).mean() for values in sums]
+    for k in range(3):
+        torch.testing.assert_close(terms[f"ce_{k}"], means[k].detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(terms["loss"], torch.stack(means).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_fresh_model_knows_nothing() -> None:
+    torch.manual_seed(0)
+    generator = CodecLMSpec(**SIZE).build(GRID, {})
+    terms = ce(generator, codes(4, 30))
+    assert abs(terms["ce_0"].item() - math.log(12)) < 0.1 and abs(terms["ce_2"].item() - math.log(11)) < 0.1
+
+
+def test_only_ended_clips_teach_the_end() -> None:
+    def push(ended: bool | None) -> float:
+        generator = model()
+        flag = None if ended is None else torch.tensor([ended])
+        ce(generator, codes(1, 9, ended=flag))["loss"].backward()
+        assert generator.head.weight.grad is not None
+        return float(generator.head.weight.grad[-1].norm())
+
+    assert push(None) == push(False) != push(True)
+
+
+@pytest.mark.parametrize("frame", [1, 7, 15, 16, 18])
+def test_after_the_end_the_tail_is_finished_and_nothing_more(frame: int) -> None:
+    free, ending = model(), model()
+    ends_at(ending, frame)
+    sampling = TokenSampling(may_end=True)
+    out = ending.generate([Branch(1.0, Fused())], plan([19], sampling))
+    assert out.lengths.tolist() == [frame] and out.ids.shape[-1] == frame  # type: ignore[union-attr]
+    want = free.generate([Branch(1.0, Fused())], plan([19], TokenSampling(may_end=False)))
+    assert torch.equal(out.ids[:, 0], want.ids[:, 0, :frame])  # type: ignore[union-attr]
+    assert torch.equal(out.ids[:, :, : frame - 2], want.ids[:, :, : max(frame - 2, 0)])  # type: ignore[union-attr]
+    cut = clips(free, plan([frame], TokenSampling(may_end=False)))
+    assert out.ids[0].tolist() == cut[0]  # an end is the same as having asked for so many frames
+
+
+def test_no_end_where_it_is_not_allowed() -> None:
+    for frame, sampling in ((0, TokenSampling()), (7, TokenSampling(may_end=False))):
+        generator = model()
+        ends_at(generator, frame)
+        out = generator.generate([Branch(1.0, Fused())], plan([12], sampling))
+        assert int(out.lengths) != frame
+    generator = model()
+    ends_at(generator, 0)  # the first step after the known frames but one
+    known = Known(codes(1, 12), torch.arange(12)[None] < 8)
+    assert int(generator.generate([Branch(1.0, Fused())], plan([12], DRAWN, known)).lengths) == 8
+
+
+def test_learned_ends_are_generated() -> None:
+    """Trained on clips of three lengths told by a condition, the model ends where it should."""
+    torch.manual_seed(0)
+    generator = CodecLMSpec(**{**SIZE, "width": 48}).build(GRID, {"prepend": 3})
+    lengths = torch.tensor([3, 6, 10])
+    fused = Fused(prepend=Tokens(torch.eye(3)[:, None] * 3, torch.ones(3, 1, dtype=torch.bool)))
+    target = codes(3, 10, lengths=lengths, ended=torch.ones(3, dtype=torch.bool))
+    optimiser = torch.optim.Adam(generator.parameters(), 3e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        ce(generator, target, fused)["loss"].backward()
+        optimiser.step()
+    out = generator.generate([Branch(1.0, fused)], plan([20, 20, 20], GREEDY))
+    assert out.lengths.tolist() == [3, 6, 10]
+    for i, clip in enumerate(out):
+        assert torch.equal(clip.ids[0], target.ids[i, :, : int(lengths[i])])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"positions": "sinusoidal", "pattern": Parallel()}, {"depth": 3, "heads": 4, "bias": True}]
+)
+def test_many_seeds_alone_and_together(fields: dict[str, Any]) -> None:
+    generator = model({"cross": 4}, **fields)
+    lengths = [40, 3, 17, 33, 40, 1]
+    tokens = Tokens(torch.randn(6, 5, 4), torch.arange(5) < torch.tensor([5, 0, 1, 3, 2, 5])[:, None])
+    branches = [Branch(3.0, Fused(cross=tokens)), Branch(-2.0, Fused())]
+    together = clips(generator, plan(lengths), branches)
+    for i, length in enumerate(lengths):
+        own = Tokens(tokens.x[i : i + 1], tokens.mask[i : i + 1])
+        alone = Plan(torch.tensor([length]), [i], TokenSampling())
+        assert clips(generator, alone, [Branch(3.0, Fused(cross=own)), Branch(-2.0, Fused())])[0] == together[i]
+
+
+def test_a_block_runs_where_no_number_can_be_read() -> None:
+    """On the meta device every look at a value raises; a block of steps, prefix and prompt included, does not."""
+    generator = model({"cross": 5, "prepend": 8, "add": 32})
+    tokens = [Tokens(torch.randn(2, 4, w), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
+    fused = Fused(tokens[0], tokens[1], torch.randn(2, 40, 32))
+    known = Known(codes(2, 40), torch.arange(40)[None] < torch.tensor([[3], [5]]))
+    patterns = [generator._pattern(40)] * 2
+    for sampling in (TokenSampling(top_p=0.9), TokenSampling(temperature=0)):
+        branches = active([Branch(3.0, fused), Branch(-2.0, Fused())])
+        first, state = generator._begin(branches, plan([40, 40], sampling, known), patterns)
+        shell = model({"cross": 5, "prepend": 8, "add": 32}).to("meta")
+        ghost = _to_meta(state)
+        shell._prefill(ghost, first)
+        shell._advance(ghost, first, first + 16)
+        assert ghost.sequence.is_meta and ghost.cache.length == 4 + first + 15
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ghost.ends.tolist()
+
+
+def _to_meta(x: Any) -> Any:
+    """A state, and all that it holds, on the meta device."""
+    if isinstance(x, Tensor):
+        return x.to("meta")
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*map(_to_meta, x))
+    if isinstance(x, list):
+        return [_to_meta(value) for value in x]
+    if hasattr(x, "__dataclass_fields__"):
+        return type(x)(**{name: _to_meta(value) for name, value in vars(x).items()})
+    return x
+
+
+def test_the_stream_gives_whole_frames_as_soon_as_they_are_there() -> None:
+    generator = model(end_of_sequence=False)
+    sizes = [chunk.ids.shape[-1] for chunk in generator.stream([Branch(1.0, Fused())], plan([100]))]  # type: ignore[union-attr]
+    assert sizes == [14, 16, 16, 16, 16, 16, 6]  # a block of 16 steps holds 16 frames less the delay
+
+
+def test_training_and_generation_work_in_bfloat16() -> None:
+    generator = model({"cross": 5, "prepend": 8}).to(torch.bfloat16)
+    tokens = [Tokens(torch.randn(2, 4, w).bfloat16(), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
+    fused = Fused(*tokens)
+    assert ce(generator, codes(2, 20), fused)["loss"].isfinite()
+    out = generator.generate([Branch(2.0, fused), Branch(-1.0, Fused())], plan([20, 20], TokenSampling(may_end=False)))
+    assert out.lengths.tolist() == [20, 20]
+    generator = model({"cross": 5, "prepend": 8}).train()
+    fused = Fused(*[Tokens(t.x.float(), t.mask) for t in tokens])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ce(generator, codes(2, 20), fused)["loss"]
+    loss.backward()
+    assert loss.isfinite() and loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("the_plan", "message"),
+    [
+        (plan([0]), "between 1 and 200"),
+        (plan([201]), "between 1 and 200"),
+        (Plan(torch.tensor([5, 5]), [1], TokenSampling()), "1 seeds are given for 2 items"),
+        (plan([9], known=Known(codes(1, 9), torch.tensor([[False] + [True] * 8]))), "must be its first ones"),
+        (plan([4], known=Known(codes(1, 9), torch.ones(1, 9, dtype=torch.bool))), "9] frames are known, but only"),
+        (plan([9], known=Known(Codes(torch.full((1, 3, 9), 11)), torch.ones(1, 9, dtype=torch.bool))), "between 0 and 10"),
+        (plan([9], known=Known(Codes(torch.zeros(1, 4, 9, dtype=torch.long)), torch.ones(1, 9, dtype=torch.bool))), "need"),
+    ],
+)
+def test_bad_plans_are_refused(the_plan: Plan, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        list(model().stream([Branch(1.0, Fused())], the_plan))
+
+
+def test_all_frames_known_is_nothing_to_do() -> None:
+    value = codes(2, 9)
+    out = model().generate([Branch(1.0, Fused())], plan([9, 9], known=Known(value, torch.ones(2, 9, dtype=torch.bool))))
+    assert torch.equal(out.ids, value.ids)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 3}, "heads: 3 heads do not divide"),
+        ({"pattern": {"type": "musiclm"}}, "set it to false"),
+        ({"pattern": {"type": "delays"}}, "pattern"),
+        ({"pattern": {"type": "delay", "delay": [1]}}, "Did you mean 'delays'"),
+        ({"depth": 0}, "depth"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"layers": 3}, "layers"),
+    ],
+)
+def test_bad_specs_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        GeneratorSpec.parse({"type": "codec_lm", **SIZE, **fields})
+
+
+def test_misfits_name_the_field() -> None:
+    with pytest.raises(ValueError, match=r"pattern.delays: 2 numbers are given, this codec needs 3"):
+        CodecLMSpec(**SIZE, pattern=Delay(delays=(0, 1))).fit(GRID, {})
+    with pytest.raises(ValueError, match=r"pattern.empty_initial"):
+        CodecLMSpec(**SIZE, pattern=Parallel(empty_initial=-1)).fit(GRID, {})
+    with pytest.raises(ValueError, match="codebook 0 must come first"):
+        CodecLMSpec(**SIZE, pattern=Delay(delays=(1, 0, 0))).fit(GRID, {})
