@@ -18,36 +18,50 @@ from cadenza.nn.conv import Carried, ConvStyle, Norm, PadMode
 from cadenza.nn.quantize import ResidualQuantizer
 
 Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class EncodecSpec(CodecSpec):
-    """`strides` are those of the decoder, outermost last; `trim_right_ratio` is of its causal transposed convolutions."""
+    """`strides` are those of the decoder, outermost last.
+
+    Channels are `filters` at the sample rate and double at each stride unless `widths` lists them, from the sample
+    rate to the frame rate; `residual_layers` may likewise be listed, for all rates but the last.
+    """
 
     type: Literal["encodec"] = "encodec"
     strides: tuple[Positive, ...] = (8, 5, 4, 2)
     codebooks: Positive = 4
     bins: Positive = 1024
     filters: Positive = 32
+    widths: tuple[Positive, ...] | None = None
     dimension: Positive = 128
     causal: bool = True
     norm: Norm = "weight_norm"
     pad_mode: PadMode = "constant"
-    lstm_layers: Annotated[int, Field(ge=0)] = 0
-    residual_layers: Annotated[int, Field(ge=0)] = 1
+    lstm_layers: Count = 0
+    residual_layers: Count | tuple[Count, ...] = 1
     residual_kernel: Positive = 3
     kernel: Positive = 7
     last_kernel: Positive = 7
     dilation_base: Positive = 2
     compress: Positive = 2
     shortcut: Literal["conv", "identity"] = "conv"
-    trim_right_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    trim_right_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0  # of causal transposed convolutions
 
     @model_validator(mode="after")
     def _fits(self) -> "EncodecSpec":
         if self.causal and self.norm == "time_group_norm":
             raise ValueError("norm 'time_group_norm' looks at the whole clip; set causal to false, or norm to 'weight_norm'")
-        if self.filters % self.compress:
-            raise ValueError(f"filters ({self.filters}) must be a multiple of compress ({self.compress})")
+        levels = len(self.strides)
+        if self.widths is not None and len(self.widths) != levels + 1:
+            raise ValueError(f"widths must have one more entry than strides ({levels + 1}), got {len(self.widths)}")
+        if isinstance(self.residual_layers, tuple) and len(self.residual_layers) != levels:
+            raise ValueError(
+                f"residual_layers must have as many entries as strides ({levels}), got {len(self.residual_layers)}"
+            )
+        odd = [width for width in self.shape.widths[:-1] if width % self.compress]
+        if odd:
+            raise ValueError(f"widths {odd} are not multiples of compress ({self.compress}); change them, or filters")
         return self
 
     @property
@@ -61,15 +75,16 @@ class EncodecSpec(CodecSpec):
     @property
     def shape(self) -> seanet.Seanet:
         """The shape of the encoder and the decoder."""
+        layers = self.residual_layers
         return seanet.Seanet(
             channels=self.channels,
             dimension=self.dimension,
             strides=self.strides,
-            filters=self.filters,
+            widths=self.widths or [self.filters * 2**level for level in range(len(self.strides) + 1)],
+            residual_layers=layers if isinstance(layers, tuple) else [layers] * len(self.strides),
             kernel=self.kernel,
             last_kernel=self.last_kernel,
             residual_kernel=self.residual_kernel,
-            residual_layers=self.residual_layers,
             dilation_base=self.dilation_base,
             compress=self.compress,
             conv_shortcut=self.shortcut == "conv",
@@ -165,10 +180,12 @@ class CausalDecoder(Decoder):
         self.codec = codec
         self.carried: Carried = {}
         self.waiting: list[Latents] = []  # frames before there are enough to start with
+        self.clips = 0
 
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
         latents = Latents(self.codec.latents(frames), frames.lengths)
+        self.clips = len(latents)
         if not self.carried:
             self.waiting.append(latents)
             latents = Latents.join(self.waiting)
@@ -180,10 +197,11 @@ class CausalDecoder(Decoder):
     def finish(self) -> Audio:
         if self.waiting:
             return self.codec.decode(Latents.join(self.waiting))
-        return self._audio(torch.zeros(0, self.codec.spec.channels, 0))
+        return self._audio(torch.zeros(self.clips, self.codec.spec.channels, 0))
 
     def _audio(self, wave: Tensor, lengths: Tensor | None = None) -> Audio:
-        return Audio(wave, self.codec.spec.sample_rate, lengths)  # type: ignore[arg-type]  # filled in by Audio
+        rate = self.codec.spec.sample_rate
+        return Audio(wave, rate) if lengths is None else Audio(wave, rate, lengths)
 
 
 def _by_length(lengths: Int[Tensor, " b"]) -> Iterator[tuple[int, Tensor]]:

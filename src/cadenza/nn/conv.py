@@ -41,7 +41,8 @@ class Conv1d(nn.Module):
         self.padding = self.reach - stride
         if self.padding < 0:
             raise ValueError(f"kernel {kernel} with dilation {dilation} must reach over its stride {stride}")
-        self.conv = _weight_normed(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), style)
+        conv = _even(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), inputs * kernel)
+        self.conv = _weight_normed(conv, style)
         self.norm = _output_norm(outputs, style)
 
     def forward(self, x: Float[Tensor, "b i t"], carried: Carried | None = None) -> Float[Tensor, "b o f"]:
@@ -70,7 +71,8 @@ class ConvTranspose1d(nn.Module):
         self.stride = stride
         self.style = style
         self.surplus = kernel - stride
-        self.conv = _weight_normed(nn.ConvTranspose1d(inputs, outputs, kernel, stride), style)
+        conv = _even(nn.ConvTranspose1d(inputs, outputs, kernel, stride), inputs * kernel / stride)
+        self.conv = _weight_normed(conv, style)
         self.norm = _output_norm(outputs, style)
 
     def forward(self, x: Float[Tensor, "b i f"], carried: Carried | None = None) -> Float[Tensor, "b o t"]:
@@ -115,6 +117,13 @@ def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Floa
     short = max(max(left, right) + 1 - x.shape[-1], 0)
     x = F.pad(F.pad(x, (0, short)), (left, right), "reflect")
     return x[..., : x.shape[-1] - short]
+
+
+def _even(conv: Any, seen: float) -> Any:
+    """The convolution with weights that keep the variance of `seen` inputs; torch's default shrinks it at every layer."""
+    nn.init.normal_(conv.weight, std=seen**-0.5)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def _weight_normed(conv: Any, style: ConvStyle) -> Any:

@@ -13,33 +13,32 @@ from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, Residua
 
 @dataclass(frozen=True)
 class Seanet:
-    """The shape that an encoder and its decoder share; `strides` in the order of the decoder."""
+    """The shape that an encoder and its decoder share.
+
+    `strides` are in the order of the decoder; `widths` are the channels from the sample rate to the frame rate,
+    one more than strides, and `residual_layers` the residuals at each of these rates but the last.
+    """
 
     channels: int
     dimension: int
     strides: Sequence[int]
-    filters: int = 32
+    widths: Sequence[int]
+    residual_layers: Sequence[int]
     kernel: int = 7
     last_kernel: int = 7
     residual_kernel: int = 3
-    residual_layers: int = 1
     dilation_base: int = 2
     compress: int = 2
     conv_shortcut: bool = True
     lstm_layers: int = 0
     style: ConvStyle = field(default_factory=ConvStyle)
 
-    def residuals(self, dim: int) -> list[nn.Module]:
-        dilations = [self.dilation_base**j for j in range(self.residual_layers)]
-        return [Residual(dim, shape=self, dilation=dilation) for dilation in dilations]
+    def residuals(self, level: int) -> list[nn.Module]:
+        dilations = [self.dilation_base**j for j in range(self.residual_layers[level])]
+        return [Residual(self.widths[level], shape=self, dilation=dilation) for dilation in dilations]
 
     def memory(self) -> list[nn.Module]:
-        return [ResidualLSTM(self.width, self.lstm_layers)] if self.lstm_layers else []
-
-    @property
-    def width(self) -> int:
-        """Channels at the frame rate."""
-        return self.filters * 2 ** len(self.strides)
+        return [ResidualLSTM(self.widths[-1], self.lstm_layers)] if self.lstm_layers else []
 
 
 class Activation(nn.Module):
@@ -84,14 +83,13 @@ class Encoder(Stack):
     """A wave to one vector a frame of prod(strides) samples, the last frame filled by padding."""
 
     def __init__(self, shape: Seanet) -> None:
-        width = shape.filters
-        layers: list[nn.Module] = [Conv1d(shape.channels, width, kernel=shape.kernel, style=shape.style)]
-        for stride in reversed(shape.strides):
-            layers += [*shape.residuals(width), Activation()]
-            layers += [Conv1d(width, 2 * width, kernel=2 * stride, stride=stride, style=shape.style)]
-            width *= 2
+        widths = shape.widths
+        layers: list[nn.Module] = [Conv1d(shape.channels, widths[0], kernel=shape.kernel, style=shape.style)]
+        for level, stride in enumerate(reversed(shape.strides)):
+            layers += [*shape.residuals(level), Activation()]
+            layers += [Conv1d(widths[level], widths[level + 1], kernel=2 * stride, stride=stride, style=shape.style)]
         layers += [*shape.memory(), Activation()]
-        layers += [Conv1d(width, shape.dimension, kernel=shape.last_kernel, style=shape.style)]
+        layers += [Conv1d(widths[-1], shape.dimension, kernel=shape.last_kernel, style=shape.style)]
         super().__init__(layers)
 
     def forward(self, x: Float[Tensor, "b c t"], carried: Carried | None = None) -> Float[Tensor, "b d f"]:
@@ -102,14 +100,16 @@ class Decoder(Stack):
     """One vector a frame to prod(strides) samples of wave a frame."""
 
     def __init__(self, shape: Seanet) -> None:
-        width = shape.width
-        layers: list[nn.Module] = [Conv1d(shape.dimension, width, kernel=shape.kernel, style=shape.style)]
+        widths, style = shape.widths, shape.style
+        layers: list[nn.Module] = [Conv1d(shape.dimension, widths[-1], kernel=shape.kernel, style=style)]
         layers += shape.memory()
-        for stride in shape.strides:
-            layers += [Activation(), ConvTranspose1d(width, width // 2, kernel=2 * stride, stride=stride, style=shape.style)]
-            width //= 2
-            layers += shape.residuals(width)
-        layers += [Activation(), Conv1d(width, shape.channels, kernel=shape.last_kernel, style=shape.style)]
+        for level, stride in reversed(list(enumerate(reversed(shape.strides)))):
+            layers += [
+                Activation(),
+                ConvTranspose1d(widths[level + 1], widths[level], kernel=2 * stride, stride=stride, style=style),
+            ]
+            layers += shape.residuals(level)
+        layers += [Activation(), Conv1d(widths[0], shape.channels, kernel=shape.last_kernel, style=style)]
         super().__init__(layers)
 
     def forward(self, x: Float[Tensor, "b d f"], carried: Carried | None = None) -> Float[Tensor, "b c t"]:
@@ -122,8 +122,8 @@ def first_chunk(shape: Seanet) -> int:
         return 1
     need = shape.kernel
     rate = 1
-    for stride in shape.strides:
+    for stride, layers in zip(shape.strides, reversed(shape.residual_layers), strict=True):
         rate *= stride
-        reach = (shape.residual_kernel - 1) * shape.dilation_base ** max(shape.residual_layers - 1, 0)
+        reach = (shape.residual_kernel - 1) * shape.dilation_base ** max(layers - 1, 0)
         need = max(need, math.ceil((reach + 1) / rate))
     return max(need, math.ceil(shape.last_kernel / rate))

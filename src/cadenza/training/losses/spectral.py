@@ -88,3 +88,14 @@ def si_sdr(x: Float[Tensor, "b c t"], y: Float[Tensor, "b c t"], *, eps: float =
     x, y = ((w - w.mean(-1, keepdim=True)).flatten(1) for w in (x, y))
     target = (x * y).sum(-1, keepdim=True) / (y.square().sum(-1, keepdim=True) + eps) * y
     return 10.0 * torch.log10((target.square().sum(-1) + eps) / ((x - target).square().sum(-1) + eps))
+
+
+def si_snr_loss(
+    x: Float[Tensor, "b c t"], y: Float[Tensor, "b c t"], *, window: int, hop: int, eps: float = 1.2e-7
+) -> Float[Tensor, ""]:
+    """Minus the scale-invariant signal-to-noise ratio in dB, the mean over windows; the last are filled with zeros."""
+    count = -(-x.shape[-1] // hop)
+    missing = (count - 1) * hop + window - x.shape[-1]
+    x, y = (F.pad(w, (0, max(missing, 0))).unfold(-1, window, hop) for w in (x, y))
+    target = (x * y).mean(-1, keepdim=True) / (y.square().mean(-1, keepdim=True) + eps) * y
+    return -10.0 * torch.log10((target.square().mean(-1) + eps) / ((x - target).square().mean(-1) + eps)).mean()

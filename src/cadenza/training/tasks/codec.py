@@ -1,7 +1,7 @@
 """Training a codec: reconstruct, under a critic if wished (Défossez et al. 2022, section 3.4)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -30,6 +30,7 @@ class CodecTaskSpec(TaskSpec):
     warm_steps: Count = 2000  # unquantised steps, after which k-means makes the codebooks; 0 keeps those there are
     pool_frames: Annotated[int, Field(gt=0)] = 16384  # latents that k-means sees
     level_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of steps that use a random number of codebooks
+    mel_windows: tuple[Annotated[int, Field(gt=0)], ...] = (64, 128, 256, 512, 1024, 2048)
     time: Weight = 0.1
     mel: Weight = 2.0
     stft: Weight = 0.0
@@ -69,13 +70,15 @@ class LatentPool(nn.Module):
 class CodecTask(Task):
     """A batch is a mapping whose `audio` is an `Audio`; what pads its clips is learned as silence."""
 
+    judged_by: ClassVar[str] = "log_mel_l1"
+
     def __init__(self, spec: CodecTaskSpec, codec: Codec) -> None:
         self.spec = spec
         self.codec = codec
         self.critic = MultiScaleStft(codec.spec.channels, filters=spec.critic_filters) if self._adversarial else None
         names = ("time", "mel", "stft", "adversarial", "feature")
         self.balancer = Balancer({name: getattr(spec, name) for name in names})
-        self.mel = MultiScaleMel(codec.spec.sample_rate)
+        self.mel = MultiScaleMel(codec.spec.sample_rate, windows=spec.mel_windows)
         self.distance = LogMel(codec.spec.sample_rate)
         self.pool = LatentPool(spec.pool_frames, codec.latent_width)
         self._state = nn.ModuleDict({"balancer": self.balancer, "pool": self.pool, "mel": self.mel, "distance": self.distance})
