@@ -11,7 +11,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 export PROMPT OUT
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run setup test test-slow check format clean
+.PHONY: help run setup test test-slow check types house format clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -31,7 +31,12 @@ test-slow: $(VENV)/.dev ## the slow ones
 check: $(VENV)/.dev ## format, lint, types and house rules, in under a minute
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types house
+
+types: $(VENV)/.dev
 	$(VENV)/bin/pyright
+
+house: $(VENV)/.dev
 	$(VENV)/bin/pytest tests/house
 
 format: $(VENV)/.dev ## puts the code in the form that `check` wants
