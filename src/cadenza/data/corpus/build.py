@@ -101,6 +101,17 @@ def write_whole(path: Path, data: bytes) -> None:
             draft.unlink(missing_ok=True)
 
 
+def _alive(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def _flac(wave: np.ndarray, rate: int) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, wave, rate, format="FLAC", subtype="PCM_16")
@@ -223,8 +234,9 @@ def build(
         if progress:
             progress(min(place * BATCH, count), count)
     total = write_manifest(out, corpus, seconds)
-    for draft in out.glob("*/.[0-9]*"):  # left by a build that was killed
-        draft.unlink(missing_ok=True)
+    for draft in out.glob("*/.[0-9]*"):
+        if not _alive(int(draft.suffix[1:])):  # left by a build that was killed
+            draft.unlink(missing_ok=True)
     return CorpusReport(out, total, made, round(sum(seconds), 3), time.monotonic() - begun)
 
 
