@@ -1,0 +1,120 @@
+"""Adherence: how far outputs obey their requests, between chance and what reference renders reach."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+DRAWS = 2000
+_LEAST = 0.02  # a ceiling less than this above chance leaves nothing to measure
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the bounds between which it falls in 95 of 100 bootstrap draws."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Adherence:
+    """A = (score - chance) / (ceiling - chance), and what it is made of."""
+
+    a: Interval
+    score: Interval
+    chance: float
+    ceiling: float
+    clips: int
+    seeds: int
+
+
+def pairings(
+    outputs: Sequence[Sequence[Any]], requests: Sequence[Any], score: Callable[[Any, Any], float]
+) -> Float[Tensor, "seeds n m"]:
+    """The score of every output against every request: `outputs[seed][clip]`, NaN where a request says nothing."""
+    return torch.tensor([[[score(output, request) for request in requests] for output in clips] for clips in outputs])
+
+
+def adherence(
+    table: Float[Tensor, "seeds n n"], reference: Float[Tensor, " n"], *, rng: torch.Generator, draws: int = DRAWS
+) -> Adherence:
+    """Adherence from the score of every output against every request.
+
+    The score is the mean of the diagonal. Chance is the mean of all other pairs, which is what shuffling the
+    requests gives in the limit of many shuffles. `reference` holds the scores of the reference renders through the
+    codec. The bounds come from drawing clips and seeds anew, with replacement.
+    """
+    table = table.double()
+    seeds, clips = table.shape[:2]
+    if clips < 2 or table.shape[2] != clips or reference.shape != (clips,):
+        raise ValueError(
+            f"a square table of two and more clips and as many references are needed: {table.shape}, {reference.shape}"
+        )
+    plain = _parts(table, reference.double(), torch.ones(1, seeds).double(), torch.ones(1, clips).double())
+    seed = torch.randint(seeds, (draws, seeds), generator=rng)
+    clip = torch.randint(clips, (draws, clips), generator=rng)
+    drawn = _parts(table, reference.double(), _counts(seed, seeds), _counts(clip, clips))
+    score, chance, ceiling = (float(part[0]) for part in plain)
+    return Adherence(_interval(_ratio(*plain), _ratio(*drawn)), _interval(plain[0], drawn[0]), chance, ceiling, clips, seeds)
+
+
+def difference(
+    with_control: Float[Tensor, "seeds n"], without: Float[Tensor, "seeds n"], *, rng: torch.Generator, draws: int = DRAWS
+) -> Interval:
+    """A control's own effect: the mean score with it minus that without it, on the same clips and seeds."""
+    gap = (with_control - without).double()
+    seeds, clips = gap.shape
+    seed = _counts(torch.randint(seeds, (draws, seeds), generator=rng), seeds)
+    clip = _counts(torch.randint(clips, (draws, clips), generator=rng), clips)
+    means = torch.einsum("rs,sn,rn->r", seed, gap, clip) / (seeds * clips)
+    return _interval(gap.mean()[None], means)
+
+
+def rate(values: Float[Tensor, " n"], *, rng: torch.Generator, draws: int = DRAWS) -> Interval:
+    """The mean of one value a clip, with its bounds."""
+    return difference(values[None], torch.zeros_like(values)[None], rng=rng, draws=draws)
+
+
+def _parts(table: Tensor, reference: Tensor, seeds: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, chance and ceiling, for each row of weights of seeds [r s] and clips [r n]."""
+    seeds = seeds / seeds.sum(-1, keepdim=True)
+    there = (~table.isnan()).double()
+    own = torch.einsum("rs,snn->rn", seeds, table.nan_to_num())
+    own_there = torch.einsum("rs,snn->rn", seeds, there)
+    score = (own * clips).sum(-1) / (own_there * clips).sum(-1)
+    total, number = _pairs(table.nan_to_num(), seeds, clips), _pairs(there, seeds, clips)
+    chance = (total - (own * clips.square()).sum(-1)) / (number - (own_there * clips.square()).sum(-1))
+    known = (~reference.isnan()).double()
+    ceiling = (reference.nan_to_num() * clips).sum(-1) / (known * clips).sum(-1)
+    return score, chance, ceiling
+
+
+def _pairs(x: Tensor, seeds: Tensor, clips: Tensor) -> Tensor:
+    """Sum over seeds, outputs and requests of weight times weight times x, without a table for every draw."""
+    total = torch.zeros(len(seeds), dtype=x.dtype)
+    for s in range(x.shape[0]):
+        total += seeds[:, s] * ((clips @ x[s]) * clips).sum(-1)
+    return total
+
+
+def _ratio(score: Tensor, chance: Tensor, ceiling: Tensor) -> Tensor:
+    room = ceiling - chance
+    return torch.where(room > _LEAST, (score - chance) / room, math.nan)
+
+
+def _counts(drawn: Tensor, n: int) -> Tensor:
+    return torch.zeros(len(drawn), n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+
+
+def _interval(value: Tensor, drawn: Tensor) -> Interval:
+    known = drawn[~drawn.isnan()]
+    if len(known) == 0 or bool(value.isnan().any()):
+        return Interval(math.nan, math.nan, math.nan)
+    low, high = torch.quantile(known, torch.tensor([0.025, 0.975], dtype=known.dtype)).tolist()
+    return Interval(float(value[0]), low, high)

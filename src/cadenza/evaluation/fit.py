@@ -1,0 +1,168 @@
+"""Training the estimators: one run over a corpus of its own, minutes on a CPU."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cadenza.core.spec import Spec
+from cadenza.evaluation.distortion import Change, changed, draw, moved
+from cadenza.evaluation.estimates import Accuracy, Estimate, accuracy, decode
+from cadenza.evaluation.examples import Examples, together
+from cadenza.evaluation.features import Heard
+from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, Truth
+from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorNet, Guesses
+
+
+class FitConfig(Spec):
+    """How the estimators are trained; `families` are those of the corpus, in the order of the answers."""
+
+    families: tuple[str, ...]
+    width: int = 16
+    folded: int = 40
+    epochs: int = 12
+    batch: int = 16
+    lr: float = 3e-3
+    weight_decay: float = 0.02
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Targets of a batch, UNKNOWN where there is none."""
+
+    tempo: Tensor  # [b] beats a minute
+    key: Tensor  # [b]
+    families: Tensor  # [b n]
+    lead: Tensor  # [b]
+    chords: Tensor  # [b f]
+    melody: Tensor  # [b f]
+
+
+def train_estimators(
+    config: FitConfig, data: Examples, *, validation: Examples, report: Callable[[dict[str, float]], None] = lambda row: None
+) -> tuple[EstimatorNet, Tensor]:
+    """The trained network with the probability at which each family counts as present."""
+    rng = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)  # initial weights and dropout
+        net = EstimatorNet(len(config.families), width=config.width, folded=config.folded)
+        net.train()
+        optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        steps = config.epochs * (len(data) // config.batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps, pct_start=0.15)
+        began = time.monotonic()
+        for epoch in range(config.epochs):
+            total = 0.0
+            order = torch.randperm(len(data), generator=rng).tolist()
+            for start in range(0, len(order) - config.batch + 1, config.batch):
+                heard, wanted = _drawn(data, order[start : start + config.batch], rng)
+                with torch.autocast("cpu", torch.bfloat16):
+                    guesses = net(heard)
+                losses = loss_terms(guesses, wanted)
+                loss = torch.stack(list(losses.values())).sum()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
+                optimiser.step()
+                schedule.step()
+                total += float(loss.detach())
+            if epoch % 3 == 2 or epoch == config.epochs - 1:
+                scores = asdict(accuracy(estimates_of(net, validation), validation.truths))
+                scores.pop("families")
+                row = {"epoch": epoch + 1, "minutes": (time.monotonic() - began) / 60, "loss": total / (steps // config.epochs)}
+                report({**row, **scores})
+                net.train()
+    net.eval()
+    return net, thresholds(net, data)
+
+
+def loss_terms(guesses: Guesses, wanted: Wanted) -> dict[str, Tensor]:
+    """Cross-entropy of every answer, tempo against a bell of 2 % around the truth."""
+    step = STEPS * torch.log2(wanted.tempo.clamp(min=1) / SLOWEST)
+    bell = torch.exp(-0.5 * ((torch.arange(TEMPI) - step[:, None]) / 1.2).square())
+    known = (wanted.tempo > 0) & (step > -2) & (step < TEMPI + 1)
+    bell = bell / bell.sum(-1, keepdim=True).clamp(min=1e-6)
+    tempo = -(bell * guesses.tempo.float().log_softmax(-1)).sum(-1)
+    return {
+        "tempo": (tempo * known).sum() / known.sum().clamp(min=1),
+        "key": _cross_entropy(guesses.key, wanted.key),
+        "families": 3 * F.binary_cross_entropy_with_logits(guesses.families.float(), wanted.families),
+        "lead": 0.5 * _cross_entropy(guesses.lead, wanted.lead),
+        "chords": _cross_entropy(guesses.chords, wanted.chords),
+        "melody": _cross_entropy(guesses.melody, wanted.melody),
+    }
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    total = F.cross_entropy(logits.float(), classes, ignore_index=UNKNOWN, reduction="sum")
+    return total / (classes != UNKNOWN).sum().clamp(min=1)
+
+
+@torch.inference_mode()
+def estimates_of(net: EstimatorNet, data: Examples, at: Tensor | None = None) -> list[Estimate]:
+    """What the network hears in every clip, each by itself."""
+    net.eval()
+    found = []
+    for i in range(len(data)):
+        heard = together([data.features(i)])
+        found += decode(net(heard), heard.lengths.tolist(), at)
+    return found
+
+
+@torch.inference_mode()
+def thresholds(net: EstimatorNet, data: Examples, most: int = 400) -> Tensor:
+    """The probability at which each family is best called present, on (some of) the training clips changed anew."""
+    net.eval()
+    rng = torch.Generator().manual_seed(0)
+    chances, truths = [], []
+    for start in range(0, min(len(data), most), 16):
+        heard, wanted = _drawn(data, range(start, min(start + 16, len(data))), rng)
+        chances.append(net(heard).families.sigmoid())
+        truths.append(wanted.families > 0.5)
+    chance, truth = torch.cat(chances), torch.cat(truths)
+    grid = torch.linspace(0.2, 0.8, 25)
+    right = ((chance[None] >= grid[:, None, None]) & truth).sum(1)
+    total = (chance[None] >= grid[:, None, None]).sum(1) + truth.sum(0)
+    score = 2 * right / total.clamp(min=1)
+    smooth = F.avg_pool1d(score.T[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
+    return grid[smooth.argmax(-1)]
+
+
+def _drawn(data: Examples, which: Sequence[int], rng: torch.Generator) -> tuple[Heard, Wanted]:
+    """A batch of changed clips with what is true of them now."""
+    features, truths, changes = [], [], []
+    for i in which:
+        pitch, bands = data.features(i)
+        change = draw(pitch.shape[-1], rng)
+        features.append(changed(pitch, bands, change, rng))
+        truths.append(data.truths[i])
+        changes.append(change)
+    heard = together(features)
+    frames = heard.pitch.shape[-1]
+    rows = [_wanted(truth, change, frames) for truth, change in zip(truths, changes, strict=True)]
+    tempo, key, families, lead, chords, melody = (torch.stack(column) for column in zip(*rows, strict=True))
+    return heard, Wanted(tempo, key, families, lead, chords, melody)
+
+
+def _wanted(truth: Truth, change: Change, frames: int) -> tuple[Tensor, ...]:
+    chords, melody = (F.pad(moved(x, change), (0, frames), value=UNKNOWN)[:frames] for x in (truth.chords, truth.melody))
+    up = change.semitones
+    key = truth.key if truth.key == UNKNOWN else (truth.key % 12 + up) % 12 + truth.key // 12 * 12
+    harmonic = (chords != UNKNOWN) & (chords != NO_CHORD)
+    chords = torch.where(harmonic, (chords % 12 + up) % 12 + chords // 12 * 12, chords)
+    sounds = (melody != UNKNOWN) & (melody != NO_MELODY)
+    melody = torch.where(sounds, (melody + up).clamp(0, NO_MELODY - 1), melody)
+    tempo = torch.tensor(truth.tempo * change.speed)
+    return tempo, torch.tensor(key), truth.families.float(), torch.tensor(truth.lead), chords, melody
+
+
+def summary(score: Accuracy, families: Sequence[str]) -> str:
+    """One line of scores, and one of F1 a family."""
+    parts = {k: v for k, v in asdict(score).items() if isinstance(v, float) and not math.isnan(v)}
+    each = ", ".join(f"{name} {value:.2f}" for name, value in zip(families, score.families, strict=True))
+    return "  ".join(f"{k} {v:.3f}" for k, v in parts.items()) + f"\n  {each}"

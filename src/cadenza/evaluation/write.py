@@ -1,0 +1,112 @@
+"""Reports as files: JSON for machines, Markdown for people, plots."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cadenza.dsp.audio import Audio
+from cadenza.dsp.files import replacing
+from cadenza.evaluation.adherence import Interval
+from cadenza.evaluation.charts import draw_pairs, draw_scores
+from cadenza.evaluation.settings import Setting
+
+SHOWN = 4  # clips drawn beside their references
+MEANT = {
+    "text": "a held-out caption",
+    "hand": "sixty prompts written by hand",
+    "values": "tempo and key as values, no text",
+    "both": "the caption, with tempo and key as values",
+    "nothing": "nothing asked",
+}
+
+
+def write(
+    report: Any, out: Path, *, made: Mapping[str, Sequence[Audio]], through: Sequence[Audio], asked: Sequence[Setting]
+) -> None:
+    """`report.json`, `report.md`, `adherence.png`, `clips.png` in a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(report, out / "report.json")
+    text(markdown(report), out / "report.md")
+    draw_scores(report, out / "adherence.png")
+    first = next(setting for setting in asked if setting.name != "nothing")
+    titles = [str(item.get("prompt") or item) for item in first.items[:SHOWN]]
+    draw_pairs(list(made[first.name][:SHOWN]), list(through[:SHOWN]), titles, out / "clips.png")
+
+
+def write_json(report: Any, path: Path) -> None:
+    """A report as JSON; what is not a number is null."""
+    text(json.dumps(finite(asdict(report)), indent=2) + "\n", path)
+
+
+def text(content: str, path: Path) -> None:
+    """A text file, complete or absent."""
+    with replacing(path) as file:
+        file.write(content.encode())
+
+
+def finite(value: Any) -> Any:
+    """Plain data in which numbers that are not finite are None, the others rounded to 1e-4."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+def markdown(report: Any) -> str:
+    """The report in tables."""
+    seeds = ", ".join(map(str, report.seeds))
+    lines = [
+        f"# Scores of {report.system}",
+        "",
+        f"{report.clips} held-out clips, seeds {seeds}, guidance {report.guidance:g}; "
+        f"estimators {report.estimators[:12]}. A = (score - chance) / (ceiling - chance), with 95 % bootstrap bounds; "
+        "own effect = score minus the score of the same clips and seeds without the control.",
+        "",
+        "| asked with | attribute | clips | A | score | chance | ceiling | own effect |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for setting, attributes in report.scores.items():
+        for name, one in attributes.items():
+            a = one.adherence
+            effect = "" if one.effect is None else bounded(one.effect)
+            row = [
+                MEANT[setting],
+                name,
+                one.asked,
+                bounded(a.a),
+                number(a.score.value),
+                number(a.chance),
+                number(a.ceiling),
+                effect,
+            ]
+            lines.append("| " + " | ".join(map(str, row)) + " |")
+    lines += ["", "| clips | silent | with holes | clipping | loudness |", "|---|---|---|---|---|"]
+    for name, s in report.soundness.items():
+        level = f"{s.lufs:.1f} ± {s.lufs_spread:.1f} LUFS"
+        lines.append(f"| {MEANT.get(name, name)} | {s.silent:.1%} | {s.holes:.1%} | {s.clipping:.1%} | {level} |")
+    lines += ["", "Speed: " + ", ".join(f"{value:.1f}× real time {name}" for name, value in report.speed.items()) + "."]
+    if report.copies is not None:
+        c = report.copies
+        lines += [
+            "",
+            f"Copies: {c.rate:.1%} of the clips come nearer to one of {c.training_clips} training clips than all but 1 % of "
+            f"the unseen references do (distance below {c.threshold:.3f}; 1 % is expected of music that copies nothing).",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float) -> str:
+    """Two digits, or a dash for what could not be measured."""
+    return f"{value:.2f}" if math.isfinite(value) else "–"
+
+
+def bounded(interval: Interval) -> str:
+    """A value with its bounds."""
+    known = math.isfinite(interval.value)
+    return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})" if known else "–"
