@@ -1,0 +1,94 @@
+"""Padding and states of convolutions, against their definitions."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM, pad
+
+CAUSAL = ConvStyle(causal=True, norm="none", pad_mode="constant")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pad_mode", ["constant", "reflect", "replicate"])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(7, 1, 1), (3, 1, 4), (8, 4, 1), (10, 5, 1), (1, 1, 1)])
+def test_every_length_gives_full_frames(causal: bool, pad_mode: str, kernel: int, stride: int, dilation: int) -> None:
+    style = ConvStyle(causal, "none", pad_mode)  # type: ignore[arg-type]
+    conv = Conv1d(2, 3, kernel=kernel, stride=stride, dilation=dilation, style=style)
+    for t in range(1, 30):
+        assert conv(torch.randn(1, 2, t)).shape == (1, 3, math.ceil(t / stride))
+
+
+def test_short_reflection_sees_zeros_after_the_clip() -> None:
+    x = torch.tensor([[[1.0, 2.0]]])
+    assert pad(x, 3, 0, "reflect").tolist() == [[[0.0, 0.0, 2.0, 1.0, 2.0]]]
+    assert pad(x, 1, 1, "reflect").tolist() == [[[2.0, 1.0, 2.0, 1.0]]]
+
+
+def test_causal_convolution_is_a_left_padded_one() -> None:
+    conv = Conv1d(2, 3, kernel=5, dilation=2, style=CAUSAL)
+    x = torch.randn(2, 2, 40)
+    expected = F.conv1d(F.pad(x, (8, 0)), conv.conv.weight, conv.conv.bias, dilation=2)
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_causal_convolution_looks_at_no_later_sample() -> None:
+    conv = Conv1d(1, 1, kernel=8, stride=4, style=CAUSAL)
+    x = torch.randn(1, 1, 40, requires_grad=True)
+    conv(x)[0, 0, 5].backward()
+    assert x.grad is not None
+    seen = x.grad[0, 0].nonzero()[:, 0]
+    assert seen.max() == 23 and seen.min() == 16  # frame 5 ends with sample 23
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_transposed_convolution_gives_stride_samples_a_frame(causal: bool) -> None:
+    style = ConvStyle(causal, "none", "constant")
+    conv = ConvTranspose1d(2, 3, kernel=10, stride=5, style=style)
+    x = torch.randn(2, 2, 7)
+    whole = F.conv_transpose1d(x, conv.conv.weight, conv.conv.bias, stride=5)
+    start = 0 if causal else 3
+    torch.testing.assert_close(conv(x), whole[..., start : start + 35])
+
+
+@pytest.mark.parametrize("pad_mode", ["constant", "reflect", "replicate"])
+@pytest.mark.parametrize("norm", ["weight_norm", "none"])
+def test_chunks_of_a_stream_equal_the_whole(pad_mode: str, norm: str) -> None:
+    torch.manual_seed(0)
+    style = ConvStyle(True, norm, pad_mode)  # type: ignore[arg-type]
+    layers: list[nn.Module] = [
+        Conv1d(3, 4, kernel=7, dilation=2, style=style),
+        ConvTranspose1d(4, 4, kernel=6, stride=3, style=style),
+        ResidualLSTM(4, 2),
+        Conv1d(4, 2, kernel=1, style=style),
+    ]
+    for layer in layers:
+        nn.init.normal_(getattr(layer, "conv", nn.Linear(1, 1)).bias)  # a bias counted twice would show
+    x = torch.randn(2, 3, 41)
+    whole, carried, chunks = x, Carried(), []
+    for layer in layers:
+        whole = layer(whole)
+    for chunk in x.split([13, 1, 1, 2, 9, 15], -1):
+        for layer in layers:
+            chunk = layer(chunk, carried)  # noqa: PLW2901
+        chunks.append(chunk)
+    torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_group_norm_is_over_channels_and_time() -> None:
+    conv = Conv1d(2, 4, kernel=3, style=ConvStyle(norm="time_group_norm"))
+    y = conv(torch.randn(3, 2, 50) * 7.0 + 3.0)
+    torch.testing.assert_close(y.mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(y.var((1, 2), correction=0), torch.ones(3), atol=1e-3, rtol=0.0)
+    with pytest.raises(ValueError, match="whole clip"):
+        Conv1d(2, 4, kernel=3, style=ConvStyle(causal=True, norm="time_group_norm"))
+
+
+def test_initial_weights_keep_the_variance() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 64, 600)
+    for layer in (Conv1d(64, 64, kernel=7, style=CAUSAL), ConvTranspose1d(64, 64, kernel=16, stride=8, style=CAUSAL)):
+        assert 0.8 < layer(x).std() < 1.25

@@ -1,0 +1,74 @@
+"""Reconstruction losses against AudioCraft's numbers (a part of conformance case 12 is committed) and closed forms."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cadenza.training.losses.spectral import LogMel, MultiScaleMel, multi_resolution_stft, si_sdr, si_snr_loss, stft_loss
+
+SCALES = (64, 128, 256, 512, 1024)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return load_file(Path(__file__).parents[2] / "golden" / "losses.safetensors")
+
+
+def equal(value: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(value.reshape(1), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_multi_scale_mel_normalised(golden: dict[str, Tensor], weighted: bool) -> None:
+    loss = MultiScaleMel(24000, windows=SCALES, weighted=weighted, normalized=True)
+    equal(loss(golden["x"], golden["y"]), golden[f"msspec.alphas{int(weighted)}_norm1"])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_multi_scale_mel_plain(golden: dict[str, Tensor], weighted: bool) -> None:
+    loss = MultiScaleMel(24000, windows=SCALES, weighted=weighted, normalized=False)
+    equal(loss(golden["x"], golden["y"]), golden[f"msspec.alphas{int(weighted)}_norm0"])
+
+
+def test_log_mel(golden: dict[str, Tensor]) -> None:
+    equal(LogMel(24000)(golden["x"], golden["y"]), golden["mel_l1"])
+
+
+def test_stft_losses(golden: dict[str, Tensor]) -> None:
+    """The reference weighs both terms with 0.1."""
+    equal(0.1 * sum(stft_loss(golden["x"], golden["y"]), torch.zeros(())), golden["stft"])
+    equal(0.1 * multi_resolution_stft(golden["x"], golden["y"]), golden["mrstft"])
+
+
+@pytest.mark.parametrize(("name", "window"), [("seg0.1", 2400), ("seg20", 480000)])
+def test_si_snr(golden: dict[str, Tensor], name: str, window: int) -> None:
+    equal(si_snr_loss(golden["x"], golden["y"], window=window, hop=window // 2), golden[f"sisnr.{name}"])
+
+
+def test_log_mel_spectrum_of_the_kit(kit) -> None:  # noqa: ANN001
+    expected = load_file(kit("12") / "expected.safetensors")
+    spectrum = LogMel(24000).spectrum(expected["x"])[:, 0]
+    torch.testing.assert_close(spectrum, expected["mel_l1.melspec_x"], atol=1e-3, rtol=1e-3)
+
+
+def test_losses_of_equal_waves_are_zero() -> None:
+    x = torch.randn(2, 1, 3000)
+    for loss in (MultiScaleMel(16000), LogMel(16000), multi_resolution_stft):
+        assert float(loss(x, x)) == 0.0
+        assert float(loss(x, 0.5 * x)) > 0.0
+
+
+def test_si_sdr_of_known_noise() -> None:
+    """Noise orthogonal to the target at a tenth of its energy: 10 dB, at any scale."""
+    t = torch.arange(8000) / 8000
+    target, noise = torch.sin(40 * torch.pi * t)[None, None], torch.cos(40 * torch.pi * t)[None, None]
+    value = si_sdr(3.0 * (target + 0.1**0.5 * noise) + 0.2, target)
+    torch.testing.assert_close(value, torch.tensor([10.0]), atol=1e-3, rtol=0.0)
+
+
+def test_si_sdr_of_a_stereo_clip_is_one_number() -> None:
+    x, y = torch.randn(3, 2, 500), torch.randn(3, 2, 500)
+    assert si_sdr(x, y).shape == (3,)
