@@ -133,7 +133,7 @@ def _fields(owner: Any, node: Any, path: list[Any]) -> list[str]:
 def _member(owners: list[Any], node: Any) -> Any:
     """Which of the specs that may stand somewhere describes `node`: the one with its `type`, or the first."""
     tagged = [owner for owner in owners if _tag(node) and _default_type(owner) == _tag(node)]
-    owner = next(iter([*tagged, *owners]), None)
+    owner: Any = next(iter([*tagged, *owners]), None)
     return owner.find(_tag(node)) if "family" in getattr(owner, "__dict__", {}) and _tag(node) else owner
 
 

@@ -42,7 +42,7 @@ class FusionSpec(Spec):
     prepend: tuple[Route, ...] = ()
     add: tuple[Route, ...] = ()
     concat: tuple[Route, ...] = ()
-    glob: tuple[Route, ...] = Field((), alias="global")
+    glob: tuple[Route, ...] = Field(default=(), alias="global")
     ignore: tuple[str, ...] = ()
 
     @field_validator("cross", "prepend", "add", "concat", "glob")
@@ -66,7 +66,7 @@ class FusionSpec(Spec):
 class Defaults(Spec):
     """What a request gets that does not say otherwise."""
 
-    seconds: float = Field(10.0, gt=0)
+    seconds: float = Field(default=10.0, gt=0)
     guidance: float = 3.0
     sampling: dict[str, Any] = {}
 
@@ -77,7 +77,7 @@ class SystemSpec(Spec):
     format: int = FORMAT
     codec: CodecSpec
     conditioners: dict[str, ConditionerSpec] = {}
-    fusion: FusionSpec = FusionSpec()
+    fusion: FusionSpec = FusionSpec.model_validate({})
     generator: GeneratorSpec | None = None
     defaults: Defaults = Defaults()
 

@@ -47,9 +47,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
-        if not hasattr(error, "show"):  # not a usage error of the command line
+        if (show := getattr(error, "show", None)) is None:  # only a usage error of the command line can show itself
             raise
-        error.show()
+        show()
         sys.exit(2)
     if status == CANCELLED:  # typer turns Ctrl-C into this status without a word
         _say("cancelled; nothing partial was left behind", CANCELLED)
