@@ -166,7 +166,9 @@ def train(
     material = Material(batches, [held], held if samples else None)
     task = settings.task.build(net)
     folder.mkdir(parents=True, exist_ok=True)
-    return Loop(settings, task, material, folder=folder, engine=engine, save=net.save).run(), net
+    loop = Loop(settings, task, folder=folder, engine=engine, save=net.save)
+    loop.resume()
+    return loop.run(material), net
 
 
 if __name__ == "__main__":

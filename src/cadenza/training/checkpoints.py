@@ -71,7 +71,7 @@ def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, oldest first."""
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 

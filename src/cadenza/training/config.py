@@ -1,10 +1,11 @@
 """TrainingConfig: everything that decides a run, apart from its data and its folder."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cadenza.core.errors import SpecError
 from cadenza.core.spec import Spec
@@ -57,12 +58,6 @@ class TrainingConfig(Spec):
     keep_last: int = Field(2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup ({self.warmup}) must be shorter than steps ({self.steps})")
-        return self
-
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """The config in a YAML or JSON file; `system` there is a spec, or the path of one beside the file."""
@@ -75,12 +70,69 @@ class TrainingConfig(Spec):
             data = {**data, "system": SystemSpec.read(path.parent / data["system"]).to_dict()}
         return cls.parse(data, source=str(path))
 
-    def altered(self, **overrides: Any) -> Self:
-        """The same config with other values, checked as a whole."""
-        return type(self).parse({**self.to_dict(), **overrides}, source="training config") if overrides else self
-
     def group(self, name: str) -> "GroupConfig":
         """What a group does, every field filled in; only `clip` may stay None."""
         own = self.groups.get(name, GroupConfig())
         filled = {field: getattr(own, field) for field in GroupConfig.model_fields}
         return GroupConfig(**{f: getattr(self, f) if value is None else value for f, value in filled.items()})
+
+
+def config_of(what: Any, lines: Sequence[str], fields: Mapping[str, Any]) -> TrainingConfig:
+    """The config that a user's first argument, `key=value` lines and keywords are; mistakes raise SpecError together."""
+    fields = {**_settings(lines), **fields}
+    if isinstance(what, SystemSpec):
+        task = {"type": "codec" if what.generator is None else "generator"}
+        return TrainingConfig.parse({"system": what.to_dict(), "task": task, **_plain(fields)}, source="training config")
+    if isinstance(what, str | Path):
+        what = TrainingConfig.read(what)
+    if isinstance(what, TrainingConfig):
+        what = what.to_dict()
+    if not isinstance(what, Mapping):
+        raise SpecError(f"a {type(what).__name__} is no training config; give a TrainingConfig, a YAML file, or a SystemSpec")
+    return TrainingConfig.parse(_merged(what, _plain(fields)), source="training config")
+
+
+def _settings(lines: Sequence[str]) -> dict[str, Any]:
+    """`a.b=value` lines as nested mappings, their values read as YAML."""
+    settings: dict[str, Any] = {}
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise SpecError(f"'{line}' sets nothing; write KEY=VALUE, such as steps=1000 or task.mel=1.0")
+        *path, last = name.strip().split(".")
+        place = settings
+        for step in path:
+            place = place.setdefault(step, {})
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError(f"'{line}': the value is not YAML ({error})") from None
+        if isinstance(place[last], str):
+            place[last] = _number(place[last])
+    return settings
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 takes 1e-4 for a string; here it is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` in `base`, mappings merged key by key; one of another `type` replaces the whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        there = merged.get(key)
+        deep = (
+            isinstance(there, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("type", there.get("type")) == there.get("type")
+        )
+        merged[key] = _merged(there, value) if deep else value  # type: ignore[arg-type]
+    return merged
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in fields.items()}

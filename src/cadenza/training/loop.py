@@ -67,25 +67,52 @@ class Loop:
     """
 
     def __init__(
-        self, config: TrainingConfig, task: Task, material: Material, *, folder: Path, engine: Engine,
-        save: Callable[[Path], None],
+        self, config: TrainingConfig, task: Task, *, folder: Path, engine: Engine, save: Callable[[Path], None]
     ) -> None:  # fmt: skip
-        self.config, self.task, self.material, self.folder, self.engine = config, task, material, folder, engine
+        self.config, self.task, self.folder, self.engine = config, task, folder, engine
         self._save = save
         modules = task.groups()
-        task.memory().to(engine.device)
+        for module in (*modules.values(), task.memory()):
+            module.to(engine.device)
         engine.share([*modules.values(), task.memory()])
         self.groups = optimizers(modules, config)
         self.ema = None if config.ema is None else Ema(next(iter(modules.values())), config.ema)
         self.rng = torch.Generator().manual_seed(config.seed + engine.rank)
+        self._chance: dict[str, Any] | None = None  # where a resumed run's sources of chance stand
         self.step = 0
+        self.position = 0  # of the next batch
         self.best = math.inf
         self._saved = -1  # the step of the newest checkpoint
         self.ticker = Ticker(config.steps, quiet=not engine.main)
 
-    def run(self) -> Outcome:
-        """Continues from the newest checkpoint in the folder, or starts; the state of step 0 is saved at once."""
-        self._resume()
+    def resume(self) -> None:
+        """Goes to the newest whole checkpoint in the folder, if there is one."""
+        if self.engine.main:
+            checkpoints.clear(self.folder / "checkpoints")
+        self.engine.wait()
+        found = checkpoints.newest(self.folder / "checkpoints", self.ticker.say)
+        if found is None:
+            return
+        plain = found.state
+        if plain["processes"] != self.engine.processes:
+            raise CheckpointError(
+                f"{self.folder} was trained by {plain['processes']} processes, this run has {self.engine.processes}; "
+                "continue with as many"
+            )
+        state.restore(self.groups, self.task.memory(), self.ema, found)
+        self._chance = plain["random"][self.engine.rank]
+        self.step = self._saved = found.step
+        self.position = plain["position"]
+        self.best = math.inf if plain["best"] is None else plain["best"]
+        now = self.config.to_dict()
+        changed = [f"{key}: {plain['config'].get(key)} → {now[key]}" for key in now if now[key] != plain["config"].get(key)]
+        self.ticker.say(f"continuing from step {self.step}" + (f" with {'; '.join(changed)}" if changed else ""))
+
+    def run(self, material: Material) -> Outcome:
+        """Trains from where the loop stands; the state of step 0 is saved at once."""
+        self.material = material
+        if self._chance is not None:
+            state.set_random_state(self._chance, self.rng)
         self._log = Log(self.folder, self.step, self._trackers()) if self.engine.main else None
         try:
             with stopping() as stop:
@@ -115,8 +142,9 @@ class Loop:
                     break
         if self._saved != self.step:
             self._checkpoint()
-        if reason == "finished":
+        if reason == "finished" and self.engine.main:
             self._export("final")
+        self.engine.wait()
         return self._ended(reason, stop, self.step)
 
     def _ended(self, reason: Literal["finished", "stopped", "out of time"], stop: Stop, step: int) -> Outcome:
@@ -128,7 +156,7 @@ class Loop:
     def _stream(self) -> Generator[Any]:
         """The batches from here on; starting to read them draws from no source of chance that training uses."""
         chance = state.random_state(self.rng)
-        stream = self.material.batches.start(self.step * self.config.accumulation)
+        stream = self.material.batches.start(self.position)
         first = next(stream)
         state.set_random_state(chance, self.rng)
         yield first
@@ -142,6 +170,7 @@ class Loop:
             module.train()
         for _ in range(config.accumulation):
             batch = next(stream)
+            self.position += 1
             micro = _Micro(items_of(batch))
             seconds += seconds_of(batch)
             learned |= dict.fromkeys(self._losses(self.engine.place(batch), micro))
@@ -270,10 +299,8 @@ class Loop:
         self.engine.wait()
 
     def _export(self, name: str) -> None:
-        if self.engine.main:
-            with self._averaged():
-                self._save(self.folder / name)
-        self.engine.wait()
+        with self._averaged():
+            self._save(self.folder / name)
 
     def _checkpoint(self) -> None:
         everyone = self.engine.gather(state.random_state(self.rng))
@@ -282,7 +309,7 @@ class Loop:
                 self._log.sync()
             tensors, plain = state.capture(self.groups, self.task.memory(), self.ema)
             plain |= {
-                "position": self.step * self.config.accumulation,
+                "position": self.position,
                 "processes": self.engine.processes,
                 "best": None if math.isinf(self.best) else self.best,
                 "random": everyone,
@@ -291,27 +318,6 @@ class Loop:
             checkpoints.write(self.folder / "checkpoints", Checkpoint(self.step, tensors, plain), self.config.keep_last)
         self._saved = self.step
         self.engine.wait()
-
-    def _resume(self) -> None:
-        if self.engine.main:
-            checkpoints.clear(self.folder / "checkpoints")
-        self.engine.wait()
-        found = checkpoints.newest(self.folder / "checkpoints", self.ticker.say)
-        if found is None:
-            return
-        plain = found.state
-        if plain["processes"] != self.engine.processes:
-            raise CheckpointError(
-                f"{self.folder} was trained by {plain['processes']} processes, this run has {self.engine.processes}; "
-                "continue with as many"
-            )
-        state.restore(self.groups, self.task.memory(), self.ema, found)
-        state.set_random_state(plain["random"][self.engine.rank], self.rng)
-        self.step = self._saved = found.step
-        self.best = math.inf if plain["best"] is None else plain["best"]
-        now = self.config.to_dict()
-        changed = [f"{key}: {plain['config'].get(key)} → {now[key]}" for key in now if now[key] != plain["config"].get(key)]
-        self.ticker.say(f"continuing from step {self.step}" + (f" with {'; '.join(changed)}" if changed else ""))
 
     def _trackers(self) -> list[Any]:
         return trackers(self.config.trackers, self.folder, self.config.name, self.step)

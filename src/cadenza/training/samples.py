@@ -1,9 +1,11 @@
 """Samples: what a run sounds like, as wav files with their spectrograms."""
 
+import math
 from pathlib import Path
 
 import torch
 
+from cadenza.core.errors import TrainingError
 from cadenza.dsp.audio import Audio
 
 
@@ -22,18 +24,23 @@ def write(folder: Path, name: str, audio: Audio) -> list[tuple[str, Audio, Path]
 
 def picture(path: Path, audio: Audio, title: str) -> None:
     """A spectrogram in dB below its loudest point, 80 dB deep, frequency logarithmic from 40 Hz."""
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TrainingError('pictures need matplotlib: pip install "cadenza[train]", or set sample_items: 0') from None
     wave = audio.wave[0].mean(0)
-    size = 2048
+    size, top = 2048, audio.sample_rate / 2
     padded = torch.nn.functional.pad(wave, (0, max(0, size - len(wave))))
     bins = torch.stft(padded, size, size // 4, window=torch.hann_window(size), return_complex=True).abs()
     level = 20 * torch.log10(bins.clamp_min(1e-7) / bins.max().clamp_min(1e-7))
-    seconds = max(len(wave), 1) / audio.sample_rate
-    frequencies = torch.arange(size // 2 + 1) * audio.sample_rate / size
-    times = torch.linspace(0, seconds, level.shape[1])
+    pitches = torch.logspace(math.log10(40), math.log10(top), 256)
+    rows = level[(pitches / top * (size // 2)).round().long()]
     figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    axes.pcolormesh(times.numpy(), frequencies.numpy(), level.numpy(), vmin=-80, vmax=0, shading="nearest", cmap="magma")
-    axes.set(yscale="log", ylim=(40, audio.sample_rate / 2), xlabel="seconds", ylabel="Hz", title=title)
+    seconds = len(wave) / audio.sample_rate
+    axes.imshow(rows.numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, 256), vmin=-80, vmax=0, cmap="magma")
+    marks = [hz for hz in (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000) if hz <= top]
+    places = [256 * math.log(hz / 40) / math.log(top / 40) for hz in marks]
+    axes.set_yticks(places, [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in marks])
+    axes.set(xlabel="seconds", ylabel="Hz", title=title)
     figure.savefig(path)
