@@ -130,7 +130,7 @@ def learns(name: str) -> None:
     again = generator.losses(target(grid), conditions(widths), torch.Generator().manual_seed(3))
     assert all(torch.equal(terms[key], again[key]) for key in terms)
     optimiser = torch.optim.Adam(generator.parameters(), 3e-3)
-    first = terms["loss"].item()
+    loss = first = terms["loss"]
     for _ in range(30):
         optimiser.zero_grad()
         loss = generator.losses(target(grid), conditions(widths), torch.Generator().manual_seed(3))["loss"]
