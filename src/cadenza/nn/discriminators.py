@@ -26,7 +26,7 @@ class StftDiscriminator(nn.Module):
     def __init__(self, channels: int, n_fft: int, *, filters: int = 32, dilations: Sequence[int] = (1, 2, 4)) -> None:
         super().__init__()
         self.n_fft = n_fft
-        convs = [nn.Conv2d(2 * channels, filters, (3, 9), padding=(1, 4))]
+        convs: list[nn.Module] = [nn.Conv2d(2 * channels, filters, (3, 9), padding=(1, 4))]
         for dilation in dilations:
             wide = nn.Conv2d(filters, filters, (3, 9), (1, 2), padding=(dilation, 4), dilation=(dilation, 1))
             convs.append(weight_norm(wide))

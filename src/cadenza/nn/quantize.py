@@ -1,6 +1,7 @@
 """Residual vector quantisation with codebooks that are running averages (van den Oord et al. 2017; Zeghidour et al. 2021)."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -86,16 +87,20 @@ class ResidualQuantizer(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(Codebook(bins, dim) for _ in range(codebooks))
 
+    @property
+    def books(self) -> list[Codebook]:
+        return cast(list[Codebook], list(self.levels))
+
     def forward(self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None) -> Quantized:
         """The first `levels` codebooks (all by default) applied in training; they learn from `z` where `rng` is given."""
         with torch.autocast(z.device.type, enabled=False):
             flat = rearrange(z.float(), "b d f -> (b f) d")
             residual, losses, codes = flat, [], []
-            for level in list(self.levels)[:levels]:
-                ids = level.nearest(residual.detach())
-                chosen = level(ids)
+            for book in self.books[:levels]:
+                ids = book.nearest(residual.detach())
+                chosen = book(ids)
                 if rng is not None:
-                    level.learn(residual.detach(), ids, rng)
+                    book.learn(residual.detach(), ids, rng)
                 losses.append(F.mse_loss(residual, chosen))
                 residual = residual - chosen
                 codes.append(ids)
@@ -107,24 +112,24 @@ class ResidualQuantizer(nn.Module):
     def encode(self, z: Float[Tensor, "b d f"]) -> Int[Tensor, "b k f"]:
         residual = rearrange(z.float(), "b d f -> (b f) d")
         codes = []
-        for level in self.levels:
-            ids = level.nearest(residual)
-            residual = residual - level(ids)
+        for book in self.books:
+            ids = book.nearest(residual)
+            residual = residual - book(ids)
             codes.append(ids)
         return rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
 
     def decode(self, codes: Int[Tensor, "b k f"]) -> Float[Tensor, "b d f"]:
         """The sum of the chosen vectors of as many leading codebooks as are given."""
-        chosen = [level(ids) for level, ids in zip(self.levels, codes.unbind(1), strict=False)]
+        chosen = [book(ids) for book, ids in zip(self.books, codes.unbind(1), strict=False)]
         return rearrange(torch.stack(chosen).sum(0), "b f d -> b d f")
 
     @torch.no_grad()
     def fit(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         """k-means of the latents for the first codebook, then of what is left for each next one."""
         residual = latents.float()
-        for level in self.levels:
-            level.fit(residual, rng)
-            residual = residual - level(level.nearest(residual))
+        for book in self.books:
+            book.fit(residual, rng)
+            residual = residual - book(book.nearest(residual))
 
 
 def _smooth(usage: Float[Tensor, " v"], eps: float = 1e-7) -> Float[Tensor, " v"]:

@@ -21,7 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_reference_balancer(kit: Callable[[str], Path], name: str) -> None:
     expected = load_file(kit("12") / "expected.safetensors")
-    balancer = Balancer({"a": 1.0, "b": 4.0}, **OPTIONS[name])
+    balancer, shares = Balancer({"a": 1.0, "b": 4.0}, **OPTIONS[name]), torch.zeros(0)
     for step in range(4):
         x = (expected["x"] * (1.0 + 0.1 * step)).requires_grad_()
         losses = {"a": F.l1_loss(x, expected["y"]), "b": F.mse_loss(x, expected["y"]) * 10.0**step}
@@ -69,7 +69,7 @@ def test_averages_are_restored_with_the_state() -> None:
 
 
 def test_a_loss_may_join_later() -> None:
-    balancer = Balancer({"a": 1.0, "late": 1.0})
+    balancer, x = Balancer({"a": 1.0, "late": 1.0}), torch.zeros(0)
     for step in range(3):
         x = torch.zeros(1, 2, requires_grad=True)
         losses = {"a": x[0, 0]} | ({"late": 5.0 * x[0, 1]} if step == 2 else {})

@@ -44,7 +44,7 @@ class MultiScaleMel(nn.Module):
             filters = self.get_buffer(f"filters{size}")
             mels = [mel_spectrogram(w, filters, hop=size // 4, normalized=self.normalized) for w in (x, y)]
             logs = [torch.log10(mel + FLOOR) for mel in mels]
-            loss = loss + F.l1_loss(*mels) + weight * F.mse_loss(*logs)
+            loss = loss + F.l1_loss(mels[0], mels[1]) + weight * F.mse_loss(logs[0], logs[1])
         return loss / self.total
 
 

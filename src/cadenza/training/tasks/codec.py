@@ -90,7 +90,8 @@ class CodecTask(Task):
         return self.spec.adversarial > 0 or self.spec.feature > 0
 
     def groups(self) -> dict[str, nn.Module]:
-        return {"codec": self.codec} | ({"critic": self.critic} if self.critic is not None else {})
+        groups: dict[str, nn.Module] = {"codec": self.codec}
+        return groups if self.critic is None else groups | {"critic": self.critic}
 
     def memory(self) -> nn.Module:
         return self._state
@@ -112,8 +113,9 @@ class CodecTask(Task):
         """Codebooks of this step: none before k-means, a random number on some steps, or all."""
         if not self._quantizing:
             return 0
-        if self.spec.level_dropout and float(torch.rand((), generator=progress.rng)) < self.spec.level_dropout:
-            return int(torch.randint(1, self.codec.grid.rows + 1, (), generator=progress.rng))
+        draw = torch.Generator().manual_seed(progress.step)  # the same in every process: each level is a collective
+        if float(torch.rand((), generator=draw)) < self.spec.level_dropout:
+            return int(torch.randint(1, self.codec.grid.rows + 1, (), generator=draw))
         return None
 
     def _judge(self, critic: MultiScaleStft, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
