@@ -82,7 +82,7 @@ def config_of(what: Any, lines: Sequence[str], fields: Mapping[str, Any]) -> Tra
     fields = {**_settings(lines), **fields}
     if isinstance(what, SystemSpec):
         task = {"type": "codec" if what.generator is None else "generator"}
-        return TrainingConfig.parse({"system": what.to_dict(), "task": task, **_plain(fields)}, source="training config")
+        what = {"system": what.to_dict(), "task": task}
     if isinstance(what, str | Path):
         what = TrainingConfig.read(what)
     if isinstance(what, TrainingConfig):
