@@ -112,6 +112,10 @@ class Codec(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be trained")
 
+    def freeze_encoder(self) -> None:
+        """From here on training leaves everything that `encode` depends on as it is."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained")
+
     @property
     def latent_width(self) -> int:
         """Numbers per frame before quantisation."""

@@ -150,6 +150,9 @@ class Encodec(Codec):
         losses = {"commitment": quantized.commitment}
         return Reconstruction(decoded[..., : wave.shape[-1]], Codes(quantized.codes), losses)
 
+    def freeze_encoder(self) -> None:
+        self.analysis.requires_grad_(False)
+
     @property
     def latent_width(self) -> int:
         return self.spec.dimension

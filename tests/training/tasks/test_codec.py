@@ -129,6 +129,17 @@ def test_it_learns_to_reconstruct_through_used_codes() -> None:
         assert 6.0 < float(report[f"codebook{k}/perplexity"]) <= 16.0
 
 
+def test_training_the_decoder_leaves_the_codes() -> None:
+    run = Run(train="decoder", warm_steps=0)
+    audio = tones(2, 5)["audio"]
+    codes, decoded = run.codec.encode(audio), run.codec.decode(run.codec.encode(audio))
+    run.go(3)
+    assert torch.equal(run.codec.encode(audio).ids, codes.ids)
+    assert (run.codec.decode(codes).wave - decoded.wave).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="warm_steps"):
+        CodecTaskSpec(train="decoder")
+
+
 def test_report_counts_what_was_used() -> None:
     run = Run(warm_steps=0)
     run.task.validate(tones(2, 5))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,9 +24,13 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class CodecTaskSpec(TaskSpec):
-    """Weights are shares of the gradient at the output; `critic_start` is the step at which the critic comes in."""
+    """Weights are shares of the gradient at the output; `critic_start` is the step at which the critic comes in.
+
+    To `train` the decoder only leaves the codes of every clip as they are.
+    """
 
     type: Literal["codec"] = "codec"
+    train: Literal["all", "decoder"] = "all"
     warm_steps: Count = 2000  # unquantised steps, after which k-means makes the codebooks; 0 keeps those there are
     pool_frames: Annotated[int, Field(gt=0)] = 16384  # latents that k-means sees
     level_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of steps that use a random number of codebooks
@@ -40,6 +44,12 @@ class CodecTaskSpec(TaskSpec):
     critic: Adversarial = "hinge"
     critic_start: Count = 0
     critic_filters: Annotated[int, Field(gt=0)] = 32
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CodecTaskSpec":
+        if self.train == "decoder" and self.warm_steps:
+            raise ValueError(f"warm_steps ({self.warm_steps}) would make new codebooks; to train the decoder only, set it to 0")
+        return self
 
     def build(self, system: Any) -> "CodecTask":
         return CodecTask(self, system.codec)
@@ -75,6 +85,8 @@ class CodecTask(Task):
     def __init__(self, spec: CodecTaskSpec, codec: Codec) -> None:
         self.spec = spec
         self.codec = codec
+        if spec.train == "decoder":
+            codec.freeze_encoder()
         self.critic = MultiScaleStft(codec.spec.channels, filters=spec.critic_filters) if self._adversarial else None
         names = ("time", "mel", "stft", "adversarial", "feature")
         self.balancer = Balancer({name: getattr(spec, name) for name in names})
@@ -101,7 +113,8 @@ class CodecTask(Task):
         if progress.step >= self.spec.warm_steps and not self._quantizing:
             self.codec.fit_codebooks(self.pool.known(), progress.rng)
             self._state.get_buffer("quantizing").fill_(True)
-        made = self.codec.reconstruct(wave, levels=self._levels(progress), rng=progress.rng)
+        rng = progress.rng if self.spec.train == "all" else None  # without, codebooks do not learn
+        made = self.codec.reconstruct(wave, levels=self._levels(progress), rng=rng)
         if isinstance(made.frames, Latents):
             self.pool.add(rearrange(made.frames.z.detach().float(), "b d f -> (b f) d"))
         critic = self.critic if progress.step >= self.spec.critic_start else None
