@@ -1,0 +1,117 @@
+"""EnCodec in its variants; what every codec must keep is in tests/contract."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cadenza.codecs.encodec import EncodecSpec
+from cadenza.core.errors import RequestError, SpecError
+from cadenza.core.types import Codes, Grid
+from cadenza.dsp.audio import Audio
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "reflect": {"pad_mode": "reflect"},
+    "lstm": {"lstm_layers": 2},
+    "deep": {"residual_layers": (0, 1, 3), "widths": (4, 6, 8, 10), "shortcut": "identity"},
+    "plain": {"norm": "none", "shortcut": "identity", "residual_layers": 2, "pad_mode": "reflect"},
+    "centred": {"causal": False, "pad_mode": "reflect"},
+    "group_norm": {"causal": False, "norm": "time_group_norm", "channels": 2},
+    "early": {"trim_right_ratio": 0.5},
+}
+
+
+def spec_of(variant: str) -> EncodecSpec:
+    return EncodecSpec.parse(EncodecSpec.example().to_dict() | VARIANTS[variant])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_clips_of_a_batch_are_as_alone(variant: str) -> None:
+    torch.manual_seed(0)
+    spec = spec_of(variant)
+    codec = spec.build().eval()
+    lengths = [1000, 1, 517, 31, 32, 33]
+    wave = torch.randn(len(lengths), spec.channels, 1000)  # noise where it is padded
+    audio = Audio(wave, spec.sample_rate, torch.tensor(lengths))
+    codes = codec.encode(audio)
+    assert codes.lengths.tolist() == [32, 1, 17, 1, 1, 2]
+    decoded = codec.decode(codes)
+    assert decoded.lengths.tolist() == lengths
+    for i, clip in enumerate(audio):
+        alone = codec.encode(clip)
+        assert torch.equal(alone.ids[0], codes.ids[i, :, : codes.lengths[i]])
+        torch.testing.assert_close(codec.decode(alone).wave[0], decoded.wave[i, :, : lengths[i]], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stream_equals_the_whole(variant: str) -> None:
+    torch.manual_seed(0)
+    spec = spec_of(variant)
+    codec = spec.build().eval()
+    ids = torch.randint(0, 16, (2, 2, 25))
+    whole = codec.decode(Codes(ids)).wave
+    decoder = codec.decoder()
+    chunks = [decoder.push(Codes(part)).wave for part in ids.split([1, 2, 9, 1, 12], -1)] + [decoder.finish().wave]
+    torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-5, rtol=1e-4)
+    at_once = spec.causal and spec.trim_right_ratio == 1.0
+    assert (chunks[-1].shape[-1] == 0) == at_once
+
+
+def test_zero_padded_causal_stream_answers_every_frame_at_once() -> None:
+    codec = EncodecSpec.example().build().eval()
+    decoder = codec.decoder()
+    for _ in range(3):
+        assert decoder.push(Codes(torch.zeros(1, 2, 1, dtype=torch.long))).wave.shape == (1, 1, 32)
+
+
+def test_codes_of_a_causal_codec_do_not_depend_on_later_audio() -> None:
+    torch.manual_seed(0)
+    codec = EncodecSpec.example().build().eval()
+    wave = torch.randn(1, 1, 640)
+    ids = codec.encode(Audio(wave, 8000)).ids
+    assert torch.equal(codec.encode(Audio(wave[..., :320], 8000)).ids, ids[..., :10])
+
+
+def test_leading_codebooks_decode() -> None:
+    codec = EncodecSpec.example().build().eval()
+    ids = torch.randint(0, 16, (1, 2, 5))
+    coarse = codec.decode(Codes(ids[:, :1])).wave
+    assert coarse.shape == (1, 1, 160) and not torch.equal(coarse, codec.decode(Codes(ids)).wave)
+
+
+def test_bypassed_quantiser_has_no_loss_and_the_latents_of_the_encoder() -> None:
+    codec = EncodecSpec.example().build()
+    wave = torch.randn(2, 1, 100)
+    made = codec.reconstruct(wave, levels=0)
+    assert made.losses == {} and made.wave.shape == wave.shape
+    torch.testing.assert_close(made.frames.z, codec.analysis(wave))  # type: ignore[union-attr]
+
+
+def test_grid_follows_from_the_strides() -> None:
+    spec = EncodecSpec(sample_rate=24000, strides=(3, 4, 5, 8), codebooks=4, bins=1024)
+    assert spec.hop == 480 and spec.grid == Grid("codes", 50.0, rows=4, cardinality=1024)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("norm", "time_group_norm", "whole clip"),
+        ("widths", (4, 8), "one more entry than strides (4), got 2"),
+        ("residual_layers", (1, 1), "as many entries as strides (3), got 2"),
+        ("filters", 3, "multiples of compress (2)"),
+        ("stride", (2, 2), "Did you mean 'strides'?"),
+        ("strides", (4, 0), "strides"),
+    ],
+)
+def test_mistakes_are_explained(field: str, value: Any, message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        EncodecSpec.parse(EncodecSpec.example().to_dict() | {field: value})
+    assert message in str(error.value)
+
+
+def test_other_audio_is_refused_with_the_mend() -> None:
+    codec = EncodecSpec.example().build()
+    with pytest.raises(RequestError, match=r"8000 Hz and 1 channel.*got 16000 Hz and 2.*resample\(8000\)\.mix\(1\)"):
+        codec.encode(Audio(torch.zeros(1, 2, 100), 16000))
+    with pytest.raises(RequestError, match="no samples"):
+        codec.encode(Audio(torch.zeros(2, 1, 100), 8000, torch.tensor([100, 0])))
