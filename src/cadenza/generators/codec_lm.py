@@ -20,6 +20,7 @@ from cadenza.core.types import Branch, Codes, Fused, Grid, Latents, Slot
 from cadenza.generators.base import Generator, GeneratorSpec, Plan
 from cadenza.nn.attention import Source, prefix_mask
 from cadenza.nn.cache import Cache
+from cadenza.nn.packed import packed
 from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_frames, stack_steps
 from cadenza.nn.positions import Rotation, rotations, sinusoids
 from cadenza.nn.transformer import Transformer
@@ -176,13 +177,15 @@ class CodecLM(Generator):
         """Known frames must come first in each item; an item's frames end where the model ends it."""
         wanted = plan.frames.tolist()
         patterns = [self._pattern(frames) for frames in wanted]
-        first, state = self._begin(active(branches), plan, patterns)
+        branches = active(branches)
+        lm = packed(self, len(branches) * len(wanted))
+        first, state = lm._begin(branches, plan, patterns)
         whole = [pattern.complete() for pattern in patterns]
         steps = stack_steps(patterns).to(state.sequence.device)
-        self._prefill(state, first)
+        lm._prefill(state, first)
         sent, last = 0, first
         while True:
-            self._advance(state, last, min(last + BLOCK, state.sequence.shape[2]))
+            lm._advance(state, last, min(last + BLOCK, state.sequence.shape[2]))
             last = min(last + BLOCK, state.sequence.shape[2])
             ends = state.ends.tolist()
             done = [table[min(last, len(table)) - 1] for table in whole]
@@ -197,7 +200,7 @@ class CodecLM(Generator):
     @torch.inference_mode()
     def _begin(self, branches: list[Branch], plan: Plan, patterns: list[Pattern]) -> tuple[int, _State]:
         """The first step with a code that is not known, and the state before it."""
-        batch, device = len(patterns), self.head.weight.device
+        batch, device = len(patterns), self.embedding.weight.device
         wanted = torch.tensor([pattern.frames for pattern in patterns])
         if int(wanted.max()) > self.spec.context or int(wanted.min()) < 1:
             raise RequestError(f"frames must lie between 1 and {self.spec.context}, got {wanted.tolist()}")
@@ -300,7 +303,7 @@ class CodecLM(Generator):
         if self.spec.positions == "rotary":
             rotation = rotations(positions, self.spec.width // self.spec.heads)
         else:
-            table = sinusoids(positions, self.spec.width).to(self.head.weight.dtype)
+            table = sinusoids(positions, self.spec.width).to(self.embedding.weight.dtype)
             n = 0 if prefix is None else prefix.shape[1]
             prefix = None if prefix is None else prefix + table[:, :n]
             added = table[:, n:].expand(batch, -1, -1) + (0 if added is None else added)

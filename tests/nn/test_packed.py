@@ -1,0 +1,27 @@
+"""Packed products are those of the module, which is left as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from cadenza.nn.packed import PackedLinear, packed
+from cadenza.nn.transformer import Transformer
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_the_twin_gives_the_same(bias: bool, rows: int) -> None:
+    module = Transformer(32, 2, heads=2, hidden=80, source=None, bias=bias)
+    twin = packed(module, rows)
+    kinds = {type(part) for part in twin.modules()}
+    assert PackedLinear in kinds and nn.Linear not in kinds
+    assert nn.Linear in {type(part) for part in module.modules()}
+    for shape in ((rows, 1, 32), (3, 5, 32)):
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            torch.testing.assert_close(twin(x), module(x), atol=1e-5, rtol=1e-5)
+
+
+def test_where_it_is_no_help_the_module_is_its_own_twin() -> None:
+    for module in (nn.Sequential(nn.Linear(2, 2)).bfloat16(), nn.Sequential(nn.Linear(2, 2)).to("meta")):
+        assert packed(module, 1) is module
