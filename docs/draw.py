@@ -35,7 +35,7 @@ def tokens(folder: Path) -> None:
     import cadenza
     from cadenza.evaluation.plots import draw_codes
 
-    codec = cadenza.load("starter", device="cpu").codec
+    codec: Any = cadenza.load("starter", device="cpu").codec
     draw_codes(codec.encode(_clip()), folder / "tokens.png", frame_rate=codec.grid.frame_rate)
     _slim(folder / "tokens.png")
 
@@ -70,7 +70,7 @@ def step(folder: Path) -> None:
         before, after = int(pattern.frame[row, STEP]), int(pattern.frame[row, STEP + 1])
         _box(axes, (1.4, y), (1.6, 1.0), f"frame {before}", _hue(before), 8)
         axes.text(0.4, y, f"codebook {row}", ha="right", va="center", fontsize=9, color=INK)
-        _arrow(axes, (2.3, y), (3.5, y))
+        _arrow(axes, (2.25, y), (3.45, y))
         _box(axes, (4.6, y), (2.2, 1.0), f"embedding {row}", PALE, 9)
         _arrow(axes, (5.8, y), (7.05, 2.95 + 0.12 * (1.5 - row)))
         _arrow(axes, (13.5, 2.95 + 0.3 * (1.5 - row)), (14.9, y))
