@@ -159,3 +159,9 @@ def test_a_misspelt_spec_is_named(system, tmp_path):
     file.write_text(json.dumps(tree))
     with pytest.raises(Exception, match="heads_: unknown field. Did you mean 'heads'"):
         System.load(tmp_path / "model")
+
+
+def test_generation_under_autocast(system):
+    """As training does when it listens to itself."""
+    with torch.autocast("cpu", torch.bfloat16):
+        assert system.generate("drums", seconds=0.2).wave.isfinite().all()

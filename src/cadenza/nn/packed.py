@@ -27,8 +27,8 @@ def packed(module: M, rows: int) -> M:
     if isinstance(module, nn.Linear):
         return PackedLinear(module, rows)  # type: ignore[return-value]
     weights = list(module.parameters())
-    helps = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights) and torch.backends.mkldnn.is_available()
-    if not helps or sum(w.numel() for w in weights) > LIMIT:
+    plain = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights) and not torch.is_autocast_enabled("cpu")
+    if not plain or not torch.backends.mkldnn.is_available() or sum(w.numel() for w in weights) > LIMIT:
         return module
     twin = copy.copy(module)
     twin._modules = {name: None if part is None else packed(part, rows) for name, part in module._modules.items()}
