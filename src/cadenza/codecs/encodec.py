@@ -128,7 +128,7 @@ class Encodec(Codec):
         wave = latents.new_zeros(len(latents), self.spec.channels, latents.shape[-1] * self.spec.hop)
         for length, rows in _by_length(frames.lengths):
             decoded = self.synthesis(latents[rows, :, :length])
-            wave[rows, :, : decoded.shape[-1]] = decoded
+            wave[rows, :, : decoded.shape[-1]] = decoded.to(wave.dtype)  # under autocast it is another
         samples = frames.lengths * self.spec.hop if frames.samples is None else frames.samples
         return Audio(wave[..., : int(samples.max())], self.spec.sample_rate, samples)
 
