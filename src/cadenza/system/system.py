@@ -16,6 +16,7 @@ from cadenza.core.spec import near
 from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
+from cadenza.samplers.guidance import classifier_free
 from cadenza.system import store
 from cadenza.system.card import Card
 from cadenza.system.fusion import Keep, drop_all, fuse
@@ -122,15 +123,11 @@ class System(nn.Module):
         return self.generator.stream(branches, plan), samples
 
     def _branches(self, items: Sequence[Mapping[str, Any]], guidance: float, frames: int) -> list[Branch]:
-        """Classifier-free guidance: `guidance` times the conditions, the rest without any (Ho & Salimans 2022)."""
+        """The conditions at the weight of `guidance`, and the rest without any."""
         conditions = self.condition(self.prepare(items))
-        branches = []
-        if guidance != 0:
-            branches.append(Branch(guidance, self.fuse(conditions, frames=frames)))
-        if guidance != 1:
-            keep = drop_all(self.spec.fusion, len(items), self.device)
-            branches.append(Branch(1 - guidance, self.fuse(conditions, frames=frames, keep=keep)))
-        return branches
+        given = self.fuse(conditions, frames=frames)
+        keep = drop_all(self.spec.fusion, len(items), self.device)
+        return classifier_free(given, self.fuse(conditions, frames=frames, keep=keep), guidance)
 
     def _samples(self, clip: Clip) -> int:
         seconds = self.spec.defaults.seconds if clip.seconds is None else clip.seconds
