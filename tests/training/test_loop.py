@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_toys import GanTask, Net, Order, Points, codec_losses, collate, config, critic_losses, train
+from training_toys import GanTask, Net, Order, Points, ToyBatches, codec_losses, collate, config, critic_losses, train
 
 from cadenza.core.errors import SpecError, TrainingError
 from cadenza.training.engine import Engine
@@ -165,6 +165,30 @@ def test_time_runs_out_with_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
 
 def test_bf16_trains(tmp_path: Path) -> None:
     train(tmp_path, steps=40, precision="bf16", task={"type": "toy", "noisy": False})
+    losses = [record["codec/l1"] for record in lines(tmp_path).values()]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_fp16_scales_skips_what_overflows_and_goes_on(tmp_path: Path) -> None:
+    """On the CPU, where the engine would refuse it: the scalers are the same."""
+    outcomes = []
+    for steps in (20, 60):
+        settings, net, engine = (
+            config(steps=steps, precision="fp16", task={"type": "toy", "noisy": False}),
+            Net(),
+            Engine(cpu=True),
+        )
+        engine.dtype = torch.float16
+        loop = Loop(settings, GanTask(net, noisy=False), folder=tmp_path, engine=engine, save=net.save)
+        if steps == 20:
+            for group in loop.groups.values():
+                group.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        loop.resume()
+        outcomes.append({name: group.scaler.get_scale() for name, group in loop.groups.items()})
+        loop.run(Material(ToyBatches(Points(), 4)))
+    first, second = outcomes
+    assert first == {"codec": 2.0**40, "critic": 2.0**40}
+    assert all(2.0**8 < scale < 2.0**40 for scale in second.values())  # halved at each overflow, and remembered
     losses = [record["codec/l1"] for record in lines(tmp_path).values()]
     assert losses[-1] < 0.7 * losses[0]
 

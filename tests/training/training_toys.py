@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.core.types import Grid
+from cadenza.data.loader import deaf
 from cadenza.dsp.audio import Audio
 from cadenza.training.config import TrainingConfig
 from cadenza.training.engine import Engine
@@ -142,7 +143,9 @@ class ToyBatches:
 
     def start(self, position: int) -> Iterator[Any]:
         order = Order(len(self.dataset), self.batch, position, self.rank, self.processes)
-        yield from DataLoader(self.dataset, batch_sampler=order, num_workers=self.workers, collate_fn=collate)
+        yield from DataLoader(
+            self.dataset, batch_sampler=order, num_workers=self.workers, collate_fn=collate, worker_init_fn=deaf
+        )
 
 
 def config(**overrides: Any) -> TrainingConfig:

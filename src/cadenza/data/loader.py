@@ -1,6 +1,8 @@
 """Loader: batches of items with what conditioners prepared of them, read ahead by worker processes."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -112,7 +114,7 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_Collating(self.prepare, _frame_rate(self.dataset)),
             pin_memory=self.pin,
-            worker_init_fn=_deaf if self.workers else None,
+            worker_init_fn=deaf if self.workers else None,
             prefetch_factor=4 if self.workers else None,
         )
         for batch in reading:
@@ -189,9 +191,19 @@ def _frame_rate(dataset: Drawn) -> float | None:
     return getattr(dataset, "frame_rate", None)
 
 
-def _deaf(worker: int) -> None:
-    """Ctrl-C is for the main process, which then ends its workers."""
+def deaf(worker: int) -> None:
+    """For a worker: Ctrl-C and SIGTERM are for the main process, which then ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(main: int) -> None:
+    """Ends this process at a SIGTERM of the main process, and of nobody else."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)
 
 
 def _stack(parts: Sequence[Any]) -> Any:

@@ -132,11 +132,12 @@ class Loop:
             while self.step < self.config.steps:
                 try:
                     halt = self._advance(stream, lambda: [stop.name is not None, time.monotonic() - started > limit])
-                except RuntimeError as error:
-                    if stop.name is None or "DataLoader worker" not in str(error):
+                    self._observe()
+                except (RuntimeError, ConnectionError, EOFError) as error:
+                    lost = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+                    if stop.name is None or not lost:
                         raise
                     return self._ended("stopped", stop, self._saved)  # the signal has ended the data workers, too
-                self._observe()
                 if any(halt) and self.step < self.config.steps:
                     reason = "stopped" if halt[0] else "out of time"
                     break

@@ -13,7 +13,7 @@ from cadenza.training.config import TrainingConfig
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """One of a task's modules with all that its learning needs."""
 
