@@ -14,7 +14,9 @@ from cadenza.evaluation.wishes import families_met, hand_written, key_met, of_ca
 FAMILIES = ("piano", "bass", "drums", "reed")
 SIDECAR = {
     "tempo": 120.0, "key": "A minor", "families": ["bass", "piano"], "lead_family": "piano", "seconds": 2.0,
-    "instruments": [{"name": "piano", "family": "piano"}, {"name": "double bass", "family": "bass"}],
+    "instruments": [
+        {"role": "melody", "name": "piano", "family": "piano"}, {"role": "bass", "name": "double bass", "family": "bass"},
+    ],
     "chords": [[0.0, 0.8, "A:min7"], [0.8, 1.6, "B:dim"], [1.6, 2.0, "D#:maj"]],
     "notes": [[0.0, 0.5, 69, 80, "melody"], [0.0, 2.0, 45, 80, "bass"], [1.0, 2.0, 72, 80, "melody"]],
 }  # fmt: skip
@@ -39,6 +41,8 @@ def test_truth_is_looked_up_at_the_middle_of_frames():
     assert truth.families.tolist() == [True, True, False, False] and truth.lead == 0 and truth.key == 21
     # frames of 0.08 s: the first chord holds ten of them, the diminished one is neither major nor minor
     assert truth.chords.tolist() == [21] * 10 + [UNKNOWN] * 10 + [3] * 5
+    assert truth.playing[0].tolist() == [True] * 7 + [False] * 5 + [True] * 13 and truth.playing[1].all()
+    assert not truth.playing[2:].any()
     assert truth.melody.tolist() == [69 - 24] * 6 + [NO_MELODY] * 6 + [72 - 24] * 13
 
 

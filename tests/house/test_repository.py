@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cadenza.core.spec import Part
+from cadenza.evaluation.fit import FitConfig
 from cadenza.system.spec import SystemSpec
 from cadenza.training.config import TrainingConfig
 
@@ -51,6 +52,7 @@ def hosts() -> set[str]:
 def test_every_config_parses() -> None:
     for path in CONFIGS:
         kind = TrainingConfig if re.search(r"^\s*\"?task\"?:", path.read_text(), re.M) else SystemSpec
+        kind = FitConfig if path.parent.name == "evaluation" else kind
         spec = kind.read(path)
         assert kind.parse(json.loads(spec.to_json())) == spec
 

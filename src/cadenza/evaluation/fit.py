@@ -1,21 +1,26 @@
 """Training the estimators: one run over a corpus of its own, minutes on a CPU."""
 
-import math
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.core.spec import Spec
+from cadenza.data.source import manifest_of
 from cadenza.evaluation.distortion import Change, changed, draw, moved
-from cadenza.evaluation.estimates import Accuracy, Estimate, accuracy, decode
-from cadenza.evaluation.examples import Examples, together
+from cadenza.evaluation.estimates import Estimate, accuracy, decode
+from cadenza.evaluation.estimators import Estimators, save_estimators
+from cadenza.evaluation.examples import Examples, examples, together
 from cadenza.evaluation.features import Heard
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, Truth
 from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorNet, Guesses
+from cadenza.evaluation.write import finite
 
 
 class FitConfig(Spec):
@@ -24,7 +29,7 @@ class FitConfig(Spec):
     families: tuple[str, ...]
     width: int = 16
     folded: int = 40
-    epochs: int = 12
+    epochs: int = 9
     batch: int = 16
     lr: float = 3e-3
     weight_decay: float = 0.02
@@ -38,6 +43,7 @@ class Wanted:
     tempo: Tensor  # [b] beats a minute
     key: Tensor  # [b]
     families: Tensor  # [b n]
+    playing: Tensor  # [b n g]
     lead: Tensor  # [b]
     chords: Tensor  # [b f]
     melody: Tensor  # [b f]
@@ -92,10 +98,17 @@ def loss_terms(guesses: Guesses, wanted: Wanted) -> dict[str, Tensor]:
         "tempo": (tempo * known).sum() / known.sum().clamp(min=1),
         "key": _cross_entropy(guesses.key, wanted.key),
         "families": 3 * F.binary_cross_entropy_with_logits(guesses.families.float(), wanted.families),
+        "playing": 3 * _playing(guesses.playing.float(), wanted.playing),
         "lead": 0.5 * _cross_entropy(guesses.lead, wanted.lead),
         "chords": _cross_entropy(guesses.chords, wanted.chords),
         "melody": _cross_entropy(guesses.melody, wanted.melody),
     }
+
+
+def _playing(logits: Tensor, wanted: Tensor) -> Tensor:
+    known = wanted >= 0
+    loss = F.binary_cross_entropy_with_logits(logits, wanted.clamp(min=0), reduction="none")
+    return (loss * known).sum() / known.sum().clamp(min=1)
 
 
 def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
@@ -145,8 +158,7 @@ def _drawn(data: Examples, which: Sequence[int], rng: torch.Generator) -> tuple[
     heard = together(features)
     frames = heard.pitch.shape[-1]
     rows = [_wanted(truth, change, frames) for truth, change in zip(truths, changes, strict=True)]
-    tempo, key, families, lead, chords, melody = (torch.stack(column) for column in zip(*rows, strict=True))
-    return heard, Wanted(tempo, key, families, lead, chords, melody)
+    return heard, Wanted(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _wanted(truth: Truth, change: Change, frames: int) -> tuple[Tensor, ...]:
@@ -158,11 +170,37 @@ def _wanted(truth: Truth, change: Change, frames: int) -> tuple[Tensor, ...]:
     sounds = (melody != UNKNOWN) & (melody != NO_MELODY)
     melody = torch.where(sounds, (melody + up).clamp(0, NO_MELODY - 1), melody)
     tempo = torch.tensor(truth.tempo * change.speed)
-    return tempo, torch.tensor(key), truth.families.float(), torch.tensor(truth.lead), chords, melody
+    playing = torch.stack([moved(row, change) for row in truth.playing]).float()
+    playing = F.pad(playing, (0, frames), value=UNKNOWN)[:, :frames:2]
+    return tempo, torch.tensor(key), truth.families.float(), playing, torch.tensor(truth.lead), chords, melody
 
 
-def summary(score: Accuracy, families: Sequence[str]) -> str:
-    """One line of scores, and one of F1 a family."""
-    parts = {k: v for k, v in asdict(score).items() if isinstance(v, float) and not math.isnan(v)}
-    each = ", ".join(f"{name} {value:.2f}" for name, value in zip(families, score.families, strict=True))
-    return "  ".join(f"{k} {v:.3f}" for k, v in parts.items()) + f"\n  {each}"
+def fix_estimators(
+    config: str | Path, corpus: str | Path, *, validation: str | Path, out: str | Path, progress: Callable[[str], None] = print
+) -> str:
+    """Trains on a corpus and writes the weights with their record into `out`; returns the hash. Features stay in `out`."""
+    settings, out = FitConfig.read(config), Path(out)
+    data, unseen = (
+        examples(manifest_of(folder)[0], settings.families, cache=out / f"features-{name}")
+        for name, folder in (("training", corpus), ("validation", validation))
+    )
+    net, at = train_estimators(settings, data, validation=unseen, report=lambda row: progress(_line(row)))
+    net = net.half().float()  # as it is stored
+    score = accuracy(estimates_of(net, unseen, at), unseen.truths)
+    progress(_line({name: value for name, value in asdict(score).items() if isinstance(value, float)}))
+    notes = {
+        "config": settings.to_dict(),
+        "trained_on": described(corpus),
+        "validation": {**described(validation), **finite(asdict(score))},
+    }
+    return save_estimators(Estimators(net, settings.families, at), out, notes=notes)
+
+
+def described(corpus: str | Path) -> dict[str, Any]:
+    """Seed, hours and split of a corpus, as its own record says."""
+    record = json.loads((Path(corpus) / "corpus.json").read_text())
+    return {name: record[name] for name in ("seed", "hours", "split")}
+
+
+def _line(row: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in row.items())

@@ -25,6 +25,7 @@ class Truth:
     tempo: float  # beats a minute, 0 where unknown
     key: int
     families: Bool[Tensor, " n"]
+    playing: Bool[Tensor, "n f"]  # the families' notes, without what rings on after them
     lead: int
     chords: Int[Tensor, " f"]
     melody: Int[Tensor, " f"]  # semitones above the lowest, SEMITONES where none sounds
@@ -42,13 +43,19 @@ def truth_of(sidecar: Mapping[str, Any], frames: int, *, families: Sequence[str]
         chords[(middle >= start) & (middle < end)] = chord_class(name)
     melody = torch.full((frames,), NO_MELODY if sidecar.get("notes") else UNKNOWN)
     notes: list[list[Any]] = sorted(sidecar.get("notes") or [], key=lambda note: note[0])
+    playing = torch.zeros(len(families), frames, dtype=torch.bool)
+    family = {player["role"]: families.index(player["family"]) for player in sidecar.get("instruments") or ()}
     for start, end, pitch, _, role in notes:
+        first, last = (round(second * SAMPLE_RATE / PITCH_HOP) for second in (start, end))
+        if role in family:
+            playing[family[role], first : last + 1] = True
         if role == "melody":
             melody[(middle >= start) & (middle < end)] = min(max(int(pitch) - LOWEST, 0), SEMITONES - 1)
     return Truth(
         float(sidecar.get("tempo") or 0),
         UNKNOWN if sidecar.get("key") is None else key_class(sidecar["key"]),
         torch.tensor([name in sidecar.get("families", ()) for name in families]),
+        playing,
         families.index(lead) if lead in families else UNKNOWN,
         chords,
         melody,

@@ -28,6 +28,7 @@ class Guesses:
     tempo: Float[Tensor, "b tempi"]
     key: Float[Tensor, "b 24"]
     families: Float[Tensor, "b n"]
+    playing: Float[Tensor, "b n g"]  # families in every pair of frames
     lead: Float[Tensor, "b n"]
     chords: Float[Tensor, "b 25 f"]
     melody: Float[Tensor, "b semitones f"]  # the last row means no melody
@@ -57,7 +58,9 @@ class EstimatorNet(nn.Module):
                 _Block2d(folded, folded, (3, 3), (2, 1)),
             ]
         )
-        self.sound = nn.Sequential(nn.Linear(2 * (11 + 5) * folded, sound), nn.ReLU(), nn.Dropout(dropout))
+        self.moment = nn.Sequential(nn.Conv1d((11 + 5) * folded, sound, 1), nn.ReLU(), nn.Dropout(dropout))
+        self.playing = nn.Conv1d(sound, families, 1)
+        self.sound = nn.Sequential(nn.Linear(2 * sound, sound), nn.ReLU(), nn.Dropout(dropout))
         self.families, self.lead = nn.Linear(sound, families), nn.Linear(sound, families)
         self.pulse = nn.Sequential(
             nn.Conv1d(2 * (_GROUPS + 1), 24, 7, padding=3),
@@ -78,7 +81,9 @@ class EstimatorNet(nn.Module):
         x = self._pitches(heard.pitch, mask)
         crowd = torch.cat([x.mean(2), x.amax(2)], 1)
         x = F.relu(x + self.crowd(crowd)[:, :, None]) * mask[:, None, None]
-        sound = self._sound(x, heard.bands, mask)
+        moments = self._moments(x, heard.bands, mask)
+        there = mask[:, None, ::2]
+        sound = self.sound(torch.cat([_mean(moments, there), (moments * there).amax(-1)], 1))
         tune = self.melody(x, mask)
         none = self.melody_none(torch.cat([tune.mean(2), tune.amax(2)], 1))
         melody = torch.cat([self.melody_pitch(tune)[:, 0], none], 1)
@@ -86,7 +91,8 @@ class EstimatorNet(nn.Module):
         chords = torch.cat([rearrange(self.chord(chroma), "b q p f -> b (q p) f"), self.no_chord(chroma.mean(2))], 1)
         chords = chords.repeat_interleave(2, -1)[..., : mask.shape[-1]]
         tempo = self._tempo(heard.bands, mask) + self.tempo(sound)
-        return Guesses(tempo, self._key(chroma, mask[:, ::2]), self.families(sound), self.lead(sound), chords, melody)
+        key = self._key(chroma, mask[:, ::2])
+        return Guesses(tempo, key, self.families(sound), self.playing(moments), self.lead(sound), chords, melody)
 
     def _pitches(self, pitch: Float[Tensor, "b rows f"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b w s f"]:
         """Every semitone beside its harmonics, after a few convolutions."""
@@ -117,16 +123,15 @@ class EstimatorNet(nn.Module):
         around = F.relu(self.key_in(torch.cat([views, views[..., :-1]], -1)))
         return rearrange(self.key(around), "b q p -> b (q p)")
 
-    def _sound(self, x: Tensor, bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b e"]:
-        """One vector a clip of what plays: partials from the pitches, attacks from the bands."""
-        vectors = []
-        for blocks, start in ((self.timbre, x), (self.attack, bands[:, None])):
-            y = start
-            for block in blocks:
-                y = block(y, mask)
-            there = _shrunk(mask, y.shape[-1])[:, None, None]
-            vectors += [_mean(y, there).flatten(1), (y * there).amax(-1).flatten(1)]
-        return self.sound(torch.cat(vectors, 1))
+    def _moments(self, x: Tensor, bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b e g"]:
+        """What sounds in every pair of frames: partials from the pitches, attacks from the bands."""
+        partials, attacks = x, bands[:, None]
+        for block in self.timbre:
+            partials = block(partials, mask)
+        for block in self.attack:
+            attacks = block(attacks, mask)
+        attacks = F.max_pool2d(attacks, (1, 2), ceil_mode=True)
+        return self.moment(torch.cat([partials.flatten(1, 2), attacks.flatten(1, 2)], 1))
 
     def _tempo(self, bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b tempi"]:
         """How strongly the onsets repeat at each tempo, seen together with its multiples and fractions."""

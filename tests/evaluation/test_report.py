@@ -1,0 +1,225 @@
+"""The whole report on systems whose obedience is known: one that obeys, one that is deaf, one that obeys half."""
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from cadenza.core.errors import DataError, RequestError
+from cadenza.core.types import Codes
+from cadenza.dsp.audio import Audio
+from cadenza.evaluation import codec, report
+from cadenza.evaluation.estimates import Estimate
+from cadenza.evaluation.labels import key_class
+from cadenza.evaluation.wishes import hand_written
+from cadenza.system.system import System
+
+FAMILIES = ("piano", "mallets", "organ", "guitar", "bass", "strings", "brass", "reed", "flute", "synth", "drums")
+KEYS = ("C major", "A minor", "F# major", "D minor", "Bb major", "G minor")
+INSTRUMENTS = {"piano": "piano", "strings": "violin", "flute": "flute", "reed": "oboe"}
+RATE = 8000
+
+
+def wave(truth: dict[str, Any], seconds: float = 0.5) -> torch.Tensor:
+    """A clip that says what it is in its first samples, for `Oracle` to read."""
+    made = torch.zeros(round(seconds * RATE))
+    made[:2] = torch.tensor([truth["tempo"] / 1000, key_class(truth["key"]) / 100])
+    made[2 : 2 + len(FAMILIES)] = torch.tensor([0.5 * (name in truth["families"]) for name in FAMILIES])
+    made[20:] = 0.1 * torch.sin(torch.arange(len(made) - 20) * 0.3)
+    return made
+
+
+@dataclass
+class Oracle:
+    """Estimators that read what `wave` wrote."""
+
+    families: tuple[str, ...] = FAMILIES
+    sha256: str = "0" * 64
+
+    def __call__(self, audio: Audio) -> list[Estimate]:
+        none = torch.zeros(12, dtype=torch.long)
+        return [
+            Estimate(float(w[0]) * 1000, round(float(w[1]) * 100), w[2 : 2 + len(FAMILIES)] + 0.1, 0, none, none)
+            for w in audio.wave[:, 0]
+        ]
+
+
+@dataclass
+class Player:
+    """As much of a system as an evaluation uses; obeys a share of its requests."""
+
+    truths: dict[str, dict[str, Any]]  # by caption
+    obeys: float = 1.0
+    conditioners: tuple[str, ...] = ("prompt", "tempo", "key")
+    made: list[dict[str, Any]] = field(default_factory=list)
+    generator: Any = 1
+    device: str = "cpu"
+    card: Any = field(default_factory=lambda: SimpleNamespace(name="player"))
+    codec: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            grid=SimpleNamespace(frame_rate=50.0, cardinality=4),
+            spec=SimpleNamespace(sample_rate=RATE, channels=1),
+            encode=lambda audio: audio,
+            decode=lambda audio: audio,
+        )
+    )
+
+    @property
+    def spec(self) -> Any:
+        defaults, generator = SimpleNamespace(guidance=3.0), SimpleNamespace(context=500)
+        return SimpleNamespace(defaults=defaults, generator=generator, to_json=lambda: f"player {self.obeys}")
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"weight": torch.tensor(1.0)}
+
+    def generate(self, items: list[dict[str, Any]], *, seconds: list[float], seed: list[int], guidance: float | None) -> Audio:
+        assert len(items) == len(seconds) == len(seed)
+        self.made += items
+        clips = []
+        for item, long, one in zip(items, seconds, seed, strict=True):
+            chance = random.Random(f"{one} {sorted(item)}")
+            played = anything(chance)
+            if chance.random() < self.obeys:
+                played |= self.truths.get(item.get("prompt", ""), {})
+                played |= {name: item[name] for name in ("tempo", "key") if name in item}
+            clips.append(Audio(wave(played, long)[None, None], RATE))
+        return Audio.stack(clips)
+
+
+def anything(chance: random.Random) -> dict[str, Any]:
+    lead = chance.choice(list(INSTRUMENTS))
+    return {"tempo": float(chance.randrange(55, 180)), "key": chance.choice(KEYS), "families": [lead], "lead_family": lead}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Forty clips with truths and captions, without a synthesizer."""
+    folder = tmp_path / "held-out"
+    folder.mkdir()
+    for i in range(40):
+        truth = anything(random.Random(i))
+        name = INSTRUMENTS[truth["lead_family"]]
+        text = f"{name} number {i} in {truth['key']}, {truth['tempo']:.0f} bpm"
+        record = {
+            **truth, "seconds": 0.5, "prompt": [text], "prompt_mentions": [["players", "key", "bpm"]],
+            "instruments": [{"role": "melody", "name": name, "family": truth["lead_family"]}],
+        }  # fmt: skip
+        Audio(wave(truth)[None, None], RATE).save(folder / f"{i:03d}.wav")
+        (folder / f"{i:03d}.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (report, codec):
+        monkeypatch.setattr(module, "load_estimators", Oracle)
+
+
+def player(corpus: Path, **fields: Any) -> Player:
+    records = [json.loads(path.read_text()) for path in sorted(corpus.glob("*.json"))]
+    said = {r["prompt"][0]: {k: r[k] for k in ("tempo", "key", "families")} for r in records}
+    by_hand = {e["prompt"]: {k: e[k] for k in ("tempo", "key", "families") if k in e} for e in hand_written()}
+    return Player({**said, **by_hand}, **fields)
+
+
+def measured(system: Player, corpus: Path, out: Path, **fields: Any) -> report.Report:
+    return report.evaluate(cast(System, system), corpus, out=out, **fields)
+
+
+def test_a_system_that_obeys_has_adherence_one(corpus, tmp_path):
+    found = measured(player(corpus), corpus, tmp_path / "out", clips=15, seeds=(0, 1))
+    assert found.clips == 15 and set(found.scores) == {"nothing", "text", "both", "values", "hand"}
+    for setting in ("text", "values", "both", "hand"):
+        for attribute in ("tempo", "key"):
+            one = found.scores[setting][attribute]
+            assert one.adherence.a.value == pytest.approx(1), (setting, attribute)
+    assert found.scores["text"]["family"].adherence.a.value == pytest.approx(1)
+    assert found.scores["text"]["tempo"].asked == 15 and found.scores["hand"]["tempo"].asked < 60
+    effect = found.scores["values"]["key"].effect
+    assert effect is not None and effect.low > 0.5  # six keys: without the control one in six is right by chance
+    beside_text = found.scores["both"]["key"].effect
+    assert beside_text is not None and beside_text.value == 0  # the text said it already
+
+
+def test_a_deaf_system_has_adherence_zero(corpus, tmp_path):
+    found = measured(player(corpus, obeys=0.0), corpus, tmp_path / "out", clips=40)
+    for setting in ("text", "values", "both", "hand"):
+        for attribute, one in found.scores[setting].items():
+            if attribute == "pace":
+                continue  # no caption of this corpus says it, so nobody knows its ceiling
+            assert abs(one.adherence.a.value) < 0.35, (setting, attribute)  # three standard errors of 40 clips
+            assert one.effect is None or abs(one.effect.value) < 0.35, (setting, attribute)
+
+
+def test_a_system_that_obeys_half_the_time_lies_between(corpus, tmp_path):
+    found = measured(player(corpus, obeys=0.5, conditioners=("tempo",)), corpus, tmp_path / "out", clips=40, seeds=(0, 1))
+    a = found.scores["values"]["tempo"].adherence.a
+    assert a.low < 0.5 < a.high and a.high - a.low < 0.5
+
+
+def test_what_was_made_is_not_made_again_and_files_are_whole(corpus, tmp_path):
+    system, lines = player(corpus), []
+    first = measured(system, corpus, tmp_path / "out", clips=10, progress=lines.append)
+    made = len(system.made)
+    again = measured(system, corpus, tmp_path / "out", clips=10)
+    per_speed = 2 * (1 + 1) + 7  # two timings, each with one clip to warm up, alone and with eight
+    assert len(system.made) - made == per_speed
+    assert repr(again.scores) == repr(first.scores)
+    assert any("text, seed 0: 10 of 10" in line for line in lines)
+    data = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
+    assert data["scores"]["text"]["tempo"]["adherence"]["a"]["value"] == 1
+    assert "own effect" in (tmp_path / "out" / "report.md").read_text()
+    for name in ("adherence.png", "clips.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_system_does_not_find_its_clips_there(corpus, tmp_path):
+    measured(player(corpus, conditioners=("tempo",)), corpus, tmp_path / "out", clips=5)
+    deaf = player(corpus, obeys=0.0, conditioners=("tempo",))
+    assert measured(deaf, corpus, tmp_path / "out", clips=5).scores["values"]["tempo"].adherence.score.value < 0.5
+    assert len(deaf.made) >= 10
+
+
+def test_only_controls_that_are_there_are_asked(corpus, tmp_path):
+    found = measured(player(corpus, conditioners=("key",)), corpus, tmp_path / "out", clips=10)
+    assert set(found.scores) == {"nothing", "values"} and set(found.scores["values"]) == {"key"}
+    with pytest.raises(RequestError, match="melody"):
+        measured(player(corpus, conditioners=("melody",)), corpus, tmp_path / "out", clips=10)
+
+
+def test_planted_copies_are_in_the_report(corpus, tmp_path):
+    found = measured(player(corpus, conditioners=("key",)), corpus, tmp_path / "out", clips=4, training=corpus)
+    assert found.copies is not None and found.copies.training_clips == 40
+
+
+def test_data_without_truth_is_an_error(tmp_path):
+    Audio(torch.zeros(1, 1, RATE), RATE).save(tmp_path / "a.wav")
+    with pytest.raises(DataError, match="sidecar"):
+        measured(Player({}), tmp_path, tmp_path / "out")
+    with pytest.raises(RequestError, match="codec alone"):
+        measured(Player({}, generator=None), tmp_path, tmp_path / "out")
+
+
+def test_a_perfect_codec_keeps_everything(corpus, tmp_path):
+    system = player(corpus)
+    found = codec.evaluate_codec(cast(System, system), corpus, out=tmp_path / "codec", clips=20)
+    assert found.kept["tempo"] == found.kept["key"] == found.kept["family"] == 1
+    assert found.mel == 0 and found.si_sdr > 60
+    assert sum(family.clips for family in found.families.values()) == 20
+    assert json.loads((tmp_path / "codec" / "codec.json").read_text())["clips"] == 20
+
+
+def test_codebook_use_and_perplexity_by_hand(corpus):
+    ids = torch.tensor([[[0, 1, 2, 3], [0, 0, 0, 0]]])
+    system = player(corpus)
+    system.codec.encode = lambda audio: Codes(ids)
+    system.codec.decode = lambda codes: Audio(torch.zeros(1, 1, RATE), RATE)
+    found = codec.evaluate_codec(cast(System, system), corpus, clips=5)
+    assert found.use == [1.0, 0.25]
+    assert found.perplexity == pytest.approx([4.0, 1.0])
+    assert not found.passed["use"] and not found.passed["tempo"]
