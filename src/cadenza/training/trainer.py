@@ -1,5 +1,6 @@
 """Trainer: a config and data in, a trained system in a folder out."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ class Trainer:
         if report.broken and self.config.broken == "raise":
             raise TrainingError(f"the data: {report}; mend or remove these files, or set broken: skip")
         if report.broken and self.engine.main:
-            print(f"the data: {report}")
+            print(f"the data: {report}", file=sys.stderr)
 
 
 def _parts(system: System) -> dict[str, nn.Module]:
