@@ -224,3 +224,46 @@ def test_a_folder_becomes_a_store(cadenza, model, tmp_path):
     run = cadenza("encode", ".", "--model", model, "--out", "store", cwd=tmp_path)
     assert run.returncode == 0 and "3.wav" in run.stdout, run.stderr
     assert len(EncodedClips(tmp_path / "store", frames=100)) == 6  # windows of 100 frames in 250
+
+
+TRAINING = """
+name: tiny
+system:
+  codec: {type: encodec, sample_rate: 8000, strides: [4, 4], codebooks: 2, bins: 16, filters: 4, dimension: 8}
+task: {type: codec, warm_steps: 2, pool_frames: 64, mel_windows: [64]}
+steps: 100000
+warmup: 1
+batch: 2
+seconds: 0.2
+workers: 0
+validation_items: 0
+trackers: []
+"""
+
+
+def test_ctrl_c_in_training_leaves_a_checkpoint_to_go_on_from(cadenza, tmp_path):
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", 0.3 * np.sin(np.arange(8000) * 0.1 * (i + 1)), 8000)
+    (tmp_path / "tiny.yaml").write_text(TRAINING)
+    command = [sys.executable, "-m", "cadenza", "train", "tiny.yaml", "--data", ".", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    started = time.monotonic()
+    while not (log.exists() and '"step": 10' in log.read_text()):
+        assert process.poll() is None and time.monotonic() - started < TIMEOUT, process.communicate()[0]
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130 and "Traceback" not in output and "stopped" in output, output
+    done = int(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1].name.removeprefix("step-"))
+    run = cadenza("train", "tiny.yaml", "--data", ".", "--out", "run", "--set", f"steps={done + 2}", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "final" / "system.json").exists()
+
+
+def test_mistakes_in_training_are_one_clear_message(cadenza, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TRAINING.replace("warm_steps", "warm_step"))
+    refused(cadenza("train", "tiny.yaml", "--data", ".", cwd=tmp_path), "warm_step", "Did you mean 'warm_steps'")
+    (tmp_path / "tiny.yaml").write_text(TRAINING)
+    refused(cadenza("train", "tiny.yaml", "--data", "nowhere", cwd=tmp_path), "nowhere")
+    refused(cadenza("train", "none.yaml", "--data", ".", cwd=tmp_path), "none.yaml")

@@ -5,10 +5,8 @@ import sys
 import typer
 
 from cadenza import __version__
-from cadenza.apps.cli import codes, corpus, evaluate, generate, inspect, train
+from cadenza.apps.cli import CANCELLED, codes, corpus, evaluate, generate, inspect, train
 from cadenza.core.errors import CadenzaError
-
-CANCELLED = 130  # what a shell says of a program that Ctrl-C ended
 
 app = typer.Typer(
     name="cadenza",
@@ -52,7 +50,7 @@ def main() -> None:
         show()
         sys.exit(2)
     if status == CANCELLED:  # typer turns Ctrl-C into this status without a word
-        _say("cancelled; nothing partial was left behind", CANCELLED)
+        _say("cancelled", CANCELLED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cadenza.apps.cli import CANCELLED
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="A training config (YAML); see configs/.")],
@@ -13,6 +15,13 @@ def train(
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override, such as steps=1000.")] = [],
 ) -> None:
     """Train a codec or a generator."""
+    import torch
+
+    from cadenza.training.config import config_of
     from cadenza.training.trainer import Trainer
 
-    Trainer(config, data=data, out=out, overrides=set_).train()
+    chosen = config_of(config, set_, {})
+    torch.manual_seed(chosen.seed)  # of the first weights; all other draws have generators of their own
+    outcome = Trainer(chosen, data, out=out).train()
+    if outcome.reason == "stopped":
+        raise typer.Exit(CANCELLED)  # by Ctrl-C or SIGTERM, after a checkpoint
