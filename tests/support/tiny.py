@@ -7,7 +7,7 @@ from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
 TINY = {
-    "codec": {"type": "encodec", "sample_rate": 8000, "strides": [4, 4], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8},
+    "codec": {"type": "encodec", "sample_rate": 8000, "strides": [4, 4], "codebooks": 2, "bins": 16, "filters": 4},
     "conditioners": {
         "prompt": {"type": "text", "width": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
         "tempo": {"type": "number", "width": 16, "min": 40, "max": 200},
