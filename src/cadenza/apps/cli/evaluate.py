@@ -9,11 +9,23 @@ import typer
 def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled model or a folder.")],
     data: Annotated[Path, typer.Option(help="A held-out corpus (`cadenza corpus --held-out`).")],
-    clips: Annotated[int, typer.Option(help="Clips to generate in each setting.")] = 200,
+    clips: Annotated[int, typer.Option(help="Held-out clips whose requests are made, in each setting.")] = 200,
     out: Annotated[Path, typer.Option(help="The folder of the report.")] = Path("evaluation"),
+    training: Annotated[Path | None, typer.Option(help="What the model was trained on, to look for copies.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How strongly to follow the controls; the model's own.")] = None,
+    codec: Annotated[bool, typer.Option("--codec", help="Measure only what survives the codec.")] = False,
 ) -> None:
-    """Measure adherence, copying, loudness and speed; write JSON, Markdown and plots."""
+    """Measure adherence, copying, loudness and speed, or the codec alone; write JSON, Markdown and plots."""
     from cadenza.apps.api import load
-    from cadenza.evaluation.report import evaluate as measure
+    from cadenza.evaluation.codec import evaluate_codec
+    from cadenza.evaluation.report import evaluate as evaluate_system
 
-    measure(load(model), data, clips=clips, out=out, progress=lambda line: print(line, flush=True))
+    system = load(model)
+    if codec or system.generator is None:
+        evaluate_codec(system, data, out=out, clips=clips, progress=_say)
+    else:
+        evaluate_system(system, data, out=out, clips=clips, training=training, guidance=guidance, progress=_say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
