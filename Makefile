@@ -11,7 +11,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 export PROMPT OUT
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run setup test test-slow check types house format clean
+.PHONY: help run setup test test-slow check types house format docs clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -42,6 +42,9 @@ house: $(VENV)/.dev
 format: $(VENV)/.dev ## puts the code in the form that `check` wants
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+docs: $(VENV)/.dev ## draws the pictures of the docs anew
+	$(VENV)/bin/python docs/draw.py
 
 clean: ## removes the environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -46,7 +46,7 @@ class TrainingConfig(Spec):
     groups: dict[str, GroupConfig] = {}
     warmup: int = Field(500, ge=0)
     final: float = Field(0.05, ge=0, le=1)  # learning rate at the end of the cosine, as a fraction
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = Field(0.999, gt=0, lt=1)
 
     log_every: int = Field(10, ge=1)

@@ -19,7 +19,7 @@ class Engine:
     processes once a step, when all of a group's micro-batches are done.
     """
 
-    def __init__(self, precision: Literal["no", "bf16", "fp16"] = "no", *, cpu: bool = False) -> None:
+    def __init__(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32", *, cpu: bool = False) -> None:
         try:
             from accelerate import Accelerator
         except ImportError:
@@ -30,8 +30,8 @@ class Engine:
         self.processes: int = self.accelerator.num_processes
         self.main: bool = self.accelerator.is_main_process
         if precision == "fp16" and self.device.type == "cpu":
-            raise TrainingError("precision: fp16 needs a GPU; on this machine choose bf16 or no")
-        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+            raise TrainingError("precision: fp16 needs a GPU; on this machine choose bf16 or fp32")
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
