@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from cadenza.codecs.base import WholeDecoder
 from cadenza.codecs.encodec import EncodecSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, Grid
@@ -115,3 +116,31 @@ def test_other_audio_is_refused_with_the_mend() -> None:
         codec.encode(Audio(torch.zeros(1, 2, 100), 16000))
     with pytest.raises(RequestError, match="no samples"):
         codec.encode(Audio(torch.zeros(2, 1, 100), 8000, torch.tensor([100, 0])))
+
+
+def test_audio_and_codes_are_taken_wherever_they_lie() -> None:
+    """The meta device stands for a GPU: what a stream gives lies where the codec is, to its last chunk."""
+    spec = EncodecSpec.example()
+    codec = spec.build().eval().to("meta")
+    for decoder in (codec.decoder(), WholeDecoder(codec)):
+        chunks = [decoder.push(Codes(torch.zeros(2, 2, 5, dtype=torch.long)))]
+        chunks += [decoder.finish()] if not isinstance(decoder, WholeDecoder) else []
+        assert {(chunk.wave.device.type, chunk.lengths.device.type) for chunk in chunks} == {("meta", "meta")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_encodes_and_decodes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    codec = EncodecSpec.example().build().eval()
+    audio = Audio(0.1 * torch.randn(1, 1, 3200), 8000)
+    usual, half = codec.encode(audio), codec.to(dtype).encode(audio)
+    assert (half.ids == usual.ids)[:, 0].float().mean() > 0.9
+    assert codec.decode(half).wave.dtype == dtype
+
+
+def test_audio_that_is_not_finite_is_refused() -> None:
+    codec = EncodecSpec.example().build().eval()
+    wave = torch.zeros(2, 1, 640)
+    wave[1, 0, 5] = torch.nan
+    with pytest.raises(RequestError, match="NaN or infinite"):
+        codec.encode(Audio(wave, 8000))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -69,16 +70,16 @@ class WholeDecoder(Decoder):
     def push(self, frames: Codes | Latents) -> Audio:
         self.waiting.append(frames)
         spec = self.codec.spec
-        return Audio(torch.zeros(len(frames), spec.channels, 0), spec.sample_rate)
+        return Audio(torch.zeros(len(frames), spec.channels, 0, device=self.codec.device), spec.sample_rate)
 
     def finish(self) -> Audio:
         if not self.waiting:
-            return Audio(torch.zeros(0, self.codec.spec.channels, 0), self.codec.spec.sample_rate)
+            return Audio(torch.zeros(0, self.codec.spec.channels, 0, device=self.codec.device), self.codec.spec.sample_rate)
         return self.codec.decode(type(self.waiting[0]).join(self.waiting))
 
 
 class Codec(nn.Module, ABC):
-    """`encode` and `decode` are inference: no gradient, padding of a batch never leaks into a clip."""
+    """`encode` and `decode` are inference: no gradient, input on any device, padding of a batch never leaks into a clip."""
 
     spec: Any
 
@@ -89,6 +90,11 @@ class Codec(nn.Module, ABC):
     @property
     def grid(self) -> Grid:
         return self.spec.grid
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and so where what it gives lies."""
+        return next((x.device for x in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @abstractmethod
     def encode(self, audio: Audio) -> Codes | Latents:

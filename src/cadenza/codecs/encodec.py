@@ -114,16 +114,19 @@ class Encodec(Codec):
     @torch.no_grad()
     def encode(self, audio: Audio) -> Codes:
         self._check(audio)
+        audio = audio.to(self.device)
         frames = -(-audio.lengths // self.spec.hop)
         ids = audio.wave.new_zeros(len(audio), self.spec.codebooks, int(frames.max()), dtype=torch.long)
         for length, rows in _by_length(audio.lengths):
-            codes = self.quantizer.encode(self.analysis(audio.wave[rows, :, :length]))
+            wave = audio.wave[rows, :, :length].to(self.quantizer.dtype)
+            codes = self.quantizer.encode(self.analysis(wave))
             ids[rows, :, : codes.shape[-1]] = codes
         return Codes(ids, frames, samples=audio.lengths)
 
     @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
         """Audio of codes or of latents before quantisation."""
+        frames = frames.to(self.device)
         latents = self.latents(frames)
         wave = latents.new_zeros(len(latents), self.spec.channels, latents.shape[-1] * self.spec.hop)
         for length, rows in _by_length(frames.lengths):
@@ -174,6 +177,8 @@ class Encodec(Codec):
             )
         if int(audio.lengths.min()) < 1:
             raise RequestError("codec: a clip of the batch has no samples; give at least one")
+        if not bool(audio.wave.isfinite().all()):
+            raise RequestError("codec: the audio holds NaN or infinite samples; mend it first")
 
 
 class CausalDecoder(Decoder):
@@ -187,6 +192,7 @@ class CausalDecoder(Decoder):
 
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
+        frames = frames.to(self.codec.device)
         latents = Latents(self.codec.latents(frames), frames.lengths)
         self.clips = len(latents)
         if not self.carried:
@@ -200,7 +206,7 @@ class CausalDecoder(Decoder):
     def finish(self) -> Audio:
         if self.waiting:
             return self.codec.decode(Latents.join(self.waiting))
-        return self._audio(torch.zeros(self.clips, self.codec.spec.channels, 0))
+        return self._audio(torch.zeros(self.clips, self.codec.spec.channels, 0, device=self.codec.device))
 
     def _audio(self, wave: Tensor, lengths: Tensor | None = None) -> Audio:
         rate = self.codec.spec.sample_rate

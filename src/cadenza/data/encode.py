@@ -75,20 +75,19 @@ def _encoded(codec: Codec, clips: Sequence[tuple[Clip, Audio]]) -> list[tuple[Cl
     """What a shard keeps of each clip."""
     if not clips:
         return []
-    device = next((x.device for x in codec.state_dict().values()), torch.device("cpu"))
     section = max(1, int(BATCH * codec.spec.sample_rate) // codec.spec.hop) * codec.spec.hop
     if len(clips) > 1 and any(int(audio.lengths) > section for _, audio in clips):
         return [row for clip in clips for row in _encoded(codec, [clip])]
     if int(clips[0][1].lengths) > section:
-        return [(clips[0][0], _long(codec, clips[0][1], section, device))]
-    frames = codec.encode(Audio.stack([audio for _, audio in clips]).to(device))
+        return [(clips[0][0], _long(codec, clips[0][1], section))]
+    frames = codec.encode(Audio.stack([audio for _, audio in clips]))
     return [(clip, _row(part, audio)) for (clip, audio), part in zip(clips, frames, strict=True)]
 
 
-def _long(codec: Codec, audio: Audio, section: int, device: torch.device) -> dict[str, Any]:
+def _long(codec: Codec, audio: Audio, section: int) -> dict[str, Any]:
     """A clip encoded in whole-frame sections, so that its length is bounded by disk and not by memory."""
-    waves = audio.wave.split(section, -1)
-    rows = [_row(codec.encode(Audio(wave, audio.sample_rate).to(device)), Audio(wave, audio.sample_rate)) for wave in waves]
+    parts = [Audio(wave, audio.sample_rate) for wave in audio.wave.split(section, -1)]
+    rows = [_row(codec.encode(part), part) for part in parts]
     if rows[0]["scale"] is not None:
         raise DataError(f"a codec with a scale cannot encode clips over {BATCH:g} s; cut the audio into shorter files")
     return {"frames": torch.cat([row["frames"] for row in rows]), "samples": int(audio.lengths), "scale": None}

@@ -35,7 +35,7 @@ class Audio:
             found = ", ".join(f"{channels} channel(s) at {rate} Hz" for rate, channels in sorted(kinds)) or "no clip"
             raise AudioError(f"a batch needs clips of one kind and got {found}; use `resample` and `mix` first")
         waves = [clip.wave[0, :, : int(clip.lengths[0])] for part in clips for clip in part]
-        lengths = torch.tensor([wave.shape[-1] for wave in waves])
+        lengths = torch.tensor([wave.shape[-1] for wave in waves], device=waves[0].device)
         batch = waves[0].new_zeros(len(waves), waves[0].shape[0], int(lengths.max()))
         for row, wave in zip(batch, waves, strict=True):
             row[:, : wave.shape[-1]] = wave

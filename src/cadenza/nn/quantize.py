@@ -43,7 +43,8 @@ class Codebook(nn.Module):
 
     def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         """The entry with the least squared distance to each vector."""
-        return (self.embed.square().sum(-1) - 2.0 * x @ self.embed.T).argmin(-1)
+        embed = self.embed.to(x.dtype)
+        return (embed.square().sum(-1) - 2.0 * x @ embed.T).argmin(-1)
 
     def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
         return F.embedding(ids, self.embed)
@@ -90,6 +91,10 @@ class ResidualQuantizer(nn.Module):
     @property
     def books(self) -> list[Codebook]:
         return cast(list[Codebook], list(self.levels))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.books[0].embed.dtype
 
     def forward(self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None) -> Quantized:
         """The first `levels` codebooks (all by default) applied in training; they learn from `z` where `rng` is given."""
