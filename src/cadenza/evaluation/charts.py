@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.core.errors import RequestError
+from cadenza.core.files import replacing
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.files import replacing
 from cadenza.dsp.spectra import mel_filters, mel_spectrogram
 
 

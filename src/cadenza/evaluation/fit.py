@@ -29,7 +29,7 @@ class FitConfig(Spec):
     families: tuple[str, ...]
     width: int = 16
     folded: int = 40
-    epochs: int = 9
+    epochs: int = 12
     batch: int = 16
     lr: float = 3e-3
     weight_decay: float = 0.02

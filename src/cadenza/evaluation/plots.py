@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cadenza.core.errors import RequestError
+from cadenza.core.files import replacing
 from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.files import replacing
 from cadenza.dsp.spectra import mel_filters, mel_spectrogram
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cadenza.core.files import replacing
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.files import replacing
 from cadenza.evaluation.adherence import Interval
 from cadenza.evaluation.charts import draw_pairs, draw_scores
 from cadenza.evaluation.settings import Setting
