@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from cadenza.core.errors import AudioError
+from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.plots import colours, draw_codes, draw_spectrogram
@@ -60,5 +60,7 @@ def test_silence_and_one_sample_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match="nowhere"):
+    with pytest.raises(RequestError, match="nowhere"):
         draw_codes(Codes(torch.zeros(1, 2, 5, dtype=torch.long)), tmp_path / "nowhere" / "a.png", frame_rate=50.0)
+    with pytest.raises(RequestError, match="png"):
+        draw_codes(Codes(torch.zeros(1, 2, 5, dtype=torch.long)), tmp_path / "a.xyz", frame_rate=50.0)

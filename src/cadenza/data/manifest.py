@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cadenza.core.errors import AudioError, DataError
+from cadenza.core.files import replacing
 from cadenza.data.items import Report, held_out
 from cadenza.dsp import files
 
@@ -71,11 +73,8 @@ class Manifest:
             own = {"id": clip.id, "audio": audio, "seconds": clip.seconds, "sample_rate": clip.sample_rate}
             line = {**own, "channels": clip.channels, **clip.inline}
             lines.append(json.dumps({key: value for key, value in line.items() if value is not None}, ensure_ascii=False))
-        try:
-            with files.replacing(path) as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
-        except AudioError as error:
-            raise DataError(str(error)) from None
+        with replacing(path, DataError) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
 
     def split(self, count: int) -> tuple["Manifest", "Manifest"]:
         """The manifest without, and with only, `count` clips held out by the hash of their ids."""
@@ -155,7 +154,7 @@ def _clip(path: Path, number: int, line: str) -> Clip:
     if not isinstance(data, dict) or not isinstance(data.get("audio"), str):
         raise DataError(f'{path}:{number}: a line must be a mapping with the path of its "audio"')
     for key, kinds in {"seconds": (int, float), "sample_rate": (int,), "channels": (int,)}.items():
-        if data.get(key) is not None and (not isinstance(data[key], kinds) or data[key] <= 0):
+        if data.get(key) is not None and (not isinstance(data[key], kinds) or not 0 < data[key] < math.inf):
             raise DataError(f"{path}:{number}: '{key}' must be a positive number, got {data[key]!r}")
     name = str(data.get("id", Path(data["audio"]).with_suffix("").as_posix()))
     inline = {key: value for key, value in data.items() if key not in _OWN}

@@ -20,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cadenza.codecs.base import Codec
-from cadenza.core.errors import AudioError, DataError
+from cadenza.core.errors import DataError
+from cadenza.core.files import replacing
 from cadenza.data.items import Item
-from cadenza.dsp.files import replacing
 
 FORMAT = 1
 _KEY = "cadenza"
@@ -161,13 +161,10 @@ def write_shard(path: Path, header: Header, rows: Sequence[Mapping[str, Any]], m
     if rows and rows[0]["scale"] is not None:
         tensors["scale"] = torch.stack([row["scale"] for row in rows]).float()
     lines = "".join(json.dumps(dict(item), ensure_ascii=False) + "\n" for item in metadata)
-    try:
-        with replacing(path.with_suffix(".jsonl")) as file:
-            file.write(lines.encode())
-        with replacing(path) as file:
-            file.write(save(tensors, {_KEY: json.dumps(asdict(header))}))
-    except AudioError as error:
-        raise DataError(str(error)) from None
+    with replacing(path.with_suffix(".jsonl"), DataError) as file:
+        file.write(lines.encode())
+    with replacing(path, DataError) as file:
+        file.write(save(tensors, {_KEY: json.dumps(asdict(header))}))
 
 
 def header_of(metadata: Mapping[str, str] | None, path: Path) -> Header:

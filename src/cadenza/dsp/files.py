@@ -5,10 +5,9 @@
 
 import os
 import re
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
+from cadenza.core.files import replacing
 
 BLOCK = 65_536  # frames a write; libsndfile's Vorbis encoder crashes on one long buffer (libsndfile#1023)
 RUN_IN = 16_384  # samples decoded before a segment where a decoder depends on what went before
@@ -109,24 +109,8 @@ def write(
         subtype.startswith("PCM_") and subtype != "PCM_U8"
     ):  # libsndfile's own scaling by 2^n - 1 is not the inverse of its reading
         samples = _integers(samples, int(subtype.removeprefix("PCM_S").removeprefix("PCM_")))
-    with replacing(path) as file:
+    with replacing(path, AudioError) as file:
         _encode(path, file, samples, (sample_rate, form.name, subtype, tags or {}))
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when the block ends well and disappears when it does not."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "w+b") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be written: {error.strerror or error}; {_mend(path, error)}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
 
 
 def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str, str, Mapping[str, str]]) -> None:
@@ -317,11 +301,3 @@ def _tail(path: str | Path) -> bytes:
     with open(path, "rb") as raw:
         raw.seek(max(0, os.path.getsize(path) - 2 * 65_307))
         return raw.read()
-
-
-def _mend(path: Path, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"make the folder '{path.parent}' first"
-    if isinstance(error, IsADirectoryError):
-        return "it is a folder; give a file name"
-    return "check the free space and the permissions of its folder, or choose another place"

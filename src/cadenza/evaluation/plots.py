@@ -102,5 +102,8 @@ def _plain(axes: Any) -> None:
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    with replacing(path) as file:
-        figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png")
+    kind, known = Path(path).suffix.lstrip(".").lower() or "png", figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise RequestError(f"{path}: no picture can be written as '.{kind}'; choose from: {', '.join(known)}")
+    with replacing(path, RequestError) as file:
+        figure.savefig(file, format=kind)

@@ -1,30 +1,23 @@
 """Codes as a file: what a codec made of some audio, with the codec's spec beside them."""
 
 import json
-import os
-import secrets
+from dataclasses import fields
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.core.errors import DataError
+from cadenza.core.files import replacing
 from cadenza.core.types import Codes
 
 
 def write_codes(path: str | Path, codes: Codes, codec: CodecSpec) -> None:
     """Writes a safetensors file of `ids`, `lengths` and, where known, `samples` and `scale`; never partly."""
-    path = Path(path)
     tensors = {name: value.cpu().contiguous() for name, value in vars(codes).items() if value is not None}
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        save_file(tensors, temporary, {"codec": json.dumps(codec.to_dict())})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: the codes could not be written: {error}; choose another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, DataError) as file:
+        file.write(save(tensors, {"codec": json.dumps(codec.to_dict())}))
 
 
 def read_codes(path: str | Path, codec: CodecSpec) -> Codes:
@@ -37,6 +30,8 @@ def read_codes(path: str | Path, codec: CodecSpec) -> Codes:
         raise DataError(f"{path}: not a readable file of codes ({error}); write it with `cadenza encode`") from None
     if written is None or CodecSpec.parse(written, source=str(path)) != codec:
         raise DataError(f"{path}: was made by another codec; decode it with the model that encoded it")
+    if not {"ids", "lengths"} <= tensors.keys() <= {field.name for field in fields(Codes)} or not tensors["ids"].numel():
+        raise DataError(f"{path}: holds no codes ({', '.join(tensors) or 'nothing'}); write it with `cadenza encode`")
     codes = Codes(**tensors)
     grid = codec.grid
     if codes.ids.shape[1] > grid.rows or int(codes.ids.min()) < 0 or int(codes.ids.max()) >= grid.cardinality:

@@ -5,10 +5,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from cadenza.core.errors import TrainingError
+from cadenza.core.files import replacing
 from cadenza.dsp.audio import Audio
 from cadenza.training.trackers import Tracker
 
@@ -39,9 +41,12 @@ class Log:
             self._file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise TrainingError(f"{self.path}: cannot be written: {error}; free space, then start again to continue") from None
+            raise self._full(error) from None
         for tracker in self.trackers:
             tracker.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def _full(self, error: OSError) -> TrainingError:
+        return TrainingError(f"{self.path}: cannot be written: {error}; free space, then start again to continue")
 
     def sample(self, step: int, name: str, audio: Audio, picture: Path) -> None:
         for tracker in self.trackers:
@@ -49,10 +54,14 @@ class Log:
 
     def sync(self) -> None:
         """What was written survives a power cut."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._full(error) from None
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # each line was flushed: only one whose failure was told is left
+            self._file.close()
         for tracker in self.trackers:
             tracker.close()
 
@@ -101,6 +110,5 @@ def _cut(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a killed process was in the middle of this line
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    with replacing(path, TrainingError) as file:
+        file.write("".join(kept).encode())

@@ -6,12 +6,16 @@ from pathlib import Path
 import torch
 
 from cadenza.core.errors import TrainingError
+from cadenza.core.files import replacing
 from cadenza.dsp.audio import Audio
 
 
 def write(folder: Path, name: str, audio: Audio) -> list[tuple[str, Audio, Path]]:
     """`name-1.wav`, `name-1.png`, ... in the folder; the names, the clips and their pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be made: {error.strerror}; make room or allow writing there") from None
     written = []
     for i, clip in enumerate(audio, 1):
         clip = Audio(clip.wave.detach().float().cpu(), clip.sample_rate)  # noqa: PLW2901
@@ -43,4 +47,5 @@ def picture(path: Path, audio: Audio, title: str) -> None:
     places = [256 * math.log(hz / 40) / math.log(top / 40) for hz in marks]
     axes.set_yticks(places, [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in marks])
     axes.set(xlabel="seconds", ylabel="Hz", title=title)
-    figure.savefig(path)
+    with replacing(path, TrainingError) as file:
+        figure.savefig(file, format="png")

@@ -98,7 +98,7 @@ def test_a_killed_build_goes_on_where_it_was(reference, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     (out / "0000").mkdir(exist_ok=True)
-    (out / f"0000/.000002.flac.{process.pid}").write_bytes(b"a draft of the killed process")
+    (out / f"0000/.000002.flac.{process.pid}-0badcafe.part").write_bytes(b"a draft of the killed process")
     complete = [n for n in contents(out) if n.endswith(".json") and n != "corpus.json"]
     report = build(out, hours=HOURS, seed=SEED, workers=1)
     assert report.made == report.clips - len(complete)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import multiprocessing
@@ -18,6 +17,7 @@ import numpy as np
 import soundfile
 
 from cadenza.core.errors import DataError
+from cadenza.core.files import replacing, sweep
 
 from . import fluidsynth
 from .captions import captions
@@ -89,27 +89,13 @@ def clip_count(seed: int, hours: float) -> int:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and gives it its own name when it is complete."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a file that is complete or not there, in a folder that is made if need be."""
     try:
-        draft.write_bytes(data)
-        os.replace(draft, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}; make room or give another folder, then go on") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
+        raise DataError(f"{path.parent}: cannot be made: {error}; make room or give another folder, then go on") from error
+    with replacing(path, DataError) as file:
+        file.write(data)
 
 
 def _flac(wave: np.ndarray, rate: int) -> bytes:
@@ -136,7 +122,6 @@ def make_batch(out: Path, corpus: Corpus, indices: range) -> int:
     for index in missing:
         piece, wave = made[index - indices.start]
         audio = out / audio_name(index)
-        audio.parent.mkdir(parents=True, exist_ok=True)
         write_whole(audio, _flac(wave, corpus.sample_rate))
         write_whole(audio.with_suffix(".json"), _line(sidecar(corpus, index, piece)))
     return len(missing)
@@ -184,7 +169,10 @@ def _describe(out: Path, corpus: Corpus, hours: float) -> None:
         "fluidsynth": fluidsynth.version(),
     }
     if path.is_file():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise DataError(f"{path}: is no record of a corpus ({error}): give another folder, or remove it") from None
         for name, value in record.items():
             if before.get(name) != value:
                 raise DataError(
@@ -234,9 +222,8 @@ def build(
         if progress:
             progress(min(place * BATCH, count), count)
     total = write_manifest(out, corpus, seconds)
-    for draft in out.glob("*/.[0-9]*"):
-        if not _alive(int(draft.suffix[1:])):  # left by a build that was killed
-            draft.unlink(missing_ok=True)
+    for folder in [out, *(path for path in out.iterdir() if path.is_dir())]:
+        sweep(folder)  # what a build that was killed has left
     return CorpusReport(out, total, made, round(sum(seconds), 3), time.monotonic() - begun)
 
 
