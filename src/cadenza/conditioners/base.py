@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from cadenza.core.errors import RequestError
 from cadenza.core.spec import Part
 from cadenza.core.types import Condition, Gives, Tokens
 
@@ -102,7 +103,13 @@ class Conditioners(nn.ModuleDict):
             part.fit(item.get(name) for item in items)  # type: ignore[operator]
 
     def prepare(self, items: Sequence[Item]) -> dict[str, Prepared]:
-        return {name: part.prepare([item.get(name) for item in items]) for name, part in self.items()}  # type: ignore[operator]
+        prepared = {}
+        for name, part in self.items():
+            try:
+                prepared[name] = part.prepare([item.get(name) for item in items])  # type: ignore[operator]
+            except RequestError as error:
+                raise RequestError(f"{name}: {error}") from None
+        return prepared
 
     def features(self, prepared: Mapping[str, Prepared]) -> dict[str, Prepared]:
         return {name: self[name].features(values) for name, values in prepared.items()}  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,20 +102,21 @@ def as_mapping(raw: Any, where: str) -> dict[str, Any]:
 
 def as_audio(value: Any, sample_rate: int | None, where: str) -> Audio:
     """One clip from an `Audio`, a path, or a wave [t] or [c, t] of a declared sample rate."""
-    if isinstance(value, str):
+    if isinstance(value, str | Path):
         return read(value)
     if isinstance(value, Audio):
         if len(value) != 1:
             raise DataError(f"{where}: its audio is a batch of {len(value)}; give one clip an item")
         return next(iter(value))
-    wave = torch.as_tensor(value).detach().cpu()
+    try:
+        wave = torch.as_tensor(value).detach().cpu()
+    except (RuntimeError, TypeError, ValueError):
+        raise DataError(f"{where}: its audio is {_describe(value)}; give an Audio, a path or a wave") from None
     if not wave.is_floating_point():
         raise DataError(f"{where}: its audio is {_describe(value)}; give floats at full scale ±1")
-    wave = wave[None] if wave.ndim == 1 else wave
+    shape, wave = list(wave.shape), wave[None] if wave.ndim == 1 else wave
     if wave.ndim != 2 or not wave.numel() or wave.shape[0] > max(8, wave.shape[1]):
-        raise DataError(
-            f"{where}: its audio has shape {list(torch.as_tensor(value).shape)}; give [samples] or [channels, samples]"
-        )
+        raise DataError(f"{where}: its audio has shape {shape}; give [samples] or [channels, samples]")
     if sample_rate is None:
         raise DataError(f"{where}: its audio is a bare tensor; declare the sample rate with data_rate=, or return an Audio")
     if not bool(wave.isfinite().all()):

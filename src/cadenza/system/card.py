@@ -32,6 +32,8 @@ class Card(Spec):
         _, head, text = [*path.read_text().split("---\n", 2), "", ""][:3]
         try:
             front = yaml.safe_load(head) or {}
+            if not isinstance(front, dict):
+                raise yaml.YAMLError("not a mapping")
         except yaml.YAMLError as error:
             raise CheckpointError(f"{path}: the front matter is not YAML ({error}); mend or remove the file") from None
         known = {name: str(front[name]) for name in ("name", "license", "summary") if name in front}

@@ -35,7 +35,7 @@ class Stored:
 def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Writes the folder whole or not at all; an earlier system there is replaced, anything else is refused."""
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
+    if folder.exists() and not (folder / SPEC).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and holds no system; choose an empty or a new folder")
     temporary: Path | None = None
     try:

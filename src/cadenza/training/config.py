@@ -103,6 +103,10 @@ def _settings(lines: Sequence[str]) -> dict[str, Any]:
         place = settings
         for step in path:
             place = place.setdefault(step, {})
+            if not isinstance(place, dict):
+                raise SpecError(
+                    f"'{line}' sets a part of '{step}', which another setting makes a single value; keep one of them"
+                )
         try:
             place[last] = yaml.safe_load(value)
         except yaml.YAMLError as error:

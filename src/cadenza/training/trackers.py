@@ -1,6 +1,7 @@
 """Trackers: where a run can be watched; TensorBoard by default, Weights & Biases by option."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -34,21 +35,33 @@ class TensorBoard:
             raise TrainingError(
                 'the tracker tensorboard is not installed; pip install "cadenza[train]", or set trackers: []'
             ) from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._folder = folder / "tensorboard"
+        with self._writing():
+            self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with self._writing():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def sample(self, step: int, name: str, audio: Audio, picture: Path) -> None:
         from matplotlib.image import imread
 
         wave = audio.wave[0].mean(0).float().clamp(-1, 1).cpu()
-        self._writer.add_audio(name, wave[None], step, audio.sample_rate)
-        self._writer.add_image(name, imread(picture)[..., :3], step, dataformats="HWC")
+        with self._writing():
+            self._writer.add_audio(name, wave[None], step, audio.sample_rate)
+            self._writer.add_image(name, imread(picture)[..., :3], step, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # curves that could not be written are no reason to hide why the run ends
+            self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(f"{self._folder}: cannot be written: {error}; free space, or set trackers: []") from None
 
 
 class WandB:

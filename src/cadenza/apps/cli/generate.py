@@ -48,17 +48,16 @@ def generate(
         )
     took = time.perf_counter() - ready
     paths = audio.save(out)
-    _report(audio, paths, f"model {system.card.name} ({system.card.license})", seed)
+    seeds = [seed + j for _ in prompts for j in range(variations)]
+    _report(audio, paths, f"model {system.card.name} ({system.card.license})", seeds)
     made = float(audio.lengths.sum()) / audio.sample_rate
     print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load")
 
 
-def _report(audio: "Audio", paths: list[Path], model: str, seed: int) -> None:
-    for i, (clip, path) in enumerate(zip(audio, paths, strict=True)):
+def _report(audio: "Audio", paths: list[Path], model: str, seeds: list[int]) -> None:
+    for clip, path, seed in zip(audio, paths, seeds, strict=True):
         peak = float(clip.wave.abs().max())
-        print(
-            f"{path}: {clip.wave.shape[-1] / audio.sample_rate:.1f} s, peak {peak:.2f}, {model}, seed {seed + i % len(paths)}"
-        )
+        print(f"{path}: {clip.wave.shape[-1] / audio.sample_rate:.1f} s, peak {peak:.2f}, {model}, seed {seed}")
 
 
 def _value(system: "System", pair: str) -> tuple[str, Any]:

@@ -1,6 +1,7 @@
 """The `cadenza` program."""
 
 import sys
+import warnings
 
 import typer
 
@@ -33,7 +34,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Runs a verb; mistakes that a user can mend are one clear line and exit status 2."""
+    """Runs a verb; mistakes that a user can mend are one clear line and exit status 2, warnings a line each."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # where in our code is of no use to a user
     try:
         status = app(standalone_mode=False)
     except CadenzaError as error:
