@@ -81,9 +81,12 @@ def test_generate_several(cadenza, model, tmp_path):
         "tempo=90",
         "--set",
         "key=A minor",
+        "--seed",
+        7,
     ]
     run = cadenza("generate", "one", "two", *options, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
+    assert [line.rpartition("seed ")[2] for line in run.stdout.splitlines() if "seed" in line] == ["7", "8", "7", "8"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"a-{i}.flac" for i in (1, 2, 3, 4)]
 
 
