@@ -56,6 +56,7 @@ def test_a_codec_alone_is_a_system():
         (changed(fusion__cross=["prompt", "prompt", "tempo"]), ["named twice in one slot: prompt"]),
         (changed(generator__depth=0, codec__codebooks=0), ["2 mistakes", "generator.depth", "codec.codebooks"]),
         (changed(format=99), ["format 99 is not known to this release"]),
+        (changed(defaults={"sampling": {"temprature": 1}}), ["defaults.sampling", "Did you mean 'temperature'"]),
         (changed(fusion__prepend=[{"id": "key", "resize": "linear"}]), ["'key' has `resize`"]),
     ],
 )

@@ -12,8 +12,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
+from cadenza.core.files import replacing
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.files import replacing
 from cadenza.evaluation.estimates import Estimate, decode
 from cadenza.evaluation.features import hear
 from cadenza.evaluation.network import EstimatorNet

@@ -11,7 +11,7 @@ from cadenza.evaluation.examples import known
 from cadenza.evaluation.wishes import Wish, hand_written, of_caption, of_prompt, of_values
 
 TEXT, VALUES = "prompt", ("tempo", "key")
-BESIDE = {"text": "nothing", "values": "nothing", "both": "text", "hand": "nothing"}  # what a setting's own effect is against
+BESIDE = {"text": "nothing", "values": "nothing", "both": "text"}  # what a setting's own effect is against
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.base import ConditionerSpec
+from cadenza.core.errors import SpecError
 from cadenza.core.migrations import FORMAT, migrated
 from cadenza.core.spec import Spec, near
 from cadenza.core.types import Slot
@@ -94,6 +95,10 @@ class SystemSpec(Spec):
                 self.generator.fit(self.codec.grid, self.widths())
             except ValueError as error:
                 mistakes.append(f"generator: {error}")
+            try:
+                self.generator.sampling.parse(self.defaults.sampling, source="defaults.sampling")
+            except SpecError as error:
+                mistakes.append(str(error))
         if mistakes:
             raise ValueError("the parts do not fit: " + "; ".join(mistakes))
         return self

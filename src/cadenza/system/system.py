@@ -130,9 +130,9 @@ class System(nn.Module):
         return classifier_free(given, self.fuse(conditions, frames=frames, keep=keep), guidance)
 
     def _samples(self, clip: Clip) -> int:
-        seconds = self.spec.defaults.seconds if clip.seconds is None else clip.seconds
         assert self.spec.generator is not None
         longest = self.spec.generator.context / self.codec.grid.frame_rate
+        seconds = min(self.spec.defaults.seconds, longest) if clip.seconds is None else clip.seconds
         if seconds > longest:
             raise RequestError(f"{seconds:g} seconds are too long: this model makes up to {longest:g} seconds in one piece")
         return max(1, round(seconds * self.spec.codec.sample_rate))
