@@ -47,7 +47,8 @@ def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = Non
         for i, shard in enumerate(shards, 1):
             name = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
             save_file(shard, temporary / name)
-        os.chmod(temporary, 0o755)
+            (temporary / name).chmod(0o644)
+        temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.replace(folder, old / folder.name)
