@@ -147,9 +147,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _slim(path: Path) -> None:
-    """The same picture in 128 colours."""
+    """The same picture in 64 colours."""
     data = io.BytesIO()
-    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(data, "png", optimize=True)
+    Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(data, "png", optimize=True)
     path.write_bytes(data.getvalue())
 
 
