@@ -14,6 +14,7 @@ from test_loop import lines
 from cadenza.core.errors import SpecError, TrainingError
 from cadenza.data.encode import encode
 from cadenza.data.source import manifest_of
+from cadenza.system.card import Card
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 from cadenza.training.config import TrainingConfig, config_of
@@ -139,6 +140,15 @@ def test_what_would_stay_noise_is_refused(folder: Path, codec: Path, tmp_path: P
         Trainer(other, folder, out=tmp_path, cpu=True, start=str(codec / "best"), **QUICK)
     with pytest.raises(TrainingError, match="a codec alone; add a generator"):
         Trainer(SystemSpec.parse({"codec": CODEC}), folder, out=tmp_path, cpu=True, task={"type": "generator"}, **QUICK)
+
+
+def test_the_licence_of_the_start_is_kept(folder: Path, codec: Path, tmp_path: Path) -> None:
+    start = System.load(codec / "best")
+    start.card = Card(name="theirs", license="CC-BY-NC-4.0", notice="Not for sale.")
+    start.save(tmp_path / "start")
+    trainer = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, start=str(tmp_path / "start"), **QUICK)
+    assert (trainer.system.card.license, trainer.system.card.notice) == ("CC-BY-NC-4.0", "Not for sale.")
+    assert trainer.system.card.name == trainer.config.name
 
 
 def test_configs_are_read_and_overridden(tmp_path: Path) -> None:

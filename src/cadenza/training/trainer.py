@@ -15,6 +15,7 @@ from cadenza.data.items import Draw, Report
 from cadenza.data.loader import Loader, fixed
 from cadenza.data.sampler import Batches
 from cadenza.data.source import is_store, manifest_of
+from cadenza.system.card import Card
 from cadenza.system.system import System
 from cadenza.training import checkpoints
 from cadenza.training.config import TrainingConfig, config_of
@@ -39,7 +40,7 @@ class Trainer:
         self.config = config_of(what.spec if isinstance(what, System) else what, overrides, fields)
         self.folder = Path("runs") / self.config.name if out is None else Path(out)
         self.engine = Engine(self.config.precision, cpu=cpu)
-        self.system = System(self.config.system, getattr(what, "card", None))
+        self.system = System(self.config.system, getattr(what, "card", None) or Card(name=self.config.name))
         self._given = _given(self.system, what, self.config)
         self.task = self.config.task.build(self.system)
         _demand(self.system, self.task.groups().values(), self._given)
@@ -134,13 +135,15 @@ def _parts(system: System) -> dict[str, nn.Module]:
 
 def _given(system: System, what: Any, config: TrainingConfig) -> set[str]:
     """Gives the system's parts the weights of where training starts; which parts those are."""
-    given = set()
+    given: set[str] = set()
     for source in [what] * isinstance(what, System) + ([] if config.start is None else [System.load(config.start)]):
         theirs = _parts(source)
         for name, part in _parts(system).items():
             if name in theirs and theirs[name].spec == part.spec:  # type: ignore[union-attr]
                 part.load_state_dict(theirs[name].state_dict())
                 given.add(name)
+        if given and system.card.license == Card().license:  # what was trained on their weights is under their licence
+            system.card = Card(name=config.name, license=source.card.license, notice=source.card.notice)
     if config.start is not None and not given:
         raise TrainingError(f"start: no part of {config.start} has the same spec as a part of this system")
     return given
