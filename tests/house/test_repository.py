@@ -40,13 +40,12 @@ def texts() -> dict[Path, str]:
 
 
 def hosts() -> set[str]:
-    """The package registries that this machine uses, other than the public ones."""
+    """The package registries that this machine uses."""
     settings = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], check=False, capture_output=True, text=True
     ).stdout
     settings += " ".join(value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_", "NPM_")))
-    public = {"pypi.org", "download.pytorch.org", "registry.npmjs.org"}
-    return set(re.findall(r"https?://(?:[^/@\s]*@)?([A-Za-z0-9.-]+\.[A-Za-z0-9-]+)", settings)) - public
+    return set(re.findall(r"https?://(?:[^/@\s]*@)?([A-Za-z0-9.-]+\.[A-Za-z0-9-]+)", settings))
 
 
 def test_every_config_parses() -> None:
