@@ -150,7 +150,7 @@ class _Rule(Spec):
         return _pattern(self, codebooks, frames)  # type: ignore[arg-type]  # frozen, so hashable
 
     def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say its steps")
 
 
 @lru_cache(256)
