@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cadenza.core.types import Tokens
-from cadenza.nn.attention import CrossAttention, SelfAttention, prefix_mask
+from cadenza.nn.attention import CrossAttention, SelfAttention, attend, prefix_mask
 from cadenza.nn.positions import rotations
 from cadenza.nn.transformer import Transformer, drop
 
@@ -158,3 +158,17 @@ def test_the_start_keeps_the_residual_stream_small() -> None:
         x = block(x)
         seen.append(x.std().item())
     assert all(0.9 < std < 1.3 for std in seen)
+
+
+def test_half_precision_in_training_attends_as_float32_does() -> None:
+    rng = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 3, 5, 8, generator=rng).requires_grad_() for _ in range(3))
+    mask = torch.tensor([True, True, False, True, True]).expand(2, 1, 5, 5)
+    for keep, causal in ((None, True), (mask, False), (None, False)):
+        wanted = attend(q, k, v, keep, causal=causal)
+        found = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), keep, causal=causal)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
+        gradients = [torch.autograd.grad(y.float().square().sum(), (q, k, v)) for y in (wanted, found)]
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=0.15, rtol=0.1)

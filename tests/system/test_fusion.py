@@ -94,3 +94,18 @@ def test_frames_of_another_length_need_resize():
         fuse({"b": b}, FusionSpec.parse({"add": ["b"]}), frames=4)
     fused = fuse({"b": b}, FusionSpec.parse({"add": [{"id": "b", "resize": "nearest"}]}), frames=4)
     assert fused.add is not None and fused.add[0, :, 0].tolist() == [0, 0, 10, 10]
+
+
+def test_cut_takes_the_first_frames():
+    b = condition([0.0, 10.0, 20.0], [1.0, 2.0, 3.0])
+    cut = FusionSpec.parse({"add": [{"id": "b", "resize": "cut"}]})
+    fused = fuse({"b": b}, cut, frames=2)
+    assert fused.add is not None and fused.add[..., 0].tolist() == [[0, 10], [1, 2]]
+    with pytest.raises(RequestError, match="3 frames, too few for a clip of 4"):
+        fuse({"b": b}, cut, frames=4)
+
+
+def test_the_null_of_frames_holds_for_every_frame():
+    b = condition([1.0, 2.0], [3.0, 4.0], null=[9.0], present=[True, False])
+    fused = fuse({"b": b}, FusionSpec.parse({"add": ["b"]}), frames=2)
+    assert fused.add is not None and fused.add[..., 0].tolist() == [[1, 2], [9, 9]]

@@ -1,5 +1,6 @@
 """One of a list of words, as one vector: a key, a genre, an instrument."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -15,7 +16,7 @@ from cadenza.core.types import Gives, Tokens
 
 
 class CategorySpec(ConditionerSpec):
-    """The known `values`, and `aliases` for other ways to write them; case and spaces do not count."""
+    """The known `values`, and `aliases` for other ways to write them; case, spaces and hyphens do not count."""
 
     type: Literal["category"] = "category"
     widget: ClassVar[str] = "choice"
@@ -72,5 +73,5 @@ class Category(Conditioner[str]):
 
 
 def plain(word: str) -> str:
-    """A word without what does not count: case, spaces, how its characters are composed."""
-    return "".join(unicodedata.normalize("NFKC", word).casefold().split())
+    """A word without what does not count: case, spaces, hyphens inside, how its characters are composed."""
+    return re.sub(r"(?<=\w)-(?=\w)", "", "".join(unicodedata.normalize("NFKC", word).casefold().split()))

@@ -207,7 +207,7 @@ def _obey(main: int) -> None:
 
 
 def _stack(parts: Sequence[Any]) -> Any:
-    """Batches of one as one batch, as wide as the widest."""
+    """Batches of one as one batch; frames as wide as the longest clip, without what pads all of them."""
     first = parts[0]
     lengths = torch.cat([part.lengths for part in parts])
     if isinstance(first, Audio):
@@ -216,9 +216,9 @@ def _stack(parts: Sequence[Any]) -> Any:
         return Audio(_widest([part.wave for part in parts]), first.sample_rate, lengths)
     samples = None if first.samples is None else torch.cat([part.samples for part in parts])
     if isinstance(first, Latents):
-        return Latents(_widest([part.z for part in parts]), lengths, samples)
+        return Latents(_widest([part.z for part in parts])[..., : int(lengths.max())], lengths, samples)
     scale = None if first.scale is None else torch.cat([part.scale for part in parts])
-    return Codes(_widest([part.ids for part in parts]), lengths, samples, scale)
+    return Codes(_widest([part.ids for part in parts])[..., : int(lengths.max())], lengths, samples, scale)
 
 
 def _widest(parts: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,8 @@ def fuse(conditions: Mapping[str, Condition], fusion: FusionSpec, *, frames: int
     keep = keep or {}
     slots: dict[str, Tokens | Tensor] = {}
     for slot, routes in fusion.slots().items():
-        parts = [_without_dropped(conditions[route.id], keep.get((slot, route.id))) for route in routes]
+        framed = slot in ("add", "concat")
+        parts = [_without_dropped(conditions[route.id], keep.get((slot, route.id)), framed=framed) for route in routes]
         if slot in ("cross", "prepend"):
             slots[slot] = Tokens(torch.cat([part.x for part in parts], 1), torch.cat([part.mask for part in parts], 1))
         elif slot == "global":
@@ -40,11 +41,14 @@ def drop_all(fusion: FusionSpec, items: int, device: torch.device | str) -> Keep
     return dict.fromkeys(fusion.pairs(), nothing)
 
 
-def _without_dropped(condition: Condition, keep: Bool[Tensor, " b"] | None) -> Tokens:
+def _without_dropped(condition: Condition, keep: Bool[Tensor, " b"] | None, *, framed: bool) -> Tokens:
+    """The values that are there, the null in place of the others; where `framed`, a null of one position in every frame."""
     here = condition.present if keep is None else condition.present & keep
     x, mask, null = condition.x, condition.mask, condition.null
     if null is None:
         return Tokens(torch.where(here[:, None, None], x, 0), mask & here[:, None])
+    if framed and null.shape[0] == 1:
+        null = null.expand(x.shape[1], -1)
     if x.shape[1] < null.shape[0]:
         missing = null.shape[0] - x.shape[1]
         x, mask = F.pad(x, (0, 0, 0, missing)), F.pad(mask, (0, missing))
@@ -56,13 +60,17 @@ def _without_dropped(condition: Condition, keep: Bool[Tensor, " b"] | None) -> T
 
 def _over_frames(part: Tokens, route: Route, slot: Slot, frames: int) -> Float[Tensor, "b f d"]:
     x = torch.where(part.mask[..., None], part.x, 0)
-    if x.shape[1] == 1:  # a vector, or the null of frames, holds for every frame
+    if x.shape[1] == 1:  # a vector holds for every frame
         return x.expand(-1, frames, -1)
     if x.shape[1] == frames:
         return x
     if route.resize is None:
         raise RequestError(
             f"fusion.{slot}: '{route.id}' gives {x.shape[1]} frames where the clip has {frames}; "
-            "give it the same length or set resize: linear or nearest"
+            "give it the same length or set resize: linear, nearest or cut"
         )
+    if route.resize == "cut":  # made for the longest clip
+        if x.shape[1] < frames:
+            raise RequestError(f"fusion.{slot}: '{route.id}' gives {x.shape[1]} frames, too few for a clip of {frames}")
+        return x[:, :frames]
     return F.interpolate(x.transpose(1, 2), size=frames, mode=route.resize).transpose(1, 2)

@@ -12,6 +12,7 @@ from cadenza.core.migrations import FORMAT, migrated
 from cadenza.core.spec import Spec, near
 from cadenza.core.types import Slot
 from cadenza.generators.base import GeneratorSpec
+from cadenza.system.reading import Reading
 
 _TAKES = {  # slot -> what may go there
     "cross": ("vector", "tokens", "frames"),
@@ -26,7 +27,7 @@ class Route(Spec):
     """One conditioner's way into one slot; a bare id stands for the defaults."""
 
     id: str
-    resize: Literal["linear", "nearest"] | None = None  # `add`, `concat`: fit another length to the frames
+    resize: Literal["linear", "nearest", "cut"] | None = None  # `add`, `concat`: fit another length to the frames
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +79,7 @@ class SystemSpec(Spec):
     format: int = FORMAT
     codec: CodecSpec
     conditioners: dict[str, ConditionerSpec] = {}
+    reads: tuple[Reading, ...] = ()  # values that requests may give in words
     fusion: FusionSpec = FusionSpec.model_validate({})
     generator: GeneratorSpec | None = None
     defaults: Defaults = Defaults()
@@ -89,7 +91,7 @@ class SystemSpec(Spec):
 
     @model_validator(mode="after")
     def _fit(self) -> "SystemSpec":
-        mistakes = [*_routing(self.fusion, self.conditioners), *_slots(self)]
+        mistakes = [*_routing(self.fusion, self.conditioners, self.reads), *_slots(self)]
         if self.generator is not None and not mistakes:
             try:
                 self.generator.fit(self.codec.grid, self.widths())
@@ -112,12 +114,18 @@ class SystemSpec(Spec):
         return widths
 
 
-def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec]) -> list[str]:
+def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec], reads: tuple[Reading, ...]) -> list[str]:
     """Names that lead nowhere, in either direction."""
     known = list(conditioners)
     mistakes = [
         f"fusion.{slot} names '{name}', but there is no such conditioner.{near(name, known)}"
         for slot, name in [*fusion.pairs(), *(("ignore", name) for name in fusion.ignore)]
+        if name not in conditioners
+    ]
+    mistakes += [
+        f"reads names '{name}', but there is no such conditioner.{near(name, known)}"
+        for reading in reads
+        for name in (reading.of, reading.to)
         if name not in conditioners
     ]
     routed = {name for _, name in fusion.pairs()} | set(fusion.ignore)

@@ -20,6 +20,7 @@ from cadenza.samplers.guidance import classifier_free
 from cadenza.system import store
 from cadenza.system.card import Card
 from cadenza.system.fusion import Keep, drop_all, fuse
+from cadenza.system.reading import read
 from cadenza.system.request import Clip, Request
 from cadenza.system.spec import SystemSpec
 
@@ -51,6 +52,10 @@ class System(nn.Module):
                 if name not in self.conditioners:
                     raise RequestError(f"no condition called '{name}'.{near(name, known)}")
         return self.conditioners.prepare(items)
+
+    def read(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """An item of a request with the values that its texts say, by the rules of `spec.reads`."""
+        return read(item, self.spec.reads, self.conditioners)
 
     def condition(self, prepared: Mapping[str, Prepared]) -> dict[str, Condition]:
         """Prepared values as conditions, on the system's device."""
@@ -118,7 +123,7 @@ class System(nn.Module):
         sampling = {**self.spec.defaults.sampling, **(request.sampling or {})}
         assert self.spec.generator is not None
         how = self.spec.generator.sampling.parse(sampling, source="sampling")
-        branches = self._branches([clip.item for clip in clips], guidance, int(frames.max()))
+        branches = self._branches([self.read(clip.item) for clip in clips], guidance, int(frames.max()))
         plan = Plan(frames, [clip.seed for clip in clips], how)
         return self.generator.stream(branches, plan), samples
 

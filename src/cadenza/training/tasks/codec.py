@@ -21,6 +21,7 @@ from cadenza.training.tasks.base import Progress, Task, TaskSpec, Yield
 
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(gt=0)]
 
 
 class CodecTaskSpec(TaskSpec):
@@ -34,7 +35,8 @@ class CodecTaskSpec(TaskSpec):
     warm_steps: Count = 2000  # unquantised steps, after which k-means makes the codebooks; 0 keeps those there are
     pool_frames: Annotated[int, Field(gt=0)] = 16384  # latents that k-means sees
     level_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of steps that use a random number of codebooks
-    mel_windows: tuple[Annotated[int, Field(gt=0)], ...] = (64, 128, 256, 512, 1024, 2048)
+    mel_windows: tuple[Size, ...] = (64, 128, 256, 512, 1024, 2048)
+    stft_resolutions: tuple[tuple[Size, Size, Size], ...] = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
     time: Weight = 0.1
     mel: Weight = 2.0
     stft: Weight = 0.0
@@ -140,7 +142,7 @@ class CodecTask(Task):
         output = made.wave.float()
         terms = {"time": F.l1_loss(output, wave), "mel": self.mel(output, wave)}
         if self.spec.stft:
-            terms["stft"] = multi_resolution_stft(output, wave)
+            terms["stft"] = multi_resolution_stft(output, wave, resolutions=self.spec.stft_resolutions)
         if critic is not None:
             critic.requires_grad_(False)  # its own gradients come from its own yield
             fake = critic(output)

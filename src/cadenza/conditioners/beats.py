@@ -1,0 +1,109 @@
+"""Where the beats are, as one vector a frame: from a tempo, or from the times of the beats."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Gives, Tokens
+
+_CYCLES = (1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4)  # per beat: bars of four, three and two, the beat, and what divides it
+
+
+class BeatsSpec(ConditionerSpec):
+    """Beats for `frames` frames at `frame_rate` a second, those of the codec; a shorter clip takes the first of them.
+
+    A tempo beyond `min` or `max`, in beats a minute, is moved to the nearest end, with a warning; beat times are not.
+    """
+
+    type: Literal["beats"] = "beats"
+    widget: ClassVar[str] = "number"
+    frame_rate: float = Field(gt=0)
+    frames: int = Field(ge=1)
+    min: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    max: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    hidden: int = Field(default=128, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "frames"
+
+    @classmethod
+    def example(cls) -> tuple["BeatsSpec", list[Any]]:
+        return cls(width=8, frame_rate=10, frames=12, hidden=4), [80, 120.5, [0.1, 0.6, 1.2]]
+
+    def build(self) -> "Beats":
+        return Beats(self)
+
+
+class Beats(Conditioner[Any]):
+    """The phase of the beat at each frame as waves, its tempo, then two layers.
+
+    A value is a tempo, whose first beat is at the start of the clip, or the times of two or more beats in seconds from
+    that start; before the first and after the last of them the beat goes on as it was.
+    """
+
+    def __init__(self, spec: BeatsSpec) -> None:
+        super().__init__(spec)
+        self.blank = spec.min
+        self.up = nn.Linear(2 * len(_CYCLES) + 1, spec.hidden)
+        self.out = nn.Linear(spec.hidden, spec.width)
+
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        """At each frame the beats since the first one, in fractions, and the beats a second: `count`, `speed` [b f]."""
+        count = np.stack([self._count(value) for value in values])
+        step = 1 / self.spec.frame_rate
+        return {name: torch.from_numpy(x).float() for name, x in (("count", count[:, :-1]), ("speed", np.diff(count) / step))}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        count = tensors["count"]
+        cycles = torch.tensor(_CYCLES, device=count.device)
+        phase = 2 * math.pi * (count[..., None] * cycles)
+        tempo = (60 * tensors["speed"]).log2()[..., None]
+        x = torch.cat([tempo - math.log2(100), phase.sin(), phase.cos()], -1).to(self.out.weight.dtype)
+        return Tokens(self.out(nn.functional.gelu(self.up(x))), torch.ones_like(count, dtype=torch.bool))
+
+    def _count(self, value: Any) -> np.ndarray:
+        time = np.arange(self.spec.frames + 1) / self.spec.frame_rate
+        if isinstance(value, Tensor | np.ndarray):
+            value = value.tolist()
+        if _number(value):
+            return time * self._tempo(value) / 60
+        if not isinstance(value, list | tuple) or len(value) < 2 or not all(map(_number, value)):
+            raise RequestError(f"a tempo in beats a minute or the times of two or more beats are needed, got {value!r}")
+        beats = np.asarray(value, float)
+        gaps = np.diff(beats)
+        if (gaps <= 0).any():
+            raise RequestError("the times of the beats must rise, in seconds")
+        count = np.interp(time, beats, np.arange(len(beats)))
+        before, after = time < beats[0], time > beats[-1]
+        count[before] = (time[before] - beats[0]) / gaps[0]
+        count[after] = len(beats) - 1 + (time[after] - beats[-1]) / gaps[-1]
+        return count
+
+    def _tempo(self, value: float) -> float:
+        low, high = self.spec.min, self.spec.max
+        if not low <= value <= high:
+            warnings.warn(
+                f"{value:g} beats a minute are outside the range from {low:g} to {high:g}: the nearest end is used",
+                stacklevel=2,
+            )
+        return min(max(float(value), low), high)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,63 @@
+"""The beats conditioner: the same grid from a tempo and from times."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from cadenza.conditioners.beats import Beats, BeatsSpec
+from cadenza.core.errors import RequestError, SpecError
+
+
+def beats(**fields: Any) -> Beats:
+    return BeatsSpec.parse({"type": "beats", "width": 8, "frame_rate": 4, "frames": 6, **fields}).build()
+
+
+def count(value: Any) -> list[float]:
+    return beats().prepare([value]).tensors["count"][0].tolist()
+
+
+def test_a_tempo_counts_from_the_start() -> None:
+    assert count(60) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1.25])
+    assert count(120) == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
+    assert beats().prepare([90]).tensors["speed"][0].tolist() == pytest.approx([1.5] * 6)
+
+
+def test_times_give_what_their_tempo_gives() -> None:
+    assert count([0.0, 0.5, 1.0, 1.5]) == pytest.approx(count(120))
+    assert count([0.0, 0.5]) == pytest.approx(count(120)), "the beat goes on after the last time"
+    assert count([0.5, 1.0]) == pytest.approx([-1, -0.5, 0, 0.5, 1, 1.5]), "and before the first"
+    assert count(torch.tensor([0.0, 1.0, 1.5])) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1.5])
+
+
+def test_frames_of_the_same_phase_are_alike() -> None:
+    """Four beats later everything but the bar of three repeats; with its waves cut off the vectors are equal."""
+    part = beats(frames=40)
+    with torch.no_grad():
+        part.up.weight[:, [2, 9]] = 0  # sine and cosine of a third of a beat
+        x = part(part.prepare([120])).x[0]
+    torch.testing.assert_close(x[8:], x[:-8], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(x[4:], x[:-4], atol=1e-3)
+
+
+def test_beyond_the_range_the_nearest_end_is_used() -> None:
+    with pytest.warns(UserWarning, match="500 beats a minute are outside the range from 30 to 300"):
+        found = count(500)
+    assert found == pytest.approx(count(300))
+
+
+@pytest.mark.parametrize("value", [math.nan, "fast", True, [1.0], [], [0.0, "1"], [0.0, math.inf], {"tempo": 90}])
+def test_refuses_what_is_neither(value: Any) -> None:
+    with pytest.raises(RequestError, match="a tempo in beats a minute or the times of two or more beats are needed"):
+        beats().prepare([value])
+
+
+def test_times_must_rise() -> None:
+    with pytest.raises(RequestError, match="must rise"):
+        beats().prepare([[0.0, 1.0, 1.0]])
+
+
+def test_the_range_must_be_one() -> None:
+    with pytest.raises(SpecError, match=r"min \(90\) must be below max \(60\)"):
+        beats(min=90, max=60)
