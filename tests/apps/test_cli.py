@@ -67,6 +67,12 @@ def test_generate_writes_and_says_what(cadenza, model, tmp_path):
         assert word in run.stdout
 
 
+def test_generate_says_what_it_read_in_the_prompt(cadenza, model, tmp_path):
+    arguments = ("generate", "slow piano, 90 bpm", "--model", model, "--seconds", 0.2)
+    assert "read in the prompt: tempo 90\n" in cadenza(*arguments, cwd=tmp_path).stdout
+    assert "read in the prompt" not in cadenza(*arguments, "--set", "tempo=80", cwd=tmp_path).stdout
+
+
 def test_generate_several(cadenza, model, tmp_path):
     options = [
         "--model",

@@ -15,9 +15,14 @@ def category(**fields: object) -> Category:
     return CategorySpec.parse({**FIELDS, **fields}).build()
 
 
-def test_case_and_spaces_do_not_count() -> None:
-    rows = category().prepare(["A minor", " a  MINOR", "aminor", "Bb minor", "a# minor", "c major"]).tensors["row"]
-    assert rows.tolist() == [0, 0, 0, 1, 1, 2]
+def test_case_spaces_and_hyphens_do_not_count() -> None:
+    rows = category().prepare(["A minor", " a  MINOR", "aminor", "a-minor", "Bb minor", "a# minor", "c major"]).tensors["row"]
+    assert rows.tolist() == [0, 0, 0, 0, 1, 1, 2]
+
+
+def test_a_sign_is_no_hyphen() -> None:
+    rows = category(values=["-1", "1"], aliases={}).prepare(["1", "-1"]).tensors["row"]
+    assert rows.tolist() == [1, 0]
 
 
 def test_each_value_has_its_own_vector() -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tiny import tiny_system
 
 from cadenza.core.errors import DataError, RequestError
 from cadenza.core.types import Codes
@@ -16,7 +17,9 @@ from cadenza.dsp.audio import Audio
 from cadenza.evaluation import codec, report
 from cadenza.evaluation.estimates import Estimate
 from cadenza.evaluation.labels import key_class
-from cadenza.evaluation.wishes import hand_written
+from cadenza.evaluation.making import Maker
+from cadenza.evaluation.settings import Setting
+from cadenza.evaluation.wishes import Wish, hand_written
 from cadenza.system.system import System
 
 FAMILIES = ("piano", "mallets", "organ", "guitar", "bass", "strings", "brass", "reed", "flute", "synth", "drums")
@@ -72,7 +75,7 @@ class Player:
     @property
     def spec(self) -> Any:
         defaults, generator = SimpleNamespace(guidance=3.0), SimpleNamespace(context=500)
-        return SimpleNamespace(defaults=defaults, generator=generator, to_json=lambda: f"player {self.obeys}")
+        return SimpleNamespace(defaults=defaults, generator=generator, reads=(), to_json=lambda: f"player {self.obeys}")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"weight": torch.tensor(1.0)}
@@ -190,6 +193,18 @@ def test_only_controls_that_are_there_are_asked(corpus, tmp_path):
     assert set(found.scores) == {"nothing", "values"} and set(found.scores["values"]) == {"key"}
     with pytest.raises(RequestError, match="melody"):
         measured(player(corpus, conditioners=("melody",)), corpus, tmp_path / "out", clips=10)
+
+
+def test_what_a_text_conditioner_alone_is_worth_is_asked_without_reading(tmp_path):
+    """With reading, the prompt's tempo is a value as well; without, it is only text."""
+    maker = Maker(tiny_system(), tmp_path)
+    prompt, values = {"prompt": "slow 90 bpm"}, {"prompt": "slow 90 bpm", "tempo": 90.0}
+    clips = {
+        name: maker.clips(Setting(name, [item], [Wish()], [0.5], reads=reads), 0, progress=lambda *_: None)[0].wave
+        for name, item, reads in (("read", prompt, True), ("unread", prompt, False), ("told", values, False))
+    }
+    assert torch.equal(clips["read"], clips["told"]) and not torch.equal(clips["read"], clips["unread"])
+    assert maker.system.spec.reads, "the system itself still reads"
 
 
 def test_planted_copies_are_in_the_report(corpus, tmp_path):

@@ -13,6 +13,7 @@ TINY = {
         "tempo": {"type": "number", "width": 16, "min": 40, "max": 200},
         "key": {"type": "category", "width": 16, "values": ["C major", "A minor"]},
     },
+    "reads": [{"of": "prompt", "to": "tempo", "pattern": r"(\d+) bpm"}],
     "fusion": {"cross": ["prompt", "tempo"], "prepend": ["key"]},
     "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "context": 1000, "end_of_sequence": False},
     "defaults": {"seconds": 0.5, "guidance": 3.0, "sampling": {"top_k": 0}},

@@ -4,7 +4,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ class Maker:
     def clips(self, setting: Setting, seed: int, *, progress: Callable[[int, int], None]) -> list[Audio]:
         """The clips of a setting, each a batch of one."""
         folder = self._folder(setting)
+        maker = self if setting.reads else self._unread()
         paths = [folder / f"{i:04d}-{seed}.wav" for i in range(len(setting.items))]
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
-            made = self.make(
+            made = maker.make(
                 [setting.items[i] for i in batch], [setting.seconds[i] for i in batch], [seed * SEED_STEP + i for i in batch]
             )
             for i, clip in zip(batch, made, strict=True):
@@ -46,6 +48,12 @@ class Maker:
         """Clips of these items, together."""
         return self.system.generate(items, seconds=list(seconds), seed=list(seeds), guidance=self.guidance)
 
+    def _unread(self) -> "Maker":
+        """The same system, but for values in texts, which it does not read."""
+        system = copy(self.system)
+        system.spec = self.system.spec.model_copy(update={"reads": ()})
+        return replace(self, system=system)
+
     def speed(self, item: dict[str, Any], seconds: float, *, clips: int) -> float:
         """Seconds of audio made per second of time, for `clips` at once, after one that does not count."""
         self.make([item], [min(1.0, seconds)], [0])
@@ -55,7 +63,7 @@ class Maker:
 
     def _folder(self, setting: Setting) -> Path:
         """A folder for exactly this system, guidance, items and lengths."""
-        asked = json.dumps([setting.items, setting.seconds, self.guidance], sort_keys=True, default=str)
+        asked = json.dumps([setting.items, setting.seconds, setting.reads, self.guidance], sort_keys=True, default=str)
         name = hashlib.sha256((asked + fingerprint(self.system)).encode()).hexdigest()[:12]
         folder = self.folder / f"{setting.name}-{name}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def evaluate(
     out, listen = Path(out), load_estimators()
     refs = references(_manifest(held_out), clips)
     longest = system.spec.generator.context / system.codec.grid.frame_rate if system.spec.generator else 0.0
-    asked = settings(refs, listen.families, controls=list(system.conditioners), longest=longest)
+    asked = settings(refs, listen.families, controls=list(system.conditioners), longest=longest, reads=bool(system.spec.reads))
     maker = Maker(system, out / "clips", guidance)
     made = {s.name: [_made(maker, s, seed, progress) for seed in seeds] for s in asked}
     progress("reference renders through the codec")

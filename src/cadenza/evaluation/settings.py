@@ -1,4 +1,7 @@
-"""Settings: the same held-out clips asked for in text, as values, as both, and not at all."""
+"""Settings: the same held-out clips asked for in text, as values, as both, and not at all.
+
+A system that reads values in its texts is also asked in text without doing so: what its text conditioner alone is worth.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +14,7 @@ from cadenza.evaluation.examples import known
 from cadenza.evaluation.wishes import Wish, hand_written, of_caption, of_prompt, of_values
 
 TEXT, VALUES = "prompt", ("tempo", "key")
-BESIDE = {"text": "nothing", "values": "nothing", "both": "text"}  # what a setting's own effect is against
+BESIDE = {"text": "nothing", "unread": "nothing", "values": "nothing", "both": "text"}  # what a setting's own effect is against
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Setting:
     items: list[dict[str, Any]]
     wishes: list[Wish]
     seconds: list[float]
+    reads: bool = True  # whether the system may read values in the texts
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def references(manifest: Manifest, count: int) -> list[Reference]:
 
 
 def settings(
-    references: Sequence[Reference], families: Sequence[str], *, controls: Sequence[str], longest: float
+    references: Sequence[Reference], families: Sequence[str], *, controls: Sequence[str], longest: float, reads: bool = False
 ) -> list[Setting]:
     """The settings that a system with these controls can be asked in; always with nothing at all."""
     seconds = [min(float(reference.truth["seconds"]), longest) for reference in references]
@@ -54,6 +58,8 @@ def settings(
     if TEXT in controls:
         texts, wishes = zip(*(_caption(i, r.truth, families) for i, r in enumerate(references)), strict=True)
         found.append(Setting("text", [{TEXT: text} for text in texts], list(wishes), seconds))
+        if reads:
+            found.append(Setting("unread", [{TEXT: text} for text in texts], list(wishes), seconds, reads=False))
         entries = hand_written()
         prompts = [{TEXT: entry["prompt"]} for entry in entries]
         by_hand = Setting("hand", prompts, [of_prompt(e, families) for e in entries], [min(10.0, longest)] * len(entries))

@@ -16,6 +16,7 @@ from cadenza.evaluation.settings import Setting
 SHOWN = 4  # clips drawn beside their references
 MEANT = {
     "text": "a held-out caption",
+    "unread": "the caption, no value read in it",
     "hand": "sixty prompts written by hand",
     "values": "tempo and key as values, no text",
     "both": "the caption, with tempo and key as values",

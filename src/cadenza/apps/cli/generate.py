@@ -44,9 +44,10 @@ def generate(
     seed = secrets.randbelow(2**31) if seed is None else seed
     options = {"seconds": seconds, "seed": seed, "guidance": guidance, "variations": variations}
     ready = time.perf_counter()
+    items = [{"prompt": prompt, **controls} for prompt in prompts]
     with _bar() as progress:
         audio = system.generate(
-            [{"prompt": prompt, **controls} for prompt in prompts],
+            items,
             sampling=dict(_number(pair) for pair in sampling),
             progress=progress,
             **options,
@@ -54,9 +55,20 @@ def generate(
     took = time.perf_counter() - ready
     paths = audio.save(out)
     seeds = [seed + j for _ in prompts for j in range(variations)]
+    _say_read(system, items)
     _report(audio, paths, f"model {system.card.name} ({system.card.license})", seeds)
     made = float(audio.lengths.sum()) / audio.sample_rate
     print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load")
+
+
+def _say_read(system: "System", items: list[dict[str, Any]]) -> None:
+    for item in items:
+        found = {name: value for name, value in system.read(item).items() if name not in item}
+        if found:
+            values = ", ".join(
+                f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()
+            )
+            print(f"read in the prompt: {values}")
 
 
 def _report(audio: "Audio", paths: list[Path], model: str, seeds: list[int]) -> None:
