@@ -24,7 +24,7 @@ STEP = 5  # the step that `step.png` shows
 
 def generated(folder: Path) -> None:
     """A clip of the bundled model as a spectrogram."""
-    from cadenza.evaluation.plots import draw_spectrogram
+    from cadenza.dsp.picture import draw_spectrogram
 
     draw_spectrogram(_clip(), folder / "generated.png", title=f"{PROMPT} (seed {SEED})")
     _slim(folder / "generated.png")
