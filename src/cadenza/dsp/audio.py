@@ -12,6 +12,7 @@ from torch import Tensor
 from cadenza.core.errors import AudioError
 from cadenza.dsp import files
 from cadenza.dsp.resample import resample
+from cadenza.dsp.sections import Place
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Audio:
         return paths
 
 
-def read(path: str | Path, start: int = 0, frames: int | None = None) -> Audio:
+def read(path: Place, start: int = 0, frames: int | None = None) -> Audio:
     """An audio file, or `frames` samples of it from `start`, as a batch of one clip."""
     samples, sample_rate = files.read(path, start, frames)
     return Audio(torch.from_numpy(samples.T.copy())[None], sample_rate)

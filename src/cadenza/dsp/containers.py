@@ -1,6 +1,7 @@
 """Audio inside containers that libsndfile does not know (m4a, webm, ...), through ffmpeg by way of PyAV."""
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,24 @@ import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
+from cadenza.dsp.sections import Section
 
 PREROLL = 1.0  # seconds decoded before a segment; with less, Opus has not settled
 
 
-def info(path: Path) -> tuple[int, int, int]:
+def info(path: Path | Section) -> tuple[int, int, int]:
     """Sample rate, channels and samples a channel; decodes the file, as no container's header is exact."""
     samples, sample_rate = read(path, 0, None)
     return sample_rate, samples.shape[1], len(samples)
 
 
-def read(path: Path, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:
+def read(path: Path | Section, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:
     """Samples `[start, start + frames)` of the first audio stream of a file."""
     av = _av(path)
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise AudioError(f"{path}: no such file")
     try:
-        with av.open(str(path)) as container:
+        with _source(path) as source, av.open(source) as container:
             if not container.streams.audio:
                 raise AudioError(f"{path}: has no audio stream")
             stream = container.streams.audio[0]
@@ -35,6 +37,11 @@ def read(path: Path, start: int, frames: int | None) -> tuple[Float[np.ndarray, 
     if not len(samples):
         raise AudioError(f"{path}: there is no sample {start}")
     return samples, rate
+
+
+def _source(path: Path | Section) -> AbstractContextManager[Any]:
+    """What ffmpeg is to open: the path, or an open file that closes itself."""
+    return path.open() if isinstance(path, Section) else nullcontext(str(path))
 
 
 def _decode(container: Any, stream: Any, start: int, stop: int | None) -> np.ndarray:
@@ -67,7 +74,7 @@ def _floats(frame: Any) -> np.ndarray:
     return (data.astype(np.float32) / scale).T
 
 
-def _av(path: Path) -> Any:
+def _av(path: Path | Section) -> Any:
     try:
         av = importlib.import_module("av")
     except ImportError as error:

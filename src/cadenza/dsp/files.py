@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
 from cadenza.core.files import replacing
+from cadenza.dsp.sections import Place, Section
 
 BLOCK = 65_536  # frames a write; libsndfile's Vorbis encoder crashes on one long buffer (libsndfile#1023)
 RUN_IN = 16_384  # samples decoded before a segment where a decoder depends on what went before
@@ -46,6 +47,10 @@ SUFFIXES = (*FORMATS, *CONTAINERS)  # what counts as audio in a folder
 _FLOATS = ("FLOAT", "DOUBLE")
 
 
+class CutShort(AudioError):
+    """An audio file ends before what its header promises."""
+
+
 @dataclass(frozen=True)
 class Info:
     """What a file's header says."""
@@ -59,29 +64,51 @@ class Info:
         return self.frames / self.sample_rate
 
 
-def info(path: str | Path) -> Info:
+def info(path: Place) -> Info:
     """Rate, channels and length of an audio file, without decoding it; AudioError if it is empty or cut short."""
     if _foreign(path):
         from cadenza.dsp import containers
 
-        return Info(*containers.info(Path(path)))
+        return Info(*containers.info(_place(path)))
     with _opened(path) as file:
         return Info(file.samplerate, file.channels, file.frames)
 
 
-def read(path: str | Path, start: int = 0, frames: int | None = None) -> tuple[Float[np.ndarray, "t c"], int]:
+def read(path: Place, start: int = 0, frames: int | None = None) -> tuple[Float[np.ndarray, "t c"], int]:
     """Samples `[start, start + frames)` of a file, fewer where it ends sooner, with the sample rate."""
     if start < 0 or (frames is not None and frames <= 0):
         raise AudioError(f"{path}: cannot read {frames} samples from sample {start}; start at 0 or later and read some")
     if _foreign(path):
         from cadenza.dsp import containers
 
-        samples, sample_rate = containers.read(Path(path), start, frames)
+        samples, sample_rate = containers.read(_place(path), start, frames)
     else:
         samples, sample_rate = _read(path, start, frames)
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: holds NaN or infinite samples; make the file again")
     return samples, sample_rate
+
+
+def blocks(path: Place, frames: int) -> Iterator[Float[np.ndarray, "t c"]]:
+    """A whole file in pieces of `frames` samples, decoded once from its beginning to its end, NaN included."""
+    import soundfile
+
+    if _foreign(path):
+        samples, _ = read(path)
+        yield from (samples[start : start + frames] for start in range(0, len(samples), frames))
+        return
+    with _opened(path) as file:
+        done = 0
+        while done < file.frames:
+            wanted = min(frames, file.frames - done)
+            try:
+                samples = file.read(wanted, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise CutShort(f"{path}: damaged after {done} of {file.frames} samples ({_reason(error)})") from error
+            if len(samples) < wanted:
+                raise _ended(path, done + len(samples), file.frames)
+            done += wanted
+            yield samples
 
 
 def write(
@@ -211,11 +238,15 @@ def _integers(samples: np.ndarray, bits: int) -> np.ndarray:
     return whole.astype(np.int16) if bits == 16 else (whole.astype(np.int64) << (32 - bits)).astype(np.int32)
 
 
-def _foreign(path: str | Path) -> bool:
-    return Path(path).suffix.lower() in CONTAINERS
+def _place(path: Place) -> Path | Section:
+    return path if isinstance(path, Section) else Path(path)
 
 
-def _read(path: str | Path, start: int, frames: int | None) -> tuple[np.ndarray, int]:
+def _foreign(path: Place) -> bool:
+    return _place(path).suffix.lower() in CONTAINERS
+
+
+def _read(path: Place, start: int, frames: int | None) -> tuple[np.ndarray, int]:
     import soundfile
 
     with _opened(path) as file:
@@ -223,40 +254,44 @@ def _read(path: str | Path, start: int, frames: int | None) -> tuple[np.ndarray,
             raise AudioError(f"{path}: there is no sample {start}; the file has {file.frames}")
         wanted = min(file.frames - start, file.frames if frames is None else frames)
         try:
-            early = _landing(path, file, start)
+            early = _landing(_place(path), file, start)
             if early:
                 file.seek(early)
             samples = file.read(start - early + wanted, dtype="float32", always_2d=True)[start - early :]
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: damaged after its header ({_reason(error)}); make or fetch it again") from error
         if len(samples) < wanted:
-            raise AudioError(
-                f"{path}: cut short: {start + len(samples)} of {file.frames} samples are there; make or fetch it again"
-            )
+            raise _ended(path, start + len(samples), file.frames)
         return samples, file.samplerate
 
 
+def _ended(path: Place, found: int, promised: int) -> CutShort:
+    return CutShort(f"{path}: cut short: {found} of {promised} samples are there; make or fetch it again")
+
+
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def _opened(path: Place) -> Iterator[Any]:
     """An open `SoundFile` that promises at least one sample."""
     import soundfile
 
-    path = Path(path)
+    path = _place(path)
     if path.suffix.lower() == ".raw":
         raise AudioError(f"{path}: a .raw file does not say its rate and channels; convert it to .wav")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(_unreadable(path, error)) from error
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(soundfile.SoundFile(stack.enter_context(path.open()) if isinstance(path, Section) else path))
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise AudioError(_unreadable(path, error)) from error
         if _cut_short(path, file):
-            raise AudioError(f"{path}: cut short: the file ends before its data does; make or fetch it again")
+            raise CutShort(f"{path}: cut short: the file ends before its data does; make or fetch it again")
         if file.frames <= 0:
             raise AudioError(f"{path}: an audio file without a sample")
         yield file
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _unreadable(path: Path | Section, error: Exception) -> str:
+    if isinstance(path, Section):
+        return f"{path}: not audio, or damaged ({_reason(error)})"
     if not path.exists():
         return f"{path}: no such file"
     if path.is_dir():
@@ -272,7 +307,7 @@ def _reason(error: Exception) -> str:
     return text.strip().rstrip(".:") or type(error).__name__
 
 
-def _cut_short(path: Path, file: Any) -> bool:
+def _cut_short(path: Path | Section, file: Any) -> bool:
     """Whether a wav's data or an ogg's last page goes on past the end of the file; libsndfile ignores both."""
     if file.format in ("WAV", "WAVEX"):
         found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
@@ -284,7 +319,7 @@ def _cut_short(path: Path, file: Any) -> bool:
     return False
 
 
-def _landing(path: str | Path, file: Any, start: int) -> int:
+def _landing(path: Path | Section, file: Any, start: int) -> int:
     """Where to seek so that decoding on to `start` is exact: libsndfile errs in mp3 and on the last page of Vorbis."""
     if file.format == "MP3":
         return max(0, start - RUN_IN)
@@ -296,8 +331,8 @@ def _landing(path: str | Path, file: Any, start: int) -> int:
     return max(0, min([start, *(end - RUN_IN for end in ends[-1:])])) if ends else 0
 
 
-def _tail(path: str | Path) -> bytes:
+def _tail(path: Path | Section) -> bytes:
     """The end of an ogg file, with its last two pages of at most 65,307 bytes."""
-    with open(path, "rb") as raw:
-        raw.seek(max(0, os.path.getsize(path) - 2 * 65_307))
+    with path.open() if isinstance(path, Section) else open(path, "rb") as raw:
+        raw.seek(max(0, raw.seek(0, os.SEEK_END) - 2 * 65_307))
         return raw.read()

@@ -12,12 +12,12 @@ from cadenza.core.types import Codes
 from cadenza.data.manifest import Manifest
 from cadenza.data.source import manifest_of
 from cadenza.dsp.audio import Audio, read
+from cadenza.dsp.fidelity import mel_distance, si_sdr
 from cadenza.evaluation.charts import draw_bars
 from cadenza.evaluation.estimates import Accuracy, accuracy
 from cadenza.evaluation.estimators import load_estimators
 from cadenza.evaluation.labels import truth_of
 from cadenza.evaluation.settings import Reference, references
-from cadenza.evaluation.soundness import mel_distance, si_sdr
 from cadenza.evaluation.write import number, text, write_json
 from cadenza.system.system import System
 
@@ -100,7 +100,7 @@ def evaluate_codec(
 def _distances(made: Audio, audio: Audio) -> tuple[float, float]:
     samples = min(made.wave.shape[-1], audio.wave.shape[-1])
     x, y = made.wave[0, :, :samples].mean(0), audio.wave[0, :, :samples].mean(0)
-    return si_sdr(x, y), mel_distance(x, y, audio.sample_rate)
+    return float(si_sdr(x[None, None], y[None, None])), mel_distance(x, y, audio.sample_rate)
 
 
 def _counted(frames: Codes, cardinality: int, counts: Tensor | None) -> Tensor:

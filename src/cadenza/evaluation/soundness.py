@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.loudness import loudness
-from cadenza.dsp.spectra import mel_filters, mel_spectrogram
 
 QUIET = -60.0  # LUFS below which a clip counts as silent, dBFS below which a moment does
 GAP = 3.0  # seconds of silence inside a clip that count as a hole
 FULL, SHARE = 0.999, 1e-4  # samples at full scale, and the share of them that counts as clipping
-_FLOOR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,6 @@ def longest_gap(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
         run = run + 1 if silent else 0
         longest = max(longest, run)
     return longest * size / sample_rate
-
-
-def si_sdr(made: Float[Tensor, " t"], reference: Float[Tensor, " t"]) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019)."""
-    made, reference = made - made.mean(), reference - reference.mean()
-    target = (made @ reference) / reference.square().sum().clamp(min=1e-12) * reference
-    return float(10 * torch.log10(target.square().sum().clamp(min=1e-12) / (made - target).square().sum().clamp(min=1e-12)))
-
-
-def mel_distance(made: Float[Tensor, " t"], reference: Float[Tensor, " t"], sample_rate: int) -> float:
-    """The mean distance of two clips' mel spectrograms in dB, 80 bands, nothing below -100 dB."""
-    one, other = (10 * torch.log10(_mel(wave, sample_rate).clamp(min=_FLOOR**2)) for wave in (made, reference))
-    return float((one - other).abs().mean())
-
-
-def _mel(wave: Tensor, sample_rate: int) -> Tensor:
-    return mel_spectrogram(wave[None, None], _filters(sample_rate), hop=512, normalized=True)[0, 0]
-
-
-@cache
-def _filters(sample_rate: int) -> Tensor:
-    return mel_filters(sample_rate, 2048, mels=80)
 
 
 def _share(values: Sequence[bool]) -> float:

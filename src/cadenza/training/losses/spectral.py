@@ -1,4 +1,4 @@
-"""Losses between a wave and its reconstruction, and the measures that report on them."""
+"""Losses between a wave and its reconstruction."""
 
 from collections.abc import Sequence
 
@@ -81,13 +81,6 @@ def multi_resolution_stft(
     """The mean of both STFT losses over (n_fft, hop, window)."""
     losses = [sum(stft_loss(x, y, n_fft=n, hop=h, window=w), x.new_zeros(())) for n, h, w in resolutions]
     return torch.stack(losses).mean()
-
-
-def si_sdr(x: Float[Tensor, "b c t"], y: Float[Tensor, "b c t"], *, eps: float = 1e-8) -> Float[Tensor, " b"]:
-    """Scale-invariant signal-to-distortion ratio of `x` to the target `y`, in dB, means removed (Le Roux et al. 2019)."""
-    x, y = ((w - w.mean(-1, keepdim=True)).flatten(1) for w in (x, y))
-    target = (x * y).sum(-1, keepdim=True) / (y.square().sum(-1, keepdim=True) + eps) * y
-    return 10.0 * torch.log10((target.square().sum(-1) + eps) / ((x - target).square().sum(-1) + eps))
 
 
 def si_snr_loss(

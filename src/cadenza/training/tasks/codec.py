@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from cadenza.codecs.base import Codec, Reconstruction
 from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio
+from cadenza.dsp.fidelity import si_sdr
 from cadenza.nn.discriminators import MultiScaleStft
 from cadenza.training.losses.adversarial import Adversarial, critic_loss, feature_matching, generator_loss
 from cadenza.training.losses.balancer import Balancer
-from cadenza.training.losses.spectral import LogMel, MultiScaleMel, multi_resolution_stft, si_sdr
+from cadenza.training.losses.spectral import LogMel, MultiScaleMel, multi_resolution_stft
 from cadenza.training.tasks.base import Progress, Task, TaskSpec, Yield
 
 Weight = Annotated[float, Field(ge=0)]
