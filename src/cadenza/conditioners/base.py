@@ -7,7 +7,9 @@ may keep); `forward` is trainable and stays on the device. `None` is the only wa
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import torch
 from jaxtyping import Bool
@@ -40,6 +42,10 @@ class ConditionerSpec(Part):
     def build(self) -> "Conditioner[Any]":
         raise NotImplementedError(f"{type(self).__name__} must build its conditioner")
 
+    def within(self, folder: Path) -> Self:
+        """The spec of a system saved in `folder`, with what `Conditioner.keep` put there found; most have nothing there."""
+        return self
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -65,6 +71,18 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
     def fit(self, values: Iterable[Value | None]) -> None:
         """Learns from the training values what must stand before the first step, such as a vocabulary; most need nothing."""
+
+    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+        """The spec to save in `folder`, a system's, of which this may fill the subfolder `place`.
+
+        A part that needs more than its spec and its weights, such as a frozen encoder that came from a folder, copies
+        it there and names it relative to `folder` (`./place`); `ConditionerSpec.within` finds it again on loading.
+        """
+        return self.spec
+
+    def vary(self, prepared: Prepared, rng: torch.Generator) -> Prepared:
+        """What a training step sees in place of the prepared values, drawn with a CPU generator; most see them as they are."""
+        return prepared
 
     def prepare(self, values: Sequence[Value | None]) -> Prepared:
         """All that may wait for the CPU: checking, tokenising, reading, resampling."""
@@ -110,6 +128,14 @@ class Conditioners(nn.ModuleDict):
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
         return prepared
+
+    def keep(self, folder: Path) -> dict[str, ConditionerSpec]:
+        """The specs to save in `folder`, that of a system, once each part has put there what it needs beside its weights."""
+        return {name: part.keep(folder, f"conditioners/{quote(name, safe='')}") for name, part in self.items()}  # type: ignore[operator]
+
+    def vary(self, prepared: Mapping[str, Prepared], rng: torch.Generator) -> dict[str, Prepared]:
+        """What a training step sees in place of the prepared values."""
+        return {name: self[name].vary(values, rng) for name, values in prepared.items()}  # type: ignore[operator]
 
     def features(self, prepared: Mapping[str, Prepared]) -> dict[str, Prepared]:
         return {name: self[name].features(values) for name, values in prepared.items()}  # type: ignore[operator]
