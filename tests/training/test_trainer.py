@@ -75,6 +75,8 @@ def test_a_codec_from_a_folder(folder: Path, codec: Path) -> None:
 def test_a_generator_from_codes_that_goes_on_exactly(folder: Path, codec: Path, tmp_path: Path) -> None:
     trained = System.load(codec / "best")
     encode(manifest_of(folder)[0], trained.codec, tmp_path / "codes")
+    with pytest.raises(TrainingError, match="store of encoded frames, but this task learns from audio"):
+        Trainer(SystemSpec.parse({"codec": CODEC}), tmp_path / "codes", out=tmp_path / "codec", cpu=True, **QUICK)
     config = {"system": SYSTEM, "task": {"type": "generator"}, "start": str(codec / "best"), **QUICK}
     torch.manual_seed(0)
     whole = Trainer(config, tmp_path / "codes", out=tmp_path / "whole", cpu=True, steps=40)

@@ -108,6 +108,10 @@ class Trainer:
         ids = list(self.system.conditioners)
         if isinstance(data, str | Path):
             if is_store(data):
+                if "codes" not in self.task.learns_from:
+                    raise TrainingError(
+                        f"{data}: a store of encoded frames, but this task learns from audio; give a folder of it"
+                    )
                 frames = max(1, round(config.seconds * codec.grid.frame_rate))
                 return EncodedClips(data, frames=frames, seed=config.seed, ids=ids, codec=self.system.codec)
             manifest, report = manifest_of(data)

@@ -47,9 +47,11 @@ class Task(ABC):
     The other entries are detached scalars, logged as `group/term`. Modules are called directly, never through a wrapper.
     Whatever a schedule has to remember lives in a buffer or follows from `progress.step`: the state dicts of the
     groups, of `memory` and of the optimisers, with `progress.rng`, are the whole state of a run. Averaged weights
-    (EMA) are averages of parameters; buffers are copied.
+    (EMA) are averages of parameters; buffers are copied. Buffers that a step changes itself, such as codebooks, learn from
+    every micro-batch of an accumulated step.
     """
 
+    learns_from: ClassVar[tuple[str, ...]] = ("audio",)  # what a batch may hold: audio, codes, latents
     judged_by: ClassVar[str] = "loss"  # the metric of `validate` that is least for the best weights
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -31,6 +31,8 @@ class GeneratorTaskSpec(TaskSpec):
 
 class GeneratorTask(Task):
     """A batch is a mapping with `codes`, `latents` or `audio`, `prepared` conditions, and `metadata` for samples."""
+
+    learns_from: ClassVar[tuple[str, ...]] = ("audio", "codes", "latents")
 
     def __init__(self, spec: GeneratorTaskSpec, system: System) -> None:
         if system.generator is None:
