@@ -1,0 +1,339 @@
+"""Text through the encoder of a pretrained T5 (arXiv:1910.10683), or of its kin: Flan-T5, T5 v1.1, mT5, UMT5."""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.core.pretrained import Pretrained, check
+from cadenza.core.types import Gives, Tokens
+from cadenza.nn.spiece import tokenizer_of
+from cadenza.nn.words import plain_words
+
+_KINDS = ("t5", "mt5", "umt5")
+_TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
+_BESIDE = (*_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+_ELSEWHERE = "weights_in_system"  # key of the config of a T5 that was trained: its weights are those of its system
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class T5Spec(ConditionerSpec):
+    """A text as the last hidden states of `model`, a folder or a repository of the hub, projected to `width`.
+
+    Unless it is to `train` too, the encoder is frozen and no part of the saved weights: it is named, or copied beside
+    them where it came from a folder. Texts longer than `max_length` tokens are cut. Its own dropout is never applied.
+    """
+
+    type: Literal["t5"] = "t5"
+    widget: ClassVar[str] = "text"
+    model: str = Field(min_length=1)
+    revision: str | None = None  # of the repository
+    inside: str | None = None  # where `model` is more than a T5: what its config and its weights call the T5
+    dim: int | None = Field(default=None, ge=1)  # width of the encoder; looked up in its config where not given
+    train: bool = False
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the encoder's computations, whatever the rest has; half overflows
+    max_length: int | None = Field(default=None, ge=1)
+    pad_to: Literal["longest", "max_length"] = "longest"
+    empty: Literal["absent", "read"] = "absent"  # an empty text is no value, or a text of its end mark alone
+    normalize_text: bool = False  # lemmas, without stop words and punctuation, numbers in words
+    word_dropout: float = Field(default=0.0, ge=0, le=1)  # of each word in a training step
+    project: Literal["always", "auto"] = "always"  # auto: not where the encoder has that width already
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if self.pad_to == "max_length" and self.max_length is None:
+            raise ValueError("pad_to: max_length needs max_length, in tokens")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "tokens"
+
+    @classmethod
+    def example(cls) -> tuple["T5Spec", list[Any]]:
+        values = ["slow piano in A minor, 80 bpm", "drums", "F# major — 120 BPM, très vite"]
+        return cls(model=_tiny().name, width=8, max_length=48, word_dropout=0.5), values
+
+    def build(self) -> "T5":
+        return T5(self)
+
+    def within(self, folder: Path) -> Self:
+        return self.model_copy(update={"model": str(folder / self.model)}) if self.model.startswith("./") else self
+
+
+class T5(Conditioner[str]):
+    """Tokens of a T5, its encoder, and a linear layer; what pads is exactly zero."""
+
+    blank = ""
+    like: Tensor  # of nothing, on the device and of the dtype of this module
+
+    def __init__(self, spec: T5Spec) -> None:
+        super().__init__(spec)
+        self.pretrained = Encoder(spec)
+        dim = self.pretrained.dim
+        self.out = nn.Identity() if spec.project == "auto" and dim == spec.width else nn.Linear(dim, spec.width)
+        self.register_buffer("like", torch.empty(0), persistent=False)
+        if spec.train:
+            self.encoder = self.pretrained.build().requires_grad_(True)
+
+    def fit(self, values: Any) -> None:
+        """Fetches what is needed, so that what is missing is said before the first step."""
+        _ = self.pretrained.tokenizer
+        if not self.spec.train:
+            self.pretrained.on(self.like.device)
+
+    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+        """A frozen encoder of the hub is named by its commit; of anything else the place gets what the weights lack."""
+        here = {"dim": self.pretrained.dim}
+        if self.pretrained.source.folder is None and not self.spec.train:
+            return self.spec.model_copy(update=here | {"revision": self.pretrained.source.commit})
+        self.pretrained.save(folder / place, weights=not self.spec.train)
+        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None, "inside": None})
+
+    def prepare(self, values: Sequence[Any]) -> Prepared:
+        prepared = super().prepare([self._text(value) for value in values])
+        mask = prepared.tensors["mask"] & prepared.present[:, None]
+        return Prepared({**prepared.tensors, "mask": mask}, prepared.present)
+
+    def read(self, values: Sequence[str]) -> dict[str, Tensor]:
+        """The `ids` of tokens, the `mask` of those that are real, and where words may drop the `word` each is of [b n]."""
+        rows = [self._tokens(value) for value in values]
+        longest = max((len(ids) for ids, _ in rows), default=1)
+        n = self.spec.max_length if self.spec.pad_to == "max_length" else longest
+        ids, word = torch.full((len(rows), n), self.pretrained.pad), torch.full((len(rows), n), -1)
+        for i, (row, of) in enumerate(rows):
+            ids[i, : len(row)], word[i, : len(of)] = torch.tensor(row), torch.tensor(of)
+        mask = torch.arange(n) < torch.tensor([len(row) for row, _ in rows], dtype=torch.long)[:, None]
+        return {"ids": ids, "mask": mask, **({"word": word} if self.spec.word_dropout else {})}
+
+    def vary(self, prepared: Prepared, rng: torch.Generator) -> Prepared:
+        """Without some of the words; a text that loses all of them is an empty one."""
+        if not self.spec.word_dropout:
+            return prepared
+        ids, mask, word = (prepared.tensors[name] for name in ("ids", "mask", "word"))
+        drawn = torch.rand(word.shape, generator=rng).to(word.device).gather(1, word.clamp(min=0))  # one draw a word
+        kept = mask & ((word < 0) | (drawn >= self.spec.word_dropout))
+        present = prepared.present
+        if self.spec.empty == "absent":
+            present = present & (kept & (word >= 0)).any(1)
+        order = torch.argsort((~kept).long(), dim=1, stable=True)
+        kept, word = kept.gather(1, order), word.gather(1, order)
+        ids = torch.where(kept | ~mask, ids.gather(1, order), self.pretrained.pad)
+        word = torch.where(kept, word, -1)
+        return Prepared({"ids": ids, "mask": kept & present[:, None], "word": word}, present)
+
+    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.spec.train:
+            return tensors
+        ids, mask = tensors["ids"], tensors["mask"]
+        return {"x": self._hidden(self.pretrained.on(ids.device), ids, mask), "mask": mask}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        mask = tensors["mask"]
+        x = self._hidden(self.encoder, tensors["ids"], mask) if self.spec.train else tensors["x"]
+        return Tokens(self.out(x.to(self.like.dtype)) * mask[..., None], mask)
+
+    def _hidden(self, encoder: nn.Module, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
+        seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # attention to nothing is not defined
+        with _computing(ids.device.type, self.spec.dtype, train=self.spec.train):
+            return encoder(input_ids=ids, attention_mask=seen.long()).last_hidden_state * mask[..., None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the encoder too, frozen or not, but never casts it."""
+        encoder = self._modules.pop("encoder", None)
+        super()._apply(fn, recurse)
+        if encoder is not None:
+            encoder._apply(lambda x: fn(x) if fn(x.new_empty(0)).dtype == x.dtype else x.to(self.like.device))
+            self._modules["encoder"] = encoder
+        if not self.like.is_meta:
+            self.pretrained.follow(self.like.device)
+        return self
+
+    def _text(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
+        text = plain_words(value) if self.spec.normalize_text else value
+        return text if text.strip() or self.spec.empty == "read" else None
+
+    def _tokens(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text's tokens, and the number of the word that each is of; -1 for marks."""
+        encoding = self.pretrained.tokenizer.encode(text)
+        ids, words = encoding.ids, [-1 if word is None else word for word in encoding.word_ids]
+        most = self.spec.max_length
+        if most is not None and len(ids) > most:
+            marks = next(i for i, word in enumerate(reversed(words)) if word >= 0)  # at the end; they stay
+            warnings.warn(
+                f"a text has {len(ids)} tokens, {most} are read (`max_length` of its conditioner): "
+                f"the last {len(ids) - most} of it are lost",
+                stacklevel=2,
+            )
+            cut = max(most - marks, 0)
+            ids, words = (ids[:cut] + ids[len(ids) - marks :])[:most], (words[:cut] + [-1] * marks)[:most]
+        return (ids, words) if ids else ([self.pretrained.pad], [-1])
+
+
+class Encoder:
+    """The pretrained T5 of a spec, read when first needed; copies share it, other processes read their own."""
+
+    def __init__(self, spec: T5Spec) -> None:
+        self.spec = spec
+        self.source = Pretrained(spec.model, spec.revision)
+        self._frozen: nn.Module | None = None
+
+    def __deepcopy__(self, memo: Any) -> "Encoder":
+        return self
+
+    def __reduce__(self) -> Any:
+        return Encoder, (self.spec,)
+
+    @property
+    def dim(self) -> int:
+        """The width of its hidden states."""
+        return self.spec.dim or self.config["d_model"]
+
+    @property
+    def pad(self) -> int:
+        return self.config.get("pad_token_id") or 0
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.json says of the T5."""
+        whole = self.source.json("config.json", of="a T5")
+        config = whole.get(self.spec.inside, {}) if self.spec.inside else whole
+        if config.get("model_type") not in _KINDS or "d_model" not in config:
+            inner = [name for name, value in whole.items() if isinstance(value, dict) and value.get("model_type") in _KINDS]
+            hint = f"set inside: {inner[0]}" if inner else f"give a model of one of the types {', '.join(_KINDS)}"
+            what = f"its '{self.spec.inside}'" if self.spec.inside else "it"
+            raise CheckpointError(f"'{self.spec.model}' is no T5: {what} is of type {config.get('model_type')!r}; {hint}")
+        if self.spec.dim not in (None, config["d_model"]):
+            raise CheckpointError(f"'{self.spec.model}' has a width of {config['d_model']}, not {self.spec.dim}; mend `dim`")
+        return config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        _ = self.config  # a folder that is no T5 is called that first
+        path = self.source.require(*_TOKENIZER, of="a T5 with its tokenizer")
+        try:
+            tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else _ended(tokenizer_of(path))
+        except Exception as error:  # `tokenizers` raises nothing narrower
+            raise CheckpointError(f"{path} is no tokenizer ({error}); copy it again") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def weights(self) -> dict[str, Tensor]:
+        """The encoder's weights as they are stored, by the names of its own modules."""
+        prefix = f"{self.spec.inside}." if self.spec.inside else ""
+        found = self.source.weights((f"{prefix}encoder.", f"{prefix}shared."))
+        named = {key.removeprefix(prefix): x for key, x in found.items()}
+        tied = {"embed_tokens.weight": named.pop("shared.weight")} if "shared.weight" in named else {}
+        return tied | {key.removeprefix("encoder."): x for key, x in named.items()}
+
+    def build(self) -> nn.Module:
+        """An encoder of its own; on the meta device, to be filled later, its weights are not read."""
+        from transformers import AutoConfig, AutoModelForTextEncoding
+
+        with torch.inference_mode(False), torch.device("meta"):
+            config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0})
+            encoder = AutoModelForTextEncoding.from_config(config, dtype=torch.float32).encoder.eval()
+        if torch.get_default_device().type != "meta":
+            with torch.inference_mode(False):
+                weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.weights()
+                check(weights, encoder.state_dict(), self.spec.model)
+                dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
+                encoder.load_state_dict({key: x.to(dtype, copy=True) for key, x in weights.items()}, assign=True)
+        return encoder
+
+    def _elsewhere(self, encoder: nn.Module) -> dict[str, Tensor]:
+        """What stands for weights until those that were saved with the rest of the system are there."""
+        if not self.spec.train:
+            raise CheckpointError(
+                f"'{self.spec.model}' has a T5 whose weights are among those of its system; set train: true, or give another T5"
+            )
+        return {key: torch.zeros(x.shape) for key, x in encoder.state_dict().items()}
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The frozen encoder, on a device."""
+        if self._frozen is None:
+            with torch.device("cpu"):
+                self._frozen = self.build().requires_grad_(False)
+        self.follow(device)
+        return self._frozen
+
+    def follow(self, device: torch.device) -> None:
+        """Moves the frozen encoder, if it has been needed."""
+        if self._frozen is not None and next(self._frozen.parameters()).device != device:
+            with torch.inference_mode(False):
+                self._frozen.to(device)
+
+    def save(self, folder: Path, *, weights: bool) -> None:
+        """Writes a folder that is a T5 encoder with its tokenizer and nothing else."""
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(self.config | ({} if weights else {_ELSEWHERE: True}), indent=2) + "\n")
+        tokenizer = self.source.require(*_TOKENIZER, of="a T5 with its tokenizer")
+        for path in {tokenizer} | {tokenizer.with_name(name) for name in _BESIDE if self.source.folder}:
+            if path.is_file():
+                (folder / path.name).write_bytes(path.read_bytes())
+        if weights:
+            save_encoder(self.weights(), folder)
+
+
+def save_encoder(weights: dict[str, Tensor], folder: Path) -> None:
+    """Writes the weights of an encoder as those of a model that is one."""
+    inner = {f"encoder.{key}": x.contiguous() for key, x in weights.items() if key != "embed_tokens.weight"}
+    save_file(
+        {"shared.weight": weights["embed_tokens.weight"].contiguous()} | inner, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+def _ended(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the mark that T5 puts at the end of a text."""
+    end = tokenizer.token_to_id("</s>")
+    if end is None:
+        raise ValueError("it has no '</s>'")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])  # type: ignore[assignment]
+    return tokenizer
+
+
+def _computing(device: str, dtype: str, *, train: bool) -> AbstractContextManager[Any]:
+    """The precision of the encoder itself, where one for all the model may be in force."""
+    if device == "meta":
+        return nullcontext()
+    return torch.autocast(device, torch.bfloat16, enabled=train and dtype == "bf16")
+
+
+@cache
+def _tiny() -> TemporaryDirectory[str]:
+    """A folder with an untrained T5 of a few characters, for as long as this process lives."""
+    place = TemporaryDirectory(prefix="cadenza-t5-", ignore_cleanup_errors=True)
+    folder = Path(place.name)
+    letters = [*"▁abcdefghijklmnopqrstuvwxyz0123456789#,", "▁piano", "▁drums", "an"]
+    vocabulary = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")] + [
+        (piece, -float(i)) for i, piece in enumerate(letters)
+    ]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])  # type: ignore[assignment]
+    _ended(tokenizer).save(str(folder / "tokenizer.json"))
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_heads": 4, "num_layers": 2, "vocab_size": len(vocabulary)}
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "pad_token_id": 0, **sizes}))
+    with torch.device("meta"):
+        shapes = Encoder(T5Spec(model=place.name, width=1)).build().state_dict()
+    rng = torch.Generator().manual_seed(0)
+    made = {key: torch.randn(x.shape, generator=rng) / x.shape[-1] ** 0.5 for key, x in shapes.items()}
+    save_encoder(made, folder)
+    return place

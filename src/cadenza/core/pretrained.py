@@ -1,0 +1,175 @@
+"""Pretrained: the files of somebody's model, in a folder or in a repository of the hub."""
+
+import json
+import pickle
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from cadenza.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first there is is read, whole or in shards
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model by the path of its folder, or by the name of its repository and a revision of that."""
+
+    model: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's folder; None where it is a repository."""
+        path = Path(self.model).expanduser()
+        if path.is_dir():
+            return path
+        if path.exists() or not _REPOSITORY.fullmatch(self.model):
+            raise CheckpointError(
+                f"there is no folder '{self.model}'; give the folder of a model, or the name of a repository, "
+                "such as google-t5/t5-base"
+            )
+        return None
+
+    @property
+    def commit(self) -> str | None:
+        """The full name of the revision, where the repository has been looked at on this machine."""
+        path = None if self.folder else self._cached("config.json")
+        parts = path.parts if path else ()
+        return parts[parts.index("snapshots") + 1] if "snapshots" in parts else self.revision
+
+    def find(self, name: str) -> Path | None:
+        """A file of the model, downloaded unless it is on this machine; None where the model has no such file."""
+        if folder := self.folder:
+            path = folder / name
+            return path if path.is_file() else None
+        return self._cached(name) or self._download(name)
+
+    def require(self, *names: str, of: str = "a model") -> Path:
+        """The first of some files that the model has; `of` says of what it is a part."""
+        for name in names:
+            if path := self.find(name):
+                return path
+        raise CheckpointError(
+            f"'{self.model}' has no {' or '.join(names)}, so it is not {of} that can be read; "
+            f"{'copy the whole folder again' if self.folder else 'choose another repository'}"
+        )
+
+    def json(self, name: str, *, of: str = "a model") -> dict[str, Any]:
+        """The mapping in a JSON file of the model."""
+        path = self.require(name, of=of)
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is not readable as JSON ({error}); copy it again") from None
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{path} is not a mapping; copy it again")
+        return data
+
+    def weights(self, prefixes: tuple[str, ...]) -> dict[str, "Tensor"]:
+        """The tensors whose names begin with one of `prefixes`; safetensors are preferred, and nothing can run code."""
+        for name in _WEIGHTS:
+            if path := self.find(name):
+                return dict(_tensors(path, prefixes))
+            if self.find(f"{name}.index.json"):
+                shards = self.json(f"{name}.index.json").get("weight_map", {})
+                files = {file for key, file in shards.items() if key.startswith(prefixes)}
+                return {key: x for file in sorted(files) for key, x in _tensors(self.require(file), prefixes)}
+        raise CheckpointError(
+            f"'{self.model}' has no weights: {' or '.join(_WEIGHTS)} is needed; put the file there, or choose another model"
+        )
+
+    def _cached(self, name: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self.model, name, revision=self.revision)
+        return Path(path) if isinstance(path, str) else None
+
+    def _download(self, name: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+        if reason := _unreachable():
+            raise CheckpointError(self._absent(name, reason))
+        try:
+            return Path(hf_hub_download(self.model, name, revision=self.revision))
+        except LocalEntryNotFoundError as error:
+            raise CheckpointError(self._absent(name, str(error.__cause__ or error))) from None
+        except EntryNotFoundError:
+            return None
+        except (HfHubHTTPError, OSError) as error:
+            raise CheckpointError(self._absent(name, f"{type(error).__name__}: {error}")) from None
+
+    def _absent(self, name: str, reason: str) -> str:
+        from huggingface_hub import constants
+
+        revision = f" --revision {self.revision}" if self.revision else ""
+        reason = reason.strip().partition("\n")[0].rstrip(".")
+        return (
+            f"'{self.model}' is neither a folder nor on this machine ({name} is missing), and the hub cannot give it: {reason}. "
+            f"Where the hub can be reached, run: hf download {self.model}{revision} "
+            "--include '*.json' '*.model' '*.safetensors' (with '*.bin' where it has no safetensors); "
+            f"then copy 'models--{self.model.replace('/', '--')}' from its cache into {constants.HF_HUB_CACHE} here. "
+            "Or add --local-dir FOLDER and give that folder as `model`"
+        )
+
+
+def check(weights: dict[str, "Tensor"], wanted: dict[str, "Tensor"], source: str) -> None:
+    """Raises CheckpointError unless every wanted weight is there in its shape and finite, and no other."""
+    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    both = sorted(wanted.keys() & weights.keys())
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in both
+        if weights[key].shape != wanted[key].shape
+    ]
+    if missing or unknown or shapes:
+        raise CheckpointError(
+            f"'{source}': the weights do not belong to the config: {len(missing)} missing {missing[:5]}, "
+            f"{len(unknown)} unknown {unknown[:5]}, {len(shapes)} misshapen {shapes[:5]}; copy the whole model again"
+        )
+    if broken := [key for key in both if not weights[key].isfinite().all()]:
+        raise CheckpointError(f"'{source}': {len(broken)} weights are not finite ({', '.join(broken[:5])}); get another copy")
+
+
+def _tensors(path: Path, prefixes: Iterable[str]) -> Iterator[tuple[str, "Tensor"]]:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    prefixes = tuple(prefixes)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                yield from [(key, file.get_tensor(key)) for key in file.keys() if key.startswith(prefixes)]  # noqa: SIM118
+        else:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+            yield from [(key, x) for key, x in held.items() if key.startswith(prefixes)]
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than weights and is not opened, as that could run code: {error}") from None
+    except (SafetensorError, OSError, EOFError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a whole file of weights ({error}); copy it again") from None
+
+
+def _unreachable() -> str:
+    """Why the hub need not be tried, as its client tries for long; empty where it may answer."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    host = urlsplit(constants.ENDPOINT).hostname
+    if getproxies() or not host:
+        return ""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"no network ({error.strerror or error})"
+    return ""
