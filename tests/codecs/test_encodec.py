@@ -99,7 +99,7 @@ def test_grid_follows_from_the_strides() -> None:
         ("norm", "time_group_norm", "whole clip"),
         ("widths", (4, 8), "one more entry than strides (4), got 2"),
         ("residual_layers", (1, 1), "as many entries as strides (3), got 2"),
-        ("filters", 3, "multiples of compress (2)"),
+        ("filters", 1, "less than compress (2)"),
         ("stride", (2, 2), "Did you mean 'strides'?"),
         ("strides", (4, 0), "strides"),
     ],

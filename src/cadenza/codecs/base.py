@@ -1,5 +1,6 @@
 """Codec: audio to frames and back."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import chain
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cadenza.core.errors import RequestError
 from cadenza.core.spec import Part
 from cadenza.core.types import Codes, Grid, Latents
 from cadenza.dsp.audio import Audio
@@ -29,6 +31,25 @@ class CodecSpec(Part):
     def hop(self) -> int:
         """Samples per frame."""
         return round(self.sample_rate / self.grid.frame_rate)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether clips are encoded in overlapping chunks, so that they have more frames than samples / hop."""
+        return False
+
+    def frames_of(self, samples: int) -> int:
+        """Frames of a clip of so many samples."""
+        return -(-samples // self.hop)
+
+    def levels_for(self, bandwidth: float) -> int:
+        """Codebooks that `bandwidth` kbit/s pay for; RequestError where it pays for none."""
+        grid = self.grid
+        if grid.kind != "codes":
+            raise RequestError("codec: latents have no bandwidth in kbit/s")
+        each = math.log2(grid.cardinality) * grid.frame_rate / 1000
+        if not bandwidth >= each * (1 - 1e-9):
+            raise RequestError(f"codec: {bandwidth:g} kbit/s pay for no codebook; give {each:g} to {each * grid.rows:g}")
+        return min(grid.rows, int(bandwidth / each * (1 + 1e-9)))
 
     @classmethod
     def example(cls) -> "CodecSpec":
@@ -97,12 +118,18 @@ class Codec(nn.Module, ABC):
         return next((x.device for x in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @abstractmethod
-    def encode(self, audio: Audio) -> Codes | Latents:
-        """Frames of each clip; `samples` keeps the clips' lengths so that `decode` gives as many back."""
+    def encode(self, audio: Audio, *, levels: int | None = None) -> Codes | Latents:
+        """Frames of each clip, of the first `levels` codebooks where that is given (`spec.levels_for` a bandwidth).
+
+        `samples` keeps the clips' lengths so that `decode` gives as many back.
+        """
 
     @abstractmethod
     def decode(self, frames: Codes | Latents) -> Audio:
-        """Audio of `frames.samples` samples a clip, or of frames times hop where that is not known."""
+        """Audio of `frames.samples` samples a clip, or of all that the frames hold where that is not known.
+
+        That is frames times hop, but for codecs that are `chunked`: there the chunks overlap.
+        """
 
     @abstractmethod
     def decoder(self) -> Decoder:

@@ -1,12 +1,13 @@
 """EnCodec: a SEANet autoencoder with residual vector quantisation (Défossez et al. 2022)."""
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
 from cadenza.codecs.base import Codec, CodecSpec, Decoder, Reconstruction, WholeDecoder
@@ -14,9 +15,11 @@ from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, Grid, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn import seanet
+from cadenza.nn.chunks import Chunks, overlap_add
 from cadenza.nn.conv import Carried, ConvStyle, Norm, PadMode
 from cadenza.nn.quantize import ResidualQuantizer
 
+Kind = TypeVar("Kind", bound=Hashable)
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -25,7 +28,10 @@ class EncodecSpec(CodecSpec):
     """`strides` are those of the decoder, outermost last.
 
     Channels are `filters` at the sample rate and double at each stride unless `widths` lists them, from the sample
-    rate to the frame rate; `residual_layers` may likewise be listed, for all rates but the last.
+    rate to the frame rate; `residual_layers` may likewise be listed, for all rates but the last. With `chunk_seconds`
+    a clip is encoded in chunks, each of which overlaps the next by the share `chunk_overlap`; `normalize` encodes each
+    chunk, or the clip where there are none, at loudness 1 and keeps its own. `bandwidths` are the kbit/s that it was
+    trained for, the last that of all codebooks.
     """
 
     type: Literal["encodec"] = "encodec"
@@ -47,6 +53,16 @@ class EncodecSpec(CodecSpec):
     compress: Positive = 2
     shortcut: Literal["conv", "identity"] = "conv"
     trim_right_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0  # of causal transposed convolutions
+    normalize: bool = False
+    chunk_seconds: Annotated[float, Field(gt=0)] | None = None
+    chunk_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    bandwidths: tuple[Annotated[float, Field(gt=0)], ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: Any) -> dict[str, Any]:
+        """Without what is unused, so that what was written before these fields were known is equal as data too."""
+        unused = {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in unused}
 
     @model_validator(mode="after")
     def _fits(self) -> "EncodecSpec":
@@ -59,9 +75,21 @@ class EncodecSpec(CodecSpec):
             raise ValueError(
                 f"residual_layers must have as many entries as strides ({levels}), got {len(self.residual_layers)}"
             )
-        odd = [width for width in self.shape.widths[:-1] if width % self.compress]
-        if odd:
-            raise ValueError(f"widths {odd} are not multiples of compress ({self.compress}); change them, or filters")
+        thin = [width for width in self.shape.widths[:-1] if width < self.compress]
+        if thin:
+            raise ValueError(
+                f"widths {thin} are less than compress ({self.compress}) and leave nothing; change them, or filters"
+            )
+        if not self.causal and self.trim_right_ratio != 1.0:
+            raise ValueError(f"trim_right_ratio {self.trim_right_ratio:g} is for causal codecs; set it to 1, or causal to true")
+        if self.chunk_overlap and self.chunk_seconds is None:
+            raise ValueError("chunk_overlap says nothing without chunk_seconds; give both or none")
+        if self.chunk_seconds is not None and self.chunk_seconds * self.sample_rate < 1:
+            raise ValueError(f"chunk_seconds {self.chunk_seconds:g} are less than a sample; give more")
+        if self.bandwidths and (full := self.levels_for(self.bandwidths[-1])) != self.codebooks:
+            raise ValueError(
+                f"the last of bandwidths pays for {full} codebooks instead of {self.codebooks}; change one of them"
+            )
         return self
 
     @property
@@ -71,6 +99,47 @@ class EncodecSpec(CodecSpec):
     @property
     def hop(self) -> int:
         return math.prod(self.strides)
+
+    @property
+    def chunked(self) -> bool:
+        return self.chunk_seconds is not None
+
+    @property
+    def chunks(self) -> Chunks | None:
+        if self.chunk_seconds is None:
+            return None
+        length = int(self.chunk_seconds * self.sample_rate)
+        return Chunks(length, max(1, int((1.0 - self.chunk_overlap) * length)))
+
+    def spans(self, samples: int) -> list[tuple[int, int]]:
+        """Start and stop of what is encoded at a time."""
+        return [(0, samples)] if self.chunks is None else self.chunks.spans(samples)
+
+    def frames_of(self, samples: int) -> int:
+        return sum(self._frames_each(samples))
+
+    def levels_for(self, bandwidth: float) -> int:
+        """Codebooks that `bandwidth` kbit/s pay for, as transformers counts; RequestError where it was not trained for."""
+        if self.bandwidths and bandwidth not in self.bandwidths:
+            known = ", ".join(f"{known:g}" for known in self.bandwidths)
+            raise RequestError(f"codec: {bandwidth:g} kbit/s is no bandwidth of this model; choose from {known}")
+        return max(1, min(self.codebooks, math.floor(bandwidth * 1000 / (math.log2(self.bins) * self._whole_rate))))
+
+    def layout(self, frames: int, samples: int | None) -> tuple[int, ...]:
+        """Frames of each chunk: those of a clip of `samples` samples, or else all chunks but the last are whole."""
+        if self.chunks is None:
+            return (frames,)
+        if samples is not None and sum(each := self._frames_each(samples)) == frames:
+            return each
+        whole = -(-self.chunks.length // self.hop)
+        return tuple(min(whole, frames - start) for start in range(0, frames, whole))
+
+    def _frames_each(self, samples: int) -> tuple[int, ...]:
+        return tuple(-(-(stop - start) // self.hop) for start, stop in self.spans(samples))
+
+    @property
+    def _whole_rate(self) -> int:
+        return -(-self.sample_rate // self.hop)
 
     @property
     def shape(self) -> seanet.Seanet:
@@ -101,7 +170,13 @@ class EncodecSpec(CodecSpec):
 
 
 class Encodec(Codec):
-    """Codes of residual codebooks over the frames of a convolutional autoencoder."""
+    """Codes of residual codebooks over the frames of a convolutional autoencoder.
+
+    Of a codec in chunks, the frames of all chunks stand one after another, so that a clip has more of them than its
+    samples / hop; they decode whole, or from the first on. `scale` [b s] is the loudness of each chunk, or with s = 1
+    that of the clip. How many frames the last two chunks have follows from `samples`; where that is not known, every
+    chunk but the last is taken to be whole.
+    """
 
     spec: EncodecSpec
 
@@ -112,46 +187,72 @@ class Encodec(Codec):
         self.synthesis = seanet.Decoder(spec.shape)
 
     @torch.no_grad()
-    def encode(self, audio: Audio) -> Codes:
+    def encode(self, audio: Audio, *, levels: int | None = None) -> Codes:
         self._check(audio)
+        levels = self._checked(levels)
         audio = audio.to(self.device)
-        frames = -(-audio.lengths // self.spec.hop)
-        ids = audio.wave.new_zeros(len(audio), self.spec.codebooks, int(frames.max()), dtype=torch.long)
-        for length, rows in _by_length(audio.lengths):
-            wave = audio.wave[rows, :, :length].to(self.quantizer.dtype)
-            codes = self.quantizer.encode(self.analysis(wave))
-            ids[rows, :, : codes.shape[-1]] = codes
-        return Codes(ids, frames, samples=audio.lengths)
+        lengths = audio.lengths.tolist()
+        frames = torch.tensor([self.spec.frames_of(length) for length in lengths], device=self.device)
+        ids = audio.wave.new_zeros(len(audio), levels, int(frames.max()), dtype=torch.long)
+        most = max(len(self.spec.spans(length)) for length in lengths)
+        scale = audio.wave.new_ones(len(audio), most, dtype=torch.float32) if self.spec.normalize else None
+        for length, rows in _grouped(lengths, self.device):
+            start = 0
+            for number, (first, last) in enumerate(self.spec.spans(length)):
+                wave, loudness = self._levelled(audio.wave[rows, :, first:last].to(self.quantizer.dtype))
+                codes = self.quantizer.encode(self.analysis(wave), levels=levels)
+                ids[rows, :, start : start + codes.shape[-1]] = codes
+                start += codes.shape[-1]
+                if scale is not None and loudness is not None:
+                    scale[rows, number] = loudness[:, 0, 0].to(scale.dtype)
+        return Codes(ids, frames, samples=audio.lengths, scale=scale)
 
     @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
-        """Audio of codes or of latents before quantisation."""
+        """Audio of codes, or of latents before quantisation; at loudness 1 where there is no `scale`."""
         frames = frames.to(self.device)
         latents = self.latents(frames)
-        wave = latents.new_zeros(len(latents), self.spec.channels, latents.shape[-1] * self.spec.hop)
-        for length, rows in _by_length(frames.lengths):
-            decoded = self.synthesis(latents[rows, :, :length])
-            wave[rows, :, : decoded.shape[-1]] = decoded.to(wave.dtype)  # under autocast it is another
-        samples = frames.lengths * self.spec.hop if frames.samples is None else frames.samples
-        return Audio(wave[..., : int(samples.max())], self.spec.sample_rate, samples)
+        known = [None] * len(latents) if frames.samples is None else frames.samples.tolist()
+        layouts = [self.spec.layout(*size) for size in zip(frames.lengths.tolist(), known, strict=True)]
+        gain = _gain(frames, max(map(len, layouts)))
+        waves = latents.new_zeros(len(latents), self.spec.channels, max(map(self._samples, layouts)))
+        for layout, rows in _grouped(layouts, self.device):
+            ends = [sum(layout[: i + 1]) for i in range(len(layout))]
+            parts = [self.synthesis(latents[rows, :, end - size : end]) for end, size in zip(ends, layout, strict=True) if size]
+            if gain is not None:
+                parts = [part * gain[rows, i, None, None] for i, part in enumerate(parts)]
+            if parts:
+                wave = parts[0] if self.spec.chunks is None else overlap_add(parts, self.spec.chunks.stride)
+                waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)  # under autocast it is another
+        samples = torch.tensor([self._samples(layout) for layout in layouts], device=self.device)
+        if frames.samples is not None:
+            samples = torch.minimum(frames.samples, samples)
+        return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
 
     def decoder(self) -> Decoder:
-        """A stream that returns the samples of each frame at once where the codec is causal, and all at the end where not."""
-        if self.spec.causal and self.spec.trim_right_ratio == 1.0:
+        """A stream that returns the samples of each frame at once where the codec is causal, and all at the end where not.
+
+        A codec in chunks also waits for the end.
+        """
+        if self.spec.causal and self.spec.trim_right_ratio == 1.0 and not self.spec.chunked:
             return CausalDecoder(self)
         return WholeDecoder(self)
 
     def reconstruct(
         self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
     ) -> Reconstruction:
-        latents = self.analysis(wave)
-        if levels == 0:
-            decoded = self.synthesis(latents)
-            return Reconstruction(decoded[..., : wave.shape[-1]], Latents(latents), {})
-        quantized = self.quantizer(latents, levels=levels, rng=rng)
-        decoded = self.synthesis(quantized.latents.to(latents.dtype))
-        losses = {"commitment": quantized.commitment}
-        return Reconstruction(decoded[..., : wave.shape[-1]], Codes(quantized.codes), losses)
+        """A differentiable pass, of the wave as one chunk."""
+        levelled, loudness = self._levelled(wave)
+        latents = self.analysis(levelled)
+        frames: Codes | Latents = Latents(latents)
+        losses = {}
+        if levels != 0:
+            quantized = self.quantizer(latents, levels=levels, rng=rng)
+            latents = quantized.latents.to(latents.dtype)
+            frames = Codes(quantized.codes, scale=None if loudness is None else loudness[:, 0])
+            losses = {"commitment": quantized.commitment}
+        decoded = self.synthesis(latents)[..., : wave.shape[-1]]
+        return Reconstruction(decoded if loudness is None else decoded * loudness, frames, losses)
 
     def freeze_encoder(self) -> None:
         self.analysis.requires_grad_(False)
@@ -166,6 +267,25 @@ class Encodec(Codec):
     def latents(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
         """What the synthesis network is given for these frames."""
         return frames.z if isinstance(frames, Latents) else self.quantizer.decode(frames.ids)
+
+    def _levelled(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b c t"], Float[Tensor, "b 1 1"] | None]:
+        """What the analysis network is given, and the loudness that was taken from it."""
+        if not self.spec.normalize:
+            return wave, None
+        loudness = wave.float().mean(1, keepdim=True).square().mean(-1, keepdim=True).sqrt() + 1e-8
+        return (wave / loudness).to(wave.dtype), loudness
+
+    def _samples(self, layout: Sequence[int]) -> int:
+        """Samples of a clip whose chunks have so many frames."""
+        stride = 0 if self.spec.chunks is None else self.spec.chunks.stride
+        return max((i * stride + frames * self.spec.hop for i, frames in enumerate(layout)), default=0)
+
+    def _checked(self, levels: int | None) -> int:
+        if levels is None:
+            return self.spec.codebooks
+        if not 1 <= levels <= self.spec.codebooks:
+            raise RequestError(f"codec: cannot use {levels} codebooks; give 1 to {self.spec.codebooks}")
+        return levels
 
     def _check(self, audio: Audio) -> None:
         want = (self.spec.sample_rate, self.spec.channels)
@@ -189,12 +309,14 @@ class CausalDecoder(Decoder):
         self.carried: Carried = {}
         self.waiting: list[Latents] = []  # frames before there are enough to start with
         self.clips = 0
+        self.gain: Tensor | None = None
 
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
         frames = frames.to(self.codec.device)
         latents = Latents(self.codec.latents(frames), frames.lengths)
         self.clips = len(latents)
+        self.gain = _gain(frames, 1)
         if not self.carried:
             self.waiting.append(latents)
             latents = Latents.join(self.waiting)
@@ -205,16 +327,33 @@ class CausalDecoder(Decoder):
 
     def finish(self) -> Audio:
         if self.waiting:
-            return self.codec.decode(Latents.join(self.waiting))
+            audio = self.codec.decode(Latents.join(self.waiting))
+            return self._audio(audio.wave, audio.lengths)
         return self._audio(torch.zeros(self.clips, self.codec.spec.channels, 0, device=self.codec.device))
 
     def _audio(self, wave: Tensor, lengths: Tensor | None = None) -> Audio:
         rate = self.codec.spec.sample_rate
+        wave = wave if self.gain is None else (wave * self.gain[..., None]).to(wave.dtype)
         return Audio(wave, rate) if lengths is None else Audio(wave, rate, lengths)
 
 
-def _by_length(lengths: Int[Tensor, " b"]) -> Iterator[tuple[int, Tensor]]:
-    """Each length that occurs, with the rows that have it: what is padded must not be convolved."""
-    for length in lengths.unique().tolist():
-        if length > 0:
-            yield length, (lengths == length).nonzero()[:, 0]
+_LATER = ("normalize", "chunk_seconds", "chunk_overlap", "bandwidths")  # fields of the spec that earlier releases lack
+
+
+def _gain(frames: Codes | Latents, chunks: int) -> Float[Tensor, "b s"] | None:
+    """The loudness of each chunk, where the codes carry it; RequestError where they carry it for too few."""
+    if isinstance(frames, Latents) or frames.scale is None:
+        return None
+    gain = frames.scale.reshape(len(frames.scale), -1)
+    if gain.shape[-1] < chunks:
+        raise RequestError(f"codes: scale holds {gain.shape[-1]} of {chunks} chunks; decode whole clips as they were encoded")
+    return gain
+
+
+def _grouped(kinds: Sequence[Kind], device: torch.device) -> Iterator[tuple[Kind, Int[Tensor, " n"]]]:
+    """Each kind of clip that occurs, with its rows: clips of several lengths are not padded, as padding would be convolved."""
+    rows: dict[Kind, list[int]] = defaultdict(list)
+    for row, kind in enumerate(kinds):
+        rows[kind].append(row)
+    for kind, which in rows.items():
+        yield kind, torch.tensor(which, device=device)

@@ -114,10 +114,11 @@ class ResidualQuantizer(nn.Module):
         ids = rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
         return Quantized(latents, ids, torch.stack(losses).mean())
 
-    def encode(self, z: Float[Tensor, "b d f"]) -> Int[Tensor, "b k f"]:
+    def encode(self, z: Float[Tensor, "b d f"], *, levels: int | None = None) -> Int[Tensor, "b k f"]:
+        """The nearest entry of each of the first `levels` codebooks (all by default)."""
         residual = rearrange(z.float(), "b d f -> (b f) d")
         codes = []
-        for book in self.books:
+        for book in self.books[:levels]:
             ids = book.nearest(residual)
             residual = residual - book(ids)
             codes.append(ids)

@@ -1,0 +1,155 @@
+"""Stereo from a mono codec: each side is encoded alone, and their codebooks stand in turn (MusicGen; Copet et al. 2023)."""
+
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from cadenza.codecs.base import Codec, CodecSpec, Decoder, Reconstruction
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Codes, Grid, Latents
+from cadenza.dsp.audio import Audio
+
+
+class StereoSpec(CodecSpec):
+    """Even rows are the left side's codebooks, odd rows the right's; sample rate and channels follow from `codec`."""
+
+    type: Literal["stereo"] = "stereo"
+    codec: CodecSpec
+    sample_rate: int = Field(default=0, exclude=True)
+    channels: int = Field(default=2, exclude=True)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StereoSpec":
+        if self.codec.channels != 1:
+            raise ValueError(f"codec: a mono codec makes each side, but this one has {self.codec.channels} channels")
+        if self.codec.grid.kind != "codes":
+            raise ValueError("codec: its codebooks are interleaved, but this one gives latents")
+        for name, value in (("sample_rate", self.codec.sample_rate), ("channels", 2)):
+            if name in self.model_fields_set and getattr(self, name) != value:
+                raise ValueError(f"{name} is {value} by the codec; leave it out")
+            object.__setattr__(self, name, value)
+        self.model_fields_set.difference_update({"sample_rate", "channels"})
+        return self
+
+    @property
+    def grid(self) -> Grid:
+        side = self.codec.grid
+        return Grid("codes", side.frame_rate, rows=2 * side.rows, cardinality=side.cardinality)
+
+    @property
+    def hop(self) -> int:
+        return self.codec.hop
+
+    @property
+    def chunked(self) -> bool:
+        return self.codec.chunked
+
+    def frames_of(self, samples: int) -> int:
+        return self.codec.frames_of(samples)
+
+    def levels_for(self, bandwidth: float) -> int:
+        """Rows that `bandwidth` kbit/s of both sides pay for."""
+        return 2 * self.codec.levels_for(bandwidth / 2)
+
+    @classmethod
+    def example(cls) -> "StereoSpec":
+        mono = {"type": "encodec", "sample_rate": 8000, "strides": (4, 4, 2), "codebooks": 2, "bins": 16}
+        return cls.parse({"codec": {**mono, "filters": 4, "dimension": 8}})
+
+    def build(self) -> "Stereo":
+        return Stereo(self)
+
+
+class Stereo(Codec):
+    """A batch of clips of two channels is to the mono codec a batch of twice as many clips; `scale` is [b 2 s]."""
+
+    spec: StereoSpec
+
+    def __init__(self, spec: StereoSpec) -> None:
+        super().__init__(spec)
+        self.codec = spec.codec.build()
+
+    @torch.no_grad()
+    def encode(self, audio: Audio, *, levels: int | None = None) -> Codes:
+        if audio.wave.shape[1] != 2:
+            rate = self.spec.sample_rate
+            raise RequestError(f"codec: expected 2 channels, got {audio.wave.shape[1]}; use audio.resample({rate}).mix(2)")
+        if levels is not None and (levels < 2 or levels % 2):
+            raise RequestError(f"codec: {levels} rows are not as many for each side; give an even number from 2")
+        wave = rearrange(audio.wave, "b c t -> (b c) 1 t")
+        sides = Audio(wave, audio.sample_rate, audio.lengths.repeat_interleave(2))
+        codes = self.codec.encode(sides, levels=None if levels is None else levels // 2)
+        assert isinstance(codes, Codes)
+        return _joined(codes)
+
+    @torch.no_grad()
+    def decode(self, frames: Codes | Latents) -> Audio:
+        return _paired(self.codec.decode(_sides(frames)))
+
+    def decoder(self) -> Decoder:
+        """A stream that returns samples as soon as the mono codec's does."""
+        return StereoDecoder(self.codec.decoder())
+
+    def reconstruct(
+        self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
+    ) -> Reconstruction:
+        """A differentiable pass; of `levels` rows each side uses half, rounded up."""
+        each = None if levels is None else -(-levels // 2)
+        made = self.codec.reconstruct(rearrange(wave, "b c t -> (b c) 1 t"), levels=each, rng=rng)
+        frames = _joined(made.frames) if isinstance(made.frames, Codes) else made.frames
+        return Reconstruction(rearrange(made.wave, "(b c) 1 t -> b c t", c=2), frames, made.losses)
+
+    def freeze_encoder(self) -> None:
+        self.codec.freeze_encoder()
+
+    @property
+    def latent_width(self) -> int:
+        return self.codec.latent_width
+
+    def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+        self.codec.fit_codebooks(latents, rng)
+
+
+class StereoDecoder(Decoder):
+    """The stream of a mono codec, two clips of which are one."""
+
+    def __init__(self, sides: Decoder) -> None:
+        self.sides = sides
+
+    def push(self, frames: Codes | Latents) -> Audio:
+        return _paired(self.sides.push(_sides(frames)))
+
+    def finish(self) -> Audio:
+        return _paired(self.sides.finish())
+
+
+def _sides(frames: Codes | Latents) -> Codes:
+    """Left and right of each clip as two clips."""
+    if not isinstance(frames, Codes):
+        raise RequestError("codec: expected codes, got latents; decode the sides with the mono codec")
+    if frames.ids.shape[1] % 2:
+        raise RequestError(f"codec: {frames.ids.shape[1]} rows are not as many for each side; give all rows, or an even number")
+
+    def twice(x: Tensor | None) -> Any:
+        return None if x is None else x.repeat_interleave(2, 0)
+
+    scale = None if frames.scale is None else frames.scale.flatten(0, 1)
+    ids = rearrange(frames.ids, "b (k c) f -> (b c) k f", c=2)
+    return Codes(ids, twice(frames.lengths), twice(frames.samples), scale, twice(frames.ended))
+
+
+def _joined(codes: Codes) -> Codes:
+    """Each two clips, left and right, as one."""
+    scale = None if codes.scale is None else codes.scale.unflatten(0, (-1, 2))
+    samples = None if codes.samples is None else codes.samples[::2]
+    ids = rearrange(codes.ids, "(b c) k f -> b (k c) f", c=2)
+    return Codes(ids, codes.lengths[::2], samples, scale)
+
+
+def _paired(audio: Audio) -> Audio:
+    wave = rearrange(audio.wave, "(b c) 1 t -> b c t", c=2)
+    return Audio(wave, audio.sample_rate, audio.lengths[::2])

@@ -1,0 +1,334 @@
+"""EnCodec as transformers and AudioCraft name it: its configs as specs, its weights as ours, and back for transformers."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cadenza.codecs.encodec import EncodecSpec
+from cadenza.core.errors import CheckpointError, SpecError
+from cadenza.importers.layout import compare
+from cadenza.importers.section import Section
+from cadenza.importers.weights import check_finite
+from cadenza.nn.conv import ConvTranspose1d
+
+# What every config of transformers may hold, today or in the years of the first EnCodec, and EnCodec does not read.
+_ANY_CONFIG = """
+_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
+attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+forced_eos_token_id id2label is_decoder is_encoder_decoder label2id length_penalty max_length min_length
+no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_scores
+pad_token_id prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
+return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+typical_p use_bfloat16
+""".split()
+_IN_TRAINING = """
+q_dropout decay kmeans_init kmeans_iters threshold_ema_dead_code orthogonal_reg_weight
+orthogonal_reg_active_codes_only orthogonal_reg_max_codes
+""".split()  # how AudioCraft's codebooks learn
+_PADDING = ("constant", "reflect", "replicate")
+_BOOK = ("inited", "cluster_size", "embed", "embed_avg")
+
+
+def spec_of(config: Mapping[str, Any], *, source: str) -> EncodecSpec:
+    """The spec of a transformers EncodecConfig, which may be the `audio_encoder` of another; what it omits has its defaults.
+
+    CheckpointError names every key that cannot be honoured.
+    """
+    section = Section(config, source=source)
+    section.without_effect(_ANY_CONFIG)
+    section.expect("model_type", "encodec", why="is another codec")
+    rate, bins = section.take("sampling_rate", int, 24000), section.take("codebook_size", int, 1024)
+    strides = section.take("upsampling_ratios", (list, tuple), (8, 5, 4, 2))
+    width, causal = section.take("hidden_size", int, 128), section.take("use_causal_conv", bool, True)
+    bandwidths = section.take("target_bandwidths", (list, tuple), (1.5, 3.0, 6.0, 12.0, 24.0))
+    chunk = _optional(section, "chunk_length_s")
+    overlap = _optional(section, "overlap")
+    section.expect("codebook_dim", width, None, why="differs from hidden_size")
+    fields = {
+        "sample_rate": rate,
+        "channels": section.take("audio_channels", int, 1),
+        "strides": strides,
+        "bins": bins,
+        "filters": section.take("num_filters", int, 32),
+        "dimension": width,
+        "causal": causal,
+        "norm": _one_of(section, "norm_type", ("time_group_norm",), "weight_norm"),
+        "pad_mode": _one_of(section, "pad_mode", _PADDING, "reflect"),
+        "lstm_layers": section.take("num_lstm_layers", int, 2),
+        "residual_layers": section.take("num_residual_layers", int, 1),
+        "residual_kernel": section.take("residual_kernel_size", int, 3),
+        "kernel": section.take("kernel_size", int, 7),
+        "last_kernel": section.take("last_kernel_size", int, 7),
+        "dilation_base": section.take("dilation_growth_rate", int, 2),
+        "compress": section.take("compress", int, 2),
+        "shortcut": "conv" if section.take("use_conv_shortcut", bool, True) else "identity",
+        "trim_right_ratio": section.take("trim_right_ratio", float, 1.0),
+        "normalize": section.take("normalize", bool, False),
+    }
+    if chunk is not None and overlap is None:
+        section.refuse("overlap", "is missing, but chunk_length_s asks for chunks; write their overlap, such as 0.01")
+    if bins < 2 or bins & (bins - 1):
+        section.refuse("codebook_size", f"must be a power of two, got {bins}")
+    if not (strides and bandwidths and all(isinstance(each, int) and each > 0 for each in strides)):
+        section.refuse("upsampling_ratios", f"and target_bandwidths must hold positive numbers, got {strides} and {bandwidths}")
+    else:
+        whole_rate = -(-rate // math.prod(strides))
+        fields["codebooks"] = int(1000 * bandwidths[-1] // (whole_rate * math.ceil(math.log2(max(bins, 2)))))
+        if fields["codebooks"] < 1:
+            section.refuse("target_bandwidths", f"the last, {bandwidths[-1]} kbit/s, is not enough for one codebook")
+    _refuse_impossible(section, fields, norm="norm_type", causal="use_causal_conv")
+    section.all_seen()
+    section.close()
+    if chunk is not None:
+        fields |= {"chunk_seconds": chunk, "chunk_overlap": overlap}
+    return _spec({**fields, "bandwidths": bandwidths}, source)
+
+
+def weights_of(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
+    """A transformers EncodecModel's weights as those of our codec, in float32; strict both ways."""
+    return _weights(state, spec, name=_in_transformers, book="quantizer.layers.{}.codebook.", source=source)
+
+
+def spec_of_audiocraft(config: Any, *, source: str) -> EncodecSpec:
+    """The spec of a compression model from its `xp.cfg` as a mapping of mappings.
+
+    Only `compression_model`, `encodec`, `seanet` and `rvq` are read, as AudioCraft builds the model from these alone;
+    CheckpointError names every key in them that cannot be honoured.
+    """
+    mistakes: list[str] = []
+    found = {key: config[key] if key in config else {} for key in ("encodec", "seanet", "rvq")}
+    kind = config["compression_model"] if "compression_model" in config else None
+    if kind != "encodec":
+        mistakes.append(f"{source}.compression_model: {kind!r} is not supported; only 'encodec' can be loaded")
+    model, net, books = (Section(each, source=f"{source}.{key}", mistakes=mistakes) for key, each in found.items())
+    model.expect("autoencoder", "seanet")
+    model.expect("quantizer", "rvq")
+    model.without_effect(["renorm"])  # deprecated there, and ignored
+    rate, channels, causal = model.take("sample_rate", int), model.take("channels", int), model.take("causal", bool)
+    net.expect("channels", channels, why="differs from encodec.channels")
+    net.expect("causal", causal, why="differs from encodec.causal")
+    net.expect("activation", "ELU")
+    net.expect("activation_params", {"alpha": 1.0}, {}, None)
+    net.expect("norm_params", {}, None)
+    net.expect("disable_norm_outer_blocks", 0)
+    encoder, decoder = net.within("encoder", {}), net.within("decoder", {})
+    for side in (encoder, decoder):
+        _same_as(net, side)
+    decoder.expect("final_activation", None)
+    decoder.without_effect(["final_activation_params"])
+    books.without_effect(_IN_TRAINING)
+    fields = {
+        "sample_rate": rate,
+        "channels": channels,
+        "strides": net.take("ratios", list),
+        "codebooks": books.take("n_q", int),
+        "bins": books.take("bins", int),
+        "filters": net.take("n_filters", int),
+        "dimension": net.take("dimension", int),
+        "causal": causal,
+        "norm": _one_of(net, "norm", ("weight_norm", "time_group_norm"), "none"),
+        "pad_mode": _one_of(net, "pad_mode", _PADDING, "reflect"),
+        "lstm_layers": net.take("lstm", int),
+        "residual_layers": net.take("n_residual_layers", int),
+        "residual_kernel": net.take("residual_kernel_size", int),
+        "kernel": net.take("kernel_size", int),
+        "last_kernel": net.take("last_kernel_size", int),
+        "dilation_base": net.take("dilation_base", int),
+        "compress": net.take("compress", int),
+        "shortcut": "identity" if net.take("true_skip", bool) else "conv",
+        "trim_right_ratio": decoder.take("trim_right_ratio", float, 1.0),
+        "normalize": model.take("renormalize", bool, False),
+    }
+    _refuse_impossible(net, fields, norm="norm", causal="causal")
+    for section in (model, net, encoder, decoder, books):
+        section.all_seen()
+    model.close()
+    return _spec(fields, source)
+
+
+def weights_of_audiocraft(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
+    """A compression model's `best_state` as the weights of our codec, in float32; strict both ways."""
+    return _weights(state, spec, name=_in_audiocraft, book="quantizer.vq.layers.{}._codebook.", source=source)
+
+
+def config_for(spec: Any) -> dict[str, Any]:
+    """The transformers EncodecConfig of a codec; CheckpointError says what of it transformers' EnCodec cannot be."""
+    if not isinstance(spec, EncodecSpec):
+        raise CheckpointError(
+            f"codec '{spec.type}' is no EnCodec, which is the only codec with a place in transformers' layout"
+        )
+    widths, layers = spec.shape.widths, spec.shape.residual_layers
+    doubling = [widths[0] * 2**level for level in range(len(widths))]
+    lacks = {
+        f"widths {list(widths)}; there each is twice the one before": list(widths) != doubling,
+        f"residual_layers {list(layers)}; there they are as many at all rates": len(set(layers)) != 1,
+        "no LSTM; there it always has one": not spec.lstm_layers,
+        f"norm '{spec.norm}'": spec.norm == "none",
+        f"{spec.channels} channels; there are 1 or 2": spec.channels > 2,
+        f"{spec.bins} entries a codebook; there they are a power of two": spec.bins & (spec.bins - 1) != 0 or spec.bins < 2,
+    }
+    if wrong := [what for what, is_so in lacks.items() if is_so]:
+        raise CheckpointError(
+            f"transformers' EnCodec cannot be this codec: {'; '.join(wrong)}. Keep it in this library's format"
+        )
+    return {
+        "architectures": ["EncodecModel"],
+        "model_type": "encodec",
+        "sampling_rate": spec.sample_rate,
+        "audio_channels": spec.channels,
+        "target_bandwidths": list(spec.bandwidths) or [_bandwidth(spec)],
+        "upsampling_ratios": list(spec.strides),
+        "codebook_size": spec.bins,
+        "codebook_dim": spec.dimension,
+        "hidden_size": spec.dimension,
+        "num_filters": widths[0],
+        "num_residual_layers": layers[0],
+        "residual_kernel_size": spec.residual_kernel,
+        "kernel_size": spec.kernel,
+        "last_kernel_size": spec.last_kernel,
+        "dilation_growth_rate": spec.dilation_base,
+        "compress": spec.compress,
+        "num_lstm_layers": spec.lstm_layers,
+        "norm_type": spec.norm,
+        "pad_mode": spec.pad_mode,
+        "use_causal_conv": spec.causal,
+        "use_conv_shortcut": spec.shortcut == "conv",
+        "trim_right_ratio": spec.trim_right_ratio,
+        "normalize": spec.normalize,
+        "chunk_length_s": spec.chunk_seconds,
+        "overlap": spec.chunk_overlap if spec.chunked else None,
+    }
+
+
+def weights_for(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our codec's weights as transformers names them; how often a codebook's entries are used is told per batch of one each."""
+    theirs = {}
+    for ours, value in state.items():
+        if not ours.startswith("quantizer."):
+            theirs[_in_transformers(ours, False)] = value.detach().clone()
+    for k in range(_levels(state)):
+        level, book = f"quantizer.levels.{k}.", f"quantizer.layers.{k}.codebook."
+        embed = state[f"{level}embed"]
+        counts = {"cluster_size": state[f"{level}usage"], "embed_avg": state[f"{level}total"]}
+        theirs |= {f"{book}{name}": value.detach() * len(embed) for name, value in counts.items()}
+        theirs |= {f"{book}embed": embed.detach().clone(), f"{book}inited": torch.ones(1, dtype=embed.dtype)}
+    return theirs
+
+
+def preprocessor_for(spec: EncodecSpec) -> dict[str, Any]:
+    """What transformers keeps beside an EnCodec as `preprocessor_config.json`."""
+    return {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": spec.channels,
+        "sampling_rate": spec.sample_rate,
+        "chunk_length_s": spec.chunk_seconds,
+        "overlap": spec.chunk_overlap if spec.chunked else None,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+
+
+Naming = Callable[[str, bool], str]  # of our name, and whether it is in a transposed convolution
+
+
+def _weights(state: Mapping[str, Tensor], spec: EncodecSpec, *, name: Naming, book: str, source: str) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        codec = spec.build()
+    transposed = tuple(f"{path}." for path, part in codec.named_modules() if isinstance(part, ConvTranspose1d))
+    wanted = codec.state_dict()
+    names = {ours: name(ours, ours.startswith(transposed)) for ours in wanted if not ours.startswith("quantizer.")}
+    shapes = {theirs: tuple(wanted[ours].shape) for ours, theirs in names.items()}
+    each = dict(zip(_BOOK, [(1,), (spec.bins,), *[(spec.bins, spec.dimension)] * 2], strict=True))
+    shapes |= {f"{book.format(k)}{part}": shape for k in range(spec.codebooks) for part, shape in each.items()}
+    state = {_newer(key): value for key, value in state.items()}
+    compare(state, shapes, source=source)
+    check_finite(state, source=source)
+    found = {ours: state[theirs].float() for ours, theirs in names.items()}
+    for k in range(spec.codebooks):
+        inited, usage, embed, total = (state[f"{book.format(k)}{part}"].float() for part in _BOOK)
+        if not bool(inited):
+            raise CheckpointError(
+                f"{source}: codebook {k} was never fitted (inited is 0); take a checkpoint of a trained codec"
+            )
+        seen = usage.sum()
+        if seen > 0:
+            usage, total = usage / seen, total / seen
+        else:  # written by a program that keeps no averages
+            usage, total = torch.full_like(usage, 1 / spec.bins), embed / spec.bins
+        level = f"quantizer.levels.{k}."
+        found |= {f"{level}embed": embed, f"{level}usage": usage, f"{level}total": total}
+    return found
+
+
+def _newer(key: str) -> str:
+    """A key with torch's present names of weight normalisation, whichever it has."""
+    for old, new in (("weight_g", "parametrizations.weight.original0"), ("weight_v", "parametrizations.weight.original1")):
+        if key.endswith(f".{old}"):
+            return key.removesuffix(old) + new
+    return key
+
+
+def _in_transformers(ours: str, transposed: bool) -> str:
+    theirs = ours.replace("analysis.", "encoder.", 1).replace("synthesis.", "decoder.", 1)
+    return theirs.replace(".block.layers.", ".block.")
+
+
+def _in_audiocraft(ours: str, transposed: bool) -> str:
+    theirs = _in_transformers(ours, transposed).replace(".layers.", ".model.", 1)
+    conv = "convtr" if transposed else "conv"
+    for part, there in ((".conv.", f".{conv}.{conv}."), (".norm.", f".{conv}.norm.")):
+        if part in theirs:
+            return theirs.replace(part, there, 1)
+    return theirs
+
+
+def _levels(state: Mapping[str, Tensor]) -> int:
+    return sum(name.startswith("quantizer.levels.") and name.endswith(".embed") for name in state)
+
+
+def _bandwidth(spec: EncodecSpec) -> float:
+    """The kbit/s of all codebooks, of which transformers' sum of them is sure to be as many."""
+    each = -(-spec.sample_rate // spec.hop) * round(math.log2(spec.bins))
+    exact = spec.codebooks * each / 1000
+    return exact if int(1000 * exact // each) == spec.codebooks else (spec.codebooks + 0.5) * each / 1000
+
+
+def _optional(section: Section, key: str) -> float | None:
+    """A number that may be null."""
+    section.without_effect([key])
+    return None if section.data.get(key) is None else section.take(key, float)
+
+
+def _one_of(section: Section, key: str, allowed: tuple[str, ...], default: str) -> str:
+    section.expect(key, default, *(one for one in allowed if one != default))
+    return section.data.get(key, default)
+
+
+def _same_as(net: Section, side: Section) -> None:
+    """Refuses what would make AudioCraft's encoder another network than its decoder."""
+    for key in side.data.keys() & net.data.keys():
+        side.without_effect([key])
+        if side.data[key] != net.data[key]:
+            side.refuse(key, f"{side.data[key]!r} differs from seanet.{key} ({net.data[key]!r}); both sides must be the same")
+
+
+def _refuse_impossible(section: Section, fields: Mapping[str, Any], *, norm: str, causal: str) -> None:
+    """Refuses, by their foreign names, values that do not go together."""
+    if fields["causal"] and fields["norm"] == "time_group_norm":
+        section.refuse(norm, f"'time_group_norm' looks at the whole clip, which {causal} forbids")
+    if not fields["causal"] and fields["trim_right_ratio"] != 1.0:
+        section.refuse("trim_right_ratio", f"{fields['trim_right_ratio']} is only defined where {causal} is true")
+
+
+def _spec(fields: Mapping[str, Any], source: str) -> EncodecSpec:
+    try:
+        return EncodecSpec.parse(dict(fields), source=source)
+    except SpecError as error:
+        raise CheckpointError(f"the config describes no codec that can be built: {error}") from None
