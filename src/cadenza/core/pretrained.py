@@ -115,7 +115,7 @@ class Pretrained:
         revision = f" --revision {self.revision}" if self.revision else ""
         reason = reason.strip().partition("\n")[0].rstrip(".")
         return (
-            f"'{self.model}' is neither a folder nor on this machine ({name} is missing), and the hub cannot give it: {reason}. "
+            f"'{self.model}' is no folder here, its {name} is not on this machine, and the hub did not give it: {reason}. "
             f"Where the hub can be reached, run: hf download {self.model}{revision} "
             "--include '*.json' '*.model' '*.safetensors' (with '*.bin' where it has no safetensors); "
             f"then copy 'models--{self.model.replace('/', '--')}' from its cache into {constants.HF_HUB_CACHE} here. "
