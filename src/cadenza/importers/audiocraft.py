@@ -1,0 +1,230 @@
+"""MusicGen and AudioGen as AudioCraft exports them: `state_dict.bin` and `compression_state_dict.bin`."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cadenza.core.errors import CheckpointError
+from cadenza.importers.audiocraft_text import text_of, text_weights
+from cadenza.importers.compression import Compression, compression_of, first_levels
+from cadenza.importers.layout import lm_layout, wanted_of
+from cadenza.importers.licence import card_of
+from cadenza.importers.model import Foreign
+from cadenza.importers.package import LM, Package, package
+from cadenza.importers.section import Section
+from cadenza.importers.weights import check_finite, part
+from cadenza.system import store
+from cadenza.system.card import Card
+from cadenza.system.spec import SystemSpec
+from cadenza.system.store import Stored
+
+# Of the whole config: what records how the model was trained, or how it was to be run. AudioCraft builds no model of these.
+_RECORD = frozenset(
+    "autocast autocast_dtype benchmark_no_load cache checkpoint continue_from datasource deadlock device dora dtype "
+    "efficient_attention_backend evaluate execute_inplace execute_only fsdp generate label logging metrics mp_start_method "
+    "num_threads optim profiler schedule seed show slurm solver tensorboard tokens wandb attribute_dropout special "
+    "compression_model eval".split()
+)
+_USED = frozenset(
+    "lm_model transformer_lm codebooks_pattern fuser conditioners classifier_free_guidance dataset sample_rate channels "
+    "interleave_stereo_codebooks compression_model_checkpoint compression_model_n_q".split()
+)
+_TRAINING = ("emb_lr", "checkpointing", "weight_init", "depthwise_init", "zero_bias_init")
+_COMPUTING = ("custom", "memory_efficient", "attention_as_float32", "dtype", "device", "cross_attention", "two_step_cfg")
+_OTHER_MODELS = {"transformer_lm_magnet": "MAGNeT", "flow_matching": "JASCO"}
+
+
+def look(folder: Path, *, name: str | None = None) -> Foreign:
+    """The model in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
+    held = package(folder / LM)
+    codec = compression_of(folder, held.config.get("compression_model_checkpoint"))
+    spec = _spec(held, codec)
+    card = card_of(folder, name=name, summary="Text to audio: a language model over codes, imported from AudioCraft.")
+    return Foreign(folder, "AudioCraft", spec, card, partial(_read, held, codec, spec, card))
+
+
+def _spec(held: Package, codec: Compression) -> SystemSpec:
+    config = held.config
+    if unknown := sorted(config.root.keys() - _USED - _RECORD):
+        warnings.warn(f"{config.source}: nothing of the model is built of {', '.join(unknown)}", stacklevel=2)
+    mistakes: list[str] = []
+    whole = Section({key: config[key] for key in _USED if key in config}, source=config.source, mistakes=mistakes)
+    kind = whole.take("lm_model", str)
+    if kind != "transformer_lm":
+        whole.refuse("lm_model", f"'{kind}' is {_OTHER_MODELS.get(kind, 'no language model')}, which this release cannot load")
+        whole.close()
+    classes = whole.within("classifier_free_guidance")
+    classes.without_effect(["training_dropout"])
+    guidance = classes.take("inference_coef", float, 3.0)
+    dataset = whole.within("dataset")
+    seconds = dataset.take("segment_duration", (float, int))
+    lm = whole.within("transformer_lm")
+    generator = _generator(lm)
+    generator["pattern"] = _pattern(whole.within("codebooks_pattern"), lm, generator["rows"])
+    text, fusion = text_of(held, whole, generator["width"])
+    lm.all_seen()
+    sides = _sides(whole, codec, generator)
+    levels = generator.pop("rows") // sides
+    generator.pop("bins")
+    whole.close()
+    mono = codec.spec.model_copy(update={"codebooks": levels}) if levels != codec.spec.codebooks else codec.spec
+    frames = round(seconds * mono.grid.frame_rate)
+    return SystemSpec.parse(
+        {
+            "codec": mono.to_dict() if sides == 1 else {"type": "stereo", "codec": mono.to_dict()},
+            "conditioners": text,
+            "fusion": fusion,
+            "generator": {**generator, "context": frames},
+            "defaults": {"seconds": frames / mono.grid.frame_rate, "guidance": guidance, "sampling": {"top_k": 250}},
+        },
+        source=str(held.path),
+    )
+
+
+def _generator(lm: Section) -> dict[str, Any]:
+    """The language model's spec, with `rows` and `bins`."""
+    lm.without_effect((*_TRAINING, *_COMPUTING))
+    for key, only in {"norm_first": True, "causal": True}.items():
+        lm.expect(key, only)
+    for key in ("layer_scale", "past_context", "attention_dropout", "layer_drop", "layer_dropout"):
+        lm.expect(key, None, 0.0, 0)
+    for key in ("xpos", "qk_layer_norm", "qk_layer_norm_cross", "bias_proj", "cross_attention_pos_emb"):
+        lm.expect(key, False, None)
+    lm.expect("positional_embedding", "sin")
+    lm.expect("positional_scale", 1.0, 1)
+    lm.expect("max_period", 10000, 10000.0)
+    lm.expect("kv_repeat", 1)
+    lm.expect("activation", "gelu")
+    lm.expect("norm", "layer_norm", "layer_norm_fp32")
+    for key in [key for key in lm.left() if key.startswith(("spectral_norm_", "residual_balancer_"))]:
+        lm.expect(key, None, False, 0, 0.0)  # of old exports
+    return {
+        "type": "codec_lm",
+        "width": lm.take("dim", int),
+        "depth": lm.take("num_layers", int),
+        "heads": lm.take("num_heads", int),
+        "mlp": float(lm.take("hidden_scale", (float, int), 4)),
+        "bias": lm.take("bias_ff", bool, True) | lm.take("bias_attn", bool, True),
+        "dropout": lm.take("dropout", (float, int), 0.0),
+        "positions": "sinusoidal",
+        "end_of_sequence": False,
+        "attend_padding": True,
+        "rows": lm.take("n_q", int),
+        "bins": lm.take("card", int),
+    }
+
+
+def _pattern(section: Section, lm: Section, rows: int) -> dict[str, Any]:
+    """The order in which codes are written; blocks of patterns that are not chosen say nothing."""
+    kinds = {"parallel": "parallel", "delay": "delay", "unroll": "unroll", "musiclm": "musiclm"}
+    kinds |= {"coarse_first": "coarse_first", "valle": "coarse_first"}  # its first name
+    legacy = lm.take("q_modeling", (str, type(None)), None)
+    chosen = section.take("modeling", (str, type(None)), None)
+    section.without_effect([*kinds, "music_lm"])
+    section.all_seen()
+    if chosen is None and legacy is None:
+        section.refuse("modeling", f"is missing; choose from {', '.join(kinds)}")
+    if chosen is None:
+        return {"type": kinds.get(legacy or "delay", "delay"), "delays": list(range(rows))}
+    if chosen not in kinds:
+        section.refuse("modeling", f"'{chosen}' is no pattern that is known; choose from {', '.join(kinds)}")
+        return {"type": "delay"}
+    block = section.within(chosen, {})
+    spec: dict[str, Any] = {"type": kinds[chosen]}
+    for key in ("delays", "flattening"):
+        if (value := block.take(key, (list, type(None)), None)) is not None:
+            spec[key] = value
+    for key in ("flatten_first", "empty_initial", "group_by"):
+        if (value := block.take(key, (int, type(None)), None)) is not None:
+            spec[key] = value
+    block.all_seen()
+    return spec
+
+
+def _sides(whole: Section, codec: Compression, generator: Mapping[str, Any]) -> int:
+    """2 where a mono codec is used for left and right; whether the codec is the one that the language model writes for."""
+    stereo = whole.within("interleave_stereo_codebooks", {})
+    sides = 2 if stereo.take("use", bool, False) else 1
+    if sides == 2:
+        stereo.expect("per_timestep", False, why="puts left and right into frames of their own, which")
+    stereo.without_effect(["per_timestep"])
+    stereo.all_seen()
+    whole.take("compression_model_checkpoint", (str, type(None)), None)
+    levels = whole.take("compression_model_n_q", (int, type(None)), None) or codec.spec.codebooks
+    whole.expect("sample_rate", codec.spec.sample_rate, why="is not the sample rate of the codec")
+    whole.expect("channels", codec.spec.channels * sides, why="are not the channels of the codec")
+    if levels > codec.spec.codebooks:
+        whole.refuse("compression_model_n_q", f"{levels} are more codebooks than the codec's {codec.spec.codebooks}")
+    elif levels * sides != generator["rows"]:
+        whole.refuse("transformer_lm.n_q", f"is {generator['rows']}, but the codec gives {levels * sides} codebooks")
+    if codec.spec.bins != generator["bins"]:
+        whole.refuse("transformer_lm.card", f"is {generator['bins']}, but the codec's codebooks have {codec.spec.bins} entries")
+    if codec.spec.normalize or codec.spec.chunked:
+        whole.refuse(
+            "compression_model_checkpoint", "is a codec with loudness factors or chunks, which no language model writes"
+        )
+    return sides
+
+
+def _read(held: Package, codec: Compression, spec: SystemSpec, card: Card) -> Stored:
+    source = f"{held.path}: best_state"
+    check_finite(held.weights, source=source)
+    generator: Any = spec.generator
+    wanted, state = wanted_of(spec), dict(held.weights)
+    ours = text_weights(state, spec, wanted, source=source)
+    lm = in_transformers(state, bias=generator.bias, source=source)
+    layout = lm_layout(generator.depth, spec.codec.grid.rows, cross=bool(spec.fusion.cross), bias=generator.bias)
+    ours |= {f"generator.{name}": x for name, x in layout.ours(lm, part(wanted, "generator."), source=source).items()}
+    mono, stem = (spec.codec, "codec.") if spec.codec.type == "encodec" else (spec.codec.codec, "codec.codec.")  # type: ignore[attr-defined]
+    ours |= {f"{stem}{name}": x.float() for name, x in first_levels(codec.read(), mono.codebooks).items()}
+    store.check(ours, wanted, str(held.path.parent))
+    return Stored(spec, card, ours)
+
+
+_NAMES = (  # AudioCraft's -> transformers'
+    (re.compile(r"emb\.(\d+)\.weight"), r"model.decoder.embed_tokens.\1.weight"),
+    (re.compile(r"linears\.(\d+)\.weight"), r"lm_heads.\1.weight"),
+    (re.compile(r"out_norm\.(weight|bias)"), r"model.decoder.layer_norm.\1"),
+    (re.compile(r"transformer\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)"), r"model.decoder.layers.\1.self_attn.out_proj.\2"),
+    (
+        re.compile(r"transformer\.layers\.(\d+)\.cross_attention\.out_proj\.(\w+)"),
+        r"model.decoder.layers.\1.encoder_attn.out_proj.\2",
+    ),
+    (re.compile(r"transformer\.layers\.(\d+)\.linear([12])\.(\w+)"), r"model.decoder.layers.\1.fc\2.\3"),
+    (re.compile(r"transformer\.layers\.(\d+)\.norm1\.(\w+)"), r"model.decoder.layers.\1.self_attn_layer_norm.\2"),
+    (re.compile(r"transformer\.layers\.(\d+)\.norm2\.(\w+)"), r"model.decoder.layers.\1.final_layer_norm.\2"),
+    (re.compile(r"transformer\.layers\.(\d+)\.norm_cross\.(\w+)"), r"model.decoder.layers.\1.encoder_attn_layer_norm.\2"),
+)
+_FUSED = re.compile(r"transformer\.layers\.(\d+)\.(self_attn|cross_attention)\.in_proj_(weight|bias)")
+
+
+def in_transformers(state: Mapping[str, Tensor], *, bias: bool, source: str) -> dict[str, Tensor]:
+    """AudioCraft's language model by transformers' names; a bias that only some layers have is zero in the others."""
+    found: dict[str, Tensor] = {}
+    for old, x in state.items():
+        name = old.replace(".mha.", ".")  # where attention was torch's own
+        if fused := _FUSED.fullmatch(name):
+            attention = "self_attn" if fused[2] == "self_attn" else "encoder_attn"
+            if x.shape[0] % 3:
+                raise CheckpointError(
+                    f"{source}: {old} is {list(x.shape)}, which is not queries, keys and values; export it again"
+                )
+            found |= {
+                f"model.decoder.layers.{fused[1]}.{attention}.{kind}_proj.{fused[3]}": each
+                for kind, each in zip("qkv", x.chunk(3), strict=True)
+            }
+            continue
+        new = next((pattern.sub(to, name) for pattern, to in _NAMES if pattern.fullmatch(name)), f"(AudioCraft's) {old}")
+        if new in found:
+            raise CheckpointError(f"{source}: {old} is there under two names; export the model again")
+        found[new] = x
+    if bias:
+        for name, x in list(found.items()):
+            if re.search(r"(_proj|fc\d)\.weight$", name):
+                found.setdefault(name.removesuffix("weight") + "bias", x.new_zeros(x.shape[0]))
+    return found

@@ -1,0 +1,217 @@
+"""MusicGen as transformers saves it: language model, EnCodec and T5 in one folder (arXiv:2306.05284)."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cadenza.core.errors import CheckpointError
+from cadenza.importers import encodec, text_encoder
+from cadenza.importers.layout import compare, lm_layout, wanted_of
+from cadenza.importers.licence import card_of
+from cadenza.importers.model import Foreign
+from cadenza.importers.section import Section
+from cadenza.importers.weights import check_finite, part, read_folder
+from cadenza.nn.positions import sinusoids
+from cadenza.system import store
+from cadenza.system.card import Card
+from cadenza.system.spec import SystemSpec
+from cadenza.system.store import Stored
+
+# Of every config of transformers, old or new: bookkeeping, and defaults for generation by other classes of model.
+GENERAL = frozenset(
+    "_attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures bad_words_ids "
+    "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id "
+    "diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id "
+    "exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label is_decoder "
+    "is_encoder_decoder label2id length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups "
+    "num_beams num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix "
+    "problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id "
+    "suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings "
+    "tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache".split()
+)
+_TRAINING = ("layerdrop", "attention_dropout", "activation_dropout", "initializer_factor")  # do nothing in use
+_PUBLISHED = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}  # where no generation_config.json says it
+_NOT_SAMPLED = {  # what generation could be told and ours is not -> the value at which it does nothing
+    **dict.fromkeys(("num_beams", "num_beam_groups", "repetition_penalty", "encoder_repetition_penalty", "typical_p"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), 0),
+    **dict.fromkeys(("min_length", "diversity_penalty", "min_p", "top_h", "penalty_alpha"), 0),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "constraints", "sequence_bias", "suppress_tokens"), None),
+    **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "stop_strings"), None),
+    **dict.fromkeys(("exponential_decay_length_penalty", "min_new_tokens", "max_time", "watermarking_config"), None),
+    **dict.fromkeys(("dola_layers", "eos_token_id"), None),
+}
+_NO_MATTER = frozenset(  # of a generation config: how it computes, not what
+    "_from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind "
+    "cache_config cache_implementation compile_config continuous_batching_config disable_compile is_assistant "
+    "low_memory max_cache_len max_matching_ngram_size num_assistant_tokens num_assistant_tokens_schedule output_attentions "
+    "output_hidden_states output_logits output_scores prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values "
+    "renormalize_logits return_dict_in_generate speculation_type target_lookbehind token_healing transformers_version "
+    "use_cache use_mtp early_stopping length_penalty num_return_sequences".split()
+)
+
+
+def look(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> Foreign:
+    """The MusicGen in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
+    spec = _spec(folder, config)
+    card = card_of(folder, name=name, summary="Text to music: MusicGen, imported from the layout of transformers.")
+    return Foreign(folder, "transformers MusicGen", spec, card, partial(_read, folder, config, spec, card))
+
+
+def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
+    whole = Section(config, source=str(folder / "config.json"))
+    whole.without_effect({*GENERAL, "initializer_factor"})
+    text, audio = whole.within("text_encoder"), whole.within("audio_encoder")
+    decoder = whole.within("decoder")
+    whole.all_seen()
+    generator, channels = _generator(decoder)
+    text.expect("model_type", "t5", why="is not a text encoder that is known")
+    text_width = text.take("d_model", int, 512)
+    if decoder.data.get("cross_attention_hidden_size") not in (None, text_width):
+        decoder.refuse("cross_attention_hidden_size", f"must be null, or the text encoder's width {text_width}")
+    elif decoder.data.get("cross_attention_hidden_size") is not None and text_width != generator["width"]:
+        decoder.refuse("cross_attention_hidden_size", "leaves out the projection that two different widths need; use null")
+    audio.expect("normalize", False, None, why="gives clips a loudness factor that a language model cannot write")
+    audio.expect("audio_channels", 1, why="channels are not what the language model of a mono codec speaks of")
+    whole.close()
+    codec = encodec.spec_of(audio.data, source=audio.source)
+    rows = codec.grid.rows * channels
+    if rows != generator.pop("rows") or codec.grid.cardinality != generator.pop("bins"):
+        decoder.refuse(
+            "num_codebooks", f"and vocab_size must be {rows} and {codec.grid.cardinality}, as audio_encoder has them"
+        )
+    defaults, context = _defaults(folder, decoder, codec.grid.frame_rate, rows // channels)
+    whole.close()
+    return SystemSpec.parse(
+        {
+            "codec": codec.to_dict() if channels == 1 else {"type": "stereo", "codec": codec.to_dict()},
+            "conditioners": {
+                "prompt": {
+                    "type": "t5",
+                    "model": str(folder),
+                    "inside": "text_encoder",
+                    "dim": text_width,
+                    "width": generator["width"],
+                    "absent": "zeros",
+                    "empty": "read",
+                    "project": "auto",
+                }
+            },
+            "fusion": {"cross": ["prompt"]},
+            "generator": {**generator, "context": context},
+            "defaults": defaults,
+        },
+        source=str(folder),
+    )
+
+
+def _generator(decoder: Section) -> tuple[dict[str, Any], int]:
+    """The language model's spec with `rows` and `bins`, and the channels it writes."""
+    decoder.without_effect({*GENERAL, *_TRAINING, "max_position_embeddings"} - {"tie_word_embeddings"})
+    decoder.expect("activation_function", "gelu")
+    decoder.expect("scale_embedding", False)
+    decoder.expect("tie_word_embeddings", False, None)
+    bins = decoder.take("vocab_size", int, 2048)
+    for key in ("pad_token_id", "bos_token_id"):
+        decoder.expect(key, bins, None, why="is not the id after the last code")
+    decoder.expect("eos_token_id", None)
+    channels = decoder.take("audio_channels", int, 1)
+    if channels not in (1, 2):
+        decoder.refuse("audio_channels", f"must be 1 or 2, got {channels}")
+    rows, width = decoder.take("num_codebooks", int, 4), decoder.take("hidden_size", int, 1024)
+    spec = {
+        "type": "codec_lm",
+        "width": width,
+        "depth": decoder.take("num_hidden_layers", int, 24),
+        "heads": decoder.take("num_attention_heads", int, 16),
+        "mlp": decoder.take("ffn_dim", int, 4096) / max(width, 1),
+        "dropout": decoder.take("dropout", float, 0.1),
+        "pattern": {"type": "delay", "delays": [k // channels for k in range(rows)]},
+        "positions": "sinusoidal",
+        "end_of_sequence": False,
+        "attend_padding": False,
+        "rows": rows,
+        "bins": bins,
+    }
+    decoder.all_seen()
+    return spec, channels
+
+
+def _defaults(folder: Path, decoder: Section, rate: float, delayed: int) -> tuple[dict[str, Any], int]:
+    """What a request gets that does not say otherwise, and the frames that the model makes in one piece."""
+    path = folder / "generation_config.json"
+    given = _json(path) if path.exists() else _PUBLISHED
+    section = Section(given, source=str(path), mistakes=decoder.mistakes)
+    for key, nothing in _NOT_SAMPLED.items():
+        section.expect(key, nothing, None, why="is a way of sampling that is not known")
+    bins = decoder.take("vocab_size", int, 2048)
+    for key in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+        section.expect(key, bins, None, why="is not the id after the last code")
+    section.without_effect(_NO_MATTER)
+    steps = section.take("max_length", int, None) or _PUBLISHED["max_length"]
+    new = section.take("max_new_tokens", int, None)
+    frames = max(1, (steps if new is None else new + 1) - delayed)  # the start and the delay are counted too
+    sampling = {
+        "temperature": section.take("temperature", float, None) or 1.0,
+        "top_k": section.take("top_k", int, 50) or 0,
+        "top_p": section.take("top_p", float, None) or 0.0,
+    }
+    if not section.take("do_sample", bool, False):
+        sampling = {"temperature": 0.0}
+    elif sampling["top_p"] == 1.0:
+        sampling["top_p"] = 0.0
+    guidance = section.take("guidance_scale", float, None)
+    section.all_seen()
+    return {"seconds": frames / rate, "guidance": guidance or 1.0, "sampling": sampling}, max(steps, frames)
+
+
+def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Card) -> Stored:
+    state = read_folder(folder)
+    check_finite(state, source=str(folder))
+    parts = ("decoder.", "audio_encoder.", "text_encoder.", "enc_to_dec_proj.")
+    if others := [name for name in state if not name.startswith(parts)]:
+        raise CheckpointError(f"{folder}: {len(others)} weights belong to no part of MusicGen: {', '.join(others[:4])}")
+    lm, audio, text, projection = (part(state, prefix) for prefix in parts)
+    _check_positions(lm, spec, folder)
+    text_encoder.check(text, config["text_encoder"], source=f"{folder}, text_encoder")
+    text_encoder.check_tokenizer(folder)
+    wanted = wanted_of(spec)
+    bridge = part(wanted, "conditioners.prompt.out.")  # nothing where the widths are equal
+    compare(projection, {name: x.shape for name, x in bridge.items()}, source=f"{folder}, enc_to_dec_proj")
+    ours = {f"conditioners.prompt.out.{name}": x.float() for name, x in projection.items()}
+    layout = lm_layout(spec.generator.depth, spec.codec.grid.rows, cross=True)  # type: ignore[union-attr]  # a codec_lm
+    decoder = layout.ours(lm, part(wanted, "generator."), source=f"{folder}, decoder")
+    ours |= {f"generator.{name}": x for name, x in decoder.items()}
+    mono, stem = (spec.codec, "codec.") if spec.codec.type == "encodec" else (spec.codec.codec, "codec.codec.")  # type: ignore[attr-defined]
+    codec = encodec.weights_of(audio, mono, source=f"{folder}, audio_encoder")
+    ours |= {f"{stem}{name}": x.float() for name, x in codec.items()}
+    store.check(ours, wanted, str(folder))
+    return Stored(spec, card, ours)
+
+
+def _check_positions(lm: dict[str, Tensor], spec: SystemSpec, folder: Path) -> None:
+    """Takes out the table of positions that old releases kept among the weights, which must be the one that is computed."""
+    name = "model.decoder.embed_positions.weights"
+    table = lm.pop(name, None)
+    if table is None:
+        return
+    width = spec.generator.width  # type: ignore[union-attr]  # a codec_lm
+    if table.ndim != 2 or table.shape[1] != width:
+        raise CheckpointError(f"{folder}: decoder.{name} is {list(table.shape)} instead of [n, {width}]; copy the folder again")
+    computed = sinusoids(torch.arange(len(table))[None], width)[0]
+    if not torch.allclose(table.float(), computed, atol=2e-3):  # stored in half precision, computed in another order
+        raise CheckpointError(f"{folder}: decoder.{name} are not the sinusoids that its positions are; train them anew as such")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); download or copy it again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a mapping; download or copy it again")
+    return data

@@ -1,0 +1,135 @@
+"""Weight files of other libraries: safetensors and pickles of tensors, whole or in shards; no code in them is ever run."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cadenza.core.errors import CheckpointError
+
+FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
+_POINTER = b"version https://git-lfs"
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """All weights of a transformers folder by their names; the shards of an index must be complete and agree with it."""
+    for name in FILES:
+        if (folder / name).exists():
+            return read_file(folder / name)
+        if (index := folder / f"{name}.index.json").exists():
+            return _shards(folder, index)
+    raise CheckpointError(
+        f"{folder} holds no weights ({' or '.join(FILES)}, or one of them in shards); copy or download the whole folder"
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a weight file, or the index of one, by the names that transformers uses."""
+    return any((folder / name).exists() or (folder / f"{name}.index.json").exists() for name in FILES)
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file."""
+    if path.suffix != ".safetensors":
+        return tensors_of(unpickle(path), source=str(path))
+    _whole(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from None
+
+
+def unpickle(path: Path) -> Any:
+    """What a `torch.save` file holds, if that is tensors and plain data; anything else in it is refused and not run."""
+    _whole(path)
+    zipped = zipfile.is_zipfile(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        what = _forbidden(str(error))
+        raise CheckpointError(
+            f"{path} was not loaded: it is a pickle that holds {what}, and loading could run its code. Load it in the program "
+            "that wrote it, in surroundings that you trust, and save the plain tensors (best as safetensors)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged or cut short ({reason}); download or copy it again") from None
+
+
+def tensors_of(value: Any, *, source: str) -> dict[str, Tensor]:
+    """A mapping of names to tensors, or a CheckpointError that says what there is instead."""
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{source}: holds {_kind(value)} instead of weights by name")
+    odd = [f"'{name}' ({_kind(x)})" for name, x in value.items() if not isinstance(x, Tensor)]
+    if odd:
+        raise CheckpointError(f"{source}: not everything in it is a tensor: {', '.join(odd[:5])}")
+    return {str(name): x for name, x in value.items()}
+
+
+def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
+    """Raises CheckpointError where a weight holds NaN or infinity."""
+    wrong = [name for name, x in state.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]
+    if wrong:
+        raise CheckpointError(
+            f"{source}: {len(wrong)} weight{'s are' if len(wrong) > 1 else ' is'} not finite (NaN or infinite): "
+            f"{', '.join(wrong[:5])}; the file is damaged, or its training failed: take another copy or checkpoint"
+        )
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+def _shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    try:
+        placed = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(placed.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a readable index of shards ({error!r}); download or copy it again") from None
+    if outside := [name for name in files if Path(name).name != name]:
+        raise CheckpointError(f"{index} names '{outside[0]}', which is not a file beside it")
+    if missing := [name for name in files if not (folder / name).exists()]:
+        raise CheckpointError(
+            f"{folder} holds {len(files) - len(missing)} of {len(files)} weight files; copy {', '.join(missing[:3])} too"
+        )
+    state: dict[str, Tensor] = {}
+    for name in files:
+        state |= read_file(folder / name)
+    if lost := sorted(placed.keys() - state.keys()):
+        raise CheckpointError(f"{folder}: {len(lost)} weights of the index are in no file: {', '.join(lost[:5])}")
+    if more := sorted(state.keys() - placed.keys()):
+        raise CheckpointError(f"{folder}: {len(more)} weights are in no index: {', '.join(more[:5])}")
+    return state
+
+
+def _whole(path: Path) -> None:
+    """Raises CheckpointError for a file that is not there, empty, or only stands for one (as Git LFS leaves it)."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+    if not head:
+        raise CheckpointError(f"{path} is empty; download or copy it again")
+    if head == _POINTER:
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+
+
+def _forbidden(message: str) -> str:
+    """What stands in a pickle that must not, from torch's refusal of it."""
+    for start in ("Unsupported global: GLOBAL ", "GLOBAL "):
+        if start in message:
+            return f"'{message.partition(start)[2].split()[0]}'"
+    return "more than tensors and plain data"
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
