@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cadenza.conditioners.base import ConditionerSpec
 from cadenza.core.errors import CheckpointError
 from cadenza.system.card import FILE as CARD
 from cadenza.system.card import Card
@@ -21,6 +22,7 @@ from cadenza.system.spec import SystemSpec
 
 SPEC = "system.json"
 SHARD_BYTES = 15 * 2**20  # of files that shall be easy to carry; larger weights are split
+MANY_BYTES = 2**30  # weights that are not easy to carry anyhow are split into files of this size
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,14 @@ class Stored:
     weights: dict[str, Tensor]
 
 
-def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes the folder whole or not at all; an earlier system there is replaced, anything else is refused."""
+Keep = Callable[[Path], Mapping[str, ConditionerSpec]]  # of Conditioners: puts files into a folder, gives the specs to save
+
+
+def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = None, keep: Keep | None = None) -> None:
+    """Writes the folder whole or not at all; an earlier system there is replaced, anything else is refused.
+
+    `keep` puts there what conditioners need beside their weights.
+    """
     folder = Path(folder)
     if folder.exists() and not (folder / SPEC).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and holds no system; choose an empty or a new folder")
@@ -41,11 +49,10 @@ def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = Non
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        (temporary / SPEC).write_text(stored.spec.to_json())
+        spec = stored.spec if keep is None else stored.spec.model_copy(update={"conditioners": dict(keep(temporary))})
+        (temporary / SPEC).write_text(spec.to_json())
         (temporary / CARD).write_text(stored.card.to_markdown())
-        shards = _shards({name: _stored(x, dtype) for name, x in stored.weights.items()})
-        for i, shard in enumerate(shards, 1):
-            name = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        for name, shard in _shards(stored.weights, dtype):
             save_file(shard, temporary / name)
             (temporary / name).chmod(0o644)
         temporary.chmod(0o755)
@@ -70,11 +77,19 @@ def read(folder: str | Path) -> Stored:
     folder = Path(folder)
     if not (folder / SPEC).exists():
         raise CheckpointError(f"{folder} holds no {SPEC}; give the folder that `save` or training wrote")
-    spec, weights = SystemSpec.read(folder / SPEC), _weights(folder)
+    spec, weights = look(folder), _weights(folder)
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{folder}: weight '{name}' is not finite; the training that wrote it had failed")
     return Stored(spec, Card.of(folder), weights)
+
+
+def look(folder: str | Path) -> SystemSpec:
+    """The spec of the system in a folder, with what its conditioners keep there found."""
+    folder = Path(folder)
+    spec = SystemSpec.read(folder / SPEC)
+    here = {name: part.within(folder) for name, part in spec.conditioners.items()}
+    return spec.model_copy(update={"conditioners": here})
 
 
 def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
@@ -109,17 +124,26 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _stored(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    x = x.detach().cpu()
-    return (x.to(dtype) if dtype is not None and x.is_floating_point() else x).contiguous()
+    """A copy, as tensors that share memory are stored one by one."""
+    x = x.detach().to("cpu", dtype if dtype is not None and x.is_floating_point() else x.dtype, copy=True)
+    return x.contiguous()
 
 
-def _shards(state: dict[str, Tensor]) -> list[dict[str, Any]]:
-    shards: list[dict[str, Any]] = [{}]
+def _shards(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files to write one after the other, and what each holds."""
+    sizes = {
+        name: x.numel() * (dtype if dtype is not None and x.is_floating_point() else x.dtype).itemsize
+        for name, x in weights.items()
+    }
+    most = SHARD_BYTES if sum(sizes.values()) < MANY_BYTES else MANY_BYTES
+    shards: list[list[str]] = [[]]
     size = 0
-    for name, x in state.items():
-        size += x.nbytes
-        if size > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = x.nbytes
-        shards[-1][name] = x.clone()  # tensors that share memory are stored one by one
-    return shards
+    for name in weights:
+        size += sizes[name]
+        if size > most and shards[-1]:
+            shards.append([])
+            size = sizes[name]
+        shards[-1].append(name)
+    for i, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        yield file, {name: _stored(weights[name], dtype) for name in names}
