@@ -10,27 +10,29 @@ from torch.utils.data import Dataset
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import DataError
 from cadenza.core.types import Codes, Latents
-from cadenza.data.items import Draw, chosen, draw_rng, held_out, kept
+from cadenza.data.items import Draw, Segment, ToItem, chosen, draw_rng, held_out, kept
 from cadenza.data.store import Store
+from cadenza.dsp.audio import Audio
 
 
 class EncodedClips(Dataset[dict[str, Any]]):
     """Windows of `frames` frames, short clips padded with zeros and with their true length.
 
     A clip counts as often as it holds whole windows (at least once), as in `Clips`. With `codec` given, a store that
-    another codec made is refused. `only` limits which clips there are, by number.
+    another codec made is refused. `only` limits which clips there are, by number. `to_item` makes items of the metadata.
     """
 
     def __init__(  # noqa: PLR0913
         self, store: Store | str | Path, *, frames: int, seed: int = 0, fixed: bool = False,
         ids: Collection[str] | None = None, codec: Codec | None = None, only: Sequence[int] | None = None,
+        to_item: ToItem | None = None,
     ) -> None:  # fmt: skip
         if frames < 1:
             raise DataError(f"windows of {frames} frames hold nothing; give at least 1")
         self.store = store if isinstance(store, Store) else Store(store, codec=codec)
         if codec is not None and isinstance(store, Store):
             store.header.require(codec, store.path)
-        self.frames, self.seed, self.fixed, self.ids = frames, seed, fixed, ids
+        self.frames, self.seed, self.fixed, self.ids, self.to_item = frames, seed, fixed, ids, to_item
         clips = range(len(self.store)) if only is None else only
         self.places = [(clip, part) for clip in clips for part in range(max(1, self.store.length(clip) // frames))]
 
@@ -62,7 +64,13 @@ class EncodedClips(Dataset[dict[str, Any]]):
             "seconds_start": start * header.hop / header.sample_rate,
             "seconds_total": shard.samples[inside] / header.sample_rate,
         }
-        item = {**times, **chosen(kept(metadata, self.ids), rng), "id": metadata["id"]}
+        if self.to_item is not None:
+            name = f"{self.store.path}:{metadata['id']}"
+            segment = Segment(metadata["id"], name, times["seconds_start"], times["seconds_total"], rng, _no_audio)
+            metadata = self.to_item(metadata, segment)
+            if metadata is None:
+                raise DataError(f"{name}: a window of codes cannot be rejected; leave the clip out before it is encoded")
+        item = {**times, **chosen(kept(metadata, self.ids), rng), "id": self.name(draw.index)}
         if header.kind == "latents":
             return {**item, "latents": Latents(room, torch.tensor([length]), samples)}
         scale = None if shard.scale is None else shard.scale[inside : inside + 1]
@@ -75,9 +83,13 @@ class EncodedClips(Dataset[dict[str, Any]]):
             raise DataError(f"cannot hold out {count} of {len(clips)} clips; leave at least one to train on")
         names = {clip: self.store.metadata(clip)["id"] for clip in clips}
         out = held_out(names.values(), count)
-        same = {"frames": self.frames, "seed": self.seed, "ids": self.ids}
+        same = {"frames": self.frames, "seed": self.seed, "ids": self.ids, "to_item": self.to_item}
         rest = [clip for clip in clips if names[clip] not in out]
         held = [clip for clip in clips if names[clip] in out]
         return type(self)(self.store, **same, fixed=self.fixed, only=rest), type(self)(
             self.store, **same, fixed=True, only=held
         )
+
+
+def _no_audio() -> Audio:
+    raise DataError("an encoded store holds no audio; make what needs it before the store is, or train on the audio")

@@ -2,11 +2,13 @@
 
 import hashlib
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from cadenza.core.errors import DataError
+from cadenza.dsp.audio import Audio
 
 Item = Mapping[str, Any]
 Broken = Literal["raise", "skip"]  # what to do about a file that cannot be read: stop, or count and name it
@@ -18,6 +20,51 @@ class Draw:
 
     index: int
     epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is drawn of a clip, for a function that makes an item of its metadata; all times are in seconds."""
+
+    id: str
+    source: str  # where the clip is
+    start: float
+    total: float  # of the whole clip
+    rng: random.Random | None  # the chance of this draw; None where the same item must come each time
+    read: Callable[[], Audio]
+
+    @cached_property
+    def audio(self) -> Audio:
+        """The sound of the segment at the sample rate and channels of the data set, read when first asked for."""
+        return self.read()
+
+
+ToItem = Callable[[dict[str, Any], Segment], Item | None]  # metadata to item; None rejects the segment
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Functions to items one after another; what one rejects, the next does not see."""
+
+    functions: tuple[ToItem, ...]
+
+    def __call__(self, metadata: dict[str, Any], segment: Segment) -> Item | None:
+        item: Item | None = metadata
+        for function in self.functions:
+            item = function(dict(item), segment)
+            if item is None:
+                return None
+            if not isinstance(item, Mapping):
+                raise DataError(
+                    f"{segment.source}: its to_item gave a {type(item).__name__}; give a mapping, or None to reject"
+                )
+        return item
+
+
+def chain(*functions: ToItem | None) -> ToItem | None:
+    """The functions as one, leaving out those that are None."""
+    given = tuple(function for function in functions if function is not None)
+    return Chain(given) if given else None
 
 
 def draw_rng(seed: int, draw: Draw) -> random.Random:

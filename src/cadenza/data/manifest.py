@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from cadenza.core.errors import AudioError, DataError
 from cadenza.core.files import replacing
-from cadenza.data.items import Report, held_out
+from cadenza.data.items import Report, ToItem, chain, held_out
 from cadenza.dsp import files
+from cadenza.dsp.sections import Section
 
 FILE = "manifest.jsonl"
 _OWN = ("id", "audio", "seconds", "sample_rate", "channels")
@@ -23,11 +24,12 @@ class Clip:
     """One line of a manifest; what it does not say of the audio is None and read from the file's header."""
 
     id: str
-    audio: Path
+    audio: Path | Section
     seconds: float | None
     sample_rate: int | None
     channels: int | None
     inline: dict[str, Any]
+    weight: float = 1.0  # how often it is drawn, beside others of its length; 0 is never
 
     def info(self) -> files.Info:
         """Rate, channels and length, from the manifest where it says them."""
@@ -37,15 +39,17 @@ class Clip:
 
     def metadata(self) -> dict[str, Any]:
         """What is known of the clip: its sidecars, then what the manifest says, which counts more."""
-        return {**sidecars(self.audio), **self.inline}
+        return {**(sidecars(self.audio) if isinstance(self.audio, Path) else {}), **self.inline}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Clips in a fixed order, each id once."""
+    """Clips in a fixed order, each id once, and what makes items of their metadata where there is such a function."""
 
     folder: Path  # that the paths in the file start from
     clips: Sequence[Clip]
+    to_item: ToItem | None = None
+    random_crop: bool = True  # otherwise only the beginning of each clip is used
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -61,14 +65,20 @@ class Manifest:
         clips = [_clip(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
         if not clips:
             raise DataError(f'{path}: lists no clip; a line is like {{"audio": "a.wav", "prompt": "slow piano"}}')
-        _unique(clips, str(path))
+        unique(clips, str(path))
         return cls(path.parent, clips)
+
+    def then(self, to_item: ToItem) -> Self:
+        """The same clips, with `to_item` made of what is an item so far."""
+        return replace(self, to_item=chain(self.to_item, to_item))
 
     def write(self, path: str | Path) -> None:
         """The manifest as a file, whole or not at all, with paths relative to its folder."""
         path = Path(path)
         lines = []
         for clip in self.clips:
+            if isinstance(clip.audio, Section):
+                raise DataError(f"{clip.audio}: is inside another file, which a manifest cannot say; name the shards instead")
             audio = Path(os.path.relpath(clip.audio.absolute(), path.absolute().parent)).as_posix()
             own = {"id": clip.id, "audio": audio, "seconds": clip.seconds, "sample_rate": clip.sample_rate}
             line = {**own, "channels": clip.channels, **clip.inline}
@@ -96,7 +106,7 @@ def build(folder: str | Path) -> tuple[Manifest, Report]:
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; give one with audio in it")
     clips, report = [], Report()
-    for path in _audio_under(folder):
+    for path in audio_under(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
             header = files.info(path)
@@ -105,7 +115,7 @@ def build(folder: str | Path) -> tuple[Manifest, Report]:
             report.note(path.relative_to(folder).as_posix(), str(error))
             continue
         clips.append(Clip(name, path, header.seconds, header.sample_rate, header.channels, {}))
-    _unique(clips, str(folder))
+    unique(clips, str(folder))
     report.read = len(clips)
     if not clips:
         raise DataError(f"{folder}: no usable audio ({', '.join(files.SUFFIXES)}) in it: {report}")
@@ -138,7 +148,8 @@ def _mapping(data: Any, source: Path) -> dict[str, Any]:
     return data
 
 
-def _audio_under(folder: Path) -> list[Path]:
+def audio_under(folder: Path) -> list[Path]:
+    """All audio in a folder and its subfolders, hidden ones left out, in order of path."""
     found = []
     for place, inner, names in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
@@ -152,18 +163,21 @@ def _clip(path: Path, number: int, line: str) -> Clip:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("audio"), str):
-        raise DataError(f'{path}:{number}: a line must be a mapping with the path of its "audio"')
+        foreign = isinstance(data, dict) and "path" in data
+        hint = "; read AudioCraft's manifests with cadenza.data.audiocraft" if foreign else ""
+        raise DataError(f'{path}:{number}: a line must be a mapping with the path of its "audio"{hint}')
     for key, kinds in {"seconds": (int, float), "sample_rate": (int,), "channels": (int,)}.items():
         if data.get(key) is not None and (not isinstance(data[key], kinds) or not 0 < data[key] < math.inf):
             raise DataError(f"{path}:{number}: '{key}' must be a positive number, got {data[key]!r}")
     name = str(data.get("id", Path(data["audio"]).with_suffix("").as_posix()))
     inline = {key: value for key, value in data.items() if key not in _OWN}
-    facts = {key: data.get(key) for key in ("seconds", "sample_rate", "channels")}
+    facts: dict[str, Any] = {key: data.get(key) for key in ("seconds", "sample_rate", "channels")}
     return Clip(id=name, audio=path.parent / data["audio"], inline=inline, **facts)
 
 
-def _unique(clips: Iterable[Clip], source: str) -> None:
-    seen: dict[str, Path] = {}
+def unique(clips: Iterable[Clip], source: str | Path) -> None:
+    """DataError that names both clips unless each id is there once."""
+    seen: dict[str, Path | Section] = {}
     for clip in clips:
         if clip.id in seen:
             raise DataError(f"{source}: two clips have the id '{clip.id}': {seen[clip.id]} and {clip.audio}; rename one")

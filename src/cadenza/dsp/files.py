@@ -279,7 +279,9 @@ def _opened(path: Place) -> Iterator[Any]:
         raise AudioError(f"{path}: a .raw file does not say its rate and channels; convert it to .wav")
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(soundfile.SoundFile(stack.enter_context(path.open()) if isinstance(path, Section) else path))
+            file = stack.enter_context(
+                soundfile.SoundFile(stack.enter_context(path.open()) if isinstance(path, Section) else path)
+            )
         except (soundfile.LibsndfileError, OSError) as error:
             raise AudioError(_unreadable(path, error)) from error
         if _cut_short(path, file):

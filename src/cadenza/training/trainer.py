@@ -8,13 +8,15 @@ from typing import Any
 from torch import nn
 
 from cadenza.core.errors import TrainingError
+from cadenza.data import source as sources
 from cadenza.data.adapted import Adapted
+from cadenza.data.arrays import ArrayClips, Arrays
 from cadenza.data.clips import Clips, Drawn
 from cadenza.data.encoded import EncodedClips
 from cadenza.data.items import Draw, Report
 from cadenza.data.loader import Loader, fixed
+from cadenza.data.manifest import Manifest
 from cadenza.data.sampler import Batches
-from cadenza.data.source import is_store, manifest_of
 from cadenza.system.card import Card
 from cadenza.system.system import System
 from cadenza.training import checkpoints
@@ -26,7 +28,7 @@ SAMPLED_SECONDS = 60  # of sound at most in the batch that samples are made from
 
 
 class Trainer:
-    """Trains a system on a folder of audio, a manifest, an encoded store or a torch Dataset.
+    """Trains a system on a folder of audio, a manifest, shards, an encoded store or a torch Dataset.
 
     `what` is a TrainingConfig, the path of one, a mapping, or with the fields of a config as keywords a SystemSpec or
     System, whose weights are then the start. `out` is the run's folder; an unfinished run there is continued. In it
@@ -103,21 +105,15 @@ class Trainer:
     def _dataset(self, data: Any, data_rate: int | None) -> Any:
         """The data set of items that a user's data is."""
         config, codec = self.config, self.system.spec.codec
-        if isinstance(data, Clips | Adapted | EncodedClips):
+        if isinstance(data, Clips | Adapted | EncodedClips | ArrayClips):
             return data
-        ids = list(self.system.conditioners)
-        if isinstance(data, str | Path):
-            if is_store(data):
-                if "codes" not in self.task.learns_from:
-                    raise TrainingError(
-                        f"{data}: a store of encoded frames, but this task learns from audio; give a folder of it"
-                    )
-                frames = max(1, round(config.seconds * codec.grid.frame_rate))
-                return EncodedClips(data, frames=frames, seed=config.seed, ids=ids, codec=self.system.codec)
-            manifest, report = manifest_of(data)
+        if isinstance(data, str | Path | Manifest | Arrays):
+            if "codes" not in self.task.learns_from and sources.is_encoded(data):
+                raise TrainingError(f"{data}: a store of encoded frames, but this task learns from audio; give a folder of it")
+            asked = {"seconds": config.seconds, "seed": config.seed, "ids": list(self.system.conditioners)}
+            found, report = sources.dataset(data, self.system.codec, **asked)
             self._report(report)
-            same = {"seconds": config.seconds, "sample_rate": codec.sample_rate, "channels": codec.channels}
-            return Clips(manifest, **same, seed=config.seed, ids=ids)
+            return found
         return Adapted(
             data, seconds=config.seconds, sample_rate=codec.sample_rate, channels=codec.channels, data_rate=data_rate,
             seed=config.seed,
@@ -167,8 +163,8 @@ def _demand(system: System, learning: Any, given: set[str]) -> None:
 
 def _metadata(dataset: Any) -> list[Mapping[str, Any]]:
     """What is known of every clip, without reading audio where that can be."""
-    if isinstance(dataset, Clips):
-        return [clip.metadata() for clip in dataset.manifest.clips]
+    if isinstance(dataset, Clips | ArrayClips):
+        return list(dataset.described())
     if isinstance(dataset, EncodedClips):
         return [dataset.store.metadata(clip) for clip in sorted({clip for clip, _ in dataset.places})]
     return [{key: value for key, value in dataset[Draw(i)].items() if key != "audio"} for i in range(len(dataset))]
