@@ -80,6 +80,21 @@ def test_a_dropped_value_is_an_absent_value(system: System) -> None:
     torch.testing.assert_close(judged["loss"], told.detach())
 
 
+def test_a_step_sees_what_conditioners_vary_and_validation_does_not(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.0, attribute_dropout=0.0), system)
+    system.eval()
+    step, judged = dict(task.step(batch(system), progress())), task.validate(batch(system))
+    other = batch(system, [{**item, "tempo": 200} for item in ITEMS]).prepared["tempo"]
+    draws = []
+    monkeypatch.setattr(
+        system.conditioners["tempo"], "vary", lambda _, rng: draws.append(torch.rand(1, generator=rng)) or other
+    )
+    varied = dict(task.step(batch(system), progress()))
+    assert (varied["generator"]["loss"] - step["generator"]["loss"]).abs().item() > 1e-4
+    torch.testing.assert_close(task.validate(batch(system)), judged)
+    assert len(draws) == 1
+
+
 def test_the_loss_reaches_conditioners_and_not_the_codec(system: System) -> None:
     task = GeneratorTask(GeneratorTaskSpec(), system)
     (_, losses), *_ = task.step(batch(system), progress())

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor, nn
 
+from cadenza.conditioners.base import Prepared
 from cadenza.core.errors import TrainingError
 from cadenza.core.types import Codes, Latents, Slot
 from cadenza.dsp.audio import Audio
@@ -51,7 +52,8 @@ class GeneratorTask(Task):
     def step(self, batch: Mapping[str, Any], progress: Progress) -> Iterator[Yield]:
         target = self._target(batch)
         keep = {pair: kept.to(target.lengths.device) for pair, kept in self._keep(len(target), progress.rng).items()}
-        losses = self._losses(batch, target, keep, progress.rng)
+        prepared = self.system.conditioners.vary(batch.get("prepared", {}), progress.rng)
+        losses = self._losses(prepared, target, keep, progress.rng)
         yield "generator", {"loss": losses["loss"]} | {name: value.detach() for name, value in losses.items() if name != "loss"}
 
     @torch.no_grad()
@@ -60,8 +62,9 @@ class GeneratorTask(Task):
         target = self._target(batch)
         nothing = torch.zeros(len(target), dtype=torch.bool, device=target.lengths.device)
         empty = dict.fromkeys(self.system.spec.fusion.pairs(), nothing)
-        free = self._losses(batch, target, empty, torch.Generator().manual_seed(0))["loss"] if empty else None
-        told = self._losses(batch, target, {}, torch.Generator().manual_seed(0))
+        prepared = batch.get("prepared", {})
+        free = self._losses(prepared, target, empty, torch.Generator().manual_seed(0))["loss"] if empty else None
+        told = self._losses(prepared, target, {}, torch.Generator().manual_seed(0))
         return told if free is None else {**told, "unconditioned": free}
 
     @torch.no_grad()
@@ -75,10 +78,14 @@ class GeneratorTask(Task):
         return {"reference": self.system.codec.decode(target), "generated": made}
 
     def _losses(
-        self, batch: Mapping[str, Any], target: Codes | Latents, keep: Mapping[tuple[Slot, str], Tensor], rng: torch.Generator
+        self,
+        prepared: Mapping[str, Prepared],
+        target: Codes | Latents,
+        keep: Mapping[tuple[Slot, str], Tensor],
+        rng: torch.Generator,
     ) -> dict[str, Tensor]:
         frames = (target.ids if isinstance(target, Codes) else target.z).shape[-1]
-        conditions = self.system.condition(batch.get("prepared", {}))
+        conditions = self.system.condition(prepared)
         return self.generator.losses(target, self.system.fuse(conditions, frames=frames, keep=keep), rng)
 
     def _keep(self, items: int, rng: torch.Generator) -> dict[tuple[Slot, str], Bool[Tensor, " b"]]:

@@ -1,0 +1,432 @@
+"""Prompts through a T5, against the encoders of transformers with weights of chance."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForTextEncoding, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from cadenza.conditioners.base import Conditioners, ConditionerSpec
+from cadenza.conditioners.t5 import T5, T5Spec
+from cadenza.core.errors import CheckpointError, RequestError, SpecError
+from cadenza.core.types import Condition
+from cadenza.nn.words import _tools
+
+TEXTS = ["slow piano in a minor", "drums", "fast violins, and a choir of fifty that never ends"]
+PIECES = [*"▁abcdefghijklmnopqrstuvwxyz0123456789,", "▁piano", "▁drums", "▁a", "an", "ing", "▁choir"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return model(tmp_path / "t5")
+
+
+def model(folder: Path, *, kind: str = "t5", seed: int = 0, scale: float = 1.0, **sizes: Any) -> Path:
+    """A folder as transformers writes it, with a tokenizer of a few pieces."""
+    defaults = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4, "num_layers": 2, "vocab_size": len(PIECES) + 3}
+    config = AutoConfig.for_model(kind, **(defaults | {"pad_token_id": 0} | sizes))
+    torch.manual_seed(seed)
+    encoder = AutoModelForTextEncoding.from_config(config)
+    with torch.no_grad():
+        for name, x in encoder.named_parameters():
+            x.normal_().mul_((scale if "Dense" in name else 1.0) / x.shape[-1] ** 0.5)
+    encoder.save_pretrained(folder)
+    tokens(folder)
+    return folder
+
+
+def tokens(folder: Path) -> None:
+    vocabulary = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")] + [(p, -1.0 / len(p)) for p in PIECES]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def part_of(folder: Path | str, **fields: Any) -> T5:
+    spec = T5Spec.parse({"type": "t5", "model": str(folder), "width": 16, "project": "auto", "absent": "zeros"} | fields)
+    return spec.build().eval()
+
+
+@torch.no_grad()
+def run(part: T5, texts: list[str | None]) -> Condition:
+    return part(part.features(part.prepare(texts)))
+
+
+def theirs(folder: Path, text: str) -> torch.Tensor:
+    """What transformers makes of one text."""
+    encoder = AutoModelForTextEncoding.from_pretrained(folder).eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    with torch.no_grad():
+        return encoder(torch.tensor([tokenizer.encode(text)])).last_hidden_state[0]
+
+
+GEOMETRIES = {
+    "relu": {},
+    "gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "silu, narrow heads": {"feed_forward_proj": "gated-silu", "d_kv": 6, "num_heads": 2, "num_layers": 3},
+    "near positions": {"relative_attention_num_buckets": 4, "relative_attention_max_distance": 6, "layer_norm_epsilon": 1e-3},
+    "mt5": {"kind": "mt5", "feed_forward_proj": "gated-gelu"},
+    "umt5": {"kind": "umt5", "d_kv": 8, "num_heads": 3},
+}
+
+
+@pytest.mark.parametrize("sizes", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_a_padded_batch_gives_what_transformers_gives_each_text(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    folder = model(tmp_path / "t5", **sizes)
+    for fields in ({}, {"pad_to": "max_length", "max_length": 60}):
+        made = run(part_of(folder, **fields), list(TEXTS))
+        for text, x, mask in zip(TEXTS, made.x, made.mask, strict=True):
+            torch.testing.assert_close(x[mask], theirs(folder, text), atol=1e-5, rtol=1e-4)
+            assert not x[~mask].any()
+        assert made.x.shape[1] == (60 if fields else max(map(len, (theirs(folder, text) for text in TEXTS))))
+
+
+def test_the_encoder_of_a_whole_t5_in_any_file(tmp_path: Path, folder: Path) -> None:
+    """With its decoder, in shards, as a checkpoint of torch.save, among the weights of something else."""
+    config = json.loads((folder / "config.json").read_text())
+    whole = T5ForConditionalGeneration(T5Config(**config | {"num_decoder_layers": 1, "is_encoder_decoder": True}))
+    whole.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    whole.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    (tmp_path / "bin").mkdir()
+    torch.save(whole.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    whole.config.save_pretrained(tmp_path / "bin")
+    (tmp_path / "more").mkdir()
+    inner = {f"text.{key}": x.clone() for key, x in load_file(folder / "model.safetensors").items()}
+    save_file(inner | {"other": torch.zeros(1)}, tmp_path / "more" / "model.safetensors")
+    (tmp_path / "more" / "config.json").write_text(json.dumps({"model_type": "band", "text": config}))
+    expected = run(part_of(folder), list(TEXTS)).x
+    for name, fields in {"shards": {}, "bin": {}, "more": {"inside": "text"}}.items():
+        tokens(tmp_path / name)
+        assert torch.equal(run(part_of(tmp_path / name, **fields), list(TEXTS)).x, expected), name
+
+
+def test_longer_texts_are_cut_before_their_end_mark(folder: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    count = len(tokenizer.encode(TEXTS[2]))
+    for most in (1, 2, 9, count - 1):
+        with pytest.warns(UserWarning, match=f"a text has {count} tokens, {most} are read .*: the last {count - most} of it"):
+            ids = part_of(folder, max_length=most).prepare([TEXTS[2]]).tensors["ids"]
+        assert ids[0].tolist() == tokenizer.encode(TEXTS[2], truncation=True, max_length=most)
+    assert part_of(folder, max_length=count).prepare([TEXTS[2]]).tensors["mask"].all()
+    with pytest.raises(SpecError, match="pad_to: max_length needs max_length"):
+        part_of(folder, pad_to="max_length")
+
+
+@pytest.mark.parametrize("project", ["auto", "always"])
+def test_absent_and_empty_texts_are_zeros(folder: Path, project: str) -> None:
+    part = part_of(folder, project=project)
+    assert [name for name, _ in part.named_parameters()] == ([] if project == "auto" else ["out.weight", "out.bias"])
+    made = run(part, [None, "", "  ", TEXTS[0]])
+    assert made.present.tolist() == [False, False, False, True]
+    assert not made.x[:3].any() and not made.mask[:3].any() and made.x[3].any()
+    assert run(part, [None, ""]).x.shape == (2, 1, 16)
+    read = run(part_of(folder, empty="read"), ["", None])
+    assert read.present.tolist() == [True, False]
+    torch.testing.assert_close(read.x[0], theirs(folder, ""), atol=1e-5, rtol=1e-4)
+    learned = part_of(folder, absent="learned")
+    assert learned.null is not None and not run(learned, [""]).present.any()
+
+
+def test_bfloat16_is_near_float32(folder: Path) -> None:
+    exact, coarse = part_of(folder), part_of(folder, dtype="bf16")
+    assert coarse.features(coarse.prepare(["drums"])).tensors["x"].dtype == torch.bfloat16
+    a, b = run(exact, list(TEXTS)).x, run(coarse, list(TEXTS)).x
+    assert b.dtype == torch.float32
+    assert 1e-4 < _apart(b, a) < 0.05
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_never_in_half_precision(tmp_path: Path, dtype: str, train: bool) -> None:
+    """Activations beyond 65504, as in large T5s, stay finite when the rest of the model is cast or autocast to half."""
+    folder = model(tmp_path / "t5", scale=4000.0)
+    encoder = AutoModelForTextEncoding.from_pretrained(folder).to(torch.float16).eval()
+    exact = run(part_of(folder), list(TEXTS))
+    with torch.no_grad():
+        halved = encoder(part_of(folder).prepare([TEXTS[0]]).tensors["ids"]).last_hidden_state
+    assert not _apart(halved[0].float(), exact.x[0][exact.mask[0]]) < 0.3, "this T5 would do in half precision"
+    part = part_of(folder, dtype=dtype, train=train).to(torch.float16)
+    hidden = part.embed(part.encode(part.prepare(list(TEXTS)).tensors)).x
+    made = run(part, [*TEXTS, None])
+    assert hidden.dtype == made.x.dtype == torch.float16 and made.x.isfinite().all()
+    assert _apart(made.x[:3].float(), exact.x) < 0.05
+    with torch.autocast("cpu", torch.float16):
+        assert _apart(run(part.float(), list(TEXTS)).x, exact.x) < 0.05
+
+
+def _apart(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x - y).norm() / y.norm())
+
+
+def test_a_frozen_encoder_is_no_part_of_training(folder: Path) -> None:
+    part = part_of(folder, project="always").train()
+    assert set(part.state_dict()) == {"out.weight", "out.bias"}
+    features = part.features(part.prepare(list(TEXTS)))
+    assert not features.tensors["x"].requires_grad
+    stack = part.pretrained.on(torch.device("cpu"))
+    assert not stack.training and not any(x.requires_grad for x in stack.parameters())
+    with torch.inference_mode():
+        other = part_of(folder, project="always")
+        other.features(other.prepare(["drums"]))
+    other(other.features(other.prepare(["drums"]))).x.sum().backward()  # weights read under inference serve training
+
+
+def test_copies_share_the_frozen_encoder(folder: Path) -> None:
+    part = part_of(folder)
+    expected = run(part, list(TEXTS)).x
+    twin = copy.deepcopy(part)
+    assert twin.pretrained is part.pretrained
+    sent = pickle.dumps(part)
+    assert len(sent) < 5000, "another process gets no weights"
+    assert torch.equal(run(pickle.loads(sent), list(TEXTS)).x, expected)
+    part.to("meta").to_empty(device="cpu")
+    assert torch.equal(run(part, list(TEXTS)).x, expected)
+
+
+def test_a_trained_encoder_learns_and_is_saved(folder: Path) -> None:
+    part = part_of(folder, train=True, absent="learned").train()
+    frozen = run(part_of(folder), list(TEXTS))
+    torch.testing.assert_close(run(part, list(TEXTS)).x, frozen.x)
+    assert len(part.state_dict()) == len(list(part.pretrained.weights())) + 1
+    assert torch.equal(part.features(part.prepare(list(TEXTS))).tensors["ids"], part.prepare(list(TEXTS)).tensors["ids"])
+    part(part.features(part.prepare([*TEXTS, None]))).x.square().sum().backward()
+    for name, x in part.encoder.named_parameters():
+        assert x.grad is not None and x.grad.any(), name
+    with torch.no_grad():
+        part.encoder.final_layer_norm.weight.mul_(2.0)
+    with torch.device("meta"):
+        other = part.spec.build()
+    other.to_empty(device="cpu").load_state_dict(part.state_dict())
+    torch.testing.assert_close(run(other.eval(), list(TEXTS)).x, 2 * frozen.x)
+
+
+def test_words_are_dropped_whole_and_by_chance(folder: Path) -> None:
+    part, p = part_of(folder, word_dropout=0.3), 0.3
+    words = "slow fast piano drums choir violins".split()
+    texts = [" ".join(words)] * 500
+    prepared = part.prepare(texts)
+    assert set(part.features(prepared).tensors) == {"x", "mask"}
+    varied = part.vary(prepared, torch.Generator().manual_seed(1))
+    again = part.vary(prepared, torch.Generator().manual_seed(1))
+    assert all(torch.equal(x, again.tensors[name]) for name, x in varied.tensors.items())
+    rows = {tuple(part.prepare([" ".join(some)]).tensors["ids"][0].tolist()): some for some in _subsets(words)}
+    left = [rows[tuple(ids[mask].tolist())] for ids, mask in zip(varied.tensors["ids"], varied.tensors["mask"], strict=True)]
+    kept = torch.tensor([[word in some for word in words] for some in left]).float()
+    assert (kept.mean(0) - (1 - p)).abs().max() < 4 * (p * (1 - p) / 500) ** 0.5
+    assert (torch.corrcoef(kept.T) - torch.eye(6)).abs().max() < 0.2, "each word has its own chance"
+    shorter = run(part, [" ".join(left[0])]).x[0]
+    torch.testing.assert_close(part(part.features(varied)).x[0, : len(shorter)], shorter, atol=1e-5, rtol=1e-4)
+    assert part_of(folder).vary(prepared, torch.Generator()) is prepared
+
+
+def _subsets(words: list[str]) -> Iterator[list[str]]:
+    for chosen in range(1, 2 ** len(words)):
+        yield [word for i, word in enumerate(words) if chosen >> i & 1]
+
+
+def test_a_text_without_words_left_is_absent(folder: Path) -> None:
+    parts = Conditioners({"it": part_of(folder, word_dropout=1.0)})
+    prepared = parts.prepare([{"it": TEXTS[0]}, {}])
+    made = parts(parts.features(parts.vary(prepared, torch.Generator())))["it"]
+    assert not made.present.any() and not made.x.any()
+    read = part_of(folder, word_dropout=1.0, empty="read")
+    varied = read.vary(read.prepare([TEXTS[0], None]), torch.Generator())
+    assert varied.tensors["ids"][varied.tensors["mask"]].tolist() == [1] and varied.present.tolist() == [True, False]
+
+
+class Word:
+    """What spaCy says of a word, as far as it is asked."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.lemma_ = text, text.lower().removesuffix("s")
+        self.is_stop = text in ("a", "the", "and")
+
+
+@pytest.fixture
+def english(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    spacy, speech = types.ModuleType("spacy"), types.ModuleType("num2words")
+    spacy.load = lambda name: lambda text: [Word(part) for part in text.replace(",", " ,").split()]  # type: ignore[attr-defined]
+    speech.num2words = {80: "eighty", 2: "two"}.__getitem__  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "spacy", spacy)
+    monkeypatch.setitem(sys.modules, "num2words", speech)
+    _tools.cache_clear()
+    yield
+    _tools.cache_clear()
+
+
+def test_normalised_text_is_lemmas_without_stop_words(folder: Path, english: None) -> None:
+    part, plain = part_of(folder, normalize_text=True), part_of(folder)
+    said, meant = "the drums, 2 choirs and 80 violins", "drum two choir eighty violin"
+    assert torch.equal(part.prepare([said]).tensors["ids"], plain.prepare([meant]).tensors["ids"])
+    assert part.prepare(["the and a", None]).present.tolist() == [False, False]
+
+
+def test_normalising_needs_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _tools.cache_clear()
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(CheckpointError, match=r"normalize_text needs spacy.*pip install \"cadenza\[text\]\""):
+        part_of(folder, normalize_text=True).prepare(["drums"])
+
+
+def test_a_folder_is_copied_beside_the_weights(tmp_path: Path, folder: Path) -> None:
+    """The copy is a T5 that transformers reads too, and the saved spec names it wherever the system is moved."""
+    parts = Conditioners({"the/prompt": part_of(folder)})
+    expected = run(parts["the/prompt"], list(TEXTS)).x  # type: ignore[arg-type]
+    (tmp_path / "saved").mkdir()
+    spec = parts.keep(tmp_path / "saved")["the/prompt"]
+    assert isinstance(spec, T5Spec) and spec.model == "./conditioners/the%2Fprompt" and spec.dim == 16
+    moved = (tmp_path / "saved").rename(tmp_path / "moved")
+    folder.rename(tmp_path / "gone")
+    found = ConditionerSpec.parse(json.loads(spec.to_json())).within(moved)
+    assert torch.equal(run(found.build(), list(TEXTS)).x, expected)
+    torch.testing.assert_close(theirs(Path(found.model), TEXTS[0]), theirs(tmp_path / "gone", TEXTS[0]))
+    assert found.within(tmp_path) == found, "only what was put there is looked for there"
+
+
+def test_a_trained_encoder_leaves_its_weights_to_the_system(tmp_path: Path, folder: Path) -> None:
+    part = part_of(folder, train=True)
+    with torch.no_grad():
+        part.encoder.final_layer_norm.weight.mul_(2.0)
+    spec = part.keep(tmp_path, "prompt")
+    assert not list(tmp_path.glob("prompt/*.safetensors"))
+    other = spec.within(tmp_path).build()
+    other.load_state_dict(part.state_dict())
+    assert torch.equal(run(other, list(TEXTS)).x, run(part, list(TEXTS)).x)
+    with pytest.raises(CheckpointError, match="weights are among those of its system; set train: true"):
+        run(spec.model_copy(update={"train": False}).within(tmp_path).build(), ["drums"])
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the hub's client keeps on this machine; the hub itself cannot be reached."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--someone--tiny-t5"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    model(repository / "snapshots" / ("0" * 40))
+    model(repository / "snapshots" / ("1" * 40), seed=1)
+    return repository
+
+
+def test_a_repository_is_named_by_its_commit(hub: Path, tmp_path: Path) -> None:
+    part = part_of("someone/tiny-t5")
+    expected = run(part, list(TEXTS)).x
+    spec = part.keep(tmp_path / "saved", "prompt")
+    assert isinstance(spec, T5Spec) and (spec.model, spec.revision) == ("someone/tiny-t5", "0" * 40)
+    assert not (tmp_path / "saved").exists() and spec.within(tmp_path / "saved") == spec
+    (hub / "refs" / "main").write_text("1" * 40)
+    assert torch.equal(run(spec.build(), list(TEXTS)).x, expected)
+    assert not torch.equal(run(part_of("someone/tiny-t5"), list(TEXTS)).x, expected)
+    kept = part_of("someone/tiny-t5", train=True).keep(tmp_path / "saved", "prompt")
+    assert isinstance(kept, T5Spec) and kept.model == "./prompt", "what was trained needs no hub"
+
+
+def test_what_is_not_here_says_what_to_download(hub: Path) -> None:
+    with pytest.raises(CheckpointError) as error:
+        part_of("google-t5/t5-base", revision="a1b2")
+    for part in (
+        "'google-t5/t5-base'",
+        "HF_HUB_OFFLINE is set",
+        "hf download google-t5/t5-base --revision a1b2",
+        str(hub.parent),
+    ):
+        assert part in str(error.value)
+    part = part_of("google-t5/t5-base", dim=768)  # weights of the system can be looked at without it
+    assert part.out.weight.shape == (16, 768)
+    with pytest.raises(CheckpointError, match="hf download google-t5/t5-base"):
+        part.prepare(["drums"])
+    for other in ("./no-such-folder", "/no/such/folder", "a/b/c"):
+        with pytest.raises(CheckpointError, match=f"no folder '{other}'"):
+            part_of(other)
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return print, ("this must not run",)
+
+
+def _break(folder: Path, how: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    first = next(iter(weights))
+    texts = {
+        "broken config": ("config.json", "{"),
+        "broken tokenizer": ("tokenizer.json", "{}"),
+        "another model": ("config.json", '{"model_type": "bert", "d_model": 16}'),
+        "something more": ("config.json", '{"model_type": "musicgen", "text_encoder": {"model_type": "t5", "d_model": 16}}'),
+    }
+    other = {
+        "one missing": {key: x for key, x in weights.items() if key != first},
+        "one more": weights | {"encoder.more": torch.zeros(1)},
+        "misshapen": weights | {first: torch.zeros(3)},
+        "not finite": weights | {first: weights[first] * torch.inf},
+    }
+    without = {"no tokenizer": "tokenizer.json", "no config": "config.json", "no weights": "model.safetensors"}
+    if how in texts:
+        (folder / texts[how][0]).write_text(texts[how][1])
+    elif how in other:
+        save_file(other[how], folder / "model.safetensors")
+    elif how in without:
+        (folder / without[how]).unlink()
+    elif how == "cut off":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-50])
+    else:
+        assert how == "code"
+        (folder / "model.safetensors").unlink()
+        torch.save({"encoder.x": Trap()}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no tokenizer", "has no tokenizer.json or spiece.model, so it is not a T5 with its tokenizer"),
+        ("no config", "has no config.json, so it is not a T5"),
+        ("another model", "is no T5: it is of type 'bert'; give a model of one of the types t5"),
+        ("something more", "is no T5: it is of type 'musicgen'; set inside: text_encoder"),
+        ("no weights", "has no weights: model.safetensors or pytorch_model.bin is needed"),
+        ("cut off", "model.safetensors is not a whole file of weights .* copy it again"),
+        ("one missing", "1 missing"),
+        ("one more", "1 unknown .'more'"),
+        ("misshapen", "1 misshapen"),
+        ("not finite", "1 weights are not finite"),
+        ("code", "pytorch_model.bin holds more than weights and is not opened"),
+        ("broken tokenizer", "tokenizer.json is no tokenizer"),
+        ("broken config", "config.json is not readable as JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(folder: Path, capsys: Any, how: str, message: str) -> None:
+    _break(folder, how)
+    with pytest.raises(CheckpointError, match=message) as error:
+        part_of(folder).fit([])
+    assert str(folder) in str(error.value) and "this must not run" not in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_a_request_is_said(folder: Path) -> None:
+    with pytest.raises(RequestError, match=r"a text is needed, got 7 \(int\)"):
+        part_of(folder).prepare(["drums", 7])
+    with pytest.raises(CheckpointError, match="has a width of 16, not 32; mend `dim`"):
+        part_of(folder, dim=32).prepare(["drums"])
+
+
+def test_a_spec_is_light(folder: Path) -> None:
+    """Neither the spec nor its host side loads transformers, which takes seconds in every worker."""
+    code = (
+        "import sys\nfrom cadenza.conditioners.t5 import T5Spec\n"
+        f"part = T5Spec(model={str(folder)!r}, width=4).build()\npart.prepare(['drums'])\n"
+        "assert 'transformers' not in sys.modules and 'spacy' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
