@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cadenza.generators.base import Plan
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import Delay, build_sequence, revert_logits
 from cadenza.samplers.tokens import TokenSampling
+from cadenza.system import windows
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
@@ -39,7 +41,7 @@ def from_audiocraft(state: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]
     return ours
 
 
-def loaded(folder: Path, *, slot: Slot) -> tuple[CodecLM, dict[str, Any], dict[str, Tensor]]:
+def loaded(folder: Path, *, slot: Slot, context: int = 30) -> tuple[CodecLM, dict[str, Any], dict[str, Tensor]]:
     case = json.loads((folder / "case.json").read_text())["parameters"]
     package = torch.load(folder / "model" / "state_dict.bin", weights_only=True)
     state, rows = package["best_state"], case["codebooks"]
@@ -53,6 +55,7 @@ def loaded(folder: Path, *, slot: Slot) -> tuple[CodecLM, dict[str, Any], dict[s
         positions="sinusoidal",
         end_of_sequence=False,
         attend_padding=True,
+        context=context * case["frame_rate"],
     )
     generator = spec.build(Grid("codes", case["frame_rate"], rows, case["card"]), {slot: case["dim"]})
     generator.load_state_dict(from_audiocraft(state, rows))
@@ -89,11 +92,11 @@ def test_audiocrafts_logits_and_loss(kit: Kit, name: str, slot: Slot, group: str
 def test_audiocrafts_greedy_codes(kit: Kit, name: str, slot: Slot) -> None:
     generator, _, want = loaded(kit(name), slot=slot)
 
-    def run(cond: Tensor, scale: float, frames: int, known: Known | None = None) -> Tensor:
+    def run(cond: Tensor, scale: float, frames: int, known: Known | None = None, null: Tensor | None = None) -> Tensor:
         batch = len(cond)
-        plan = Plan(torch.full((batch,), frames), [0] * batch, TokenSampling(temperature=0), known)
-        branches = [Branch(scale, told(slot, cond)), Branch(1 - scale, told(slot, torch.zeros_like(cond)))]
-        out = generator.generate(branches, plan)
+        plan = Plan(torch.full((batch,), frames), [0] * batch, TokenSampling(temperature=0), known, two_step=null is not None)
+        nothing = told(slot, torch.zeros_like(cond) if null is None else null)
+        out = generator.generate([Branch(scale, told(slot, cond)), Branch(1 - scale, nothing)], plan)
         assert isinstance(out, Codes)
         return out.ids
 
@@ -104,14 +107,24 @@ def test_audiocrafts_greedy_codes(kit: Kit, name: str, slot: Slot) -> None:
         ("greedy_batch_cfg3", batch, 3.0),
         ("greedy_null", torch.zeros_like(single[:, :1]), 3.0),
     ):
-        if f"{group}.codes" in want:
-            assert torch.equal(run(cond, scale, want[f"{group}.codes"].shape[-1]), want[f"{group}.codes"]), group
-    if "continuation.codes" in want:
-        prompt, whole = want["continuation.prompt_codes"], want["continuation.codes"]
-        known = Known(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
-        # Prompt number 1 of the batch, alone: the rows that are not its padding.
-        cond = batch[1:2, : int(want["batch.text_mask"][1].sum())]
-        assert torch.equal(run(cond, 3.0, whole.shape[-1], known), whole)
+        assert torch.equal(run(cond, scale, want[f"{group}.codes"].shape[-1]), want[f"{group}.codes"]), group
+    whole = want["greedy_two_step.codes"]  # the texts that are not there make a batch of their own
+    assert torch.equal(run(batch, 3.0, whole.shape[-1], null=want["null.cond.description"]), whole)
+    prompt, whole = want["continuation.prompt_codes"], want["continuation.codes"]
+    known = Known(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
+    # Prompt number 1 of the batch, alone: the rows that are not its padding.
+    cond = batch[1:2, : int(want["batch.text_mask"][1].sum())]
+    assert torch.equal(run(cond, 3.0, whole.shape[-1], known), whole)
+
+
+def test_audiocrafts_long_codes(kit: Kit) -> None:
+    """25 seconds of a model that makes 20, the second window 18 seconds after the first."""
+    generator, case, want = loaded(kit("09a"), slot="cross", context=20)
+    whole, cond = want["long.codes"], want["single.cond.description"]
+    plan = Plan(torch.tensor([whole.shape[-1]]), [0], TokenSampling(temperature=0))
+    branches = [Branch(3.0, told("cross", cond)), Branch(-2.0, told("cross", torch.zeros_like(cond)))]
+    chunks = list(windows.stream(generator, branches, plan, stride=18 * case["frame_rate"]))
+    assert len(chunks) > 70 and torch.equal(Codes.join(chunks).ids, whole)  # type: ignore[arg-type]
 
 
 def from_transformers(state: Mapping[str, Tensor], rows: int, depth: int) -> dict[str, Tensor]:
@@ -140,7 +153,7 @@ def from_transformers(state: Mapping[str, Tensor], rows: int, depth: int) -> dic
 
 
 @pytest.mark.parametrize("name", ["01", "02"])
-def test_transformers_logits_with_masked_padding(kit: Kit, name: str) -> None:
+def test_transformers_logits_and_codes_with_masked_padding(kit: Kit, name: str) -> None:
     folder = kit(name)
     config = json.loads((folder / "model" / "config.json").read_text())["decoder"]
     want, rows = load_file(folder / "expected.safetensors"), config["num_codebooks"]
@@ -168,11 +181,18 @@ def test_transformers_logits_with_masked_padding(kit: Kit, name: str) -> None:
             logits = generator(inputs, Fused(cross=null), frame).transpose(1, 2).flatten(0, 1)
             torch.testing.assert_close(logits, want["single.tf_logits_null"], **TOLERANCE)
             assert torch.equal(logits, generator(inputs, Fused(), frame).transpose(1, 2).flatten(0, 1))
-    for group, scale in (("greedy_gs1", 1.0), ("greedy_gs3", 3.0), ("greedy_batch_gs3", 3.0)):
-        if f"{group}.codes" not in want:
-            continue
-        whole, part = want[f"{group}.codes"], "batch" if "batch" in group else "single"
-        tokens = Tokens(want[f"{part}.text_projected"], want[f"{part}.attention_mask"].bool())
-        plan = Plan(torch.full((len(whole),), whole.shape[-1]), [0] * len(whole), TokenSampling(temperature=0))
-        out = generator.generate([Branch(scale, Fused(cross=tokens)), Branch(1 - scale, Fused())], plan)
-        assert isinstance(out, Codes) and torch.equal(out.ids, whole), group
+    single, batch = (Tokens(want[f"{x}.text_projected"], want[f"{x}.attention_mask"].bool()) for x in ("single", "batch"))
+    second = Tokens(batch.x[1:2], batch.mask[1:2])  # padded, which changes nothing here
+    for group, told, scale in (
+        ("greedy_gs1", Fused(single), 1.0),
+        ("greedy_gs3", Fused(single), 3.0),
+        ("greedy_batch_gs3", Fused(batch), 3.0),
+        ("greedy_uncond", Fused(), 1.0),
+        ("continuation", Fused(second), 3.0),
+    ):
+        whole, prompt = want[f"{group}.codes"], want.get(f"{group}.prompt_codes")
+        known = None if prompt is None else Known(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
+        plan = Plan(torch.full((len(whole),), whole.shape[-1]), [0] * len(whole), TokenSampling(temperature=0), known)
+        for two_step in (False, True):
+            out = generator.generate([Branch(scale, told), Branch(1 - scale, Fused())], replace(plan, two_step=two_step))
+            assert isinstance(out, Codes) and torch.equal(out.ids, whole), group

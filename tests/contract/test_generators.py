@@ -57,6 +57,8 @@ def item(fused: Fused, i: int) -> Fused:
         return Tokens(tokens.x[i : i + 1, tokens.mask[i]], tokens.mask[i : i + 1, tokens.mask[i]])
 
     vectors = {name: None if x is None else x[i : i + 1] for name, x in vars(fused).items() if not isinstance(x, Tokens)}
+    framed = {name: vectors[name][:, : FRAMES[i]] for name in ("add", "concat") if vectors.get(name) is not None}
+    vectors |= framed
     return Fused(**{**vectors, "cross": alone(fused.cross), "prepend": alone(fused.prepend)})
 
 

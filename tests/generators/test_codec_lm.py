@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Tokens
 from cadenza.generators.base import GeneratorSpec, Plan
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.patterns import Delay, MusicLM, Parallel, Unroll
+from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Parallel, Unroll, build_sequence, revert_logits
 from cadenza.samplers.guidance import active
 from cadenza.samplers.tokens import TokenSampling
 
@@ -63,14 +64,25 @@ def ends_at(generator: CodecLM, frame: int) -> None:
     generator._logits = ending  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(
-    "pattern", [Delay(), Parallel(), Delay(delays=(0, 0, 2)), Delay(flatten_first=2), Unroll(), MusicLM(group_by=1)]
-)
+PATTERNS = [
+    Delay(),
+    Parallel(),
+    Delay(delays=(0, 0, 2)),
+    Delay(delays=(2, 0, 1), empty_initial=2),
+    Delay(flatten_first=2),
+    Unroll(),
+    Unroll(flattening=(0, 1, 1), delays=(0, 2, 2)),
+    CoarseFirst(delays=(0, 1)),
+    MusicLM(group_by=1),
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 @pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
 def test_generation_agrees_with_the_teacher_forced_model(pattern: Any, positions: str) -> None:
     """Greedy codes, written step by step with two branches, are the arg max of the whole sequence read at once."""
     widths = {"cross": 5, "prepend": 8, "add": 32}
-    generator = model(widths, pattern=pattern, positions=positions, end_of_sequence=False)
+    generator = model(widths, pattern=pattern, positions=positions, end_of_sequence=False, context=19)
     tokens = [Tokens(torch.randn(2, 4, w), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()) for w in (5, 8)]
     fused = Fused(tokens[0], tokens[1], torch.randn(2, 19, 32))
     null = Fused(add=torch.zeros(2, 19, 32))
@@ -83,6 +95,67 @@ def test_generation_agrees_with_the_teacher_forced_model(pattern: Any, positions
     logits = 2 * generator(sequence, fused, frame) - generator(sequence, null, frame)
     predicted = logits.argmax(-1).transpose(1, 2)[:, :, :-1]
     assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_the_loss_is_the_cross_entropy_of_every_code(pattern: Any) -> None:
+    """Of whole clips, whatever the pattern: the logits of each code, found by the pattern's own way back."""
+    generator, target = model(pattern=pattern, end_of_sequence=False, context=19), codes(2, 19, ended=torch.ones(2) > 0)
+    layout = pattern.pattern(3, 19)
+    sequence, _ = build_sequence(layout, target.ids, 11)
+    logits, mask = revert_logits(layout, generator(sequence, Fused(), layout.frame.expand(2, -1, -1)).transpose(1, 2))
+    assert mask.all()
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 2), target.ids.flatten(), reduction="none").view(2, 3, 19)
+    terms = ce(generator, target)
+    for row in range(3):
+        torch.testing.assert_close(terms[f"ce_{row}"], each[:, row].mean().detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", [CoarseFirst(), MusicLM(group_by=1)], ids=repr)
+def test_a_pattern_that_works_at_one_length_says_so(pattern: Any) -> None:
+    generator = model(pattern=pattern, end_of_sequence=False)
+    assert generator.spec.whole_context and not model().spec.whole_context
+    with pytest.raises(RequestError, match=f"'{pattern.type}' places codes by the length.*exactly 200 frames, not .19."):
+        list(generator.stream([Branch(1.0, Fused())], plan([19])))
+    with pytest.raises(RequestError, match=r"exactly 200 frames \(generator.context\), but got 19"):
+        ce(generator, codes(1, 19))
+    assert ce(generator, codes(1, 19, ended=torch.tensor([True])))["loss"].isfinite()  # a short piece is as long as it is
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_two_steps_are_one_batch_where_lengths_agree(padding: bool) -> None:
+    generator = model({"cross": 5, "prepend": 8}, attend_padding=padding, positions="sinusoidal")
+    rows = lambda n, w: Tokens(torch.randn(2, n, w), torch.arange(n) < torch.tensor([[n], [1]]))  # noqa: E731
+    given, same = Fused(rows(4, 5), rows(3, 8)), Fused(rows(4, 5), rows(3, 8))
+    wider = Fused(rows(4, 5), rows(6, 8))
+
+    def run(null: Fused, two_step: bool) -> Tensor:
+        the_plan = replace(plan([30, 30], TokenSampling(may_end=False)), two_step=two_step)
+        return generator.generate([Branch(3.0, given), Branch(-2.0, null)], the_plan).content
+
+    assert torch.equal(run(same, True), run(same, False))
+    assert torch.equal(run(wider, True), run(wider, False)) != padding  # padding that takes part is another model
+
+
+def test_two_steps_take_one_batch_at_a_time() -> None:
+    generator, rows = model(), []
+    generator.transformer.blocks[0].norm1.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))  # type: ignore[union-attr]
+    branches = [Branch(3.0, Fused()), Branch(-2.0, Fused())]
+    for two_step, widest, passes in ((False, 4, 20), (True, 2, 40)):
+        rows.clear()
+        generator.generate(branches, replace(plan([18, 18], TokenSampling(may_end=False)), two_step=two_step))
+        assert max(rows) == widest and len(rows) == passes
+
+
+def test_random_numbers_are_those_of_absolute_frames() -> None:
+    """A model that ignores what it reads writes the same frames whether it begins at frame 0 or later."""
+    generator = model()
+    with torch.no_grad():
+        generator.embedding.weight.copy_(generator.embedding.weight[:1].expand_as(generator.embedding.weight))
+    whole = generator.generate([Branch(1.0, Fused())], plan([90], TokenSampling(may_end=False))).content
+    later = replace(plan([20], TokenSampling(may_end=False)), first=70)
+    assert not torch.equal(whole[..., :20], whole[..., 70:])
+    assert torch.equal(generator.generate([Branch(1.0, Fused())], later).content, whole[..., 70:])
 
 
 def test_codes_depend_on_earlier_steps_alone() -> None:
@@ -228,7 +301,7 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
         ghost = _to_meta(state)
         shell._prefill(ghost, first)
         shell._advance(ghost, first, first + 16)
-        assert ghost.sequence.is_meta and ghost.cache.length == 4 + first + 15
+        assert ghost.sequence.is_meta and ghost.groups[0].cache.length == 4 + first + 15
     with pytest.raises((RuntimeError, NotImplementedError)):
         ghost.ends.tolist()
 

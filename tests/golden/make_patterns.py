@@ -1,4 +1,4 @@
-"""Makes patterns.json: the entries of kit case 10 that have four frames. Usage: make_patterns.py KIT_FOLDER"""
+"""Makes patterns.json: the entries of kit case 10, one a line. Usage: make_patterns.py KIT_FOLDER"""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 def main(kit: Path) -> None:
     entries = json.loads((kit / "10_audiocraft_patterns" / "patterns.json").read_text())
-    lines = [json.dumps(entry, separators=(",", ":")) for entry in entries if entry["T"] == 4]
+    lines = [json.dumps(entry, separators=(",", ":")) for entry in entries]
     Path(__file__).with_name("patterns.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 

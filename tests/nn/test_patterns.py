@@ -25,7 +25,23 @@ from cadenza.nn.patterns import (
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "patterns.json"
-RULES = [Parallel(), Delay(), Delay(flatten_first=2), Unroll(), Unroll(flattening=(0, 1, 1, 2)), CoarseFirst(), MusicLM()]
+RULES = [
+    Parallel(),
+    Parallel(empty_initial=-1),
+    Parallel(empty_initial=2),
+    Delay(),
+    Delay(delays=(0, 0, 1, 1)),
+    Delay(delays=(3, 0, 5, 1), empty_initial=1),
+    Delay(flatten_first=2),
+    Delay(delays=(0, 0, 1, 1), flatten_first=3, empty_initial=2),
+    Unroll(),
+    Unroll(flattening=(0, 1, 1, 2)),
+    Unroll(flattening=(0, 1, 1, 2), delays=(0, 3, 3, 1)),
+    CoarseFirst(),
+    CoarseFirst(delays=(0, 2, 1)),
+    MusicLM(),
+    MusicLM(group_by=1),
+]
 
 
 def rule(entry: dict[str, Any]) -> Any:
@@ -73,7 +89,7 @@ def test_the_drawing_of_the_paper() -> None:
     assert sequence[0].tolist() == [[0, 1, 2, 3, 4, 0, 0], [0, 0, 1, 2, 3, 4, 0], [0, 0, 0, 1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize("spec", RULES, ids=lambda spec: spec.type)
+@pytest.mark.parametrize("spec", RULES, ids=repr)
 @pytest.mark.parametrize("frames", [1, 16, 72])
 def test_each_code_is_written_once_and_found_again(spec: Any, frames: int) -> None:
     pattern = spec.pattern(4, frames)
@@ -84,7 +100,34 @@ def test_each_code_is_written_once_and_found_again(spec: Any, frames: int) -> No
     assert found.all() and torch.equal(back, ids)
 
 
-@pytest.mark.parametrize("spec", RULES, ids=lambda spec: spec.type)
+@pytest.mark.parametrize("spec", RULES, ids=repr)
+@pytest.mark.parametrize("frames", [1, 7, 40])
+def test_codes_come_in_order(spec: Any, frames: int) -> None:
+    """A codebook's codes by frame; a frame's by codebook, unless delays say otherwise."""
+    step = spec.pattern(4, frames).step
+    assert (step >= 0).all() and (step.diff(dim=1) > 0).all()
+    delays = list(getattr(spec, "delays", None) or ())
+    if delays == sorted(delays):
+        assert (step.diff(dim=0) >= 0).all()
+    if not spec.grows:  # what is coarse is whole before what is fine begins
+        assert step[0].max() < step[-1].min()
+
+
+def test_where_each_code_stands() -> None:
+    """The rules in closed form: the step of a code from its frame t and codebook k."""
+    t, k = torch.arange(7), torch.arange(4)[:, None]
+    delays = torch.tensor([0, 0, 1, 1])[:, None]
+    assert torch.equal(Parallel().pattern(4, 7).step, (1 + t).expand(4, -1))
+    assert torch.equal(Parallel(empty_initial=-1).pattern(4, 7).step, t.expand(4, -1))
+    assert torch.equal(Delay(delays=(0, 0, 1, 1), empty_initial=2).pattern(4, 7).step, 3 + t + delays)
+    flat = torch.where(t < 2, 1 + 4 * t + k, 9 + t - 2 + k)
+    assert torch.equal(Delay(flatten_first=2).pattern(4, 7).step, flat)
+    assert torch.equal(Unroll().pattern(4, 7).step, 1 + 4 * t + k)
+    assert torch.equal(CoarseFirst().pattern(4, 7).step, 1 + t + 7 * (k > 0))
+    assert torch.equal(MusicLM().pattern(4, 7).step, 1 + 2 * t + k % 2 + 14 * (k // 2))
+
+
+@pytest.mark.parametrize("spec", RULES, ids=repr)
 def test_a_growing_pattern_begins_like_a_shorter_one(spec: Any) -> None:
     long, short = spec.pattern(4, 9).frame, spec.pattern(4, 5).frame
     n = short.shape[1]
@@ -92,7 +135,7 @@ def test_a_growing_pattern_begins_like_a_shorter_one(spec: Any) -> None:
     assert same == spec.grows
 
 
-@pytest.mark.parametrize("spec", RULES, ids=lambda spec: spec.type)
+@pytest.mark.parametrize("spec", RULES, ids=repr)
 def test_complete_counts_whole_frames(spec: Any) -> None:
     pattern = spec.pattern(4, 5)
     written: set[tuple[int, int]] = set()

@@ -20,10 +20,11 @@ TINY = {
 }
 
 
-def tiny_system(seed: int = 0) -> System:
+def tiny_system(seed: int = 0, context: int = 1000) -> System:
     """A system whose conditions and codes matter, though it was never trained."""
     torch.manual_seed(seed)
-    system = System(SystemSpec.parse(TINY), Card(name="tiny", license="MIT", summary="For tests.", notice="Random weights."))
+    spec = SystemSpec.parse({**TINY, "generator": {**TINY["generator"], "context": context}})
+    system = System(spec, Card(name="tiny", license="MIT", summary="For tests.", notice="Random weights."))
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return system.eval().requires_grad_(False)

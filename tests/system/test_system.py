@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_system
 
 from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.dsp.loudness import loudness
 from cadenza.system import store
 from cadenza.system.system import System
 
@@ -76,10 +77,119 @@ def test_guidance_zero_is_no_condition(system):
     torch.testing.assert_close(system.generate("drums", seconds=0.3, seed=5, guidance=0).wave, free.wave)
 
 
+def rows_read(system, *args, **fields):
+    """How many rows the generator reads at once, and the frames."""
+    rows = []
+    handle = system.generator.transformer.blocks[0].norm1.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    frames = system.frames(*args, **fields)
+    handle.remove()
+    return rows, frames.content
+
+
+def test_nothing_to_guide_by_costs_one_branch(system):
+    """Guidance of 1, and guidance where no item says anything; the codes are those of two branches."""
+    for what, guidance, width in (
+        ("drums", 3, 2),
+        ("drums", 1, 1),
+        ("drums", 0, 1),
+        (None, 3, 1),
+        ({}, 3, 1),
+        ([None, "a"], 3, 4),
+    ):
+        rows, _ = rows_read(system, what, seconds=0.1, guidance=guidance)
+        assert set(rows) == {width}, (what, guidance)
+    free, plain = (system.frames(None, seconds=0.3, seed=2, guidance=g).content for g in (3, 1))
+    both = system.frames([None, "drums"], seconds=0.3, seed=2).content
+    assert torch.equal(free, plain) and torch.equal(both[:1], free)
+    assert torch.equal(system.frames({"prompt": None}, seconds=0.3, seed=2).content, free)
+
+
+def test_two_steps_are_guidance_in_one_batch(system):
+    for what in ("drums", ITEMS):
+        rows, one = rows_read(system, what, seconds=0.3, seed=2)
+        twice, two = rows_read(system, what, seconds=0.3, seed=2, two_step=True)
+        assert torch.equal(one, two) and max(rows) == 2 * max(twice) and len(twice) == 2 * len(rows)
+
+
+@pytest.fixture(scope="module")
+def short() -> System:
+    """A window of 0.2 seconds."""
+    return tiny_system(context=100)
+
+
+def test_longer_than_trained(short):
+    """A long clip begins like one of a window, in the stream as well, alone or not."""
+    fields = {"seconds": [0.43, 0.1], "seed": [1, 2], "stride": 0.15}
+    both = list(short.generate(["drums", "piano"], **fields))
+    assert [clip.wave.shape[-1] for clip in both] == [3440, 800]
+    alone = short.generate("drums", seconds=0.43, seed=1, stride=0.15)
+    torch.testing.assert_close(alone.wave, both[0].wave)
+    begun = short.frames("drums", seconds=0.2, seed=1).content
+    assert torch.equal(short.frames("drums", seconds=0.43, seed=1, stride=0.15).content[..., :100], begun)
+    chunks = list(short.stream(["drums", "piano"], **fields))
+    assert len(chunks) > 10
+    for i, clip in enumerate(both):
+        streamed = torch.cat([chunk.wave[i, :, : int(chunk.lengths[i])] for chunk in chunks], -1)
+        torch.testing.assert_close(streamed, clip.wave[0], atol=1e-5, rtol=1e-4)
+    assert not torch.equal(short.generate("drums", seconds=0.43, seed=1, stride=0.1).wave, alone.wave)
+
+
+def test_progress_counts_the_frames_of_the_longest(short):
+    for seconds, total in ((0.18, 90), ([0.1, 0.15], 75), (0.5, 250)):
+        seen = []
+        short.generate(["a", "b"], seconds=seconds, progress=lambda done, total: seen.append((done, total)))  # noqa: B023
+        assert {all_ for _, all_ in seen} == {total} and seen[-1] == (total, total)
+        done = [frames for frames, _ in seen]
+        assert done == sorted(set(done)) and len(done) >= total // 16  # as often as a block of steps ends
+
+
+def test_a_progress_that_raises_stops_the_work(system):
+    reads = []
+    handle = system.generator.transformer.blocks[0].norm1.register_forward_hook(lambda *_: reads.append(0))
+
+    def enough(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        system.generate("drums", seconds=2, progress=enough)
+    handle.remove()
+    assert len(reads) <= 32
+
+
+def test_closing_a_stream_stops_the_work(short):
+    reads = []
+    handle = short.generator.transformer.blocks[0].norm1.register_forward_hook(lambda *_: reads.append(0))
+    stream = short.stream("drums", seconds=10)
+    next(stream)
+    before = len(reads)
+    stream.close()
+    handle.remove()
+    assert len(reads) == before <= 32
+
+
+def test_loudness_is_set_and_nothing_clips(system):
+    plain = system.generate(["drums", "piano"], seconds=[0.5, 0.45])
+    soft = system.generate(["drums", "piano"], seconds=[0.5, 0.45], loudness=-30)
+    assert torch.equal(soft.lengths, plain.lengths)
+    for before, clip in zip(plain, soft, strict=True):
+        assert loudness(clip.wave[0], 8000) == pytest.approx(-30, abs=0.01)
+        gain = clip.wave / before.wave
+        torch.testing.assert_close(gain, gain.mean().expand_as(gain), rtol=1e-3, atol=0)
+    with pytest.warns(UserWarning, match="clip 1 stays at .* LUFS: -5 would clip its peaks"):
+        loud = system.generate("drums", seconds=0.5, loudness=-5)
+    assert float(loud.wave.abs().max()) == pytest.approx(10 ** (-1 / 20), rel=1e-3)
+    with pytest.raises(RequestError, match="loudness is set when a clip is whole"):
+        system.stream("drums", loudness=-20)
+
+
 @pytest.mark.parametrize(
     "what, fields, words",
     [
-        ("drums", {"seconds": 1e9}, "too long: this model makes up to 2 seconds"),
+        ("drums", {"seconds": 3, "stride": 2}, "a stride of 2 seconds does not suit a window of 2; use less"),
+        ("drums", {"seconds": 3, "stride": 0}, "stride"),
+        ("drums", {"loudness": 3}, "loudness"),
+        ("drums", {"two_steps": True}, "two_steps: unknown field. Did you mean 'two_step'"),
+        ("drums", {"seconds": 1e9}, "too long: a clip may have up to 3600"),
         ({"promt": "x"}, {}, "no condition called 'promt'. Did you mean 'prompt'"),
         ({"tempo": "fast"}, {}, "fast"),
         ({"key": "H minor"}, {}, "H minor"),

@@ -51,6 +51,15 @@ class Codes:
             ended = None if self.ended is None else self.ended[i : i + 1]
             yield Codes(self.ids[i : i + 1, :, :length], self.lengths[i : i + 1], samples, scale, ended)
 
+    @property
+    def content(self) -> Int[Tensor, "b k f"]:
+        """What every kind of frames has: `ids` here, `z` in Latents."""
+        return self.ids
+
+    def like(self, content: Int[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> "Codes":
+        """Other frames of this kind."""
+        return Codes(content, lengths)  # type: ignore[arg-type]  # filled in
+
     def to(self, device: torch.device | str) -> Self:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
@@ -81,6 +90,15 @@ class Latents:
         for i, length in enumerate(self.lengths.tolist()):
             samples = None if self.samples is None else self.samples[i : i + 1]
             yield Latents(self.z[i : i + 1, :, :length], self.lengths[i : i + 1], samples)
+
+    @property
+    def content(self) -> Float[Tensor, "b d f"]:
+        """What every kind of frames has: `z` here, `ids` in Codes."""
+        return self.z
+
+    def like(self, content: Float[Tensor, "b d f"], lengths: Int[Tensor, " b"] | None = None) -> "Latents":
+        """Other frames of this kind."""
+        return Latents(content, lengths)  # type: ignore[arg-type]  # filled in
 
     def to(self, device: torch.device | str) -> Self:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}

@@ -22,6 +22,11 @@ class GeneratorSpec(Part):
     sampling: ClassVar[type[Spec]] = Spec  # how it may be asked to sample
     context: int = Field(gt=0)  # frames that it makes in one piece
 
+    @property
+    def whole_context(self) -> bool:
+        """Whether its pieces must have exactly `context` frames; else any number up to that."""
+        return False
+
     def fit(self, grid: Grid, widths: Mapping[Slot, int]) -> None:
         """Raises ValueError, naming the field, where the codec's grid or a slot's width does not suit."""
         raise NotImplementedError(f"{type(self).__name__} must say what fits")
@@ -37,12 +42,18 @@ class GeneratorSpec(Part):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to generate: frames per item, a seed per item, how to sample, frames that are known."""
+    """What to generate: frames per item, a seed per item, how to sample, frames that are known.
+
+    Random numbers are those of the frames from `first` on. `two_step` evaluates the branches one after the other,
+    each as wide as its own conditions are, instead of as one padded batch.
+    """
 
     frames: Int[Tensor, " b"]
     seeds: Sequence[int]
     sampling: Any  # the generator spec's `sampling` class
     known: Known | None = None
+    first: int = 0
+    two_step: bool = False
 
 
 class Generator(nn.Module, ABC):

@@ -51,6 +51,10 @@ class CodecLMSpec(GeneratorSpec):
     slots: ClassVar[frozenset[Slot]] = frozenset({"cross", "prepend", "add"})
     sampling: ClassVar = TokenSampling
 
+    @property
+    def whole_context(self) -> bool:
+        return not self.pattern.grows
+
     @model_validator(mode="after")
     def _consistent(self) -> "CodecLMSpec":
         if self.width % (2 * self.heads):
@@ -98,6 +102,15 @@ class _Setting:
 
 
 @dataclass
+class _Group:
+    """Branches that are evaluated together, one after the other in the batch."""
+
+    branches: int
+    setting: _Setting
+    cache: Cache
+
+
+@dataclass
 class _State:
     """A batch being written; `sequence` and `ends` change."""
 
@@ -107,8 +120,7 @@ class _State:
     known: Tensor  # [b, k, s] bool
     uniform: Float[Tensor, "b k s"]
     no_end: Tensor  # [b, k, s] bool: no end of the item here
-    setting: _Setting
-    cache: Cache
+    groups: list[_Group]
     weights: list[float]
     sampling: TokenSampling
 
@@ -159,17 +171,29 @@ class CodecLM(Generator):
             raise RequestError(f"clips of {frames} frames are longer than the model's context of {self.spec.context}")
         device, lengths = target.ids.device, target.lengths[:, None, None]
         extra = int(self.spec.end_of_sequence)
-        sizes = [frames] if self.spec.pattern.grows else target.lengths.tolist()
-        frame = stack_frames([self._pattern(size + extra) for size in sizes]).to(device).expand(len(target), -1, -1)
-        inside = (frame >= 0) & (frame < lengths)
-        sequence = F.pad(target.ids, (0, 1)).gather(2, frame.where(inside, frames)).where(inside, self.special)
         ended = torch.zeros_like(target.lengths, dtype=torch.bool) if target.ended is None else target.ended
+        if self.spec.whole_context:
+            frames = self._whole(target, ended)
+        frame = self._pattern(frames + extra).frame.to(device).expand(len(target), -1, -1)
+        inside = (frame >= 0) & (frame < lengths)
+        ids = F.pad(target.ids, (0, 1 + frames - target.ids.shape[-1]))
+        sequence = ids.gather(2, frame.where(inside, frames)).where(inside, self.special)
         before_crop = (frame >= lengths).any(1).cumsum(1) == 0
         counted = inside & (before_crop | ended[:, None])[:, None]
         if extra:
             counted[:, 0] |= (frame[:, 0] == lengths[:, 0]) & ended[:, None]
-        logits = self(sequence[:, :, :-1], fused, frame, _on(rng, device) if self.training else None)
+        logits = self(sequence[:, :, :-1], fused, frame.where(inside, -1), _on(rng, device) if self.training else None)
         return _cross_entropies(logits, sequence[:, :, 1:].transpose(1, 2), counted[:, :, 1:].transpose(1, 2))
+
+    def _whole(self, target: Codes, ended: Tensor) -> int:
+        """The frames of every clip; raises RequestError for one that is shorter though its piece goes on."""
+        if bool((~ended & (target.lengths < self.spec.context)).any()):
+            shortest, name = int(target.lengths.min()), self.spec.pattern.type
+            raise RequestError(
+                f"pattern '{name}' places codes by the length of the clip, so it learns from clips of exactly "
+                f"{self.spec.context} frames (generator.context), but got {shortest}; cut clips to that length"
+            )
+        return self.spec.context
 
     # generation
 
@@ -178,7 +202,7 @@ class CodecLM(Generator):
         wanted = plan.frames.tolist()
         patterns = [self._pattern(frames) for frames in wanted]
         branches = active(branches)
-        lm = packed(self, len(branches) * len(wanted))
+        lm = packed(self, len(wanted) * (1 if plan.two_step else len(branches)))
         first, state = lm._begin(branches, plan, patterns)
         whole = [pattern.complete() for pattern in patterns]
         steps = stack_steps(patterns).to(state.sequence.device)
@@ -204,6 +228,11 @@ class CodecLM(Generator):
         wanted = torch.tensor([pattern.frames for pattern in patterns])
         if int(wanted.max()) > self.spec.context or int(wanted.min()) < 1:
             raise RequestError(f"frames must lie between 1 and {self.spec.context}, got {wanted.tolist()}")
+        if self.spec.whole_context and int(wanted.min()) < self.spec.context:
+            raise RequestError(
+                f"pattern '{self.spec.pattern.type}' places codes by the length of the clip, so this model makes exactly "
+                f"{self.spec.context} frames, not {wanted.tolist()}; make that many and cut them"
+            )
         if len(plan.seeds) != batch:
             raise RequestError(f"{len(plan.seeds)} seeds are given for {batch} items")
         frame = stack_frames(patterns)
@@ -213,10 +242,11 @@ class CodecLM(Generator):
         missing = ((frame >= prefix[:, None, None]) & (frame < wanted[:, None, None])).any(1).any(0)
         steps = frame.shape[2]
         first = next((step for step in range(1, steps) if missing[step]), steps)
-        draws = F.pad(uniforms(plan.seeds, 0, int(wanted.max()), self.rows), (0, 1))
+        draws = F.pad(uniforms(plan.seeds, plan.first, int(wanted.max()), self.rows), (0, 1))
         may_end = (frame > 0) & ~known & plan.sampling.may_end
         may_end[:, 1:] = False
-        setting = self._setting(stack(branches, batch), frame.to(device).repeat(len(branches), 1, 1))
+        together = [[branch] for branch in branches] if plan.two_step else [branches]
+        there = frame.where(frame < wanted[:, None, None], -1).to(device)
         return first, _State(
             sequence=sequence.to(device),
             ends=wanted.to(device),
@@ -224,11 +254,14 @@ class CodecLM(Generator):
             known=known.to(device),
             uniform=draws.gather(2, frame.where(frame >= 0, draws.shape[2]).clamp(max=draws.shape[2] - 1)).to(device),
             no_end=~may_end.to(device),
-            setting=setting,
-            cache=self.transformer.cache(len(branches) * batch, setting.length + steps),
+            groups=[self._group(stack(part, batch), there.repeat(len(part), 1, 1), batch) for part in together],
             weights=[branch.weight for branch in branches],
             sampling=plan.sampling,
         )
+
+    def _group(self, fused: Fused, frame: Int[Tensor, "nb k s"], batch: int) -> _Group:
+        setting = self._setting(fused, frame)
+        return _Group(len(frame) // batch, setting, self.transformer.cache(len(frame), setting.length + frame.shape[2]))
 
     def _known(self, plan: Plan, wanted: Tensor) -> tuple[Int[Tensor, "b k f"], Int[Tensor, " b"]]:
         """The known codes on the host, and how many frames of each item they are."""
@@ -252,21 +285,18 @@ class CodecLM(Generator):
     @torch.inference_mode()
     def _prefill(self, state: _State, first: int) -> None:
         """Feeds the prefix and the known steps but the last, which the first block feeds."""
-        if state.setting.length + first > 1:
-            sequence = state.sequence[:, :, : first - 1].repeat(len(state.weights), 1, 1)
-            self._run(sequence, state.setting, cache=state.cache)
+        for group in state.groups:
+            if group.setting.length + first > 1:
+                sequence = state.sequence[:, :, : first - 1].repeat(group.branches, 1, 1)
+                self._run(sequence, group.setting, cache=group.cache)
 
     @torch.inference_mode()
     def _advance(self, state: _State, first: int, last: int) -> None:
         """Writes the steps from `first` up to `last`; nothing in here may wait for the device."""
-        setting, branches = state.setting, len(state.weights)
         for step in range(first, last):
-            x = self._read(state.sequence[:, :, step - 1 : step].repeat(branches, 1, 1), setting, step - 1)
-            at = setting.length + step - 1
-            rotation = None if setting.rotation is None else setting.rotation.part(at, at + 1)
-            mask = None if setting.valid is None else setting.valid[:, None, None, : at + 1]
-            x = self.transformer(x, rotation=rotation, mask=mask, source=setting.source, cache=state.cache)
-            logits = combine(self._logits(x[:, -1]), state.weights)
+            column = state.sequence[:, :, step - 1 : step]
+            each = [self._next(column.repeat(group.branches, 1, 1), group, step) for group in state.groups]
+            logits = combine(torch.cat(each), state.weights)
             if self.spec.end_of_sequence:
                 logits[:, :, -1].masked_fill_(state.no_end[:, :, step], -torch.inf)
             drawn = sample(logits, state.uniform[:, :, step], state.sampling)
@@ -276,6 +306,15 @@ class CodecLM(Generator):
                 ended = (drawn[:, 0] == self.special) & (frame[:, 0] < state.ends)
                 state.ends = torch.where(ended, frame[:, 0], state.ends)
             state.sequence[:, :, step] = drawn.where(frame < state.ends[:, None], self.special)
+
+    def _next(self, column: Int[Tensor, "nb k 1"], group: _Group, step: int) -> Float[Tensor, "nb k v"]:
+        """The logits of `step`, whose column before it is read."""
+        setting = group.setting
+        x, at = self._read(column, setting, step - 1), setting.length + step - 1
+        rotation = None if setting.rotation is None else setting.rotation.part(at, at + 1)
+        mask = None if setting.valid is None else setting.valid[:, None, None, : at + 1]
+        x = self.transformer(x, rotation=rotation, mask=mask, source=setting.source, cache=group.cache)
+        return self._logits(x[:, -1])
 
     # both
 

@@ -9,6 +9,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec, explain
+from cadenza.core.types import Codes, Latents
+from cadenza.dsp.audio import Audio
+from cadenza.system.continuation import Beginning
 
 
 @dataclass(frozen=True)
@@ -18,25 +21,31 @@ class Clip:
     item: Mapping[str, Any]
     seconds: float | None
     seed: int
+    continue_from: Beginning | None = None
 
 
 class Request(Spec):
     """Items with their durations and seeds, and how to sample them; None takes the system's default.
 
-    `seconds` and `seed` are one value for all items or one each. `variations=n` makes n clips of every item
-    with the seeds seed, seed+1, ..., seed+n-1.
+    `seconds`, `seed` and `continue_from` are one value for all items or one each. `variations=n` makes n clips of
+    every item with the seeds seed, seed+1, ..., seed+n-1. `seconds` counts what a clip continues from.
     """
 
     items: tuple[dict[str, Any], ...] = Field(min_length=1)
     seconds: float | tuple[float, ...] | None = None
     seed: int | tuple[int, ...] = 0
     guidance: float | None = None
+    two_step: bool = False  # guidance in two passes instead of one of twice the width
     sampling: dict[str, Any] | None = None
     variations: int = Field(1, ge=1, le=1024)
+    continue_from: Any = None  # Audio, Codes, or a file of either; None in a list: start afresh
+    keep_prompt: bool = True  # whether what a clip continues from is given back with it
+    stride: float | None = Field(None, gt=0, allow_inf_nan=False)  # seconds from window to window of a long clip
+    loudness: float | None = Field(None, ge=-60, le=-5)  # LUFS of each clip, lower where its peak would clip
 
     @classmethod
-    def of(cls, what: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...]", **fields: Any) -> "Request":
-        """A request from a prompt, an item, or a list of either; raises RequestError with every mistake."""
+    def of(cls, what: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...] | None", **fields: Any) -> "Request":
+        """A request from a prompt, an item, None for neither, or a list of these; raises RequestError with every mistake."""
         if isinstance(what, Request):
             return cls.of(list(what.items), **{**_given(what), **fields})
         try:
@@ -48,10 +57,10 @@ class Request(Spec):
     @classmethod
     def _as_items(cls, value: Any) -> Any:
         several = value if isinstance(value, (list, tuple)) else [value]
-        items = [{"prompt": one} if isinstance(one, str) else one for one in several]
+        items = [{"prompt": one} if isinstance(one, str) else {} if one is None else one for one in several]
         for item in items:
             if not isinstance(item, Mapping):
-                raise ValueError(f"an item is a prompt or a mapping of ids to values, not {type(item).__name__}")
+                raise ValueError(f"an item is a prompt, a mapping of ids to values or None, not {type(item).__name__}")
             for name, given in item.items():
                 if isinstance(given, str) and not given.strip():
                     raise ValueError(f"'{name}' is empty; write something, or leave it out to generate without it")
@@ -65,6 +74,16 @@ class Request(Spec):
                 raise ValueError(f"must be a number of seconds above 0, got {seconds}")
         return value
 
+    @field_validator("continue_from")
+    @classmethod
+    def _as_beginnings(cls, value: Any) -> Any:
+        if isinstance(value, Audio | Codes | Latents) and len(value) > 1:
+            value = list(value)
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(one, Beginning | None):
+                raise ValueError(f"must be Audio, Codes or the path of a file, or a list of these, not {type(one).__name__}")
+        return tuple(value) if isinstance(value, list) else value
+
     @field_validator("guidance")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
@@ -74,7 +93,7 @@ class Request(Spec):
 
     @model_validator(mode="after")
     def _one_each(self) -> "Request":
-        for name in ("seconds", "seed"):
+        for name in ("seconds", "seed", "continue_from"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != len(self.items):
                 raise ValueError(f"{name} has {len(value)} values for {len(self.items)} items; give one, or one each")
@@ -84,10 +103,14 @@ class Request(Spec):
         """Every clip in order: the variations of the first item, then of the second, ..."""
         clips = []
         for i, item in enumerate(self.items):
-            seconds = self.seconds[i] if isinstance(self.seconds, tuple) else self.seconds
-            seed = self.seed[i] if isinstance(self.seed, tuple) else self.seed
-            clips += [Clip(item, seconds, seed + j) for j in range(self.variations)]
+            seconds, seed, beginning = _of(self.seconds, i), _of(self.seed, i), _of(self.continue_from, i)
+            clips += [Clip(item, seconds, seed + j, beginning) for j in range(self.variations)]
         return clips
+
+
+def _of(value: Any, item: int) -> Any:
+    """What one item gets of a value for all or one each."""
+    return value[item] if isinstance(value, tuple) else value
 
 
 def _given(request: Request) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from cadenza.codecs.base import Codec, Decoder
@@ -17,14 +20,17 @@ from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
 from cadenza.samplers.guidance import classifier_free
-from cadenza.system import store
+from cadenza.system import store, windows
 from cadenza.system.card import Card
+from cadenza.system.continuation import after, after_frames, check, known
 from cadenza.system.fusion import Keep, drop_all, fuse
+from cadenza.system.level import levelled
 from cadenza.system.reading import read
 from cadenza.system.request import Clip, Request
 from cadenza.system.spec import SystemSpec
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
+LONGEST = 3600  # seconds of a clip; more than this is rather a mistake
 
 
 class System(nn.Module):
@@ -37,7 +43,7 @@ class System(nn.Module):
         self.spec = spec
         self.card = card or Card()
         self.codec: Codec = spec.codec.build()
-        self.conditioners = Conditioners({name: part.build() for name, part in spec.conditioners.items()})
+        self.conditioners = _conditioners(spec)
         self.generator = None if spec.generator is None else spec.generator.build(spec.codec.grid, spec.widths())
 
     @property
@@ -68,89 +74,148 @@ class System(nn.Module):
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "System":
         """The system in a folder, in evaluation mode; every weight must be there and none may be left over."""
-        stored = store.read(folder)
-        system = cls(stored.spec, stored.card)
-        store.check(stored.weights, system.state_dict(), str(folder))
-        system.load_state_dict(stored.weights)
-        return system.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        return cls.of(store.read(folder), source=str(folder)).to(device=device, dtype=dtype)
+
+    @classmethod
+    def of(cls, stored: store.Stored, *, source: str) -> "System":
+        """The system that was read from `source`, in evaluation mode, made of its weights as they are."""
+        with torch.device("meta"):  # where no numbers are drawn that the weights would replace
+            system = cls(stored.spec, stored.card)
+        store.check(stored.weights, system.state_dict(), source)
+        system.conditioners = _conditioners(stored.spec)  # as these may hold more than weights
+        system.load_state_dict(stored.weights, assign=True)
+        if any(x.is_meta for x in chain(system.parameters(), system.buffers())):  # a part computes some of its tensors
+            system = cls(stored.spec, stored.card)
+            system.load_state_dict(stored.weights)
+        return system.eval().requires_grad_(False)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Writes `system.json`, the weights (as `dtype`, or as they are) and the card; never partly."""
-        store.write(store.Stored(self.spec, self.card, self.state_dict()), folder, dtype=dtype)
+        """Writes `system.json`, the weights (as `dtype`, or as they are), the card and what conditioners keep; never partly."""
+        stored = store.Stored(self.spec, self.card, self.state_dict())
+        store.write(stored, folder, dtype=dtype, keep=self.conditioners.keep)
 
     def generate(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Audio:
         """The clips of a request as one batch.
 
-        `request` is a prompt, an item (`{"prompt": ..., "tempo": 90}`), a list of either, or a Request; `fields`
-        are those of Request (seconds, seed, guidance, sampling, variations). The same item and seed give the same
-        tokens alone and in any batch (float32). Raises RequestError for what the system cannot do.
+        `request` is a prompt, an item (`{"prompt": ..., "tempo": 90}`), None for neither, a list of these, or a
+        Request; `fields` are those of Request (seconds, seed, guidance, continue_from, ...). The same item and seed
+        give the same tokens alone and in any batch (float32). Raises RequestError for what the system cannot do.
         """
-        frames, samples = self._frames(Request.of(request, **fields), progress)
-        audio = self.codec.decode(frames)
-        return Audio(audio.wave[..., : int(samples.max())], audio.sample_rate, torch.minimum(audio.lengths, samples))
+        asked = Request.of(request, **fields)
+        work = self._begin(asked)
+        audio = after(self.codec.decode(work.frames(progress)), work.skip * self.spec.codec.hop)
+        return audio if asked.loudness is None else levelled(audio, asked.loudness)
+
+    def frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:
+        """What `generate` decodes, as `codec.decode` and `continue_from` take it."""
+        work = self._begin(Request.of(request, **fields))
+        return after_frames(work.frames(progress), work.skip, self.spec.codec.hop)
 
     def stream(self, request: Any, **fields: Any) -> Iterator[Audio]:
         """The same samples as `generate`, chunk by chunk as their frames are finished; closing it cancels.
 
         A chunk's lengths say how many samples are true for each clip: none once it has ended.
         """
-        with torch.inference_mode():
-            chunks, samples = self._begin(Request.of(request, **fields))
-        return _decoded(chunks, self.codec.decoder(), samples)
+        asked = Request.of(request, **fields)
+        if asked.loudness is not None:
+            raise RequestError("loudness is set when a clip is whole; leave it out of a stream, or use generate")
+        work = self._begin(asked)
+        return _decoded(work, self.codec.decoder(), work.skip * self.spec.codec.hop)
 
     @torch.inference_mode()
-    def _frames(self, request: Request, progress: Progress | None) -> tuple[Any, Tensor]:
-        chunks, samples = self._begin(request)
-        total = math.ceil(int(samples.max()) / self.spec.codec.hop)
-        done, parts = 0, []
-        for chunk in chunks:
-            parts.append(chunk)
-            done += (chunk.ids if isinstance(chunk, Codes) else chunk.z).shape[-1]
-            if progress is not None:
-                progress(min(done, total), total)
-        if progress is not None:
-            progress(total, total)
-        return type(parts[0]).join(parts), samples
-
-    def _begin(self, request: Request) -> tuple[Iterator[Codes | Latents], Tensor]:
-        """The generator's stream for a request, and the samples of each clip."""
+    def _begin(self, request: Request) -> "_Work":
+        """The generator's stream for a request; nothing is generated yet."""
         if self.generator is None:
             raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
-        clips = request.clips()
+        clips, rate, hop = request.clips(), self.codec.grid.frame_rate, self.spec.codec.hop
         samples = torch.tensor([self._samples(clip) for clip in clips], device=self.device)
-        frames = torch.tensor([math.ceil(n / self.spec.codec.hop) for n in samples.tolist()], device=self.device)
-        guidance = self.spec.defaults.guidance if request.guidance is None else request.guidance
+        frames = -(-samples // hop)
         sampling = {**self.spec.defaults.sampling, **(request.sampling or {})}
-        assert self.spec.generator is not None
-        how = self.spec.generator.sampling.parse(sampling, source="sampling")
-        branches = self._branches([self.read(clip.item) for clip in clips], guidance, int(frames.max()))
-        plan = Plan(frames, [clip.seed for clip in clips], how)
-        return self.generator.stream(branches, plan), samples
+        how = self.generator.spec.sampling.parse(sampling, source="sampling")
+        prompt = known([clip.continue_from for clip in clips], self.codec)
+        if prompt is not None:
+            check(prompt, frames, window=self.generator.spec.context, rate=rate)
+        branches = self._branches([self.read(clip.item) for clip in clips], int(frames.max()), request)
+        plan = Plan(frames, [clip.seed for clip in clips], how, prompt, two_step=request.two_step)
+        chunks = windows.stream(self.generator, branches, plan, stride=self._stride(request, int(frames.max())))
+        skip = torch.zeros_like(samples) if prompt is None or request.keep_prompt else prompt.mask.sum(1)
+        return _Work(chunks, samples, hop, skip)
 
-    def _branches(self, items: Sequence[Mapping[str, Any]], guidance: float, frames: int) -> list[Branch]:
-        """The conditions at the weight of `guidance`, and the rest without any."""
+    def _branches(self, items: Sequence[Mapping[str, Any]], frames: int, request: Request) -> list[Branch]:
+        """The conditions at the weight of guidance and the rest without any; one branch where that is the same."""
+        guidance = self.spec.defaults.guidance if request.guidance is None else request.guidance
         conditions = self.condition(self.prepare(items))
         given = self.fuse(conditions, frames=frames)
-        keep = drop_all(self.spec.fusion, len(items), self.device)
-        return classifier_free(given, self.fuse(conditions, frames=frames, keep=keep), guidance)
+        told = any(bool(conditions[name].present.any()) for _, name in self.spec.fusion.pairs())
+        if guidance == 1 or not told:
+            return [Branch(1.0, given)]
+        if request.two_step:  # nulls as wide as they are by themselves
+            null = self.fuse(self.condition(self.prepare([{}] * len(items))), frames=frames)
+        else:
+            null = self.fuse(conditions, frames=frames, keep=drop_all(self.spec.fusion, len(items), self.device))
+        return classifier_free(given, null, guidance)
+
+    def _stride(self, request: Request, frames: int) -> int | None:
+        """Frames from window to window, where one is not enough."""
+        assert self.generator is not None
+        window, rate = self.generator.spec.context, self.codec.grid.frame_rate
+        if request.stride is None or frames <= window:
+            return None
+        stride = round(request.stride * rate)
+        if not 0 < stride < window:
+            raise RequestError(f"a stride of {request.stride:g} seconds does not suit a window of {window / rate:g}; use less")
+        return stride
 
     def _samples(self, clip: Clip) -> int:
         assert self.spec.generator is not None
-        longest = self.spec.generator.context / self.codec.grid.frame_rate
-        seconds = min(self.spec.defaults.seconds, longest) if clip.seconds is None else clip.seconds
-        if seconds > longest:
-            raise RequestError(f"{seconds:g} seconds are too long: this model makes up to {longest:g} seconds in one piece")
+        window = self.spec.generator.context / self.codec.grid.frame_rate
+        seconds = min(self.spec.defaults.seconds, window) if clip.seconds is None else clip.seconds
+        if seconds > LONGEST:
+            raise RequestError(f"{seconds:g} seconds are too long: a clip may have up to {LONGEST}; make several and join them")
         return max(1, round(seconds * self.spec.codec.sample_rate))
 
 
+def _conditioners(spec: SystemSpec) -> Conditioners:
+    return Conditioners({name: part.build() for name, part in spec.conditioners.items()})
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A request under way."""
+
+    chunks: Iterator[Codes | Latents]
+    samples: Int[Tensor, " b"]  # of each clip, what it continues from included
+    hop: int
+    skip: Int[Tensor, " b"]  # leading frames that are not asked for
+
+    @torch.inference_mode()
+    def frames(self, progress: Progress | None = None) -> Any:
+        """Everything, with the samples that it stands for."""
+        total, done, parts = math.ceil(int(self.samples.max()) / self.hop), 0, []
+        for chunk in self.chunks:
+            parts.append(chunk)
+            done += chunk.content.shape[-1]
+            if progress is not None:
+                progress(min(done, total), total)
+        if progress is not None and done < total:  # the clips have ended before
+            progress(total, total)
+        whole = type(parts[0]).join(parts)
+        return replace(whole, samples=torch.minimum(whole.lengths * self.hop, self.samples.to(whole.lengths.device)))
+
+
 @torch.inference_mode()
-def _decoded(chunks: Iterator[Codes | Latents], decoder: Decoder, left: Tensor) -> Iterator[Audio]:
+def _decoded(work: _Work, decoder: Decoder, skip: Tensor) -> Iterator[Audio]:
     """Audio of each chunk of frames, until each clip has its samples."""
-    for audio in chain(map(decoder.push, chunks), _last(decoder)):
-        lengths = torch.minimum(audio.lengths, left)
-        left = left - lengths
-        if int(lengths.max()) > 0:
-            yield Audio(audio.wave[..., : int(lengths.max())], audio.sample_rate, lengths)
+    left = work.samples
+    with closing(work.chunks) as chunks:  # type: ignore[type-var]  # a generator function's
+        for audio in chain(map(decoder.push, chunks), _last(decoder)):
+            lengths = torch.minimum(audio.lengths, left)
+            left = left - lengths
+            hidden = torch.minimum(lengths, skip)
+            skip = skip - hidden
+            rest = after(Audio(audio.wave, audio.sample_rate, lengths), hidden)
+            if int(rest.lengths.max()) > 0:
+                yield rest
 
 
 def _last(decoder: Decoder) -> Iterator[Audio]:

@@ -1,0 +1,101 @@
+"""Windows: clips longer than a generator makes in one piece, piece by piece.
+
+A window begins `stride` frames after the one before it and knows the frames that both share. Positions count from
+its start, as in training; conditions and random numbers are those of the clip's own frames. So the tokens of an
+item do not depend on the batch. (The extended generation of arXiv:2306.05284, made a stream.)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Branch, Codes, Fused, Known, Latents, Tokens
+from cadenza.generators.base import Generator, Plan
+
+SHARE = 0.6  # stride over window where nothing else is said, as released with MusicGen: 18 of 30 seconds
+
+
+def stream(
+    generator: Generator, branches: Sequence[Branch], plan: Plan, *, stride: int | None = None
+) -> Iterator[Codes | Latents]:
+    """Finished frames of clips of any length, each frame once; the conditions of `branches` are those of the whole clips."""
+    context = generator.spec.context
+    stride = max(1, round(SHARE * context)) if stride is None else stride
+    total = plan.frames.cpu()
+    _check(plan, context, stride, int(total.max()))
+    rows, first, shared, known = torch.arange(len(total)), 0, 0, plan.known
+    while True:
+        left = total[rows] - first
+        frames = torch.full_like(left, context) if generator.spec.whole_context else left.clamp(max=context)
+        seeds = [plan.seeds[i] for i in rows.tolist()]
+        part = replace(plan, frames=frames, seeds=seeds, known=known, first=plan.first + first)
+        there = [Branch(branch.weight, _part(branch.fused, rows, first, first + context)) for branch in branches]
+        window, done = [], 0
+        with closing(generator.stream(there, part)) as chunks:  # type: ignore[type-var]  # a generator function's
+            for chunk in chunks:
+                window.append(chunk)
+                skip = max(0, shared - done)
+                new = _cut(chunk, skip, (left - done - skip).to(chunk.lengths.device))
+                done += chunk.content.shape[-1]
+                if new.content.shape[-1]:
+                    yield _spread(new, rows, len(total))
+        whole = type(window[0]).join(window)
+        goes_on = (whole.lengths.cpu() == context) & (left > context)
+        if not goes_on.any():
+            return
+        shared = context - stride
+        known = _tail(whole, goes_on, stride)
+        rows, first = rows[goes_on], first + stride
+
+
+def _check(plan: Plan, context: int, stride: int, longest: int) -> None:
+    if longest <= context:
+        return
+    if not 0 < stride < context:
+        raise RequestError(f"a stride of {stride} frames does not suit windows of {context}; it must lie between 0 and that")
+    if plan.known is not None and bool(plan.known.mask[:, context:].any()):
+        raise RequestError(f"frames are known after the first {context}, a window of this generator; give fewer")
+
+
+def _part(fused: Fused, rows: Int[Tensor, " r"], first: int, last: int) -> Fused:
+    """The conditions of some items at some frames."""
+
+    def tokens(x: Tokens | None) -> Tokens | None:
+        return None if x is None else Tokens(x.x[rows.to(x.x.device)], x.mask[rows.to(x.x.device)])
+
+    def frames(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[rows.to(x.device), first:last]
+
+    glob = None if fused.glob is None else fused.glob[rows.to(fused.glob.device)]
+    return Fused(tokens(fused.cross), tokens(fused.prepend), frames(fused.add), frames(fused.concat), glob)
+
+
+def _cut(chunk: Codes | Latents, skip: int, left: Int[Tensor, " r"]) -> Codes | Latents:
+    """The chunk without its first `skip` frames, and no more than `left` frames of each item."""
+    lengths = torch.minimum((chunk.lengths - skip).clamp(min=0), left.clamp(min=0))
+    width = min(max(0, chunk.content.shape[-1] - skip), max(0, int(left.max())))
+    content = chunk.content[..., skip : skip + width]
+    there = torch.arange(width, device=content.device) < lengths[:, None]
+    return chunk.like(torch.where(there[:, None], content, 0), lengths)
+
+
+def _spread(chunk: Codes | Latents, rows: Int[Tensor, " r"], batch: int) -> Codes | Latents:
+    """The chunk as one of the whole batch, in which the other items have ended."""
+    content, lengths = chunk.content, chunk.lengths
+    if len(rows) == batch:
+        return chunk
+    rows = rows.to(content.device)
+    everything = content.new_zeros(batch, *content.shape[1:]).index_copy(0, rows, content)
+    return chunk.like(everything, lengths.new_zeros(batch).index_copy(0, rows, lengths))
+
+
+def _tail(window: Codes | Latents, goes_on: Tensor, stride: int) -> Known:
+    """What the next window knows: the frames of this one from `stride` on."""
+    content = window.content[goes_on.to(window.lengths.device), :, stride:]
+    mask = torch.ones(len(content), content.shape[-1], dtype=torch.bool, device=content.device)
+    return Known(window.like(content, mask.sum(1)), mask)
