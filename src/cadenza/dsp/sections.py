@@ -3,7 +3,6 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from cadenza.core.errors import AudioError
 
@@ -24,9 +23,9 @@ class Section:
     def suffix(self) -> str:
         return Path(self.name).suffix
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BufferedReader:
         """The bytes as a seekable file; the caller closes it."""
-        return cast(BinaryIO, io.BufferedReader(_Range(self)))
+        return io.BufferedReader(_Range(self))
 
     def read_bytes(self) -> bytes:
         with self.open() as file:
@@ -36,7 +35,7 @@ class Section:
 class _Range(io.RawIOBase):
     def __init__(self, section: Section) -> None:
         try:
-            self._file = open(section.file, "rb")  # noqa: SIM115  # closed by `close`
+            self._file = open(section.file, "rb")  # closed by `close`
         except OSError as error:
             raise AudioError(f"{section}: cannot be opened: {error.strerror}") from error
         self._start, self._size, self._at = section.start, section.size, 0
