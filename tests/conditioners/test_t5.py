@@ -208,6 +208,8 @@ def test_a_trained_encoder_learns_and_is_saved(folder: Path) -> None:
         part.encoder.final_layer_norm.weight.mul_(2.0)
     with torch.device("meta"):
         other = part.spec.build()
+    there = other(other.features(part.prepare([*TEXTS, None]).to("meta"))).x
+    assert there.is_meta, "the host never looks at a value"
     other.to_empty(device="cpu").load_state_dict(part.state_dict())
     torch.testing.assert_close(run(other.eval(), list(TEXTS)).x, 2 * frozen.x)
 

@@ -148,8 +148,10 @@ class T5(Conditioner[str]):
 
     def _hidden(self, encoder: nn.Module, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
         seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # attention to nothing is not defined
+        dtype = next(encoder.parameters()).dtype
+        bias = torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None]  # a mask would be looked at by the host
         with _computing(ids.device.type, self.spec.dtype, train=self.spec.train):
-            return encoder(input_ids=ids, attention_mask=seen.long()).last_hidden_state * mask[..., None]
+            return encoder(input_ids=ids, attention_mask=bias).last_hidden_state * mask[..., None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the encoder too, frozen or not, but never casts it."""
@@ -250,7 +252,8 @@ class Encoder:
 
         with torch.inference_mode(False), torch.device("meta"):
             config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0})
-            encoder = AutoModelForTextEncoding.from_config(config, dtype=torch.float32).encoder.eval()
+            model = AutoModelForTextEncoding.from_config(config, dtype=torch.float32, attn_implementation="eager")
+            encoder = model.encoder.eval()
         if torch.get_default_device().type != "meta":
             with torch.inference_mode(False):
                 weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.weights()
