@@ -1,5 +1,6 @@
 """EnCodec in its variants; what every codec must keep is in tests/contract."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from cadenza.codecs.encodec import EncodecSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, Grid
 from cadenza.dsp.audio import Audio
+from cadenza.system.codes import read_codes, write_codes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reflect": {"pad_mode": "reflect"},
@@ -19,11 +21,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "centred": {"causal": False, "pad_mode": "reflect"},
     "group_norm": {"causal": False, "norm": "time_group_norm", "channels": 2},
     "early": {"trim_right_ratio": 0.5},
+    "levelled": {"normalize": True},
+    "centred_and_levelled": {"normalize": True, "causal": False, "norm": "time_group_norm", "channels": 2},
+}
+CHUNKED = {  # chunks of 100, whose last frame is not full, or of 96 samples; frames of 32
+    "half": {"chunk_seconds": 0.0125, "chunk_overlap": 0.5},
+    "slight": {"chunk_seconds": 0.012, "chunk_overlap": 0.02, "causal": False, "norm": "time_group_norm", "normalize": True},
+    "none": {"chunk_seconds": 0.012, "normalize": True, "channels": 2},
 }
 
 
 def spec_of(variant: str) -> EncodecSpec:
-    return EncodecSpec.parse(EncodecSpec.example().to_dict() | VARIANTS[variant])
+    return EncodecSpec.parse(EncodecSpec.example().to_dict() | (VARIANTS | CHUNKED)[variant])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -44,17 +53,19 @@ def test_clips_of_a_batch_are_as_alone(variant: str) -> None:
         torch.testing.assert_close(codec.decode(alone).wave[0], decoded.wave[i, :, : lengths[i]], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *CHUNKED])
 def test_stream_equals_the_whole(variant: str) -> None:
     torch.manual_seed(0)
     spec = spec_of(variant)
     codec = spec.build().eval()
     ids = torch.randint(0, 16, (2, 2, 25))
-    whole = codec.decode(Codes(ids)).wave
+    scale = 0.5 + torch.rand(2, 20) if spec.normalize else None
+    whole = codec.decode(Codes(ids, scale=scale)).wave
     decoder = codec.decoder()
-    chunks = [decoder.push(Codes(part)).wave for part in ids.split([1, 2, 9, 1, 12], -1)] + [decoder.finish().wave]
+    chunks = [decoder.push(Codes(part, scale=scale)).wave for part in ids.split([1, 2, 9, 1, 12], -1)]
+    chunks.append(decoder.finish().wave)
     torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-5, rtol=1e-4)
-    at_once = spec.causal and spec.trim_right_ratio == 1.0
+    at_once = spec.causal and spec.trim_right_ratio == 1.0 and not spec.chunked
     assert (chunks[-1].shape[-1] == 0) == at_once
 
 
@@ -88,6 +99,88 @@ def test_bypassed_quantiser_has_no_loss_and_the_latents_of_the_encoder() -> None
     torch.testing.assert_close(made.frames.z, codec.analysis(wave))  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("variant", CHUNKED)
+def test_chunks_are_encoded_each_by_itself(variant: str) -> None:
+    torch.manual_seed(0)
+    spec = spec_of(variant)
+    codec, plain = spec.build().eval(), EncodecSpec.parse({**spec.to_dict(), "chunk_seconds": None, "chunk_overlap": 0}).build()
+    plain.load_state_dict(codec.state_dict())
+    length = round((spec.chunk_seconds or 0) * 8000)
+    stride = int(length * (1 - spec.chunk_overlap))
+    lengths = [1, 31, 32, 33, stride, stride + 1, length, length + 1, 2 * stride + 1, 2 * stride + length, 500]
+    audio = Audio(torch.randn(len(lengths), spec.channels, max(lengths)), 8000, torch.tensor(lengths))
+    codes = codec.encode(audio)
+    decoded = codec.decode(codes)
+    assert decoded.lengths.tolist() == lengths
+    for clip, whole, wave in zip(codes, audio, decoded, strict=True):
+        starts = range(0, whole.wave.shape[-1], stride)
+        each = [plain.encode(Audio(whole.wave[..., start : start + length], 8000)) for start in starts]
+        assert torch.equal(clip.ids, torch.cat([chunk.ids for chunk in each], -1))
+        assert spec.frames_of(whole.wave.shape[-1]) == clip.ids.shape[-1]
+        if spec.normalize:
+            torch.testing.assert_close(clip.scale[:, : len(each)], torch.cat([chunk.scale for chunk in each], -1))
+        waves = [plain.decode(Codes(chunk.ids, scale=chunk.scale)).wave for chunk in each]
+        width = waves[0].shape[-1]
+        triangle = torch.tensor([min(n, width + 1 - n) for n in range(1, width + 1)])
+        total, weight = torch.zeros(2, spec.channels, 1000, dtype=torch.float64)
+        for start, chunk in zip(starts, waves, strict=True):
+            total[:, start : start + chunk.shape[-1]] += chunk[0] * triangle[: chunk.shape[-1]]
+            weight[:, start : start + chunk.shape[-1]] += triangle[: chunk.shape[-1]]
+        size = whole.wave.shape[-1]
+        torch.testing.assert_close(wave.wave[0], (total / weight)[:, :size].float(), atol=1e-5, rtol=1e-4)
+
+
+def test_chunked_codes_are_kept_and_read_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = spec_of("slight")
+    codec = spec.build().eval()
+    audio = Audio(torch.randn(2, 1, 481), 8000, torch.tensor([481, 97]))
+    codes = codec.encode(audio)
+    write_codes(tmp_path / "codes.safetensors", codes, spec)
+    again = codec.decode(read_codes(tmp_path / "codes.safetensors", spec))
+    assert torch.equal(again.wave, codec.decode(codes).wave) and again.lengths.tolist() == [481, 97]
+    with pytest.raises(RequestError, match="scale holds 1 of 6 chunks"):
+        codec.decode(Codes(codes.ids, codes.lengths, codes.samples, codes.scale[:, :1]))
+
+
+def test_loudness_passes_through() -> None:
+    torch.manual_seed(0)
+    codec = spec_of("centred_and_levelled").build().eval()
+    wave = 0.1 * torch.randn(1, 2, 320)
+    quiet, loud = codec.encode(Audio(wave, 8000)), codec.encode(Audio(8 * wave, 8000))
+    assert torch.equal(quiet.ids, loud.ids)
+    torch.testing.assert_close(loud.scale, 8 * quiet.scale)
+    torch.testing.assert_close(quiet.scale[0, 0], wave.mean(1).square().mean().sqrt())
+    torch.testing.assert_close(codec.decode(loud).wave, 8 * codec.decode(quiet).wave)
+    torch.testing.assert_close(codec.decode(loud).wave, codec.reconstruct(8 * wave).wave)
+    silence = codec.encode(Audio(torch.zeros(1, 2, 320), 8000))
+    assert codec.decode(silence).wave.abs().max() < 1e-6
+
+
+def test_bandwidths_name_numbers_of_codebooks() -> None:
+    torch.manual_seed(0)
+    spec = EncodecSpec.parse(EncodecSpec.example().to_dict() | {"bandwidths": [1, 2]})
+    codec = spec.build().eval()
+    audio = Audio(torch.randn(1, 1, 320), 8000)
+    full = codec.encode(audio)
+    for rate, levels in ((1.0, 1), (2.0, 2)):
+        coarse = codec.encode(audio, levels=spec.levels_for(rate))
+        assert torch.equal(coarse.ids, full.ids[:, :levels])
+    with pytest.raises(RequestError, match=r"1.5 kbit/s is no bandwidth of this model; choose from 1, 2"):
+        spec.levels_for(1.5)
+    with pytest.raises(RequestError, match="cannot use 3 codebooks; give 1 to 2"):
+        codec.encode(audio, levels=3)
+    assert EncodecSpec(sample_rate=24000, codebooks=32).levels_for(6) == 8  # 75 frames of 10 bits
+
+
+def test_data_of_earlier_specs_is_unchanged() -> None:
+    """Stores and caches know a codec by its spec as data."""
+    data = EncodecSpec.example().to_dict()
+    assert not data.keys() & {"normalize", "chunk_seconds", "chunk_overlap", "bandwidths"}
+    assert spec_of("slight").to_dict().keys() - data.keys() == {"normalize", "chunk_seconds", "chunk_overlap"}
+    assert EncodecSpec.parse(spec_of("slight").to_dict()) == spec_of("slight")
+
+
 def test_grid_follows_from_the_strides() -> None:
     spec = EncodecSpec(sample_rate=24000, strides=(3, 4, 5, 8), codebooks=4, bins=1024)
     assert spec.hop == 480 and spec.grid == Grid("codes", 50.0, rows=4, cardinality=1024)
@@ -102,6 +195,9 @@ def test_grid_follows_from_the_strides() -> None:
         ("filters", 1, "less than compress (2)"),
         ("stride", (2, 2), "Did you mean 'strides'?"),
         ("strides", (4, 0), "strides"),
+        ("chunk_overlap", 0.1, "says nothing without chunk_seconds"),
+        ("chunk_seconds", 0.0001, "less than a sample"),
+        ("bandwidths", (1.0,), "pays for 1 codebooks instead of 2"),
     ],
 )
 def test_mistakes_are_explained(field: str, value: Any, message: str) -> None:

@@ -1,113 +1,143 @@
-"""EnCodec with transformers' weights gives its latents, codes and audio."""
+"""EnCodec with transformers' and AudioCraft's weights gives their latents, codes, loudness and audio."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadenza.codecs.encodec import Encodec, EncodecSpec
-from cadenza.core.types import Codes, Latents
+from cadenza.codecs.encodec import Encodec
+from cadenza.codecs.stereo import Stereo, StereoSpec
+from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
+from cadenza.importers.encodec import spec_of, spec_of_audiocraft, weights_of, weights_of_audiocraft
+from cadenza.importers.interpolation import Interpolated
+from cadenza.importers.weights import part
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 
 
-def codec_of(folder: Path, codebooks: int) -> Encodec:
+def codec_of(folder: Path, prefix: str = "") -> Encodec:
+    """The codec of a transformers folder, or that under `prefix` of a larger model."""
     config = json.loads((folder / "config.json").read_text())
-    spec = EncodecSpec(
-        sample_rate=config["sampling_rate"],
-        channels=config["audio_channels"],
-        strides=config["upsampling_ratios"],
-        codebooks=codebooks,
-        bins=config["codebook_size"],
-        filters=config["num_filters"],
-        dimension=config["hidden_size"],
-        causal=config["use_causal_conv"],
-        norm=config["norm_type"],
-        pad_mode=config["pad_mode"],
-        lstm_layers=config["num_lstm_layers"],
-        residual_layers=config["num_residual_layers"],
-        shortcut="conv" if config["use_conv_shortcut"] else "identity",
-    )
+    spec = spec_of(config["audio_encoder"] if prefix else config, source="config.json")
     codec = spec.build()
-    codec.load_state_dict(renamed(load_file(folder / "model.safetensors"), codebooks))
+    codec.load_state_dict(weights_of(part(load_file(folder / "model.safetensors"), prefix), spec, source="weights"))
     return codec.eval()
 
 
-def renamed(theirs: dict[str, Tensor], codebooks: int) -> dict[str, Tensor]:
-    ours = {}
-    for name, value in theirs.items():
-        if not name.startswith("quantizer"):
-            key = name.replace("encoder.", "analysis.").replace("decoder.", "synthesis.").replace(".block.", ".block.layers.")
-            ours[key] = value
-    for k in range(codebooks):
-        book = f"quantizer.layers.{k}.codebook"
-        shares = theirs[f"{book}.cluster_size"].sum().clamp(min=1.0)
-        ours[f"quantizer.levels.{k}.embed"] = theirs[f"{book}.embed"]
-        ours[f"quantizer.levels.{k}.usage"] = theirs[f"{book}.cluster_size"] / shares
-        ours[f"quantizer.levels.{k}.total"] = theirs[f"{book}.embed_avg"] / shares
-    return ours
+def native(folder: Path) -> Encodec:
+    """The codec of an AudioCraft package."""
+    package = torch.load(folder / "compression_state_dict.bin", weights_only=True)
+    spec = spec_of_audiocraft(Interpolated(yaml.safe_load(package["xp.cfg"]), "xp.cfg"), source="xp.cfg")
+    codec = spec.build()
+    codec.load_state_dict(weights_of_audiocraft(package["best_state"], spec, source="best_state"))
+    return codec.eval()
 
 
-@pytest.mark.parametrize("case", ["04a", "04b"])
-def test_latents_codes_and_audio(kit: Kit, case: str) -> None:
+def joined(expected: dict[str, Tensor], name: str) -> Tensor:
+    """Their codes [chunks, b, k, f] as ours: one chunk after the other, without the frames that fill up the last."""
+    codes = expected[f"{name}.codes"]
+    flat = codes.permute(1, 2, 0, 3).flatten(2)
+    return flat[..., : flat.shape[-1] - int(expected.get(f"{name}.last_frame_pad_length", torch.zeros(1)))]
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, **TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["04a", "04b", "04c"])
+def test_every_length_at_every_bandwidth(kit: Kit, case: str) -> None:
     folder = kit(case)
     expected = load_file(folder / "expected.safetensors")
-    lengths = json.loads((folder / "case.json").read_text())["forward_length"]
-    kept = {int(name.split("bw")[1].split(".")[0]) for name in expected if ".bw" in name}
-    codec = codec_of(folder / "model", max(kept))
-    for name in lengths:
-        wave = expected[f"{name}.waveform"]
-        audio = Audio(wave, codec.spec.sample_rate)
-        latents = codec.analysis(wave)
-        torch.testing.assert_close(latents, expected[f"{name}.latent"], **TOLERANCE)
-        codes = codec.encode(audio)
-        for count in kept:
-            ids = expected[f"{name}.bw{count}.codes"][0]
-            assert torch.equal(codes.ids[:, :count], ids)
-            torch.testing.assert_close(codec.decode(Codes(ids)).wave, expected[f"{name}.bw{count}.decoded"], **TOLERANCE)
-        whole = expected[f"{name}.bw{max(kept)}.decoded"]
-        torch.testing.assert_close(codec.decode(codes).wave, whole[..., : wave.shape[-1]], **TOLERANCE)
+    described = json.loads((folder / "case.json").read_text())
+    codec = codec_of(folder / "model")
+    counts = {float(rate): count for rate, count in described["parameters"]["codebooks_per_bandwidth"].items()}
+    assert {rate: codec.spec.levels_for(rate) for rate in codec.spec.bandwidths} == counts
+    compared = 0
+    for length in described["forward_length"]:
+        wave = expected[f"{length}.waveform"]
+        if f"{length}.latent" in expected:
+            close(codec.analysis(wave), expected[f"{length}.latent"])
+        for rate, count in counts.items():
+            name = f"{length}.bw{count}"
+            codes = codec.encode(Audio(wave, codec.spec.sample_rate), levels=codec.spec.levels_for(rate))
+            assert torch.equal(codes.ids, joined(expected, name))
+            if f"{name}.scales" in expected:
+                close(codes.scale, expected[f"{name}.scales"][:, :, 0].T)
+            decoded = expected[f"{name}.decoded"]
+            close(codec.decode(codes).wave, decoded[..., : wave.shape[-1]])
+            close(codec.decode(Codes(codes.ids, scale=codes.scale)).wave, decoded)
+            compared += 1
+    assert compared == len(counts) * len(described["forward_length"])
 
 
-@pytest.mark.parametrize("case", ["04a", "04b"])
+@pytest.mark.parametrize("case", ["04a", "04b", "04c"])
 def test_batch(kit: Kit, case: str) -> None:
-    """Theirs convolves the zeros that pad a clip; ours does not, and gives them when they are called part of the clip."""
+    """Theirs encodes the zeros that pad a clip; ours does not, and gives the same when they are called part of the clip."""
     folder = kit(case)
     expected = load_file(folder / "expected.safetensors")
-    wave, codes = expected["batch.input_values"], expected["batch.codes"][0]
-    codec = codec_of(folder / "model", codes.shape[1])
-    padded = codec.encode(Audio(wave, codec.spec.sample_rate))
-    assert torch.equal(padded.ids, codes)
-    torch.testing.assert_close(codec.decode(Codes(codes)).wave, expected["batch.decoded"], **TOLERANCE)
-    honoured = codec.encode(Audio(wave, codec.spec.sample_rate, expected["batch.padding_mask"].sum(-1).long()))
-    alone = codec.encode(Audio(expected["batch.waveform0"][None], codec.spec.sample_rate))
-    assert torch.equal(list(honoured)[0].ids, alone.ids)
+    codec = codec_of(folder / "model")
+    wave, rate = expected["batch.input_values"], codec.spec.sample_rate
+    whole = codec.encode(Audio(wave, rate))
+    theirs = expected["batch.codes"].permute(1, 2, 0, 3).flatten(2)
+    assert torch.equal(whole.ids, theirs[..., : whole.ids.shape[-1]])
+    if "batch.scales" in expected:
+        close(whole.scale, expected["batch.scales"][:, :, 0].T)
+    close(codec.decode(whole).wave, expected["batch.decoded"][..., : wave.shape[-1]])
+    honoured = codec.encode(Audio(wave, rate, expected["batch.padding_mask"].sum(-1).long()))
+    for i, clip in enumerate(honoured):
+        alone = codec.encode(Audio(expected[f"batch.waveform{i}"][None], rate))
+        assert torch.equal(clip.ids, alone.ids) and clip.samples.equal(alone.samples)
+        close(codec.decode(clip).wave, codec.decode(alone).wave)
 
 
 def test_released_causal_geometry_streams(kit: Kit) -> None:
     folder = kit("04a")
     codes = load_file(folder / "expected.safetensors")["len9001.bw8.codes"][0]
-    codec = codec_of(folder / "model", 8)
+    codec = codec_of(folder / "model")
     decoder = codec.decoder()
     chunks = [decoder.push(Codes(part)).wave for part in codes.split([3, 1, 9, 16], -1)] + [decoder.finish().wave]
-    torch.testing.assert_close(torch.cat(chunks, -1), codec.decode(Codes(codes)).wave, **TOLERANCE)
+    close(torch.cat(chunks, -1), codec.decode(Codes(codes)).wave)
     assert chunks[0].shape[-1] == 0, "reflection at the start waits for what it mirrors"
 
 
-def test_group_norm_on_a_chunk(kit: Kit) -> None:
-    """The 48 kHz model's network on one chunk; chunks and loudness are not this codec's yet, so they are done here."""
-    folder = kit("04c")
+@pytest.mark.parametrize("case", ["01", "02"])
+def test_codec_inside_a_musicgen(kit: Kit, case: str) -> None:
+    folder = kit(case)
     expected = load_file(folder / "expected.safetensors")
-    codec = codec_of(folder / "model", 4)
-    wave, scale = expected["len1501.waveform"], expected["len1501.bw4.scales"][0, 0]
-    latents = codec.analysis(wave / scale)
-    ids = codec.quantizer.encode(latents)
-    assert torch.equal(ids, expected["len1501.bw4.codes"][0])
-    decoded = codec.decode(Latents(codec.quantizer.decode(ids))).wave * scale
-    torch.testing.assert_close(decoded, expected["len1501.bw4.decoded"], **TOLERANCE)
+    mono = codec_of(folder / "model", "audio_encoder.")
+    close(mono.decode(Codes(expected["codec.codes"][0])).wave, expected["codec.decoded"])
+    codec = stereo(mono) if case == "02" else mono
+    prompt = expected["continuation.input_values"]
+    encoded = codec.encode(Audio(prompt, codec.spec.sample_rate))
+    assert torch.equal(encoded.ids, expected["continuation.prompt_codes"])
+    for run in [name.removesuffix(".audio") for name in expected if re.fullmatch(r"(greedy|continuation).*\.audio", name)]:
+        close(codec.decode(Codes(expected[f"{run}.codes"])).wave, expected[f"{run}.audio"])
+
+
+@pytest.mark.parametrize("case", ["09a", "09b"])
+def test_native_codec(kit: Kit, case: str) -> None:
+    folder = kit(case)
+    expected = load_file(folder / "expected.safetensors")
+    codec = stereo(native(folder / "model")) if case == "09b" else native(folder / "model")
+    names = [name.removesuffix(".waveform") for name in expected if re.fullmatch(r"codec\.len\d+\.waveform", name)]
+    assert len(names) == 3
+    for name in names:
+        wave = expected[f"{name}.waveform"]
+        codes = codec.encode(Audio(wave, codec.spec.sample_rate))
+        assert torch.equal(codes.ids, expected[f"{name}.codes"])
+        close(codec.decode(Codes(codes.ids)).wave, expected[f"{name}.decoded"])
+        assert codec.decode(codes).wave.shape == wave.shape
+
+
+def stereo(mono: Encodec) -> Stereo:
+    codec = StereoSpec(codec=mono.spec).build()
+    codec.load_state_dict({f"codec.{name}": value for name, value in mono.state_dict().items()})
+    return codec.eval()

@@ -34,7 +34,7 @@ class Toy(nn.Module):
         self.offset = nn.Parameter(torch.tensor(float(offset)))
         grid = Grid(cast(Any, kind), RATE / HOP, 2, bins)
         spec = {"type": "toy", "bins": bins}
-        self.spec = SimpleNamespace(sample_rate=RATE, channels=1, hop=HOP, grid=grid, to_dict=lambda: spec)
+        self.spec = SimpleNamespace(sample_rate=RATE, channels=1, hop=HOP, grid=grid, chunked=False, to_dict=lambda: spec)
         self.grid, self.scale, self.encoded = grid, scale, 0
 
     def encode(self, audio):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM, pad
+from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM, TimeGroupNorm, pad
 
 CAUSAL = ConvStyle(causal=True, norm="none", pad_mode="constant")
 
@@ -92,3 +92,14 @@ def test_initial_weights_keep_the_variance() -> None:
     x = torch.randn(4, 64, 600)
     for layer in (Conv1d(64, 64, kernel=7, style=CAUSAL), ConvTranspose1d(64, 64, kernel=16, stride=8, style=CAUSAL)):
         assert 0.8 < layer(x).std() < 1.25
+
+
+def test_time_group_norm_is_torchs_and_takes_a_single_value() -> None:
+    norm, torchs = TimeGroupNorm(3), torch.nn.GroupNorm(1, 3)
+    for layer in (norm, torchs):
+        torch.nn.init.constant_(layer.weight, 2.0)
+        torch.nn.init.constant_(layer.bias, 0.5)
+    x = torch.randn(2, 3, 7)
+    torch.testing.assert_close(norm(x), torchs(x))
+    assert norm.state_dict().keys() == torchs.state_dict().keys()
+    assert TimeGroupNorm(1)(torch.ones(1, 1, 1)).item() == 0.0

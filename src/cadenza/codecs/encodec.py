@@ -347,7 +347,7 @@ def _gain(frames: Codes | Latents, chunks: int) -> Float[Tensor, "b s"] | None:
     gain = frames.scale.reshape(len(frames.scale), -1)
     if gain.shape[-1] < chunks:
         raise RequestError(f"codes: scale holds {gain.shape[-1]} of {chunks} chunks; decode whole clips as they were encoded")
-    return gain
+    return gain[:, :chunks]
 
 
 def _grouped(kinds: Sequence[Kind], device: torch.device) -> Iterator[tuple[Kind, Int[Tensor, " n"]]]:

@@ -78,7 +78,7 @@ def _encoded(codec: Codec, clips: Sequence[tuple[Clip, Audio]]) -> list[tuple[Cl
     section = max(1, int(BATCH * codec.spec.sample_rate) // codec.spec.hop) * codec.spec.hop
     if len(clips) > 1 and any(int(audio.lengths) > section for _, audio in clips):
         return [row for clip in clips for row in _encoded(codec, [clip])]
-    if int(clips[0][1].lengths) > section:
+    if int(clips[0][1].lengths) > section and not codec.spec.chunked:
         return [(clips[0][0], _long(codec, clips[0][1], section))]
     frames = codec.encode(Audio.stack([audio for _, audio in clips]))
     return [(clip, _row(part, audio)) for (clip, audio), part in zip(clips, frames, strict=True)]

@@ -217,7 +217,7 @@ def _stack(parts: Sequence[Any]) -> Any:
     samples = None if first.samples is None else torch.cat([part.samples for part in parts])
     if isinstance(first, Latents):
         return Latents(_widest([part.z for part in parts])[..., : int(lengths.max())], lengths, samples)
-    scale = None if first.scale is None else torch.cat([part.scale for part in parts])
+    scale = None if first.scale is None else _widest([part.scale for part in parts])
     return Codes(_widest([part.ids for part in parts])[..., : int(lengths.max())], lengths, samples, scale)
 
 

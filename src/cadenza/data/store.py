@@ -1,7 +1,7 @@
 """Store: what a codec made of many clips, in shards of one safetensors and one JSON-lines file each.
 
 A shard holds `frames` [sum of lengths, rows] (uint16 for codes, float16 for latents), `offsets` [n + 1], `samples` [n]
-and, where the codec has one, `scale` [n]; its header names the codec by the hash of spec and weights. A packed store
+and, where the codec has one, `scale` [n, ...]; its header names the codec by the hash of spec and weights. A packed store
 is the same thing as a single shard.
 """
 
@@ -159,7 +159,9 @@ def write_shard(path: Path, header: Header, rows: Sequence[Mapping[str, Any]], m
     tensors = {"frames": frames.contiguous(), "offsets": torch.from_numpy(np.cumsum([0, *lengths]))}
     tensors["samples"] = torch.tensor([row["samples"] for row in rows], dtype=torch.long)
     if rows and rows[0]["scale"] is not None:
-        tensors["scale"] = torch.stack([row["scale"] for row in rows]).float()
+        scales = [row["scale"].float() for row in rows]
+        wide = max(scale.shape[-1] for scale in scales)  # a codec in chunks has one for each of a clip's
+        tensors["scale"] = torch.stack([torch.nn.functional.pad(scale, (0, wide - scale.shape[-1])) for scale in scales])
     lines = "".join(json.dumps(dict(item), ensure_ascii=False) + "\n" for item in metadata)
     with replacing(path.with_suffix(".jsonl"), DataError) as file:
         file.write(lines.encode())

@@ -108,6 +108,16 @@ class ResidualLSTM(nn.Module):
         return x + y.permute(1, 2, 0)
 
 
+class TimeGroupNorm(nn.GroupNorm):
+    """All channels and samples of a clip normalised together, be it a single value (torch's own refuses that)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels)
+
+    def forward(self, input: Float[Tensor, "b o t"]) -> Float[Tensor, "b o t"]:
+        return torch.group_norm(input, 1, self.weight, self.bias, self.eps)
+
+
 def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Float[Tensor, "b c u"]:
     """`x` padded in time; to be reflected, a clip shorter than the padding first gets zeros at its end."""
     if left == right == 0:
@@ -135,4 +145,4 @@ def _output_norm(channels: int, style: ConvStyle) -> nn.Module:
         return nn.Identity()
     if style.causal:
         raise ValueError("time_group_norm looks at the whole clip, so it cannot be causal")
-    return nn.GroupNorm(1, channels)
+    return TimeGroupNorm(channels)

@@ -1,0 +1,103 @@
+"""Stereo by interleaved codebooks; what every codec must keep is in tests/contract."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cadenza.codecs.base import CodecSpec
+from cadenza.codecs.stereo import StereoSpec
+from cadenza.core.errors import RequestError, SpecError
+from cadenza.core.types import Codes, Grid, Latents
+from cadenza.dsp.audio import Audio
+
+MONO = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4, 2], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8}
+
+
+def test_everything_follows_from_the_mono_codec() -> None:
+    spec = CodecSpec.parse({"type": "stereo", "codec": MONO})
+    assert spec.to_dict().keys() == {"type", "codec"} and CodecSpec.parse(spec.to_dict()) == spec
+    assert (spec.sample_rate, spec.channels, spec.hop) == (8000, 2, 32)
+    assert spec.grid == Grid("codes", 250.0, rows=4, cardinality=16)
+    assert spec.levels_for(2.0) == 2 and spec.levels_for(4.0) == 4  # 1 kbit/s a codebook of each side
+
+
+def test_even_rows_are_left_and_odd_rows_right() -> None:
+    torch.manual_seed(0)
+    codec = StereoSpec.parse({"codec": MONO}).build().eval()
+    wave = torch.randn(3, 2, 500)
+    lengths = torch.tensor([500, 33, 256])
+    codes = codec.encode(Audio(wave, 8000, lengths))
+    assert codes.lengths.tolist() == [16, 2, 8] and codes.samples.tolist() == lengths.tolist()
+    for side in range(2):
+        alone = codec.codec.encode(Audio(wave[:, side : side + 1], 8000, lengths))
+        assert torch.equal(codes.ids[:, side::2], alone.ids)
+        torch.testing.assert_close(codec.decode(codes).wave[:, side : side + 1], codec.codec.decode(alone).wave)
+
+
+def test_fewer_rows_are_fewer_codebooks_of_each_side() -> None:
+    torch.manual_seed(0)
+    codec = StereoSpec.parse({"codec": MONO}).build().eval()
+    audio = Audio(torch.randn(1, 2, 320), 8000)
+    codes = codec.encode(audio, levels=2)
+    assert torch.equal(codes.ids, codec.encode(audio).ids[:, :2])
+    assert codec.decode(codes).wave.shape == audio.wave.shape
+    for call in (lambda: codec.encode(audio, levels=3), lambda: codec.decode(Codes(codes.ids[:, :1]))):
+        with pytest.raises(RequestError, match="even number"):
+            call()
+
+
+@pytest.mark.parametrize("changes", [{"causal": False, "normalize": True}, {"normalize": True, "chunk_seconds": 0.02}])
+def test_each_side_has_its_own_loudness(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    codec = StereoSpec.parse({"codec": {**MONO, **changes}}).build().eval()
+    wave = torch.randn(2, 2, 700) * torch.tensor([0.01, 1.0])[:, None]
+    codes = codec.encode(Audio(wave, 8000, torch.tensor([300, 700])))
+    assert codes.scale.shape == (2, 2, 5 if codec.spec.chunked else 1)
+    assert torch.all(codes.scale[:, 0, 0] < 0.1 * codes.scale[:, 1, 0])
+    for i, clip in enumerate(codes):
+        alone = codec.encode(Audio(wave[i : i + 1, :, : int(clip.samples)], 8000))
+        assert torch.equal(alone.ids, clip.ids)
+        torch.testing.assert_close(codec.decode(clip).wave, codec.decode(alone).wave)
+
+
+def test_it_trains_its_mono_codec() -> None:
+    torch.manual_seed(0)
+    codec = StereoSpec.parse({"codec": MONO}).build()
+    wave = torch.randn(2, 2, 320)
+    left = codec.codec.reconstruct(wave[:, :1])
+    torch.testing.assert_close(codec.reconstruct(wave).wave[:, :1], left.wave)
+    made = codec.reconstruct(wave, rng=torch.Generator())
+    assert made.wave.shape == wave.shape and made.frames.ids.shape == (2, 4, 10)  # type: ignore[union-attr]
+    unquantised = codec.reconstruct(wave, levels=0)
+    assert isinstance(unquantised.frames, Latents) and unquantised.frames.z.shape == (4, codec.latent_width, 10)
+    made.wave.sum().backward()
+    assert all(p.grad is not None for p in codec.parameters())
+    codec.freeze_encoder()
+    assert not any(p.requires_grad for p in codec.codec.analysis.parameters())
+
+
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        ({**MONO, "channels": 2}, "a mono codec makes each side, but this one has 2 channels"),
+        ({**MONO, "stride": 2}, "codec.stride: unknown field. Did you mean 'strides'?"),
+        ({"type": "stereo", "codec": MONO}, "a mono codec makes each side"),
+    ],
+)
+def test_what_is_not_mono_is_refused(codec: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        CodecSpec.parse({"type": "stereo", "codec": codec})
+    assert message in str(error.value)
+
+
+def test_a_sample_rate_of_its_own_is_refused() -> None:
+    with pytest.raises(SpecError, match="sample_rate is 8000 by the codec"):
+        StereoSpec.parse({"codec": MONO, "sample_rate": 16000})
+
+
+def test_mono_audio_is_refused_with_the_mend() -> None:
+    with pytest.raises(RequestError, match=r"2 channels, got 1; use audio.resample\(8000\).mix\(2\)"):
+        StereoSpec.example().build().encode(Audio(torch.zeros(1, 1, 100), 8000))
+    with pytest.raises(RequestError, match="8000 Hz"):
+        StereoSpec.example().build().encode(Audio(torch.zeros(1, 2, 100), 44100))
