@@ -36,7 +36,7 @@ class Pretrained:
         if path.exists() or not _REPOSITORY.fullmatch(self.model):
             raise CheckpointError(
                 f"there is no folder '{self.model}'; give the folder of a model, or the name of a repository, "
-                "such as google-t5/t5-base"
+                "such as google-t5/t5-base (where a saved system names the folder, copy that system again, whole)"
             )
         return None
 
@@ -117,7 +117,7 @@ class Pretrained:
         return (
             f"'{self.model}' is no folder here, its {name} is not on this machine, and the hub did not give it: {reason}. "
             f"Where the hub can be reached, run: hf download {self.model}{revision} "
-            "--include '*.json' '*.model' '*.safetensors' (with '*.bin' where it has no safetensors); "
+            "--include '*.json' --include '*.model' --include '*.safetensors' (and '*.bin' where it has no safetensors); "
             f"then copy 'models--{self.model.replace('/', '--')}' from its cache into {constants.HF_HUB_CACHE} here. "
             "Or add --local-dir FOLDER and give that folder as `model`"
         )
