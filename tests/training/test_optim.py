@@ -39,6 +39,12 @@ def test_the_rate_rises_then_falls_along_half_a_cosine() -> None:
     assert rate(0, config(steps=10, warmup=0)) == 1.0
 
 
+def test_the_rate_may_fall_as_the_inverse_square_root() -> None:
+    settings = config(steps=10_000, warmup=100, schedule="inverse_sqrt")
+    assert [rate(step, settings) for step in (49, 99, 399, 9_999)] == pytest.approx([0.5, 1.0, 0.5, 0.1])
+    assert [rate(step, config(warmup=0, schedule="inverse_sqrt")) for step in (0, 3)] == pytest.approx([1.0, 0.5])
+
+
 def test_groups_have_their_own_rates_and_no_parameter_in_common() -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     groups = optimizers({"a": a, "b": b}, config(groups={"b": {"lr": 1.0, "betas": [0.5, 0.6], "clip": 7.0}}))

@@ -44,6 +44,7 @@ class TrainingConfig(Spec):
     weight_decay: float = Field(0.01, ge=0)
     clip: float | None = Field(1.0, gt=0)  # norm of a group's gradient
     groups: dict[str, GroupConfig] = {}
+    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"  # after the warm-up: half a cosine, or as 1 / sqrt(step)
     warmup: int = Field(500, ge=0)
     final: float = Field(0.05, ge=0, le=1)  # learning rate at the end of the cosine, as a fraction
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -68,8 +68,13 @@ def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
 
 
 def rate(step: int, config: TrainingConfig) -> float:
-    """The learning rate of step `step` (from 0) as a fraction: linear warm-up, then half a cosine down to `final`."""
+    """The learning rate of step `step` (from 0) as a fraction: linear warm-up, then by `schedule`.
+
+    Half a cosine goes down to `final`; the inverse square root (Vaswani et al. 2017, eq. 3) falls from 1, and without end.
+    """
     if step < config.warmup:
         return (step + 1) / config.warmup
+    if config.schedule == "inverse_sqrt":
+        return (max(1, config.warmup) / (step + 1)) ** 0.5
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
     return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
