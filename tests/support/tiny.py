@@ -1,12 +1,14 @@
 """A tiny system with random weights, for tests of what is around a model."""
 
+from typing import Any
+
 import torch
 
 from cadenza.system.card import Card
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
-TINY = {
+TINY: dict[str, Any] = {
     "codec": {"type": "encodec", "sample_rate": 8000, "strides": [4, 4], "codebooks": 2, "bins": 16, "filters": 4},
     "conditioners": {
         "prompt": {"type": "text", "width": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
@@ -20,10 +22,11 @@ TINY = {
 }
 
 
-def tiny_system(seed: int = 0, context: int = 1000) -> System:
+def tiny_system(seed: int = 0, *, context: int = 1000, **defaults: Any) -> System:
     """A system whose conditions and codes matter, though it was never trained."""
     torch.manual_seed(seed)
-    spec = SystemSpec.parse({**TINY, "generator": {**TINY["generator"], "context": context}})
+    changed = {"generator": {**TINY["generator"], "context": context}, "defaults": {**TINY["defaults"], **defaults}}
+    spec = SystemSpec.parse({**TINY, **changed})
     system = System(spec, Card(name="tiny", license="MIT", summary="For tests.", notice="Random weights."))
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

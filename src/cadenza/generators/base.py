@@ -10,6 +10,7 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from cadenza.core.errors import RequestError
 from cadenza.core.spec import Part, Spec
 from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Latents, Slot
 
@@ -77,3 +78,22 @@ class Generator(nn.Module, ABC):
         """The stream consumed."""
         chunks = list(self.stream(branches, plan))
         return type(chunks[0]).join(chunks)  # type: ignore[arg-type]
+
+
+def known_codes(plan: Plan, grid: Grid) -> tuple[Int[Tensor, "b k f"], Int[Tensor, " b"]]:
+    """The known codes on the host, and how many frames of each item they are; RequestError if these are not its first."""
+    wanted = plan.frames.cpu()
+    if plan.known is None:
+        return torch.zeros(len(wanted), grid.rows, 0, dtype=torch.long), torch.zeros_like(wanted)
+    ids, mask = plan.known.value.content.cpu(), plan.known.mask.cpu()
+    if ids.is_floating_point() or ids.shape != (len(wanted), grid.rows, mask.shape[1]):
+        want = f"[{len(wanted)}, {grid.rows}, {mask.shape[1]}]"
+        raise RequestError(f"known codes have the shape {list(ids.shape)}, their mask and this model need {want}")
+    if (mask[:, 1:] & ~mask[:, :-1]).any():
+        raise RequestError("this model continues from the start: the known frames of an item must be its first ones")
+    prefix = mask.sum(1)
+    if (prefix > wanted).any():
+        raise RequestError(f"{prefix.tolist()} frames are known, but only {wanted.tolist()} are asked for")
+    if (((ids < 0) | (ids >= grid.cardinality)) & mask[:, None]).any():
+        raise RequestError(f"known codes must lie between 0 and {grid.cardinality - 1}")
+    return ids, prefix

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Branch, Codes, Fused, Grid, Latents, Slot
-from cadenza.generators.base import Generator, GeneratorSpec, Plan
+from cadenza.generators.base import Generator, GeneratorSpec, Plan, known_codes
 from cadenza.nn.attention import Source, prefix_mask
 from cadenza.nn.cache import Cache
 from cadenza.nn.packed import packed
@@ -236,7 +236,7 @@ class CodecLM(Generator):
         if len(plan.seeds) != batch:
             raise RequestError(f"{len(plan.seeds)} seeds are given for {batch} items")
         frame = stack_frames(patterns)
-        ids, prefix = self._known(plan, wanted)
+        ids, prefix = known_codes(plan, self.grid)
         known = (frame >= 0) & (frame < prefix[:, None, None])
         sequence = F.pad(ids, (0, 1)).gather(2, frame.where(known, ids.shape[2])).where(known, self.special)
         missing = ((frame >= prefix[:, None, None]) & (frame < wanted[:, None, None])).any(1).any(0)
@@ -262,25 +262,6 @@ class CodecLM(Generator):
     def _group(self, fused: Fused, frame: Int[Tensor, "nb k s"], batch: int) -> _Group:
         setting = self._setting(fused, frame)
         return _Group(len(frame) // batch, setting, self.transformer.cache(len(frame), setting.length + frame.shape[2]))
-
-    def _known(self, plan: Plan, wanted: Tensor) -> tuple[Int[Tensor, "b k f"], Int[Tensor, " b"]]:
-        """The known codes on the host, and how many frames of each item they are."""
-        if plan.known is None:
-            return torch.zeros(len(wanted), self.rows, 0, dtype=torch.long), torch.zeros_like(wanted)
-        mask = plan.known.mask.cpu()
-        assert isinstance(plan.known.value, Codes), "codec_lm continues codes"
-        ids = plan.known.value.ids.cpu()
-        if ids.shape != (len(wanted), self.rows, mask.shape[1]):
-            want = f"[{len(wanted)}, {self.rows}, {mask.shape[1]}]"
-            raise RequestError(f"known codes have the shape {list(ids.shape)}, their mask and this model need {want}")
-        if (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise RequestError("codec_lm continues from the start: the known frames of an item must be its first ones")
-        prefix = mask.sum(1)
-        if (prefix > wanted).any():
-            raise RequestError(f"{prefix.tolist()} frames are known, but only {wanted.tolist()} are asked for")
-        if (((ids < 0) | (ids >= self.special)) & mask[:, None]).any():
-            raise RequestError(f"known codes must lie between 0 and {self.special - 1}")
-        return ids, prefix
 
     @torch.inference_mode()
     def _prefill(self, state: _State, first: int) -> None:

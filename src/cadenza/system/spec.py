@@ -71,6 +71,7 @@ class Defaults(Spec):
     seconds: float = Field(default=10.0, gt=0)
     guidance: float = 3.0
     sampling: dict[str, Any] = {}
+    stride: float | None = Field(default=None, gt=0)  # seconds from window to window of a long clip; 0.6 of a window if None
 
 
 class SystemSpec(Spec):

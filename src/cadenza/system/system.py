@@ -159,11 +159,12 @@ class System(nn.Module):
         """Frames from window to window, where one is not enough."""
         assert self.generator is not None
         window, rate = self.generator.spec.context, self.codec.grid.frame_rate
-        if request.stride is None or frames <= window:
+        asked = request.stride or self.spec.defaults.stride
+        if asked is None or frames <= window:
             return None
-        stride = round(request.stride * rate)
+        stride = round(asked * rate)
         if not 0 < stride < window:
-            raise RequestError(f"a stride of {request.stride:g} seconds does not suit a window of {window / rate:g}; use less")
+            raise RequestError(f"a stride of {asked:g} seconds does not suit a window of {window / rate:g}; use less")
         return stride
 
     def _samples(self, clip: Clip) -> int:
