@@ -1,6 +1,8 @@
 """The Python face: `cadenza.load`."""
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,31 +11,57 @@ from cadenza.core.spec import near
 from cadenza.system import store
 from cadenza.system.system import System
 
+if TYPE_CHECKING:
+    from cadenza.importers.model import Foreign
+
 BUNDLED = Path(__file__).parents[1] / "bundled"  # systems that come with the package
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def load(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> System:
-    """The system called `name`: a folder that was saved, or one that comes with the package (`starter`).
+    """The system called `name`: one that comes with the package (`starter`), a folder, or a model in the hub.
 
-    On the GPU where there is one, unless `device` says otherwise. Raises CheckpointError for an unknown name or a
-    folder that is not whole.
+    A folder is one that was saved here, or one of transformers or AudioCraft, whose model is then imported. On the GPU
+    where there is one, unless `device` says otherwise. Raises CheckpointError for what is not there, not whole, or of a
+    kind that cannot be loaded.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return System.load(folder_of(name), device=device, dtype=dtype)
+    found = find(name)
+    if isinstance(found, Path):
+        return System.load(found, device=device, dtype=dtype)
+    return System.of(found.read(), source=str(found.folder)).to(device=device, dtype=dtype)
 
 
-def folder_of(name: str | Path) -> Path:
-    """Where a system lives: the folder itself, or the bundled one of that name."""
-    if (Path(name) / store.SPEC).exists():
-        return Path(name)
-    if Path(name).is_dir():
-        raise CheckpointError(f"{name} is a folder without {store.SPEC}; give one that `save` or training wrote")
-    bundled = bundled_names()
-    if str(name) in bundled:
+def find(name: str | Path) -> "Path | Foreign":
+    """What `name` stands for: the folder of a system, or another library's model, whose weights are not read yet."""
+    path = Path(name).expanduser()
+    if (path / store.SPEC).exists():
+        return path
+    if str(name) in bundled_names():
         return BUNDLED / str(name)
-    raise CheckpointError(f"there is no folder and no bundled model called '{name}'.{near(str(name), bundled)}")
+    from cadenza.importers import foreign, hub
+
+    if path.is_dir():
+        return foreign.look(path)
+    if path.is_file():
+        raise foreign.refuse_file(path)
+    if not isinstance(name, Path) and _REPOSITORY.fullmatch(name) and not path.parent.is_dir():
+        folder = hub.fetch(name)
+        if (folder / store.SPEC).exists():
+            return folder
+        return foreign.look(folder, name=name.partition("@")[0])
+    raise CheckpointError(_nowhere(str(name)))
 
 
 def bundled_names() -> list[str]:
     """The systems that come with the package."""
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{store.SPEC}"))
+
+
+def _nowhere(name: str) -> str:
+    from cadenza.importers.published import MODELS
+
+    released = [model for model in MODELS if model.rpartition("/")[2] == name]
+    if released:
+        return f"there is no folder and no bundled model called '{name}'; in the hub it is '{released[0]}'"
+    return f"there is no folder and no bundled model called '{name}'.{near(name, [*bundled_names(), *MODELS])}"

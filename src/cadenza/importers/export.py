@@ -1,0 +1,233 @@
+"""Our systems in the layout of transformers: a MusicGen with its codec and its T5, or an EnCodec alone."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cadenza.core.errors import CheckpointError
+from cadenza.importers import encodec
+from cadenza.importers.layout import lm_layout
+from cadenza.importers.weights import part
+from cadenza.nn.patterns import Delay
+from cadenza.system.system import System
+
+SHARD_BYTES = 4 * 2**30
+_TOKENIZER = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def export(system: System, folder: Path) -> list[str]:
+    """Writes the folder whole or not at all; what there is to say of it, a line each.
+
+    CheckpointError names everything of the system that has no place in the layout.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; choose a new folder")
+    config, files, notes = _codec_alone(system) if system.generator is None else _musicgen(system)
+    weights = dict(_weights(system))
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        for name, content in {"config.json": _text(config), "README.md": _card(system), **files}.items():
+            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        _save(weights, temporary)
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error}; free space or choose another folder") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    return [
+        f"{folder}: {config['architectures'][0]} of transformers, {size:.1f} MiB",
+        f"licence: {system.card.license}",
+        *notes,
+    ]
+
+
+Parts = tuple[dict[str, Any], dict[str, str | bytes], list[str]]  # config, files beside it, what to say
+
+
+def _codec_alone(system: System) -> Parts:
+    spec = system.spec.codec
+    config = encodec.config_for(spec)
+    return config, {"preprocessor_config.json": _text(encodec.preprocessor_for(spec))}, []  # type: ignore[arg-type]  # checked there
+
+
+def _musicgen(system: System) -> Parts:
+    generator: Any = system.spec.generator
+    _refuse(system)
+    mono = _mono(system)
+    (name,) = system.spec.conditioners
+    t5: Any = system.conditioners[name]
+    sides, bins = system.spec.codec.channels, mono.grid.cardinality
+    decoder = {
+        "model_type": "musicgen_decoder",
+        "vocab_size": bins,
+        "max_position_embeddings": max(2048, generator.context + system.spec.codec.grid.rows),
+        "num_hidden_layers": generator.depth,
+        "ffn_dim": round(generator.width * generator.mlp),
+        "num_attention_heads": generator.heads,
+        "activation_function": "gelu",
+        "hidden_size": generator.width,
+        "dropout": generator.dropout,
+        "num_codebooks": system.spec.codec.grid.rows,
+        "audio_channels": sides,
+        "pad_token_id": bins,
+        "bos_token_id": bins,
+        "eos_token_id": None,
+        "scale_embedding": False,
+        "tie_word_embeddings": False,
+    }
+    config = {
+        "architectures": ["MusicgenForConditionalGeneration"],
+        "model_type": "musicgen",
+        "is_encoder_decoder": True,
+        "text_encoder": t5.pretrained.config,
+        "audio_encoder": encodec.config_for(mono),
+        "decoder": decoder,
+    }
+    files: dict[str, str | bytes] = {
+        "generation_config.json": _text(_generation(system, bins)),
+        "preprocessor_config.json": _text(
+            {**encodec.preprocessor_for(mono), "feature_size": sides, "processor_class": "MusicgenProcessor"}
+        ),
+    }
+    _ = t5.pretrained.tokenizer  # whole, or said here
+    for file in _TOKENIZER:
+        if path := t5.pretrained.source.find(file):
+            files[file] = path.read_bytes()
+    files.setdefault("tokenizer_config.json", _text({"tokenizer_class": "T5Tokenizer"}))
+    notes = []
+    if generator.attend_padding:
+        notes.append("note: transformers masks what pads short texts in a batch, this model attends to it; single texts agree")
+    if t5.spec.max_length is not None:
+        notes.append(f"note: texts are not cut to {t5.spec.max_length} tokens there")
+    return config, files, notes
+
+
+def _refuse(system: System) -> None:
+    """Raises CheckpointError with everything that a MusicGen of transformers cannot be."""
+    spec, generator = system.spec, system.spec.generator
+    if generator.type != "codec_lm":  # type: ignore[union-attr]
+        raise CheckpointError(f"generator: '{generator.type}' has no layout in transformers; only codec_lm has")  # type: ignore[union-attr]
+    g: Any = generator
+    sides = spec.codec.channels
+    straight = tuple(k // sides for k in range(spec.codec.grid.rows))
+    delays = (g.pattern.delays or tuple(range(spec.codec.grid.rows))) if isinstance(g.pattern, Delay) else None
+    texts = [name for name, part in spec.conditioners.items() if part.type == "t5"]  # type: ignore[attr-defined]
+    lacks = {
+        "codec: must be an encodec, or a stereo of one": _mono(system).type != "encodec",
+        f"generator.positions: '{g.positions}'; there they are sinusoidal": g.positions != "sinusoidal",
+        "generator.end_of_sequence: a clip has no end of its own there": g.end_of_sequence,
+        "generator.bias: its layers have none there": g.bias,
+        f"generator.norm_eps: {g.norm_eps:g}; there it is 1e-05": g.norm_eps != 1e-5,
+        f"generator.pattern: must be a delay of {straight}": delays != straight
+        or g.pattern.flatten_first
+        or g.pattern.empty_initial,
+        f"conditioners: must be one t5, but there are: {', '.join(spec.conditioners) or 'none'}": len(texts) != 1
+        or len(spec.conditioners) != 1,
+        "fusion: everything but `cross` has no place": set(spec.fusion.slots()) != {"cross"},
+    }
+    for name in texts:
+        t5: Any = spec.conditioners[name]
+        dim = system.conditioners[name].pretrained.dim  # type: ignore[union-attr]
+        lacks |= {
+            f"conditioners.{name}.absent: '{t5.absent}'; there an absent text is zeros": t5.absent != "zeros",
+            f"conditioners.{name}.normalize_text: texts are read as they are there": t5.normalize_text,
+            f"conditioners.{name}.project: there is no projection where the T5 is as wide as the model": dim == t5.width
+            and t5.project == "always",
+        }
+    if wrong := [what for what, so in lacks.items() if so]:
+        raise CheckpointError("this model cannot be a MusicGen of transformers:\n  " + "\n  ".join(wrong))
+
+
+def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
+    """All weights by the names of transformers."""
+    state = {name: x.detach().float().cpu() for name, x in system.state_dict().items()}
+    mono = "codec.codec." if system.spec.codec.channels == 2 and hasattr(system.codec, "codec") else "codec."
+    codec = encodec.weights_for(part(state, mono))
+    if system.generator is None:
+        yield from codec.items()
+        return
+    yield from ((f"audio_encoder.{name}", x) for name, x in codec.items())
+    generator: Any = system.spec.generator
+    layout = lm_layout(generator.depth, system.spec.codec.grid.rows, cross=True)
+    yield from ((f"decoder.{name}", x) for name, x in layout.theirs(part(state, "generator.")).items())
+    (name,) = system.spec.conditioners
+    t5: Any = system.conditioners[name]
+    text = dict(t5.encoder.state_dict() if t5.spec.train else t5.pretrained.weights())
+    yield "text_encoder.shared.weight", text.pop("embed_tokens.weight").detach().float().cpu()
+    yield from ((f"text_encoder.encoder.{key}", x.detach().float().cpu()) for key, x in text.items())
+    bridge = part(state, f"conditioners.{name}.out.")
+    yield from ((f"enc_to_dec_proj.{end}", x) for end, x in bridge.items())
+
+
+def _generation(system: System, bins: int) -> dict[str, Any]:
+    """The defaults of a request; lengths count the start and what the last codebook lags behind."""
+    defaults, grid, generator = system.spec.defaults, system.spec.codec.grid, system.spec.generator
+    sampling = generator.sampling.parse(defaults.sampling, source="defaults.sampling")  # type: ignore[union-attr]
+    frames = min(round(defaults.seconds * grid.frame_rate), generator.context)  # type: ignore[union-attr]
+    how = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature}
+    return {
+        "bos_token_id": bins,
+        "decoder_start_token_id": bins,
+        "pad_token_id": bins,
+        "max_length": frames + grid.rows // system.spec.codec.channels,
+        "guidance_scale": defaults.guidance,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p or 1.0,
+        **how,
+    }
+
+
+def _mono(system: System) -> Any:
+    """The codec of one side."""
+    return getattr(system.spec.codec, "codec", system.spec.codec)
+
+
+def _card(system: System) -> str:
+    card = system.card
+    front = {"license": card.license.lower(), "library_name": "transformers", "pipeline_tag": "text-to-audio"}
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {card.name}\n\n{card.summary}\n\n{card.notice}\n"
+
+
+def _save(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """One file, or shards with their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, x in weights.items():
+        size += x.nbytes
+        if size > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = x.nbytes
+        shards[-1][name] = x
+    files = (
+        [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        if len(shards) > 1
+        else ["model.safetensors"]
+    )
+    for file, shard in zip(files, shards, strict=True):
+        save_file({name: x.clone().contiguous() for name, x in shard.items()}, folder / file, {"format": "pt"})
+    if len(shards) > 1:
+        placed = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(x.nbytes for x in weights.values())}, "weight_map": placed}
+        (folder / "model.safetensors.index.json").write_text(_text(index))
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2) + "\n"
