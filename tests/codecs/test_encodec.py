@@ -19,6 +19,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "deep": {"residual_layers": (0, 1, 3), "widths": (4, 6, 8, 10), "shortcut": "identity"},
     "plain": {"norm": "none", "shortcut": "identity", "residual_layers": 2, "pad_mode": "reflect"},
     "centred": {"causal": False, "pad_mode": "reflect"},
+    "centred_lstm": {"causal": False, "lstm_layers": 1, "pad_mode": "reflect", "residual_layers": (0, 3, 2), "normalize": True},
+    "centred_kernels": {"causal": False, "kernel": 4, "last_kernel": 5, "residual_kernel": 5, "pad_mode": "replicate"},
     "group_norm": {"causal": False, "norm": "time_group_norm", "channels": 2},
     "early": {"trim_right_ratio": 0.5},
     "levelled": {"normalize": True},
@@ -66,7 +68,37 @@ def test_stream_equals_the_whole(variant: str) -> None:
     chunks.append(decoder.finish().wave)
     torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-5, rtol=1e-4)
     at_once = spec.causal and spec.trim_right_ratio == 1.0 and not spec.chunked
+    looks_ahead = not at_once and not spec.chunked and spec.norm != "time_group_norm"
+    assert (0 < sum(chunk.shape[-1] for chunk in chunks[:-1]) < 800) == looks_ahead
     assert (chunks[-1].shape[-1] == 0) == at_once
+
+
+@pytest.mark.parametrize("variant", ["centred", "centred_lstm", "centred_kernels", "early"])
+def test_clips_end_in_a_stream_as_they_do_alone(variant: str) -> None:
+    torch.manual_seed(0)
+    codec = spec_of(variant).build().eval()
+    lengths = torch.tensor([25, 1, 12, 13, 20, 25, 3, 12])
+    ids = torch.randint(0, 16, (len(lengths), 2, 25))
+    whole = codec.decode(Codes(ids, lengths))
+    for steps in ([25], [1] * 25, [12, 1, 12], [20, 5]):
+        decoder, start, chunks = codec.decoder(), 0, []
+        for step in steps:
+            left = (lengths - start).clamp(0, step)
+            chunks.append(decoder.push(Codes(ids[..., start : start + step], left)))
+            start += step
+        chunks.append(decoder.finish())
+        for i, clip in enumerate(whole):
+            streamed = torch.cat([list(chunk)[i].wave for chunk in chunks], -1)
+            torch.testing.assert_close(streamed, clip.wave, atol=1e-5, rtol=1e-4)
+
+
+def test_a_stream_that_looks_ahead_lags_a_few_frames() -> None:
+    """Those of the geometry of MusicGen: three of the first convolution and two of the rest."""
+    spec = EncodecSpec(sample_rate=8000, strides=(8, 5, 4, 4), filters=2, dimension=4, bins=4, causal=False, lstm_layers=1)
+    decoder, given = spec.build().eval().decoder(), 0
+    for count in range(1, 20):
+        given += decoder.push(Codes(torch.zeros(1, 4, 1, dtype=torch.long))).wave.shape[-1]
+        assert given == 640 * max(0, count - 5)
 
 
 def test_zero_padded_causal_stream_answers_every_frame_at_once() -> None:

@@ -61,6 +61,22 @@ def test_each_side_has_its_own_loudness(changes: dict[str, Any]) -> None:
         torch.testing.assert_close(codec.decode(clip).wave, codec.decode(alone).wave)
 
 
+@pytest.mark.parametrize("changes", [{"causal": False, "normalize": True, "lstm_layers": 1}, {}])
+def test_it_streams_as_its_mono_codec_does(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    codec = StereoSpec.parse({"codec": {**MONO, **changes}}).build().eval()
+    codes = codec.encode(Audio(torch.randn(2, 2, 640), 8000, torch.tensor([640, 320])))
+    decoder, chunks = codec.decoder(), []
+    for start in range(0, 20, 5):
+        left = (codes.lengths - start).clamp(0, 5)
+        chunks.append(decoder.push(Codes(codes.ids[..., start : start + 5], left, scale=codes.scale)))
+    assert sum(chunk.wave.shape[-1] for chunk in chunks) > 300
+    chunks.append(decoder.finish())
+    for i, clip in enumerate(codec.decode(codes)):
+        streamed = torch.cat([list(chunk)[i].wave for chunk in chunks], -1)
+        torch.testing.assert_close(streamed, clip.wave, atol=1e-5, rtol=1e-4)
+
+
 def test_it_trains_its_mono_codec() -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": MONO}).build()

@@ -17,6 +17,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.nn import seanet
 from cadenza.nn.chunks import Chunks, overlap_add
 from cadenza.nn.conv import Carried, ConvStyle, Norm, PadMode
+from cadenza.nn.lookahead import Lookahead
 from cadenza.nn.quantize import ResidualQuantizer
 
 Kind = TypeVar("Kind", bound=Hashable)
@@ -230,13 +231,13 @@ class Encodec(Codec):
         return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
 
     def decoder(self) -> Decoder:
-        """A stream that returns the samples of each frame at once where the codec is causal, and all at the end where not.
+        """A stream that returns the samples of each frame at once where the codec is causal, or a few frames later.
 
-        A codec in chunks also waits for the end.
+        A codec in chunks, or one whose norm looks at the whole clip, returns all at the end.
         """
-        if self.spec.causal and self.spec.trim_right_ratio == 1.0 and not self.spec.chunked:
-            return CausalDecoder(self)
-        return WholeDecoder(self)
+        if self.spec.chunked or self.spec.norm == "time_group_norm":
+            return WholeDecoder(self)
+        return CausalDecoder(self) if self.spec.causal and self.spec.trim_right_ratio == 1.0 else LookaheadDecoder(self)
 
     def reconstruct(
         self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
@@ -335,6 +336,34 @@ class CausalDecoder(Decoder):
         rate = self.codec.spec.sample_rate
         wave = wave if self.gain is None else (wave * self.gain[..., None]).to(wave.dtype)
         return Audio(wave, rate) if lengths is None else Audio(wave, rate, lengths)
+
+
+class LookaheadDecoder(Decoder):
+    """Decodes each frame as soon as those are known that its samples depend on."""
+
+    def __init__(self, codec: Encodec) -> None:
+        self.codec = codec
+        self.stream = Lookahead(codec.synthesis, codec.spec.shape)
+        self.clips = 0
+        self.gain: Tensor | None = None
+
+    @torch.no_grad()
+    def push(self, frames: Codes | Latents) -> Audio:
+        frames = frames.to(self.codec.device)
+        self.clips, self.gain = len(frames), _gain(frames, 1)
+        return self._audio(self.stream.push(self.codec.latents(frames), frames.lengths.tolist()))
+
+    @torch.no_grad()
+    def finish(self) -> Audio:
+        return self._audio(self.stream.finish())
+
+    def _audio(self, waves: dict[int, Tensor]) -> Audio:
+        lengths = [waves[clip].shape[-1] if clip in waves else 0 for clip in range(self.clips)]
+        size = (self.clips, self.codec.spec.channels, max(lengths, default=0))
+        together = torch.zeros(size, dtype=self.codec.quantizer.dtype, device=self.codec.device)
+        for clip, wave in waves.items():
+            together[clip, :, : wave.shape[-1]] = wave if self.gain is None else wave * self.gain[clip]
+        return Audio(together, self.codec.spec.sample_rate, torch.tensor(lengths, dtype=torch.long, device=self.codec.device))
 
 
 _LATER = ("normalize", "chunk_seconds", "chunk_overlap", "bandwidths")  # fields of the spec that earlier releases lack

@@ -1,0 +1,117 @@
+"""A SEANet decoder that looks ahead, fed piece by piece: its reach is bounded but for the LSTM, which runs forward only."""
+
+import math
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cadenza.nn.conv import Carried, ResidualLSTM
+from cadenza.nn.seanet import Decoder, Seanet
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Frames that layers see on either side of one: those before the LSTM, and those after it, up to the wave."""
+
+    before: int
+    after: int
+
+    @classmethod
+    def of(cls, shape: Seanet) -> "Reach":
+        def side(kernel: int, dilation: int = 1) -> int:
+            seen = (kernel - 1) * dilation
+            return seen if shape.style.causal else math.ceil(seen / 2)
+
+        reach = side(shape.last_kernel)
+        for level, stride in enumerate(reversed(shape.strides)):
+            reach += sum(side(shape.residual_kernel, shape.dilation_base**j) for j in range(shape.residual_layers[level]))
+            reach = math.ceil(reach / stride) + 1
+        return cls(side(shape.kernel), reach)
+
+
+@dataclass
+class Stretch:
+    """Layers that see `reach` frames to either side and give `rate` samples a frame, over a sequence that grows."""
+
+    layers: Sequence[nn.Module]
+    reach: int
+    rate: int
+    kept: Tensor | None = None  # the frames that are still seen
+    first: int = 0  # the place of the first of them
+    done: int = 0  # frames whose samples were given
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        """The samples that are now determined, if any; after the `last` frames all of them."""
+        if x is not None:
+            self.kept = x if self.kept is None else torch.cat([self.kept, x], -1)
+        if self.kept is None:
+            return None
+        known = self.first + self.kept.shape[-1]
+        ready = known if last else known - self.reach
+        if ready <= self.done:
+            return None
+        y = self.kept
+        for layer in self.layers:
+            y = layer(y)
+        y = y[..., (self.done - self.first) * self.rate : (ready - self.first) * self.rate]
+        drop = max(0, ready - self.reach - self.first)
+        self.kept, self.first, self.done = self.kept[..., drop:], self.first + drop, ready
+        return y
+
+    def of(self, rows: list[int]) -> "Stretch":
+        """The same for some clips of the batch."""
+        return replace(self, kept=None if self.kept is None else self.kept[rows])
+
+
+class Lookahead:
+    """One batch of clips through a decoder; what comes out, put together, is the decoder's answer to each whole clip."""
+
+    def __init__(self, decoder: Decoder, shape: Seanet) -> None:
+        layers, reach, hop = list(decoder.layers), Reach.of(shape), math.prod(shape.strides)
+        place = next((i for i, layer in enumerate(layers) if isinstance(layer, ResidualLSTM)), None)
+        self.memory = None if place is None else layers[place]
+        self.before = None if place is None else Stretch(layers[:place], reach.before, 1)
+        rest = layers if place is None else layers[place + 1 :]
+        self.after = Stretch(rest, reach.after + (reach.before if place is None else 0), hop)
+        self.carried: Carried = {}
+        self.clips: list[int] | None = None  # those that have not ended, in the order of the rows
+
+    def push(self, z: Float[Tensor, "b d f"], lengths: Sequence[int]) -> dict[int, Float[Tensor, "c t"]]:
+        """The new samples of each clip that has some; a clip with fewer frames than the others ends here."""
+        clips = list(range(len(z))) if self.clips is None else self.clips
+        rows = [row for row, clip in enumerate(clips) if lengths[clip] == z.shape[-1]]
+        given = {}
+        for row, clip in enumerate(clips):
+            if row not in rows:
+                given |= _by_clip([clip], self._of([row])._run(z[[clip], :, : lengths[clip]], last=True))
+        if len(rows) < len(clips):
+            going = self._of(rows)
+            self.before, self.after, self.carried = going.before, going.after, going.carried
+        self.clips = [clips[row] for row in rows]
+        return given | (_by_clip(self.clips, self._run(z[self.clips], last=False)) if rows else {})
+
+    def finish(self) -> dict[int, Float[Tensor, "c t"]]:
+        """The last samples of each clip that had not ended."""
+        return _by_clip(self.clips, self._run(None, last=True)) if self.clips else {}
+
+    def _run(self, z: Tensor | None, *, last: bool) -> Tensor | None:
+        z = None if z is not None and z.shape[-1] == 0 else z
+        if self.before is not None and self.memory is not None:
+            z = self.before.push(z, last=last)
+            z = None if z is None else self.memory(z, self.carried)
+        return self.after.push(z, last=last)
+
+    def _of(self, rows: list[int]) -> "Lookahead":
+        part = copy(self)
+        part.before = None if self.before is None else self.before.of(rows)
+        part.after = self.after.of(rows)
+        part.carried = {layer: tuple(x[:, rows] for x in state) for layer, state in self.carried.items()}
+        return part
+
+
+def _by_clip(clips: list[int], wave: Tensor | None) -> dict[int, Tensor]:
+    return {} if wave is None else dict(zip(clips, wave, strict=True))
