@@ -111,7 +111,7 @@ def test_the_same_seed_writes_the_same_file(cadenza, model, tmp_path):
         (["", "--seconds", 0.1], ["'prompt' is empty"]),
         (["x", "--seconds", 0], ["seconds", "above 0"]),
         (["x", "--seconds", -3], ["seconds", "above 0"]),
-        (["x", "--seconds", 1e6], ["too long", "up to 2 seconds"]),
+        (["x", "--seconds", 1e6], ["too long", "up to 3600"]),
         (["x", "--out", "out.xyz"], [".xyz", ".wav"]),
         (["x", "--out", "nowhere/out.wav"], ["nowhere"]),
         (["x", "--out", "/proc/out.wav"], ["/proc/out.wav"]),
@@ -197,7 +197,7 @@ def test_ctrl_c_leaves_nothing_behind(model, tmp_path, patience):
     time.sleep(2.5 + patience)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 130, errors
+    assert process.returncode in (130, -signal.SIGINT), errors  # a shell calls both 130
     assert b"cancelled" in errors and b"Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
 

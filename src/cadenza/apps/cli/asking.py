@@ -1,0 +1,113 @@
+"""What the words of a command line ask for: items, with the audio that some of them go on from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cadenza.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from cadenza.system.system import System
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One clip that is asked for: its item, and the audio it goes on from if any."""
+
+    item: dict[str, Any] = field(default_factory=dict)
+    continue_from: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """What to call it: its prompt, else the name of what it goes on from."""
+        return str(self.item.get("prompt") or (self.continue_from.stem if self.continue_from else ""))
+
+
+def asked(words: Sequence[str], prompts: Path | None) -> list[Asked]:
+    """The clips that prompts, audio files and a file of prompts ask for."""
+    found = [_word(word) for word in words]
+    if prompts is not None:
+        found += _lines(prompts)
+    if not found:
+        raise typer.BadParameter("say what to play: a prompt, an audio file to go on from, or a file of prompts (--prompts)")
+    return found
+
+
+def controls(system: "System", pairs: Sequence[str]) -> dict[str, Any]:
+    """`id=value` pairs as the conditioners of those ids take them."""
+    found = {}
+    for text in pairs:
+        name, value = pair(text, "--set")
+        widget = system.spec.conditioners[name].widget if name in system.conditioners else "text"
+        found[name] = number(value, text, "--set") if widget == "number" else value
+    return found
+
+
+def settings(pairs: Sequence[str]) -> dict[str, float]:
+    """`name=value` pairs of sampling."""
+    named = [(text, *pair(text, "--sampling")) for text in pairs]
+    return {name: number(value, text, "--sampling") for text, name, value in named}
+
+
+def pair(text: str, option: str) -> tuple[str, str]:
+    """`name=value`, neither of them empty."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint=option)
+    return name.strip(), value.strip()
+
+
+def number(value: str, text: str, option: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}': {value} is not a number", param_hint=option) from None
+
+
+def _word(word: str) -> Asked:
+    """A prompt, or where a file has that name the audio or codes to go on from."""
+    from cadenza.dsp.files import SUFFIXES
+
+    path = Path(word)
+    try:
+        there = path.is_file()
+    except OSError:  # longer than a file's name can be
+        there = False
+    if not there:
+        return Asked({"prompt": word})
+    if path.suffix.lower() not in (*SUFFIXES, ".safetensors"):
+        raise RequestError(
+            f"{word}: a file, but neither audio nor codes to go on from; if it holds prompts, use --prompts {word}"
+        )
+    return Asked(continue_from=path)
+
+
+def _lines(path: Path) -> list[Asked]:
+    """A clip for each line: a prompt, or in a .jsonl file an item of ids and values."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read as text: {error}; give a file with a prompt in each line") from None
+    found = []
+    for place, line in enumerate(lines, 1):
+        if line.strip():
+            found.append(Asked(_item(line, path, place) if path.suffix == ".jsonl" else {"prompt": line.strip()}))
+    if not found:
+        raise RequestError(f"{path}: no line with a prompt in it")
+    return found
+
+
+def _item(line: str, path: Path, place: int) -> dict[str, Any]:
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RequestError(f'{path}, line {place}: no JSON ({error.msg}); write an item such as {{"prompt": "..."}}') from None
+    if isinstance(item, str):
+        return {"prompt": item}
+    if not isinstance(item, dict):
+        raise RequestError(f"{path}, line {place}: neither a prompt nor an item of ids and values")
+    return item

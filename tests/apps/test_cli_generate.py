@@ -1,0 +1,109 @@
+"""`cadenza generate` around the sentence: files of prompts, audio to go on from, names of files, tags."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny import tiny_system
+
+from cadenza.apps.cli.main import main
+from cadenza.dsp.audio import read
+from cadenza.system.system import System
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_system().save(folder)
+    return folder
+
+
+@pytest.fixture
+def generate(model, tmp_path, capsys, monkeypatch):
+    """`generate(...)` gives status, what was printed, and the complaint; it runs in `tmp_path`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        line = ["cadenza", "generate", *arguments, "--model", model]
+        monkeypatch.setattr(sys, "argv", list(map(str, line)))
+        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def tone(path: Path, seconds: float = 0.3) -> Path:
+    soundfile.write(path, 0.3 * np.sin(np.arange(round(8000 * seconds)) * 0.2), 8000)
+    return path
+
+
+def test_a_file_of_prompts(generate, tmp_path):
+    (tmp_path / "p.txt").write_text("one\n\n  two at 90 bpm  \n")
+    status, said, _ = generate("--prompts", "p.txt", "--seconds", 0.1, "--seed", 5, "--out", "{index}-{prompt}-{seed}.wav")
+    assert status == 0 and "tempo 90" in said
+    assert sorted(path.name for path in tmp_path.glob("*.wav")) == ["1-one-5.wav", "2-two-at-90-bpm-5.wav"]
+
+
+def test_a_file_of_items_is_the_same_as_its_options(generate, tmp_path, monkeypatch):
+    requests = []
+    whole = System.generate
+    monkeypatch.setattr(System, "generate", lambda self, items, **how: requests.append(items) or whole(self, items, **how))
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "one", "tempo": 80}) + "\n" + json.dumps("two"))
+    generate("--prompts", "p.jsonl", "--seconds", 0.1)
+    generate("one", "--set", "tempo=80", "--seconds", 0.1)
+    assert requests == [[{"prompt": "one", "tempo": 80}, {"prompt": "two"}], [{"prompt": "one", "tempo": 80.0}]]
+
+
+def test_an_audio_file_is_gone_on_from(generate, tmp_path, model):
+    """The start is the file as the codec hears it, and the same is meant by --continue-from."""
+    tone(tmp_path / "hum.wav", 0.16)
+    assert generate("hum.wav", "--seconds", 0.32, "--seed", 1, "--out", "a.wav")[0] == 0
+    system = tiny_system()
+    heard = system.codec.decode(system.codec.encode(read(tmp_path / "hum.wav"))).wave[0, 0].numpy()
+    made = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
+    loud = np.abs(made[:1000]).max() / np.abs(heard[:1000]).max()  # a wav is turned down where the clip is over full scale
+    assert len(made) == 2560 and np.allclose(made[:1000], heard[:1000] * loud, atol=2e-3)
+    generate("hum.wav", "--seconds", 0.32, "--seed", 1, "--out", "b.wav", "--only-new")
+    assert len(soundfile.read(tmp_path / "b.wav")[0]) == 1280
+    generate("slow", "--continue-from", "hum.wav", "--seconds", 0.32, "--seed", 1, "--out", "c.wav")
+    with_text = soundfile.read(tmp_path / "c.wav", dtype="float32")[0]
+    assert len(with_text) == 2560 and not np.array_equal(with_text, made)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+def test_a_file_says_how_it_was_made(generate, tmp_path, name):
+    tone(tmp_path / "x.wav")
+    generate("a slow tune", "--seconds", 0.2, "--seed", 7, "--out", name)
+    with soundfile.SoundFile(tmp_path / name) as file:
+        said = file.copy_metadata()
+    assert said["title"] == "a slow tune"
+    if name != "a.mp3":  # libsndfile writes the title, the artist and little else there
+        assert "model tiny; seed 7; weights under MIT" in said["comment"]
+
+
+def test_mistakes_name_the_mend(generate, tmp_path):
+    (tmp_path / "notes.md").write_text("slow\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    tone(tmp_path / "long.wav", 3.0)
+    cases = {
+        (): "say what to play",
+        ("notes.md",): "use --prompts notes.md",
+        ("--prompts", "empty.txt"): "no line with a prompt",
+        ("--prompts", "nowhere.txt"): "nowhere.txt: cannot be read",
+        ("--prompts", "bad.jsonl"): "bad.jsonl, line 2",
+        ("a", "b", "--out", "{prompt}{sed}.wav"): "unknown field {sed}; there are {index}, {seed}, {prompt}",
+        ("a", "--variations", "2", "--out", "{prompt}.wav"): "2 clips would share 1 names",
+        ("long.wav", "--seconds", "1"): "continue_from of clip 1 lasts",
+        ("x", "--loudness", "3"): "loudness",
+    }
+    for arguments, complaint in cases.items():
+        status, _, said = generate(*arguments)
+        assert status == 2 and complaint in said, (arguments, said)
+    assert not list(tmp_path.glob("out*"))
