@@ -310,10 +310,14 @@ def _reason(error: Exception) -> str:
 
 
 def _cut_short(path: Path | Section, file: Any) -> bool:
-    """Whether a wav's data or an ogg's last page goes on past the end of the file; libsndfile ignores both."""
+    """Whether a wav's or aiff's data or an ogg's last page goes on past the end of the file; libsndfile ignores it."""
     if file.format in ("WAV", "WAVEX"):
         found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
         return found is not None and int(found[2]) < int(found[1]) < 0x7FFFF000  # streamed wavs claim 0 or a maximum
+    if file.format == "AIFF":
+        with path.open("rb") if isinstance(path, Path) else path.open() as raw:
+            promised = 8 + int.from_bytes(raw.read(8)[4:], "big")  # the size of all, after FORM and itself
+            return raw.seek(0, os.SEEK_END) < promised
     if file.format == "OGG":
         tail = _tail(path)
         page = tail[tail.rfind(b"OggS") :]

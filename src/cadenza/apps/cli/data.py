@@ -1,0 +1,58 @@
+"""`cadenza data`: what is wrong with a data set, and packing it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="data", help="Check data before training, and pack it.", rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.command("check")
+def check(
+    data: Annotated[Path, typer.Argument(help="A folder of audio, a manifest, shards or a dataset config.")],
+    sample_rate: Annotated[int | None, typer.Option(help="Hz that every file should have; by default as most have.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels that every file should have; by default as most have.")] = None,
+    min_seconds: Annotated[float | None, typer.Option(help="What is shorter is a fault; 0.5 s or less by default.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+) -> None:
+    """Find files that would spoil training: exit status 1 where there are any, 0 where all is well.
+
+    Unreadable, missing or truncated; silent, clipped, with a DC offset, a dead channel or channels out of phase;
+    duplicates, also re-encoded; captions missing or constant; odd sample rates, channels and lengths.
+    """
+    from cadenza.data.checkup import Wanted, check
+
+    found = check(data, Wanted(sample_rate, channels, min_seconds), progress=_progress)
+    print(found)
+    if json is not None:
+        found.write(json)
+    if found.faults:
+        raise typer.Exit(1)
+
+
+@app.command("pack")
+def pack(
+    data: Annotated[Path, typer.Argument(help="A folder of audio, a manifest or a dataset config.")],
+    out: Annotated[Path, typer.Argument(help="The new folder of shards.")],
+    clips: Annotated[int, typer.Option(min=1, help="Clips in each shard.")] = 1000,
+) -> None:
+    """Pack audio and metadata into WebDataset shards, which train and check as a folder does."""
+    from cadenza.data.shards import write_shards
+    from cadenza.data.source import manifest_of
+
+    manifest, found = manifest_of(data)
+    if found.broken:
+        print(found, file=sys.stderr)
+    report = write_shards(manifest, out, clips=clips, broken="skip", progress=lambda done, all: _progress("packing", done, all))
+    print(f"{out}: {report}")
+    if found.broken or report.broken:
+        raise typer.Exit(1)
+
+
+def _progress(doing: str, done: int, total: int) -> None:
+    """One line on a terminal, overwritten; nothing where nobody looks."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{doing}: {done} of {total}", end=end, file=sys.stderr, flush=True)
