@@ -1,6 +1,5 @@
 """System: a codec, and a generator steered by conditioners."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -129,17 +128,19 @@ class System(nn.Module):
             raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
         clips, rate, hop = request.clips(), self.codec.grid.frame_rate, self.spec.codec.hop
         samples = torch.tensor([self._samples(clip) for clip in clips], device=self.device)
-        frames = -(-samples // hop)
+        frames = torch.tensor([self.spec.codec.frames_of(each) for each in samples.tolist()], device=self.device)
         sampling = {**self.spec.defaults.sampling, **(request.sampling or {})}
         how = self.generator.spec.sampling.parse(sampling, source="sampling")
         prompt = known([clip.continue_from for clip in clips], self.codec)
         if prompt is not None:
             check(prompt, frames, window=self.generator.spec.context, rate=rate)
+            if not request.keep_prompt and self.spec.codec.chunked:
+                raise RequestError("keep_prompt: this codec works in overlapping chunks, which cannot be parted; leave it true")
         branches = self._branches([self.read(clip.item) for clip in clips], int(frames.max()), request)
         plan = Plan(frames, [clip.seed for clip in clips], how, prompt, two_step=request.two_step)
         chunks = windows.stream(self.generator, branches, plan, stride=self._stride(request, int(frames.max())))
         skip = torch.zeros_like(samples) if prompt is None or request.keep_prompt else prompt.mask.sum(1)
-        return _Work(chunks, samples, hop, skip)
+        return _Work(chunks, int(frames.max()), samples, skip, hop)
 
     def _branches(self, items: Sequence[Mapping[str, Any]], frames: int, request: Request) -> list[Branch]:
         """The conditions at the weight of guidance and the rest without any; one branch where that is the same."""
@@ -185,21 +186,22 @@ class _Work:
     """A request under way."""
 
     chunks: Iterator[Codes | Latents]
+    total: int  # frames of the longest clip
     samples: Int[Tensor, " b"]  # of each clip, what it continues from included
-    hop: int
     skip: Int[Tensor, " b"]  # leading frames that are not asked for
+    hop: int
 
     @torch.inference_mode()
     def frames(self, progress: Progress | None = None) -> Any:
         """Everything, with the samples that it stands for."""
-        total, done, parts = math.ceil(int(self.samples.max()) / self.hop), 0, []
+        done, parts = 0, []
         for chunk in self.chunks:
             parts.append(chunk)
             done += chunk.content.shape[-1]
             if progress is not None:
-                progress(min(done, total), total)
-        if progress is not None and done < total:  # the clips have ended before
-            progress(total, total)
+                progress(done, self.total)
+        if progress is not None and done < self.total:  # the clips have ended before
+            progress(self.total, self.total)
         whole = type(parts[0]).join(parts)
         return replace(whole, samples=torch.minimum(whole.lengths * self.hop, self.samples.to(whole.lengths.device)))
 
