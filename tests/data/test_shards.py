@@ -132,7 +132,9 @@ def test_a_cut_or_damaged_shard_names_itself_and_the_place(tmp_path):
     second = 512 + len(sound) + -len(sound) % 512  # where the header of b.wav is
     cut = tmp_path / "cut.tar"
     for size, message in {
-        second + 512 + 100: rf"cut.tar: cut short: 'b.wav' goes on to byte {second + 512 + len(sound)} and .* at {second + 612}",
+        second
+        + 512
+        + 100: rf"cut.tar: cut short: 'b.wav' goes on to byte {second + 512 + len(sound)} and .* at {second + 612}",
         512 + 7: "cut.tar: cut short: 'a.wav' goes on",
         second: f"cut.tar: cut short after 'a.wav', at byte {second}",
         second + 100: f"cut.tar: (cut short|damaged) after 'a.wav', at byte {second}",

@@ -80,10 +80,12 @@ class Clips(Dataset[dict[str, Any]]):
         for index, (which, part) in enumerate(self.places):
             if part:
                 continue
-            if self._to_item is None:
-                yield kept(self.manifest.clips[which].metadata(), self.ids)
-            elif (item := self._item(*self._segment(index, None), choose=False)) is not None:
-                yield {key: value for key, value in item.items() if key != "audio"}
+            clip = self.manifest.clips[which]
+            item: dict[str, Any] | None = kept(clip.metadata(), self.ids)
+            if self._to_item is not None:
+                item = self._item(*self._segment(index, None), choose=False)
+            if item is not None:
+                yield {**{name: value for name, value in item.items() if name != "audio"}, "id": clip.id}
 
     def _counts(self) -> list[int]:
         """Places of each clip."""

@@ -1,0 +1,92 @@
+"""Training from everything that the data layer reads, as a user names it."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cadenza.core.errors import TrainingError
+from cadenza.data.manifest import Manifest, build
+from cadenza.data.music import MusicText
+from cadenza.data.shards import write_shards
+from cadenza.dsp import files
+from cadenza.dsp.audio import read
+from cadenza.system.spec import SystemSpec
+from cadenza.system.system import System
+from cadenza.training.trainer import Trainer
+
+RATE = 8000
+SYSTEM = {
+    "codec": {"type": "encodec", "sample_rate": RATE, "strides": [4, 4, 4], "codebooks": 2, "bins": 16, "filters": 2},
+    "conditioners": {"prompt": {"type": "text", "width": 16, "vocabulary": 270, "dim": 8, "depth": 1, "heads": 1}},
+    "fusion": {"cross": ["prompt"]},
+    "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 1, "context": 80, "end_of_sequence": False},
+}
+QUICK: dict[str, Any] = {
+    "batch": 2, "seconds": 0.25, "workers": 0, "steps": 2, "log_every": 1, "validate_every": 2, "samples_every": 100,
+    "validation_items": 2, "sample_items": 0, "trackers": [],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def system() -> System:
+    torch.manual_seed(0)
+    return System(SystemSpec.parse(SYSTEM))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "audio").mkdir()
+    for i in range(8):
+        wave = 0.3 * np.sin(np.arange(RATE // 2) * (0.1 + i / 50))
+        files.write(tmp_path / f"audio/{i}.wav", wave.astype(np.float32)[:, None], RATE)
+        (tmp_path / f"audio/{i}.json").write_text(json.dumps({"description": f"tone {i}", "bpm": 100 + i}))
+    return tmp_path / "audio"
+
+
+def audiocraft(folder: Path, system: System) -> Path:
+    lines = [json.dumps({"path": f"{i}.wav", "duration": 0.5, "sample_rate": RATE, "weight": 1 + i % 2}) for i in range(8)]
+    (folder / "data.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    return folder
+
+
+def shards(folder: Path, system: System) -> Path:
+    write_shards(build(folder)[0], folder.parent / "shards", clips=3)
+    shutil.rmtree(folder)
+    return folder.parent / "shards"
+
+
+def dataset_config(folder: Path, system: System) -> Path:
+    path = folder.parent / "dataset.json"
+    path.write_text(json.dumps({"dataset_type": "audio_dir", "datasets": [{"id": "x", "path": str(folder)}]}))
+    return path
+
+
+def manifest_and_function(folder: Path, system: System) -> Manifest:
+    return build(folder)[0].then(MusicText(merge=1))
+
+
+def arrays(folder: Path, system: System) -> Path:
+    for path in sorted(folder.glob("*.wav")):
+        np.save(folder.parent / f"{path.stem}.npy", system.codec.encode(read(path)).ids[0].numpy())  # type: ignore[union-attr]
+        (folder.parent / f"{path.stem}.json").write_text(json.dumps({"prompt": path.stem}))
+    shutil.rmtree(folder)
+    return folder.parent
+
+
+@pytest.mark.parametrize("make", [audiocraft, shards, dataset_config, manifest_and_function, arrays])
+def test_two_steps_from(make: Any, folder: Path, system: System, tmp_path: Path) -> None:
+    data = make(folder, system)
+    outcome = Trainer(system, data, out=tmp_path.parent / f"{tmp_path.name}-run", cpu=True, **QUICK).train()
+    assert outcome.reason == "finished"
+
+
+def test_a_codec_needs_audio(folder: Path, system: System, tmp_path: Path) -> None:
+    data = arrays(folder, system)
+    with pytest.raises(TrainingError, match="encoded frames, but this task learns from audio"):
+        Trainer(SystemSpec.parse({"codec": SYSTEM["codec"]}), data, out=tmp_path / "run", cpu=True, **QUICK)
