@@ -202,7 +202,10 @@ def test_bandwidths_name_numbers_of_codebooks() -> None:
         spec.levels_for(1.5)
     with pytest.raises(RequestError, match="cannot use 3 codebooks; give 1 to 2"):
         codec.encode(audio, levels=3)
-    assert EncodecSpec(sample_rate=24000, codebooks=32).levels_for(6) == 8  # 75 frames of 10 bits
+    free = EncodecSpec(sample_rate=24000, codebooks=32)  # 75 frames of 10 bits a codebook
+    assert [free.levels_for(rate) for rate in (0.75, 1.4, 1.5, 6, 24, 99)] == [1, 1, 2, 8, 32, 32]
+    with pytest.raises(RequestError, match=r"0.5 kbit/s pay for no codebook; give 0.75 to 24"):
+        free.levels_for(0.5)
 
 
 def test_data_of_earlier_specs_is_unchanged() -> None:

@@ -16,7 +16,7 @@ from transformers.models.musicgen import MusicgenConfig
 from cadenza.codecs.encodec import Encodec, EncodecSpec
 from cadenza.codecs.stereo import StereoSpec
 from cadenza.core.errors import CheckpointError
-from cadenza.core.types import Codes
+from cadenza.core.types import Codes, Grid
 from cadenza.dsp.audio import Audio
 from cadenza.importers import encodec as importer
 
@@ -380,6 +380,19 @@ def test_released_geometries(name: str) -> None:
     assert round(sum(p.numel() for p in codec.parameters()) / 1e6, 1) == millions
     shapes = {key: tuple(x.shape) for key, x in importer.weights_for(codec.state_dict()).items()}
     assert shapes == {key: tuple(x.shape) for key, x in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("rate", "ratios"), [(16000, [8, 5, 4, 2]), (32000, [8, 5, 4, 4])])
+def test_codecs_of_audiogen_and_musicgen(rate: int, ratios: list[int]) -> None:
+    config = copy.deepcopy(NATIVE)
+    config["encodec"]["sample_rate"] = rate
+    config["seanet"] |= {"ratios": ratios, "n_filters": 64, "dimension": 128}
+    config["rvq"]["bins"] = 2048
+    spec = importer.spec_of_audiocraft(config, source="xp.cfg")
+    assert spec.grid == Grid("codes", 50.0, rows=4, cardinality=2048) and spec.levels_for(2.2) == 4
+    with torch.device("meta"):
+        codec = spec.build()
+    assert rate != 32000 or round(sum(p.numel() for p in codec.parameters()) / 1e6, 1) == 56.9
 
 
 def test_codes_without_a_scale_decode_at_loudness_one() -> None:

@@ -120,11 +120,14 @@ class EncodecSpec(CodecSpec):
         return sum(self._frames_each(samples))
 
     def levels_for(self, bandwidth: float) -> int:
-        """Codebooks that `bandwidth` kbit/s pay for, as transformers counts; RequestError where it was not trained for."""
-        if self.bandwidths and bandwidth not in self.bandwidths:
+        """Codebooks that `bandwidth` kbit/s pay for; RequestError where the model was not trained for it."""
+        if not self.bandwidths:
+            return super().levels_for(bandwidth)
+        if bandwidth not in self.bandwidths:
             known = ", ".join(f"{known:g}" for known in self.bandwidths)
             raise RequestError(f"codec: {bandwidth:g} kbit/s is no bandwidth of this model; choose from {known}")
-        return max(1, min(self.codebooks, math.floor(bandwidth * 1000 / (math.log2(self.bins) * self._whole_rate))))
+        each = math.log2(self.bins) * -(-self.sample_rate // self.hop)  # with whole frames, as transformers counts
+        return max(1, min(self.codebooks, math.floor(bandwidth * 1000 / each)))
 
     def layout(self, frames: int, samples: int | None) -> tuple[int, ...]:
         """Frames of each chunk: those of a clip of `samples` samples, or else all chunks but the last are whole."""
@@ -137,10 +140,6 @@ class EncodecSpec(CodecSpec):
 
     def _frames_each(self, samples: int) -> tuple[int, ...]:
         return tuple(-(-(stop - start) // self.hop) for start, stop in self.spans(samples))
-
-    @property
-    def _whole_rate(self) -> int:
-        return -(-self.sample_rate // self.hop)
 
     @property
     def shape(self) -> seanet.Seanet:
