@@ -134,11 +134,11 @@ class System(nn.Module):
         prompt = known([clip.continue_from for clip in clips], self.codec)
         if prompt is not None:
             check(prompt, frames, window=self.generator.spec.context, rate=rate)
-            if not request.keep_prompt and self.spec.codec.chunked:
-                raise RequestError("keep_prompt: this codec works in overlapping chunks, which cannot be parted; leave it true")
         branches = self._branches([self.read(clip.item) for clip in clips], int(frames.max()), request)
         plan = Plan(frames, [clip.seed for clip in clips], how, prompt, two_step=request.two_step)
         chunks = windows.stream(self.generator, branches, plan, stride=self._stride(request, int(frames.max())))
+        if prompt is not None and isinstance(prompt.value, Codes) and prompt.value.scale is not None:
+            chunks = _at_loudness(chunks, prompt.value.scale)
         skip = torch.zeros_like(samples) if prompt is None or request.keep_prompt else prompt.mask.sum(1)
         return _Work(chunks, int(frames.max()), samples, skip, hop)
 
@@ -204,6 +204,13 @@ class _Work:
             progress(self.total, self.total)
         whole = type(parts[0]).join(parts)
         return replace(whole, samples=torch.minimum(whole.lengths * self.hop, self.samples.to(whole.lengths.device)))
+
+
+def _at_loudness(chunks: Iterator[Any], scale: Tensor) -> Iterator[Codes]:
+    """Chunks with the loudness of what they continue from."""
+    with closing(chunks) as open_:  # type: ignore[type-var]  # a generator function's
+        for chunk in open_:
+            yield replace(chunk, scale=scale.to(chunk.ids.device))
 
 
 @torch.inference_mode()
