@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cadenza.core.errors import SpecError
 from cadenza.core.spec import Spec
+from cadenza.data.music import MusicText
 from cadenza.system.spec import SystemSpec
 from cadenza.training.tasks.base import TaskSpec
 
@@ -37,6 +38,7 @@ class TrainingConfig(Spec):
     seconds: float = Field(10.0, gt=0)  # of a segment
     seed: int = Field(0, ge=0)
     workers: int = Field(2, ge=0)
+    music: MusicText | None = None  # mixes other fields of music metadata into the prompt
     broken: Literal["skip", "raise"] = "skip"  # items that cannot be read are counted and named, or end the run
 
     lr: float = Field(3e-4, gt=0)

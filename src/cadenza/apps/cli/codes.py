@@ -21,7 +21,7 @@ def encode(
     from cadenza.apps.api import load
 
     system = load(model)
-    if audio.is_dir() or audio.suffix == ".jsonl":
+    if audio.is_dir() or audio.suffix in (".jsonl", ".gz", ".tar", ".json"):
         _encode_all(system, audio, out)
     else:
         _encode_one(system, audio, out, plot)
