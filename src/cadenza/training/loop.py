@@ -48,6 +48,7 @@ class Outcome:
     step: int
     reason: Literal["finished", "stopped", "out of time"]
     folder: Path
+    best: float = math.inf  # the least that validation has found, of the metric that the task is judged by
 
 
 @dataclass
@@ -152,7 +153,7 @@ class Loop:
         why = f" by {stop.name}" if stop.name and reason == "stopped" else ""
         more = "" if reason == "finished" else "; start again with the same folder to continue"
         self.ticker.say(f"{reason}{why} at step {step} of {self.config.steps}: {self.folder}{more}")
-        return Outcome(step, reason, self.folder)
+        return Outcome(step, reason, self.folder, self.best)
 
     def _stream(self) -> Generator[Any]:
         """The batches from here on; starting to read them draws from no source of chance that training uses."""

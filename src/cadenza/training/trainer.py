@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cadenza.core.errors import TrainingError
@@ -14,7 +15,7 @@ from cadenza.data.arrays import ArrayClips, Arrays
 from cadenza.data.clips import Clips, Drawn
 from cadenza.data.encoded import EncodedClips
 from cadenza.data.items import Draw, Report
-from cadenza.data.loader import Loader, fixed
+from cadenza.data.loader import Batch, Loader, fixed
 from cadenza.data.manifest import Manifest
 from cadenza.data.sampler import Batches
 from cadenza.system.card import Card
@@ -68,6 +69,22 @@ class Trainer:
             loop.ticker.say(str(loader.report))
         return outcome
 
+    def validate(self) -> dict[str, float]:
+        """What the task says of the held-out items under the weights there are now; nothing where nothing is held out."""
+        batches = self._judging()
+        totals: dict[str, float] = {}
+        for module in (*self.task.groups().values(), self.task.memory()):
+            module.to(self.engine.device).eval()
+        with torch.no_grad(), self.engine.autocast():
+            for batch in batches:
+                for name, value in self.task.validate(self.engine.place(batch)).items():
+                    totals[name] = totals.get(name, 0.0) + float(value) / len(batches)
+        return totals | {name: float(value) for name, value in self.task.report().items()}
+
+    def known(self) -> list[Mapping[str, Any]]:
+        """What is known of every clip to learn from, without its audio."""
+        return _metadata(self._train)
+
     def _fit(self) -> None:
         """Shows the conditioners that have no weights yet what they must know before the first step, such as a vocabulary."""
         new = [name for name in self.system.conditioners if f"conditioners.{name}" not in self._given]
@@ -81,15 +98,20 @@ class Trainer:
         order = Batches(len(self._train), config.batch, seed=config.seed, rank=engine.rank, world=engine.processes)
         prepare = self.system.conditioners.prepare
         loader = Loader(self._train, order, workers=config.workers, prepare=prepare, broken=config.broken)
-        validation, samples = [], None
-        if held is not None and len(held) and config.validation_items:
-            validation = fixed(held, config.batch, count=config.validation_items, prepare=prepare)
+        validation, samples = self._judging(), None
         if held is not None and len(held) and config.sample_items:
             heard = max(1, min(config.sample_items, int(SAMPLED_SECONDS / config.seconds)))
             samples = fixed(held, heard, count=heard, prepare=prepare)[0]
         count = sum(len(batch.metadata) for batch in validation)
         loop.ticker.say(f"{len(self._train)} segments to learn from, {count} held out to validate on")
         return Material(loader, validation, samples)
+
+    def _judging(self) -> list[Batch]:
+        """The batches that validation is on."""
+        held, config = self._held, self.config
+        if held is None or not len(held) or not config.validation_items:
+            return []
+        return fixed(held, config.batch, count=config.validation_items, prepare=self.system.conditioners.prepare)
 
     def _data(self, data: Any, validation: Any, data_rate: int | None) -> tuple[Drawn, Drawn | None]:
         """What is learned from, and what is held out: `validation`, or a few clips chosen by the hash of their ids."""
@@ -111,7 +133,7 @@ class Trainer:
             if "codes" not in self.task.learns_from and sources.is_encoded(data):
                 raise TrainingError(f"{data}: a store of encoded frames, but this task learns from audio; give a folder of it")
             asked = {"seconds": config.seconds, "seed": config.seed, "ids": list(self.system.conditioners)}
-            found, report = sources.dataset(data, self.system.codec, **asked)
+            found, report = sources.dataset(data, self.system.codec, **asked, to_item=config.music)
             self._report(report)
             return found
         return Adapted(
