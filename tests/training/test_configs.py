@@ -14,6 +14,7 @@ from transformers import EncodecConfig
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.t5 import T5Spec
+from cadenza.data.music import MusicText
 from cadenza.importers import encodec
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -84,6 +85,9 @@ def test_what_a_language_model_learns_from(name: str) -> None:
     assert (chosen.lr, chosen.betas, chosen.weight_decay, chosen.clip) == (lr, (0.9, 0.95), 0.1, clip)
     assert chosen.ema == pytest.approx(0.99 ** (1 / 10), abs=1e-5)  # 0.99 at every tenth step
     assert chosen.task.to_dict() == {"type": "generator", "guidance_dropout": guidance, "attribute_dropout": 0.0}
+    assert chosen.music == (
+        None if name.startswith("audiogen") else MusicText(merge=0.25, drop_description=0.5, keep_field=0.5)
+    )
     spec: Any = chosen.system
     assert spec.conditioners["prompt"].word_dropout == words
     assert spec.conditioners["prompt"].dim == {True: 1024, False: 768}["large" in spec.conditioners["prompt"].model]
