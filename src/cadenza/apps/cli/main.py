@@ -6,7 +6,20 @@ import warnings
 import typer
 
 from cadenza import __version__
-from cadenza.apps.cli import CANCELLED, codes, corpus, evaluate, generate, inspect, train
+from cadenza.apps.cli import (
+    CANCELLED,
+    codes,
+    corpus,
+    data,
+    evaluate,
+    export,
+    finetune,
+    generate,
+    import_,
+    inspect,
+    models,
+    train,
+)
 from cadenza.core.errors import CadenzaError
 
 app = typer.Typer(
@@ -19,11 +32,16 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("train")(train.train)
+app.command("finetune")(finetune.finetune)
 app.command("encode")(codes.encode)
 app.command("decode")(codes.decode)
 app.command("corpus")(corpus.corpus)
 app.command("evaluate")(evaluate.evaluate)
+app.command("import")(import_.import_)
+app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
+app.command("models")(models.models)
+app.add_typer(data.app)
 
 
 @app.callback(invoke_without_command=True)
