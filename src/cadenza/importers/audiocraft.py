@@ -17,7 +17,7 @@ from cadenza.importers.licence import card_of
 from cadenza.importers.model import Foreign
 from cadenza.importers.package import LM, Package, package
 from cadenza.importers.section import Section
-from cadenza.importers.weights import check_finite, part
+from cadenza.importers.weights import check_finite, in_memory, part
 from cadenza.system import store
 from cadenza.system.card import Card
 from cadenza.system.spec import SystemSpec
@@ -36,6 +36,7 @@ _USED = frozenset(
 )
 _TRAINING = ("emb_lr", "checkpointing", "weight_init", "depthwise_init", "zero_bias_init")
 _COMPUTING = ("custom", "memory_efficient", "attention_as_float32", "dtype", "device", "cross_attention", "two_step_cfg")
+_STRIDES = (18.0, 2.0)  # of its programs for music and for sounds, in seconds
 _OTHER_MODELS = {"transformer_lm_magnet": "MAGNeT", "flow_matching": "JASCO"}
 
 
@@ -80,7 +81,12 @@ def _spec(held: Package, codec: Compression) -> SystemSpec:
             "conditioners": text,
             "fusion": fusion,
             "generator": {**generator, "context": frames},
-            "defaults": {"seconds": frames / mono.grid.frame_rate, "guidance": guidance, "sampling": {"top_k": 250}},
+            "defaults": {
+                "seconds": frames / mono.grid.frame_rate,
+                "guidance": guidance,
+                "sampling": {"top_k": 250},
+                "stride": next((stride for stride in _STRIDES if stride < seconds), None),
+            },
         },
         source=str(held.path),
     )
@@ -181,7 +187,7 @@ def _read(held: Package, codec: Compression, spec: SystemSpec, card: Card) -> St
     layout = lm_layout(generator.depth, spec.codec.grid.rows, cross=bool(spec.fusion.cross), bias=generator.bias)
     ours |= {f"generator.{name}": x for name, x in layout.ours(lm, part(wanted, "generator."), source=source).items()}
     mono, stem = (spec.codec, "codec.") if spec.codec.type == "encodec" else (spec.codec.codec, "codec.codec.")  # type: ignore[attr-defined]
-    ours |= {f"{stem}{name}": x.float() for name, x in first_levels(codec.read(), mono.codebooks).items()}
+    ours |= {f"{stem}{name}": x for name, x in in_memory(first_levels(codec.read(), mono.codebooks)).items()}
     store.check(ours, wanted, str(held.path.parent))
     return Stored(spec, card, ours)
 

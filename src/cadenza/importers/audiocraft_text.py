@@ -10,7 +10,7 @@ from cadenza.core.errors import CheckpointError
 from cadenza.importers.layout import compare
 from cadenza.importers.package import Package
 from cadenza.importers.section import Section
-from cadenza.importers.weights import part
+from cadenza.importers.weights import in_memory, part
 from cadenza.system.spec import SystemSpec
 
 PROMPT = "prompt"  # how a text is called here; there it is 'description'
@@ -73,7 +73,7 @@ def text_weights(state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str
         own = part(wanted, f"conditioners.{name}.")
         unknown = {there: (0,) for there, here in names.items() if here not in own}
         compare(held, {there: own[here].shape for there, here in names.items() if here in own} | unknown, source=source)
-        ours |= {f"conditioners.{name}.{names[key]}": x.float() for key, x in held.items()}
+        ours |= {f"conditioners.{name}.{names[key]}": x for key, x in in_memory(held).items()}
     return ours
 
 

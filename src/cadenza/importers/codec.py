@@ -9,6 +9,7 @@ from cadenza.importers import encodec
 from cadenza.importers.compression import Compression, compression_of
 from cadenza.importers.licence import card_of
 from cadenza.importers.model import Foreign
+from cadenza.importers.weights import in_memory
 from cadenza.system.card import Card
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import Stored
@@ -32,4 +33,4 @@ def _foreign(folder: Path, layout: str, codec: Compression, name: str | None) ->
 
 
 def _read(codec: Compression, spec: SystemSpec, card: Card) -> Stored:
-    return Stored(spec, card, {f"codec.{name}": x for name, x in codec.read().items()})
+    return Stored(spec, card, in_memory({f"codec.{name}": x for name, x in codec.read().items()}))

@@ -27,9 +27,12 @@ class Layout:
         return found
 
     def ours(self, theirs: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-        """Our weights in float32; CheckpointError unless the foreign ones are exactly those that `wanted` is made of."""
+        """Our weights in float32, in memory of their own.
+
+        CheckpointError unless the foreign ones are exactly those that `wanted` is made of.
+        """
         compare(theirs, self.shapes(wanted), source=source)
-        return {name: torch.cat([theirs[one].float() for one in parts]) for name, parts in self.names.items()}
+        return {name: torch.cat([theirs[one] for one in parts]).float() for name, parts in self.names.items()}
 
     def theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The foreign weights for ours."""

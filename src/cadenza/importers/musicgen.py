@@ -15,7 +15,7 @@ from cadenza.importers.layout import compare, lm_layout, wanted_of
 from cadenza.importers.licence import card_of
 from cadenza.importers.model import Foreign
 from cadenza.importers.section import Section
-from cadenza.importers.weights import check_finite, part, read_folder
+from cadenza.importers.weights import check_finite, in_memory, part, read_folder
 from cadenza.nn.positions import sinusoids
 from cadenza.system import store
 from cadenza.system.card import Card
@@ -32,7 +32,8 @@ GENERAL = frozenset(
     "num_beams num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix "
     "problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id "
     "suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings "
-    "tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache".split()
+    "tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p "
+    "pruned_heads use_bfloat16 use_cache".split()
 )
 _TRAINING = ("layerdrop", "attention_dropout", "activation_dropout", "initializer_factor")  # do nothing in use
 _PUBLISHED = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}  # where no generation_config.json says it
@@ -182,13 +183,13 @@ def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Card)
     wanted = wanted_of(spec)
     bridge = part(wanted, "conditioners.prompt.out.")  # nothing where the widths are equal
     compare(projection, {name: x.shape for name, x in bridge.items()}, source=f"{folder}, enc_to_dec_proj")
-    ours = {f"conditioners.prompt.out.{name}": x.float() for name, x in projection.items()}
+    ours = {f"conditioners.prompt.out.{name}": x for name, x in in_memory(projection).items()}
     layout = lm_layout(spec.generator.depth, spec.codec.grid.rows, cross=True)  # type: ignore[union-attr]  # a codec_lm
     decoder = layout.ours(lm, part(wanted, "generator."), source=f"{folder}, decoder")
     ours |= {f"generator.{name}": x for name, x in decoder.items()}
     mono, stem = (spec.codec, "codec.") if spec.codec.type == "encodec" else (spec.codec.codec, "codec.codec.")  # type: ignore[attr-defined]
     codec = encodec.weights_of(audio, mono, source=f"{folder}, audio_encoder")
-    ours |= {f"{stem}{name}": x.float() for name, x in codec.items()}
+    ours |= {f"{stem}{name}": x for name, x in in_memory(codec).items()}
     store.check(ours, wanted, str(folder))
     return Stored(spec, card, ours)
 

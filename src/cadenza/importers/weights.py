@@ -88,6 +88,11 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
 
+def in_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in float32, in memory of their own: a file may be overwritten while they are in use."""
+    return {name: x.to(torch.float32 if x.is_floating_point() else x.dtype, copy=True) for name, x in state.items()}
+
+
 def _shards(folder: Path, index: Path) -> dict[str, Tensor]:
     try:
         placed = json.loads(index.read_text())["weight_map"]

@@ -117,7 +117,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
-            weights |= load_file(file)
+            weights |= {name: x.clone() for name, x in load_file(file).items()}  # what lies in a file may be overwritten
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
     return weights
