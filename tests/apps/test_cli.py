@@ -166,6 +166,16 @@ def test_encode_and_decode_keep_the_length(cadenza, model, tmp_path):
     assert len(soundfile.read(tmp_path / "back.wav")[0]) == 4321
 
 
+def test_a_bandwidth_pays_for_codebooks(cadenza, model, tmp_path):
+    """Codes of 4 bits, 500 frames a second: 2 kbit/s a codebook."""
+    soundfile.write(tmp_path / "in.wav", 0.3 * np.sin(np.arange(800) * 0.2), 8000)
+    run = cadenza("encode", "in.wav", "--model", model, "--bandwidth", 3, cwd=tmp_path)
+    assert "1 codebooks x 50 frames" in run.stdout, run.stderr
+    assert cadenza("decode", "codes.safetensors", "--model", model, cwd=tmp_path).returncode == 0
+    refused(cadenza("encode", "in.wav", "--model", model, "--bandwidth", 1, cwd=tmp_path), "give 2 to 4")
+    refused(cadenza("encode", ".", "--model", model, "--bandwidth", 3, cwd=tmp_path), "--bandwidth")
+
+
 def test_one_sample_is_audio(cadenza, model, tmp_path):
     soundfile.write(tmp_path / "in.wav", np.array([0.5]), 8000)
     assert cadenza("encode", "in.wav", "--model", model, cwd=tmp_path).returncode == 0

@@ -1,6 +1,7 @@
 """SystemSpec: parts that do not fit are named, all at once, with the mend."""
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,16 @@ def test_misfits_are_explained(tree, words):
         SystemSpec.parse(tree, source="my.yaml")
     for word in ["my.yaml", *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "what"), [({"normalize": True}, "factor of loudness"), ({"chunk_seconds": 1.0}, "overlapping chunks")]
+)
+def test_a_generator_needs_frames_that_it_can_make(field: dict[str, Any], what: str) -> None:
+    codec = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4], "codebooks": 2, "bins": 16, "causal": False, **field}
+    assert SystemSpec.parse({"codec": codec}).generator is None
+    for wrapped in (codec, {"type": "stereo", "codec": codec}):
+        with pytest.raises(SpecError, match=what):
+            SystemSpec.parse(
+                {"codec": wrapped, "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "context": 50}}
+            )

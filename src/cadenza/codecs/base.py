@@ -37,6 +37,11 @@ class CodecSpec(Part):
         """Whether clips are encoded in overlapping chunks, so that they have more frames than samples / hop."""
         return False
 
+    @property
+    def scaled(self) -> bool:
+        """Whether clips are encoded at one loudness, with a factor beside their frames."""
+        return False
+
     def frames_of(self, samples: int) -> int:
         """Frames of a clip of so many samples."""
         return -(-samples // self.hop)

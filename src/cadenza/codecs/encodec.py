@@ -106,6 +106,10 @@ class EncodecSpec(CodecSpec):
         return self.chunk_seconds is not None
 
     @property
+    def scaled(self) -> bool:
+        return self.normalize
+
+    @property
     def chunks(self) -> Chunks | None:
         if self.chunk_seconds is None:
             return None

@@ -48,6 +48,10 @@ class StereoSpec(CodecSpec):
     def chunked(self) -> bool:
         return self.codec.chunked
 
+    @property
+    def scaled(self) -> bool:
+        return self.codec.scaled
+
     def frames_of(self, samples: int) -> int:
         return self.codec.frames_of(samples)
 

@@ -93,6 +93,11 @@ class SystemSpec(Spec):
     @model_validator(mode="after")
     def _fit(self) -> "SystemSpec":
         mistakes = [*_routing(self.fusion, self.conditioners, self.reads), *_slots(self)]
+        if self.generator is not None and (self.codec.chunked or self.codec.scaled):
+            what = "overlapping chunks" if self.codec.chunked else "a factor of loudness beside the frames"
+            mistakes.append(
+                f"generator: cannot make the frames of this codec, which have {what}; use it alone, or another codec"
+            )
         if self.generator is not None and not mistakes:
             try:
                 self.generator.fit(self.codec.grid, self.widths())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from cadenza.core.types import Codes
     from cadenza.system.system import System
 
 
@@ -16,15 +17,21 @@ def encode(
     ),
     model: Annotated[str, typer.Option(help="A bundled model or a folder.")] = "starter",
     plot: Annotated[Path | None, typer.Option(help="Also draw the first second as coloured tokens (png).")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Use as many codebooks as this many kbit/s pay for; all.")] = None,
 ) -> None:
     """Turn audio into codes, as the model sees it."""
     from cadenza.apps.api import load
 
     system = load(model)
+    levels = None if bandwidth is None else system.spec.codec.levels_for(bandwidth)
     if audio.is_dir() or audio.suffix in (".jsonl", ".gz", ".tar", ".json"):
+        if levels is not None:
+            raise typer.BadParameter("a store to train on has all codebooks; leave it out", param_hint="--bandwidth")
         _encode_all(system, audio, out)
     else:
-        _encode_one(system, audio, out, plot)
+        codes = _encode_one(system, audio, out, levels)
+        if plot is not None:
+            _draw(codes, plot, system.codec.grid.frame_rate)
 
 
 def _encode_all(system: "System", source: Path, out: Path) -> None:
@@ -39,24 +46,28 @@ def _encode_all(system: "System", source: Path, out: Path) -> None:
     print(f"{out}: {report}")
 
 
-def _encode_one(system: "System", audio: Path, out: Path, plot: Path | None) -> None:
+def _encode_one(system: "System", audio: Path, out: Path, levels: int | None) -> "Codes":
     from cadenza.core.errors import RequestError
     from cadenza.core.types import Codes
     from cadenza.dsp.audio import read
     from cadenza.system.codes import write_codes
 
     given = read(audio)
-    codes = system.codec.encode(given.resample(system.spec.codec.sample_rate).mix(system.spec.codec.channels))
+    heard = given.resample(system.spec.codec.sample_rate).mix(system.spec.codec.channels)
+    codes = system.codec.encode(heard, levels=levels)
     if not isinstance(codes, Codes):
         raise RequestError("this codec makes continuous latents; choose another model")
     write_codes(out, codes, system.spec.codec)
     _, rows, frames = codes.ids.shape
     print(f"{out}: {rows} codebooks x {frames} frames for {given.wave.shape[-1] / given.sample_rate:.2f} s")
-    if plot is not None:
-        from cadenza.evaluation.plots import draw_codes
+    return codes
 
-        draw_codes(codes, plot, frame_rate=system.codec.grid.frame_rate)
-        print(plot)
+
+def _draw(codes: "Codes", path: Path, frame_rate: float) -> None:
+    from cadenza.evaluation.plots import draw_codes
+
+    draw_codes(codes, path, frame_rate=frame_rate)
+    print(path)
 
 
 def decode(
