@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -86,8 +87,8 @@ def test_the_same_draw_gives_the_same_text():
 
 
 def test_functions_compose():
-    both = chain(MusicText(merge=0), None, lambda item, _: {**item, "prompt": item["prompt"].upper()})
+    both: Any = chain(MusicText(merge=0), None, lambda item, _: {**item, "prompt": item["prompt"].upper()})
     assert both(dict(FULL), segment())["prompt"] == "A SLOW PIANO." and chain(None) is None
     seen = []
-    stop = chain(lambda item, _: None, lambda item, _: seen.append(item))
+    stop: Any = chain(lambda item, _: None, lambda item, _: seen.append(item))
     assert stop({}, segment()) is None and not seen

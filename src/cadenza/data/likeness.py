@@ -14,7 +14,7 @@ from cadenza.dsp import files
 from cadenza.dsp.resample import resample
 from cadenza.dsp.sections import Section
 
-NEAR = 4.0  # dB between fingerprints, root mean square, within which two files are listened to
+NEAR = 5.0  # dB between fingerprints, root mean square, within which two files are listened to
 SAME = 0.9  # correlation of the waves from which on they are the same
 RATE, SECONDS, SHIFT = 8000, 20.0, 2.0  # how they are compared: at this rate, over so much, shifted by up to so much
 FINE = 4  # steps of a shift in a sample
