@@ -294,9 +294,9 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
     fused = Fused(tokens[0], tokens[1], torch.randn(2, 40, 32))
     known = Known(codes(2, 40), torch.arange(40)[None] < torch.tensor([[3], [5]]))
     patterns = [generator._pattern(40)] * 2
-    for sampling in (TokenSampling(top_p=0.9), TokenSampling(temperature=0)):
+    for sampling, two_step in ((TokenSampling(top_p=0.9), False), (TokenSampling(temperature=0), True)):
         branches = active([Branch(3.0, fused), Branch(-2.0, Fused())])
-        first, state = generator._begin(branches, plan([40, 40], sampling, known), patterns)
+        first, state = generator._begin(branches, replace(plan([40, 40], sampling, known), two_step=two_step), patterns)
         shell = model({"cross": 5, "prepend": 8, "add": 32}).to("meta")
         ghost = _to_meta(state)
         shell._prefill(ghost, first)

@@ -182,7 +182,7 @@ class CodecLM(Generator):
         counted = inside & (before_crop | ended[:, None])[:, None]
         if extra:
             counted[:, 0] |= (frame[:, 0] == lengths[:, 0]) & ended[:, None]
-        logits = self(sequence[:, :, :-1], fused, frame.where(inside, -1), _on(rng, device) if self.training else None)
+        logits = self(sequence[:, :, :-1], fused, frame, _on(rng, device) if self.training else None)
         return _cross_entropies(logits, sequence[:, :, 1:].transpose(1, 2), counted[:, :, 1:].transpose(1, 2))
 
     def _whole(self, target: Codes, ended: Tensor) -> int:
@@ -246,7 +246,7 @@ class CodecLM(Generator):
         may_end = (frame > 0) & ~known & plan.sampling.may_end
         may_end[:, 1:] = False
         together = [[branch] for branch in branches] if plan.two_step else [branches]
-        there = frame.where(frame < wanted[:, None, None], -1).to(device)
+        there = frame.where(frame < wanted[:, None, None], -1).to(device)  # no condition of frames that are not asked for
         return first, _State(
             sequence=sequence.to(device),
             ends=wanted.to(device),
