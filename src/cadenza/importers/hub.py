@@ -12,7 +12,7 @@ SMALL = ["*.json", "*.md", "*.model", "*.txt", "*.yaml"]  # what stands beside w
 FIRST, SECOND = ["*.safetensors"], ["*.bin"]  # the other kind is asked for only where the first is not there
 
 
-def fetch(name: str, *, of: str = "a model") -> Path:
+def fetch(name: str, *, of: str = "") -> Path:
     """The folder of the repository `name` (or `name@revision`), downloaded where it is not here yet.
 
     CheckpointError says what to download and where to put it where the hub cannot be reached; a download that was
@@ -56,7 +56,7 @@ def _download(repository: str, revision: str | None, patterns: list[str], of: st
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise CheckpointError(
-            f"'{repository}' ({of}) is not on this machine, and the hub cannot be asked ({reason}). "
+            f"'{repository}'{of and f' ({of})'} is not on this machine, and the hub cannot be asked ({reason}). "
             f"Where it can be reached, {_by_hand(repository, revision)}"
         ) from None
 

@@ -87,7 +87,11 @@ def _memory() -> tuple[int, str]:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, "the GPU"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+        text = Path(limit).read_text().strip() if Path(limit).exists() else ""
+        total = min(total, int(text)) if text.isdigit() else total
+    return total, "this machine"
 
 
 def _runs(parameters: int, memory: int) -> str:

@@ -1,0 +1,151 @@
+"""The published geometries: every weight of theirs has its place in ours, in shape, and there are as many as is known."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cadenza.importers import encodec, text_encoder
+from cadenza.importers.audiocraft import in_transformers
+from cadenza.importers.layout import compare, lm_layout, wanted_of
+from cadenza.importers.published import CODECS, MODELS, TEXTS, Language
+from cadenza.importers.weights import part
+from cadenza.system.spec import SystemSpec
+
+LANGUAGES = {name: model for name, model in MODELS.items() if model.language}
+COUNTED = {  # millions of parameters of the language model with its projection, as the study of AudioCraft counted them
+    "facebook/musicgen-small": 420,
+    "facebook/musicgen-medium": 1840,
+    "facebook/musicgen-large": 3260,
+    "facebook/musicgen-stereo-small": 420 + 17,
+    "facebook/musicgen-stereo-medium": 1840 + 25,
+    "facebook/musicgen-stereo-large": 3260 + 34,
+}
+AUDIO: dict[int, dict[str, Any]] = {  # what their configs say beside the defaults of transformers
+    16000: {"sampling_rate": 16000, "upsampling_ratios": [8, 5, 4, 2]},
+    32000: {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]},
+    24000: {},
+    48000: {"sampling_rate": 48000, "audio_channels": 2, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01},
+}
+for rate in (16000, 32000):
+    AUDIO[rate] |= {"num_filters": 64, "codebook_size": 2048, "target_bandwidths": [2.2], "use_causal_conv": False}
+    AUDIO[rate] |= {"use_conv_shortcut": False}
+AUDIO[48000] |= {"norm_type": "time_group_norm", "use_causal_conv": False, "target_bandwidths": [3.0, 6.0, 12.0, 24.0]}
+
+
+def system_of(language: Language, sample_rate: int) -> SystemSpec:
+    mono = encodec.spec_of(AUDIO[sample_rate], source="published").to_dict()
+    return SystemSpec.parse(
+        {
+            "codec": mono if language.sides == 1 else {"type": "stereo", "codec": mono},
+            "conditioners": {
+                "prompt": {
+                    "type": "t5",
+                    "model": language.text,
+                    "dim": TEXTS[language.text][0],
+                    "width": language.width,
+                    "absent": "zeros",
+                }
+            },
+            "fusion": {"cross": ["prompt"]},
+            "generator": {
+                **{"type": "codec_lm", "width": language.width, "depth": language.depth, "heads": language.heads},
+                **{"positions": "sinusoidal", "end_of_sequence": False, "context": language.seconds * 50},
+            },
+        }
+    )
+
+
+def audiocraft_manifest(language: Language) -> dict[str, list[int]]:
+    """Names and shapes of a released package of AudioCraft, from the tables of its study."""
+    d, bins, text = language.width, language.bins, TEXTS[language.text][0]
+    found = {"out_norm.weight": [d], "out_norm.bias": [d]}
+    for k in range(language.codebooks):
+        found |= {f"emb.{k}.weight": [bins + 1, d], f"linears.{k}.weight": [bins, d]}
+    for i in range(language.depth):
+        stem = f"transformer.layers.{i}."
+        for attention in ("self_attn", "cross_attention"):
+            found |= {f"{stem}{attention}.in_proj_weight": [3 * d, d], f"{stem}{attention}.out_proj.weight": [d, d]}
+        found |= {f"{stem}linear1.weight": [4 * d, d], f"{stem}linear2.weight": [d, 4 * d]}
+        found |= {f"{stem}{norm}.{end}": [d] for norm in ("norm1", "norm_cross", "norm2") for end in ("weight", "bias")}
+    stem = "condition_provider.conditioners.description.output_proj."
+    return found | {f"{stem}weight": [d, text], f"{stem}bias": [d]}
+
+
+def count(weights: dict[str, Tensor]) -> int:
+    return sum(x.numel() for x in weights.values())
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_audiocrafts_weights_have_their_places(name: str) -> None:
+    language: Any = MODELS[name].language
+    wanted = wanted_of(system_of(language, MODELS[name].sample_rate))
+    manifest = audiocraft_manifest(language)
+    assert sum(torch.Size(shape).numel() for shape in manifest.values()) == language.parameters
+    state = {key: torch.empty(shape, device="meta") for key, shape in manifest.items()}
+    text = {key: state.pop(key) for key in list(state) if key.startswith("condition_provider")}
+    assert {key.rpartition(".")[2]: list(x.shape) for key, x in text.items()} == {
+        key: list(x.shape) for key, x in part(wanted, "conditioners.prompt.out.").items()
+    }
+    layout = lm_layout(language.depth, language.codebooks, cross=True)
+    ours = layout.ours(in_transformers(state, bias=False, source=name), part(wanted, "generator."), source=name)
+    assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in part(wanted, "generator.").items()}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_transformers_weights_have_their_places(name: str) -> None:
+    """transformers builds the model of the published config; each of its weights is one of ours, or of the T5's."""
+    from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
+    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+
+    language: Any = MODELS[name].language
+    texts = {"google-t5/t5-base": {"d_model": 768, "d_ff": 3072, "num_heads": 12, "num_layers": 12}}
+    texts["google-t5/t5-large"] = {"d_model": 1024, "d_ff": 4096, "num_heads": 16, "num_layers": 24}
+    decoder = {"hidden_size": language.width, "num_hidden_layers": language.depth, "num_attention_heads": language.heads}
+    decoder |= {"ffn_dim": 4 * language.width, "num_codebooks": language.codebooks, "audio_channels": language.sides}
+    config = MusicgenConfig(
+        text_encoder=T5Config(**texts[language.text]).to_dict(),
+        audio_encoder=EncodecConfig(**AUDIO[MODELS[name].sample_rate]).to_dict(),
+        decoder=MusicgenDecoderConfig(**decoder).to_dict(),
+    )
+    with torch.device("meta"):
+        model = MusicgenForConditionalGeneration(config)
+    state = model.state_dict()
+    wanted = wanted_of(system_of(language, MODELS[name].sample_rate))
+    layout = lm_layout(language.depth, language.codebooks, cross=True)
+    compare(part(state, "decoder."), layout.shapes(part(wanted, "generator.")), source=name)
+    text_encoder.check(part(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
+    bridge = {key: x.shape for key, x in part(wanted, "conditioners.prompt.out.").items()}
+    compare(part(state, "enc_to_dec_proj."), bridge, source=name)
+    parameters = sum(x.numel() for x in model.parameters())
+    assert MODELS[name].parameters == parameters
+    assert TEXTS[language.text][1] == sum(x.numel() for x in model.text_encoder.parameters())
+
+
+@pytest.mark.parametrize("rate", AUDIO)
+def test_codecs(rate: int) -> None:
+    from transformers import EncodecConfig, EncodecModel
+
+    with torch.device("meta"):
+        model = EncodecModel(EncodecConfig(**AUDIO[rate]))
+    assert sum(x.numel() for x in model.parameters()) == CODECS[rate]
+    state = {key: torch.zeros(x.shape) for key, x in model.state_dict().items()}
+    for key, x in state.items():
+        x.fill_(1.0) if key.endswith("inited") else None
+    spec = encodec.spec_of(AUDIO[rate], source="published")
+    ours = encodec.weights_of(state, spec, source="published")
+    assert {key: x.shape for key, x in ours.items()} == {
+        key.removeprefix("codec."): x.shape for key, x in wanted_of(SystemSpec(codec=spec)).items()
+    }
+    known = {16000: (50, 4), 24000: (75, 32), 32000: (50, 4), 48000: (150, 16)}
+    assert (spec.grid.frame_rate, spec.grid.rows) == known[rate]
+
+
+@pytest.mark.parametrize(("name", "millions"), COUNTED.items())
+def test_parameters_are_as_many_as_were_counted(name: str, millions: int) -> None:
+    language: Any = MODELS[name].language
+    assert language.parameters / 1e6 == pytest.approx(millions, rel=0.005)
+    wanted = wanted_of(system_of(language, MODELS[name].sample_rate))
+    own = {key: x for key, x in wanted.items() if not key.startswith("codec.")}
+    assert count(own) == language.parameters
