@@ -90,7 +90,7 @@ def read(path: Place, start: int = 0, frames: int | None = None) -> tuple[Float[
 
 
 def blocks(path: Place, frames: int) -> Iterator[Float[np.ndarray, "t c"]]:
-    """A whole file in pieces of `frames` samples, decoded once from its beginning to its end, NaN included."""
+    """A whole file in pieces of `frames` samples, NaN included; CutShort where it cannot be decoded to its end."""
     import soundfile
 
     if _foreign(path):
@@ -102,7 +102,7 @@ def blocks(path: Place, frames: int) -> Iterator[Float[np.ndarray, "t c"]]:
         while done < file.frames:
             wanted = min(frames, file.frames - done)
             try:
-                samples = file.read(wanted, dtype="float32", always_2d=True)
+                samples = _part(path, file, done, wanted)  # soundfile seeks after each read, which is not exact either
             except soundfile.LibsndfileError as error:
                 raise CutShort(f"{path}: damaged after {done} of {file.frames} samples ({_reason(error)})") from error
             if len(samples) < wanted:
@@ -254,15 +254,20 @@ def _read(path: Place, start: int, frames: int | None) -> tuple[np.ndarray, int]
             raise AudioError(f"{path}: there is no sample {start}; the file has {file.frames}")
         wanted = min(file.frames - start, file.frames if frames is None else frames)
         try:
-            early = _landing(_place(path), file, start)
-            if early:
-                file.seek(early)
-            samples = file.read(start - early + wanted, dtype="float32", always_2d=True)[start - early :]
+            samples = _part(path, file, start, wanted)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: damaged after its header ({_reason(error)}); make or fetch it again") from error
         if len(samples) < wanted:
             raise _ended(path, start + len(samples), file.frames)
         return samples, file.samplerate
+
+
+def _part(path: Place, file: Any, start: int, wanted: int) -> np.ndarray:
+    """Samples `[start, start + wanted)` of an open file, exactly."""
+    early = _landing(_place(path), file, start)
+    if early or file.tell():
+        file.seek(early)
+    return file.read(start - early + wanted, dtype="float32", always_2d=True)[start - early :]
 
 
 def _ended(path: Place, found: int, promised: int) -> CutShort:
