@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,9 @@ def finetune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     def run(*arguments: object) -> Run:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["cadenza", "finetune", *map(str, arguments), *QUICK])
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
             main()
         return Run(int(end.value.code or 0), *capsys.readouterr())
 
@@ -109,7 +112,7 @@ def test_a_system_of_ours_from_codes(finetune, sound: Path, ours: Path, tmp_path
     run = finetune(ours, "codes", "--steps", 20, "--set", "lr=1e-2", "--set", "seconds=0.2")
     assert run.status == 0, run.err
     assert "20 steps of 4 pieces of up to 0.2 s, lr 0.01 after 2 steps" in run.out and "licence MIT" in run.out
-    assert "warning: no clip says anything of tempo, key" in run.out  # of the prompt they do
+    assert "no clip says anything of tempo, key: the model" in run.err  # of the prompt they do
     folder = tmp_path / "runs/tiny-finetuned"
     assert loss(folder / "final", sound) < loss(ours, sound) - 0.2
     card = Card.of(folder / "best")

@@ -15,6 +15,7 @@ from transformers import EncodecConfig
 from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.data.music import MusicText
+from cadenza.dsp.audio import Audio
 from cadenza.importers import encodec
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -132,6 +133,19 @@ def test_the_codec_of_audiogen_is_what_the_head_of_a_config_says() -> None:
     settings = words[1::2]
     changed = config_of(FOLDER / "encodec_32khz.yaml", settings, {})
     assert changed.system.codec == config("audiogen_16khz").system.codec and changed.name == "encodec-16khz"
+
+
+def test_the_stereo_codec_is_made_as_the_head_of_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mono = {**config("encodec_32khz").system.codec.to_dict(), "filters": 2, "dimension": 4, "bins": 16, "bandwidths": []}
+    torch.manual_seed(0)
+    System(SystemSpec.parse({"codec": mono})).save("encodec")
+    head = (FOLDER / "musicgen_stereo_32khz.yaml").read_text().partition("name:")[0].splitlines()
+    exec("\n".join(line.removeprefix("#   ") for line in head if line.startswith(("#   from", "#   spec", "#   stereo"))))
+    sides = torch.randn(1, 2, 6400)
+    codes = System.load("encodec-stereo").codec.encode(Audio(sides, 32000)).ids
+    each = System.load("encodec").codec.encode(Audio(sides.transpose(0, 1), 32000)).ids
+    assert torch.equal(codes[0, 0::2], each[0]) and torch.equal(codes[0, 1::2], each[1])
 
 
 QUICK: dict[str, Any] = {

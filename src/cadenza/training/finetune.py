@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,7 @@ def config_for(
     return config
 
 
-def finetune(
-    system: System, data: Any, config: TrainingConfig, *, out: str | Path, cpu: bool = False, say: Callable[[str], None] = print
-) -> Finetuned:
+def finetune(system: System, data: Any, config: TrainingConfig, *, out: str | Path, cpu: bool = False) -> Finetuned:
     """Trains a copy of a system by a config that `config_for` made; an unfinished run in `out` is continued.
 
     The held-out items are those that `Trainer` holds out. What was trained keeps the licence of what it was.
@@ -85,11 +84,7 @@ def finetune(
     trainer = Trainer(system, data, out=out, cpu=cpu, **config.to_dict())
     trainer.system.card = _card(system.card, config.name)
     if unsaid := _unsaid(trainer):
-        say(
-            f"warning: no clip says anything of {', '.join(unsaid)}, so the model learns the sound and may forget what it was "
-            f'told by {"it" if len(unsaid) == 1 else "them"}; write NAME.json beside NAME.wav, such as {{"{unsaid[0]}": ...}}'
-            + (", or the words alone in NAME.txt" if "prompt" in unsaid else "")
-        )
+        warnings.warn(_advice(unsaid), stacklevel=2)
     before = trainer.validate().get(trainer.task.judged_by)
     outcome = trainer.train()
     if outcome.reason == "out of time" and trainer.engine.main:
@@ -109,3 +104,13 @@ def _unsaid(trainer: Trainer) -> list[str]:
     heard = dict.fromkeys(name for _, name in trainer.system.spec.fusion.pairs())
     known = trainer.known()
     return [name for name in heard if not any(item.get(name) is not None for item in known)]
+
+
+def _advice(unsaid: list[str]) -> str:
+    lines = [
+        f"no clip says anything of {', '.join(unsaid)}: the model learns the sound, and may forget what it was told that way; "
+        f'write NAME.json beside NAME.wav, such as {{"{unsaid[0]}": ...}}'
+    ]
+    if "prompt" in unsaid:
+        lines.append("or the words alone in NAME.txt, or set music={} where they are under `description`, as AudioCraft has it")
+    return ", ".join(lines)
