@@ -18,7 +18,7 @@ BLOCK = 30.0  # seconds held at a time
 WINDOW = 0.1  # seconds over which levels are taken
 FLOOR = -60.0  # dBFS below which a window is silent
 FLAT, FULL = 2e-4, 0.998  # clipped is: this near the top of its block, or over this
-EDGE = 5e-3  # of the top: the step by which clipped samples are reached; an unclipped crest comes to its top slowly
+EDGE, LEAST = 3.0, 5e-4  # the step to a clipped crest: so many times that of a parabola as long, and of the top at least
 LOW, BANDS = 60.0, 70  # Hz, and semitones from there on, of the fingerprint
 RANGE = 50.0  # dB below the loudest band that count
 
@@ -139,12 +139,15 @@ def clipping(x: Float[np.ndarray, " t"]) -> tuple[int, int]:
         return 0, 0
     count = crests = 0
     for side in (x, -x):
-        flat = np.flatnonzero(np.diff(np.concatenate([[0], (side >= min(top * (1 - FLAT), FULL)).astype(np.int8), [0]])))
+        level = min(top * (1 - FLAT), FULL)
+        flat = np.flatnonzero(np.diff(np.concatenate([[0], (side >= level).astype(np.int8), [0]])))
         starts, ends = flat[::2], flat[1::2]
-        keep = (ends - starts >= 3) & (starts >= 2) & (ends <= len(x) - 2)
+        keep = (ends - starts >= 2) & (starts >= 2) & (ends <= len(x) - 2)
         starts, ends = starts[keep], ends[keep]
         before, after = side[starts] - side[starts - 1], side[ends - 1] - side[ends]
-        cut = np.maximum(before, after) >= EDGE * top
+        long = ends - starts
+        round_crest = (1 - level / top) * 4 * (long + 1) / long**2
+        cut = np.maximum(before, after) >= top * np.maximum(EDGE * round_crest, LEAST)
         if top < FULL:
             coming, going = side[starts - 1] - side[starts - 2], side[ends] - side[ends + 1]
             cut &= ((before < top / 2) & (coming > before / 5)) | ((after < top / 2) & (going > after / 5))
