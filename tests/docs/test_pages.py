@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import io
 import re
 import runpy
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 import typer
 from matplotlib.image import imread
 from pages import DATA, PAGES, ROOT, RUN, Block, anchors, blocks, links
+from released import stand_ins
 
 import cadenza.conditioners as family
 from cadenza.apps.cli import main as program
@@ -51,6 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name)
 def test_a_page_can_be_followed(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    stand_ins(page.read_text(), folder)
     for block in blocks(page):
         try:
             follow(block, page, folder, namespace, monkeypatch)
@@ -67,16 +71,21 @@ def follow(block: Block, page: Path, folder: Path, namespace: dict[str, Any], mo
         assert path.resolve().is_relative_to(folder.resolve())
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
+    elif block.mark == "printed":
+        printed(block, namespace["__printed__"])
     elif block.language == "python":
         code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
         if block.mark != "shown":
-            exec(code, namespace)  # noqa: S102
+            with redirect_stdout(io.StringIO()) as said:
+                exec(code, namespace)  # noqa: S102
+            namespace["__printed__"] = said.getvalue()
     elif block.language == "bash":
+        namespace["__printed__"] = ""
         for command in block.commands():
             words = shlex.split(command)
             checked(words)
             if words[0] == "cadenza" and block.mark != "shown":
-                run([*words, *added(block, words[1])], monkeypatch)
+                namespace["__printed__"] += run([*words, *added(block, words[1])], monkeypatch)
             else:
                 assert words[0] == "make" or block.mark == "shown", f"`{command}` is not run; say why: <!-- shown: REASON -->"
 
@@ -88,13 +97,20 @@ def added(block: Block, verb: str) -> list[str]:
     return sum(options, [])
 
 
-def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program in this process; it must end well."""
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the program prints, run in this process; it must end well."""
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings(), redirect_stdout(io.StringIO()) as said:
         warnings.simplefilter("ignore")
         program.main()
     assert not end.value.code, f"`{shlex.join(words)}` ends with status {end.value.code}"
+    return said.getvalue()
+
+
+def printed(block: Block, output: str) -> None:
+    """The block is the output, but for "…"."""
+    pattern = r"[^\n]*".join(re.escape(part) for part in block.text.strip().split("…"))
+    assert re.fullmatch(pattern, output.strip()), f"the page shows\n{block.text}\nbut this was printed\n{output}"
 
 
 def checked(words: list[str]) -> None:
@@ -210,6 +226,13 @@ def test_a_page_can_fail(tmp_path: Path, folder: Path, monkeypatch: pytest.Monke
     page.write_text(text)
     with pytest.raises(BaseException):  # noqa: B017, PT011
         follow(blocks(page)[0], page, folder, {}, monkeypatch)
+
+
+def test_what_a_page_shows_as_printed_can_fail() -> None:
+    printed(Block("text", "1.… MiB\nend\n", 1, "printed", "the size"), "1.25 MiB\nend\n")
+    for output in ("1.25 MiB\n", "1.25 MiB\nmore\nend\n", "12 MiB\nend\n", ""):
+        with pytest.raises(AssertionError, match="this was printed"):
+            printed(Block("text", "1.… MiB\nend\n", 1, "printed", "the size"), output)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)

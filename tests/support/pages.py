@@ -2,7 +2,8 @@
 
 A comment on the line before a block says what a reader does by hand: `<!-- file: NAME -->` stores the block under that
 name, `<!-- test: OPTIONS -->` adds options to its commands so that they end soon (`train --set steps=2; corpus --hours
-0.1` to those of a verb), `<!-- shown: REASON -->` has the commands checked but not run.
+0.1` to those of a verb), `<!-- shown: REASON -->` has the commands checked but not run. `<!-- printed: WHAT DIFFERS -->`
+says that a block is what the commands before it print; "…" in it stands for what may differ from machine to machine.
 """
 
 import re
@@ -15,7 +16,7 @@ RUN = {"python", "bash"}
 DATA = {"yaml", "json", "text"}
 
 _FENCE = re.compile(r"^(`{3,})(\S*)\s*$")
-_MARK = re.compile(r"^<!-- (file|test|shown): (.+) -->$")
+_MARK = re.compile(r"^<!-- (file|test|shown|printed): (.+) -->$")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Block:
     language: str
     text: str
     line: int
-    mark: str = ""  # file, test, shown or nothing
+    mark: str = ""  # file, test, shown, printed or nothing
     said: str = ""  # what the mark says
 
     def commands(self) -> list[str]:
