@@ -22,11 +22,11 @@ TINY: dict[str, Any] = {
 }
 
 
-def tiny_system(seed: int = 0, *, context: int = 1000, codec: dict[str, Any] | None = None, **defaults: Any) -> System:
+def tiny_system(seed: int = 0, *, context: int = 1000, **defaults: Any) -> System:
     """A system whose conditions and codes matter, though it was never trained."""
     torch.manual_seed(seed)
     changed = {"generator": {**TINY["generator"], "context": context}, "defaults": {**TINY["defaults"], **defaults}}
-    spec = SystemSpec.parse({**TINY, **changed, "codec": {**TINY["codec"], **(codec or {})}})
+    spec = SystemSpec.parse({**TINY, **changed})
     system = System(spec, Card(name="tiny", license="MIT", summary="For tests.", notice="Random weights."))
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -105,33 +105,6 @@ def test_going_on_in_windows():
     assert torch.equal(system.frames("drums", **tail).content, long[..., 75:])
 
 
-@pytest.mark.parametrize("keep_prompt", [True, False])
-def test_a_loudness_that_the_codec_sets_apart_goes_on(keep_prompt):
-    """Five times the audio are the same codes, five times as loud, before and after the prompt's end."""
-    system = tiny_system(codec={"normalize": True})
-    items, seconds = ["drums", {}], [0.2, 0.1]
-
-    def made(gain: float, **fields: object) -> list[Audio]:
-        prompt = Audio(gain * sound(640).wave, 8000)
-        return list(system.generate(items, seconds=seconds, continue_from=[prompt, None], keep_prompt=keep_prompt, **fields))
-
-    soft, loud = made(0.2), made(1.0)
-    torch.testing.assert_close(loud[0].wave, 5 * soft[0].wave, atol=1e-4, rtol=1e-3)
-    assert torch.equal(loud[1].wave, soft[1].wave)
-    prompt = [Audio(0.2 * sound(640).wave, 8000), None]
-    chunks = list(system.stream(items, seconds=seconds, continue_from=prompt, keep_prompt=keep_prompt))
-    for i, clip in enumerate(soft):
-        streamed = torch.cat([chunk.wave[i, :, : int(chunk.lengths[i])] for chunk in chunks], -1)
-        torch.testing.assert_close(streamed, clip.wave[0], atol=1e-5, rtol=1e-4)
-
-
-def test_a_codec_in_chunks_is_refused():
-    system = tiny_system(codec={"chunk_seconds": 0.1, "chunk_overlap": 0.01})
-    assert system.generate("drums", seconds=0.3).lengths.tolist() == [2400]
-    with pytest.raises(RequestError, match="overlapping chunks"):
-        system.generate("drums", seconds=0.3, continue_from=sound(640))
-
-
 @pytest.mark.parametrize(
     "given, fields, words",
     [

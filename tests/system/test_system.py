@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_system
+from tiny import TINY, tiny_system
 
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.dsp.loudness import loudness
 from cadenza.system import store
+from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
 
@@ -134,6 +135,22 @@ def test_longer_than_trained(short):
     assert not torch.equal(short.generate("drums", seconds=0.43, seed=1, stride=0.1).wave, alone.wave)
     usual = tiny_system(context=100, stride=0.15).generate("drums", seconds=0.43, seed=1)
     assert torch.equal(usual.wave, alone.wave)
+
+
+def test_beats_go_on_as_long_as_the_clip():
+    """The beat of frame t is that of the whole clip, in whichever window t lies; what was enough before stays as it was."""
+    tempo = {"type": "beats", "width": 16, "frame_rate": 500, "frames": 100}
+    tree = {**TINY, "conditioners": {**TINY["conditioners"], "tempo": tempo}}
+    tree["fusion"] = {"cross": ["prompt"], "prepend": ["key"], "add": [{"id": "tempo", "resize": "cut"}]}
+    torch.manual_seed(0)
+    system = System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "context": 100}})).eval().requires_grad_(False)
+    items = [{"tempo": 117}, {"tempo": [0.01, 0.2]}, {"prompt": "drums"}]
+    long, usual = (system.fuse(system.condition(system.prepare(items, frames=n)), frames=n).add for n in (230, 100))
+    assert long.shape[1] == 230 and torch.equal(long[:, :100], usual)
+    later = system.fuse(system.condition(system.prepare([{"tempo": [0.0, 60 / 117]}], frames=430)), frames=430).add
+    torch.testing.assert_close(later[0, :230], long[0], atol=1e-4, rtol=1e-3)
+    whole = system.frames(items, seconds=0.46, seed=1, stride=0.15).content
+    assert torch.equal(system.frames(items[1], seconds=0.46, seed=1, stride=0.15).content, whole[1:2])
 
 
 def test_progress_counts_the_frames_of_the_longest(short):

@@ -89,6 +89,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         present = torch.tensor([value is not None for value in values])
         return Prepared(self.read([self.blank if value is None else value for value in values]), present)
 
+    def over(self, frames: int) -> "Conditioner[Value]":
+        """The same part for clips of so many frames, itself where they do not matter; weights are shared."""
+        return self
+
     @torch.no_grad()
     def features(self, prepared: Prepared) -> Prepared:
         """What frozen encoders make of the prepared values; the same thing where there are none."""
@@ -120,11 +124,12 @@ class Conditioners(nn.ModuleDict):
         for name, part in self.items():
             part.fit(item.get(name) for item in items)  # type: ignore[operator]
 
-    def prepare(self, items: Sequence[Item]) -> dict[str, Prepared]:
+    def prepare(self, items: Sequence[Item], *, frames: int = 0) -> dict[str, Prepared]:
+        """Values as CPU tensors, enough of them for clips of `frames` frames."""
         prepared = {}
         for name, part in self.items():
             try:
-                prepared[name] = part.prepare([item.get(name) for item in items])  # type: ignore[operator]
+                prepared[name] = part.over(frames).prepare([item.get(name) for item in items])  # type: ignore[operator]
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
         return prepared

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
@@ -62,6 +63,13 @@ class Beats(Conditioner[Any]):
         self.blank = spec.min
         self.up = nn.Linear(2 * len(_CYCLES) + 1, spec.hidden)
         self.out = nn.Linear(spec.hidden, spec.width)
+
+    def over(self, frames: int) -> "Beats":
+        if frames <= self.spec.frames:
+            return self
+        longer = copy(self)
+        longer.spec = self.spec.model_copy(update={"frames": frames})
+        return longer
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """At each frame the beats since the first one, in fractions, and the beats a second: `count`, `speed` [b f]."""

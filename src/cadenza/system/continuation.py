@@ -26,22 +26,13 @@ def known(beginnings: Sequence[Beginning | None], codec: Codec) -> Known | None:
             encoded[id(one)] = _frames(one, codec)
     if not encoded:
         return None
-    if codec.spec.chunked:
-        raise RequestError(
-            "continue_from: this model's codec works in overlapping chunks, of which a clip cannot begin with some"
-        )
     parts = [encoded.get(id(one)) for one in beginnings]
     longest = max(part.content.shape[-1] for part in encoded.values())
     lengths = torch.tensor([0 if part is None else part.content.shape[-1] for part in parts], device=codec.device)
     some = next(iter(encoded.values()))
     rows = [torch.zeros_like(some.content) if part is None else part.content for part in parts]
     content = torch.cat([F.pad(row, (0, longest - row.shape[-1])) for row in rows])
-    value = some.like(content, lengths)
-    if isinstance(value, Codes) and isinstance(some, Codes) and some.scale is not None:  # the codec sets a loudness apart
-        scales = [getattr(part, "scale", None) for part in parts]
-        flat = [lengths.new_ones(1, 1, dtype=some.scale.dtype) if each is None else each.reshape(1, -1) for each in scales]
-        value = replace(value, scale=torch.cat(flat))
-    return Known(value, torch.arange(longest, device=codec.device) < lengths[:, None])
+    return Known(some.like(content, lengths), torch.arange(longest, device=codec.device) < lengths[:, None])
 
 
 def check(prompt: Known, frames: Int[Tensor, " b"], *, window: int, rate: float) -> None:

@@ -49,14 +49,17 @@ class System(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def prepare(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Prepared]:
-        """Items as CPU tensors; RequestError names an id that no conditioner knows or a value it cannot use."""
+    def prepare(self, items: Sequence[Mapping[str, Any]], *, frames: int = 0) -> dict[str, Prepared]:
+        """Items as CPU tensors, enough of them for clips of `frames` frames.
+
+        RequestError names an id that no conditioner knows or a value it cannot use.
+        """
         known = list(self.conditioners)
         for item in items:
             for name in item:
                 if name not in self.conditioners:
                     raise RequestError(f"no condition called '{name}'.{near(name, known)}")
-        return self.conditioners.prepare(items)
+        return self.conditioners.prepare(items, frames=frames)
 
     def read(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """An item of a request with the values that its texts say, by the rules of `spec.reads`."""
@@ -137,21 +140,19 @@ class System(nn.Module):
         branches = self._branches([self.read(clip.item) for clip in clips], int(frames.max()), request)
         plan = Plan(frames, [clip.seed for clip in clips], how, prompt, two_step=request.two_step)
         chunks = windows.stream(self.generator, branches, plan, stride=self._stride(request, int(frames.max())))
-        if prompt is not None and isinstance(prompt.value, Codes) and prompt.value.scale is not None:
-            chunks = _at_loudness(chunks, prompt.value.scale)
         skip = torch.zeros_like(samples) if prompt is None or request.keep_prompt else prompt.mask.sum(1)
         return _Work(chunks, int(frames.max()), samples, skip, hop)
 
     def _branches(self, items: Sequence[Mapping[str, Any]], frames: int, request: Request) -> list[Branch]:
         """The conditions at the weight of guidance and the rest without any; one branch where that is the same."""
         guidance = self.spec.defaults.guidance if request.guidance is None else request.guidance
-        conditions = self.condition(self.prepare(items))
+        conditions = self.condition(self.prepare(items, frames=frames))
         given = self.fuse(conditions, frames=frames)
         told = any(bool(conditions[name].present.any()) for _, name in self.spec.fusion.pairs())
         if guidance == 1 or not told:
             return [Branch(1.0, given)]
         if request.two_step:  # nulls as wide as they are by themselves
-            null = self.fuse(self.condition(self.prepare([{}] * len(items))), frames=frames)
+            null = self.fuse(self.condition(self.prepare([{}] * len(items), frames=frames)), frames=frames)
         else:
             null = self.fuse(conditions, frames=frames, keep=drop_all(self.spec.fusion, len(items), self.device))
         return classifier_free(given, null, guidance)
@@ -204,13 +205,6 @@ class _Work:
             progress(self.total, self.total)
         whole = type(parts[0]).join(parts)
         return replace(whole, samples=torch.minimum(whole.lengths * self.hop, self.samples.to(whole.lengths.device)))
-
-
-def _at_loudness(chunks: Iterator[Any], scale: Tensor) -> Iterator[Codes]:
-    """Chunks with the loudness of what they continue from."""
-    with closing(chunks) as open_:  # type: ignore[type-var]  # a generator function's
-        for chunk in open_:
-            yield replace(chunk, scale=scale.to(chunk.ids.device))
 
 
 @torch.inference_mode()
