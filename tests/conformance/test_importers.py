@@ -42,6 +42,7 @@ def logits(system: System, given: list[Any], codes: Tensor) -> tuple[Tensor, Ten
     pattern = spec.pattern.pattern(codes.shape[1], codes.shape[2])
     sequence, _ = build_sequence(pattern, codes, system.codec.grid.cardinality)
     fused = system.fuse(conditions, frames=codes.shape[2])
+    assert system.generator is not None
     return system.generator(sequence, fused, pattern.frame.expand(len(codes), -1, -1)).transpose(1, 2), sequence
 
 

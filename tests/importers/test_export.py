@@ -1,7 +1,7 @@
 """Exports are what transformers loads with nothing missing and nothing left over, and say the same there."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def opened(folder: Path) -> Any:
     """The model in a folder by transformers, and what that made of its weights."""
     from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
-    model, report = MusicgenForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    model, report = cast(Any, MusicgenForConditionalGeneration.from_pretrained(folder, output_loading_info=True))
     assert not any(report.values()), report
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
@@ -80,7 +80,7 @@ def test_a_codec_alone(tmp_path: Path) -> None:
     whole = tiny_system().codec
     codec = System(SystemSpec.parse({"codec": whole.spec.to_dict() | {"lstm_layers": 1, "bandwidths": []}}))
     export(codec, tmp_path / "out")
-    model, report = EncodecModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, report = cast(Any, EncodecModel.from_pretrained(tmp_path / "out", output_loading_info=True))
     assert not any(report.values()), report
     codes = torch.randint(16, (1, 2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

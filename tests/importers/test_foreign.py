@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import musicgen_folder
+from foreign import audiocraft_folder, musicgen_folder
 
 import cadenza
 from cadenza.core.errors import CheckpointError
@@ -69,6 +69,14 @@ def test_a_checkpoint_of_transformers_trainer_is_a_model(tmp_path: Path) -> None
     touch(tmp_path / "trainer_state.json", "{}")
     torch.save({}, tmp_path / "optimizer.pt")
     cadenza.load(tmp_path, device="cpu")
+
+
+def test_a_whole_repository_has_both_layouts(tmp_path: Path) -> None:
+    """That of transformers has its text encoder with it."""
+    audiocraft_folder(tmp_path)
+    assert cadenza.load(tmp_path, device="cpu").spec.generator.attend_padding
+    musicgen_folder(tmp_path)
+    assert not cadenza.load(tmp_path, device="cpu").spec.generator.attend_padding
 
 
 def test_git_lfs_pointers(tmp_path: Path) -> None:

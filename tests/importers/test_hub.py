@@ -59,7 +59,9 @@ def test_pickles_are_fetched_where_there_is_nothing_else(tmp_path: Path, hub: Hu
     assert cadenza.load("facebook/audiogen-tiny", device="cpu").card.license == "CC-BY-NC-4.0"
 
 
-def test_one_of_ours(tmp_path: Path, hub: Hub) -> None:
+@pytest.mark.parametrize("shard", [2**24, 20_000])
+def test_one_of_ours(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, shard: int) -> None:
+    monkeypatch.setattr("cadenza.system.store.SHARD_BYTES", shard)
     musicgen_folder(tmp_path / "a")
     cadenza.load(tmp_path / "a", device="cpu").save(tmp_path / "ours")
     hub.repositories["me/mine"] = tmp_path / "ours"

@@ -42,6 +42,7 @@ def ours(system: System, texts: list[str], codes: Tensor) -> Tensor:
     sequence, _ = build_sequence(pattern, codes, system.codec.grid.cardinality)
     conditions = system.condition(system.prepare([{"prompt": text} for text in texts]))
     fused = system.fuse(conditions, frames=codes.shape[-1])
+    assert system.generator is not None
     return system.generator(sequence, fused, pattern.frame.expand(len(codes), -1, -1)).transpose(1, 2)
 
 
@@ -134,7 +135,9 @@ def test_positions_that_old_releases_stored(tmp_path: Path) -> None:
         ("decoder__num_hidden_layers", "two", "decoder.num_hidden_layers: must be int, got 'two'"),
         ("decoder__sliding_window", 128, "decoder.sliding_window: 128 is a setting that this release does not know"),
         ("decoder__cross_attention_hidden_size", 13, "decoder.cross_attention_hidden_size"),
+        ("decoder__pruned_heads", {"0": [1]}, "decoder.pruned_heads"),
         ("text_encoder__model_type", "roberta", "text_encoder.model_type: 'roberta'"),
+        ("text_encoder__adapters", 2, "text_encoder.adapters: 2 is a setting"),
         ("audio_encoder__normalize", True, "audio_encoder.normalize: True"),
         ("audio_encoder__audio_channels", 2, "audio_encoder.audio_channels: 2"),
         ("audio_encoder__model_type", "dac", "dac"),

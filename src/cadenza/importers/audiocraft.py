@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
 from cadenza.importers.audiocraft_text import text_of, text_weights
-from cadenza.importers.compression import Compression, compression_of, first_levels
+from cadenza.importers.compression import Compression, compression_of, first_levels, mono_of
 from cadenza.importers.layout import lm_layout, wanted_of
 from cadenza.importers.licence import card_of
 from cadenza.importers.model import Foreign
@@ -186,7 +186,7 @@ def _read(held: Package, codec: Compression, spec: SystemSpec, card: Card) -> St
     lm = in_transformers(state, bias=generator.bias, source=source)
     layout = lm_layout(generator.depth, spec.codec.grid.rows, cross=bool(spec.fusion.cross), bias=generator.bias)
     ours |= {f"generator.{name}": x for name, x in layout.ours(lm, part(wanted, "generator."), source=source).items()}
-    mono, stem = (spec.codec, "codec.") if spec.codec.type == "encodec" else (spec.codec.codec, "codec.codec.")  # type: ignore[attr-defined]
+    mono, stem = mono_of(spec.codec)
     ours |= {f"{stem}{name}": x for name, x in in_memory(first_levels(codec.read(), mono.codebooks)).items()}
     store.check(ours, wanted, str(held.path.parent))
     return Stored(spec, card, ours)

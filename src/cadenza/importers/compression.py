@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cadenza.codecs.base import CodecSpec
 from cadenza.codecs.encodec import EncodecSpec
 from cadenza.core.errors import CheckpointError
 from cadenza.importers import encodec, hub
@@ -66,3 +67,10 @@ def _place(folder: Path, name: str) -> Path:
         if (place / "config.json").exists():
             return place
     return hub.fetch(name, of=f"the codec of {folder}")
+
+
+def mono_of(codec: CodecSpec) -> tuple[EncodecSpec, str]:
+    """The EnCodec that a system's codec is, or that it has for each side, and how its weights' names begin in the system."""
+    inner = getattr(codec, "codec", codec)
+    assert isinstance(inner, EncodecSpec), "every codec that is imported is an EnCodec"
+    return inner, "codec." if inner is codec else "codec.codec."

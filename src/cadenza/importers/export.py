@@ -180,7 +180,7 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
 def _generation(system: System, bins: int) -> dict[str, Any]:
     """The defaults of a request; lengths count the start and what the last codebook lags behind."""
     defaults, grid, generator = system.spec.defaults, system.spec.codec.grid, system.spec.generator
-    sampling = generator.sampling.parse(defaults.sampling, source="defaults.sampling")  # type: ignore[union-attr]
+    sampling: Any = generator.sampling.parse(defaults.sampling, source="defaults.sampling")  # type: ignore[union-attr]
     frames = min(round(defaults.seconds * grid.frame_rate), generator.context)  # type: ignore[union-attr]
     how = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature}
     return {

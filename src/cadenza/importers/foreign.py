@@ -7,6 +7,7 @@ from cadenza.importers import audiocraft, codec, musicgen
 from cadenza.importers.hub import config_of
 from cadenza.importers.model import Foreign
 from cadenza.importers.package import CODEC, EXPORT, LM
+from cadenza.importers.weights import has_weights
 
 _NOT_YET = {
     "musicgen_melody": "it needs the melody conditioner (chroma of a recording), which this release does not have yet",
@@ -22,9 +23,10 @@ def look(folder: Path, *, name: str | None = None) -> Foreign:
 
     CheckpointError says what the folder is instead, or which settings of it cannot be honoured.
     """
-    if (folder / LM).exists():
+    own = (folder / "config.json").exists() and has_weights(folder)  # a whole repository may have both: this needs nothing else
+    if (folder / LM).exists() and not own:
         return audiocraft.look(folder, name=name)
-    if (folder / CODEC).exists():
+    if (folder / CODEC).exists() and not own:
         return codec.look_audiocraft(folder, name=name)
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
@@ -42,14 +44,6 @@ def look(folder: Path, *, name: str | None = None) -> Foreign:
             f"{_NOT_YET.get(str(kind), 'of the layout of transformers these can be: musicgen, encodec')}"
         )
     raise CheckpointError(f"{folder} {_instead(folder)}")
-
-
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder looks like another library's, model or not."""
-    files = (LM, CODEC, "config.json", "adapter_config.json", ".hydra", "trainer_state.json")
-    return any((folder / name).exists() for name in files) or bool(
-        [*_runs(folder), *folder.glob("*.th"), *folder.glob("*.ckpt")]
-    )
 
 
 def refuse_file(path: Path) -> CheckpointError:

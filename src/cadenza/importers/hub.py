@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.package import LM
+from cadenza.importers.package import CODEC, LM
 from cadenza.importers.weights import has_weights
 
 SMALL = ["*.json", "*.md", "*.model", "*.txt", "*.yaml"]  # what stands beside weights
@@ -20,14 +20,23 @@ def fetch(name: str, *, of: str = "") -> Path:
     """
     repository, _, revision = name.partition("@")
     folder = _download(repository, revision or None, [*SMALL, *FIRST], of)
-    if not has_weights(folder):
+    if not _model(folder):
         folder = _download(repository, revision or None, [*SMALL, *SECOND], of)
-    if not has_weights(folder) and not (folder / LM).exists():
+    if not _model(folder):
         raise CheckpointError(
             f"{repository}: {folder} has no weights; the download was broken off, or this repository holds no model that "
             f"can be loaded. Try again where the hub can be reached, or {_by_hand(repository, revision)}"
         )
     return folder
+
+
+def _model(folder: Path) -> bool:
+    """Whether there is a model: one of ours, of transformers, or of AudioCraft."""
+    return (
+        has_weights(folder)
+        or any((folder / name).exists() for name in (LM, CODEC))
+        or bool([*folder.glob("model*.safetensors")])
+    )
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
 from cadenza.importers import encodec, text_encoder
+from cadenza.importers.compression import mono_of
 from cadenza.importers.layout import compare, lm_layout, wanted_of
 from cadenza.importers.licence import card_of
 from cadenza.importers.model import Foreign
@@ -35,7 +36,7 @@ GENERAL = frozenset(
     "tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p "
     "pruned_heads use_bfloat16 use_cache".split()
 )
-_TRAINING = ("layerdrop", "attention_dropout", "activation_dropout", "initializer_factor")  # do nothing in use
+_TRAINING = ("layerdrop", "attention_dropout", "activation_dropout", "classifier_dropout", "initializer_factor")
 _PUBLISHED = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}  # where no generation_config.json says it
 _NOT_SAMPLED = {  # what generation could be told and ours is not -> the value at which it does nothing
     **dict.fromkeys(("num_beams", "num_beam_groups", "repetition_penalty", "encoder_repetition_penalty", "typical_p"), 1),
@@ -72,6 +73,9 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
     generator, channels = _generator(decoder)
     text.expect("model_type", "t5", why="is not a text encoder that is known")
     text_width = text.take("d_model", int, 512)
+    text.expect("pruned_heads", {}, None)
+    text.without_effect({*GENERAL, *text_encoder.SETTINGS})
+    text.all_seen()
     if decoder.data.get("cross_attention_hidden_size") not in (None, text_width):
         decoder.refuse("cross_attention_hidden_size", f"must be null, or the text encoder's width {text_width}")
     elif decoder.data.get("cross_attention_hidden_size") is not None and text_width != generator["width"]:
@@ -115,6 +119,7 @@ def _generator(decoder: Section) -> tuple[dict[str, Any], int]:
     decoder.without_effect({*GENERAL, *_TRAINING, "max_position_embeddings"} - {"tie_word_embeddings"})
     decoder.expect("activation_function", "gelu")
     decoder.expect("scale_embedding", False)
+    decoder.expect("pruned_heads", {}, None)
     decoder.expect("tie_word_embeddings", False, None)
     bins = decoder.take("vocab_size", int, 2048)
     for key in ("pad_token_id", "bos_token_id"):
@@ -146,6 +151,7 @@ def _defaults(folder: Path, decoder: Section, rate: float, delayed: int) -> tupl
     """What a request gets that does not say otherwise, and the frames that the model makes in one piece."""
     path = folder / "generation_config.json"
     given = _json(path) if path.exists() else _PUBLISHED
+    given = {key: value for key, value in given.items() if value is not None}  # null is not said
     section = Section(given, source=str(path), mistakes=decoder.mistakes)
     for key, nothing in _NOT_SAMPLED.items():
         section.expect(key, nothing, None, why="is a way of sampling that is not known")
@@ -187,7 +193,7 @@ def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Card)
     layout = lm_layout(spec.generator.depth, spec.codec.grid.rows, cross=True)  # type: ignore[union-attr]  # a codec_lm
     decoder = layout.ours(lm, part(wanted, "generator."), source=f"{folder}, decoder")
     ours |= {f"generator.{name}": x for name, x in decoder.items()}
-    mono, stem = (spec.codec, "codec.") if spec.codec.type == "encodec" else (spec.codec.codec, "codec.codec.")  # type: ignore[attr-defined]
+    mono, stem = mono_of(spec.codec)
     codec = encodec.weights_of(audio, mono, source=f"{folder}, audio_encoder")
     ours |= {f"{stem}{name}": x for name, x in in_memory(codec).items()}
     store.check(ours, wanted, str(folder))

@@ -9,6 +9,11 @@ from torch import Tensor
 from cadenza.core.errors import CheckpointError
 from cadenza.importers.layout import compare
 
+SETTINGS = frozenset(  # of a T5, which transformers reads itself
+    "classifier_dropout d_ff d_kv d_model dense_act_fn dropout_rate feed_forward_proj initializer_factor is_gated_act "
+    "layer_norm_epsilon n_positions num_decoder_layers num_heads num_layers output_past relative_attention_max_distance "
+    "relative_attention_num_buckets scale_decoder_outputs use_cache vocab_size".split()
+)
 TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
 
 
