@@ -56,3 +56,10 @@ def test_names_the_nearest_value() -> None:
 def test_refuses_lists_that_are_ambiguous(fields: dict[str, object], mistake: str) -> None:
     with pytest.raises(SpecError, match=mistake):
         category(**fields)
+
+
+def test_vectors_begin_as_large_as_told() -> None:
+    values = [str(i) for i in range(300)]
+    for std in (1.0, 0.15):
+        table = category(values=values, aliases={}, width=64, std=std).table.weight
+        assert float(table.std()) == pytest.approx(std, rel=0.05)

@@ -16,12 +16,16 @@ from cadenza.core.types import Gives, Tokens
 
 
 class CategorySpec(ConditionerSpec):
-    """The known `values`, and `aliases` for other ways to write them; case, spaces and hyphens do not count."""
+    """The known `values`, and `aliases` for other ways to write them; case, spaces and hyphens do not count.
+
+    `std` is that of the vectors before training: 1 suits attention, a tenth of it a sum with a generator's embeddings.
+    """
 
     type: Literal["category"] = "category"
     widget: ClassVar[str] = "choice"
     values: tuple[str, ...] = Field(min_length=1)
     aliases: dict[str, str] = Field(default={})
+    std: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _one_meaning_each(self) -> Self:
@@ -57,6 +61,7 @@ class Category(Conditioner[str]):
         self.rows = {plain(value): row for row, value in enumerate(spec.values)}
         self.rows |= {plain(alias): self.rows[plain(value)] for alias, value in spec.aliases.items()}
         self.table = nn.Embedding(len(spec.values), spec.width)
+        nn.init.normal_(self.table.weight, std=spec.std)
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {"row": torch.tensor([self._row(value) for value in values], dtype=torch.long)}
