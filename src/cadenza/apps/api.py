@@ -40,12 +40,13 @@ def find(name: str | Path) -> "Path | Foreign":
     if str(name) in bundled_names():
         return BUNDLED / str(name)
     from cadenza.importers import foreign, hub
+    from cadenza.importers.published import MODELS
 
     if path.is_dir():
         return foreign.look(path)
     if path.is_file():
         raise foreign.refuse_file(path)
-    if not isinstance(name, Path) and _REPOSITORY.fullmatch(name) and not path.parent.is_dir():
+    if not isinstance(name, Path) and _REPOSITORY.fullmatch(name) and (name in MODELS or not path.parent.is_dir()):
         folder = hub.fetch(name)
         if (folder / store.SPEC).exists():
             return folder

@@ -299,9 +299,9 @@ class Encoder:
 def save_encoder(weights: dict[str, Tensor], folder: Path) -> None:
     """Writes the weights of an encoder as those of a model that is one."""
     inner = {f"encoder.{key}": x.contiguous() for key, x in weights.items() if key != "embed_tokens.weight"}
-    save_file(
-        {"shared.weight": weights["embed_tokens.weight"].contiguous()} | inner, folder / "model.safetensors", {"format": "pt"}
-    )
+    path = folder / "model.safetensors"
+    save_file({"shared.weight": weights["embed_tokens.weight"].contiguous()} | inner, path, {"format": "pt"})
+    path.chmod((folder / "config.json").stat().st_mode)  # which safetensors makes its owner's alone
 
 
 def _ended(tokenizer: Tokenizer) -> Tokenizer:

@@ -27,7 +27,7 @@ class Codes:
     """Discrete frames of a batch of clips.
 
     `lengths` are true frames (all of them when not given), `samples` the audio samples per clip that they
-    stand for (frames times hop when not given), `scale` a loudness factor per clip, or per chunk of it, where the codec has one.
+    stand for (frames times hop when not given), `scale` a loudness factor per clip or chunk where the codec has one.
     `ended` is True where the last true frame is the last of the piece, not of a crop; not known when not given.
     """
 

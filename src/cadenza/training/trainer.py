@@ -32,19 +32,23 @@ class Trainer:
     """Trains a system on a folder of audio, a manifest, shards, an encoded store or a torch Dataset.
 
     `what` is a TrainingConfig, the path of one, a mapping, or with the fields of a config as keywords a SystemSpec or
-    System, whose weights are then the start. `out` is the run's folder; an unfinished run there is continued. In it
+    System, whose weights are then the start; `start` is another such System, or as in a config the folder of one that
+    Cadenza saved. `out` is the run's folder; an unfinished run there is continued. In it
     are `log.jsonl`, `samples`, `checkpoints`, and `best` and `final`, which `cadenza.load` reads.
     """
 
     def __init__(
         self, what: Any, data: Any, *, out: str | Path | None = None, validation: Any = None, data_rate: int | None = None,
-        cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
+        start: System | str | None = None, cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
     ) -> None:  # fmt: skip
-        self.config = config_of(what.spec if isinstance(what, System) else what, overrides, fields)
+        named = {"start": start} if isinstance(start, str) else {}
+        self.config = config_of(what.spec if isinstance(what, System) else what, overrides, {**fields, **named})
         self.folder = Path("runs") / self.config.name if out is None else Path(out)
         self.engine = Engine(self.config.precision, cpu=cpu)
         self.system = System(self.config.system, getattr(what, "card", None) or Card(name=self.config.name))
-        self._given = _given(self.system, what, self.config)
+        if not isinstance(start, System) and self.config.start is not None:
+            start = System.load(self.config.start)
+        self._given = _given(self.system, [one for one in (what, start) if isinstance(one, System)], self.config)
         self.task = self.config.task.build(self.system)
         _demand(self.system, self.task.groups().values(), self._given)
         self._train, self._held = self._data(data, validation, data_rate)
@@ -155,10 +159,10 @@ def _parts(system: System) -> dict[str, nn.Module]:
     return parts if system.generator is None else {**parts, "generator": system.generator}
 
 
-def _given(system: System, what: Any, config: TrainingConfig) -> set[str]:
+def _given(system: System, sources: Sequence[System], config: TrainingConfig) -> set[str]:
     """Gives the system's parts the weights of where training starts; which parts those are."""
     given: set[str] = set()
-    for source in [what] * isinstance(what, System) + ([] if config.start is None else [System.load(config.start)]):
+    for source in sources:
         theirs = _parts(source)
         for name, part in _parts(system).items():
             if name in theirs and theirs[name].spec == part.spec:  # type: ignore[union-attr]
@@ -166,8 +170,8 @@ def _given(system: System, what: Any, config: TrainingConfig) -> set[str]:
                 given.add(name)
         if given and system.card.license == Card().license:  # what was trained on their weights is under their licence
             system.card = Card(name=config.name, license=source.card.license, notice=source.card.notice)
-    if config.start is not None and not given:
-        raise TrainingError(f"start: no part of {config.start} has the same spec as a part of this system")
+    if sources and not given:
+        raise TrainingError(f"start: no part of {config.start or 'it'} has the same spec as a part of this system")
     return given
 
 

@@ -17,11 +17,13 @@ def train(
     """Train a codec or a generator."""
     import torch
 
+    from cadenza.apps.api import load
     from cadenza.training.config import config_of
     from cadenza.training.trainer import Trainer
 
     chosen = config_of(config, set_, {})
     torch.manual_seed(chosen.seed)  # of the first weights; all other draws have generators of their own
-    outcome = Trainer(chosen, data, out=out).train()
+    start = None if chosen.start is None else load(chosen.start)
+    outcome = Trainer(chosen, data, out=out, start=start).train()
     if outcome.reason == "stopped":
         raise typer.Exit(CANCELLED)  # by Ctrl-C or SIGTERM, after a checkpoint
