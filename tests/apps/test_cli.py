@@ -200,10 +200,16 @@ def test_codes_of_another_codec(cadenza, model, tmp_path):
     refused(cadenza("decode", "codes.safetensors", "--model", model, cwd=tmp_path), "another codec")
 
 
+def _minding() -> None:
+    """Ctrl-C counts, though a shell that runs the tests in its background has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("patience", [0.0, 1.5])
 def test_ctrl_c_leaves_nothing_behind(model, tmp_path, patience):
     arguments = ["generate", "x", "--model", model, "--seconds", "2", "--variations", "200"]
-    process = subprocess.Popen([sys.executable, "-m", "cadenza", *map(str, arguments)], cwd=tmp_path, stderr=subprocess.PIPE)
+    line = [sys.executable, "-m", "cadenza", *map(str, arguments)]
+    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=_minding)  # noqa: PLW1509
     time.sleep(2.5 + patience)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=TIMEOUT)
