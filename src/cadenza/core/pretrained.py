@@ -66,14 +66,7 @@ class Pretrained:
 
     def json(self, name: str, *, of: str = "a model") -> dict[str, Any]:
         """The mapping in a JSON file of the model."""
-        path = self.require(name, of=of)
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is not readable as JSON ({error}); copy it again") from None
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{path} is not a mapping; copy it again")
-        return data
+        return mapping(self.require(name, of=of))
 
     def weights(self, prefixes: tuple[str, ...]) -> dict[str, "Tensor"]:
         """The tensors whose names begin with one of `prefixes`; safetensors are preferred, and nothing can run code."""
@@ -121,6 +114,17 @@ class Pretrained:
             f"then copy 'models--{self.model.replace('/', '--')}' from its cache into {constants.HF_HUB_CACHE} here. "
             "Or add --local-dir FOLDER and give that folder as `model`"
         )
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); download or copy it again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a mapping; download or copy it again")
+    return data
 
 
 def check(weights: dict[str, "Tensor"], wanted: dict[str, "Tensor"], source: str) -> None:

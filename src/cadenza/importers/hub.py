@@ -1,10 +1,10 @@
 """The model hub: a repository's files on this machine, whole or not at all."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cadenza.core.errors import CheckpointError
+from cadenza.core.pretrained import mapping
 from cadenza.importers.package import CODEC, LM
 from cadenza.importers.weights import has_weights
 
@@ -41,14 +41,7 @@ def _model(folder: Path) -> bool:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """The mapping in a folder's config.json."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON ({error}); download or copy it again") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a mapping; download or copy it again")
-    return config
+    return mapping(folder / "config.json")
 
 
 def _download(repository: str, revision: str | None, patterns: list[str], of: str) -> Path:

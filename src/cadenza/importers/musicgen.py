@@ -1,6 +1,5 @@
 """MusicGen as transformers saves it: language model, EnCodec and T5 in one folder (arXiv:2306.05284)."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
+from cadenza.core.pretrained import mapping
 from cadenza.importers import encodec, text_encoder
 from cadenza.importers.compression import mono_of
 from cadenza.importers.layout import compare, lm_layout, wanted_of
@@ -150,7 +150,7 @@ def _generator(decoder: Section) -> tuple[dict[str, Any], int]:
 def _defaults(folder: Path, decoder: Section, rate: float, delayed: int) -> tuple[dict[str, Any], int]:
     """What a request gets that does not say otherwise, and the frames that the model makes in one piece."""
     path = folder / "generation_config.json"
-    given = _json(path) if path.exists() else _PUBLISHED
+    given = mapping(path) if path.exists() else _PUBLISHED
     given = {key: value for key, value in given.items() if value is not None}  # null is not said
     section = Section(given, source=str(path), mistakes=decoder.mistakes)
     for key, nothing in _NOT_SAMPLED.items():
@@ -212,13 +212,3 @@ def _check_positions(lm: dict[str, Tensor], spec: SystemSpec, folder: Path) -> N
     computed = sinusoids(torch.arange(len(table))[None], width)[0]
     if not torch.allclose(table.float(), computed, atol=2e-3):  # stored in half precision, computed in another order
         raise CheckpointError(f"{folder}: decoder.{name} are not the sinusoids that its positions are; train them anew as such")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON ({error}); download or copy it again") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a mapping; download or copy it again")
-    return data
