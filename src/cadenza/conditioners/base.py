@@ -84,6 +84,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         """What a training step sees in place of the prepared values, drawn with a CPU generator; most see them as they are."""
         return prepared
 
+    def pick(self, item: "Item", name: str) -> Value | None:
+        """The value of an item whose id for this part is `name`; most need nothing else of the item."""
+        return item.get(name)
+
     def prepare(self, values: Sequence[Value | None]) -> Prepared:
         """All that may wait for the CPU: checking, tokenising, reading, resampling."""
         present = torch.tensor([value is not None for value in values])
@@ -129,7 +133,7 @@ class Conditioners(nn.ModuleDict):
         prepared = {}
         for name, part in self.items():
             try:
-                prepared[name] = part.over(frames).prepare([item.get(name) for item in items])  # type: ignore[operator]
+                prepared[name] = part.over(frames).prepare([part.pick(item, name) for item in items])  # type: ignore[operator]
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
         return prepared
