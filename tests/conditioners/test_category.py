@@ -63,3 +63,17 @@ def test_vectors_begin_as_large_as_told() -> None:
     for std in (1.0, 0.15):
         table = category(values=values, aliases={}, width=64, std=std).table.weight
         assert float(table.std()) == pytest.approx(std, rel=0.05)
+
+
+def test_unknown_words_share_a_vector_on_demand() -> None:
+    part = category(unknown="learned")
+    assert part.table.weight.shape[0] == 4
+    x = part(part.prepare(["C mayor", "C major", "", "Bb minor"])).x[:, 0]
+    assert torch.equal(x, part.table.weight[[0, 3, 0, 2]])
+    with pytest.raises(RequestError, match="no value called 3"):
+        part.prepare([3])
+
+
+def test_words_may_count_to_the_letter() -> None:
+    part = category(values=["Rock", "rock"], aliases={"ROCK": "rock"}, exact=True, unknown="learned")
+    assert part.prepare(["rock", "Rock", "ROCK", "rock "]).tensors["row"].tolist() == [2, 1, 2, 0]

@@ -86,3 +86,15 @@ def test_near_numbers_are_near_and_all_are_told_apart() -> None:
 def test_refuses_ranges_that_are_none(fields: dict[str, object], mistake: str) -> None:
     with pytest.raises(SpecError, match=mistake):
         number(**fields)
+
+
+def test_learned_frequencies_are_cycles_over_the_range() -> None:
+    part = number(bands=3, frequencies="learned", min=-2, max=10)
+    assert part.cycles is not None and part.cycles.requires_grad
+    with torch.no_grad():
+        part.out.weight.copy_(torch.eye(8, 7))
+        part.out.bias.zero_()
+    x = part(part.prepare([4.0])).x[0, 0, :7].detach().numpy()
+    phase = 2 * np.pi * 0.5 * part.cycles.detach().numpy()
+    np.testing.assert_allclose(x, [0.5, *np.sin(phase), *np.cos(phase)], atol=1e-5)
+    assert number().cycles is None

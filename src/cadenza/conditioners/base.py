@@ -6,6 +6,7 @@ may keep); `forward` is trainable and stays on the device. `None` is the only wa
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 import torch
 from jaxtyping import Bool
+from pydantic import Field
 from torch import Tensor, nn
 
 from cadenza.core.errors import RequestError
@@ -29,6 +31,7 @@ class ConditionerSpec(Part):
     widget: ClassVar[str] = "text"  # what a form should show: text, number, choice, audio, ...
     width: int
     absent: Literal["zeros", "learned"] = "learned"  # what stands for no value: nothing, or one trained position
+    fallback: str | None = None  # the id of the item whose value counts where it has none under that of this part
 
     @property
     def gives(self) -> Gives:
@@ -45,6 +48,17 @@ class ConditionerSpec(Part):
     def within(self, folder: Path) -> Self:
         """The spec of a system saved in `folder`, with what `Conditioner.keep` put there found; most have nothing there."""
         return self
+
+
+class FramesSpec(ConditionerSpec):
+    """What the spec of a conditioner says that gives one vector a frame, at a rate of its own choice, a codec's as a rule."""
+
+    frame_rate: float = Field(gt=0)  # frames a second
+    frames: int = Field(ge=1)  # of the longest clip in training; a shorter one takes the first of them
+
+    @property
+    def gives(self) -> Gives:
+        return "frames"
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,8 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
     def pick(self, item: "Item", name: str) -> Value | None:
         """The value of an item whose id for this part is `name`; most need nothing else of the item."""
-        return item.get(name)
+        value = item.get(name)
+        return item.get(self.spec.fallback) if value is None and self.spec.fallback is not None else value
 
     def prepare(self, values: Sequence[Value | None]) -> Prepared:
         """All that may wait for the CPU: checking, tokenising, reading, resampling."""
@@ -95,7 +110,11 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
     def over(self, frames: int) -> "Conditioner[Value]":
         """The same part for clips of so many frames, itself where they do not matter; weights are shared."""
-        return self
+        if not isinstance(self.spec, FramesSpec) or frames <= self.spec.frames:
+            return self
+        longer = copy(self)
+        longer.spec = self.spec.model_copy(update={"frames": frames})
+        return longer
 
     @torch.no_grad()
     def features(self, prepared: Prepared) -> Prepared:
@@ -128,12 +147,17 @@ class Conditioners(nn.ModuleDict):
         for name, part in self.items():
             part.fit(item.get(name) for item in items)  # type: ignore[operator]
 
+    def ids(self) -> list[str]:
+        """The ids of an item that a part looks at."""
+        return list(dict.fromkeys([*self, *(part.spec.fallback for part in self.values() if part.spec.fallback)]))
+
     def prepare(self, items: Sequence[Item], *, frames: int = 0) -> dict[str, Prepared]:
         """Values as CPU tensors, enough of them for clips of `frames` frames."""
         prepared = {}
         for name, part in self.items():
             try:
-                prepared[name] = part.over(frames).prepare([part.pick(item, name) for item in items])  # type: ignore[operator]
+                here = part.over(frames)  # type: ignore[operator]
+                prepared[name] = here.prepare([here.pick(item, name) for item in items])
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
         return prepared

@@ -18,7 +18,10 @@ _LOWEST, _HIGHEST = 0.25, 32.0  # cycles over the whole range, of the slowest an
 
 
 class NumberSpec(ConditionerSpec):
-    """A number from `min` to `max`, by its logarithm where ratios matter; `outside` says what happens beyond."""
+    """A number from `min` to `max`, by its logarithm where ratios matter; `outside` says what happens beyond.
+
+    The frequencies of its `bands` are spread evenly over octaves, or learned.
+    """
 
     type: Literal["number"] = "number"
     widget: ClassVar[str] = "number"
@@ -27,6 +30,7 @@ class NumberSpec(ConditionerSpec):
     log: bool = False
     outside: Literal["clamp", "error"] = "clamp"
     bands: int = Field(default=16, ge=1)
+    frequencies: Literal["spread", "learned"] = "spread"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -49,11 +53,15 @@ class NumberSpec(ConditionerSpec):
 
 
 class Number(Conditioner[float]):
-    """The place within the range as Fourier features (arXiv:2006.10739) of fixed frequencies, then a linear layer."""
+    """The place within the range as Fourier features (arXiv:2006.10739), then a linear layer.
+
+    Learned frequencies begin as draws of a normal distribution, in cycles over the range.
+    """
 
     def __init__(self, spec: NumberSpec) -> None:
         super().__init__(spec)
         self.blank = spec.min
+        self.cycles = nn.Parameter(torch.randn(spec.bands)) if spec.frequencies == "learned" else None
         self.out = nn.Linear(2 * spec.bands + 1, spec.width)
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
@@ -61,8 +69,9 @@ class Number(Conditioner[float]):
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:
         place = tensors["place"][:, None]
-        low, high = math.log2(_LOWEST), math.log2(_HIGHEST)
-        cycles = torch.logspace(low, high, self.spec.bands, base=2.0, device=place.device)
+        cycles = self.cycles
+        if cycles is None:
+            cycles = torch.logspace(math.log2(_LOWEST), math.log2(_HIGHEST), self.spec.bands, base=2.0, device=place.device)
         phase = 2 * math.pi * place * cycles
         x = torch.cat([place, phase.sin(), phase.cos()], -1).to(self.out.weight.dtype)
         return Tokens(self.out(x)[:, None], torch.ones_like(place, dtype=torch.bool))

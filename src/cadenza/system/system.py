@@ -54,10 +54,10 @@ class System(nn.Module):
 
         RequestError names an id that no conditioner knows or a value it cannot use.
         """
-        known = list(self.conditioners)
+        known = self.conditioners.ids()
         for item in items:
             for name in item:
-                if name not in self.conditioners:
+                if name not in known:
                     raise RequestError(f"no condition called '{name}'.{near(name, known)}")
         return self.conditioners.prepare(items, frames=frames)
 

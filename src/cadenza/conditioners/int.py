@@ -1,0 +1,76 @@
+"""A whole number in a range, as one vector of its own: seconds, a class, a tempo."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Gives, Tokens
+
+
+class IntSpec(ConditionerSpec):
+    """A whole number from `min` to `max`, both included; `outside` says what happens beyond.
+
+    `std` is that of the vectors before training: 1 suits attention, a tenth of it a sum with a generator's embeddings.
+    """
+
+    type: Literal["int"] = "int"
+    widget: ClassVar[str] = "number"
+    min: int = 0
+    max: int = 512
+    outside: Literal["clamp", "error"] = "clamp"
+    std: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min}) must be below max ({self.max})")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "vector"
+
+    @classmethod
+    def example(cls) -> tuple["IntSpec", list[Any]]:
+        return cls(width=8, min=-2, max=3), [-2, 3, 0.0]
+
+    def build(self) -> "Int":
+        return Int(self)
+
+
+class Int(Conditioner[int]):
+    """A table with one trained vector a number."""
+
+    def __init__(self, spec: IntSpec) -> None:
+        super().__init__(spec)
+        self.blank = spec.min
+        self.table = nn.Embedding(spec.max - spec.min + 1, spec.width)
+        nn.init.normal_(self.table.weight, std=spec.std)
+
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        return {"row": torch.tensor([self._row(value) for value in values], dtype=torch.long)}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        row = tensors["row"][:, None]
+        return Tokens(self.table(row), torch.ones_like(row, dtype=torch.bool))
+
+    def _row(self, value: Any) -> int:
+        low, high = self.spec.min, self.spec.max
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        whole = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and int(value) == value
+        if not whole:
+            raise RequestError(f"a whole number from {low} to {high} is needed, got {value!r}")
+        if not low <= value <= high:
+            if self.spec.outside == "error":
+                raise RequestError(f"{value:g} is outside the range from {low} to {high} that the model was trained on")
+            warnings.warn(f"{value:g} is outside the range from {low} to {high}: the nearest end is used", stacklevel=2)
+        return min(max(int(value), low), high) - low
