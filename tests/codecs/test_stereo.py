@@ -117,3 +117,15 @@ def test_mono_audio_is_refused_with_the_mend() -> None:
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 1, 100), 8000))
     with pytest.raises(RequestError, match="8000 Hz"):
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 2, 100), 44100))
+
+
+def test_the_vectors_of_both_sides_stand_one_after_the_other() -> None:
+    codec = StereoSpec.example().build()
+    mono = codec.codec
+    wave = torch.randn(2, 2, 160, generator=torch.Generator().manual_seed(0))
+    frames = codec.encode(Audio(wave, codec.spec.sample_rate))
+    vectors = codec.vectors(frames)
+    assert vectors.shape[1] == codec.vector_width == 2 * mono.latent_width
+    for side, half in enumerate(vectors.chunk(2, 1)):
+        alone = mono.encode(Audio(wave[:, side : side + 1], codec.spec.sample_rate))
+        torch.testing.assert_close(half, mono.vectors(alone))

@@ -159,6 +159,17 @@ class Codec(nn.Module, ABC):
         """Numbers per frame before quantisation."""
         raise NotImplementedError(f"{type(self).__name__} must say its latent width")
 
+    @property
+    def vector_width(self) -> int:
+        """Numbers per frame of what `vectors` gives."""
+        return self.grid.rows if self.grid.kind == "latents" else self.latent_width
+
+    def vectors(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
+        """Frames as vectors: latents as they are, codes as what their codebooks hold for them."""
+        if isinstance(frames, Latents):
+            return frames.z
+        raise NotImplementedError(f"{type(self).__name__} must say what its codes stand for")
+
     def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         """Codebooks made anew for latents that `reconstruct` gave with `levels=0`; raises where there are none."""
         raise NotImplementedError(f"{type(self).__name__} has no codebooks to fit")

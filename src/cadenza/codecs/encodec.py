@@ -67,8 +67,6 @@ class EncodecSpec(CodecSpec):
 
     @model_validator(mode="after")
     def _fits(self) -> "EncodecSpec":
-        if self.causal and self.norm == "time_group_norm":
-            raise ValueError("norm 'time_group_norm' looks at the whole clip; set causal to false, or norm to 'weight_norm'")
         levels = len(self.strides)
         if self.widths is not None and len(self.widths) != levels + 1:
             raise ValueError(f"widths must have one more entry than strides ({levels + 1}), got {len(self.widths)}")
@@ -264,6 +262,9 @@ class Encodec(Codec):
     @property
     def latent_width(self) -> int:
         return self.spec.dimension
+
+    def vectors(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
+        return self.latents(frames.to(self.device))
 
     def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         self.quantizer.fit(latents, rng)

@@ -114,6 +114,14 @@ class Stereo(Codec):
     def latent_width(self) -> int:
         return self.codec.latent_width
 
+    @property
+    def vector_width(self) -> int:
+        return 2 * self.codec.vector_width
+
+    def vectors(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
+        """The left side's vectors, then the right's."""
+        return rearrange(self.codec.vectors(_sides(frames)), "(b c) d f -> b (c d) f", c=2)
+
     def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         self.codec.fit_codebooks(latents, rng)
 

@@ -1,0 +1,91 @@
+"""The convolutional networks of Stable Audio's autoencoder (Evans et al. 2024, arXiv:2404.10301), called Oobleck.
+
+The layers stand in the order in which they act, so that the place of one in the sequence is its name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+_DILATIONS = (1, 3, 9)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The strides from the sample rate on, and the channels before the first of them and after each."""
+
+    strides: Sequence[int]
+    widths: Sequence[int]
+    snake: bool = True
+
+
+class Snake(nn.Module):
+    """x + sin²(αx)/β (arXiv:2006.08195), with the logarithms of α and β trained for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b c t"]:
+        return x + (x * self.alpha.exp()[:, None]).sin().square() / (self.beta.exp()[:, None] + 1e-9)
+
+
+class Residual(nn.Sequential):
+    """x plus two convolutions of it."""
+
+    def __init__(self, channels: int, dilation: int, *, snake: bool) -> None:
+        wide = _conv(channels, channels, 7, padding=3 * dilation, dilation=dilation)
+        super().__init__(_act(channels, snake), wide, _act(channels, snake), _conv(channels, channels, 1))
+
+    def forward(self, input: Float[Tensor, "b c t"]) -> Float[Tensor, "b c t"]:
+        return input + super().forward(input)
+
+
+class Encoder(nn.Sequential):
+    """A wave, whole frames of it, to vectors of `out` numbers a frame."""
+
+    def __init__(self, stages: Stages, *, channels: int, out: int) -> None:
+        widths = stages.widths
+        layers: list[nn.Module] = [_conv(channels, widths[0], 7, padding=3)]
+        for stride, before, after in zip(stages.strides, widths, widths[1:], strict=False):
+            down = _conv(before, after, 2 * stride, stride=stride, padding=-(-stride // 2))
+            layers.append(nn.Sequential(*_residuals(before, stages.snake), _act(before, stages.snake), down))
+        super().__init__(*layers, _act(widths[-1], stages.snake), _conv(widths[-1], out, 3, padding=1))
+
+
+class Decoder(nn.Sequential):
+    """Vectors to a wave; with odd strides to one that is a little short. `nearest` repeats samples to upsample."""
+
+    def __init__(self, stages: Stages, *, channels: int, latent: int, nearest: bool = False, tanh: bool = False) -> None:
+        widths = stages.widths[::-1]
+        layers: list[nn.Module] = [_conv(latent, widths[0], 7, padding=3)]
+        for stride, before, after in zip(stages.strides[::-1], widths, widths[1:], strict=False):
+            up = _repeated(before, after, stride) if nearest else _transposed(before, after, stride)
+            layers.append(nn.Sequential(_act(before, stages.snake), up, *_residuals(after, stages.snake)))
+        last = _conv(widths[-1], channels, 7, padding=3, bias=False)
+        super().__init__(*layers, _act(widths[-1], stages.snake), last, nn.Tanh() if tanh else nn.Identity())
+
+
+def _residuals(channels: int, snake: bool) -> list[nn.Module]:
+    return [Residual(channels, dilation, snake=snake) for dilation in _DILATIONS]
+
+
+def _act(channels: int, snake: bool) -> nn.Module:
+    return Snake(channels) if snake else nn.ELU()
+
+
+def _conv(inputs: int, outputs: int, kernel: int, **how: int) -> nn.Module:
+    return weight_norm(nn.Conv1d(inputs, outputs, kernel, **how))  # type: ignore[arg-type]
+
+
+def _transposed(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return weight_norm(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, padding=-(-stride // 2)))
+
+
+def _repeated(inputs: int, outputs: int, stride: int) -> nn.Module:
+    conv = weight_norm(nn.Conv1d(inputs, outputs, 2 * stride, padding="same", bias=False))
+    return nn.Sequential(nn.Upsample(scale_factor=stride, mode="nearest"), conv)
