@@ -48,7 +48,7 @@ def same(row: int, many: Condition, one: Condition) -> None:
 def says_what_it_is(spec: ConditionerSpec, values: list[Any]) -> None:
     name = type(spec).__module__.rpartition(".")[2]
     assert spec.type == name  # type: ignore[attr-defined]
-    assert len(values) >= 2 and None not in values
+    assert len(values) >= 2 and all(value is not None for value in values)
     assert spec.gives in get_args(Gives)
     assert spec.widget and isinstance(spec.widget, str)
 

@@ -108,7 +108,7 @@ def test_asked_to_stop_it_finishes_its_step_and_says_so(
 def test_two_processes_are_one_with_a_double_batch(tmp_path: Path) -> None:
     quiet = {"task": {"type": "toy", "noisy": False}, "steps": 8, "workers": 0}
     port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 2000)}
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **port}
+    common = {**os.environ, "OMP_NUM_THREADS": "1", **port}
     ranks = [
         subprocess.Popen(
             [sys.executable, str(TOYS), str(tmp_path / "two"), json.dumps({**RUN, **quiet, "batch": 3})],

@@ -76,6 +76,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
     """A subclass says `blank`, `read` and `embed`, and `encode` where it has a frozen encoder."""
 
     blank: Value  # stands in for None so that shapes hold; what it gives is replaced by the null
+    beside: ClassVar[tuple[str, ...]] = ()  # other ids of an item that `pick` may look at
     null: Tensor | None
 
     def __init__(self, spec: ConditionerSpec) -> None:
@@ -149,7 +150,8 @@ class Conditioners(nn.ModuleDict):
 
     def ids(self) -> list[str]:
         """The ids of an item that a part looks at."""
-        return list(dict.fromkeys([*self, *(part.spec.fallback for part in self.values() if part.spec.fallback)]))
+        others = [id for part in self.values() for id in (part.spec.fallback, *part.beside) if id]  # type: ignore[misc]
+        return list(dict.fromkeys([*self, *others]))
 
     def prepare(self, items: Sequence[Item], *, frames: int = 0) -> dict[str, Prepared]:
         """Values as CPU tensors, enough of them for clips of `frames` frames."""

@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Sequence
-from copy import copy
 from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,23 +11,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.conditioners.base import Conditioner, FramesSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Gives, Tokens
+from cadenza.core.types import Tokens
 
 _CYCLES = (1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4)  # per beat: bars of four, three and two, the beat, and what divides it
 
 
-class BeatsSpec(ConditionerSpec):
-    """Beats for `frames` frames at `frame_rate` a second, those of the codec; a shorter clip takes the first of them.
-
-    A tempo beyond `min` or `max`, in beats a minute, is moved to the nearest end, with a warning; beat times are not.
-    """
+class BeatsSpec(FramesSpec):
+    """A tempo beyond `min` or `max`, in beats a minute, is moved to the nearest end, with a warning; beat times are not."""
 
     type: Literal["beats"] = "beats"
     widget: ClassVar[str] = "number"
-    frame_rate: float = Field(gt=0)
-    frames: int = Field(ge=1)
     min: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     max: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     hidden: int = Field(default=128, ge=1)
@@ -38,10 +32,6 @@ class BeatsSpec(ConditionerSpec):
         if self.min >= self.max:
             raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
         return self
-
-    @property
-    def gives(self) -> Gives:
-        return "frames"
 
     @classmethod
     def example(cls) -> tuple["BeatsSpec", list[Any]]:
@@ -63,13 +53,6 @@ class Beats(Conditioner[Any]):
         self.blank = spec.min
         self.up = nn.Linear(2 * len(_CYCLES) + 1, spec.hidden)
         self.out = nn.Linear(spec.hidden, spec.width)
-
-    def over(self, frames: int) -> "Beats":
-        if frames <= self.spec.frames:
-            return self
-        longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"frames": frames})
-        return longer
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """At each frame the beats since the first one, in fractions, and the beats a second: `count`, `speed` [b f]."""

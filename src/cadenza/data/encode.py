@@ -16,6 +16,7 @@ from cadenza.data.store import Header, header_of, write_shard
 from cadenza.dsp.audio import Audio, read
 
 SHARD = 512  # clips a shard
+_PLAIN = (str, int, float, bool)
 BATCH = 120.0  # seconds of audio encoded at a time; a longer clip is encoded in sections of this
 
 
@@ -31,7 +32,8 @@ def encode(  # noqa: PLR0913
 ) -> Report:
     """Fills `folder` with the codes or latents of all clips; finished shards stay as they are.
 
-    Metadata of the clips goes along: that under the ids in `keep`, or else all that is text, a number or a list of texts.
+    Metadata of the clips goes along: that under the ids in `keep`, or else all that is text, a number,
+    a list of these, or a list of (start, end, value).
     `progress` hears clips done and clips in all. The report counts what this call encoded.
     """
     folder = Path(folder)
@@ -109,8 +111,12 @@ def _line(clip: Clip, keep: Collection[str] | None) -> dict[str, Any]:
 
 def _plain(value: Any) -> bool:
     if isinstance(value, list):
-        return all(isinstance(entry, str) for entry in value)
-    return isinstance(value, str | int | float | bool)
+        return all(isinstance(entry, _PLAIN) or _timed(entry) for entry in value)
+    return isinstance(value, _PLAIN)
+
+
+def _timed(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, _PLAIN) for part in entry)
 
 
 def _finished(path: Path, header: Header, codec: Codec) -> bool:

@@ -11,7 +11,7 @@ from cadenza.dsp.audio import Audio, read
 
 
 def heard(values: Sequence[Any], sample_rate: int, *, channels: int = 1) -> Audio:
-    """Values, each Audio of one clip or the path of a file, as one batch of true lengths; RequestError names what is neither."""
+    """Values, each Audio of one clip or the path of a file, as one batch; RequestError says what cannot be heard."""
     return Audio.stack([_one(value).resample(sample_rate).mix(channels) for value in values])
 
 

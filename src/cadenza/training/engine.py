@@ -24,6 +24,7 @@ class Engine:
             from accelerate import Accelerator
         except ImportError:
             raise TrainingError('training needs accelerate; install it with: pip install "cadenza[train]"') from None
+        cpu = cpu or not torch.accelerator.is_available()  # unless told, accelerate makes one process of each on a bare CPU
         self.accelerator = Accelerator(cpu=cpu)  # precision is ours: two Accelerators of different precision raise
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index

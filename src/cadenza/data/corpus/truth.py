@@ -61,6 +61,7 @@ def truth(piece: Piece) -> dict[str, Any]:
         "families": sorted({p.instrument.family for p in plan.parts}),
         "lead_family": plan.parts[0].instrument.family,
         "chords": chords(piece),
+        "melody": [note[:3] for note in sorted(notes) if note[4] == "melody"],
         "beats": beats,
         "downbeats": beats[:: plan.metre.beats],
         "notes": sorted(notes, key=lambda n: (n[0], n[2], n[4])),

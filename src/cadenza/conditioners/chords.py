@@ -1,0 +1,183 @@
+"""Which chord sounds at each frame, as one vector a frame: from chord names with times, or a line of them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, FramesSpec
+from cadenza.core.errors import RequestError
+from cadenza.core.spec import near
+from cadenza.core.types import Tokens
+from cadenza.dsp.chords import chord
+
+_FEATURES = 3 * 12 + 3  # root, bass, tones; whether there is none; how long it has sounded and will sound
+_REACH = 2.0  # seconds over which those times are told apart
+
+
+class Span(NamedTuple):
+    """A chord from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    name: str
+
+
+class ChordsSpec(FramesSpec):
+    """How a line of chords without times is laid out, and which chords there are.
+
+    A bar lasts four beats of the tempo that the item has under the id `tempo`, or `bar` seconds where it has none.
+    With `known`, a chord is a row of a table and must be one of them, as in JASCO (arXiv:2406.10970); else it is what
+    its root, bass and tones are, and any chord will do.
+    """
+
+    type: Literal["chords"] = "chords"
+    widget: ClassVar[str] = "chords"
+    bar: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    tempo: str | None = "tempo"
+    known: tuple[str, ...] = ()
+    hidden: int = Field(default=128, ge=1)
+
+    @classmethod
+    def example(cls) -> tuple["ChordsSpec", list[Any]]:
+        values = ["C Am7/E | F G7", "C@0 N@0.5 Bbmaj7@0.9", [(0.0, 0.6, "A:min"), (0.6, 1.2, "G:7/b3")]]
+        return cls(width=8, frame_rate=10, frames=12, bar=0.4, hidden=4), values
+
+    def build(self) -> "Chords":
+        return Chords(self)
+
+
+class Chords(Conditioner[Any]):
+    """Root, bass and tones of the chord at each frame, then two layers, of which the last begins at zero.
+
+    A value is a list of (start, end, name) in seconds; or chords with their starts, "C@0 Am@2.5"; or a line of chords
+    of a bar each, "Am F C G", with `|` at the ends of bars where they have more or fewer, and `%` for the one before,
+    which begins anew until the clip ends. Frames of no chord at all add nothing; `N` says that none sounds.
+    """
+
+    timed: ClassVar[bool] = True  # its values are lists of (start, end, ...) by themselves
+
+    def __init__(self, spec: ChordsSpec) -> None:
+        super().__init__(spec)
+        self.blank: Any = [Span(0.0, 0.0, spec.known[0] if spec.known else "N")]
+        self.table = nn.Embedding(len(spec.known), spec.hidden) if spec.known else None
+        self.up = None if spec.known else nn.Linear(_FEATURES, spec.hidden)
+        self.out = nn.Linear(spec.hidden, spec.width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def pick(self, item: Mapping[str, Any], name: str) -> Any:
+        """A line of chords as times, by the item's tempo; no chords at all are none."""
+        value = item.get(name)
+        if not isinstance(value, str):
+            return None if isinstance(value, list | tuple) and not value else value
+        tempo = item.get(self.spec.tempo) if self.spec.tempo else None
+        return self._line(value, self.spec.bar if tempo is None else 240 / _beats_a_minute(tempo))
+
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        """`x` [b f n] or, with `known`, `row` [b f]; `covered` [b f] where a value says anything."""
+        charts = [self._spans(self._line(value, self.spec.bar) if isinstance(value, str) else value) for value in values]
+        found = [self._rows(chart) if self.spec.known else self._features(chart) for chart in charts]
+        covered = torch.from_numpy(np.stack([there for _, there in found]))
+        return {"row" if self.spec.known else "x": torch.from_numpy(np.stack([x for x, _ in found])), "covered": covered}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        if self.table is not None:
+            hidden = self.table(tensors["row"])
+        else:
+            assert self.up is not None
+            hidden = self.up(tensors["x"].to(self.up.weight.dtype))
+        return Tokens(self.out(nn.functional.gelu(hidden)), tensors["covered"])
+
+    def _line(self, text: str, bar: float) -> list[Span]:
+        """A line of chords until the end of the longest clip, or chords with their starts."""
+        total = self.spec.frames / self.spec.frame_rate
+        words = text.replace(",", " ").split()
+        if any("@" in word for word in words):
+            return _placed(words, total)
+        bars = [part.split() for part in text.replace(",", " ").split("|")] if "|" in text else [[word] for word in words]
+        bars = [part for part in bars if part]
+        if not bars:
+            raise RequestError("no chord is given; write some, such as 'Am F C G', or leave them out")
+        spans: list[Span] = []
+        number = 0
+        while number * bar < total:
+            part = bars[number % len(bars)]
+            for i, word in enumerate(part):
+                if word == "%" and not spans:
+                    raise RequestError("'%' repeats the chord before it, and there is none")
+                name = spans[-1].name if word == "%" else word
+                spans.append(Span((number + i / len(part)) * bar, (number + (i + 1) / len(part)) * bar, name))
+            number += 1
+        return spans
+
+    def _spans(self, value: Any) -> list[Span]:
+        if not isinstance(value, list | tuple) or not value:
+            raise RequestError(f"chords are a text such as 'Am F C G' or a list of (start, end, name), got {value!r}")
+        return sorted(_span(entry) for entry in value)
+
+    def _rows(self, chart: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        rows, covered = np.zeros(self.spec.frames, np.int64), np.zeros(self.spec.frames, bool)
+        for span in chart:
+            if span.name not in self.spec.known:
+                raise RequestError(f"no chord called '{span.name}'.{near(span.name, list(self.spec.known))}")
+            first, last = self._frames(span)
+            rows[first:last], covered[first:last] = self.spec.known.index(span.name), True
+        return rows, covered
+
+    def _features(self, chart: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        x, covered = np.zeros((self.spec.frames, _FEATURES), np.float32), np.zeros(self.spec.frames, bool)
+        middle = (np.arange(self.spec.frames) + 0.5) / self.spec.frame_rate
+        for span in chart:
+            first, last = self._frames(span)
+            found = chord(span.name)
+            vector = np.zeros(_FEATURES, np.float32)
+            if found.root is None or found.bass is None:
+                vector[36] = 1
+            else:
+                vector[[found.root, 12 + found.bass, *(24 + tone for tone in found.tones)]] = 1
+            x[first:last], covered[first:last] = vector, True
+            here = middle[first:last]
+            x[first:last, 37] = np.clip((here - span.start) / _REACH, 0, 1)
+            x[first:last, 38] = np.clip((span.end - here) / _REACH, 0, 1)
+        return x, covered
+
+    def _frames(self, span: Span) -> tuple[int, int]:
+        """The frames whose middle a span covers."""
+        rate = self.spec.frame_rate
+        return tuple(min(max(0, round(second * rate)), self.spec.frames) for second in span[:2])  # type: ignore[return-value]
+
+
+def _span(entry: Any) -> Span:
+    if isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[2], str):
+        start, end, name = entry
+        if all(isinstance(x, Real) and np.isfinite(float(x)) for x in (start, end)) and 0 <= start <= end:
+            return Span(float(start), float(end), name)
+    raise RequestError(f"a chord is (start, end, name) with 0 <= start <= end in seconds, got {entry!r}")
+
+
+def _placed(words: list[str], total: float) -> list[Span]:
+    starts = []
+    for word in words:
+        name, _, second = word.partition("@")
+        if not re.fullmatch(r"\d+(\.\d+)?", second):
+            raise RequestError(f"'{word}' says no time; where one chord has a start in seconds, as in C@0 Am@2.5, all need one")
+        starts.append((float(second), name))
+    if starts != sorted(starts, key=lambda pair: pair[0]):
+        raise RequestError("the starts of the chords must rise")
+    ends = [second for second, _ in starts[1:]] + [max(total, starts[-1][0])]
+    return [Span(start, end, name) for (start, name), end in zip(starts, ends, strict=True)]
+
+
+def _beats_a_minute(tempo: Any) -> float:
+    """Of a number, or of the times of beats."""
+    if isinstance(tempo, list | tuple) and len(tempo) > 1:
+        return 60 * (len(tempo) - 1) / (tempo[-1] - tempo[0])
+    if isinstance(tempo, Real) and float(tempo) > 0:
+        return float(tempo)
+    raise RequestError(f"the tempo beside the chords must be a number of beats a minute, got {tempo!r}")
