@@ -1,0 +1,90 @@
+"""The chords conditioner: the same frames from a line, from starts and from spans."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cadenza.conditioners.base import Conditioners
+from cadenza.conditioners.chords import Chords, ChordsSpec
+from cadenza.core.errors import RequestError
+
+TONES = slice(24, 36)
+
+
+def chords(**fields: Any) -> Chords:
+    return ChordsSpec.parse({"type": "chords", "width": 8, "frame_rate": 10, "frames": 40, **fields}).build()
+
+
+def frames(value: Any, **fields: Any) -> torch.Tensor:
+    return chords(**fields).prepare([value]).tensors["x"][0]
+
+
+def test_spans_fill_the_frames_whose_middle_they_cover() -> None:
+    found = chords().prepare([[(0.0, 1.0, "C"), (1.0, 2.04, "A:min")]])
+    x, covered = found.tensors["x"][0], found.tensors["covered"][0]
+    assert covered.tolist() == [True] * 20 + [False] * 20
+    assert [x[i, TONES].nonzero().flatten().tolist() for i in (0, 9, 10, 19, 20)] == [[0, 4, 7]] * 2 + [[0, 4, 9]] * 2 + [[]]
+
+
+def test_a_line_starts_and_spans_agree() -> None:
+    spans = [(0.0, 1.0, "C"), (1.0, 1.5, "F"), (1.5, 2.0, "G"), (2.0, 3.0, "C"), (3.0, 3.5, "F"), (3.5, 4.0, "G")]
+    torch.testing.assert_close(frames("C | F G", bar=1.0), frames(spans))
+    torch.testing.assert_close(frames("C@0 F@1 G@1.5 C@2 F@3 G@3.5"), frames(spans))
+    torch.testing.assert_close(frames("C, %, F, %", bar=1.0)[:, TONES], frames("C C F F", bar=1.0)[:, TONES])
+
+
+def test_a_bar_lasts_four_beats_of_the_tempo_and_the_line_lasts_as_long_as_the_clip() -> None:
+    parts = Conditioners({"chords": chords()})
+    prepared = parts.prepare(
+        [{"chords": "C G", "tempo": 120}, {"chords": "C G", "tempo": [0.0, 1.0, 2.0]}, {"chords": "C G"}], frames=100
+    )
+    x = prepared["chords"].tensors["x"]
+    assert x.shape == (3, 100, 39)
+    for row, bar in zip(x, (20, 40, 20), strict=True):
+        roots = row[:, :12].argmax(-1).tolist()
+        assert roots == [7 * (frame // bar % 2) for frame in range(100)]
+
+
+def test_no_chord_is_said_and_silence_is_not() -> None:
+    part = chords(frames=20)
+    with torch.no_grad():
+        part.out.weight.normal_()
+    tokens = part(part.prepare([[(0.0, 1.0, "N")]]))
+    assert tokens.mask[0].tolist() == [True] * 10 + [False] * 10
+    assert part.prepare([[(0.0, 1.0, "N")]]).tensors["x"][0, 0, 36] == 1
+
+
+def test_a_table_knows_its_chords_alone() -> None:
+    part = chords(known=["N", "C", "A:min"])
+    assert part.prepare([[(0.0, 2.0, "C"), (2.0, 4.0, "A:min")]]).tensors["row"][0].tolist() == [1] * 20 + [2] * 20
+    with pytest.raises(RequestError, match=r"no chord called 'A:mi'. Did you mean 'A:min'"):
+        part.prepare([[(0.0, 2.0, "A:mi")]])
+
+
+def test_before_training_it_adds_nothing() -> None:
+    part = chords()
+    assert not part(part.prepare(["C G"])).x.any()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("H9", "German H"),
+        ("| |", "no chord is given"),
+        ("% C", "there is none"),
+        ("C@0 G", "says no time"),
+        ("C@2 G@1", "must rise"),
+        ([(1.0, 0.5, "C")], "0 <= start <= end"),
+        ([(0.0, "C")], r"a chord is \(start, end, name\)"),
+        (7, "are a text"),
+    ],
+)
+def test_what_cannot_be_used_is_named(value: Any, says: str) -> None:
+    part = chords()
+    with pytest.raises(RequestError, match=says):
+        part.prepare([part.pick({"it": value}, "it")])
+
+
+def test_an_empty_list_is_absent() -> None:
+    assert Conditioners({"it": chords()}).prepare([{"it": []}])["it"].present.tolist() == [False]
