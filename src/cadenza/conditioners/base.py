@@ -150,7 +150,7 @@ class Conditioners(nn.ModuleDict):
 
     def ids(self) -> list[str]:
         """The ids of an item that a part looks at."""
-        others = [id for part in self.values() for id in (part.spec.fallback, *part.beside) if id]  # type: ignore[misc]
+        others: list[Any] = [id for part in self.values() for id in (part.spec.fallback, *part.beside) if id]  # type: ignore[misc]
         return list(dict.fromkeys([*self, *others]))
 
     def prepare(self, items: Sequence[Item], *, frames: int = 0) -> dict[str, Prepared]:

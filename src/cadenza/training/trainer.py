@@ -136,7 +136,7 @@ class Trainer:
         if isinstance(data, str | Path | Manifest | Arrays):
             if "codes" not in self.task.learns_from and sources.is_encoded(data):
                 raise TrainingError(f"{data}: a store of encoded frames, but this task learns from audio; give a folder of it")
-            asked = {"seconds": config.seconds, "seed": config.seed, "ids": list(self.system.conditioners)}
+            asked = {"seconds": config.seconds, "seed": config.seed, "ids": self.system.conditioners.ids()}
             found, report = sources.dataset(data, self.system.codec, **asked, to_item=config.music)
             self._report(report)
             return found

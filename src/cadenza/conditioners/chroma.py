@@ -1,0 +1,185 @@
+"""The pitch classes of a recording over time: the melody of MusicGen (arXiv:2306.05284)."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, Prepared
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Condition, Gives, Tokens
+from cadenza.dsp.audio import Audio
+from cadenza.dsp.chroma import chroma, chroma_filters, chroma_frames, strongest
+from cadenza.dsp.hearing import heard, silence
+from cadenza.dsp.stems import Separator
+
+
+class ChromaSpec(ConditionerSpec):
+    """`bins` pitch classes in windows of `window` samples at `sample_rate`, every `hop` of them; of each the strongest.
+
+    A sound longer than `seconds` is cut. What that gives is cut or repeated to `frames` vectors where these are given, as
+    many as the sound has where they are not. `stems` are those parts of the mix that are heard, which `separator` (a
+    Demucs by name or folder) finds unless an item brings its own. With `fallback: audio` a clip of a data set is heard itself.
+    """
+
+    type: Literal["chroma"] = "chroma"
+    widget: ClassVar[str] = "audio"
+    absent: Literal["zeros", "learned", "silence"] = "silence"  # type: ignore[assignment]  # as silence
+    sample_rate: int = Field(default=32000, gt=0)
+    window: int = Field(default=16384, ge=2)
+    hop: int = Field(default=4096, ge=1)
+    bins: int = Field(default=12, ge=2)
+    one_hot: bool = True  # the strongest pitch class alone, in silence the first; else all, over the strongest
+    seconds: float | None = Field(default=None, gt=0)
+    frames: int | None = Field(default=None, ge=1)
+    short: Literal["repeat", "mask"] = "repeat"  # what fills `frames` where the sound is too short
+    pad_to: Literal["own", "longest"] = "own"  # longest: sounds end in silence as long as the longest of their batch
+    stems: tuple[str, ...] | None = Field(default=None, min_length=1)  # also as vocals+other; null: the whole mix
+    separator: str = Field(default="htdemucs", min_length=1)
+
+    @field_validator("stems", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        return tuple(value.split("+")) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.window % 2:
+            raise ValueError(f"window ({self.window}) must be even")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "frames"
+
+    @property
+    def frame_rate(self) -> float:
+        """Vectors a second."""
+        return self.sample_rate / self.hop
+
+    @classmethod
+    def example(cls) -> tuple["ChromaSpec", list[Any]]:
+        rng = torch.Generator().manual_seed(0)
+        values: list[Any] = [Audio(torch.randn(1, 1, n, generator=rng), 8000) for n in (900, 3000)]
+        values.append({"vocals": Audio(torch.randn(1, 2, 2000, generator=rng), 16000)})
+        return cls(width=8, sample_rate=8000, window=512, hop=256, stems=("vocals", "other")), [
+            values[2],
+            *map(_sung, values[:2]),
+        ]
+
+    def build(self) -> "Chroma":
+        return Chroma(self)
+
+    def within(self, folder: Path) -> Self:
+        local = self.separator.startswith("./")
+        return self.model_copy(update={"separator": str(folder / self.separator)}) if local else self
+
+
+class Chroma(Conditioner[Any]):
+    """Chroma through a linear layer.
+
+    A value is a recording (Audio of one clip, or the path of a file), or a mapping of stems to such; an item's `stems`
+    are taken in place of what would be found in its recording.
+    """
+
+    blank = None
+    beside: ClassVar[tuple[str, ...]] = ("stems",)
+
+    def __init__(self, spec: ChromaSpec) -> None:
+        super().__init__(spec)
+        self.separator = Separator(spec.separator)
+        self.out = nn.Linear(spec.bins, spec.width)
+
+    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+        if self.spec.stems is None or self.separator.folder is None:
+            return self.spec
+        self.separator.save(folder / place)
+        return self.spec.model_copy(update={"separator": f"./{place}"})
+
+    def over(self, frames: int) -> "Chroma":
+        if self.spec.frames is None or self.spec.short == "repeat" or frames <= self.spec.frames:
+            return self
+        longer = copy(self)
+        longer.spec = self.spec.model_copy(update={"frames": frames})
+        return longer
+
+    def pick(self, item: Item, name: str) -> Any:
+        value = super().pick(item, name)
+        own = item.get("stems")
+        return own if value is not None and own is not None and self.spec.stems is not None else value
+
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        """The mono `wave` [b t], its true `samples` [b], and whether it is `mixed` [b], to be separated yet."""
+        sounds = [self._sound(value) for value in values]
+        audio = Audio.stack([sound for sound, _ in sounds])
+        wave, samples = audio.wave[:, 0], audio.lengths
+        if self.spec.seconds is not None:
+            most = max(1, round(self.spec.seconds * self.spec.sample_rate))
+            wave, samples = wave[:, :most], samples.clamp(max=most)
+        return {"wave": wave, "samples": samples, "mixed": torch.tensor([mixed for _, mixed in sounds])}
+
+    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The `chroma` [b n k], and its `mask` [b n]."""
+        spec, wave = self.spec, tensors["wave"]
+        samples, mixed = tensors["samples"].tolist(), tensors["mixed"].tolist()
+        filters = chroma_filters(spec.sample_rate, spec.window, bins=spec.bins).to(wave.device)
+        rows = []
+        for row, own, separate in zip(wave, samples, mixed, strict=True):
+            sound = row if spec.pad_to == "longest" else row[:own]
+            with torch.autocast(wave.device.type, enabled=False):
+                rows.append(chroma(self._stems(sound) if separate else sound, filters, hop=spec.hop))
+        lengths = [chroma_frames(own, spec.window, spec.hop) for own in samples]
+        if spec.frames is not None and spec.short == "repeat":
+            rows = [row.repeat(-(-spec.frames // len(row)), 1)[: spec.frames] for row in rows]
+            lengths = [spec.frames] * len(rows)
+        n = spec.frames or max(map(len, rows))
+        x = torch.stack([F.pad(row, (0, 0, 0, n - len(row[:n])))[:n] for row in rows])
+        mask = torch.arange(n, device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
+        return {"chroma": strongest(x) if spec.one_hot else x, "mask": mask}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        mask = tensors["mask"]
+        return Tokens(self.out(tensors["chroma"].to(self.out.weight.dtype)) * mask[..., None], mask)
+
+    def forward(self, features: Prepared) -> Condition:
+        condition = super().forward(features)
+        if self.spec.absent != "silence":
+            return condition
+        quiet = self.out.bias + self.out.weight[:, 0] if self.spec.one_hot else self.out.bias
+        null = quiet.expand(self.spec.frames or 1, -1)
+        return Condition(condition.x, condition.mask, condition.present, null)
+
+    def _sound(self, value: Any) -> tuple[Audio, bool]:
+        """A value as a mono clip, and whether that is a mix of which only some stems are wanted."""
+        spec = self.spec
+        if value is None:
+            return silence(spec.sample_rate), False
+        if not isinstance(value, Mapping):
+            return heard([value], spec.sample_rate), spec.stems is not None
+        wanted = list(value) if spec.stems is None else [stem for stem in spec.stems if value.get(stem) is not None]
+        if not wanted:
+            raise RequestError(
+                f"the stems are {', '.join(map(str, value)) or 'none'}; needed is one of {', '.join(spec.stems or ())}"
+            )
+        sounds = heard([value[stem] for stem in wanted], spec.sample_rate)
+        return Audio(sounds.wave.sum(0, keepdim=True), spec.sample_rate), False
+
+    def _stems(self, sound: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+        """The wanted stems of a mix, together."""
+        found = self.separator.stems(sound[None], self.spec.sample_rate)
+        if unknown := [stem for stem in self.spec.stems if stem not in found]:
+            raise RequestError(
+                f"stems: '{unknown[0]}' is not told apart by '{self.spec.separator}', which gives {', '.join(found)}"
+            )
+        return torch.stack([found[stem][0] for stem in self.spec.stems]).sum(0)
+
+
+def _sung(sound: Audio) -> dict[str, Audio]:
+    """A sound as one that is a stem already."""
+    return {"vocals": sound}
