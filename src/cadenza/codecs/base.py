@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cadenza.core.errors import RequestError
+from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.core.pretrained import Pretrained, check
 from cadenza.core.spec import Part
 from cadenza.core.types import Codes, Grid, Latents
 from cadenza.dsp.audio import Audio
@@ -121,6 +122,16 @@ class Codec(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where it computes, and so where what it gives lies."""
         return next((x.device for x in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    def load_from(self, model: str) -> None:
+        """Takes the weights of the codec of the saved system `model`, a folder or a repository of the hub."""
+        source = Pretrained(model)
+        described = source.json("system.json", of="a saved system").get("codec")
+        if CodecSpec.parse(described, source=f"{model}: codec") != self.spec:
+            raise CheckpointError(f"'{model}' has another codec than this one; take `codec` from its system.json, or another")
+        weights = {name.removeprefix("codec."): x for name, x in source.weights(("codec.",)).items()}
+        check(weights, self.state_dict(), model)
+        self.load_state_dict(weights)
 
     @abstractmethod
     def encode(self, audio: Audio, *, levels: int | None = None) -> Codes | Latents:

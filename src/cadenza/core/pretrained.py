@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import socket
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ class Pretrained:
                 shards = self.json(f"{name}.index.json").get("weight_map", {})
                 files = {file for key, file in shards.items() if key.startswith(prefixes)}
                 return {key: x for file in sorted(files) for key, x in _tensors(self.require(file), prefixes)}
+        if self.folder and (parts := sorted(self.folder.glob("model-*-of-*.safetensors"))):  # without an index, as we save
+            return {key: x for path in parts for key, x in _tensors(path, prefixes)}
         raise CheckpointError(
             f"'{self.model}' has no weights: {' or '.join(_WEIGHTS)} is needed; put the file there, or choose another model"
         )
@@ -155,7 +158,9 @@ def _tensors(path: Path, prefixes: Iterable[str]) -> Iterator[tuple[str, "Tensor
             with safe_open(path, "pt") as file:
                 yield from [(key, file.get_tensor(key)) for key in file.keys() if key.startswith(prefixes)]  # noqa: SIM118
         else:
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            held = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )  # not all of it is read
             yield from [(key, x) for key, x in held.items() if key.startswith(prefixes)]
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than weights and is not opened, as that could run code: {error}") from None

@@ -1,0 +1,153 @@
+"""A sound as one vector a frame of any codec: its latents, or what its codes stand for."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadenza.codecs.base import CodecSpec
+from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Gives, Latents, Tokens
+from cadenza.dsp.audio import Audio
+from cadenza.dsp.hearing import heard, silence
+
+
+class WaveformSpec(ConditionerSpec):
+    """The sounds are heard at the sample rate of `codec`, which is frozen and part of the saved weights.
+
+    Before training begins it takes its weights from `model`, a saved system that has the same codec. With `given: frames`
+    a value is what the codec would give, [d f], and no codec is kept. With `frames` each sound is cut to so many frames,
+    or followed by nothing until it has them, as a clip of that length needs it in `add` and `concat`.
+    """
+
+    type: Literal["waveform"] = "waveform"
+    widget: ClassVar[str] = "audio"
+    codec: CodecSpec
+    model: str | None = None
+    given: Literal["audio", "frames"] = "audio"
+    frames: int | None = Field(default=None, ge=1)  # of the longest clip in training
+    project: Literal["always", "auto"] = "always"  # auto: not where the codec has that width already
+
+    @model_validator(mode="after")
+    def _evenly(self) -> Self:
+        if self.codec.chunked:
+            raise ValueError("codec: its frames are those of overlapping chunks, not one after another; take another codec")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "frames"
+
+    @property
+    def sample_rate(self) -> int:
+        return self.codec.sample_rate
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame, at the sample rate of the codec."""
+        return self.codec.hop
+
+    @classmethod
+    def example(cls) -> tuple["WaveformSpec", list[Any]]:
+        codec = CodecSpec.parse(
+            {"type": "encodec", "sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
+        )
+        rng = torch.Generator().manual_seed(0)
+        sounds = [Audio(torch.randn(1, 1, samples, generator=rng), 800) for samples in (41, 16, 64)]
+        return cls(width=8, codec=codec), sounds
+
+    def build(self) -> "Waveform":
+        return Waveform(self)
+
+
+class Waveform(Conditioner[Any]):
+    """The frozen codec's frames, each through a linear layer."""
+
+    def __init__(self, spec: WaveformSpec) -> None:
+        super().__init__(spec)
+        self.codec = spec.codec.build().requires_grad_(False) if spec.given == "audio" else None
+        self.dim = _width(spec.codec)
+        self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.width else nn.Linear(self.dim, spec.width)
+        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.blank = silence(spec.codec.sample_rate, samples=spec.hop) if self.codec else torch.zeros(self.dim, 1)
+
+    def fit(self, values: Iterable[Any]) -> None:
+        if self.codec is None:
+            return
+        if self.spec.model is None:
+            warnings.warn("the codec of a `waveform` begins as noise and stays so; set its `model`", stacklevel=2)
+        else:
+            self.codec.load_from(self.spec.model)
+
+    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+        return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
+
+    def over(self, frames: int) -> "Waveform":
+        if self.spec.frames is None or frames <= self.spec.frames:
+            return self
+        longer = copy(self)
+        longer.spec = self.spec.model_copy(update={"frames": frames})
+        return longer
+
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        """`wave` [b c t] and its true `lengths` [b], or of frames `x` [b n d] and the `mask` of true ones."""
+        most = self.spec.frames
+        if self.codec is None:
+            x, mask = _side_by_side([_frames(value, self.dim) for value in values])
+            return {"x": x if most is None else _exactly(x, most), "mask": mask if most is None else _exactly(mask, most)}
+        audio = heard(values, self.spec.codec.sample_rate, channels=self.spec.codec.channels)
+        if most is None:
+            return {"wave": audio.wave, "lengths": audio.lengths}
+        samples = most * self.spec.hop
+        wave = F.pad(audio.wave, (0, max(samples - audio.wave.shape[-1], 0)))[..., :samples]
+        return {"wave": wave, "lengths": audio.lengths.clamp(max=samples)}
+
+    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.codec is None:
+            return tensors
+        wave = tensors["wave"]
+        with torch.autocast(wave.device.type, enabled=False):
+            frames = self.codec.encode(Audio(wave, self.spec.codec.sample_rate, tensors["lengths"]))
+            x = self.codec.vectors(frames).transpose(1, 2)
+        x = _exactly(x, self.spec.codec.frames_of(wave.shape[-1]))
+        mask = torch.arange(x.shape[1], device=x.device) < frames.lengths[:, None]
+        return {"x": torch.where(mask[..., None], x, 0), "mask": mask}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        mask = tensors["mask"]
+        return Tokens(self.out(tensors["x"].to(self.like.dtype)) * mask[..., None], mask)
+
+
+def _width(codec: CodecSpec) -> int:
+    """Numbers per frame of a codec."""
+    with torch.device("meta"):
+        return codec.build().vector_width
+
+
+def _frames(value: Any, dim: int) -> Float[Tensor, "d f"]:
+    """A value that was encoded beforehand."""
+    z = value.z[0, :, : int(value.lengths)] if isinstance(value, Latents) and len(value) == 1 else value
+    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != dim or not z.shape[1] or not bool(z.isfinite().all()):
+        what = f"a tensor {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise RequestError(f"finite frames of a codec are needed, Latents of one clip or a tensor [{dim}, f], got {what}")
+    return z.float().cpu()
+
+
+def _side_by_side(rows: list[Tensor]) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
+    lengths = torch.tensor([row.shape[1] for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return nn.utils.rnn.pad_sequence([row.T for row in rows], batch_first=True), mask
+
+
+def _exactly(x: Tensor, frames: int) -> Tensor:
+    """The first `frames` along the second axis, with zeros where there are fewer."""
+    short = max(frames - x.shape[1], 0)
+    return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, short))[:, :frames]
