@@ -59,7 +59,13 @@ def manifest(tmp_path):
     for i in range(7):
         samples = rng.uniform(-0.9, 0.9, (RATE // 2 + 37 * i if i else 1, 1)).astype(np.float32)
         files.write(tmp_path / f"audio/{i}.wav", samples, RATE)
-        facts = {"prompt": [f"clip {i}", f"sound {i}"], "tempo": 60.0 + i, "key": "A minor", "notes": [[0.0, 1.0, 60]]}
+        facts = {
+            "prompt": [f"clip {i}", f"sound {i}"],
+            "tempo": 60.0 + i,
+            "key": "A minor",
+            "notes": [[0.0, 1.0, 60, 64, "bass"]],
+            "melody": [[0.0, 1.0, 72]],
+        }
         (tmp_path / f"audio/{i}.json").write_text(json.dumps(facts))
     return build(tmp_path / "audio")[0]
 
@@ -87,10 +93,16 @@ def test_every_clip_is_encoded_with_its_lengths_and_metadata(manifest, tmp_path)
         shard, inside = store.find(i)
         close(shard.frames(inside, 0, store.length(i)), expected(manifest, i))
         assert shard.samples[inside] == files.info(manifest.clips[i].audio).frames
-        facts = {"prompt": [f"clip {i}", f"sound {i}"], "tempo": 60.0 + i, "key": "A minor", "id": str(i)}
+        facts = {
+            "prompt": [f"clip {i}", f"sound {i}"],
+            "tempo": 60.0 + i,
+            "key": "A minor",
+            "melody": [[0.0, 1.0, 72]],
+            "id": str(i),
+        }
         assert store.metadata(i) == facts
     encode(manifest, toy(), tmp_path / "chosen", keep={"notes"})
-    assert Store(tmp_path / "chosen").metadata(2) == {"notes": [[0.0, 1.0, 60]], "id": "2"}
+    assert Store(tmp_path / "chosen").metadata(2) == {"notes": [[0.0, 1.0, 60, 64, "bass"]], "id": "2"}
 
 
 def test_it_goes_on_where_it_stopped(manifest, tmp_path):
