@@ -1,0 +1,285 @@
+"""Words looked up in a table: a text as one word, as its words hashed, or as the tokens of a vocabulary."""
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.core.pretrained import Pretrained
+from cadenza.core.spec import Spec
+from cadenza.core.types import Gives, Tokens
+from cadenza.nn.spiece import tokenizer_of
+from cadenza.nn.words import MODEL, content_words, language_model, normal_words, row_of
+
+_FILES = ("tokenizer.json", "spiece.model")  # which are read as they are; for others `transformers` knows rules
+_KEPT = "tokenizer.json"
+
+
+class Whole(Spec):
+    """A text is one word, hashed as it is: what AudioCraft calls `noop`."""
+
+    type: Literal["whole"] = "whole"
+    bins: int = Field(default=1024, ge=1)  # rows of the table; words may share one
+
+
+class Words(Spec):
+    """Runs of letters and digits, hashed; case, width and marks do not count."""
+
+    type: Literal["words"] = "words"
+    bins: int = Field(default=8192, ge=1)
+
+
+class SpacyWords(Spec):
+    """Words as spaCy's language model `model` finds them, hashed: what AudioCraft calls `whitespace`."""
+
+    type: Literal["spacy"] = "spacy"
+    bins: int = Field(default=8192, ge=1)
+    model: str = Field(default=MODEL, min_length=1)  # an installed package, or a folder
+    lemmas: bool = True  # dictionary forms
+    stop_words: bool = False  # whether "the" and its like are kept
+
+
+class Vocab(Spec):
+    """Tokens of the tokenizer in `model`, a folder or a repository of the hub, with `special_tokens` beside its own."""
+
+    type: Literal["vocab"] = "vocab"
+    model: str = Field(min_length=1)
+    revision: str | None = None  # of the repository
+    special_tokens: tuple[str, ...] = ()
+    size: int | None = Field(default=None, ge=1)  # tokens in all; looked up in the tokenizer where not given
+
+
+Reader = Annotated[Whole | Words | SpacyWords | Vocab, Field(discriminator="type")]
+
+
+class LutSpec(ConditionerSpec):
+    """A table of vectors of `dim`, by default `width`, projected to `width`.
+
+    `project: auto` has no projection where `dim` is `width` already. Texts of more than `max_length` tokens are cut.
+    With `positions` a learned vector a place is added, as stable-audio-tools does: its padding holds that vector alone.
+    """
+
+    type: Literal["lut"] = "lut"
+    widget: ClassVar[str] = "text"
+    tokenizer: Reader = Words()
+    dim: int | None = Field(default=None, ge=1)
+    project: Literal["always", "auto"] = "auto"
+    std: float = Field(default=1.0, gt=0)  # of the table before training: 1 suits attention, a tenth of it a sum
+    empty: Literal["absent", "read"] = "absent"  # whether an empty text is no value, or one of no word
+    max_length: int | None = Field(default=None, ge=1)
+    pad_to: Literal["longest", "max_length"] = "longest"
+    positions: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, data: Any) -> Any:
+        """`tokenizer: words` for one that needs nothing else said."""
+        if isinstance(data, dict) and isinstance(data.get("tokenizer"), str):
+            return {**data, "tokenizer": {"type": data["tokenizer"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.max_length is None and (self.positions or self.pad_to == "max_length"):
+            raise ValueError(f"{'positions' if self.positions else 'pad_to: max_length'} needs max_length, in tokens")
+        if self.max_length is not None and isinstance(self.tokenizer, Whole):
+            raise ValueError("max_length has no meaning where a text is one word (tokenizer: whole); leave it out")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "vector" if isinstance(self.tokenizer, Whole) else "tokens"
+
+    @classmethod
+    def example(cls) -> tuple["LutSpec", list[Any]]:
+        spec = cls(width=8, tokenizer=Words(bins=64), dim=6, max_length=12, positions=True)
+        return spec, ["slow piano in A minor, 80 bpm", "drums", "F♯ major — 120 BPM, très vite"]
+
+    def build(self) -> "Lut":
+        return Lut(self)
+
+    def within(self, folder: Path) -> Self:
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, SpacyWords | Vocab) and tokenizer.model.startswith("./"):
+            tokenizer = tokenizer.model_copy(update={"model": str(folder / tokenizer.model)})
+        return self.model_copy(update={"tokenizer": tokenizer})
+
+
+class Lut(Conditioner[str]):
+    """A table with a trained vector a word, and a linear layer; what pads is exactly zero but for its position."""
+
+    blank = ""
+
+    def __init__(self, spec: LutSpec) -> None:
+        super().__init__(spec)
+        self.vocabulary = Vocabulary(spec.tokenizer, spec.max_length) if isinstance(spec.tokenizer, Vocab) else None
+        dim = spec.dim or spec.width
+        rows = self.vocabulary.size if self.vocabulary else spec.tokenizer.bins  # type: ignore[union-attr]
+        self.table = nn.Embedding(rows, dim)
+        nn.init.normal_(self.table.weight, std=spec.std)
+        self.out = nn.Identity() if spec.project == "auto" and dim == spec.width else nn.Linear(dim, spec.width)
+        self.places = nn.Embedding(spec.max_length or 1, spec.width) if spec.positions else None
+
+    def fit(self, values: Any) -> None:
+        """Reads what is needed, so that what is missing is said before the first step."""
+        self._ids(["x"])
+
+    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+        """A tokenizer of the hub is named by its commit, an installed language model by its name; folders are copied."""
+        tokenizer = self.spec.tokenizer
+        if self.vocabulary:
+            tokenizer = self.vocabulary.keep(folder, place)
+        elif isinstance(tokenizer, SpacyWords) and Path(tokenizer.model).expanduser().is_dir():
+            shutil.copytree(language_model(tokenizer.model), folder / place, copy_function=shutil.copyfile)
+            tokenizer = tokenizer.model_copy(update={"model": f"./{place}"})
+        return self.spec.model_copy(update={"tokenizer": tokenizer})
+
+    def prepare(self, values: Sequence[Any]) -> Prepared:
+        """A text in which no word is found says as little as none, so it counts as absent."""
+        there = [value is not None and (self.spec.empty == "read" or bool(_text(value).strip())) for value in values]
+        found = iter(self._ids([_text(value) for value, is_there in zip(values, there, strict=True) if is_there]))
+        rows = [next(found) if is_there else [] for is_there in there]
+        return Prepared(self._padded(rows), torch.tensor([bool(row) for row in rows]))
+
+    def read(self, values: Sequence[str]) -> dict[str, Tensor]:
+        return self._padded(self._ids([_text(value) for value in values]))
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        mask = tensors["mask"]
+        x = self.out(self.table(tensors["ids"])) * mask[..., None]
+        if self.places is not None:  # as large as the vectors of a table divided by the root of their width
+            x = x + self.places.weight[: x.shape[1]] * self.spec.width**-0.5
+        return Tokens(x, mask)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The rows of each text's words in the table."""
+        tokenizer, most = self.spec.tokenizer, self.spec.max_length
+        if self.vocabulary:
+            return self.vocabulary.ids(texts)
+        match tokenizer:
+            case Whole():
+                words = [[text] for text in texts]
+            case Words():
+                words = [normal_words(text) for text in texts]
+            case _:
+                words = content_words(texts, model=tokenizer.model, lemmas=tokenizer.lemmas, stop_words=tokenizer.stop_words)
+        for some in words:
+            if most is not None and len(some) > most:
+                _warn(len(some), most)
+        return [[row_of(word, tokenizer.bins) for word in some[:most]] for some in words]
+
+    def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
+        """The `ids` of tokens and the `mask` of those that are real [b n]."""
+        longest = max(1, *map(len, rows)) if rows else 1
+        n = self.spec.max_length if self.spec.pad_to == "max_length" else longest
+        ids = torch.full((len(rows), n), self.vocabulary.pad if self.vocabulary else 0)
+        for row, line in zip(rows, ids, strict=True):
+            line[: len(row)] = torch.tensor(row, dtype=torch.long)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+        return {"ids": ids, "mask": torch.arange(n) < lengths[:, None]}
+
+
+class Vocabulary:
+    """The tokenizer of a spec, read when first needed; copies share it, other processes read their own."""
+
+    def __init__(self, spec: Vocab, most: int | None = None) -> None:
+        self.spec, self.most = spec, most
+        self.source = Pretrained(spec.model, spec.revision)
+
+    def __deepcopy__(self, memo: Any) -> "Vocabulary":
+        return self
+
+    def __reduce__(self) -> Any:
+        return Vocabulary, (self.spec, self.most)
+
+    @property
+    def size(self) -> int:
+        """How many rows a table for its tokens has."""
+        return self.spec.size or _size(self.tokenizer)
+
+    @property
+    def pad(self) -> int:
+        """The id that pads; what it is never counts."""
+        said = self.source.find("tokenizer_config.json") if self.source.folder else None
+        name = self.source.json("tokenizer_config.json").get("pad_token") if said else None
+        name = name.get("content") if isinstance(name, dict) else name
+        return self.tokenizer.token_to_id(name or "<pad>") or 0
+
+    @cached_property
+    def plain(self) -> Tokenizer:
+        """The tokenizer as it was found."""
+        path = next((path for name in _FILES if (path := self.source.find(name))), None)
+        try:
+            if path is None:
+                tokenizer = self._by_rules()
+            else:
+                tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else tokenizer_of(path)
+        except CheckpointError:
+            raise
+        except Exception as error:  # neither library raises anything narrower
+            raise CheckpointError(f"'{self.spec.model}' has no tokenizer that can be read ({error}); copy it again") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer with the special tokens of the spec, which cuts what is too long before the mark at its end."""
+        tokenizer = Tokenizer.from_str(self.plain.to_str())
+        tokenizer.add_special_tokens(list(self.spec.special_tokens))
+        if self.spec.size not in (None, _size(tokenizer)):
+            raise CheckpointError(f"'{self.spec.model}' has {_size(tokenizer)} tokens, not {self.spec.size}; mend `size`")
+        if self.most is not None:
+            tokenizer.enable_truncation(self.most)
+        return tokenizer
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text's tokens, the marks around it included."""
+        encodings = [self.tokenizer.encode(text) for text in texts]
+        for encoding in encodings:
+            if lost := sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing):
+                _warn(len(encoding.ids) + lost, len(encoding.ids))
+        return [encoding.ids for encoding in encodings]
+
+    def keep(self, folder: Path, place: str) -> Vocab:
+        """What a saved system says of it, which is copied there where it came from a folder."""
+        if self.source.folder is None:
+            return self.spec.model_copy(update={"size": self.size, "revision": self.source.commit})
+        (folder / place).mkdir(parents=True)
+        self.plain.save(str(folder / place / _KEPT))
+        if config := self.source.find("tokenizer_config.json"):
+            (folder / place / config.name).write_bytes(config.read_bytes())
+        return self.spec.model_copy(update={"size": self.size, "model": f"./{place}", "revision": None})
+
+    def _by_rules(self) -> Tokenizer:
+        """One that is in other files, such as vocab.txt, by the rules that `transformers` has for their model."""
+        from transformers import AutoTokenizer
+
+        found = AutoTokenizer.from_pretrained(self.spec.model, revision=self.spec.revision, trust_remote_code=False)
+        return found.backend_tokenizer
+
+
+def _size(tokenizer: Tokenizer) -> int:
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
+    return value
+
+
+def _warn(found: int, most: int) -> None:
+    warnings.warn(
+        f"a text has {found} tokens, {most} are read (`max_length` of its conditioner): the last {found - most} are lost",
+        stacklevel=3,
+    )
