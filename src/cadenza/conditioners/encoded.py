@@ -1,0 +1,74 @@
+"""Vectors that were made beforehand by anything at all: one a clip, a set of tokens, or one a frame."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Gives, Tokens
+
+
+class EncodedSpec(ConditionerSpec):
+    """A value is a vector of `dim` numbers, by default `width`, or as `kind` says a matrix of them, projected to `width`.
+
+    `along` says where in a matrix those numbers stand: `rows` [n, dim], `columns` [dim, n].
+    """
+
+    type: Literal["encoded"] = "encoded"
+    widget: ClassVar[str] = "file"
+    kind: Gives = "vector"
+    dim: int | None = Field(default=None, ge=1)
+    along: Literal["rows", "columns"] = "rows"
+    project: Literal["always", "auto"] = "always"  # auto: not where the vectors have that width already
+
+    @property
+    def gives(self) -> Gives:
+        return self.kind
+
+    @classmethod
+    def example(cls) -> tuple["EncodedSpec", list[Any]]:
+        rng = torch.Generator().manual_seed(0)
+        return cls(width=8, dim=3, kind="tokens"), [torch.randn(n, 3, generator=rng) for n in (4, 1, 2)]
+
+    def build(self) -> "Encoded":
+        return Encoded(self)
+
+
+class Encoded(Conditioner[Any]):
+    """The vectors as they are, or through a linear layer."""
+
+    def __init__(self, spec: EncodedSpec) -> None:
+        super().__init__(spec)
+        self.dim = spec.dim or spec.width
+        self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.width else nn.Linear(self.dim, spec.width)
+        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.blank = torch.zeros((1, self.dim) if spec.along == "rows" else (self.dim, 1))
+
+    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        rows = [self._rows(value) for value in values]
+        lengths = torch.tensor([len(row) for row in rows])
+        x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return {"x": x, "mask": torch.arange(x.shape[1]) < lengths[:, None]}
+
+    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+        mask = tensors["mask"]
+        return Tokens(self.out(tensors["x"].to(self.like.dtype)) * mask[..., None], mask)
+
+    def _rows(self, value: Any) -> Tensor:
+        """[n dim], as plain numbers on the host."""
+        try:
+            x = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, np.float32)).float().cpu()
+        except (TypeError, ValueError):
+            x = torch.empty(0, 0)
+        x = x[None] if x.ndim == 1 else x.T if x.ndim == 2 and self.spec.along == "columns" else x  # noqa: PLR2004
+        one = self.spec.kind == "vector"
+        if x.ndim != 2 or x.shape[1] != self.dim or not len(x) or (one and len(x) > 1) or not bool(x.isfinite().all()):  # noqa: PLR2004
+            shape = f"[{self.dim}]" if one else f"[n, {self.dim}]" if self.spec.along == "rows" else f"[{self.dim}, n]"
+            what = str(list(value.shape)) if hasattr(value, "shape") else repr(value)
+            raise RequestError(f"finite numbers {shape} are needed, got {what}")
+        return x

@@ -1,0 +1,154 @@
+"""The conditioner types of stable-audio-tools: what each makes of the settings in its JSON."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cadenza.importers.section import Section
+from cadenza.importers.stable_audio_codec import codec_of
+
+_OWNERS = {"t5-": "google-t5/", "flan-t5-": "google/", "t5-v1_1-": "google/"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights that a config names, and what the config says of the model in it."""
+
+    path: str
+    audio_model_type: str | None = None
+    enable_fusion: bool | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What settings of one conditioner rest on."""
+
+    folder: Path | None  # where encoders may lie
+    pretransform: Section | None  # that of the model
+    sample_rate: int | None  # that of the model
+    width: int = 1
+
+    def of(self, width: int) -> "Context":
+        return replace(self, width=width)
+
+    def model(self, name: str) -> str:
+        """An encoder by the path of its folder if there is one, else its name in the hub."""
+        if self.folder is not None and (self.folder / name).is_dir():
+            return str(self.folder / name)
+        owner = next((owner for start, owner in _OWNERS.items() if name.startswith(start)), "")
+        return owner + name
+
+
+Made = tuple[dict[str, Any], Checkpoint | None]
+
+
+def _t5(settings: Section, context: Context) -> Made:
+    model = context.model(settings.take("t5_model_name", str, "t5-base"))
+    return _text_encoder(model, settings), None
+
+
+def _t5gemma(settings: Section, context: Context) -> Made:
+    return _text_encoder(context.model(settings.take("model_name", str, "google/t5gemma-b-b-ul2")), settings), None
+
+
+def _text_encoder(model: str, settings: Section) -> dict[str, Any]:
+    settings.expect("padding_mode", "zero", why="is another way to pad than this release has")
+    length = settings.take("max_length", int, 128)
+    return {
+        **{"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty": "read"},
+        **{"train": settings.take("enable_grad", bool, False), "project": _project(settings)},
+    }
+
+
+def _clap_text(settings: Section, context: Context) -> Made:
+    checkpoint = _clap(settings)
+    features, layer = settings.take("use_text_features", bool, False), settings.take("feature_layer_ix", int, -1)
+    spec = {"type": "clap", "model": checkpoint.path, "reads": "text", "empty": "read", "project": _project(settings)}
+    spec |= {"layer": layer, "pad_to": "max_length"} if features else {}
+    return spec | {"train": settings.take("finetune", bool, False)}, checkpoint
+
+
+def _clap_audio(settings: Section, context: Context) -> Made:
+    checkpoint = _clap(settings)
+    spec = {"type": "clap", "model": checkpoint.path, "reads": "audio", "project": _project(settings)}
+    return spec | {"train": settings.take("finetune", bool, False)}, checkpoint
+
+
+def _clap(settings: Section) -> Checkpoint:
+    tower = settings.take("audio_model_type", str, "HTSAT-base")
+    return Checkpoint(settings.take("clap_ckpt_path", str), tower, settings.take("enable_fusion", bool, True))
+
+
+def _int(settings: Section, context: Context) -> Made:
+    return {"type": "int", "min": settings.take("min_val", int, 0), "max": settings.take("max_val", int, 512)}, None
+
+
+def _number(settings: Section, context: Context) -> Made:
+    settings.expect("fourier_features_type", "learned", why="are features that this release does not have")
+    low, high = settings.take("min_val", (float, int), 0), settings.take("max_val", (float, int), 1)
+    return {"type": "number", "min": low, "max": high, "bands": 128, "frequencies": "learned"}, None
+
+
+def _list(settings: Section, context: Context) -> Made:
+    return {"type": "category", "values": settings.take("options", list), "exact": True, "unknown": "learned"}, None
+
+
+def _lut(settings: Section, context: Context) -> Made:
+    tokenizer = {"type": "vocab", "model": context.model(settings.take("tokenizer_name", str))}
+    tokenizer |= {"special_tokens": settings.take("special_tokens", list, [])}
+    length, positions = settings.take("max_length", int, 1024), settings.take("use_abs_pos_emb", bool, False)
+    spec = {"type": "lut", "tokenizer": tokenizer, "max_length": length, "pad_to": "max_length", "positions": positions}
+    return spec | {"empty": "read", "project": _project(settings)}, None
+
+
+def _pretransform(settings: Section, context: Context) -> Made:
+    codec, checkpoint = _codec(settings, context)
+    return {"type": "waveform", "codec": codec, "project": "auto"}, checkpoint
+
+
+def _source_mix(settings: Section, context: Context) -> Made:
+    codec, checkpoint = _codec(settings, context)
+    spec = {"type": "source_mix", "codec": codec, "sources": settings.take("source_keys", list, [])}
+    settings.without_effect(["source_length"])  # the learned null is as long as the clip
+    return spec | {
+        "given": "frames" if settings.take("pre_encoded", bool, False) else "audio",
+        "absent": "learned" if settings.take("allow_null_source", bool, False) else "zeros",
+    }, checkpoint
+
+
+def _codec(settings: Section, context: Context) -> tuple[dict[str, Any], Checkpoint | None]:
+    """The codec of a conditioner that hears, of its own or that of the model."""
+    rate = settings.take("sample_rate", int)
+    settings.without_effect(["save_pretransform"])  # says whose weights a checkpoint holds, which is seen in it
+    path = settings.take("pretransform_ckpt_path", str, None)
+    if not settings.take("use_model_pretransform", bool, False):
+        return codec_of(settings.within("pretransform_config"), rate), Checkpoint(path) if path else None
+    settings.without_effect(["pretransform_config"])
+    if context.pretransform is None:
+        settings.refuse(
+            "use_model_pretransform", "there is no pretransform of a model here; give the config of the whole model"
+        )
+        return {}, None
+    if context.sample_rate not in (None, rate):
+        settings.refuse("sample_rate", f"{rate} is not that of the model, {context.sample_rate}, whose pretransform it uses")
+    theirs = Section(context.pretransform.data, source=context.pretransform.source, mistakes=settings.mistakes)
+    return codec_of(theirs, rate), None
+
+
+def _project(settings: Section) -> str:
+    return "always" if settings.take("project_out", bool, False) else "auto"
+
+
+TYPES: dict[str, Callable[[Section, Context], Made]] = {
+    "t5": _t5,
+    "t5gemma": _t5gemma,
+    "clap_text": _clap_text,
+    "clap_audio": _clap_audio,
+    "int": _int,
+    "number": _number,
+    "list": _list,
+    "lut": _lut,
+    "pretransform": _pretransform,
+    "source_mix": _source_mix,
+}
