@@ -1,5 +1,6 @@
 """The command line as a user meets it: results, and one clear line for every mistake."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
+from cadenza.codecs.encodec import EncodecSpec
 from cadenza.data.encoded import EncodedClips
 
 TIMEOUT = 120
@@ -196,8 +198,15 @@ def test_audio_that_is_none(cadenza, model, tmp_path):
 
 
 def test_codes_of_another_codec(cadenza, model, tmp_path):
-    save_file({"ids": torch.zeros(1, 2, 3, dtype=torch.long)}, tmp_path / "codes.safetensors")
+    other = {"codec": json.dumps(EncodecSpec(sample_rate=16000).to_dict())}
+    save_file({"ids": torch.zeros(1, 2, 3, dtype=torch.long)}, tmp_path / "codes.safetensors", other)
     refused(cadenza("decode", "codes.safetensors", "--model", model, cwd=tmp_path), "another codec")
+    refused(cadenza("decode", model / "model.safetensors", "--model", model, cwd=tmp_path), "not of codes")
+
+
+def test_a_store_is_not_drawn(cadenza, model, tmp_path):
+    (tmp_path / "in").mkdir()
+    refused(cadenza("encode", "in", "--plot", "a.png", "--model", model, cwd=tmp_path), "--plot", "one audio file")
 
 
 def _minding() -> None:

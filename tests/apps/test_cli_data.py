@@ -71,6 +71,12 @@ def test_mistakes_are_one_line(cadenza, tmp_path):
     assert cadenza("data", "check", "empty", "--no-such-option")[0] == 2
 
 
+@pytest.mark.parametrize("option", ["--sample-rate=-1", "--channels=0", "--min-seconds=nan", "--min-seconds=-1"])
+def test_what_cannot_be_wanted(cadenza, clean, option):
+    status, _, errors = cadenza("data", "check", clean, option)
+    assert status == 2 and option.partition("=")[0] in errors
+
+
 def test_pack_and_check_the_shards(cadenza, clean, tmp_path):
     status, out, _ = cadenza("data", "pack", clean, "shards", "--clips", 5)
     assert status == 0 and "12 items, none broken" in out and len(list((tmp_path / "shards").glob("*.tar"))) == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
@@ -102,8 +103,38 @@ def test_mistakes_name_the_mend(generate, tmp_path):
         ("a", "--variations", "2", "--out", "{prompt}.wav"): "2 clips would share 1 names",
         ("long.wav", "--seconds", "1"): "continue_from of clip 1 lasts",
         ("x", "--loudness", "3"): "loudness",
+        ("hum.wav",): "hum.wav: no such file to go on from",
+        ("--prompts", "all.json"): "a line of its own",
+        ("x", "--set", "prompt=y"): "'prompt' has a value in clip 1 already",
+        ("x", "--set", "tempo=80", "--set", "tempo=90"): "'tempo' is set twice",
+        ("x", "--out", "gone/x.wav"): "there is no folder 'gone'; make it first",
+        ("x", "--variations", "0"): "--variations",
     }
     for arguments, complaint in cases.items():
         status, _, said = generate(*arguments)
         assert status == 2 and complaint in said, (arguments, said)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_mistakes_are_said_before_a_model_is_read(generate, monkeypatch):
+    monkeypatch.setattr(System, "load", lambda *_, **__: pytest.fail("a large model would have been read"))
+    for option in ("--seconds", "--guidance", "--loudness"):
+        status, _, said = generate("x", option, "nan")
+        assert status == 2 and option.removeprefix("--") in said
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+def test_without_a_prompt(generate, tmp_path, name):
+    """An empty word and an item of nothing are both music without a prompt, of which the file has no title."""
+    assert generate("", "--seconds", 0.2, "--seed", 7, "--out", name)[0] == 0
+    (tmp_path / "p.jsonl").write_text("{}\n")
+    assert generate("--prompts", "p.jsonl", "--seconds", 0.2, "--seed", 7, "--out", f"items-{name}")[0] == 0
+    assert np.array_equal(soundfile.read(tmp_path / name)[0], soundfile.read(tmp_path / f"items-{name}")[0])
+
+
+def test_in_half_the_memory(generate, monkeypatch):
+    made = []
+    whole = System.generate
+    monkeypatch.setattr(System, "generate", lambda self, items, **how: made.append(self) or whole(self, items, **how))
+    assert generate("slow", "--seconds", 0.1, "--half")[0] == 0
+    assert {x.dtype for x in made[0].generator.parameters()} == {torch.bfloat16}

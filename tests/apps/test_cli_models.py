@@ -1,7 +1,10 @@
 """`import`, `export`, `inspect` and `models` as a user meets them."""
 
+import json
+import pickle
 import re
 import sys
+from pathlib import PurePath
 
 import pytest
 import soundfile
@@ -49,6 +52,46 @@ def test_import_in_half_the_size(cadenza, tmp_path):
     assert cadenza("import", tmp_path / "theirs", tmp_path / "half", "--half")[0] == 0
     whole, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half"))
     assert half < 0.6 * whole
+
+
+@pytest.mark.parametrize(("option", "attended"), [((), True), (("--mask-padding",), False), (("--attend-padding",), True)])
+def test_import_chooses_what_becomes_of_padding(cadenza, tmp_path, option, attended):
+    audiocraft_folder(tmp_path / "theirs")
+    assert cadenza("import", tmp_path / "theirs", tmp_path / "ours", *option)[0] == 0
+    assert json.loads((tmp_path / "ours/system.json").read_text())["generator"]["attend_padding"] is attended
+
+
+def test_import_of_a_codec_has_no_padding_of_prompts(cadenza, tmp_path):
+    audiocraft_folder(tmp_path / "theirs")
+    (tmp_path / "theirs/state_dict.bin").unlink()
+    status, _, err = cadenza("import", tmp_path / "theirs", tmp_path / "ours", "--mask-padding")
+    assert status == 2 and "no prompts to pad" in err and not (tmp_path / "ours").exists()
+
+
+def test_import_says_at_once_that_a_text_encoder_is_not_here(cadenza, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    audiocraft_folder(tmp_path / "theirs", conditioners__description__t5__name="t5-of-nobody")
+    with pytest.warns(UserWarning, match="'prompt' cannot be used yet.*t5-of-nobody.*hf download"):
+        status, out, _ = cadenza("import", tmp_path / "theirs", tmp_path / "ours")
+    assert status == 0 and "licence of the weights" in out
+
+
+def test_a_bare_pickle_is_refused_without_other_words(cadenza, tmp_path, recwarn):
+    """torch would warn of the protocol and ask for an issue to be filed."""
+    audiocraft_folder(tmp_path)
+    (tmp_path / "state_dict.bin").write_bytes(pickle.dumps({"best_state": PurePath("x")}, protocol=4))
+    status, _, err = cadenza("import", tmp_path, tmp_path / "ours")
+    assert status == 2 and "could run its code" in err
+    assert not [str(each.message) for each in recwarn if "pickle" in str(each.message)]
+
+
+@pytest.mark.parametrize("channels", [0, -3])
+def test_channels_that_cannot_be(cadenza, tmp_path, channels):
+    musicgen_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config["audio_encoder"], "audio_channels": channels}))
+    status, _, err = cadenza("import", tmp_path, tmp_path / "ours")
+    assert status == 2 and f"channels: Input should be greater than 0, got {channels}" in err, err
 
 
 def test_export_and_back(cadenza, tmp_path):

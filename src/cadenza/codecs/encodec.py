@@ -36,6 +36,8 @@ class EncodecSpec(CodecSpec):
     """
 
     type: Literal["encodec"] = "encodec"
+    sample_rate: Positive
+    channels: Positive = 1
     strides: tuple[Positive, ...] = (8, 5, 4, 2)
     codebooks: Positive = 4
     bins: Positive = 1024

@@ -148,7 +148,8 @@ def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str
     try:
         with soundfile.SoundFile(cast(BinaryIO, sink), "w", sample_rate, samples.shape[1], subtype, format=name) as out:
             for key, text in tags.items():
-                setattr(out, key, text)
+                if text:  # libsndfile refuses an empty one in a wav
+                    setattr(out, key, text)
             for begin in range(0, len(samples), BLOCK):
                 out.write(samples[begin : begin + BLOCK])
                 sink.check()

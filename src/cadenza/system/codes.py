@@ -28,7 +28,9 @@ def read_codes(path: str | Path, codec: CodecSpec) -> Codes:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a readable file of codes ({error}); write it with `cadenza encode`") from None
-    if written is None or CodecSpec.parse(written, source=str(path)) != codec:
+    if written is None:
+        raise DataError(f"{path}: a safetensors file, but not of codes; write one with `cadenza encode`")
+    if CodecSpec.parse(written, source=str(path)) != codec:
         raise DataError(f"{path}: was made by another codec; decode it with the model that encoded it")
     if not {"ids", "lengths"} <= tensors.keys() <= {field.name for field in fields(Codes)} or not tensors["ids"].numel():
         raise DataError(f"{path}: holds no codes ({', '.join(tensors) or 'nothing'}); write it with `cadenza encode`")

@@ -37,11 +37,14 @@ def asked(words: Sequence[str], prompts: Path | None) -> list[Asked]:
     return found
 
 
-def controls(system: "System", pairs: Sequence[str]) -> dict[str, Any]:
-    """`id=value` pairs as the conditioners of those ids take them."""
+def controls(system: "System", pairs: Sequence[str], wanted: Sequence[Asked]) -> dict[str, Any]:
+    """`id=value` pairs, of which no clip that is wanted has the id yet, as the conditioners of those ids take them."""
     found = {}
     for text in pairs:
         name, value = pair(text, "--set")
+        if name in found or (said := [i for i, one in enumerate(wanted, 1) if name in one.item]):
+            where = "is set twice" if name in found else f"has a value in clip {said[0]} already"
+            raise typer.BadParameter(f"'{text}': '{name}' {where}; leave one out", param_hint="--set")
         widget = system.spec.conditioners[name].widget if name in system.conditioners else "text"
         found[name] = number(value, text, "--set") if widget == "number" else value
     return found
@@ -69,7 +72,7 @@ def number(value: str, text: str, option: str) -> float:
 
 
 def _word(word: str) -> Asked:
-    """A prompt, or where a file has that name the audio or codes to go on from."""
+    """A prompt, nothing where the word is empty, or where a file has that name the audio or codes to go on from."""
     from cadenza.dsp.files import SUFFIXES
 
     path = Path(word)
@@ -77,8 +80,10 @@ def _word(word: str) -> Asked:
         there = path.is_file()
     except OSError:  # longer than a file's name can be
         there = False
+    if not there and path.suffix.lower() in (*SUFFIXES, ".safetensors"):
+        raise RequestError(f"{word}: no such file to go on from; if these are words, leave '{path.suffix}' out of them")
     if not there:
-        return Asked({"prompt": word})
+        return Asked({"prompt": word} if word.strip() else {})
     if path.suffix.lower() not in (*SUFFIXES, ".safetensors"):
         raise RequestError(
             f"{word}: a file, but neither audio nor codes to go on from; if it holds prompts, use --prompts {word}"
@@ -88,14 +93,18 @@ def _word(word: str) -> Asked:
 
 def _lines(path: Path) -> list[Asked]:
     """A clip for each line: a prompt, or in a .jsonl file an item of ids and values."""
+    kind = path.suffix.lower()
+    if kind == ".json":
+        raise RequestError(f"{path}: prompts are read from lines; write each item as a line of its own, in a .jsonl file")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: cannot be read as text: {error}; give a file with a prompt in each line") from None
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None)
+        raise RequestError(f"{path}: cannot be read as text ({reason}); give a file with a prompt in each line") from None
     found = []
     for place, line in enumerate(lines, 1):
         if line.strip():
-            found.append(Asked(_item(line, path, place) if path.suffix == ".jsonl" else {"prompt": line.strip()}))
+            found.append(Asked(_item(line, path, place) if kind == ".jsonl" else {"prompt": line.strip()}))
     if not found:
         raise RequestError(f"{path}: no line with a prompt in it")
     return found

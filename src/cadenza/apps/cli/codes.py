@@ -15,9 +15,11 @@ def encode(
     out: Annotated[Path, typer.Option(help="The file of codes to write; the folder of a store, for a folder.")] = Path(
         "codes.safetensors"
     ),
-    model: Annotated[str, typer.Option(help="A bundled model or a folder.")] = "starter",
-    plot: Annotated[Path | None, typer.Option(help="Also draw the first second as coloured tokens (png).")] = None,
-    bandwidth: Annotated[float | None, typer.Option(help="Use as many codebooks as this many kbit/s pay for; all.")] = None,
+    model: Annotated[str, typer.Option(help="A bundled model, a folder, or a name in the hub.")] = "starter",
+    plot: Annotated[Path | None, typer.Option(help="Also draw the first second of one file as coloured tokens (png).")] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Use only as many codebooks as so many kbit/s pay for; all by default.")
+    ] = None,
 ) -> None:
     """Turn audio into codes, as the model sees it."""
     from cadenza.apps.api import load
@@ -27,6 +29,8 @@ def encode(
     if audio.is_dir() or audio.suffix in (".jsonl", ".gz", ".tar", ".json"):
         if levels is not None:
             raise typer.BadParameter("a store to train on has all codebooks; leave it out", param_hint="--bandwidth")
+        if plot is not None:
+            raise typer.BadParameter("only the codes of one audio file are drawn; leave it out", param_hint="--plot")
         _encode_all(system, audio, out)
     else:
         codes = _encode_one(system, audio, out, levels)
@@ -72,8 +76,8 @@ def _draw(codes: "Codes", path: Path, frame_rate: float) -> None:
 
 def decode(
     codes: Annotated[Path, typer.Argument(help="A file that `cadenza encode` wrote.")],
-    out: Annotated[Path, typer.Option(help="The audio file to write.")] = Path("out.wav"),
-    model: Annotated[str, typer.Option(help="The model that encoded it.")] = "starter",
+    out: Annotated[Path, typer.Option(help="The audio file to write: wav, flac, ogg, opus, mp3 or aiff.")] = Path("out.wav"),
+    model: Annotated[str, typer.Option(help="The model that encoded it: bundled, a folder, or a name in the hub.")] = "starter",
 ) -> None:
     """Turn codes back into audio."""
     from cadenza.apps.api import load

@@ -1,5 +1,6 @@
 """`cadenza data`: what is wrong with a data set, and packing it."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,12 @@ app = typer.Typer(name="data", help="Check data before training, and pack it.", 
 @app.command("check")
 def check(
     data: Annotated[Path, typer.Argument(help="A folder of audio, a manifest, shards or a dataset config.")],
-    sample_rate: Annotated[int | None, typer.Option(help="Hz that every file should have; by default as most have.")] = None,
-    channels: Annotated[int | None, typer.Option(help="Channels that every file should have; by default as most have.")] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(min=1, help="Hz that every file should have; by default as most have.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels that every file should have; by default as most have.")
+    ] = None,
     min_seconds: Annotated[float | None, typer.Option(help="What is shorter is a fault; 0.5 s or less by default.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
 ) -> None:
@@ -24,6 +29,8 @@ def check(
     """
     from cadenza.data.checkup import Wanted, check
 
+    if min_seconds is not None and not 0 <= min_seconds < math.inf:
+        raise typer.BadParameter(f"{min_seconds} is no number of seconds", param_hint="--min-seconds")
     found = check(data, Wanted(sample_rate, channels, min_seconds), progress=_progress)
     print(found)
     if json is not None:

@@ -25,26 +25,56 @@ def generate(  # noqa: PLR0913
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PROMPT|FILE]...", help="What to play; an audio file is gone on from. Several make several files."
+            metavar="[PROMPT|FILE]...",
+            help='What to play; an audio file is gone on from. Several make several files. "": without a prompt.',
         ),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt in each line, or items as JSON (.jsonl).")] = None,
     out: Annotated[
-        str, typer.Option(help="The file to write: wav, flac, ogg, opus or mp3; {index}, {seed} and {prompt} are filled in.")
+        str,
+        typer.Option(
+            help="The file to write: wav, flac, ogg, opus, mp3 or aiff; {index}, {seed} and {prompt} are filled in, "
+            "else several are NAME-1, NAME-2, ... An older file is replaced."
+        ),
     ] = "out.wav",
     model: Annotated[str, typer.Option(help="A bundled model, a folder, or a name on the hub.")] = "starter",
-    seconds: Annotated[float | None, typer.Option(help="Length of each clip; the model's own by default.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of each clip, with what it goes on from; the model's own by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same clip; drawn and printed by default.")] = None,
-    set_: Annotated[list[str], typer.Option("--set", metavar="ID=VALUE", help="Another control, such as tempo=90.")] = [],
-    sampling: Annotated[
-        list[str], typer.Option("--sampling", metavar="NAME=VALUE", help="Such as temperature=0.9, top_k=100.")
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="ID=VALUE",
+            help="Another control for all clips, such as tempo=90; `cadenza inspect MODEL` lists them.",
+        ),
     ] = [],
-    guidance: Annotated[float | None, typer.Option(help="How strongly to follow the controls; 1 is plain.")] = None,
-    variations: Annotated[int, typer.Option(help="Clips of each prompt, with seeds one apart.")] = 1,
-    continue_from: Annotated[Path | None, typer.Option(help="Audio or codes that every clip goes on from.")] = None,
+    sampling: Annotated[
+        list[str],
+        typer.Option(
+            "--sampling",
+            metavar="NAME=VALUE",
+            help="temperature (0: the likeliest), top_k (0: all), top_p (0 to 1), may_end (0, 1); the model's own by default.",
+        ),
+    ] = [],
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="How strongly to follow the controls: 1 is plain, 3 is usual; the model's own by default."),
+    ] = None,
+    variations: Annotated[int, typer.Option(min=1, max=1024, help="Clips of each prompt, with seeds one apart.")] = 1,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="Audio or codes that every clip goes on from, shorter than --seconds.")
+    ] = None,
     only_new: Annotated[bool, typer.Option("--only-new", help="Leave out what a clip went on from.")] = False,
-    stride: Annotated[float | None, typer.Option(help="Seconds from window to window of a clip longer than the model.")] = None,
-    loudness: Annotated[float | None, typer.Option(help="Loudness of each clip in LUFS, such as -14.")] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option(help="Seconds from window to window of a clip longer than the model; the model's own by default."),
+    ] = None,
+    loudness: Annotated[
+        float | None, typer.Option(help="LUFS of each clip, -60 to -5, such as -14; as it is by default.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Compute in half the memory (bfloat16).")] = False,
 ) -> None:
     """Make music from a sentence."""
     wanted = asked(what or [], prompts)
@@ -53,18 +83,23 @@ def generate(  # noqa: PLR0913
     titles = [one.title for one in wanted for _ in range(variations)]
     files = paths(out, titles, seeds)
     started = time.perf_counter()
-    from cadenza.apps.api import load
+    import torch
 
-    system = load(model)
+    from cadenza.apps.api import load
+    from cadenza.system.request import Request
+
+    asking: dict[str, Any] = {
+        "seconds": seconds, "seed": seed, "guidance": guidance, "variations": variations, "sampling": settings(sampling),
+        "stride": stride, "loudness": loudness, **_beginnings(wanted, continue_from, only_new=only_new),
+    }  # fmt: skip
+    Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
+    system = load(model, dtype=torch.bfloat16 if half else torch.float32)
     _choose_threads(system)
-    given = controls(system, set_)
+    given = controls(system, set_, wanted)
     items = [{**one.item, **given} for one in wanted]
     ready = time.perf_counter()
     with _bar() as progress:
-        audio = system.generate(
-            items, seconds=seconds, seed=seed, guidance=guidance, variations=variations, sampling=settings(sampling),
-            stride=stride, loudness=loudness, progress=progress, **_beginnings(wanted, continue_from, only_new=only_new),
-        )  # fmt: skip
+        audio = system.generate(items, progress=progress, **asking)
     took = time.perf_counter() - ready
     card = system.card
     for clip, path, title, own in zip(audio, files, titles, seeds, strict=True):

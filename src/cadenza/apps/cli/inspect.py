@@ -47,5 +47,5 @@ def _show(system: "System") -> None:
         print(f"control {name}: {type(system.conditioners[name]).__name__} ({part.widget}) -> {slots}{beside}")
     parts = {"codec": system.codec, "conditioners": system.conditioners, "generator": system.generator}
     for name, part in parts.items():
-        if part is not None:
+        if part is not None and (part is not system.conditioners or spec.conditioners):
             print(f"{name}: {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M parameters")

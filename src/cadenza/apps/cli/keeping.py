@@ -63,6 +63,8 @@ def _known(out: str) -> None:
 
 def _writable(folder: Path, out: str) -> None:
     """Finds out before the work, not after it, that a file cannot be written."""
+    if not folder.is_dir():
+        raise AudioError(f"{out}: there is no folder '{folder}'; make it first, or choose another place with --out")
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
