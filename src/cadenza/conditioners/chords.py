@@ -71,9 +71,13 @@ class Chords(Conditioner[Any]):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    @property
+    def beside(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.spec.tempo is None else (self.spec.tempo,)
+
     def pick(self, item: Mapping[str, Any], name: str) -> Any:
         """A line of chords as times, by the item's tempo; no chords at all are none."""
-        value = item.get(name)
+        value = super().pick(item, name)
         if not isinstance(value, str):
             return None if isinstance(value, list | tuple) and not value else value
         tempo = item.get(self.spec.tempo) if self.spec.tempo else None

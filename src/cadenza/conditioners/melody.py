@@ -80,7 +80,7 @@ class Melody(Conditioner[Any]):
 
     def pick(self, item: Mapping[str, Any], name: str) -> Any:
         """No notes are no melody."""
-        value = item.get(name)
+        value = super().pick(item, name)
         return None if isinstance(value, list | tuple) and not value else value
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Scores: the melody of a MIDI file."""
+"""Scores: the melody of a MIDI file, and its percussion."""
 
 from pathlib import Path
 
@@ -9,27 +9,7 @@ _DRUMS = 9  # the channel of percussion
 
 def melody(path: str | Path) -> list[tuple[float, float, int]]:
     """The highest notes of a MIDI file, without percussion, as (start, end, MIDI pitch) in seconds."""
-    import mido
-
-    try:
-        file = mido.MidiFile(path)
-        second, open_, notes = 0.0, {}, []
-        for message in file:
-            second += message.time
-            if message.type not in {"note_on", "note_off"} or message.channel == _DRUMS:
-                continue
-            key = message.channel, message.note
-            if key in open_:
-                notes.append((open_.pop(key), second, message.note))
-            if message.type == "note_on" and message.velocity:
-                open_[key] = second
-    except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise RequestError(
-            f"{path}: not a readable MIDI file ({error}); export it again, or give audio or a list of notes"
-        ) from None
-    if not notes:
-        raise RequestError(f"{path}: holds no notes but percussion; give a file with a melody")
-    return skyline(notes)
+    return skyline(_notes(path, drums=False))
 
 
 def skyline(notes: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
@@ -47,3 +27,33 @@ def skyline(notes: list[tuple[float, float, int]]) -> list[tuple[float, float, i
             line[-1] = (line[-1][0], start, line[-1][2])
         line.append((start, end, pitch))
     return line
+
+
+def strikes(path: str | Path) -> list[tuple[float, int]]:
+    """The starts of a MIDI file's percussion, as (seconds, General MIDI drum)."""
+    return [(start, pitch) for start, _, pitch in _notes(path, drums=True)]
+
+
+def _notes(path: str | Path, *, drums: bool) -> list[tuple[float, float, int]]:
+    """The notes of the channel of percussion, or of the others."""
+    import mido
+
+    try:
+        second, notes = 0.0, []
+        open_: dict[tuple[int, int], float] = {}
+        for message in mido.MidiFile(path):
+            second += message.time
+            if message.type not in {"note_on", "note_off"} or (message.channel == _DRUMS) != drums:
+                continue
+            key = message.channel, message.note
+            if key in open_:
+                notes.append((open_.pop(key), second, message.note))
+            if message.type == "note_on" and message.velocity:
+                open_[key] = second
+    except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise RequestError(
+            f"{path}: not a readable MIDI file ({error}); export it again, or give audio or a list instead"
+        ) from None
+    if not notes:
+        raise RequestError(f"{path}: holds no {'percussion' if drums else 'notes but percussion'}; choose another file")
+    return sorted(notes)
