@@ -89,6 +89,7 @@ def _conditioning(section: Section, context: Context, diffusion: Any, place: str
         name, kind, settings = inner.take("id", str), inner.take("type", str), inner.within("config")
         inner.all_seen()
         names.append(name)
+        before = len(section.mistakes)
         if names.count(name) > 1:
             inner.refuse("id", f"'{name}' is the id of another conditioner too; rename one")
         elif kind not in TYPES:
@@ -102,6 +103,8 @@ def _conditioning(section: Section, context: Context, diffusion: Any, place: str
                 checkpoint = None
             if checkpoint is not None:
                 checkpoints[name] = checkpoint
+            if len(section.mistakes) > before:  # what stands in for a wrong setting may not fit the others
+                continue
             try:
                 specs[name] = ConditionerSpec.parse(spec, source=settings.source)
             except SpecError as error:

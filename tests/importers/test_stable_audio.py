@@ -1,0 +1,354 @@
+"""Configs of stable-audio-tools: every documented key counts, every documented example loads, every mistake has a place."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cadenza.codecs.base import CodecSpec
+from cadenza.conditioners.base import Conditioners
+from cadenza.conditioners.t5 import T5Spec
+from cadenza.core.errors import CheckpointError
+from cadenza.dsp.audio import Audio
+from cadenza.importers.stable_audio import Conditioning, conditioning_of
+from cadenza.importers.stable_audio_weights import weights_of
+from cadenza.system.spec import SystemSpec
+
+STAGES = {"channels": 4, "c_mults": [1, 2], "strides": [2, 4], "use_snake": True}
+AUTOENCODER = {
+    "type": "autoencoder",
+    "config": {
+        "encoder": {"type": "oobleck", "config": {"in_channels": 2, "latent_dim": 8, **STAGES}},
+        "decoder": {"type": "oobleck", "config": {"out_channels": 2, "latent_dim": 4, "final_tanh": False, **STAGES}},
+        "bottleneck": {"type": "vae"},
+        "latent_dim": 4,
+        "downsampling_ratio": 8,
+        "io_channels": 2,
+    },
+}
+CLAP = {"clap_ckpt_path": "/path/to/clap/model.ckpt", "audio_model_type": "HTSAT-base", "enable_fusion": True}
+EXAMPLES: list[dict[str, Any]] = [  # of their guide to conditioning
+    {"id": "prompt", "type": "t5", "config": {"t5_model_name": "t5-base", "max_length": 77, "project_out": True}},
+    {"id": "prompt", "type": "t5gemma", "config": {"model_name": "google/t5gemma-b-b-ul2", "max_length": 128}},
+    {"id": "prompt", "type": "clap_text", "config": {**CLAP, "use_text_features": True, "feature_layer_ix": -2}},
+    {"id": "prompt", "type": "lut", "config": {"tokenizer_name": "t5-base", "max_length": 256, "use_abs_pos_emb": True}},
+    {"id": "seconds_start", "type": "int", "config": {"min_val": 0, "max_val": 512}},
+    {"id": "seconds_total", "type": "number", "config": {"min_val": 0, "max_val": 512}},
+    {"id": "genre", "type": "list", "config": {"options": ["rock", "jazz", "classical", "electronic"]}},
+    {"id": "audio_prompt", "type": "clap_audio", "config": CLAP},
+    {
+        "id": "audio_cond",
+        "type": "pretransform",
+        "config": {"sample_rate": 44100, "use_model_pretransform": True, "save_pretransform": False},
+    },
+    {
+        "id": "source_mix",
+        "type": "source_mix",
+        "config": {
+            "sample_rate": 44100,
+            "source_keys": ["vocals", "drums", "bass", "other"],
+            "use_model_pretransform": True,
+            "allow_null_source": True,
+            "source_length": 512,
+        },
+    },
+]
+OURS = {"list": "category", "pretransform": "waveform", "clap_text": "clap", "clap_audio": "clap", "t5gemma": "t5"}
+WHOLE = {
+    "configs": [EXAMPLES[0], EXAMPLES[4], EXAMPLES[5]],
+    "cond_dim": 768,
+    "default_keys": {},
+    "pre_encoded_keys": [],
+}
+
+
+def model(*configs: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The config of a model with these conditioners; `fields` are of its `conditioning` and its `diffusion`."""
+    block = {"configs": list(configs), "cond_dim": 768}
+    block |= {key: fields.pop(key) for key in list(fields) if not key.endswith("ids")}
+    found = {"pretransform": AUTOENCODER, "conditioning": block, "diffusion": {"type": "dit", **fields}}
+    return copy.deepcopy({"model_type": "diffusion_cond", "sample_rate": 44100, "model": found})
+
+
+def refused(config: Any) -> str:
+    with pytest.raises(CheckpointError) as error:
+        conditioning_of(config)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["type"])
+def test_every_example_of_their_guide_loads(example: dict[str, Any]) -> None:
+    found = conditioning_of(model(example))
+    (name, spec), *more = found.conditioners.items()
+    assert not more and name == example["id"] and spec.type == OURS.get(example["type"], example["type"])  # type: ignore[attr-defined]
+    assert spec.width == 768 and found.fusion is not None and found.fusion.ignore == (name,)
+
+
+def test_their_whole_example_loads_in_each_form(tmp_path: Path) -> None:
+    found = conditioning_of({"conditioning": WHOLE})
+    assert conditioning_of(WHOLE) == found
+    assert {name: spec.type for name, spec in found.conditioners.items()} == {  # type: ignore[attr-defined]
+        "prompt": "t5",
+        "seconds_start": "int",
+        "seconds_total": "number",
+    }
+    assert found.fusion is None and found.checkpoints == {}
+    assert found.conditioners["prompt"] == T5Spec(
+        model="google-t5/t5-base", width=768, max_length=77, pad_to="max_length", empty="read", absent="zeros"
+    )
+    (tmp_path / "model_config.json").write_text(json.dumps({"model": {"conditioning": WHOLE}}))
+    (tmp_path / "t5-base").mkdir()
+    local = conditioning_of(tmp_path / "model_config.json").conditioners["prompt"]
+    assert local.model == str(tmp_path / "t5-base")  # type: ignore[attr-defined]
+
+
+AUDIO = {"sample_rate": 44100, "pretransform_config": AUTOENCODER}
+OTHER = {**AUTOENCODER, "scale": 2.0}
+KEYS: list[tuple[str, dict[str, Any], str, Any]] = [
+    ("t5", {}, "t5_model_name", "flan-t5-base"),
+    ("t5", {}, "max_length", 64),
+    ("t5", {}, "project_out", True),
+    ("t5", {}, "enable_grad", True),
+    ("t5", {}, "output_dim", 512),
+    ("t5gemma", {}, "model_name", "google/t5gemma-2b-2b-ul2"),
+    ("t5gemma", {}, "enable_grad", True),
+    ("clap_text", CLAP, "clap_ckpt_path", "/another.ckpt"),
+    ("clap_text", CLAP, "audio_model_type", "HTSAT-tiny"),
+    ("clap_text", CLAP, "enable_fusion", False),
+    ("clap_text", CLAP, "use_text_features", True),
+    ("clap_text", {**CLAP, "use_text_features": True}, "feature_layer_ix", -2),
+    ("clap_text", CLAP, "project_out", True),
+    ("clap_text", CLAP, "finetune", True),
+    ("clap_audio", CLAP, "clap_ckpt_path", "/another.ckpt"),
+    ("clap_audio", CLAP, "audio_model_type", "HTSAT-tiny"),
+    ("clap_audio", CLAP, "enable_fusion", False),
+    ("clap_audio", CLAP, "project_out", True),
+    ("int", {}, "min_val", 1),
+    ("int", {}, "max_val", 511),
+    ("int", {}, "output_dim", 2),
+    ("number", {}, "min_val", -1.5),
+    ("number", {}, "max_val", 2),
+    ("list", {"options": ["a", "b"]}, "options", ["a", "c"]),
+    ("lut", {"tokenizer_name": "t5-base"}, "tokenizer_name", "gpt2"),
+    ("lut", {"tokenizer_name": "t5-base"}, "max_length", 16),
+    ("lut", {"tokenizer_name": "t5-base"}, "use_abs_pos_emb", True),
+    ("lut", {"tokenizer_name": "t5-base"}, "special_tokens", ["<verse>"]),
+    ("lut", {"tokenizer_name": "t5-base"}, "project_out", True),
+    ("pretransform", AUDIO, "sample_rate", 22050),
+    ("pretransform", AUDIO, "pretransform_config", OTHER),
+    ("pretransform", AUDIO, "pretransform_ckpt_path", "/vae.ckpt"),
+    ("pretransform", {**AUDIO, "pretransform_config": OTHER}, "use_model_pretransform", True),
+    ("source_mix", {**AUDIO, "source_keys": ["a"]}, "source_keys", ["a", "b"]),
+    ("source_mix", {**AUDIO, "source_keys": ["a"]}, "allow_null_source", True),
+    ("source_mix", {**AUDIO, "source_keys": ["a"]}, "pre_encoded", True),
+    ("source_mix", {**AUDIO, "source_keys": ["a"]}, "pretransform_ckpt_path", "/vae.ckpt"),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "key", "value"), KEYS, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_key_counts(kind: str, config: dict[str, Any], key: str, value: Any) -> None:
+    """What a key is set to changes what is built, or the file that it is to be built of."""
+    found = [conditioning_of(model({"id": "it", "type": kind, "config": each})) for each in (config, {**config, key: value})]
+    assert found[0] != found[1]
+    files = key in ("audio_model_type", "enable_fusion", "pretransform_ckpt_path")
+    assert (found[0].conditioners == found[1].conditioners) == files
+
+
+def test_keys_mean_what_they_meant() -> None:
+    spec = conditioning_of(model({"id": "it", "type": "number", "config": {"min_val": -2, "max_val": 10}})).conditioners["it"]
+    assert (spec.min, spec.max, spec.bands, spec.frequencies, spec.outside) == (-2, 10, 128, "learned", "clamp")  # type: ignore[attr-defined]
+    spec = conditioning_of(model({"id": "it", "type": "int", "config": {}})).conditioners["it"]
+    assert (spec.min, spec.max) == (0, 512)  # type: ignore[attr-defined]
+    found = conditioning_of(model(EXAMPLES[2]))
+    assert found.conditioners["prompt"].layer == -2 and found.conditioners["prompt"].gives == "tokens"  # type: ignore[attr-defined]
+    checkpoint = found.checkpoints["prompt"]
+    assert (checkpoint.path, checkpoint.audio_model_type, checkpoint.enable_fusion) == tuple(CLAP.values())
+    codec = conditioning_of(model(EXAMPLES[8])).conditioners["audio_cond"].codec  # type: ignore[attr-defined]
+    assert (codec.sample_rate, codec.hop, codec.grid.rows, codec.bottleneck) == (44100, 8, 4, "vae")
+
+
+NUMBERS = [{"id": name, "type": "number", "config": {"output_dim": width}} for name, width in (("a", 4), ("b", 4), ("c", 6))]
+SOUND = {"id": "d", "type": "pretransform", "config": AUDIO}
+
+
+def test_routes_are_slots() -> None:
+    """In the order in which they are named; what a diffusion model fills itself is no condition."""
+    ids = {"cross_attention_cond_ids": ["b", "a"], "global_cond_ids": ["a", "c"], "prepend_cond_ids": ["a"]}
+    config = model(*NUMBERS, SOUND, **ids, input_concat_ids=["inpaint_mask", "inpaint_masked_input", "d"])
+    fusion = conditioning_of(config).fusion
+    assert fusion is not None and fusion.ignore == ()
+    routes = {slot: [route.id for route in routes] for slot, routes in fusion.slots().items()}
+    assert routes == {"cross": ["b", "a"], "global": ["a", "c"], "prepend": ["a"], "concat": ["d"]}
+    assert fusion.concat[0].resize == "nearest"
+    assert conditioning_of(model(*NUMBERS)).fusion.ignore == ("a", "b", "c")  # type: ignore[union-attr]
+
+
+def test_a_system_can_be_made_of_it() -> None:
+    found = conditioning_of(model(NUMBERS[0], cross_attention_cond_ids=["a"]))
+    spec = SystemSpec.parse(
+        {
+            "codec": CodecSpec.find("encodec").example().to_dict(),
+            "conditioners": {name: part.to_dict() for name, part in found.conditioners.items()},
+            "fusion": found.fusion.to_dict() if found.fusion else {},
+            "generator": {"type": "codec_lm", "width": 4, "depth": 1, "heads": 1},
+        }
+    )
+    assert spec.conditioners == found.conditioners and spec.widths() == {"cross": 4}
+
+
+def test_other_keys_of_metadata_stand_in() -> None:
+    found = conditioning_of(model(*NUMBERS[:2], default_keys={"b": "length"}))
+    assert found.conditioners["b"].fallback == "length" and found.conditioners["a"].fallback is None
+    assert found.item({"a": [1], "length": 2, "path": "x"}) == {"a": 1, "length": 2}
+    sound = conditioning_of(model(SOUND)).item({"d": torch.zeros(2, 9)})["d"]
+    assert isinstance(sound, Audio) and sound.wave.shape == (1, 2, 9) and sound.sample_rate == 44100
+
+
+def test_values_that_are_encoded_pass() -> None:
+    found = conditioning_of(model(NUMBERS[0], SOUND, {**NUMBERS[1], "id": "t", "type": "t5"}, pre_encoded_keys=["a", "d", "t"]))
+    specs = found.conditioners
+    assert {name: (spec.type, spec.gives, spec.width) for name, spec in specs.items()} == {  # type: ignore[attr-defined]
+        "a": ("encoded", "vector", 4),
+        "d": ("encoded", "frames", 768),
+        "t": ("encoded", "tokens", 4),
+    }
+    part = specs["d"].build()
+    z = torch.randn(768, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(part(part.features(part.prepare([z]))).x[0].T, z)
+
+
+@pytest.mark.parametrize(
+    ("config", "mistake"),
+    [
+        ({**WHOLE, "cond_dim": "768"}, "conditioning.cond_dim: must be int, got '768'"),
+        ({"configs": []}, "conditioning.cond_dim: is missing"),
+        ({**WHOLE, "configs": [{"id": "a", "type": "number"}]}, r"conditioning.configs[0].config: is missing"),
+        (
+            model({**EXAMPLES[5], "config": {"min_value": 1}}),
+            "model.conditioning.configs[0].config.min_value: 1 is a setting that this release does not know",
+        ),
+        (model(NUMBERS[0], {**EXAMPLES[5], "config": {"min_val": 5, "max_val": 5}}), "model.conditioning.configs[1].config: 1"),
+        (model({**EXAMPLES[5], "config": {"min_val": "0"}}), "configs[0].config.min_val: must be float or int, got '0'"),
+        (model({**EXAMPLES[5], "type": "nmber"}), "configs[0].type: 'nmber' is no known type. Did you mean 'number'?"),
+        (model({**EXAMPLES[5], "type": "causal_lm"}), "configs[0].type: 'causal_lm' needs a causal language model as a text"),
+        (model({**EXAMPLES[5], "type": "sat_clap_text"}), "configs[0].type: 'sat_clap_text' needs their own CLAP"),
+        (model({**EXAMPLES[5], "extra": 1}), "configs[0].extra: 1 is a setting"),
+        (model(NUMBERS[0], NUMBERS[0]), "configs[1].id: 'a' is the id of another conditioner too"),
+        (
+            model({**EXAMPLES[0], "config": {"padding_mode": "learned"}}),
+            "configs[0].config.padding_mode: 'learned' is another way",
+        ),
+        (
+            model({**EXAMPLES[5], "config": {"fourier_features_type": "expo"}}),
+            "configs[0].config.fourier_features_type: 'expo'",
+        ),
+        (model(NUMBERS[0], default_keys={"A": "x"}), "model.conditioning.default_keys.A: is no id of a conditioner."),
+        (model(NUMBERS[0], pre_encoded_keys=["aa"]), "conditioning.pre_encoded_keys.aa: is no id of a conditioner. Did you"),
+        (model(NUMBERS[0], defaults={}), "conditioning.defaults: {} is a setting"),
+        (model(NUMBERS[0], global_cond_ids=["aa"]), "model.diffusion.global_cond_ids: names 'aa', which is no id of a"),
+        (
+            model(NUMBERS[0], cross_attention_cond_ids=["inpaint_mask"]),
+            "model.diffusion.cross_attention_cond_ids: names 'inpaint_mask'",
+        ),
+        (
+            {"cond_dim": 4, "configs": [EXAMPLES[8]]},
+            "conditioning.configs[0].config.use_model_pretransform: there is no pretransform of a model here",
+        ),
+        (
+            model({**EXAMPLES[8], "config": {**EXAMPLES[8]["config"], "sample_rate": 48000}}),
+            "configs[0].config.sample_rate: 48000 is not that of the model, 44100",
+        ),
+        (
+            model({**SOUND, "config": {**AUDIO, "pretransform_config": {**AUTOENCODER, "type": "wavelet"}}}),
+            "configs[0].config.pretransform_config.type: 'wavelet' is a pretransform that this release does not have",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named_by_their_place(config: dict[str, Any], mistake: str) -> None:
+    assert mistake in refused(config)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    said = refused(model({**EXAMPLES[5], "config": {"min_val": "0"}}, {**EXAMPLES[4], "type": "x"}, global_cond_ids=["z"]))
+    assert said.startswith("3 settings cannot be honoured")
+
+
+def test_autoencoders_that_contradict_themselves_are_refused() -> None:
+    for path, value, mistake in (
+        (("downsampling_ratio",), 16, "pretransform_config.config.downsampling_ratio: 16 is not the product"),
+        (("encoder", "config", "latent_dim"), 4, "config.encoder.config.latent_dim: 4 does not suit the bottleneck"),
+        (("decoder", "config", "out_channels"), 1, "config.decoder.config.out_channels: 1 differs from io_channels"),
+        (("encoder", "type"), "dac", "config.encoder.type: 'dac' is an autoencoder that this release does not have"),
+        (("bottleneck", "type"), "tanh", "config.bottleneck.type: 'tanh' is a bottleneck"),
+    ):
+        whole = copy.deepcopy(AUTOENCODER)
+        inner: Any = whole["config"]
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = value
+        assert mistake in refused(model({**SOUND, "config": {**AUDIO, "pretransform_config": whole}}))
+
+
+def given(*configs: dict[str, Any], **fields: Any) -> tuple[Conditioning, Conditioners]:
+    found = conditioning_of(model(*configs, **fields))
+    return found, Conditioners({name: spec.build() for name, spec in found.conditioners.items()})
+
+
+def test_weights_are_all_of_them_and_no_other() -> None:
+    found, parts = given(NUMBERS[0], pre_encoded_keys=[])
+    state = {"a.embedder.embedding.0.weights": torch.ones(128)}
+    state |= {"a.embedder.embedding.1.weight": torch.ones(4, 257), "a.embedder.embedding.1.bias": torch.ones(4)}
+    ours = weights_of(found, parts, state, source="here", codec={})
+    parts.load_state_dict(ours)
+    for wrong, mistake in (
+        ({**state, "z.x": torch.ones(1)}, "holds weights of a conditioner 'z'"),
+        ({**state, "a.x": torch.ones(1)}, "here: a: the weights are not those that its config describes: 1 unknown: x"),
+        ({name: x for name, x in state.items() if not name.endswith("bias")}, "1 missing: out.bias"),
+        ({**state, "a.embedder.embedding.0.weights": torch.ones(64)}, r"1 misshapen: cycles is \[64\] instead of \[128\]"),
+        ({**state, "a.embedder.embedding.0.weights": torch.full((128,), torch.nan)}, "not finite"),
+    ):
+        with pytest.raises(CheckpointError, match=mistake):
+            weights_of(found, parts, wrong, source="here", codec={})
+
+
+def test_the_codec_may_be_that_of_the_model() -> None:
+    found, parts = given({**EXAMPLES[8], "config": {**EXAMPLES[8]["config"], "output_dim": 4}})
+    theirs, own = given({**SOUND, "id": "audio_cond", "config": {**AUDIO, "output_dim": 4}})
+    codec = {_old(name): x for name, x in own["audio_cond"].codec.state_dict().items()}  # type: ignore[union-attr]
+    ours = weights_of(found, parts, {}, source="here", codec=codec)
+    saved = weights_of(theirs, own, {f"audio_cond.pretransform.{n}": x for n, x in codec.items()}, source="here", codec={})
+    assert ours.keys() == saved.keys() == parts.state_dict().keys()
+    assert all(torch.equal(ours[name], saved[name]) for name in ours)
+    with pytest.raises(
+        CheckpointError, match="its pretransform is not among the weights; save the model with save_pretransform"
+    ):
+        weights_of(found, parts, {}, source="here", codec={})
+
+
+def _old(name: str) -> str:
+    """The name that a weight of the codec has there: a number for each place in a sequence."""
+    for ours, theirs in (
+        ("analysis.", "encoder."),
+        ("synthesis.", "decoder."),
+        ("parametrizations.weight.original0", "weight_g"),
+    ):
+        name = name.replace(ours, theirs)
+    words = name.replace("parametrizations.weight.original1", "weight_v").split(".")
+    return ".".join(["model", words[0], *(f"layers.{word}" if word.isdigit() else word for word in words[1:])])
+
+
+def test_a_text_encoder_that_learned_is_among_the_weights(tmp_path: Path) -> None:
+    folder = Path(T5Spec.example()[0].model)
+    config = {"id": "p", "type": "t5", "config": {"t5_model_name": str(folder), "enable_grad": True, "output_dim": 8}}
+    found, parts = given(config)
+    held = {f"p.model.{name}": 2 * x for name, x in load_file(folder / "model.safetensors").items()}
+    held |= {"p.model.encoder.embed_tokens.weight": held["p.model.shared.weight"]}
+    held |= {"p.proj_out.weight": torch.ones(8, 16), "p.proj_out.bias": torch.zeros(8)}
+    ours = weights_of(found, parts, held, source="here", codec={})
+    parts.load_state_dict(ours)
+    assert torch.equal(parts["p"].encoder.state_dict()["embed_tokens.weight"], held["p.model.shared.weight"])  # type: ignore[union-attr]
