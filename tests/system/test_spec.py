@@ -49,7 +49,15 @@ def test_a_codec_alone_is_a_system():
     [
         (changed(fusion__cross=["prompt", "tempoo"]), ["fusion.cross names 'tempoo'", "Did you mean 'tempo'"]),
         (changed(fusion__cross=["prompt"]), ["conditioners.tempo goes to no slot", "fusion.ignore"]),
-        (changed(fusion__global=["key"]), ["fusion.global", "no such slot", "cross"]),
+        (changed(fusion__ignore=["key"]), ["fusion.ignore names 'key', which fusion.prepend uses"]),
+        (
+            changed(fusion__add=[{"id": "key", "align": "steps", "resize": "cut"}]),
+            ["'key'", "needs `resize: nearest` or `linear`"],
+        ),
+        (
+            changed(fusion__cross=["prompt", {"id": "tempo", "align": "steps"}]),
+            ["'tempo' has `align: steps`, which only add knows"],
+        ),
         (changed(fusion__add=["prompt"]), ["fusion.add: 'prompt' gives tokens", "cross, prepend"]),
         (changed(conditioners__tempo__width=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
         (changed(codec__binz=3), ["codec.binz: unknown field. Did you mean 'bins'"]),
@@ -79,3 +87,13 @@ def test_a_generator_needs_frames_that_it_can_make(field: dict[str, Any], what: 
             SystemSpec.parse(
                 {"codec": wrapped, "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "context": 50}}
             )
+
+
+def test_a_slot_that_the_generator_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = type(SystemSpec.parse(TINY).generator)
+    monkeypatch.setattr(generator, "slots", frozenset({"cross", "prepend"}))
+    monkeypatch.setattr(generator, "aligns", frozenset({"frames"}))
+    with pytest.raises(SpecError, match=r"fusion.global: generator 'codec_lm' has no such slot; it has: cross, prepend"):
+        SystemSpec.parse(changed(fusion__global=["key"]))
+    with pytest.raises(SpecError, match="'key' has `align: steps`, but generator 'codec_lm' has no steps beside frames"):
+        SystemSpec.parse(changed(fusion__add=[{"id": "key", "align": "steps"}]))

@@ -4,21 +4,24 @@
 may keep); `forward` is trainable and stays on the device. `None` is the only way to say 'absent'.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Part
+from cadenza.core.timeline import Timeline
 from cadenza.core.types import Condition, Gives, Tokens
 
 Value = TypeVar("Value")
@@ -63,18 +66,25 @@ class FramesSpec(ConditionerSpec):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tensors of a batch of values; `present` is False where an item has none."""
+    """Tensors of a batch of values; `present` is False where an item has none.
+
+    Where values change over time, the rows are the values of each of s spans, item by item, and `spans` says when
+    they hold, as in `Condition`.
+    """
 
     tensors: dict[str, Tensor]
     present: Bool[Tensor, " b"]
+    spans: Float[Tensor, "i s 4"] | None = None
 
     def to(self, device: torch.device | str) -> "Prepared":
-        return Prepared({name: x.to(device) for name, x in self.tensors.items()}, self.present.to(device))
+        spans = None if self.spans is None else self.spans.to(device)
+        return Prepared({name: x.to(device) for name, x in self.tensors.items()}, self.present.to(device), spans)
 
 
 class Conditioner(nn.Module, ABC, Generic[Value]):
     """A subclass says `blank`, `read` and `embed`, and `encode` where it has a frozen encoder."""
 
+    timed: ClassVar[bool] = False  # whether it reads lists of (start, end, value) itself, instead of one value at a time
     blank: Value  # stands in for None so that shapes hold; what it gives is replaced by the null
     beside: ClassVar[tuple[str, ...]] = ()  # other ids of an item that `pick` may look at
     null: Tensor | None
@@ -146,7 +156,7 @@ class Conditioners(nn.ModuleDict):
     def fit(self, items: Iterable[Item]) -> None:
         """Fits each part on its values; `items` are gone through once for each part that looks at them."""
         for name, part in self.items():
-            part.fit(item.get(name) for item in items)  # type: ignore[operator]
+            part.fit(_each(part, (item.get(name) for item in items)))  # type: ignore[operator, arg-type]
 
     def ids(self) -> list[str]:
         """The ids of an item that a part looks at."""
@@ -159,7 +169,7 @@ class Conditioners(nn.ModuleDict):
         for name, part in self.items():
             try:
                 here = part.over(frames)  # type: ignore[operator]
-                prepared[name] = here.prepare([here.pick(item, name) for item in items])
+                prepared[name] = _prepared(here, items, [here.pick(item, name) for item in items])
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
         return prepared
@@ -170,10 +180,61 @@ class Conditioners(nn.ModuleDict):
 
     def vary(self, prepared: Mapping[str, Prepared], rng: torch.Generator) -> dict[str, Prepared]:
         """What a training step sees in place of the prepared values."""
-        return {name: self[name].vary(values, rng) for name, values in prepared.items()}  # type: ignore[operator]
+        varied = {name: self[name].vary(values, rng) for name, values in prepared.items()}  # type: ignore[operator]
+        return {name: replace(values, spans=prepared[name].spans) for name, values in varied.items()}
 
     def features(self, prepared: Mapping[str, Prepared]) -> dict[str, Prepared]:
-        return {name: self[name].features(values) for name, values in prepared.items()}  # type: ignore[operator]
+        found = {name: self[name].features(values) for name, values in prepared.items()}  # type: ignore[operator]
+        return {name: replace(values, spans=prepared[name].spans) for name, values in found.items()}
 
     def forward(self, features: Mapping[str, Prepared]) -> dict[str, Condition]:
-        return {name: self[name](values) for name, values in features.items()}
+        return {name: _together(self[name](values), values.spans) for name, values in features.items()}
+
+
+def _changing(part: Conditioner[Any], value: Any) -> Timeline | None:
+    """The timeline that a value is, unless the part reads such values itself."""
+    return None if part.timed else Timeline.of(value)
+
+
+def _since(line: Timeline | None, start: Any) -> Timeline | None:
+    return line if line is None or not isinstance(start, Real) else line.since(float(start))
+
+
+def _each(part: Conditioner[Any], values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and in place of those that change what they change between."""
+    for value in values:
+        line = _changing(part, value)
+        yield from [value] if line is None else [span.value for span in line.spans]
+
+
+def _prepared(part: Conditioner[Any], items: Sequence[Item], values: Sequence[Any]) -> Prepared:
+    """The values of items; those that change over time as so many values, timed from the start of the clip.
+
+    Their seconds are those of the piece of which the clip is a part from `seconds_start` on, 0 if the item has none.
+    """
+    lines = [_since(_changing(part, value), item.get("seconds_start")) for item, value in zip(items, values, strict=True)]
+    if not any(lines):
+        return part.prepare(values)
+    always = (-math.inf, math.inf, 0.0, 0.0)
+    rows: list[list[tuple[float, ...]]] = []
+    each: list[list[Any]] = []
+    for value, line in zip(values, lines, strict=True):
+        rows.append([always] if line is None else [*line.rows()])
+        each.append([value] if line is None else [span.value for span in line.spans])
+    most = max(map(len, rows))
+    prepared = part.prepare([value for own in each for value in [*own, *[None] * (most - len(own))]])
+    return replace(prepared, spans=torch.tensor([[*own, *[(0.0,) * 4] * (most - len(own))] for own in rows]))
+
+
+def _together(condition: Condition, spans: Float[Tensor, "i s 4"] | None) -> Condition:
+    """The condition of items whose spans stand in rows of their own: one after another."""
+    if spans is None:
+        return condition
+    items, count = spans.shape[:2]
+    return replace(
+        condition,
+        x=condition.x.reshape(items, -1, condition.x.shape[-1]),
+        mask=condition.mask.reshape(items, -1),
+        present=condition.present.view(items, count).any(1),
+        spans=spans,
+    )

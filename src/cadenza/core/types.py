@@ -128,21 +128,37 @@ class Condition:
     """One conditioner's answer for a batch.
 
     `mask` is True where `x` is real. `present` is False for items that carry no value. `null` is what stands
-    in for a value that is absent or dropped: learned positions, or None for no valid position at all.
+    in for a value that is absent or dropped: learned positions, or None for no valid position at all. Where values
+    change with time, the n positions are those of s values one after another and `spans` says when each holds: its
+    start and end in seconds from the start of the clip, and the seconds of the cross-fade at either.
     """
 
     x: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
     present: Bool[Tensor, " b"]
     null: Float[Tensor, "m d"] | None = None
+    spans: Float[Tensor, "b s 4"] | None = None
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Vectors with the mask of those that are real; a row without any contributes exactly nothing."""
+    """Vectors with the mask of those that are real; a row without any contributes exactly nothing.
+
+    `bias` is added to the logits of attention at each frame: the logarithm of a token's weight there, -inf for none.
+    """
 
     x: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
+    bias: Float[Tensor, "b n f"] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Vectors that a generator spreads over the steps of its own sequence; `lengths` of them are real."""
+
+    x: Float[Tensor, "b n d"]
+    lengths: Int[Tensor, " b"]
+    resize: Literal["linear", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -154,14 +170,16 @@ class Fused:
     add: Float[Tensor, "b f d"] | None = None  # added to every frame
     concat: Float[Tensor, "b f e"] | None = None  # beside every frame
     glob: Float[Tensor, "b g"] | None = None  # slot `global`: modulates every block
+    steps: tuple[Curve, ...] | None = None  # slot `add` where it is aligned to steps
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One term of guidance; the weights of a request's branches sum to 1."""
+    """One term of guidance; the weights of a request's branches sum to 1, and so do those where guidance does not hold."""
 
     weight: float
     fused: Fused
+    plain: float = 0.0  # its weight where guidance does not hold
 
 
 def _fill_lengths(owner: Codes | Latents, x: Tensor) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ class GeneratorSpec(Part):
 
     family: ClassVar[str] = "cadenza.generators"
     slots: ClassVar[frozenset[Slot]] = frozenset()  # what it can be told
+    aligns: ClassVar[frozenset[str]] = frozenset({"frames"})  # what `add` can be aligned to: frames, and steps that differ
     sampling: ClassVar[type[Spec]] = Spec  # how it may be asked to sample
     context: int = Field(gt=0)  # frames that it makes in one piece
 
@@ -46,7 +47,9 @@ class Plan:
     """What to generate: frames per item, a seed per item, how to sample, frames that are known.
 
     Random numbers are those of the frames from `first` on. `two_step` evaluates the branches one after the other,
-    each as wide as its own conditions are, instead of as one padded batch.
+    each as wide as its own conditions are, instead of as one padded batch. `strength` is the share of guidance that
+    holds in each frame, all of it where not given; `rescale` brings the spread of what is guided back to that of what
+    is not (`samplers.guidance.Mix`).
     """
 
     frames: Int[Tensor, " b"]
@@ -55,6 +58,8 @@ class Plan:
     known: Known | None = None
     first: int = 0
     two_step: bool = False
+    strength: Float[Tensor, "b f"] | None = None
+    rescale: float = 0.0
 
 
 class Generator(nn.Module, ABC):

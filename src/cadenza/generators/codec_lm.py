@@ -23,8 +23,9 @@ from cadenza.nn.cache import Cache
 from cadenza.nn.packed import packed
 from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_frames, stack_steps
 from cadenza.nn.positions import Rotation, rotations, sinusoids
+from cadenza.nn.steps import at_frames, biased, latest, over_steps, placed
 from cadenza.nn.transformer import Transformer
-from cadenza.samplers.guidance import active, combine, stack
+from cadenza.samplers.guidance import Mix, active, stack
 from cadenza.samplers.tokens import TokenSampling, sample, uniforms
 
 BLOCK = 16  # steps between two looks at the host
@@ -46,9 +47,11 @@ class CodecLMSpec(GeneratorSpec):
     norm_eps: float = Field(default=1e-5, gt=0)
     end_of_sequence: bool = True  # whether the model may end a clip by itself
     attend_padding: bool = False  # whether padding of conditions takes part, as in some released models
+    cross_positions: float = Field(default=0.0, allow_inf_nan=False)  # of the sinusoids added to what `cross` holds; 0: none
     context: int = Field(default=1500, gt=0)  # frames in one piece
 
-    slots: ClassVar[frozenset[Slot]] = frozenset({"cross", "prepend", "add"})
+    slots: ClassVar[frozenset[Slot]] = frozenset({"cross", "prepend", "add", "concat", "global"})
+    aligns: ClassVar[frozenset[str]] = frozenset({"frames", "steps"})
     sampling: ClassVar = TokenSampling
 
     @property
@@ -57,8 +60,12 @@ class CodecLMSpec(GeneratorSpec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "CodecLMSpec":
-        if self.width % (2 * self.heads):
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        if self.positions == "rotary" and self.width // self.heads % 2:
             raise ValueError(f"heads: {self.heads} heads do not divide the width {self.width} into heads of even width")
+        if self.width < 4 and self.positions == "sinusoidal":
+            raise ValueError(f"width: {self.width} holds no sinusoids; give 4 or more")
         if self.end_of_sequence and not self.pattern.grows:
             raise ValueError(f"end_of_sequence: a clip in pattern '{self.pattern.type}' cannot end by itself; set it to false")
         return self
@@ -80,7 +87,7 @@ class CodecLMSpec(GeneratorSpec):
     @classmethod
     def example(cls) -> tuple[GeneratorSpec, Grid, dict[Slot, int]]:
         spec = cls(width=32, depth=2, heads=2, mlp=2, dropout=0.1, context=64)
-        return spec, Grid("codes", 50.0, 3, 11), {"cross": 12, "prepend": 8, "add": 32}
+        return spec, Grid("codes", 50.0, 3, 11), {"cross": 12, "prepend": 8, "add": 32, "concat": 5, "global": 6}
 
     def build(self, grid: Grid, widths: Mapping[Slot, int]) -> "CodecLM":
         return CodecLM(self, grid, widths)
@@ -94,11 +101,22 @@ class _Setting:
     valid: Tensor | None  # [b, n + s], False at padding of the prefix; None: everywhere valid
     rotation: Rotation | None  # of prefix and sequence
     added: Float[Tensor, "b s d"] | None  # to the steps of the sequence
+    beside: Float[Tensor, "b s e"] | None  # the steps of the sequence
     source: list[Source] | None
+    styles: list[Tensor] | None
 
     @property
     def length(self) -> int:
         return 0 if self.prefix is None else self.prefix.shape[1]
+
+    def at(self, first: int, last: int) -> dict[str, Any]:
+        """What the transformer is told at some positions of prefix and sequence."""
+        rotation = None if self.rotation is None else self.rotation.part(first, last)
+        source = self.source
+        if source is not None:
+            reach = source[0].reach.part(first, last)
+            source = source if reach is source[0].reach else [Source(k, v, reach) for k, v, _ in source]
+        return {"rotation": rotation, "source": source, "styles": self.styles}
 
 
 @dataclass
@@ -121,7 +139,8 @@ class _State:
     uniform: Float[Tensor, "b k s"]
     no_end: Tensor  # [b, k, s] bool: no end of the item here
     groups: list[_Group]
-    weights: list[float]
+    mix: Mix
+    strength: Float[Tensor, "b s"] | None  # of guidance at each step
     sampling: TokenSampling
 
 
@@ -138,6 +157,7 @@ class CodecLM(Generator):
             heads=spec.heads,
             hidden=round(spec.width * spec.mlp),
             source=widths.get("cross"),
+            style=widths.get("global"),
             bias=spec.bias,
             dropout=spec.dropout,
             eps=spec.norm_eps,
@@ -151,6 +171,9 @@ class CodecLM(Generator):
                 if slot in widths
             }
         )
+        if "concat" in widths:  # reads a frame's embedding with what stands beside it; at first the embedding alone
+            self.inputs["concat"] = beside = nn.Linear(spec.width + widths["concat"], spec.width, bias=False)
+            nn.init.eye_(beside.weight)
         nn.init.normal_(self.embedding.weight, std=spec.width**-0.5)
         nn.init.normal_(self.head.weight, std=0.02)
 
@@ -201,7 +224,7 @@ class CodecLM(Generator):
         """Known frames must come first in each item; an item's frames end where the model ends it."""
         wanted = plan.frames.tolist()
         patterns = [self._pattern(frames) for frames in wanted]
-        branches = active(branches)
+        branches = active(branches, plain=plan.strength is not None or plan.rescale > 0)
         lm = packed(self, len(wanted) * (1 if plan.two_step else len(branches)))
         first, state = lm._begin(branches, plan, patterns)
         whole = [pattern.complete() for pattern in patterns]
@@ -255,7 +278,10 @@ class CodecLM(Generator):
             uniform=draws.gather(2, frame.where(frame >= 0, draws.shape[2]).clamp(max=draws.shape[2] - 1)).to(device),
             no_end=~may_end.to(device),
             groups=[self._group(stack(part, batch), there.repeat(len(part), 1, 1), batch) for part in together],
-            weights=[branch.weight for branch in branches],
+            mix=Mix.of(branches, plan.rescale),
+            strength=None
+            if plan.strength is None
+            else plan.strength.to(device).gather(1, latest(there, plan.strength.shape[1])),
             sampling=plan.sampling,
         )
 
@@ -277,7 +303,8 @@ class CodecLM(Generator):
         for step in range(first, last):
             column = state.sequence[:, :, step - 1 : step]
             each = [self._next(column.repeat(group.branches, 1, 1), group, step) for group in state.groups]
-            logits = combine(torch.cat(each), state.weights)
+            strength = None if state.strength is None else state.strength[:, step - 1]
+            logits = state.mix(torch.cat(each), strength, spread=self.special)
             if self.spec.end_of_sequence:
                 logits[:, :, -1].masked_fill_(state.no_end[:, :, step], -torch.inf)
             drawn = sample(logits, state.uniform[:, :, step], state.sampling)
@@ -292,9 +319,8 @@ class CodecLM(Generator):
         """The logits of `step`, whose column before it is read."""
         setting = group.setting
         x, at = self._read(column, setting, step - 1), setting.length + step - 1
-        rotation = None if setting.rotation is None else setting.rotation.part(at, at + 1)
         mask = None if setting.valid is None else setting.valid[:, None, None, : at + 1]
-        x = self.transformer(x, rotation=rotation, mask=mask, source=setting.source, cache=group.cache)
+        x = self.transformer(x, mask=mask, cache=group.cache, **setting.at(at, at + 1))
         return self._logits(x[:, -1])
 
     # both
@@ -318,7 +344,11 @@ class CodecLM(Generator):
                 valid = F.pad(real, (0, steps), value=True)
         added = None
         if fused.add is not None:
-            added = self._aligned(self.inputs["add"](fused.add), frame)
+            added = at_frames(self.inputs["add"](fused.add), frame)
+        for curve in fused.steps or ():
+            over = self.inputs["add"](over_steps(curve, frame))
+            added = over if added is None else added + over
+        beside = None if fused.concat is None else at_frames(fused.concat, frame)
         rotation = None
         if self.spec.positions == "rotary":
             rotation = rotations(positions, self.spec.width // self.spec.heads)
@@ -329,8 +359,12 @@ class CodecLM(Generator):
             added = table[:, n:].expand(batch, -1, -1) + (0 if added is None else added)
         source = None
         if fused.cross is not None and fused.cross.x.shape[1]:
-            source = self.transformer.read(fused.cross, attend_padding=self.spec.attend_padding)
-        return _Setting(prefix, valid, rotation, added, source)
+            tokens = biased(fused.cross, frame, 0 if prefix is None else prefix.shape[1])
+            if self.spec.cross_positions:
+                tokens = placed(tokens, self.spec.cross_positions, attend_padding=self.spec.attend_padding)
+            source = self.transformer.read(tokens, attend_padding=self.spec.attend_padding)
+        styles = None if fused.glob is None else self.transformer.styles(fused.glob)
+        return _Setting(prefix, valid, rotation, added, beside, source, styles)
 
     def _run(
         self,
@@ -345,21 +379,15 @@ class CodecLM(Generator):
         if setting.prefix is not None:
             x = torch.cat([setting.prefix, x], 1)
         n = x.shape[1]
-        rotation = None if setting.rotation is None else setting.rotation.part(0, n)
         mask = None if setting.valid is None else prefix_mask(setting.valid[:, :n])
-        return self.transformer(x, rotation=rotation, mask=mask, source=setting.source, cache=cache, rng=rng)
-
-    def _aligned(self, x: Float[Tensor, "b f d"], frame: Int[Tensor, "b k s"]) -> Float[Tensor, "b s d"]:
-        """Frame t's vector at the step whose output predicts codebook 0 of frame t, nothing at the others."""
-        coming = F.pad(frame[:, 0, 1:], (0, 1), value=-1)
-        there = (coming >= 0) & (coming < x.shape[1])
-        index = coming.where(there, 0)[..., None].expand(-1, -1, x.shape[-1])
-        return x.gather(1, index).masked_fill(~there[..., None], 0)
+        return self.transformer(x, mask=mask, cache=cache, rng=rng, **setting.at(0, n))
 
     def _read(self, sequence: Int[Tensor, "b k s"], setting: _Setting, first: int) -> Float[Tensor, "b s d"]:
         """The summed embeddings of the steps from `first` on, with what conditions and positions add."""
         offsets = torch.arange(self.rows, device=sequence.device)[:, None] * (self.special + 1)
         x = self.embedding(sequence + offsets).sum(1)
+        if setting.beside is not None:
+            x = self.inputs["concat"](torch.cat([x, setting.beside[:, first : first + x.shape[1]].to(x.dtype)], -1))
         return x if setting.added is None else x + setting.added[:, first : first + x.shape[1]]
 
     def _logits(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k v"]:

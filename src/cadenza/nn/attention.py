@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,13 +13,39 @@ from cadenza.nn.cache import KeyValues
 from cadenza.nn.positions import Rotation, rotate
 
 
+class Reach(NamedTuple):
+    """Which tokens each position attends to, or with what bias; where nothing is `alive`, nothing is contributed."""
+
+    mask: Shaped[Tensor, "b 1 i n"] | None = None  # True where attended to, or the bias of the logits; i: positions, or 1
+    alive: Bool[Tensor, "b i 1"] | None = None
+
+    @classmethod
+    def of(cls, tokens: Tokens, *, attend_padding: bool = False) -> "Reach":
+        """That of every position, or of each where the tokens have a bias; padding takes part only if asked."""
+        if tokens.bias is None:
+            if attend_padding:
+                return cls()
+            alive = tokens.mask.any(1)[:, None, None]
+            return cls((tokens.mask[:, None] | ~alive)[:, None], alive)
+        bias = tokens.bias.mT
+        if not attend_padding:
+            bias = bias.masked_fill(~tokens.mask[:, None], -torch.inf)
+        alive = (bias > -torch.inf).any(-1, keepdim=True)
+        return cls(bias.masked_fill(~alive, 0)[:, None], alive)
+
+    def part(self, first: int, last: int) -> "Reach":
+        """That of some positions."""
+        if self.mask is None or self.alive is None or self.mask.shape[2] == 1:
+            return self
+        return Reach(self.mask[:, :, first:last], self.alive[:, first:last])
+
+
 class Source(NamedTuple):
-    """Keys and values of tokens to attend to, computed once; rows that are not `alive` contribute exactly nothing."""
+    """Keys and values of tokens to attend to, computed once."""
 
     keys: Float[Tensor, "b h n d"]
     values: Float[Tensor, "b h n d"]
-    mask: Bool[Tensor, "b 1 1 n"] | None
-    alive: Bool[Tensor, "b 1 1"] | None
+    reach: Reach
 
 
 class SelfAttention(nn.Module):
@@ -61,41 +87,44 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(source, 2 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
 
-    def read(self, tokens: Tokens, *, attend_padding: bool = False) -> Source:
-        """Keys and values of the tokens; padding takes part only if asked."""
-        x, mask, alive = tokens.x, None, None
-        if not attend_padding:
-            x = x.masked_fill(~tokens.mask[..., None], 0)
-            alive = tokens.mask.any(1)[:, None, None]
-            mask = (tokens.mask[:, None] | ~alive)[:, None]
+    def read(self, tokens: Tokens, *, attend_padding: bool = False, reach: Reach | None = None) -> Source:
+        """Keys and values of the tokens; padding takes part only if asked. `reach` is given where it is known."""
+        x = tokens.x if attend_padding else tokens.x.masked_fill(~tokens.mask[..., None], 0)
         k, v = rearrange(self.kv(x), "b n (p h d) -> p b h n d", p=2, h=self.heads).unbind(0)
-        return Source(k.contiguous(), v.contiguous(), mask, alive)
+        return Source(k.contiguous(), v.contiguous(), reach or Reach.of(tokens, attend_padding=attend_padding))
 
     def forward(self, x: Float[Tensor, "b n d"], source: Source) -> Float[Tensor, "b n d"]:
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
-        y = attend(q, source.keys, source.values, source.mask)
+        mask, alive = source.reach
+        y = attend(q, source.keys, source.values, mask)
         y = self.out(rearrange(y, "b h n d -> b n (h d)"))
-        return y if source.alive is None else torch.where(source.alive, y, torch.zeros((), dtype=y.dtype, device=y.device))
+        return y if alive is None else torch.where(alive, y, torch.zeros((), dtype=y.dtype, device=y.device))
 
 
 def attend(
     q: Float[Tensor, "b h n d"],
     k: Float[Tensor, "b h m d"],
     v: Float[Tensor, "b h m d"],
-    mask: Bool[Tensor, "b 1 i m"] | None = None,
+    mask: Shaped[Tensor, "b 1 i m"] | None = None,
     *,
     causal: bool = False,
 ) -> Float[Tensor, "b h n d"]:
-    """Softmax attention; in half precision on a CPU, where torch's own is slow, by other ways to the same.
+    """Softmax attention; `mask` is True where attended to, or a bias of the logits.
 
-    One query is computed in float32, four times as fast; where gradients are wanted, matrix products are twice as fast.
+    In half precision on a CPU, where torch's own is slow, it goes other ways to the same: one query is computed in
+    float32, four times as fast; where gradients are wanted, matrix products are twice as fast.
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         if q.shape[2] == 1:
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), _as(mask, torch.float32)).to(q.dtype)
         if torch.is_grad_enabled():
             return _plain(q, k, v, mask, causal=causal)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    return F.scaled_dot_product_attention(q, k, v, _as(mask, q.dtype), is_causal=causal)
+
+
+def _as(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A bias in the dtype of the queries; masks of truth values as they are."""
+    return mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
@@ -104,7 +133,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
     if causal:
         scores = scores + torch.full(scores.shape[-2:], -torch.inf, dtype=q.dtype, device=q.device).triu(1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
     return torch.matmul(scores.softmax(-1), v)
 
 

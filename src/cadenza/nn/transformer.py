@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.types import Tokens
-from cadenza.nn.attention import CrossAttention, SelfAttention, Source
+from cadenza.nn.attention import CrossAttention, Reach, SelfAttention, Source
 from cadenza.nn.cache import Cache, KeyValues
 from cadenza.nn.positions import Rotation
 
@@ -22,7 +22,11 @@ def drop(x: Tensor, rate: float, rng: torch.Generator | None) -> Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention if `source` gives the width of its tokens, GELU feed-forward; each pre-normed."""
+    """Self-attention, cross-attention if `source` gives the width of its tokens, GELU feed-forward; each pre-normed.
+
+    If `style` gives the width of a vector, that one scales and shifts what self-attention and feed-forward read; not
+    at all before training (adaptive norms, arXiv:2212.09748).
+    """
 
     def __init__(
         self,
@@ -31,12 +35,14 @@ class Block(nn.Module):
         *,
         hidden: int,
         source: int | None = None,
+        style: int | None = None,
         bias: bool = False,
         dropout: float = 0.0,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.dropout = dropout
+        self.style = None if style is None else nn.Linear(style, 4 * dim, bias=False)
         self.norm1 = nn.LayerNorm(dim, eps)
         self.attention = SelfAttention(dim, heads, bias=bias)
         self.norm_cross = None if source is None else nn.LayerNorm(dim, eps)
@@ -52,14 +58,19 @@ class Block(nn.Module):
         rotation: Rotation | None = None,
         mask: Bool[Tensor, "b 1 n m"] | None = None,
         source: Source | None = None,
+        style: Float[Tensor, "b 1 e"] | None = None,
         memory: KeyValues | None = None,
         at: int = 0,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
-        x = x + drop(self.attention(self.norm1(x), rotation=rotation, mask=mask, memory=memory, at=at), self.dropout, rng)
+        """`style` is what the layer of that name makes of the vector."""
+        scale1, shift1, scale2, shift2 = (None,) * 4 if style is None else style.chunk(4, -1)
+        y = _styled(self.norm1(x), scale1, shift1)
+        x = x + drop(self.attention(y, rotation=rotation, mask=mask, memory=memory, at=at), self.dropout, rng)
         if self.cross is not None and self.norm_cross is not None and source is not None:
             x = x + drop(self.cross(self.norm_cross(x), source), self.dropout, rng)
-        return x + drop(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, rng)
+        y = _styled(self.norm2(x), scale2, shift2)
+        return x + drop(self.down(F.gelu(self.up(y))), self.dropout, rng)
 
 
 class Transformer(nn.Module):
@@ -75,10 +86,17 @@ class Transformer(nn.Module):
         for name, weight in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):  # what adds to the residual stream
                 nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
+            if name.endswith("style.weight"):
+                nn.init.zeros_(weight)
 
     def read(self, tokens: Tokens, *, attend_padding: bool = False) -> list[Source]:
-        """Every block's keys and values of the tokens to attend to."""
-        return [block.cross.read(tokens, attend_padding=attend_padding) for block in self.blocks]  # type: ignore[union-attr]
+        """Every block's keys and values of the tokens to attend to; a bias of theirs is that of each position."""
+        reach = Reach.of(tokens, attend_padding=attend_padding)
+        return [block.cross.read(tokens, attend_padding=attend_padding, reach=reach) for block in self.blocks]  # type: ignore[union-attr]
+
+    def styles(self, vector: Float[Tensor, "b g"]) -> list[Float[Tensor, "b 1 e"]]:
+        """What every block makes of a vector that scales and shifts."""
+        return [block.style(vector)[:, None] for block in self.blocks]  # type: ignore[operator]
 
     def cache(self, batch: int, positions: int) -> Cache:
         """Empty buffers for `positions` positions of `batch` sequences."""
@@ -91,18 +109,26 @@ class Transformer(nn.Module):
         rotation: Rotation | None = None,
         mask: Bool[Tensor, "b 1 n m"] | None = None,
         source: list[Source] | None = None,
+        styles: list[Float[Tensor, "b 1 e"]] | None = None,
         cache: Cache | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Causal when no mask is given; with a cache, `x` continues what was fed before."""
+        """Causal when no mask is given; with a cache, `x` continues what was fed before.
+
+        `source` and `styles` are those of `read` and `styles`, the former cut to the positions of `x`.
+        """
         for i, block in enumerate(self.blocks):
             memory = None if cache is None else cache.layers[i]
             at = 0 if cache is None else cache.length
-            tokens = None if source is None else source[i]
-            x = block(x, rotation=rotation, mask=mask, source=tokens, memory=memory, at=at, rng=rng)
+            tokens, style = None if source is None else source[i], None if styles is None else styles[i]
+            x = block(x, rotation=rotation, mask=mask, source=tokens, style=style, memory=memory, at=at, rng=rng)
         if cache is not None:
             cache.length += x.shape[1]
         return self.norm(x)
+
+
+def _styled(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    return x if scale is None or shift is None else torch.addcmul(x + shift, x, scale)
 
 
 def _start(module: nn.Module) -> None:

@@ -1,44 +1,153 @@
-"""Fusion: conditions into the slots of a generator, absence included."""
+"""Fusion: conditions into the slots of a generator, absence and change over time included."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Condition, Fused, Slot, Tokens
+from cadenza.core.types import Condition, Curve, Fused, Slot, Tokens
+from cadenza.nn.resize import resized
 from cadenza.system.spec import FusionSpec, Route
 
 Keep = Mapping[tuple[Slot, str], Bool[Tensor, " b"]]  # False drops the value of an item, as if it were absent
+_NOTHING = 1e-6  # weights below this are rounding
 
 
-def fuse(conditions: Mapping[str, Condition], fusion: FusionSpec, *, frames: int, keep: Keep | None = None) -> Fused:
+@dataclass(frozen=True)
+class Frames:
+    """The frames of a batch of clips: how many the longest has, and each, and how many make a second."""
+
+    longest: int
+    lengths: Int[Tensor, " b"] | None = None
+    rate: float | None = None
+
+
+def fuse(
+    conditions: Mapping[str, Condition],
+    fusion: FusionSpec,
+    *,
+    frames: int,
+    keep: Keep | None = None,
+    lengths: Int[Tensor, " b"] | None = None,
+    rate: float | None = None,
+) -> Fused:
     """Each slot's conditions in the order of `fusion`; values absent or not kept are replaced by their null.
 
-    The same mechanism serves missing metadata, dropout in training and the branches of guidance.
+    The same mechanism serves missing metadata, dropout in training and the branches of guidance. Clips of `lengths`
+    frames, all of them `frames` where none are given, at `rate` a second, which values that change over time need.
     """
-    keep = keep or {}
-    slots: dict[str, Tokens | Tensor] = {}
+    keep, clip = keep or {}, Frames(frames, lengths, rate)
+    slots: dict[str, Tokens | Tensor | tuple[Curve, ...]] = {}
     for slot, routes in fusion.slots().items():
-        framed = slot in ("add", "concat")
-        parts = [_without_dropped(conditions[route.id], keep.get((slot, route.id)), framed=framed) for route in routes]
-        if slot in ("cross", "prepend"):
-            slots[slot] = Tokens(torch.cat([part.x for part in parts], 1), torch.cat([part.mask for part in parts], 1))
-        elif slot == "global":
-            slots["glob"] = torch.cat([part.x[:, 0] for part in parts], -1)
-        else:
-            spread = [_over_frames(part, route, slot, frames) for part, route in zip(parts, routes, strict=True)]
+        each = [(route, conditions[route.id], keep.get((slot, route.id))) for route in routes]
+        if slot in ("cross", "prepend", "global"):
+            parts = [_tokens(condition, kept, clip, f"fusion.{slot}: '{route.id}'", slot) for route, condition, kept in each]
+            slots["glob" if slot == "global" else slot] = (
+                torch.cat([part.x[:, 0] for part in parts], -1) if slot == "global" else _joined(parts)
+            )
+            continue
+        spread = [_spread(condition, kept, clip, route, slot) for route, condition, kept in each if route.align == "frames"]
+        if spread:
             slots[slot] = torch.cat(spread, -1) if slot == "concat" else cast(Tensor, sum(spread))
+        if curves := [_curve(condition, kept, clip, route) for route, condition, kept in each if route.align == "steps"]:
+            slots["steps"] = tuple(curves)
     return Fused(**slots)  # type: ignore[arg-type]
 
 
 def drop_all(fusion: FusionSpec, items: int, device: torch.device | str) -> Keep:
-    """The absence map of the unconditional branch."""
+    """The absence map of nothing at all."""
     nothing = torch.zeros(items, dtype=torch.bool, device=device)
     return dict.fromkeys(fusion.pairs(), nothing)
+
+
+def keep_only(fusion: FusionSpec, named: Sequence[Collection[str]], device: torch.device | str) -> Keep:
+    """The absence map of a branch of guidance: what each item keeps by name, and what guidance leaves alone."""
+    return {
+        (slot, route.id): torch.tensor([route.id in names or not route.guided for names in named], device=device)
+        for slot, routes in fusion.slots().items()
+        for route in routes
+    }
+
+
+def _tokens(condition: Condition, keep: Bool[Tensor, " b"] | None, clip: Frames, where: str, slot: Slot) -> Tokens:
+    """A condition where order is all: with the null in its place, or after it where values change."""
+    if condition.spans is None:
+        return _without_dropped(condition, keep, framed=False)
+    if slot != "cross":
+        raise RequestError(
+            f"{where} changes over time, but this slot holds one value for the whole clip; give one value, or put it in "
+            "cross, add or concat"
+        )
+    weights, rest = _weights(condition, keep, clip, where)
+    bias = weights.log().repeat_interleave(condition.x.shape[1] // weights.shape[1], 1)
+    if condition.null is None:
+        return Tokens(condition.x, condition.mask, bias)
+    null = condition.null.to(condition.x).expand(len(rest), -1, -1)
+    there = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
+    around = rest.log()[:, None].expand(-1, null.shape[1], -1)
+    return _joined([Tokens(condition.x, condition.mask, bias), Tokens(null, there, around)])
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    """Tokens one after another; where some have a bias, the others weigh the same in every frame."""
+    x, mask = torch.cat([part.x for part in parts], 1), torch.cat([part.mask for part in parts], 1)
+    frames = next((part.bias.shape[2] for part in parts if part.bias is not None), None)
+    if frames is None:
+        return Tokens(x, mask)
+    even = [part.x.new_zeros(*part.mask.shape, frames) if part.bias is None else part.bias.to(x.dtype) for part in parts]
+    return Tokens(x, mask, torch.cat(even, 1))
+
+
+def _spread(
+    condition: Condition, keep: Bool[Tensor, " b"] | None, clip: Frames, route: Route, slot: Slot
+) -> Float[Tensor, "b f d"]:
+    """A condition as one vector a frame."""
+    if condition.spans is None:
+        return _over_frames(_without_dropped(condition, keep, framed=True), route, slot, clip)
+    weights, rest = _weights(condition, keep, clip, f"fusion.{slot}: '{route.id}'")
+    b, s = weights.shape[:2]
+    apart = Tokens(condition.x.reshape(b * s, -1, condition.x.shape[-1]), condition.mask.reshape(b * s, -1))
+    lengths = None if clip.lengths is None else clip.lengths.repeat_interleave(s)
+    each = _over_frames(apart, route, slot, Frames(clip.longest, lengths)).unflatten(0, (b, s))
+    x = (each * weights.to(each.dtype)[..., None]).sum(1)
+    return x if condition.null is None else x + rest.to(x.dtype)[..., None] * condition.null[:1].to(x.dtype)
+
+
+def _curve(condition: Condition, keep: Bool[Tensor, " b"] | None, clip: Frames, route: Route) -> Curve:
+    """A condition for the generator to spread over its steps."""
+    mode = "linear" if route.resize == "linear" else "nearest"
+    if condition.spans is not None:
+        x = _spread(condition, keep, clip, route, "add")
+        return Curve(x, _lengths(clip, x), mode)
+    part = _without_dropped(condition, keep, framed=True)
+    return Curve(torch.where(part.mask[..., None], part.x, 0), part.mask.sum(1), mode)
+
+
+def _weights(
+    condition: Condition, keep: Bool[Tensor, " b"] | None, clip: Frames, where: str
+) -> tuple[Float[Tensor, "b s f"], Float[Tensor, "b f"]]:
+    """How much of each value holds in each frame, and how much of none; together 1.
+
+    Values that overlap share a frame; where two meet, one fades linearly into the other.
+    """
+    assert condition.spans is not None
+    if clip.rate is None:
+        raise RequestError(f"{where} changes over time, but the frames of the clip have no rate; say how many make a second")
+    start, end, fade_in, fade_out = condition.spans[..., None].unbind(2)
+    time = (torch.arange(clip.longest, device=start.device) + 0.5) / clip.rate
+    rise = ((time - start) / fade_in.clamp(min=1e-9) + 0.5).clamp(0, 1)
+    fall = ((end - time) / fade_out.clamp(min=1e-9) + 0.5).clamp(0, 1)
+    here = condition.present if keep is None else condition.present & keep
+    real = condition.mask.unflatten(1, (start.shape[1], -1)).any(-1) & here[:, None]
+    weights = torch.where(real[..., None], torch.minimum(rise, fall), 0)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    rest = 1 - weights.sum(1)
+    return weights, torch.where(rest < _NOTHING, 0, rest)
 
 
 def _without_dropped(condition: Condition, keep: Bool[Tensor, " b"] | None, *, framed: bool) -> Tokens:
@@ -58,10 +167,13 @@ def _without_dropped(condition: Condition, keep: Bool[Tensor, " b"] | None, *, f
     return Tokens(torch.where(here[:, None, None], x, null_x), torch.where(here[:, None], mask, null_mask))
 
 
-def _over_frames(part: Tokens, route: Route, slot: Slot, frames: int) -> Float[Tensor, "b f d"]:
-    x = torch.where(part.mask[..., None], part.x, 0)
+def _over_frames(part: Tokens, route: Route, slot: Slot, clip: Frames) -> Float[Tensor, "b f d"]:
+    x, frames = torch.where(part.mask[..., None], part.x, 0), clip.longest
     if x.shape[1] == 1:  # a vector holds for every frame
         return x.expand(-1, frames, -1)
+    if route.resize in ("linear", "nearest"):
+        own = part.mask.long().cumsum(1).argmax(1) + 1  # up to the last that is real
+        return resized(x, own, _lengths(clip, x), size=frames, mode=route.resize)
     if x.shape[1] == frames:
         return x
     if route.resize is None:
@@ -69,8 +181,12 @@ def _over_frames(part: Tokens, route: Route, slot: Slot, frames: int) -> Float[T
             f"fusion.{slot}: '{route.id}' gives {x.shape[1]} frames where the clip has {frames}; "
             "give it the same length or set resize: linear, nearest or cut"
         )
-    if route.resize == "cut":  # made for the longest clip
-        if x.shape[1] < frames:
-            raise RequestError(f"fusion.{slot}: '{route.id}' gives {x.shape[1]} frames, too few for a clip of {frames}")
-        return x[:, :frames]
-    return F.interpolate(x.transpose(1, 2), size=frames, mode=route.resize).transpose(1, 2)
+    if x.shape[1] < frames:  # made for the longest clip
+        raise RequestError(f"fusion.{slot}: '{route.id}' gives {x.shape[1]} frames, too few for a clip of {frames}")
+    return x[:, :frames]
+
+
+def _lengths(clip: Frames, x: Float[Tensor, "b n d"]) -> Int[Tensor, " b"]:
+    if clip.lengths is not None:
+        return clip.lengths.to(x.device)
+    return torch.full((len(x),), clip.longest, dtype=torch.long, device=x.device)

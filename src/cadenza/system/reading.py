@@ -10,6 +10,7 @@ from pydantic import field_validator
 from cadenza.conditioners.base import Conditioners
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec
+from cadenza.core.timeline import Timeline
 
 
 class Reading(Spec):
@@ -39,14 +40,27 @@ def read(item: Mapping[str, Any], readings: Iterable[Reading], conditioners: Con
     """The item with what its texts say; a value that it has itself stays, one that its conditioner refuses is left out."""
     found = dict(item)
     for reading in readings:
-        text = item.get(reading.of)
-        if found.get(reading.to) is not None or not isinstance(text, str):
+        given = item.get(reading.of)
+        if found.get(reading.to) is not None:
             continue
-        for match in re.findall(reading.pattern, text)[-1:]:
-            value = _value(match)
-            if _usable(conditioners, reading.to, value):
-                found[reading.to] = value
+        line = Timeline.of(given)
+        if line is None:
+            value = _said(reading, given, conditioners)
+        else:
+            spans = tuple(span._replace(value=_said(reading, span.value, conditioners)) for span in line.spans)
+            value = Timeline(spans, line.fade) if any(span.value is not None for span in spans) else None
+        if value is not None:
+            found[reading.to] = value
     return found
+
+
+def _said(reading: Reading, text: Any, conditioners: Conditioners) -> str | float | None:
+    """What a text says last, if it is one and that can be used."""
+    for match in re.findall(reading.pattern, text)[-1:] if isinstance(text, str) else ():
+        value = _value(match)
+        if _usable(conditioners, reading.to, value):
+            return value
+    return None
 
 
 def _value(text: str) -> str | float:

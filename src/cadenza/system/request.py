@@ -11,6 +11,7 @@ from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec, explain
 from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio
+from cadenza.samplers.guidance import Guidance
 from cadenza.system.continuation import Beginning
 
 
@@ -34,7 +35,7 @@ class Request(Spec):
     items: tuple[dict[str, Any], ...] = Field(min_length=1)
     seconds: float | tuple[float, ...] | None = None
     seed: int | tuple[int, ...] = 0
-    guidance: float | None = None
+    guidance: float | Guidance | None = None  # a scale, or all that can be said of it
     two_step: bool = False  # guidance in two passes instead of one of twice the width
     sampling: dict[str, Any] | None = None
     variations: int = Field(1, ge=1, le=1024)
@@ -86,18 +87,34 @@ class Request(Spec):
 
     @field_validator("guidance")
     @classmethod
-    def _finite(cls, value: float | None) -> float | None:
-        if value is not None and not math.isfinite(value):
+    def _finite(cls, value: float | Guidance | None) -> float | Guidance | None:
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"must be a finite number, got {value}")
         return value
 
+    @property
+    def guided(self) -> Guidance:
+        """What is asked of guidance; its scale is None where the system's own is to hold."""
+        return self.guidance if isinstance(self.guidance, Guidance) else Guidance(scale=self.guidance)
+
     @model_validator(mode="after")
     def _one_each(self) -> "Request":
+        negative = len(self.guided.negative)
+        if negative not in (0, 1, len(self.items)):
+            raise ValueError(f"guidance.negative has {negative} items for {len(self.items)}; give one, or one each")
         for name in ("seconds", "seed", "continue_from"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != len(self.items):
                 raise ValueError(f"{name} has {len(value)} values for {len(self.items)} items; give one, or one each")
         return self
+
+    def negatives(self) -> list[dict[str, Any]] | None:
+        """For every clip, in the order of `clips`, the item that stands in the place of no conditions, if that is asked for."""
+        found = self.guided.negative
+        if not found:
+            return None
+        each = found if len(found) == len(self.items) else found * len(self.items)
+        return [item for item in each for _ in range(self.variations)]
 
     def clips(self) -> list[Clip]:
         """Every clip in order: the variations of the first item, then of the second, ..."""

@@ -28,6 +28,8 @@ class Route(Spec):
 
     id: str
     resize: Literal["linear", "nearest", "cut"] | None = None  # `add`, `concat`: fit another length to the frames
+    align: Literal["frames", "steps"] = "frames"  # `add`: to the frame that a step predicts, or spread over all steps
+    guided: bool = True  # whether guidance has a branch without it, and dropout for guidance drops it
 
     @model_validator(mode="before")
     @classmethod
@@ -134,6 +136,11 @@ def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec], re
         for name in (reading.of, reading.to)
         if name not in conditioners
     ]
+    mistakes += [
+        f"fusion.ignore names '{name}', which fusion.{slot} uses; take it out of one of them"
+        for slot, name in fusion.pairs()
+        if name in fusion.ignore
+    ]
     routed = {name for _, name in fusion.pairs()} | set(fusion.ignore)
     mistakes += [
         f"conditioners.{name} goes to no slot; name it in fusion.cross or another slot, or in fusion.ignore"
@@ -158,9 +165,21 @@ def _slots(spec: SystemSpec) -> list[str]:
         widths = {name: part.width for name, part in parts.items()}
         if slot not in ("concat", "global") and len(set(widths.values())) > 1:
             mistakes.append(f"fusion.{slot}: widths must be equal, but they are {widths}")
-        mistakes += [
-            f"fusion.{slot}: '{route.id}' has `resize`, which only add and concat know"
-            for route in routes
-            if route.resize and slot not in ("add", "concat")
-        ]
+        mistakes += [mistake for route in routes for mistake in _fitting(spec, slot, route)]
+    return mistakes
+
+
+def _fitting(spec: SystemSpec, slot: Slot, route: Route) -> list[str]:
+    """What a route says of lengths that its slot, its conditioner or the generator cannot do."""
+    where, part = f"fusion.{slot}: '{route.id}'", spec.conditioners.get(route.id)
+    mistakes = []
+    if route.resize and slot not in ("add", "concat"):
+        mistakes.append(f"{where} has `resize`, which only add and concat know")
+    if route.align == "steps":
+        if slot != "add":
+            mistakes.append(f"{where} has `align: steps`, which only add knows")
+        elif spec.generator is not None and "steps" not in spec.generator.aligns:
+            mistakes.append(f"{where} has `align: steps`, but generator '{spec.generator.type}' has no steps beside frames")  # type: ignore[attr-defined]
+        if route.resize == "cut" or (route.resize is None and part is not None and part.gives != "vector"):
+            mistakes.append(f"{where} has `align: steps`, which needs `resize: nearest` or `linear`")
     return mistakes

@@ -18,11 +18,11 @@ from cadenza.core.spec import near
 from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
-from cadenza.samplers.guidance import classifier_free
+from cadenza.samplers.guidance import strength, terms
 from cadenza.system import store, windows
 from cadenza.system.card import Card
 from cadenza.system.continuation import after, after_frames, check, known
-from cadenza.system.fusion import Keep, drop_all, fuse
+from cadenza.system.fusion import Keep, fuse, keep_only
 from cadenza.system.level import levelled
 from cadenza.system.reading import read
 from cadenza.system.request import Clip, Request
@@ -70,8 +70,17 @@ class System(nn.Module):
         there = {name: values.to(self.device) for name, values in prepared.items()}
         return self.conditioners(self.conditioners.features(there))
 
-    def fuse(self, conditions: Mapping[str, Condition], *, frames: int, keep: Keep | None = None) -> Fused:
-        return fuse(conditions, self.spec.fusion, frames=frames, keep=keep)
+    def fuse(
+        self,
+        conditions: Mapping[str, Condition],
+        *,
+        frames: int,
+        keep: Keep | None = None,
+        lengths: Int[Tensor, " b"] | None = None,
+    ) -> Fused:
+        """Conditions in the generator's slots, for clips of `lengths` frames, all of them `frames` where none are given."""
+        rate = self.codec.grid.frame_rate
+        return fuse(conditions, self.spec.fusion, frames=frames, keep=keep, lengths=lengths, rate=rate)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "System":
@@ -137,25 +146,51 @@ class System(nn.Module):
         prompt = known([clip.continue_from for clip in clips], self.codec)
         if prompt is not None:
             check(prompt, frames, window=self.generator.spec.context, rate=rate)
-        branches = self._branches([self.read(clip.item) for clip in clips], int(frames.max()), request)
-        plan = Plan(frames, [clip.seed for clip in clips], how, prompt, two_step=request.two_step)
+        branches = self._branches([self.read(clip.item) for clip in clips], frames, request)
+        plan = Plan(
+            frames,
+            [clip.seed for clip in clips],
+            how,
+            prompt,
+            two_step=request.two_step,
+            strength=strength(request.guided, frames, size=int(frames.max())),
+            rescale=request.guided.rescale,
+        )
         chunks = windows.stream(self.generator, branches, plan, stride=self._stride(request, int(frames.max())))
         skip = torch.zeros_like(samples) if prompt is None or request.keep_prompt else prompt.mask.sum(1)
         return _Work(chunks, int(frames.max()), samples, skip, hop)
 
-    def _branches(self, items: Sequence[Mapping[str, Any]], frames: int, request: Request) -> list[Branch]:
-        """The conditions at the weight of guidance and the rest without any; one branch where that is the same."""
-        guidance = self.spec.defaults.guidance if request.guidance is None else request.guidance
+    def _branches(self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"], request: Request) -> list[Branch]:
+        """The conditions of each term of guidance at its weight; one branch where that is the same."""
+        frames, fusion = int(lengths.max()), self.spec.fusion
         conditions = self.condition(self.prepare(items, frames=frames))
-        given = self.fuse(conditions, frames=frames)
-        told = any(bool(conditions[name].present.any()) for _, name in self.spec.fusion.pairs())
-        if guidance == 1 or not told:
-            return [Branch(1.0, given)]
-        if request.two_step:  # nulls as wide as they are by themselves
-            null = self.fuse(self.condition(self.prepare([{}] * len(items), frames=frames)), frames=frames)
-        else:
-            null = self.fuse(conditions, frames=frames, keep=drop_all(self.spec.fusion, len(items), self.device))
-        return classifier_free(given, null, guidance)
+        guided = dict.fromkeys(route.id for routes in fusion.slots().values() for route in routes if route.guided)
+        told = [name for name in guided if bool(conditions[name].present.any())]
+        asked = terms(request.guided, self.spec.defaults.guidance, guided, told)
+        negatives = request.negatives()
+        keep_plain = request.guided.varies or request.guided.rescale > 0
+        branches = []
+        for term in asked:
+            if term.weight == 0 and not (keep_plain and term.plain):
+                continue
+            if term.ids is None and (negatives is not None or (request.two_step and len(asked) > 1)):
+                fused = self._without(items, negatives or [{}] * len(items), lengths)
+            else:
+                keep = None if term.plain else keep_only(fusion, [term.ids or ()] * len(items), self.device)
+                fused = self.fuse(conditions, frames=frames, keep=keep, lengths=lengths)
+            branches.append(Branch(term.weight, fused, term.plain))
+        return branches
+
+    def _without(
+        self, items: Sequence[Mapping[str, Any]], negatives: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"]
+    ) -> Fused:
+        """The conditions of `negatives` instead, and the items' own where guidance leaves them alone; as wide as they are."""
+        frames, fusion = int(lengths.max()), self.spec.fusion
+        left = {route.id for routes in fusion.slots().values() for route in routes if not route.guided}
+        read = [self.read(negative) for negative in negatives]
+        mixed = [{**{k: v for k, v in item.items() if k in left}, **other} for item, other in zip(items, read, strict=True)]
+        keep = keep_only(fusion, [set(other) for other in read], self.device)
+        return self.fuse(self.condition(self.prepare(mixed, frames=frames)), frames=frames, keep=keep, lengths=lengths)
 
     def _stride(self, request: Request, frames: int) -> int | None:
         """Frames from window to window, where one is not enough."""

@@ -14,8 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Branch, Codes, Fused, Known, Latents, Tokens
+from cadenza.core.types import Branch, Codes, Curve, Fused, Known, Latents, Tokens
 from cadenza.generators.base import Generator, Plan
+from cadenza.nn.resize import resized
 
 SHARE = 0.6  # stride over window where nothing else is said, as released with MusicGen: 18 of 30 seconds
 
@@ -33,8 +34,10 @@ def stream(
         left = total[rows] - first
         frames = torch.full_like(left, context) if generator.spec.whole_context else left.clamp(max=context)
         seeds = [plan.seeds[i] for i in rows.tolist()]
-        part = replace(plan, frames=frames, seeds=seeds, known=known, first=plan.first + first)
-        there = [Branch(branch.weight, _part(branch.fused, rows, first, first + context)) for branch in branches]
+        last = first + context
+        strength = None if plan.strength is None else plan.strength[rows.to(plan.strength.device), first:last]
+        part = replace(plan, frames=frames, seeds=seeds, known=known, first=plan.first + first, strength=strength)
+        there = [replace(branch, fused=_part(branch.fused, rows, first, last, total)) for branch in branches]
         window, done = [], 0
         with closing(generator.stream(there, part)) as chunks:  # type: ignore[type-var]  # a generator function's
             for chunk in chunks:
@@ -62,17 +65,34 @@ def _check(plan: Plan, context: int, stride: int, longest: int) -> None:
         raise RequestError(f"frames are known after the first {context}, a window of this generator; give fewer")
 
 
-def _part(fused: Fused, rows: Int[Tensor, " r"], first: int, last: int) -> Fused:
-    """The conditions of some items at some frames."""
+def _part(fused: Fused, rows: Int[Tensor, " r"], first: int, last: int, total: Int[Tensor, " b"]) -> Fused:
+    """The conditions of some items at some frames of clips of `total` frames."""
 
     def tokens(x: Tokens | None) -> Tokens | None:
-        return None if x is None else Tokens(x.x[rows.to(x.x.device)], x.mask[rows.to(x.x.device)])
+        if x is None:
+            return None
+        own = rows.to(x.x.device)
+        return Tokens(x.x[own], x.mask[own], None if x.bias is None else x.bias[own, :, first:last])
 
     def frames(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[rows.to(x.device), first:last]
 
-    glob = None if fused.glob is None else fused.glob[rows.to(fused.glob.device)]
-    return Fused(tokens(fused.cross), tokens(fused.prepend), frames(fused.add), frames(fused.concat), glob)
+    def curve(x: Curve) -> Curve:
+        longest, all_frames = int(total.max()), total.to(x.x.device)
+        if longest > last - first:
+            whole = resized(x.x, x.lengths, all_frames, size=longest, mode=x.resize)[:, first:last]
+            x = Curve(whole, (all_frames - first).clamp(0, whole.shape[1]), x.resize)
+        own = rows.to(x.x.device)
+        return Curve(x.x[own], x.lengths[own], x.resize)
+
+    return Fused(
+        cross=tokens(fused.cross),
+        prepend=tokens(fused.prepend),
+        add=frames(fused.add),
+        concat=frames(fused.concat),
+        glob=None if fused.glob is None else fused.glob[rows.to(fused.glob.device)],
+        steps=None if fused.steps is None else tuple(map(curve, fused.steps)),
+    )
 
 
 def _cut(chunk: Codes | Latents, skip: int, left: Int[Tensor, " r"]) -> Codes | Latents:

@@ -65,6 +65,22 @@ def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: Syst
     assert alone.float().mean() == pytest.approx(0.6 * 0.4, abs=0.01)
 
 
+def test_ids_can_be_dropped_together_and_what_is_not_guided_stays(system: System) -> None:
+    """One draw for a group beside each id's own; dropout for guidance leaves alone what guidance does."""
+    chances = {"tempo": 0.2, "tempo+key": 0.5}
+    keep = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.0, attribute_dropout=chances), system)._keep(
+        20_000, progress().rng
+    )
+    tempo, key = keep["cross", "tempo"], keep["cross", "key"]
+    assert key.float().mean() == pytest.approx(0.5, abs=0.015)
+    assert tempo.float().mean() == pytest.approx(0.5 * 0.8, abs=0.015) and not bool((tempo & ~key).any())
+    tree = SPEC.to_dict()
+    tree["fusion"] = {"cross": ["tempo", {"id": "key", "guided": False}]}
+    free = System(SystemSpec.parse(tree))
+    keep = GeneratorTask(GeneratorTaskSpec(guidance_dropout=1.0, attribute_dropout=0.0), free)._keep(10, progress().rng)
+    assert not keep["cross", "tempo"].any() and keep["cross", "key"].all()
+
+
 def test_a_dropped_value_is_an_absent_value(system: System) -> None:
     system.eval()
     everything = GeneratorTask(GeneratorTaskSpec(guidance_dropout=1.0), system)

@@ -1,6 +1,6 @@
 """Training a generator and its conditioners on what a frozen codec makes of audio."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Prepared
 from cadenza.core.errors import TrainingError
+from cadenza.core.timeline import Timeline
 from cadenza.core.types import Codes, Latents, Slot
 from cadenza.dsp.audio import Audio
 from cadenza.system.system import System
@@ -24,7 +25,9 @@ class GeneratorTaskSpec(TaskSpec):
 
     type: Literal["generator"] = "generator"
     guidance_dropout: Chance = 0.1  # of an item: all its conditions together (Ho & Salimans 2022)
-    attribute_dropout: Chance | dict[str, Chance] = 0.1  # of one condition of an item: for all ids, or by id
+    attribute_dropout: Chance | dict[str, Chance] = (
+        0.1  # of one condition of an item: for all, or by id; "a+b": of both at once
+    )
 
     def build(self, system: Any) -> "GeneratorTask":
         return GeneratorTask(self, system)
@@ -38,7 +41,8 @@ class GeneratorTask(Task):
     def __init__(self, spec: GeneratorTaskSpec, system: System) -> None:
         if system.generator is None:
             raise TrainingError("this system is a codec alone; add a generator, or choose task: {type: codec}")
-        if isinstance(spec.attribute_dropout, dict) and (unknown := set(spec.attribute_dropout) - set(system.conditioners)):
+        chances = spec.attribute_dropout if isinstance(spec.attribute_dropout, dict) else {}
+        if unknown := {name for names in chances for name in _together(names)} - set(system.conditioners):
             raise TrainingError(
                 f"task.attribute_dropout names {sorted(unknown)}, but the conditioners are: {', '.join(system.conditioners)}"
             )
@@ -71,7 +75,7 @@ class GeneratorTask(Task):
     def samples(self, batch: Mapping[str, Any]) -> dict[str, Audio]:
         """What the items' metadata generates, beside the items themselves through the codec."""
         target = self._target(batch)
-        items = [{id: item[id] for id in self.system.conditioners if item.get(id) is not None} for item in batch["metadata"]]
+        items = [_own(item, self.system.conditioners) for item in batch["metadata"]]
         grid, frames = self.system.codec.grid, int(target.lengths.max())
         seconds = min(frames, self.system.spec.generator.context) / grid.frame_rate  # type: ignore[union-attr]
         made = self.system.generate(items, seconds=seconds, seed=0)
@@ -86,17 +90,30 @@ class GeneratorTask(Task):
     ) -> dict[str, Tensor]:
         frames = (target.ids if isinstance(target, Codes) else target.z).shape[-1]
         conditions = self.system.condition(prepared)
-        return self.generator.losses(target, self.system.fuse(conditions, frames=frames, keep=keep), rng)
+        return self.generator.losses(
+            target, self.system.fuse(conditions, frames=frames, keep=keep, lengths=target.lengths), rng
+        )
 
     def _keep(self, items: int, rng: torch.Generator) -> dict[tuple[Slot, str], Bool[Tensor, " b"]]:
-        """What dropout leaves, drawn on the host: one draw an item for all, one an item and id for itself."""
+        """What dropout leaves, drawn on the host: one draw an item for all, one an item and id for itself, then for groups.
+
+        What guidance leaves alone, its dropout does too.
+        """
         all_kept = torch.rand(items, generator=rng) >= self.spec.guidance_dropout
         chances = self.spec.attribute_dropout
         kept = {}
         for name in self.system.conditioners:
             chance = chances.get(name, 0.0) if isinstance(chances, dict) else chances
-            kept[name] = all_kept & (torch.rand(items, generator=rng) >= chance)
-        return {(slot, name): kept[name] for slot, name in self.system.spec.fusion.pairs()}
+            kept[name] = torch.rand(items, generator=rng) >= chance
+        for names, chance in chances.items() if isinstance(chances, dict) else ():
+            if len(together := _together(names)) > 1:
+                both = torch.rand(items, generator=rng) >= chance
+                kept |= {name: kept[name] & both for name in together}
+        return {
+            (slot, route.id): kept[route.id] & all_kept if route.guided else kept[route.id]
+            for slot, routes in self.system.spec.fusion.slots().items()
+            for route in routes
+        }
 
     @torch.no_grad()
     def _target(self, batch: Mapping[str, Any]) -> Codes | Latents:
@@ -116,3 +133,18 @@ class GeneratorTask(Task):
         totals = torch.tensor([float(item.get("seconds_total", torch.inf)) for item in metadata], dtype=torch.float64)
         device = codes.lengths.device
         return starts.to(device) + codes.lengths / rate >= totals.to(device) - 0.5 / rate
+
+
+def _together(names: str) -> list[str]:
+    """The ids of a group, `a+b`."""
+    return [name.strip() for name in names.split("+")]
+
+
+def _own(item: Mapping[str, Any], ids: Iterable[str]) -> dict[str, Any]:
+    """The values of a clip of its own: what changes over time counts from the clip's start."""
+    found = {id: item[id] for id in ids if item.get(id) is not None}
+    start = item.get("seconds_start")
+    if "seconds_start" in found or not isinstance(start, int | float):
+        return found
+    lines = {id: line for id, value in found.items() if (line := Timeline.of(value)) is not None}
+    return found | {id: line.since(start) for id, line in lines.items()}

@@ -1,0 +1,152 @@
+"""The slots of the codec language model: what is written step by step, where it enters, and that it begins without effect."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from cadenza.core.types import Branch, Curve, Fused, Grid, Tokens
+from cadenza.generators.base import Plan
+from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
+from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Unroll
+from cadenza.samplers.tokens import TokenSampling
+
+GRID = Grid("codes", 50.0, 3, 11)
+SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp": 2, "context": 200, "end_of_sequence": False}
+WIDTHS: Any = {"cross": 5, "prepend": 8, "add": 32, "concat": 3, "global": 6}
+FRAMES = 19
+
+
+def model(widths: Any = WIDTHS, **fields: Any) -> CodecLM:
+    torch.manual_seed(0)
+    generator = CodecLMSpec(**{**SIZE, **fields}).build(GRID, widths).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+    return generator
+
+
+def everything() -> Fused:
+    """Something in every slot, with tokens that come and go; nothing at all to attend to in frames 4 to 6 of one item."""
+    torch.manual_seed(1)
+    masks = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
+    weight = torch.rand(2, 4, FRAMES)
+    weight[0, :, 4:7] = 0
+    weight[1, 0, ::2] = 0
+    cross = Tokens(torch.randn(2, 4, 5), masks, weight.log())
+    curves = (
+        Curve(torch.randn(2, 7, 32), torch.tensor([7, 3]), "linear"),
+        Curve(torch.randn(2, 1, 32), torch.tensor([1, 1]), "nearest"),
+    )
+    prepend = Tokens(torch.randn(2, 4, 8), masks)
+    return Fused(cross, prepend, torch.randn(2, FRAMES, 32), torch.randn(2, FRAMES, 3), torch.randn(2, 6), curves)
+
+
+def read(generator: CodecLM, ids: Tensor, fused: Fused) -> tuple[Tensor, Tensor, Tensor]:
+    """A sequence of codes read at once: the sequence, the logits of each step, and what lies inside."""
+    layout = generator.spec.pattern.pattern(3, FRAMES)
+    inside = (layout.frame >= 0) & (layout.frame < FRAMES)
+    padded = torch.nn.functional.pad(ids, (0, 1), value=11)
+    sequence = padded.gather(2, layout.frame.where(inside, FRAMES).expand(len(ids), -1, -1))
+    return sequence, generator(sequence, fused, layout.frame.expand(len(ids), -1, -1)), inside
+
+
+@pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
+@pytest.mark.parametrize("pattern", [Delay(), Unroll(), CoarseFirst(), MusicLM(group_by=1)], ids=repr)
+def test_what_is_written_step_by_step_is_what_is_read_at_once(pattern: Any, positions: str) -> None:
+    generator = model(pattern=pattern, positions=positions, context=FRAMES, cross_positions=0.5)
+    fused = everything()
+    null = Fused(glob=torch.randn(2, 6), add=torch.zeros(2, FRAMES, 32), concat=torch.zeros(2, FRAMES, 3))
+    plan = Plan(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
+    out = generator.generate([Branch(2.0, fused), Branch(-1.0, null)], plan).content
+    sequence, given, inside = read(generator, out, fused)
+    predicted = (2 * given - read(generator, out, null)[1]).argmax(-1).transpose(1, 2)[:, :, :-1]
+    assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
+
+
+@pytest.mark.parametrize("slot", ["concat", "glob"])
+def test_a_new_slot_changes_nothing_before_training(slot: str) -> None:
+    name = "global" if slot == "glob" else slot
+    torch.manual_seed(0)
+    plain = CodecLMSpec(**SIZE).build(GRID, {})
+    told = CodecLMSpec(**SIZE).build(GRID, {name: WIDTHS[name]})
+    extra = told.state_dict().keys() - plain.state_dict().keys()
+    assert extra == ({"inputs.concat.weight"} if slot == "concat" else {f"transformer.blocks.{i}.style.weight" for i in (0, 1)})
+    assert not plain.state_dict().keys() - told.state_dict().keys()
+    told.load_state_dict({**told.state_dict(), **plain.state_dict()})
+    ids = torch.randint(11, (2, 3, FRAMES))
+    before = read(plain, ids, Fused())[1]
+    torch.testing.assert_close(read(told, ids, Fused(**{slot: getattr(everything(), slot)}))[1], before)
+
+
+@pytest.mark.parametrize("slot", ["add", "concat"])
+def test_frames_enter_where_they_are_predicted(slot: str) -> None:
+    generator, ids = model(), torch.randint(11, (2, 3, FRAMES))
+    fused = everything()
+    before = read(generator, ids, fused)[1]
+    for frame in (0, 7, 18):
+        changed = getattr(fused, slot).clone()
+        changed[:, frame] += 1
+        after = read(generator, ids, replace(fused, **{slot: changed}))[1]
+        assert (after != before).flatten(2).any(-1)[0].nonzero()[0, 0] == frame
+
+
+def test_a_global_vector_reaches_every_block_and_step() -> None:
+    generator, ids = model(), torch.randint(11, (2, 3, FRAMES))
+    fused = everything()
+    before = read(generator, ids, fused)[1]
+    for block in (0, 1):
+        with torch.no_grad():
+            style: Any = generator.transformer.blocks[block].style
+            kept = style.weight.clone()
+            style.weight.zero_()
+        other = read(generator, ids, fused)[1]
+        assert ((other - before).abs().flatten(2).amax(-1) > 1e-3).all()
+        with torch.no_grad():
+            style.weight.copy_(kept)
+
+
+def test_curves_are_stretched_over_the_steps_of_each_item() -> None:
+    """As torch's interpolation does for an item alone, from the first step to its last."""
+    generator, curve = model({"add": 32}), everything().steps[0]  # type: ignore[index]
+    seen: list[Tensor] = []
+    generator.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    layout = generator.spec.pattern.pattern(3, FRAMES).frame.expand(2, -1, -1).clone()
+    layout[1] = layout[1].where(layout[1] < 11, -1)  # the second item has 11 frames
+    sequence = torch.randint(11, layout.shape)
+    generator(sequence, Fused(steps=(curve,)), layout)
+    generator(sequence, Fused(), layout)
+    for i, (n, steps) in enumerate(((7, FRAMES + 3), (3, 11 + 3))):
+        want = interpolate(curve.x[i : i + 1, :n].mT, size=steps, mode="linear").mT[0]
+        torch.testing.assert_close((seen[0] - seen[1])[i, :steps], want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_token_is_heard_only_where_it_has_weight() -> None:
+    generator, ids = model({"cross": 5}), torch.randint(11, (2, 3, FRAMES))
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    x, bias = torch.randn(2, 2, 5), torch.zeros(2, 2, FRAMES)
+    bias[:, 0, 9:] = -torch.inf
+    bias[:, 1, :9] = -torch.inf
+    timed = read(generator, ids, Fused(Tokens(x, mask, bias)))[1]
+    first = read(generator, ids, Fused(Tokens(x[:, :1], mask[:, :1])))[1]
+    torch.testing.assert_close(timed[:, :9], first[:, :9], atol=1e-5, rtol=1e-4)  # the output of step t predicts frame t
+    assert (timed[:, 9:] - first[:, 9:]).abs().flatten(2).amax(-1).min() > 1e-3
+    silent = read(generator, ids, Fused(Tokens(x, mask, torch.full((2, 2, FRAMES), -torch.inf))))[1]
+    torch.testing.assert_close(silent, read(generator, ids, Fused())[1])
+    weak = read(generator, ids, Fused(Tokens(x, mask, bias.clamp(min=-30))))[1]
+    torch.testing.assert_close(weak, timed, atol=1e-4, rtol=1e-3)
+
+
+def test_places_in_cross_count_what_is_real() -> None:
+    generator, ids = model({"cross": 5}, cross_positions=2.0), torch.randint(11, (1, 3, FRAMES))
+    x = torch.randn(1, 3, 5)
+    alone = read(generator, ids, Fused(Tokens(x, torch.ones(1, 3, dtype=torch.bool))))[1]
+    gaps = Tokens(x.new_full((1, 6, 5), 9.0), torch.tensor([[False, True, False, True, True, False]]))
+    gaps.x[:, [1, 3, 4]] = x
+    torch.testing.assert_close(read(generator, ids, Fused(gaps))[1], alone, atol=1e-5, rtol=1e-4)
+    turned = read(generator, ids, Fused(Tokens(x.flip(1), torch.ones(1, 3, dtype=torch.bool))))[1]
+    assert (turned - alone).abs().max() > 1e-2  # order matters now
