@@ -224,7 +224,7 @@ def test_grid_follows_from_the_strides() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("norm", "time_group_norm", "whole clip"),
+        ("norm", "layer_norm", "norm"),
         ("widths", (4, 8), "one more entry than strides (4), got 2"),
         ("residual_layers", (1, 1), "as many entries as strides (3), got 2"),
         ("filters", 1, "less than compress (2)"),

@@ -117,6 +117,33 @@ def test_biases_and_attention_of_torch(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[name], x, atol=1e-3, rtol=2e-3)  # those before were half
 
 
+@pytest.mark.parametrize(("flag", "bias"), [("bias_ff", "self_attn.in_proj"), ("bias_attn", "linear1")])
+def test_biases_are_exactly_those_of_the_config(tmp_path: Path, flag: str, bias: str) -> None:
+    model = audiocraft_folder(tmp_path, **{f"transformer_lm__{flag}": True})
+    refused(tmp_path, "is missing", f"{flag} (True)")
+    extra = f"transformer.layers.0.{bias}{'.' if 'linear' in bias else '_'}bias"
+    state = audiocraft_lm(model)
+    ours = {"bias_ff": ("linear1", "linear2"), "bias_attn": ("self_attn.in_proj_weight", "self_attn.out_proj")}[flag]
+    ours += ("cross_attention.in_proj_weight", "cross_attention.out_proj") if flag == "bias_attn" else ()
+    for i in range(2):
+        for name in ours:
+            weight = f"transformer.layers.{i}.{name if name.endswith('weight') else f'{name}.weight'}"
+            state[weight.removesuffix("weight") + "bias"] = torch.zeros(len(state[weight]))
+    repacked(tmp_path, best_state=state)
+    cadenza.load(tmp_path, device="cpu")
+    repacked(tmp_path, best_state=state | {extra: torch.zeros(48 if "in_proj" in bias else 24)})
+    refused(tmp_path, "is unknown")
+
+
+@pytest.mark.parametrize("key", ["norm_first", "causal", "activation"])
+def test_what_means_another_model_when_it_is_missing(tmp_path: Path, key: str) -> None:
+    audiocraft_folder(tmp_path)
+    config = yaml.safe_load(torch.load(tmp_path / "state_dict.bin", weights_only=True)["xp.cfg"])
+    del config["transformer_lm"][key]
+    repacked(tmp_path, **{"xp.cfg": yaml.safe_dump(config)})
+    refused(tmp_path, f"transformer_lm.{key}: is missing")
+
+
 @pytest.mark.parametrize(
     ("pattern", "want"),
     [
@@ -146,6 +173,7 @@ def test_patterns(tmp_path: Path, pattern: dict[str, Any], want: dict[str, Any])
         ("transformer_lm__layer_scale", 1e-4, "transformer_lm.layer_scale"),
         ("transformer_lm__qk_layer_norm", True, "transformer_lm.qk_layer_norm: True"),
         ("transformer_lm__kv_repeat", 2, "transformer_lm.kv_repeat: 2"),
+        ("transformer_lm__past_context", 0, "transformer_lm.past_context: 0"),
         ("transformer_lm__past_context", 100, "transformer_lm.past_context: 100"),
         ("transformer_lm__activation", "relu", "transformer_lm.activation: 'relu'"),
         ("transformer_lm__rotary_magic", 3, "transformer_lm.rotary_magic: 3 is a setting that this release does not know"),

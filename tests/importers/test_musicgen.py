@@ -24,6 +24,13 @@ STEREO = {
     "audio__pad_mode": "constant",
 }
 DEEP = {"text__num_layers": 3, "decoder__hidden_size": 24, "decoder__num_hidden_layers": 3, "decoder__num_attention_heads": 3}
+ODD = {  # odd widths of heads and model, one codebook on each side, and settings that change nothing there
+    **{"decoder__hidden_size": 15, "decoder__num_attention_heads": 3, "decoder__ffn_dim": 37, "decoder__scale_embedding": True},
+    **{"text__feed_forward_proj": "gated-silu", "text__relative_attention_num_buckets": 8, "text__d_kv": 2},
+    **{"text__relative_attention_max_distance": 16, "text__tie_word_embeddings": False, "text__layer_norm_epsilon": 1e-5},
+    **{"decoder__num_codebooks": 2, "decoder__audio_channels": 2, "audio__target_bandwidths": [0.4]},
+    **{"audio__use_causal_conv": True, "audio__chunk_length_s": 0.05, "audio__overlap": 0.01},
+}
 
 
 def theirs(model: Any, system: System, texts: list[str], codes: Tensor) -> Tensor:
@@ -46,7 +53,7 @@ def ours(system: System, texts: list[str], codes: Tensor) -> Tensor:
     return system.generator(sequence, fused, pattern.frame.expand(len(codes), -1, -1)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("changes", [{}, WIDE, STEREO, DEEP], ids=["plain", "wide text", "stereo", "deep"])
+@pytest.mark.parametrize("changes", [{}, WIDE, STEREO, DEEP, ODD], ids=["plain", "wide text", "stereo", "deep", "odd"])
 def test_logits_codes_and_sound_are_theirs(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = musicgen_folder(tmp_path / "m", **changes)
     system = cadenza.load(tmp_path / "m", device="cpu")
@@ -79,6 +86,8 @@ def test_what_it_generates_by_default(tmp_path: Path) -> None:
     system = cadenza.load(tmp_path, device="cpu")
     assert system.spec.defaults.sampling == {"temperature": 0.0} and system.spec.defaults.guidance == 1.0
     assert system.spec.defaults.seconds == pytest.approx((20 + 1 - 3) / 100)
+    change(tmp_path / "generation_config.json", forced_decoder_ids=None, return_legacy_cache=True)  # as older releases wrote
+    assert cadenza.load(tmp_path, device="cpu").spec.defaults == system.spec.defaults
     (tmp_path / "generation_config.json").unlink()
     assert cadenza.load(tmp_path, device="cpu").spec.defaults.guidance == 3.0
 
@@ -127,7 +136,6 @@ def test_positions_that_old_releases_stored(tmp_path: Path) -> None:
     ("place", "value", "said"),
     [
         ("decoder__activation_function", "relu", "decoder.activation_function: 'relu'"),
-        ("decoder__scale_embedding", True, "decoder.scale_embedding: True"),
         ("decoder__num_codebooks", 4, "num_codebooks"),
         ("decoder__vocab_size", 32, "decoder.pad_token_id: 16 is not the id after the last code; only 32"),
         ("decoder__pad_token_id", 0, "decoder.pad_token_id: 0"),
@@ -158,7 +166,7 @@ def test_all_mistakes_of_a_config_at_once(tmp_path: Path) -> None:
     change(
         tmp_path / "config.json",
         decoder__activation_function="relu",
-        decoder__scale_embedding=True,
+        decoder__tie_word_embeddings=True,
         text_encoder__model_type="x",
     )
     with pytest.raises(CheckpointError, match="3 settings cannot be honoured"):
@@ -167,7 +175,7 @@ def test_all_mistakes_of_a_config_at_once(tmp_path: Path) -> None:
     change(
         tmp_path / "config.json",
         decoder__activation_function="gelu",
-        decoder__scale_embedding=False,
+        decoder__tie_word_embeddings=False,
         text_encoder__model_type="t5",
     )
     with pytest.raises(CheckpointError, match="(?s)generation_config.json.num_beams: 4.*eos_token_id: 3"):

@@ -89,7 +89,9 @@ def test_audiocrafts_weights_have_their_places(name: str) -> None:
         key: list(x.shape) for key, x in part(wanted, "conditioners.prompt.out.").items()
     }
     layout = lm_layout(language.depth, language.codebooks, cross=True)
-    ours = layout.ours(in_transformers(state, bias=False, source=name), part(wanted, "generator."), source=name)
+    ours = layout.ours(
+        in_transformers(state, forward=False, attention=False, source=name), part(wanted, "generator."), source=name
+    )
     assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in part(wanted, "generator.").items()}
 
 

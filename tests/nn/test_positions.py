@@ -24,6 +24,11 @@ def test_sinusoids_by_hand() -> None:
     torch.testing.assert_close(row[1], torch.tensor(want))
 
 
+def test_an_odd_width_ends_in_zero() -> None:
+    row = sinusoids(torch.tensor([[7]]), 7)[0, 0]
+    assert torch.equal(row, torch.cat([sinusoids(torch.tensor([[7]]), 6)[0, 0], torch.zeros(1)]))
+
+
 def test_rotation_is_multiplication_by_unit_complex_numbers() -> None:
     x = torch.randn(1, 2, 5, 8, dtype=torch.float64)
     positions = torch.tensor([[0, 3, 4, 10, 500]])

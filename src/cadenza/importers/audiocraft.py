@@ -95,9 +95,14 @@ def _spec(held: Package, codec: Compression) -> SystemSpec:
 def _generator(lm: Section) -> dict[str, Any]:
     """The language model's spec, with `rows` and `bins`."""
     lm.without_effect((*_TRAINING, *_COMPUTING))
-    for key, only in {"norm_first": True, "causal": True}.items():
-        lm.expect(key, only)
-    for key in ("layer_scale", "past_context", "attention_dropout", "layer_drop", "layer_dropout"):
+    for key, only in {"norm_first": True, "causal": True, "activation": "gelu"}.items():
+        if key in lm:
+            lm.expect(key, only)
+        else:
+            lm.refuse(key, f"is missing, which there means another model than with {only!r}, the only one that can be loaded")
+    for key in ("layer_scale", "past_context"):
+        lm.expect(key, None)
+    for key in ("attention_dropout", "layer_drop", "layer_dropout"):
         lm.expect(key, None, 0.0, 0)
     for key in ("xpos", "qk_layer_norm", "qk_layer_norm_cross", "bias_proj", "cross_attention_pos_emb"):
         lm.expect(key, False, None)
@@ -105,7 +110,6 @@ def _generator(lm: Section) -> dict[str, Any]:
     lm.expect("positional_scale", 1.0, 1)
     lm.expect("max_period", 10000, 10000.0)
     lm.expect("kv_repeat", 1)
-    lm.expect("activation", "gelu")
     lm.expect("norm", "layer_norm", "layer_norm_fp32")
     for key in [key for key in lm.left() if key.startswith(("spectral_norm_", "residual_balancer_"))]:
         lm.expect(key, None, False, 0, 0.0)  # of old exports
@@ -115,7 +119,7 @@ def _generator(lm: Section) -> dict[str, Any]:
         "depth": lm.take("num_layers", int),
         "heads": lm.take("num_heads", int),
         "mlp": float(lm.take("hidden_scale", (float, int), 4)),
-        "bias": lm.take("bias_ff", bool, True) | lm.take("bias_attn", bool, True),
+        "bias": any(_biased(lm)),
         "dropout": lm.take("dropout", (float, int), 0.0),
         "positions": "sinusoidal",
         "end_of_sequence": False,
@@ -123,6 +127,11 @@ def _generator(lm: Section) -> dict[str, Any]:
         "rows": lm.take("n_q", int),
         "bins": lm.take("card", int),
     }
+
+
+def _biased(lm: Section) -> tuple[bool, bool]:
+    """Whether the feed-forward has biases, and whether attention has."""
+    return lm.take("bias_ff", bool, True), lm.take("bias_attn", bool, True)
 
 
 def _pattern(section: Section, lm: Section, rows: int) -> dict[str, Any]:
@@ -183,7 +192,8 @@ def _read(held: Package, codec: Compression, spec: SystemSpec, card: Card) -> St
     generator: Any = spec.generator
     wanted, state = wanted_of(spec), dict(held.weights)
     ours = text_weights(state, spec, wanted, source=source)
-    lm = in_transformers(state, bias=generator.bias, source=source)
+    forward, attention = _biased(Section(held.config["transformer_lm"], source=source))
+    lm = in_transformers(state, forward=forward, attention=attention, source=source)
     layout = lm_layout(generator.depth, spec.codec.grid.rows, cross=bool(spec.fusion.cross), bias=generator.bias)
     ours |= {f"generator.{name}": x for name, x in layout.ours(lm, part(wanted, "generator."), source=source).items()}
     mono, stem = mono_of(spec.codec)
@@ -209,19 +219,19 @@ _NAMES = (  # AudioCraft's -> transformers'
 _FUSED = re.compile(r"transformer\.layers\.(\d+)\.(self_attn|cross_attention)\.in_proj_(weight|bias)")
 
 
-def in_transformers(state: Mapping[str, Tensor], *, bias: bool, source: str) -> dict[str, Tensor]:
-    """AudioCraft's language model by transformers' names; a bias that only some layers have is zero in the others."""
+def in_transformers(state: Mapping[str, Tensor], *, forward: bool, attention: bool, source: str) -> dict[str, Tensor]:
+    """AudioCraft's language model by transformers' names; where only one kind of layer has a bias, it is zero in the other."""
     found: dict[str, Tensor] = {}
     for old, x in state.items():
         name = old.replace(".mha.", ".")  # where attention was torch's own
         if fused := _FUSED.fullmatch(name):
-            attention = "self_attn" if fused[2] == "self_attn" else "encoder_attn"
+            there = "self_attn" if fused[2] == "self_attn" else "encoder_attn"
             if x.shape[0] % 3:
                 raise CheckpointError(
                     f"{source}: {old} is {list(x.shape)}, which is not queries, keys and values; export it again"
                 )
             found |= {
-                f"model.decoder.layers.{fused[1]}.{attention}.{kind}_proj.{fused[3]}": each
+                f"model.decoder.layers.{fused[1]}.{there}.{kind}_proj.{fused[3]}": each
                 for kind, each in zip("qkv", x.chunk(3), strict=True)
             }
             continue
@@ -229,8 +239,15 @@ def in_transformers(state: Mapping[str, Tensor], *, bias: bool, source: str) -> 
         if new in found:
             raise CheckpointError(f"{source}: {old} is there under two names; export the model again")
         found[new] = x
-    if bias:
-        for name, x in list(found.items()):
-            if re.search(r"(_proj|fc\d)\.weight$", name):
-                found.setdefault(name.removesuffix("weight") + "bias", x.new_zeros(x.shape[0]))
+    biases = [name.removesuffix("weight") + "bias" for name in found if re.search(r"(_proj|fc\d)\.weight$", name)]
+    own = [name for name in biases if (forward if ".fc" in name else attention)]
+    if wrong := sorted(set(own) ^ (found.keys() & set(biases))):
+        raise CheckpointError(
+            f"{source}: {wrong[0]} {'is missing' if wrong[0] in own else 'is unknown'}: the weights are not those that bias_ff "
+            f"({forward}) and bias_attn ({attention}) describe; take weights and config from one model"
+        )
+    if own:
+        for name in biases:
+            weight = found[name.removesuffix("bias") + "weight"]
+            found.setdefault(name, weight.new_zeros(len(weight)))
     return found

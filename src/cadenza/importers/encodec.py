@@ -82,7 +82,7 @@ def spec_of(config: Mapping[str, Any], *, source: str) -> EncodecSpec:
         fields["codebooks"] = int(1000 * bandwidths[-1] // (whole_rate * math.ceil(math.log2(max(bins, 2)))))
         if fields["codebooks"] < 1:
             section.refuse("target_bandwidths", f"the last, {bandwidths[-1]} kbit/s, is not enough for one codebook")
-    _refuse_impossible(section, fields, norm="norm_type", causal="use_causal_conv")
+    _refuse_impossible(section, fields, causal="use_causal_conv")
     section.all_seen()
     section.close()
     if chunk is not None:
@@ -145,7 +145,9 @@ def spec_of_audiocraft(config: Any, *, source: str) -> EncodecSpec:
         "trim_right_ratio": decoder.take("trim_right_ratio", float, 1.0),
         "normalize": model.take("renormalize", bool, False),
     }
-    _refuse_impossible(net, fields, norm="norm", causal="causal")
+    if causal and fields["norm"] == "time_group_norm":
+        net.refuse("norm", "'time_group_norm' looks at the whole clip, which causal forbids there")
+    _refuse_impossible(net, fields, causal="causal")
     for section in (model, net, encoder, decoder, books):
         section.all_seen()
     model.close()
@@ -319,10 +321,8 @@ def _same_as(net: Section, side: Section) -> None:
             side.refuse(key, f"{side.data[key]!r} differs from seanet.{key} ({net.data[key]!r}); both sides must be the same")
 
 
-def _refuse_impossible(section: Section, fields: Mapping[str, Any], *, norm: str, causal: str) -> None:
+def _refuse_impossible(section: Section, fields: Mapping[str, Any], *, causal: str) -> None:
     """Refuses, by their foreign names, values that do not go together."""
-    if fields["causal"] and fields["norm"] == "time_group_norm":
-        section.refuse(norm, f"'time_group_norm' looks at the whole clip, which {causal} forbids")
     if not fields["causal"] and fields["trim_right_ratio"] != 1.0:
         section.refuse("trim_right_ratio", f"{fields['trim_right_ratio']} is only defined where {causal} is true")
 

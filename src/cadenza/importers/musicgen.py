@@ -45,14 +45,15 @@ _NOT_SAMPLED = {  # what generation could be told and ours is not -> the value a
     **dict.fromkeys(("bad_words_ids", "force_words_ids", "constraints", "sequence_bias", "suppress_tokens"), None),
     **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "stop_strings"), None),
     **dict.fromkeys(("exponential_decay_length_penalty", "min_new_tokens", "max_time", "watermarking_config"), None),
-    **dict.fromkeys(("dola_layers", "eos_token_id"), None),
+    **dict.fromkeys(("dola_layers", "eos_token_id", "forced_decoder_ids"), None),
 }
 _NO_MATTER = frozenset(  # of a generation config: how it computes, not what
     "_from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind "
     "cache_config cache_implementation compile_config continuous_batching_config disable_compile is_assistant "
     "low_memory max_cache_len max_matching_ngram_size num_assistant_tokens num_assistant_tokens_schedule output_attentions "
     "output_hidden_states output_logits output_scores prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values "
-    "renormalize_logits return_dict_in_generate speculation_type target_lookbehind token_healing transformers_version "
+    "renormalize_logits return_dict_in_generate return_legacy_cache speculation_type target_lookbehind token_healing "
+    "transformers_version "
     "use_cache use_mtp early_stopping length_penalty num_return_sequences".split()
 )
 
@@ -83,7 +84,8 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
     audio.expect("normalize", False, None, why="gives clips a loudness factor that a language model cannot write")
     audio.expect("audio_channels", 1, why="channels are not what the language model of a mono codec speaks of")
     whole.close()
-    codec = encodec.spec_of(audio.data, source=audio.source)
+    in_one = {"chunk_length_s": None, "overlap": None}  # as codes that are generated are decoded there too
+    codec = encodec.spec_of({**audio.data, **in_one}, source=audio.source)
     rows = codec.grid.rows * channels
     if rows != generator.pop("rows") or codec.grid.cardinality != generator.pop("bins"):
         decoder.refuse(
@@ -116,9 +118,8 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
 
 def _generator(decoder: Section) -> tuple[dict[str, Any], int]:
     """The language model's spec with `rows` and `bins`, and the channels it writes."""
-    decoder.without_effect({*GENERAL, *_TRAINING, "max_position_embeddings"} - {"tie_word_embeddings"})
+    decoder.without_effect({*GENERAL, *_TRAINING, "max_position_embeddings", "scale_embedding"} - {"tie_word_embeddings"})
     decoder.expect("activation_function", "gelu")
-    decoder.expect("scale_embedding", False)
     decoder.expect("pruned_heads", {}, None)
     decoder.expect("tie_word_embeddings", False, None)
     bins = decoder.take("vocab_size", int, 2048)

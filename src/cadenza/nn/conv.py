@@ -141,8 +141,4 @@ def _weight_normed(conv: Any, style: ConvStyle) -> Any:
 
 
 def _output_norm(channels: int, style: ConvStyle) -> nn.Module:
-    if style.norm != "time_group_norm":
-        return nn.Identity()
-    if style.causal:
-        raise ValueError("time_group_norm looks at the whole clip, so it cannot be causal")
-    return TimeGroupNorm(channels)
+    return TimeGroupNorm(channels) if style.norm == "time_group_norm" else nn.Identity()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Rotation(NamedTuple):
@@ -18,10 +19,10 @@ class Rotation(NamedTuple):
 
 
 def sinusoids(positions: Int[Tensor, "b n"], width: int, base: float = 10000.0) -> Float[Tensor, "b n d"]:
-    """[cos | sin] of positions over geometric frequencies from 1 down to 1 / base, in float32."""
+    """[cos | sin] of positions over geometric frequencies from 1 down to 1 / base, in float32; then 0 where `width` is odd."""
     half = width // 2
     phase = positions[..., None] * base ** -(torch.arange(half, device=positions.device) / max(half - 1, 1))
-    return torch.cat([phase.cos(), phase.sin()], -1)
+    return F.pad(torch.cat([phase.cos(), phase.sin()], -1), (0, width % 2))
 
 
 def rotations(positions: Int[Tensor, "b n"], width: int, base: float = 10000.0) -> Rotation:
