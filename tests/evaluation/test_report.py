@@ -47,9 +47,12 @@ class Oracle:
     def __call__(self, audio: Audio) -> list[Estimate]:
         none = torch.zeros(12, dtype=torch.long)
         return [
-            Estimate(float(w[0]) * 1000, round(float(w[1]) * 100), w[2 : 2 + len(FAMILIES)] + 0.1, 0, none, none)
+            Estimate(
+                float(w[0]) * 1000, round(float(w[1]) * 100), w[2 : 2 + len(FAMILIES)] + 0.1, 0, none, none,
+                seconds=len(w) / RATE,
+            )
             for w in audio.wave[:, 0]
-        ]
+        ]  # fmt: skip
 
 
 @dataclass
@@ -131,37 +134,44 @@ def player(corpus: Path, **fields: Any) -> Player:
 
 
 def measured(system: Player, corpus: Path, out: Path, **fields: Any) -> report.Report:
-    return report.evaluate(cast(System, system), corpus, out=out, **fields)
+    extent = report.Extent(**{name: fields.pop(name) for name in ("clips", "seeds", "settings") if name in fields})
+    return report.evaluate(cast(System, system), corpus, out=out, extent=extent, **fields)
 
 
 def test_a_system_that_obeys_has_adherence_one(corpus, tmp_path):
     found = measured(player(corpus), corpus, tmp_path / "out", clips=15, seeds=(0, 1))
-    assert found.clips == 15 and set(found.scores) == {"nothing", "text", "both", "values", "hand"}
-    for setting in ("text", "values", "both", "hand"):
+    alone, without = {"nothing", "text", "tempo", "key"}, {"all-but-text", "all-but-tempo", "all-but-key"}
+    assert found.clips == 15 and set(found.scores) == alone | without | {"hand", "all"}
+    for setting, attributes in {"tempo": ["tempo"], "key": ["key"]}.items():
+        assert set(found.scores[setting]) == {*attributes, "duration"}
+    for setting in ("text", "all-but-text", "all", "hand"):
         for attribute in ("tempo", "key"):
             one = found.scores[setting][attribute]
             assert one.adherence.a.value == pytest.approx(1), (setting, attribute)
     assert found.scores["text"]["family"].adherence.a.value == pytest.approx(1)
     assert found.scores["text"]["tempo"].asked == 15 and found.scores["hand"]["tempo"].asked < 60
-    effect = found.scores["values"]["key"].effect
+    effect = found.scores["key"]["key"].effect
     assert effect is not None and effect.low > 0.5  # six keys: without the control one in six is right by chance
-    beside_text = found.scores["both"]["key"].effect
+    beside_text = found.scores["all"]["key"].effect
     assert beside_text is not None and beside_text.value == 0  # the text said it already
+    assert set(found.changes) == {"prompt", "tempo", "key"} and set(found.changes["key"]) == {"tempo", "family"}
+    assert found.changes["key"]["tempo"].value == 0
+    assert set(found.off.values()) == {0.0}
 
 
 def test_a_deaf_system_has_adherence_zero(corpus, tmp_path):
     found = measured(player(corpus, obeys=0.0), corpus, tmp_path / "out", clips=40)
-    for setting in ("text", "values", "both", "hand"):
+    for setting in ("text", "tempo", "key", "all-but-text", "all", "hand"):
         for attribute, one in found.scores[setting].items():
-            if attribute == "pace":
-                continue  # no caption of this corpus says it, so nobody knows its ceiling
+            if attribute in {"pace", "duration"}:
+                continue  # no caption of this corpus says the pace, so nobody knows its ceiling; all clips are as long
             assert abs(one.adherence.a.value) < 0.35, (setting, attribute)  # three standard errors of 40 clips
             assert one.effect is None or abs(one.effect.value) < 0.35, (setting, attribute)
 
 
 def test_a_system_that_obeys_half_the_time_lies_between(corpus, tmp_path):
     found = measured(player(corpus, obeys=0.5, conditioners=("tempo",)), corpus, tmp_path / "out", clips=40, seeds=(0, 1))
-    a = found.scores["values"]["tempo"].adherence.a
+    a = found.scores["tempo"]["tempo"].adherence.a
     assert a.low < 0.5 < a.high and a.high - a.low < 0.5
 
 
@@ -184,15 +194,24 @@ def test_what_was_made_is_not_made_again_and_files_are_whole(corpus, tmp_path):
 def test_another_system_does_not_find_its_clips_there(corpus, tmp_path):
     measured(player(corpus, conditioners=("tempo",)), corpus, tmp_path / "out", clips=5)
     deaf = player(corpus, obeys=0.0, conditioners=("tempo",))
-    assert measured(deaf, corpus, tmp_path / "out", clips=5).scores["values"]["tempo"].adherence.score.value < 0.5
+    assert measured(deaf, corpus, tmp_path / "out", clips=5).scores["tempo"]["tempo"].adherence.score.value < 0.5
     assert len(deaf.made) >= 10
 
 
 def test_only_controls_that_are_there_are_asked(corpus, tmp_path):
     found = measured(player(corpus, conditioners=("key",)), corpus, tmp_path / "out", clips=10)
-    assert set(found.scores) == {"nothing", "values"} and set(found.scores["values"]) == {"key"}
-    with pytest.raises(RequestError, match="melody"):
-        measured(player(corpus, conditioners=("melody",)), corpus, tmp_path / "out", clips=10)
+    assert set(found.scores) == {"nothing", "key"} and set(found.scores["key"]) == {"key", "duration"}
+    with pytest.raises(RequestError, match="drums"):
+        measured(player(corpus, conditioners=("drums",)), corpus, tmp_path / "out", clips=10)
+
+
+def test_only_the_settings_that_are_wanted_are_made(corpus, tmp_path):
+    system = player(corpus)
+    found = measured(system, corpus, tmp_path / "out", clips=5, settings=("alone", "all"))
+    assert list(found.scores) == ["nothing", "text", "tempo", "key", "all"]
+    assert found.scores["all"]["key"].effect is None, "there is nothing beside it"
+    with pytest.raises(RequestError, match="Did you mean 'tempo'"):
+        measured(system, corpus, tmp_path / "out", clips=5, settings=("temp",))
 
 
 def test_what_a_text_conditioner_alone_is_worth_is_asked_without_reading(tmp_path):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 DRAWS = 2000
-_LEAST = 0.02  # a ceiling less than this above chance leaves nothing to measure
+LEAST = 0.02  # a ceiling less than this above chance leaves nothing to measure
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,25 @@ class Adherence:
 
 
 def pairings(
-    outputs: Sequence[Sequence[Any]], requests: Sequence[Any], score: Callable[[Any, Any], float]
-) -> Float[Tensor, "seeds n m"]:
-    """The score of every output against every request: `outputs[seed][clip]`, NaN where a request says nothing."""
-    return torch.tensor([[[score(output, request) for request in requests] for output in clips] for clips in outputs])
+    outputs: Sequence[Sequence[Any]],
+    requests: Sequence[Any],
+    score: Callable[[Any, Any], float],
+    *,
+    others: int | None = None,
+) -> Float[Tensor, "seeds n n"]:
+    """The score of every output against its request and all others, or so many that follow it: `outputs[seed][clip]`.
+
+    NaN where a request says nothing, and for pairs that are not scored.
+    """
+    n = len(requests)
+    reach = n if others is None else min(n, others + 1)
+    table = torch.full((len(outputs), n, n), math.nan)
+    for seed, clips in enumerate(outputs):
+        for i, output in enumerate(clips):
+            for step in range(reach):
+                j = (i + step) % n
+                table[seed, i, j] = score(output, requests[j])
+    return table
 
 
 def adherence(
@@ -46,9 +61,9 @@ def adherence(
 ) -> Adherence:
     """Adherence from the score of every output against every request.
 
-    The score is the mean of the diagonal. Chance is the mean of all other pairs, which is what shuffling the
-    requests gives in the limit of many shuffles. `reference` holds the scores of the reference renders through the
-    codec. The bounds come from drawing clips and seeds anew, with replacement.
+    The score is the mean of the diagonal. Chance is the mean of all other pairs that were scored, which is what
+    shuffling the requests gives in the limit of many shuffles. `reference` holds the scores of the reference renders
+    through the codec. The bounds come from drawing clips and seeds anew, with replacement.
     """
     table = table.double()
     seeds, clips = table.shape[:2]
@@ -105,7 +120,7 @@ def _pairs(x: Tensor, seeds: Tensor, clips: Tensor) -> Tensor:
 
 def _ratio(score: Tensor, chance: Tensor, ceiling: Tensor) -> Tensor:
     room = ceiling - chance
-    return torch.where(room > _LEAST, (score - chance) / room, math.nan)
+    return torch.where(room > LEAST, (score - chance) / room, math.nan)
 
 
 def _counts(drawn: Tensor, n: int) -> Tensor:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cadenza.evaluation.features import LOWEST, SEMITONES
+from cadenza.evaluation.features import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
 from cadenza.evaluation.labels import NO_MELODY, UNKNOWN, Truth
 from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, Guesses
+from cadenza.evaluation.timed import Chart
 
 TOLERANCE = 0.04  # a tempo is right within 4 % (Gouyon et al. 2006)
 NO_PITCH_CLASS = 12
@@ -18,7 +20,7 @@ NO_PITCH_CLASS = 12
 
 @dataclass(frozen=True)
 class Estimate:
-    """One clip as heard; classes as in `Truth`, but melody as pitch class with 12 for none."""
+    """One clip as heard; classes as in `Truth`, but melody as pitch class with 12 for none; times in seconds."""
 
     tempo: float
     key: int
@@ -26,6 +28,15 @@ class Estimate:
     lead: int
     chords: Int[Tensor, " f"]
     melody: Int[Tensor, " f"]
+    chroma: Int[Tensor, " f"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # the loudest, 12 for none
+    beats: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
+    onsets: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
+    seconds: float = math.nan  # until nothing sounds any more
+
+    @cached_property
+    def chart(self) -> Chart:
+        """Its chords as spans of time."""
+        return Chart.of_frames(self.chords.tolist(), SAMPLE_RATE / PITCH_HOP)
 
 
 def decode(guesses: Guesses, lengths: Sequence[int], thresholds: Float[Tensor, " n"] | None = None) -> list[Estimate]:

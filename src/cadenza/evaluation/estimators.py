@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from cadenza.core.errors import CheckpointError
 from cadenza.core.files import replacing
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.estimates import Estimate, decode
-from cadenza.evaluation.features import hear
+from cadenza.evaluation.features import dominant, hear
 from cadenza.evaluation.network import EstimatorNet
+from cadenza.evaluation.rhythm import beats, onsets, rise
+from cadenza.evaluation.soundness import sounding
 
 FOLDER = Path(__file__).parent / "weights"
 _WEIGHTS, _RECORD = "estimators.safetensors", "estimators.json"
@@ -37,7 +39,17 @@ class Estimators:
         found = []
         for done, clip in enumerate(audio, 1):
             heard = hear(clip)
-            found += decode(self.net(heard), heard.lengths.tolist(), self.thresholds)
+            estimate = decode(self.net(heard), heard.lengths.tolist(), self.thresholds)[0]
+            strength = rise(heard.bands[0])
+            found.append(
+                replace(
+                    estimate,
+                    chroma=dominant(heard.pitch[0]),
+                    beats=beats(strength, estimate.tempo),
+                    onsets=onsets(strength),
+                    seconds=sounding(clip.wave[0], clip.sample_rate),
+                )
+            )
             if progress is not None:
                 progress(done)
         return found

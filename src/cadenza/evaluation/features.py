@@ -18,6 +18,7 @@ SEMITONES, PARTS = 91, 3  # 33 Hz to 6 kHz in thirds of a semitone
 BANDS = 40
 _LONG, _SHORT = 16384, 1024
 _SHORTEST, _Q = 4096, 34.0
+_FAINT = 1e-5  # share of the loudest frame's energy
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ def hear(audio: Audio) -> Heard:
         pitch[i, :, : p.shape[-1]] = p
         bands[i, :, : b.shape[-1]] = b
     return Heard(pitch, bands, lengths)
+
+
+def dominant(pitch: Float[Tensor, "rows f"]) -> Int[Tensor, " f"]:
+    """The pitch class with the most energy in every frame, from 0 for C; 12 where next to nothing sounds."""
+    energy = torch.expm1(pitch).square().unflatten(0, (SEMITONES, PARTS)).sum(1)
+    folded = energy.new_zeros(12, pitch.shape[-1]).index_add(0, (torch.arange(SEMITONES) + LOWEST) % 12, energy)
+    loud = folded.sum(0) > _FAINT * energy.sum(0).amax().clamp(min=1e-6)
+    return torch.where(loud, folded.argmax(0), 12)
 
 
 def _hear(wave: Float[Tensor, " t"]) -> tuple[Float[Tensor, "rows f"], Float[Tensor, "n g"]]:

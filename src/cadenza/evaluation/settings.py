@@ -1,31 +1,45 @@
-"""Settings: the same held-out clips asked for in text, as values, as both, and not at all.
+"""Settings: the same held-out clips asked for with nothing, with each control alone, with all of them, and with all but one.
 
 A system that reads values in its texts is also asked in text without doing so: what its text conditioner alone is worth.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from cadenza.core.errors import DataError, RequestError
+from cadenza.core.spec import near
 from cadenza.data.items import held_out
 from cadenza.data.manifest import Clip, Manifest
+from cadenza.dsp.audio import read
 from cadenza.evaluation.examples import known
+from cadenza.evaluation.features import dominant, hear
 from cadenza.evaluation.wishes import Wish, hand_written, of_caption, of_prompt, of_values
 
-TEXT, VALUES = "prompt", ("tempo", "key")
-BESIDE = {"text": "nothing", "unread": "nothing", "values": "nothing", "both": "text"}  # what a setting's own effect is against
+TEXT, BUT = "prompt", "all-but-"
+VALUES: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # what of a clip's truth is given under which id, None if unknown
+    "tempo": lambda truth: truth.get("tempo"),
+    "key": lambda truth: truth.get("key"),
+    "chords": lambda truth: [tuple(span) for span in truth.get("chords") or ()] or None,
+    "melody": lambda truth: [tuple(note[:3]) for note in truth.get("notes") or () if note[4] == "melody"] or None,
+}
+HAND_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Items to generate, with what each asks for, how long it is to be, and the reference clip if there is one."""
+    """Items to generate, with what each asks for, and how long it is to be; `given` are the controls that are used."""
 
     name: str
     items: list[dict[str, Any]]
     wishes: list[Wish]
     seconds: list[float]
     reads: bool = True  # whether the system may read values in the texts
+    given: frozenset[str] = frozenset()
+    references: bool = True  # whether clip i answers to reference i
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,12 @@ class Reference:
     """A held-out clip with its truth."""
 
     clip: Clip
-    truth: dict[str, Any]
+    truth: dict[str, Any] = field(hash=False)
+
+    @cached_property
+    def chroma(self) -> np.ndarray:
+        """The loudest pitch class at each of the estimators' frames."""
+        return dominant(hear(read(self.clip.audio)).pitch[0]).numpy()
 
 
 def references(manifest: Manifest, count: int) -> list[Reference]:
@@ -46,50 +65,121 @@ def references(manifest: Manifest, count: int) -> list[Reference]:
     return chosen
 
 
-def settings(
-    references: Sequence[Reference], families: Sequence[str], *, controls: Sequence[str], longest: float, reads: bool = False
-) -> list[Setting]:
-    """The settings that a system with these controls can be asked in; always with nothing at all."""
-    seconds = [min(float(reference.truth["seconds"]), longest) for reference in references]
-    nothing = Setting("nothing", [{} for _ in references], [Wish() for _ in references], seconds)
-    values = [{name: reference.truth[name] for name in VALUES if name in controls} for reference in references]
-    wished = [_only(of_values(reference.truth), controls) for reference in references]
-    found = []
-    if TEXT in controls:
-        texts, wishes = zip(*(_caption(i, r.truth, families) for i, r in enumerate(references)), strict=True)
-        found.append(Setting("text", [{TEXT: text} for text in texts], list(wishes), seconds))
-        if reads:
-            found.append(Setting("unread", [{TEXT: text} for text in texts], list(wishes), seconds, reads=False))
+@dataclass(frozen=True)
+class Asking:
+    """What a system may be asked: clips, the families that the estimators know, its controls, its longest clip."""
+
+    references: Sequence[Reference]
+    families: Sequence[str]
+    controls: Sequence[str]
+    longest: float
+    reads: bool = False
+
+    @cached_property
+    def measured(self) -> list[str]:
+        """The controls whose obedience can be measured: those of which some clip's truth says something."""
+        values = [name for name in VALUES if name in self.controls and any(VALUES[name](r.truth) for r in self.references)]
+        return [TEXT, *values] if TEXT in self.controls else values
+
+    @cached_property
+    def seconds(self) -> list[float]:
+        return [min(float(reference.truth["seconds"]), self.longest) for reference in self.references]
+
+    @cached_property
+    def captions(self) -> list[tuple[str, Wish]]:
+        """One of each clip's captions, each in turn, and what it says."""
+        found = []
+        for i, reference in enumerate(self.references):
+            texts, mentions = reference.truth["prompt"], reference.truth["prompt_mentions"]
+            which = i % len(texts)
+            found.append((texts[which], of_caption(texts[which], mentions[which], reference.truth, self.families)))
+        return found
+
+    def setting(self, name: str, given: Collection[str], *, reads: bool = True) -> Setting:
+        """Every clip asked for with these controls."""
+        items, wishes = [], []
+        for i, (reference, seconds) in enumerate(zip(self.references, self.seconds, strict=True)):
+            values = {control: VALUES[control](reference.truth) for control in given if control != TEXT}
+            chroma = reference.chroma if "melody" in given else None
+            wish = of_values(reference.truth, values, seconds=seconds, chroma=chroma)
+            item = {control: value for control, value in values.items() if value is not None}
+            if TEXT in given:
+                text, said = self.captions[i]
+                item, wish = {TEXT: text, **item}, _joined(said, wish)
+            items.append(item)
+            wishes.append(replace(wish, seconds=seconds))
+        return Setting(name, items, wishes, self.seconds, reads, frozenset(given))
+
+    def by_hand(self) -> Setting:
+        """Sixty prompts that stand for no reference."""
         entries = hand_written()
+        wishes = [of_prompt(entry, self.families) for entry in entries]
+        seconds = [min(HAND_SECONDS, self.longest)] * len(entries)
         prompts = [{TEXT: entry["prompt"]} for entry in entries]
-        by_hand = Setting("hand", prompts, [of_prompt(e, families) for e in entries], [min(10.0, longest)] * len(entries))
-        if any(values):
-            items = [{TEXT: text, **given} for text, given in zip(texts, values, strict=True)]
-            found.append(Setting("both", items, [_joined(a, b) for a, b in zip(wishes, wished, strict=True)], seconds))
-        found.append(by_hand)
-    if any(values):
-        found.append(Setting("values", values, wished, seconds))
-    if not found:
+        return Setting("hand", prompts, wishes, seconds, given=frozenset({TEXT}), references=False)
+
+
+def settings(asking: Asking, wanted: Sequence[str] = ()) -> list[Setting]:
+    """The settings of these names, or all that there are; RequestError names one that there is not.
+
+    Where text and values meet, no value is read in the text: then it is known which of the two said it.
+    """
+    controls = asking.measured
+    if not controls:
         raise RequestError(
-            f"none of this system's controls is measured here; there are {', '.join(controls) or 'none'}, "
+            f"none of this system's controls is measured here; there are {', '.join(asking.controls) or 'none'}, "
             f"it takes {TEXT}, {' or '.join(VALUES)}"
         )
-    return [nothing, *found]
+    there = _there(controls, asking.reads)
+    found = []
+    for name in _chosen(there, controls, wanted):
+        given, reads = there[name]
+        found.append(asking.by_hand() if name == "hand" else asking.setting(name, given, reads=reads))
+    return found
 
 
-def _caption(i: int, truth: Mapping[str, Any], families: Sequence[str]) -> tuple[str, Wish]:
-    """One of a clip's captions, each in turn, and what it says."""
-    texts, mentions = truth["prompt"], truth["prompt_mentions"]
-    which = i % len(texts)
-    return texts[which], of_caption(texts[which], mentions[which], truth, families)
+def _there(controls: Sequence[str], reads: bool) -> dict[str, tuple[Sequence[str], bool]]:
+    """Every setting by its name: the controls that are given, and whether values are read in texts."""
+    found: dict[str, tuple[Sequence[str], bool]] = {"nothing": ((), True)}
+    for control in controls:
+        found[said(control)] = [control], True
+    if TEXT in controls:
+        if reads:
+            found["unread"] = [TEXT], False
+        found["hand"] = [TEXT], True
+    if len(controls) > 2:  # with two, all but one is the other alone
+        for control in controls:
+            found[BUT + said(control)] = [other for other in controls if other != control], not reads
+    if len(controls) > 1:
+        found["all"] = controls, not reads
+    return found
 
 
-def _only(wish: Wish, controls: Sequence[str]) -> Wish:
-    """The wish without what the system cannot be told as a value."""
-    return Wish(tempo=wish.tempo if "tempo" in controls else None, key=wish.key if "key" in controls else None)
+def beside(setting: Setting, asked: Sequence[Setting], control: str) -> Setting | None:
+    """The setting without this control and otherwise the same, if it was asked."""
+    if not setting.references or control not in setting.given:
+        return None
+    found = [other for other in asked if other.references and other.given == setting.given - {control}]
+    return next((other for other in found if other.reads == setting.reads), found[0] if found else None)
+
+
+def _chosen(there: Collection[str], controls: Sequence[str], wanted: Collection[str]) -> list[str]:
+    """The names that are wanted, groups taken apart, in the order in which they are there; all where none is named."""
+    together = [name for name in there if name.startswith("all")]
+    groups = {"alone": ["nothing", *map(said, controls)], "together": together}
+    for name in wanted:
+        if name not in there and name not in groups:
+            raise RequestError(f"no setting called '{name}'.{near(name, [*there, *groups])}")
+    found = {one for name in wanted for one in groups.get(name, [name])}
+    return [name for name in there if not wanted or name in found]
+
+
+def said(control: str) -> str:
+    """A control's name in those of settings."""
+    return "text" if control == TEXT else control
 
 
 def _joined(text: Wish, values: Wish) -> Wish:
     """What a text and values say together, the values where both speak."""
-    tempo, key = (getattr(text if getattr(values, name) is None else values, name) for name in VALUES)
-    return replace(text, tempo=tempo, key=key)
+    told = {one.name: getattr(values, one.name) for one in fields(Wish)}
+    return replace(text, **{name: value for name, value in told.items() if value is not None})

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cadenza.dsp.audio import Audio
@@ -44,13 +44,24 @@ def soundness(clips: Sequence[Audio]) -> Soundness:
 def longest_gap(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
     """The longest run of silent twentieths of a second, in seconds."""
     size = max(1, sample_rate // 20)
-    padded = torch.nn.functional.pad(wave.mean(0), (0, -wave.shape[-1] % size))
-    quiet = padded.unflatten(0, (-1, size)).square().mean(-1).sqrt() < 10 ** (QUIET / 20)
     longest = run = 0
-    for silent in quiet.tolist():
+    for silent in _quiet(wave, size).tolist():
         run = run + 1 if silent else 0
         longest = max(longest, run)
     return longest * size / sample_rate
+
+
+def sounding(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
+    """The second at which the last twentieth of a second that is not silent ends, 0 if none is there."""
+    size = max(1, sample_rate // 20)
+    loud = torch.nonzero(~_quiet(wave, size))
+    return min((int(loud[-1]) + 1) * size, wave.shape[-1]) / sample_rate if len(loud) else 0.0
+
+
+def _quiet(wave: Float[Tensor, "c t"], size: int) -> Bool[Tensor, " n"]:
+    """Which stretches of so many samples are silent."""
+    padded = torch.nn.functional.pad(wave.detach().float().cpu().mean(0), (0, -wave.shape[-1] % size))
+    return padded.unflatten(0, (-1, size)).square().mean(-1).sqrt() < 10 ** (QUIET / 20)
 
 
 def _share(values: Sequence[bool]) -> float:

@@ -3,19 +3,22 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from cadenza.data.corpus.vocabulary import INSTRUMENTS, TEMPI
-from cadenza.evaluation.estimates import TOLERANCE, Estimate
+from cadenza.evaluation.estimates import NO_PITCH_CLASS, TOLERANCE, Estimate
+from cadenza.evaluation.features import PITCH_HOP, SAMPLE_RATE
 from cadenza.evaluation.labels import key_class
+from cadenza.evaluation.timed import BEAT, ONSET, Chart, agreement, chart_iou, events_f1, overlap
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Wish:
     """What a request says; None for what it leaves open.
 
     `tempo` is a number of beats a minute and `pace` the range that a word such as 'slow' stands for. `families`
-    are wanted; `open` ones may play or not.
+    are wanted; `open` ones may play or not. `melody` and `chroma` are pitch classes at each of the estimators' frames,
+    12 for none: those of the melody's notes, and the loudest ones of the reference. Times are in seconds.
     """
 
     tempo: float | None = None
@@ -31,6 +35,12 @@ class Wish:
     key: int | None = None
     families: Bool[Tensor, " n"] | None = None
     open: Bool[Tensor, " n"] | None = None
+    chords: Chart | None = None
+    melody: np.ndarray | None = None
+    chroma: np.ndarray | None = None
+    beats: np.ndarray | None = None
+    onsets: np.ndarray | None = None
+    seconds: float | None = None
 
 
 def tempo_met(estimate: Estimate, wish: Wish) -> float:
@@ -61,12 +71,83 @@ def families_met(estimate: Estimate, wish: Wish) -> float:
     return 2 * right / total if total else 1.0
 
 
-ATTRIBUTES = {"tempo": tempo_met, "pace": pace_met, "key": key_met, "family": families_met}
+def beats_met(estimate: Estimate, wish: Wish) -> float:
+    """F1 of the beats within 70 ms."""
+    return math.nan if wish.beats is None else events_f1(estimate.beats.numpy(), wish.beats, BEAT)
 
 
-def of_values(sidecar: Mapping[str, Any]) -> Wish:
-    """The wish that tempo and key given as values express."""
-    return Wish(tempo=float(sidecar["tempo"]), key=key_class(sidecar["key"]))
+def chords_met(estimate: Estimate, wish: Wish) -> float:
+    """The share of time with the right major-minor class."""
+    return math.nan if wish.chords is None else overlap(estimate.chart, wish.chords)
+
+
+def chart_met(estimate: Estimate, wish: Wish) -> float:
+    """Intersection over union of the wanted chords and those heard."""
+    return math.nan if wish.chords is None else chart_iou(estimate.chart, wish.chords)
+
+
+def melody_met(estimate: Estimate, wish: Wish) -> float:
+    """The share of frames with the right melody pitch class, of those in which a melody is wanted (Salamon et al. 2014)."""
+    return math.nan if wish.melody is None else agreement(estimate.melody.numpy(), wish.melody, NO_PITCH_CLASS)
+
+
+def chroma_met(estimate: Estimate, wish: Wish) -> float:
+    """The mean cosine of the loudest pitch classes with the reference's, as MusicGen measures (arXiv:2306.05284)."""
+    return math.nan if wish.chroma is None else agreement(estimate.chroma.numpy(), wish.chroma, NO_PITCH_CLASS)
+
+
+def onsets_met(estimate: Estimate, wish: Wish) -> float:
+    """F1 of all onsets against those of the melody, within 50 ms."""
+    return math.nan if wish.onsets is None else events_f1(estimate.onsets.numpy(), wish.onsets, ONSET)
+
+
+def duration_met(estimate: Estimate, wish: Wish) -> float:
+    """1 less the share of the wanted length by which the sound ends early or late, 0 at worst."""
+    return math.nan if wish.seconds is None else max(0.0, 1 - abs(estimate.seconds - wish.seconds) / wish.seconds)
+
+
+ATTRIBUTES = {
+    "tempo": tempo_met,
+    "pace": pace_met,
+    "beat": beats_met,
+    "key": key_met,
+    "chords": chords_met,
+    "chord IoU": chart_met,
+    "melody": melody_met,
+    "chroma": chroma_met,
+    "onset": onsets_met,
+    "family": families_met,
+    "duration": duration_met,
+}
+
+
+def of_values(
+    sidecar: Mapping[str, Any], controls: Collection[str], *, seconds: float, chroma: np.ndarray | None = None
+) -> Wish:
+    """What the values of these controls ask of a clip of so many seconds; a tempo asks for its beats too."""
+    told = {name for name in controls if sidecar.get(name) is not None}
+    notes = sorted((note for note in sidecar.get("notes") or () if note[4] == "melody"), key=lambda note: note[0])
+    beats = np.array(sidecar.get("beats") or (), float) if "tempo" in told else np.zeros(0)
+    melody = "melody" in controls and bool(notes)
+    frames = math.ceil(seconds * SAMPLE_RATE / PITCH_HOP)
+    return Wish(
+        tempo=float(sidecar["tempo"]) if "tempo" in told else None,
+        key=key_class(sidecar["key"]) if "key" in told else None,
+        beats=beats[beats < seconds] if len(beats) else None,
+        chords=Chart.of(sidecar["chords"]).until(seconds) if "chords" in told else None,
+        melody=_pitch_classes(notes, frames) if melody else None,
+        chroma=chroma[:frames] if melody and chroma is not None else None,
+        onsets=np.unique([note[0] for note in notes if note[0] < seconds]) if melody else None,
+    )
+
+
+def _pitch_classes(notes: Sequence[Sequence[Any]], frames: int) -> np.ndarray:
+    """The pitch class in the middle of each frame, of the note that began last."""
+    middle = (np.arange(frames) + 0.5) * PITCH_HOP / SAMPLE_RATE
+    found = np.full(frames, NO_PITCH_CLASS)
+    for start, end, pitch, *_ in notes:
+        found[(middle >= start) & (middle < end)] = pitch % 12
+    return found
 
 
 def of_caption(text: str, mentions: Sequence[str], sidecar: Mapping[str, Any], families: Sequence[str]) -> Wish:

@@ -11,16 +11,18 @@ from cadenza.core.files import replacing
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.adherence import Interval
 from cadenza.evaluation.charts import draw_pairs, draw_scores
-from cadenza.evaluation.settings import Setting
+from cadenza.evaluation.published import PUBLISHED
+from cadenza.evaluation.scores import SHOWN_BY
+from cadenza.evaluation.settings import BUT, Setting, said
 
 SHOWN = 4  # clips drawn beside their references
 MEANT = {
     "text": "a held-out caption",
     "unread": "the caption, no value read in it",
     "hand": "sixty prompts written by hand",
-    "values": "tempo and key as values, no text",
-    "both": "the caption, with tempo and key as values",
+    "all": "everything together",
     "nothing": "nothing asked",
+    "reference": "the references",
 }
 
 
@@ -32,7 +34,7 @@ def write(
     write_json(report, out / "report.json")
     text(markdown(report), out / "report.md")
     draw_scores(report, out / "adherence.png")
-    first = next(setting for setting in asked if setting.name != "nothing")
+    first = next((setting for setting in asked if setting.given and setting.references), asked[0])
     titles = [str(item.get("prompt") or item) for item in first.items[:SHOWN]]
     draw_pairs(list(made[first.name][:SHOWN]), list(through[:SHOWN]), titles, out / "clips.png")
 
@@ -77,7 +79,7 @@ def markdown(report: Any) -> str:
             a = one.adherence
             effect = "" if one.effect is None else bounded(one.effect)
             row = [
-                MEANT[setting],
+                meant(setting),
                 name,
                 one.asked,
                 bounded(a.a),
@@ -86,11 +88,13 @@ def markdown(report: Any) -> str:
                 number(a.ceiling),
                 effect,
             ]
-            lines.append("| " + " | ".join(map(str, row)) + " |")
-    lines += ["", "| clips | silent | with holes | clipping | loudness |", "|---|---|---|---|---|"]
+            lines.append(_row(row))
+    lines += _controls(report) + _changes(report)
+    lines += ["", "| clips | silent | with holes | clipping | loudness | length off by |", "|---|---|---|---|---|---|"]
     for name, s in report.soundness.items():
         level = f"{s.lufs:.1f} ± {s.lufs_spread:.1f} LUFS"
-        lines.append(f"| {MEANT.get(name, name)} | {s.silent:.1%} | {s.holes:.1%} | {s.clipping:.1%} | {level} |")
+        off = f"{report.off[name]:.2f} s" if name in report.off else ""
+        lines.append(_row([meant(name), f"{s.silent:.1%}", f"{s.holes:.1%}", f"{s.clipping:.1%}", level, off]))
     lines += ["", "Speed: " + ", ".join(f"{value:.1f}× real time {name}" for name, value in report.speed.items()) + "."]
     if report.copies is not None:
         c = report.copies
@@ -100,6 +104,62 @@ def markdown(report: Any) -> str:
             f"the unseen references do (distance below {c.threshold:.3f}; 1 % is expected of music that copies nothing).",
         ]
     return "\n".join(lines) + "\n"
+
+
+def meant(setting: str) -> str:
+    """What a setting is called in a report."""
+    if setting.startswith(BUT):
+        return f"everything but {setting.removeprefix(BUT)}"
+    return MEANT.get(setting, f"{setting} alone")
+
+
+def _controls(report: Any) -> list[str]:
+    """Each attribute as it obeys its control alone and with all others, with own effects in the same unit."""
+    lines = [
+        "",
+        "Each control alone and with all others; own effects divided by ceiling - chance, to be compared with A. Published "
+        "values are of other data, outputs and estimators.",
+        "",
+        "| attribute | control | A alone | own effect alone | A together | own effect together | published |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for attribute, control in SHOWN_BY.items():
+        alone = report.scores.get(said(control), {}).get(attribute)
+        together = report.scores.get("all", {}).get(attribute)
+        if alone or together:
+            cells = [cell for one in (alone, together) for cell in _cells(one)]
+            rows.append(_row([attribute, said(control), *cells, PUBLISHED.get(attribute, "")]))
+    return lines + rows if rows else []
+
+
+def _cells(one: Any) -> tuple[str, str]:
+    """A and the own effect as a part of it."""
+    if one is None:
+        return "", ""
+    effect = "" if one.effect is None or not one.room else number(one.effect.value / one.room)
+    return bounded(one.adherence.a), effect
+
+
+def _changes(report: Any) -> list[str]:
+    """What each control, given with all others, does to what these control."""
+    attributes = [name for name in SHOWN_BY if any(name in row for row in report.changes.values())]
+    if not attributes:
+        return []
+    lines = [
+        "",
+        "What adding a control to all others changes in A of what they control (below 0: it costs them).",
+        "",
+        _row(["added", *attributes]),
+        _row(["---"] * (1 + len(attributes))),
+    ]
+    for control, row in report.changes.items():
+        lines.append(_row([said(control), *(bounded(row[name]) if name in row else "" for name in attributes)]))
+    return lines
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def number(value: float) -> str:

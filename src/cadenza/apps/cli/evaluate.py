@@ -12,19 +12,27 @@ def evaluate(
     clips: Annotated[int, typer.Option(help="Held-out clips whose requests are made, in each setting.")] = 200,
     out: Annotated[Path, typer.Option(help="The folder of the report.")] = Path("evaluation"),
     training: Annotated[Path | None, typer.Option(help="What the model was trained on, to look for copies.")] = None,
+    settings: Annotated[
+        str | None,
+        typer.Option(help="Only these of the settings, such as alone,together; by default all that the model can be asked in."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Clips made of each request.", min=1)] = 1,
     guidance: Annotated[float | None, typer.Option(help="How strongly to follow the controls; the model's own.")] = None,
     codec: Annotated[bool, typer.Option("--codec", help="Measure only what survives the codec.")] = False,
 ) -> None:
     """Measure adherence, copying, loudness and speed, or the codec alone; write JSON, Markdown and plots."""
     from cadenza.apps.api import load
     from cadenza.evaluation.codec import evaluate_codec
+    from cadenza.evaluation.report import Extent
     from cadenza.evaluation.report import evaluate as evaluate_system
 
     system = load(model)
     if codec or system.generator is None:
         evaluate_codec(system, data, out=out, clips=clips, progress=_say)
     else:
-        evaluate_system(system, data, out=out, clips=clips, training=training, guidance=guidance, progress=_say)
+        names = tuple(name.strip() for name in (settings or "").split(",") if name.strip())
+        extent = Extent(clips, tuple(range(seeds)), names)
+        evaluate_system(system, data, out=out, extent=extent, training=training, guidance=guidance, progress=_say)
 
 
 def _say(line: str) -> None:
