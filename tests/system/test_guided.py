@@ -73,23 +73,23 @@ def test_emphasis_and_weights_ask_for_parts(system: System) -> None:
 
 
 def test_a_number_and_its_long_form_are_the_same(system: System) -> None:
-    short = system.frames(ITEM, seconds=0.1, seed=1, guidance=2.5).content
-    long = system.frames(ITEM, seconds=0.1, seed=1, guidance=Guidance(scale=2.5, emphasis={"tempo": 1.0})).content
+    short = system.frames(ITEM, seconds=0.05, seed=1, guidance=2.5).content
+    long = system.frames(ITEM, seconds=0.05, seed=1, guidance=Guidance(scale=2.5, emphasis={"tempo": 1.0})).content
     assert torch.equal(short, long)
     assert Request.of(ITEM, guidance={"scale": 2.5}).guided == Request.of(ITEM, guidance=2.5).guided
 
 
 def test_guidance_of_no_strength_is_none_at_all(system: System) -> None:
     """Where it never holds, the codes are those of scale 1; where it holds throughout, those without a schedule."""
-    plain = system.frames(ITEM, seconds=0.1, seed=1, guidance=1).content
+    plain = system.frames(ITEM, seconds=0.05, seed=1, guidance=1).content
     never = {"scale": 4.0, "schedule": "linear", "strength": (0.0, 0.0)}
-    assert torch.equal(system.frames(ITEM, seconds=0.1, seed=1, guidance=never).content, plain)
-    full = system.frames(ITEM, seconds=0.1, seed=1, guidance=4.0).content
+    assert torch.equal(system.frames(ITEM, seconds=0.05, seed=1, guidance=never).content, plain)
+    full = system.frames(ITEM, seconds=0.05, seed=1, guidance=4.0).content
     always = {"scale": 4.0, "schedule": "cosine", "strength": (1.0, 1.0)}
-    assert torch.equal(system.frames(ITEM, seconds=0.1, seed=1, guidance=always).content, full)
-    late = system.frames(ITEM, seconds=0.1, seed=1, guidance={"scale": 4.0, "interval": (0.5, 1.0)}).content
-    assert torch.equal(late[..., :24], plain[..., :24]) and not torch.equal(late, plain)
-    loose = system.frames(ITEM, seconds=0.1, seed=1, guidance={"scale": 4.0, "rescale": 0.7}).content
+    assert torch.equal(system.frames(ITEM, seconds=0.05, seed=1, guidance=always).content, full)
+    late = system.frames(ITEM, seconds=0.05, seed=1, guidance={"scale": 4.0, "interval": (0.5, 1.0)}).content
+    assert torch.equal(late[..., :11], plain[..., :11]) and not torch.equal(late, plain)
+    loose = system.frames(ITEM, seconds=0.05, seed=1, guidance={"scale": 4.0, "rescale": 0.7}).content
     assert not torch.equal(loose, full)
 
 
@@ -97,7 +97,7 @@ def test_an_item_is_guided_alone_as_in_a_batch(system: System) -> None:
     how = {"scale": 3.0, "emphasis": {"tempo": 2.0}, "interval": (0.2, 0.8), "schedule": "linear", "rescale": 0.5}
     how["negative"] = {"prompt": "noise"}
     items = [ITEM, {"prompt": "drums"}, {"tempo": 100, "prompt": "a much longer text than the others have"}]
-    together = list(system.frames(items, seconds=[0.1, 0.06, 0.08], seed=[1, 2, 3], guidance=how))
-    for i, (item, seconds) in enumerate(zip(items, (0.1, 0.06, 0.08), strict=True)):
+    together = list(system.frames(items, seconds=[0.04, 0.02, 0.03], seed=[1, 2, 3], guidance=how))
+    for i, (item, seconds) in enumerate(zip(items, (0.04, 0.02, 0.03), strict=True)):
         alone = system.frames(item, seconds=seconds, seed=i + 1, guidance=how)
         assert torch.equal(alone.content[0], together[i].content[0])

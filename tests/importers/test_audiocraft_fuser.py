@@ -1,0 +1,53 @@
+"""AudioCraft's fuser groups as fusion; that it means the same is proven by the conformance kit's fuser cases."""
+
+import pytest
+
+from cadenza.core.errors import CheckpointError
+from cadenza.importers.audiocraft_fuser import fusion_of
+from cadenza.importers.section import Section
+from cadenza.system.spec import FusionSpec
+
+NAMES = {"description": "prompt", "genre": "genre", "self_wav": "melody"}
+STEPS = {"align": "steps", "resize": "nearest"}
+
+
+@pytest.mark.parametrize(
+    ("fuser", "want"),
+    [
+        ({"cross": ["genre", "description"], "prepend": ["self_wav"]}, {"cross": ["prompt", "genre"], "prepend": ["melody"]}),
+        ({"prepend": ["self_wav", "description"], "ignore": ["genre"]}, {"prepend": ["melody", "prompt"], "ignore": ["genre"]}),
+        (
+            {"sum": ["genre"], "prepend": None, "cross": ["description"], "input_interpolate": ["self_wav"]},
+            {"cross": ["prompt"], "add": [{"id": "genre", **STEPS}, {"id": "melody", **STEPS}]},
+        ),
+        ({"sum": ["genre"], "cross": ["genre", "description", "self_wav"]}, {"cross": ["prompt", "genre", "melody"]}),
+    ],
+)
+def test_methods_become_slots(fuser: dict, want: dict) -> None:
+    section = Section(fuser, source="fuser")
+    fusion, scale = fusion_of(section, NAMES)
+    section.close()
+    assert FusionSpec.parse(fusion) == FusionSpec.parse(want) and scale == 0
+
+
+@pytest.mark.parametrize(("fields", "scale"), [({}, 0.0), ({"cross_attention_pos_emb_scale": 0.5}, 0.0)])
+def test_positions_have_a_scale_where_they_are_wanted(fields: dict, scale: float) -> None:
+    base = {"cross": list(NAMES), **fields}
+    assert fusion_of(Section(base, source="fuser"), NAMES)[1] == scale
+    wanted = fields.get("cross_attention_pos_emb_scale", 1.0)
+    assert fusion_of(Section({**base, "cross_attention_pos_emb": True}, source="fuser"), NAMES)[1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("fuser", "message"),
+    [
+        ({"cross": ["description", "genre", "self_wav", "text"]}, "names 'text', which is no conditioner"),
+        ({"cross": ["description", "genre"]}, "self_wav: is a condition that no method fuses"),
+        ({"cross": list(NAMES), "crossed": []}, "crossed"),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(fuser: dict, message: str) -> None:
+    section = Section(fuser, source="fuser")
+    fusion_of(section, NAMES)
+    with pytest.raises(CheckpointError, match=message):
+        section.close()
