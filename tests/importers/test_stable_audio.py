@@ -30,11 +30,12 @@ AUTOENCODER = {
         "io_channels": 2,
     },
 }
-CLAP = {"clap_ckpt_path": "/path/to/clap/model.ckpt", "audio_model_type": "HTSAT-base", "enable_fusion": True}
+CLAP: dict[str, Any] = {"clap_ckpt_path": "/path/to/clap/model.ckpt", "audio_model_type": "HTSAT-base", "enable_fusion": True}
 EXAMPLES: list[dict[str, Any]] = [  # of their guide to conditioning
     {"id": "prompt", "type": "t5", "config": {"t5_model_name": "t5-base", "max_length": 77, "project_out": True}},
     {"id": "prompt", "type": "t5gemma", "config": {"model_name": "google/t5gemma-b-b-ul2", "max_length": 128}},
     {"id": "prompt", "type": "clap_text", "config": {**CLAP, "use_text_features": True, "feature_layer_ix": -2}},
+    {"id": "phonemes", "type": "phoneme", "config": {"max_length": 512}},
     {"id": "prompt", "type": "lut", "config": {"tokenizer_name": "t5-base", "max_length": 256, "use_abs_pos_emb": True}},
     {"id": "seconds_start", "type": "int", "config": {"min_val": 0, "max_val": 512}},
     {"id": "seconds_total", "type": "number", "config": {"min_val": 0, "max_val": 512}},
@@ -59,7 +60,7 @@ EXAMPLES: list[dict[str, Any]] = [  # of their guide to conditioning
 ]
 OURS = {"list": "category", "pretransform": "waveform", "clap_text": "clap", "clap_audio": "clap", "t5gemma": "t5"}
 WHOLE = {
-    "configs": [EXAMPLES[0], EXAMPLES[4], EXAMPLES[5]],
+    "configs": [EXAMPLES[0], EXAMPLES[5], EXAMPLES[6]],
     "cond_dim": 768,
     "default_keys": {},
     "pre_encoded_keys": [],
@@ -127,6 +128,8 @@ KEYS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("clap_audio", CLAP, "audio_model_type", "HTSAT-tiny"),
     ("clap_audio", CLAP, "enable_fusion", False),
     ("clap_audio", CLAP, "project_out", True),
+    ("phoneme", {}, "max_length", 512),
+    ("phoneme", {}, "project_out", True),
     ("int", {}, "min_val", 1),
     ("int", {}, "max_val", 511),
     ("int", {}, "output_dim", 2),
@@ -167,7 +170,10 @@ def test_keys_mean_what_they_meant() -> None:
     assert found.conditioners["prompt"].layer == -2 and found.conditioners["prompt"].gives == "tokens"  # type: ignore[attr-defined]
     checkpoint = found.checkpoints["prompt"]
     assert (checkpoint.path, checkpoint.audio_model_type, checkpoint.enable_fusion) == tuple(CLAP.values())
-    codec = conditioning_of(model(EXAMPLES[8])).conditioners["audio_cond"].codec  # type: ignore[attr-defined]
+    assert found.conditioners["prompt"].model == CLAP["clap_ckpt_path"]  # type: ignore[attr-defined]
+    there = conditioning_of(model(EXAMPLES[2]), converted={CLAP["clap_ckpt_path"]: "my-clap"})
+    assert there.conditioners["prompt"].model == "my-clap"  # type: ignore[attr-defined]
+    codec = conditioning_of(model(EXAMPLES[9])).conditioners["audio_cond"].codec  # type: ignore[attr-defined]
     assert (codec.sample_rate, codec.hop, codec.grid.rows, codec.bottleneck) == (44100, 8, 4, "vae")
 
 
@@ -184,6 +190,8 @@ def test_routes_are_slots() -> None:
     routes = {slot: [route.id for route in routes] for slot, routes in fusion.slots().items()}
     assert routes == {"cross": ["b", "a"], "global": ["a", "c"], "prepend": ["a"], "concat": ["d"]}
     assert fusion.concat[0].resize == "nearest"
+    guided = {slot for slot, routes in fusion.slots().items() for route in routes if route.guided}
+    assert guided == {"cross", "prepend"}, "theirs drops nothing else, in training or for guidance"
     assert conditioning_of(model(*NUMBERS)).fusion.ignore == ("a", "b", "c")  # type: ignore[union-attr]
 
 
@@ -228,22 +236,22 @@ def test_values_that_are_encoded_pass() -> None:
         ({"configs": []}, "conditioning.cond_dim: is missing"),
         ({**WHOLE, "configs": [{"id": "a", "type": "number"}]}, r"conditioning.configs[0].config: is missing"),
         (
-            model({**EXAMPLES[5], "config": {"min_value": 1}}),
+            model({**EXAMPLES[6], "config": {"min_value": 1}}),
             "model.conditioning.configs[0].config.min_value: 1 is a setting that this release does not know",
         ),
-        (model(NUMBERS[0], {**EXAMPLES[5], "config": {"min_val": 5, "max_val": 5}}), "model.conditioning.configs[1].config: 1"),
-        (model({**EXAMPLES[5], "config": {"min_val": "0"}}), "configs[0].config.min_val: must be float or int, got '0'"),
-        (model({**EXAMPLES[5], "type": "nmber"}), "configs[0].type: 'nmber' is no known type. Did you mean 'number'?"),
-        (model({**EXAMPLES[5], "type": "causal_lm"}), "configs[0].type: 'causal_lm' needs a causal language model as a text"),
-        (model({**EXAMPLES[5], "type": "sat_clap_text"}), "configs[0].type: 'sat_clap_text' needs their own CLAP"),
-        (model({**EXAMPLES[5], "extra": 1}), "configs[0].extra: 1 is a setting"),
+        (model(NUMBERS[0], {**EXAMPLES[6], "config": {"min_val": 5, "max_val": 5}}), "model.conditioning.configs[1].config: 1"),
+        (model({**EXAMPLES[6], "config": {"min_val": "0"}}), "configs[0].config.min_val: must be float or int, got '0'"),
+        (model({**EXAMPLES[6], "type": "nmber"}), "configs[0].type: 'nmber' is no known type. Did you mean 'number'?"),
+        (model({**EXAMPLES[6], "type": "causal_lm"}), "configs[0].type: 'causal_lm' needs a causal language model as a text"),
+        (model({**EXAMPLES[6], "type": "sat_clap_text"}), "configs[0].type: 'sat_clap_text' needs their own CLAP"),
+        (model({**EXAMPLES[6], "extra": 1}), "configs[0].extra: 1 is a setting"),
         (model(NUMBERS[0], NUMBERS[0]), "configs[1].id: 'a' is the id of another conditioner too"),
         (
             model({**EXAMPLES[0], "config": {"padding_mode": "learned"}}),
             "configs[0].config.padding_mode: 'learned' is another way",
         ),
         (
-            model({**EXAMPLES[5], "config": {"fourier_features_type": "expo"}}),
+            model({**EXAMPLES[6], "config": {"fourier_features_type": "expo"}}),
             "configs[0].config.fourier_features_type: 'expo'",
         ),
         (model(NUMBERS[0], default_keys={"A": "x"}), "model.conditioning.default_keys.A: is no id of a conditioner."),
@@ -255,11 +263,11 @@ def test_values_that_are_encoded_pass() -> None:
             "model.diffusion.cross_attention_cond_ids: names 'inpaint_mask'",
         ),
         (
-            {"cond_dim": 4, "configs": [EXAMPLES[8]]},
+            {"cond_dim": 4, "configs": [EXAMPLES[9]]},
             "conditioning.configs[0].config.use_model_pretransform: there is no pretransform of a model here",
         ),
         (
-            model({**EXAMPLES[8], "config": {**EXAMPLES[8]["config"], "sample_rate": 48000}}),
+            model({**EXAMPLES[9], "config": {**EXAMPLES[9]["config"], "sample_rate": 48000}}),
             "configs[0].config.sample_rate: 48000 is not that of the model, 44100",
         ),
         (
@@ -274,7 +282,7 @@ def test_mistakes_are_named_by_their_place(config: dict[str, Any], mistake: str)
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    said = refused(model({**EXAMPLES[5], "config": {"min_val": "0"}}, {**EXAMPLES[4], "type": "x"}, global_cond_ids=["z"]))
+    said = refused(model({**EXAMPLES[6], "config": {"min_val": "0"}}, {**EXAMPLES[5], "type": "x"}, global_cond_ids=["z"]))
     assert said.startswith("3 settings cannot be honoured")
 
 
@@ -317,7 +325,7 @@ def test_weights_are_all_of_them_and_no_other() -> None:
 
 
 def test_the_codec_may_be_that_of_the_model() -> None:
-    found, parts = given({**EXAMPLES[8], "config": {**EXAMPLES[8]["config"], "output_dim": 4}})
+    found, parts = given({**EXAMPLES[9], "config": {**EXAMPLES[9]["config"], "output_dim": 4}})
     theirs, own = given({**SOUND, "id": "audio_cond", "config": {**AUDIO, "output_dim": 4}})
     codec = {_old(name): x for name, x in own["audio_cond"].codec.state_dict().items()}  # type: ignore[union-attr]
     ours = weights_of(found, parts, {}, source="here", codec=codec)

@@ -25,6 +25,10 @@ _ROUTES = {
     "input_concat_ids": "concat",
     "prepend_cond_ids": "prepend",
 }
+_KEPT: dict[str, dict[str, Any]] = {  # what holds in the unguided half too
+    "global": {"guided": False},
+    "concat": {"guided": False, "resize": "nearest"},
+}
 _RESERVED = ("inpaint_mask", "inpaint_masked_input")  # ids that a diffusion model fills itself
 _LATER = {
     "causal_lm": "a causal language model as a text encoder",
@@ -57,10 +61,13 @@ class Conditioning:
         return _heard(value, rate)
 
 
-def conditioning_of(config: Mapping[str, Any] | str | Path, *, folder: Path | None = None) -> Conditioning:
+def conditioning_of(
+    config: Mapping[str, Any] | str | Path, *, folder: Path | None = None, converted: Mapping[str, str | Path] | None = None
+) -> Conditioning:
     """The conditioning of a model's config: a JSON file, what is in one, its `conditioning`, or an object that holds that.
 
-    Encoders are looked for in `folder`, by default that of the file, then taken for names in the hub.
+    Encoders are looked for in `folder`, by default that of the file, then taken for names in the hub. `converted` are
+    folders made of the checkpoints of CLAP that the config names (`importers.clap.convert`), by those names.
     CheckpointError lists everything that cannot be honoured.
     """
     if not isinstance(config, Mapping):
@@ -72,7 +79,9 @@ def conditioning_of(config: Mapping[str, Any] | str | Path, *, folder: Path | No
     block = whole if "configs" in whole else whole.get("conditioning")
     section = Section(block, source=f"{place}conditioning")
     codec = Section(whole["pretransform"], source=f"{place}pretransform") if "pretransform" in whole else None
-    found = _conditioning(section, Context(folder, codec, config.get("sample_rate")), whole.get("diffusion"), place)
+    found = _conditioning(
+        section, Context(folder, codec, config.get("sample_rate"), converted or {}), whole.get("diffusion"), place
+    )
     section.close()
     return found
 
@@ -146,8 +155,7 @@ def _fusion(section: Section, names: list[str]) -> FusionSpec:
         for name in ids:
             if name not in names and not (slot == "concat" and name in _RESERVED):
                 section.refuse(key, f"names '{name}', which is no id of a conditioner.{near(str(name), names)}")
-        known = [name for name in ids if name in names]
-        slots[slot] = [{"id": name, "resize": "nearest"} for name in known] if slot == "concat" else known
+        slots[slot] = [{"id": name, **_KEPT.get(slot, {})} for name in ids if name in names]
     used = {name for key in _ROUTES for name in section.data.get(key, []) or []}
     return FusionSpec.parse({**slots, "ignore": [name for name in names if name not in used]}, source=section.source)
 

@@ -1,6 +1,6 @@
 """The conditioner types of stable-audio-tools: what each makes of the settings in its JSON."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Context:
     folder: Path | None  # where encoders may lie
     pretransform: Section | None  # that of the model
     sample_rate: int | None  # that of the model
+    converted: Mapping[str, str | Path]  # files of weights that a config names -> folders that were made of them
     width: int = 1
 
     def of(self, width: int) -> "Context":
@@ -62,22 +63,28 @@ def _text_encoder(model: str, settings: Section) -> dict[str, Any]:
 
 
 def _clap_text(settings: Section, context: Context) -> Made:
-    checkpoint = _clap(settings)
+    checkpoint, model = _clap(settings, context)
     features, layer = settings.take("use_text_features", bool, False), settings.take("feature_layer_ix", int, -1)
-    spec = {"type": "clap", "model": checkpoint.path, "reads": "text", "empty": "read", "project": _project(settings)}
+    spec = {"type": "clap", "model": model, "reads": "text", "empty": "read", "project": _project(settings)}
     spec |= {"layer": layer, "pad_to": "max_length"} if features else {}
     return spec | {"train": settings.take("finetune", bool, False)}, checkpoint
 
 
 def _clap_audio(settings: Section, context: Context) -> Made:
-    checkpoint = _clap(settings)
-    spec = {"type": "clap", "model": checkpoint.path, "reads": "audio", "project": _project(settings)}
+    checkpoint, model = _clap(settings, context)
+    spec = {"type": "clap", "model": model, "reads": "audio", "project": _project(settings)}
     return spec | {"train": settings.take("finetune", bool, False)}, checkpoint
 
 
-def _clap(settings: Section) -> Checkpoint:
-    tower = settings.take("audio_model_type", str, "HTSAT-base")
-    return Checkpoint(settings.take("clap_ckpt_path", str), tower, settings.take("enable_fusion", bool, True))
+def _clap(settings: Section, context: Context) -> tuple[Checkpoint, str]:
+    """The file of the towers, and the folder that was made of it, or the same again where there is none yet."""
+    path, tower = settings.take("clap_ckpt_path", str), settings.take("audio_model_type", str, "HTSAT-base")
+    return Checkpoint(path, tower, settings.take("enable_fusion", bool, True)), str(context.converted.get(path, path))
+
+
+def _phoneme(settings: Section, context: Context) -> Made:
+    spec = {"type": "phoneme", "vocabulary": "g2p_en", "positions": False, "max_length": settings.take("max_length", int, 1024)}
+    return spec | {"project": _project(settings) == "always"}, None
 
 
 def _int(settings: Section, context: Context) -> Made:
@@ -148,6 +155,7 @@ TYPES: dict[str, Callable[[Section, Context], Made]] = {
     "int": _int,
     "number": _number,
     "list": _list,
+    "phoneme": _phoneme,
     "lut": _lut,
     "pretransform": _pretransform,
     "source_mix": _source_mix,

@@ -20,6 +20,7 @@ _NAMES = {  # ours -> theirs -> ours
     },
     "category": {"embedder.weight": "table.weight"},
     "lut": {"token_embedder.weight": "table.weight", "abs_pos_emb.emb.weight": "places.weight", **_OUT},
+    "phoneme": {"phoneme_embedder.weight": "table.weight", **_OUT},
     "t5": {"model.shared.weight": "encoder.embed_tokens.weight", **_OUT},
     "waveform": _OUT,
     "clap": _OUT,
