@@ -4,14 +4,17 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import typer
 from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
+from cadenza.apps.cli.values import value
 from cadenza.dsp.audio import read
 from cadenza.system.system import System
 
@@ -138,3 +141,80 @@ def test_in_half_the_memory(generate, monkeypatch):
     monkeypatch.setattr(System, "generate", lambda self, items, **how: made.append(self) or whole(self, items, **how))
     assert generate("slow", "--seconds", 0.1, "--half")[0] == 0
     assert {x.dtype for x in made[0].generator.parameters()} == {torch.bfloat16}
+
+
+@pytest.fixture
+def asked_for(generate, monkeypatch):
+    """The items of a call of `cadenza generate`, of which nothing is generated."""
+
+    def run(*arguments: object, controls: dict[str, str]) -> list[dict]:
+        requests: list[list[dict]] = []
+
+        class Stop(Exception):
+            pass
+
+        def stop(self, items, **_):
+            requests.append(items)
+            raise Stop
+
+        parts = {name: SimpleNamespace(widget=widget) for name, widget in controls.items()}
+        ids = SimpleNamespace(ids=lambda: ["prompt", *controls])
+        system = SimpleNamespace(
+            spec=SimpleNamespace(conditioners=parts), conditioners=ids, card=SimpleNamespace(name="m"),
+            device=SimpleNamespace(type="gpu"), generate=lambda items, **how: stop(None, items, **how),
+        )  # fmt: skip
+        monkeypatch.setattr("cadenza.apps.api.load", lambda *_, **__: system)
+        monkeypatch.setattr(sys, "argv", list(map(str, ["cadenza", "generate", *arguments])))
+        with pytest.raises(Stop):
+            main()
+        return requests[0]
+
+    return run
+
+
+CONTROLS = {
+    "tempo": "number", "key": "choice", "chords": "chords", "melody": "melody", "drums": "drums", "hum": "audio",
+    "mood": "text", "stems": "stems",
+}  # fmt: skip
+
+
+def test_every_control_has_an_option(asked_for, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tone(tmp_path / "hum.wav")
+    options = ["--melody", "hum.wav", "--chords", "Am F C G", "--tempo", "92", "--key", "A minor", "--drums", "[0, 0.5]"]
+    more = ["--condition", "mood=dark", "--set", "hum=hum.wav", "--set", 'stems={"bass": "hum.wav"}']
+    [item] = asked_for("slow", *options, *more, controls=CONTROLS)
+    assert item == {
+        "prompt": "slow", "melody": "hum.wav", "chords": "Am F C G", "tempo": 92.0, "key": "A minor", "drums": [0, 0.5],
+        "mood": "dark", "hum": "hum.wav", "stems": {"bass": "hum.wav"},
+    }  # fmt: skip
+
+
+def test_a_value_may_change_over_time(asked_for):
+    [item] = asked_for(
+        "0-8: piano; 8-end: strings, loud", "--tempo", "0-4:90; 4-8.5: 120", "--chords", "0-2: Am; 2-4: F/A",
+        "--melody", "[[0, 0.5, 60], [0.5, 1, 62]]", "--set", "mood=at 8-10: dark", controls=CONTROLS,
+    )  # fmt: skip
+    assert item["prompt"] == [(0, 8, "piano"), (8, None, "strings, loud")] and item["tempo"] == [(0, 4, 90), (4, 8.5, 120)]
+    assert item["chords"] == [(0, 2, "Am"), (2, 4, "F/A")] and item["melody"] == [[0, 0.5, 60], [0.5, 1, 62]]
+    assert item["mood"] == "at 8-10: dark", "other texts stay as they are"
+
+
+def test_a_control_that_is_not_there_is_said_with_those_that_are(generate):
+    cases = {
+        ("x", "--chords", "Am F"): "no control 'chords'; its controls are: prompt, tempo",
+        ("x", "--set", "tempoo=9"): "Did you mean 'tempo'",
+        ("x", "--tempo", "fast"): "fast is not a number",
+        ("x", "--tempo", "0-4: 90; 4-8: quick"): "quick is not a number",
+        ("x", "--tempo", "90", "--set", "tempo=91"): "'tempo' is set twice",
+        ("x", "--tempo", "[1, 2"): "begins as JSON",
+        ("x", "--tempo", " "): "is empty",
+    }
+    for arguments, complaint in cases.items():
+        status, _, said = generate(*arguments)
+        assert status == 2 and complaint in said, (arguments, said)
+
+
+def test_a_file_that_is_not_there_is_said():
+    with pytest.raises(typer.BadParameter, match="no such file"):
+        value("nowhere.wav", "melody", "--melody")

@@ -1,13 +1,15 @@
 """What the words of a command line ask for: items, with the audio that some of them go on from."""
 
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cadenza.apps.cli.values import number, timeline, value
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ class Asked:
     @property
     def title(self) -> str:
         """What to call it: its prompt, else the name of what it goes on from."""
-        return str(self.item.get("prompt") or (self.continue_from.stem if self.continue_from else ""))
+        prompt = self.item.get("prompt")
+        if isinstance(prompt, list):
+            prompt = ", ".join(str(text) for _, _, text in prompt)
+        return str(prompt or (self.continue_from.stem if self.continue_from else ""))
 
 
 def asked(words: Sequence[str], prompts: Path | None) -> list[Asked]:
@@ -37,23 +42,36 @@ def asked(words: Sequence[str], prompts: Path | None) -> list[Asked]:
     return found
 
 
-def controls(system: "System", pairs: Sequence[str], wanted: Sequence[Asked]) -> dict[str, Any]:
-    """`id=value` pairs, of which no clip that is wanted has the id yet, as the conditioners of those ids take them."""
+def controls(
+    system: "System", pairs: Sequence[str], named: Mapping[str, str | None], wanted: Sequence[Asked]
+) -> dict[str, Any]:
+    """The values of `id=value` pairs and of options named after controls, of which no clip that is wanted has one yet.
+
+    RequestError names a control that the system has not, and those it has.
+    """
+    given = [(name, text, f"--{name}") for name, text in named.items() if text is not None]
+    given += [(*pair(text, "--set"), "--set") for text in pairs]
     found = {}
-    for text in pairs:
-        name, value = pair(text, "--set")
+    for name, text, option in given:
         if name in found or (said := [i for i, one in enumerate(wanted, 1) if name in one.item]):
             where = "is set twice" if name in found else f"has a value in clip {said[0]} already"
-            raise typer.BadParameter(f"'{text}': '{name}' {where}; leave one out", param_hint="--set")
-        widget = system.spec.conditioners[name].widget if name in system.conditioners else "text"
-        found[name] = number(value, text, "--set") if widget == "number" else value
+            raise typer.BadParameter(f"'{text}': '{name}' {where}; leave one out", param_hint=option)
+        if name not in (there := system.conditioners.ids()):
+            close = difflib.get_close_matches(name, there, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            known = ", ".join(there) or "none"
+            raise RequestError(f"{option}: {system.card.name} has no control '{name}'; its controls are: {known}.{hint}")
+        if not text.strip():
+            raise typer.BadParameter("is empty; say a value or leave it out", param_hint=option)
+        part = system.spec.conditioners.get(name)
+        found[name] = value(text, part.widget if part else "text", option)
     return found
 
 
 def settings(pairs: Sequence[str]) -> dict[str, float]:
     """`name=value` pairs of sampling."""
     named = [(text, *pair(text, "--sampling")) for text in pairs]
-    return {name: number(value, text, "--sampling") for text, name, value in named}
+    return {name: number(said, "--sampling", said=text) for text, name, said in named}
 
 
 def pair(text: str, option: str) -> tuple[str, str]:
@@ -62,13 +80,6 @@ def pair(text: str, option: str) -> tuple[str, str]:
     if not equals or not name.strip() or not value.strip():
         raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint=option)
     return name.strip(), value.strip()
-
-
-def number(value: str, text: str, option: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise typer.BadParameter(f"'{text}': {value} is not a number", param_hint=option) from None
 
 
 def _word(word: str) -> Asked:
@@ -83,12 +94,17 @@ def _word(word: str) -> Asked:
     if not there and path.suffix.lower() in (*SUFFIXES, ".safetensors"):
         raise RequestError(f"{word}: no such file to go on from; if these are words, leave '{path.suffix}' out of them")
     if not there:
-        return Asked({"prompt": word} if word.strip() else {})
+        return Asked(_prompt(word) if word.strip() else {})
     if path.suffix.lower() not in (*SUFFIXES, ".safetensors"):
         raise RequestError(
             f"{word}: a file, but neither audio nor codes to go on from; if it holds prompts, use --prompts {word}"
         )
     return Asked(continue_from=path)
+
+
+def _prompt(text: str) -> dict[str, Any]:
+    """A prompt, or several with the seconds in which each holds."""
+    return {"prompt": timeline(text) or text}
 
 
 def _lines(path: Path) -> list[Asked]:
@@ -104,7 +120,7 @@ def _lines(path: Path) -> list[Asked]:
     found = []
     for place, line in enumerate(lines, 1):
         if line.strip():
-            found.append(Asked(_item(line, path, place) if kind == ".jsonl" else {"prompt": line.strip()}))
+            found.append(Asked(_item(line, path, place) if kind == ".jsonl" else _prompt(line.strip())))
     if not found:
         raise RequestError(f"{path}: no line with a prompt in it")
     return found

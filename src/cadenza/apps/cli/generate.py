@@ -42,12 +42,20 @@ def generate(  # noqa: PLR0913
         float | None, typer.Option(help="Length of each clip, with what it goes on from; the model's own by default.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same clip; drawn and printed by default.")] = None,
+    tempo: Annotated[str | None, typer.Option(help="Beats a minute, such as 92.")] = None,
+    key: Annotated[str | None, typer.Option(help="Such as 'A minor'.")] = None,
+    chords: Annotated[str | None, typer.Option(help="A line such as 'Am F C G', or 'C@0 Am@2.5' with seconds.")] = None,
+    melody: Annotated[str | None, typer.Option(help="Audio of one voice, a MIDI file, or [[start, end, pitch], ...].")] = None,
+    beats: Annotated[str | None, typer.Option(help="The seconds of the beats, such as '[0, 0.6, 1.2]'.")] = None,
+    drums: Annotated[str | None, typer.Option(help="Audio of drums, a MIDI file, or the seconds of strikes.")] = None,
     set_: Annotated[
         list[str],
         typer.Option(
             "--set",
+            "--condition",
             metavar="ID=VALUE",
-            help="Another control for all clips, such as tempo=90; `cadenza inspect MODEL` lists them.",
+            help="Any control for all clips, as a number, text, file or JSON; '0-8: 90; 8-end: 120' changes over time; "
+            "`cadenza inspect MODEL` lists them.",
         ),
     ] = [],
     sampling: Annotated[
@@ -95,7 +103,8 @@ def generate(  # noqa: PLR0913
     Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
     system = load(model, dtype=torch.bfloat16 if half else torch.float32)
     _choose_threads(system)
-    given = controls(system, set_, wanted)
+    named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
+    given = controls(system, set_, named, wanted)
     items = [{**one.item, **given} for one in wanted]
     ready = time.perf_counter()
     with _bar() as progress:
