@@ -150,3 +150,32 @@ def test_places_in_cross_count_what_is_real() -> None:
     torch.testing.assert_close(read(generator, ids, Fused(gaps))[1], alone, atol=1e-5, rtol=1e-4)
     turned = read(generator, ids, Fused(Tokens(x.flip(1), torch.ones(1, 3, dtype=torch.bool))))[1]
     assert (turned - alone).abs().max() > 1e-2  # order matters now
+
+
+def test_a_block_runs_where_no_number_can_be_read() -> None:
+    """On the meta device every look at a value raises: every slot, guidance that varies, spreads that are brought back."""
+    generator, fused = model(), everything()
+    strength = torch.rand(2, FRAMES)
+    plan = Plan(torch.tensor([FRAMES, 11]), [0, 1], TokenSampling(), strength=strength, rescale=0.5)
+    branches = [Branch(3.0, fused, 1.0), Branch(-2.0, Fused(glob=fused.glob))]
+    patterns = [generator._pattern(frames) for frames in (FRAMES, 11)]
+    first, state = generator._begin(branches, plan, patterns)
+    shell, ghost = model().to("meta"), _to_meta(state)
+    shell._prefill(ghost, first)
+    shell._advance(ghost, first, first + 8)
+    assert ghost.sequence.is_meta
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ghost.ends.tolist()
+
+
+def _to_meta(x: Any) -> Any:
+    """A state, and all that it holds, on the meta device."""
+    if isinstance(x, Tensor):
+        return x.to("meta")
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*map(_to_meta, x))
+    if isinstance(x, list):
+        return [_to_meta(value) for value in x]
+    if hasattr(x, "__dataclass_fields__"):
+        return type(x)(**{name: _to_meta(value) for name, value in vars(x).items()})
+    return x
