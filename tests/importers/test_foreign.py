@@ -38,7 +38,7 @@ def test_what_is_no_model(tmp_path: Path, files: list[str], said: str) -> None:
         cadenza.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["musicgen_melody", "dac", "t5", "llama", None])
+@pytest.mark.parametrize("kind", ["musicgen_melody_decoder", "dac", "t5", "llama", None])
 def test_other_models_of_transformers(tmp_path: Path, kind: str | None) -> None:
     touch(tmp_path / "config.json", json.dumps({"model_type": kind} if kind else {}))
     with pytest.raises(CheckpointError, match=f"of the type {kind!r}"):

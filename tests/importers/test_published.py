@@ -8,8 +8,9 @@ from torch import Tensor
 
 from cadenza.importers import encodec, text_encoder
 from cadenza.importers.audiocraft import in_transformers
+from cadenza.importers.audiocraft_text import text_weights
 from cadenza.importers.layout import compare, lm_layout, wanted_of
-from cadenza.importers.published import CODECS, MODELS, TEXTS, Language
+from cadenza.importers.published import CODECS, MERT, MODELS, TEXTS, Language
 from cadenza.importers.weights import part
 from cadenza.system.spec import SystemSpec
 
@@ -21,12 +22,20 @@ COUNTED = {  # millions of parameters of the language model with its projection,
     "facebook/musicgen-stereo-small": 420 + 17,
     "facebook/musicgen-stereo-medium": 1840 + 25,
     "facebook/musicgen-stereo-large": 3260 + 34,
+    "facebook/musicgen-melody": 1390,
+    "facebook/musicgen-melody-large": 2450,
+    "facebook/musicgen-stereo-melody": 1390 + 25,
+    "facebook/musicgen-stereo-melody-large": 2450 + 34,
 }
 AUDIO: dict[int, dict[str, Any]] = {  # what their configs say beside the defaults of transformers
     16000: {"sampling_rate": 16000, "upsampling_ratios": [8, 5, 4, 2]},
     32000: {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]},
     24000: {},
     48000: {"sampling_rate": 48000, "audio_channels": 2, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01},
+}
+HEARD: dict[str, dict[str, Any]] = {
+    "melody": {"type": "chroma", "frames": 235, "stems": "vocals+other"},
+    "style": {"type": "style", "model": "m-a-p/MERT-v1-95M", "dim": 768},
 }
 for rate in (16000, 32000):
     AUDIO[rate] |= {"num_filters": 64, "codebook_size": 2048, "target_bandwidths": [2.2], "use_causal_conv": False}
@@ -47,8 +56,9 @@ def system_of(language: Language, sample_rate: int) -> SystemSpec:
                     "width": language.width,
                     "absent": "zeros",
                 }
-            },
-            "fusion": {"cross": ["prompt"]},
+            }
+            | ({language.hears: HEARD[language.hears] | {"width": language.width}} if language.hears else {}),
+            "fusion": {"prepend": [language.hears, "prompt"]} if language.hears else {"cross": ["prompt"]},
             "generator": {
                 **{"type": "codec_lm", "width": language.width, "depth": language.depth, "heads": language.heads},
                 **{"positions": "sinusoidal", "end_of_sequence": False, "context": language.seconds * 50},
@@ -65,12 +75,31 @@ def audiocraft_manifest(language: Language) -> dict[str, list[int]]:
         found |= {f"emb.{k}.weight": [bins + 1, d], f"linears.{k}.weight": [bins, d]}
     for i in range(language.depth):
         stem = f"transformer.layers.{i}."
-        for attention in ("self_attn", "cross_attention"):
+        crossed = not language.hears
+        for attention in ("self_attn", "cross_attention") if crossed else ("self_attn",):
             found |= {f"{stem}{attention}.in_proj_weight": [3 * d, d], f"{stem}{attention}.out_proj.weight": [d, d]}
         found |= {f"{stem}linear1.weight": [4 * d, d], f"{stem}linear2.weight": [d, 4 * d]}
-        found |= {f"{stem}{norm}.{end}": [d] for norm in ("norm1", "norm_cross", "norm2") for end in ("weight", "bias")}
+        norms = ("norm1", "norm_cross", "norm2") if crossed else ("norm1", "norm2")
+        found |= {f"{stem}{norm}.{end}": [d] for norm in norms for end in ("weight", "bias")}
     stem = "condition_provider.conditioners.description.output_proj."
-    return found | {f"{stem}weight": [d, text], f"{stem}bias": [d]}
+    found |= {f"{stem}weight": [d, text], f"{stem}bias": [d]}
+    stem = "condition_provider.conditioners.self_wav."
+    if language.hears == "melody":
+        found |= {f"{stem}output_proj.weight": [d, 12], f"{stem}output_proj.bias": [d]}
+    elif language.hears == "style":
+        found |= {f"{stem}{name}": shape for name, shape in style_manifest(d).items()}
+    return found
+
+
+def style_manifest(width: int) -> dict[str, list[int]]:
+    """The weights of MusicGen-Style's conditioner, MERT left out, as its modules are called; no released file was at hand."""
+    found = {"embed.weight": [512, 768], "embed.bias": [512], "output_proj.weight": [width, 512], "output_proj.bias": [width]}
+    for i in range(8):
+        stem = f"transformer.layers.{i}."
+        found |= {f"{stem}self_attn.in_proj_weight": [1536, 512], f"{stem}self_attn.out_proj.weight": [512, 512]}
+        found |= {f"{stem}linear1.weight": [2048, 512], f"{stem}linear2.weight": [512, 2048]}
+        found |= {f"{stem}{norm}.{end}": [512] for norm in ("norm1", "norm2") for end in ("weight", "bias")}
+    return found
 
 
 def count(weights: dict[str, Tensor]) -> int:
@@ -84,45 +113,69 @@ def test_audiocrafts_weights_have_their_places(name: str) -> None:
     manifest = audiocraft_manifest(language)
     assert sum(torch.Size(shape).numel() for shape in manifest.values()) == language.parameters
     state = {key: torch.empty(shape, device="meta") for key, shape in manifest.items()}
-    text = {key: state.pop(key) for key in list(state) if key.startswith("condition_provider")}
-    assert {key.rpartition(".")[2]: list(x.shape) for key, x in text.items()} == {
-        key: list(x.shape) for key, x in part(wanted, "conditioners.prompt.out.").items()
+    spec = system_of(language, MODELS[name].sample_rate)
+    if language.hears == "style":
+        books = {"inited": (1,), "cluster_size": (1024,), "embed": (1024, 512), "embed_avg": (1024, 512)}
+        stem = "condition_provider.conditioners.self_wav."
+        state |= {
+            f"{stem}rvq.vq.layers.{k}._codebook.{key}": torch.ones(shape) for k in range(6) for key, shape in books.items()
+        }
+        state |= {f"{stem}batch_norm.{key}": torch.ones(512) for key in ("running_mean", "running_var")}
+        state[f"{stem}batch_norm.num_batches_tracked"] = torch.ones(())
+    elif language.hears == "melody":
+        state["condition_provider.conditioners.self_wav.chroma.spec.window"] = torch.hann_window(16384)
+    ours = text_weights(state, spec, wanted, source=name)
+    assert {key: x.shape for key, x in ours.items()} == {
+        f"conditioners.{key}": x.shape for key, x in part(wanted, "conditioners.").items()
     }
-    layout = lm_layout(language.depth, language.codebooks, cross=True)
+    layout = lm_layout(language.depth, language.codebooks, cross=not language.hears)
     ours = layout.ours(
         in_transformers(state, forward=False, attention=False, source=name), part(wanted, "generator."), source=name
     )
     assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in part(wanted, "generator.").items()}
 
 
-@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("name", [name for name, model in LANGUAGES.items() if model.language.hears != "style"])
 def test_transformers_weights_have_their_places(name: str) -> None:
     """transformers builds the model of the published config; each of its weights is one of ours, or of the T5's."""
-    from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
-    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+    import transformers
+    from transformers import EncodecConfig, T5Config
 
     language: Any = MODELS[name].language
+    kind = "MusicgenMelody" if language.hears else "Musicgen"
+    whole, part_of, model_of = (
+        getattr(transformers, f"{kind}{end}") for end in ("Config", "DecoderConfig", "ForConditionalGeneration")
+    )
     texts = {"google-t5/t5-base": {"d_model": 768, "d_ff": 3072, "num_heads": 12, "num_layers": 12}}
     texts["google-t5/t5-large"] = {"d_model": 1024, "d_ff": 4096, "num_heads": 16, "num_layers": 24}
     decoder = {"hidden_size": language.width, "num_hidden_layers": language.depth, "num_attention_heads": language.heads}
     decoder |= {"ffn_dim": 4 * language.width, "num_codebooks": language.codebooks, "audio_channels": language.sides}
-    config = MusicgenConfig(
+    config = whole(
         text_encoder=T5Config(**texts[language.text]).to_dict(),
         audio_encoder=EncodecConfig(**AUDIO[MODELS[name].sample_rate]).to_dict(),
-        decoder=MusicgenDecoderConfig(**decoder).to_dict(),
+        decoder=part_of(**decoder).to_dict(),
     )
     with torch.device("meta"):
-        model = MusicgenForConditionalGeneration(config)
+        model = model_of(config)
     state = model.state_dict()
     wanted = wanted_of(system_of(language, MODELS[name].sample_rate))
-    layout = lm_layout(language.depth, language.codebooks, cross=True)
+    layout = lm_layout(language.depth, language.codebooks, cross=not language.hears)
     compare(part(state, "decoder."), layout.shapes(part(wanted, "generator.")), source=name)
     text_encoder.check(part(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
-    bridge = {key: x.shape for key, x in part(wanted, "conditioners.prompt.out.").items()}
-    compare(part(state, "enc_to_dec_proj."), bridge, source=name)
+    for part_name, prefix in (("prompt", "enc_to_dec_proj."), ("melody", "audio_enc_to_dec_proj.")):
+        bridge = {key: x.shape for key, x in part(wanted, f"conditioners.{part_name}.out.").items()}
+        compare(part(state, prefix), bridge, source=name)
     parameters = sum(x.numel() for x in model.parameters())
     assert MODELS[name].parameters == parameters
     assert TEXTS[language.text][1] == sum(x.numel() for x in model.text_encoder.parameters())
+
+
+def test_what_a_style_is_heard_with() -> None:
+    """MERT has the geometry of HuBERT base."""
+    from transformers import HubertConfig, HubertModel
+
+    with torch.device("meta"):
+        assert sum(x.numel() for x in HubertModel(HubertConfig()).parameters()) == MERT
 
 
 @pytest.mark.parametrize("rate", AUDIO)

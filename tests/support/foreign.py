@@ -23,11 +23,15 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(own))
 
 
-def musicgen(**changes: Any) -> Any:
+def musicgen(*, melody: bool = False, **changes: Any) -> Any:
     """A MusicGen of transformers, each of whose weights matters; `changes` are `part__key=value`."""
-    from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
-    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+    import transformers
+    from transformers import EncodecConfig, T5Config
 
+    kind: Any = "MusicgenMelody" if melody else "Musicgen"
+    whole, decoder, model = (
+        getattr(transformers, f"{kind}{end}") for end in ("Config", "DecoderConfig", "ForConditionalGeneration")
+    )
     fields: dict[str, dict[str, Any]] = {
         "text": {"vocab_size": len(PIECES), "d_model": 12, "d_kv": 4, "d_ff": 20, "num_heads": 3, "num_layers": 2},
         "audio": {
@@ -39,17 +43,19 @@ def musicgen(**changes: Any) -> Any:
             **{"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 24},
             **{"num_codebooks": 3, "pad_token_id": 16, "bos_token_id": 16, "max_position_embeddings": 64},
         },
+        "whole": {"chroma_length": 9} if melody else {},
     }
     for name, value in changes.items():
         part, _, key = name.partition("__")
         fields[part][key] = value
     torch.manual_seed(0)
-    config = MusicgenConfig(
+    config = whole(
         text_encoder=T5Config(**fields["text"]).to_dict(),
         audio_encoder=EncodecConfig(**fields["audio"]).to_dict(),
-        decoder=MusicgenDecoderConfig(**fields["decoder"]).to_dict(),
+        decoder=decoder(**fields["decoder"]).to_dict(),
+        **fields["whole"],
     )
-    model = MusicgenForConditionalGeneration(config).eval()
+    model = model(config).eval()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith((".embed", ".embed_avg")):
             torch.nn.init.normal_(value)
@@ -74,6 +80,17 @@ def musicgen_folder(folder: Path, **changes: Any) -> Any:
     model = musicgen(**changes) if changes else _plain()
     model.save_pretrained(folder)
     write_tokenizer(folder)
+    return model
+
+
+def melody_folder(folder: Path, *, heard: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """Writes a MusicGen that hears a melody, with what its processor says in the words of transformers 5; the model."""
+    model = musicgen_folder(folder, melody=True, **changes)
+    extractor = {"feature_extractor_type": "MusicgenMelodyFeatureExtractor", "feature_size": 12, "sampling_rate": 8000}
+    extractor |= {"n_fft": 512, "hop_length": 128, "chunk_length": 1, "n_samples": 8000, "padding_side": "right"}
+    extractor |= {"padding_value": 0.0, "return_attention_mask": False, "stem_indices": [3, 2], **(heard or {})}
+    whole = {"feature_extractor": extractor, "processor_class": "MusicgenMelodyProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(whole))
     return model
 
 
@@ -142,10 +159,20 @@ conditioners:
 """
 
 
-def audiocraft_folder(folder: Path, **changes: Any) -> Any:
+SUNG = """
+fuser: {cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1, sum: [], prepend: [self_wav, description], cross: [],
+  input_interpolate: []}
+conditioners:
+  self_wav: {model: chroma_stem, chroma_stem: {sample_rate: "${sample_rate}", n_chroma: 12, radix2_exp: 9, argmax: true,
+    match_len_on_eval: false, eval_wavs: null, n_eval_wavs: 0, cache_path: null}}
+  description: {model: t5, t5: {name: tiny-t5, finetune: false, word_dropout: 0.3, normalize_text: false}}
+"""
+
+
+def audiocraft_folder(folder: Path, *, melody: bool = False, **changes: Any) -> Any:
     """Writes transformers' tiny MusicGen as AudioCraft exports it, with `a__b=value` set in its config; transformers' model."""
-    model = _plain()
-    config = yaml.safe_load(LM)
+    model = musicgen(melody=True) if melody else _plain()
+    config = yaml.safe_load(LM) | (yaml.safe_load(SUNG) if melody else {})
     for name, value in changes.items():
         node = config
         *way, last = name.split("__")
@@ -173,20 +200,26 @@ def audiocraft_lm(model: Any) -> dict[str, Tensor]:
         found |= {f"emb.{k}.weight": table.weight, f"linears.{k}.weight": head.weight}
     for i, layer in enumerate(decoder.layers):
         stem = f"transformer.layers.{i}."
-        for there, ours in (("self_attn", layer.self_attn), ("cross_attention", layer.encoder_attn)):
+        kinds = {"self_attn": layer.self_attn, "cross_attention": getattr(layer, "encoder_attn", None)}
+        for there, ours in ((kind, attention) for kind, attention in kinds.items() if attention is not None):
             fused = torch.cat([ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight])
             found |= {f"{stem}{there}.in_proj_weight": fused, f"{stem}{there}.out_proj.weight": ours.out_proj.weight}
         found |= {f"{stem}linear1.weight": layer.fc1.weight, f"{stem}linear2.weight": layer.fc2.weight}
         norms = {
             "norm1": layer.self_attn_layer_norm,
-            "norm_cross": layer.encoder_attn_layer_norm,
             "norm2": layer.final_layer_norm,
         }
+        if hasattr(layer, "encoder_attn"):
+            norms["norm_cross"] = layer.encoder_attn_layer_norm
         for name, norm in norms.items():
             found |= {f"{stem}{name}.weight": norm.weight, f"{stem}{name}.bias": norm.bias}
     found |= {"out_norm.weight": decoder.layer_norm.weight, "out_norm.bias": decoder.layer_norm.bias}
     stem = "condition_provider.conditioners.description.output_proj."
     found |= {f"{stem}weight": model.enc_to_dec_proj.weight, f"{stem}bias": model.enc_to_dec_proj.bias}
+    if hasattr(model, "audio_enc_to_dec_proj"):
+        stem, sung = "condition_provider.conditioners.self_wav.", model.audio_enc_to_dec_proj
+        found |= {f"{stem}output_proj.weight": sung.weight, f"{stem}output_proj.bias": sung.bias}
+        found[f"{stem}chroma.spec.window"] = torch.hann_window(512)
     return {name: x.detach().clone() for name, x in found.items()}
 
 

@@ -1,6 +1,7 @@
 """Stand-ins for released models: folders of their names, in their layouts and grids, with few and random weights."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,12 +15,12 @@ def stand_ins(text: str, folder: Path) -> None:
             make(folder / name)
 
 
-def _musicgen(folder: Path) -> None:
+def _musicgen(folder: Path, *, melody: bool = False) -> None:
     """The codec's grid is that of MusicGen: 32 kHz, 50 frames a second of 4 codebooks x 2048."""
     codec = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "codebook_size": 2048, "target_bandwidths": [2.2]}
     lm = {"vocab_size": 2048, "num_codebooks": 4, "pad_token_id": 2048, "bos_token_id": 2048, "max_position_embeddings": 2048}
     audio, decoder = ({f"{part}__{key}": x for key, x in keys.items()} for part, keys in (("audio", codec), ("decoder", lm)))
-    musicgen_folder(folder, text__vocab_size=len(PIECES), **audio, **decoder)
+    musicgen_folder(folder, melody=melody, text__vocab_size=len(PIECES), **audio, **decoder)
     change(folder / "generation_config.json", max_length=1500)
 
 
@@ -38,6 +39,7 @@ def _export(folder: Path) -> None:
 
 MODELS: dict[str, Callable[[Path], None]] = {
     "facebook/musicgen-small": _musicgen,
+    "facebook/musicgen-melody": partial(_musicgen, melody=True),
     "facebook/encodec_24khz": _encodec,
     "my-export": _export,
 }

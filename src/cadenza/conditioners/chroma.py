@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -42,6 +43,7 @@ class ChromaSpec(ConditionerSpec):
     pad_to: Literal["own", "longest"] = "own"  # longest: sounds end in silence as long as the longest of their batch
     stems: tuple[str, ...] | None = Field(default=None, min_length=1)  # also as vocals+other; null: the whole mix
     separator: str = Field(default="htdemucs", min_length=1)
+    project: Literal["always", "auto"] = "always"  # auto: not where there are as many pitch classes as `width`
 
     @field_validator("stems", mode="before")
     @classmethod
@@ -89,12 +91,15 @@ class Chroma(Conditioner[Any]):
     """
 
     blank = None
+    like: Tensor  # of nothing, on the device and of the dtype of this module
     beside: ClassVar[tuple[str, ...]] = ("stems",)
 
     def __init__(self, spec: ChromaSpec) -> None:
         super().__init__(spec)
         self.separator = Separator(spec.separator)
-        self.out = nn.Linear(spec.bins, spec.width)
+        same = spec.project == "auto" and spec.bins == spec.width
+        self.out = nn.Identity() if same else nn.Linear(spec.bins, spec.width)
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         if self.spec.stems is None or self.separator.folder is None:
@@ -110,8 +115,9 @@ class Chroma(Conditioner[Any]):
         return longer
 
     def pick(self, item: Item, name: str) -> Any:
-        value = super().pick(item, name)
-        own = item.get("stems")
+        value, own = super().pick(item, name), item.get("stems")
+        if value is None and self.spec.fallback == "audio" and {"codes", "latents"} & item.keys():
+            raise RequestError("the items are frames of a codec without their sound; train on audio, or set fallback: null")
         return own if value is not None and own is not None and self.spec.stems is not None else value
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
@@ -145,15 +151,15 @@ class Chroma(Conditioner[Any]):
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:
         mask = tensors["mask"]
-        return Tokens(self.out(tensors["chroma"].to(self.out.weight.dtype)) * mask[..., None], mask)
+        return Tokens(self.out(tensors["chroma"].to(self.like.dtype)) * mask[..., None], mask)
 
     def forward(self, features: Prepared) -> Condition:
         condition = super().forward(features)
         if self.spec.absent != "silence":
             return condition
-        quiet = self.out.bias + self.out.weight[:, 0] if self.spec.one_hot else self.out.bias
-        null = quiet.expand(self.spec.frames or 1, -1)
-        return Condition(condition.x, condition.mask, condition.present, null)
+        first = torch.arange(self.spec.bins, device=self.like.device) == (0 if self.spec.one_hot else -1)
+        null = self.out(first.to(self.like.dtype)).expand(self.spec.frames or 1, -1)
+        return replace(condition, null=null)
 
     def _sound(self, value: Any) -> tuple[Audio, bool]:
         """A value as a mono clip, and whether that is a mix of which only some stems are wanted."""

@@ -1,4 +1,4 @@
-"""The text conditioner of AudioCraft's language models: a T5 that its config names, and its projection."""
+"""The conditioners of AudioCraft's language models: a T5 that its config names, a melody or a style, and their fusion."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,18 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
+from cadenza.importers import chroma, style
+from cadenza.importers.chroma import MELODY
 from cadenza.importers.layout import compare
 from cadenza.importers.package import Package
 from cadenza.importers.section import Section
+from cadenza.importers.style import STYLE
 from cadenza.importers.weights import in_memory, part
 from cadenza.system.spec import SystemSpec
 
 PROMPT = "prompt"  # how a text is called here; there it is 'description'
 _HUB = ("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b")  # these are in the hub under google-t5/
 _MISSING = {
-    "chroma_stem": "the melody conditioner (chroma of a recording)",
     "clap": "the CLAP conditioner",
-    "style": "the style conditioner",
     "lut": "the look-up table of words",
     "chords_emb": "the chord conditioner",
     "drum_latents": "the drum conditioner",
@@ -26,8 +27,8 @@ _MISSING = {
 }
 
 
-def text_of(held: Package, whole: Section, width: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The conditioners and the fusion of a package."""
+def text_of(held: Package, whole: Section, width: int, *, seconds: float) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The conditioners and the fusion of a package that was trained on segments of `seconds`."""
     parts = whole.within("conditioners")
     parts.within("args", {}).without_effect(["merge_text_conditions_p", "drop_desc_p"])
     specs = {}
@@ -36,11 +37,22 @@ def text_of(held: Package, whole: Section, width: int) -> tuple[dict[str, Any], 
         kind = section.take("model", str)
         if kind == "t5":
             specs[name] = _t5(held, name, section, width)
+        elif kind == "chroma_stem":
+            block = section.within(kind)
+            section.all_seen()
+            specs[name] = chroma.of_audiocraft(block, seconds=seconds, width=width)
+        elif kind == "style":
+            block = section.within(kind)
+            section.all_seen()
+            heard = held.weights.get(f"condition_provider.conditioners.{name}.embed.weight")
+            dim = 1 if heard is None else heard.shape[-1]
+            specs[name] = style.of_audiocraft(block, folder=held.path.parent, dim=dim, width=width)
         else:
             needs = _MISSING.get(kind, f"a conditioner of the type '{kind}'")
             parts.refuse(
                 name, f"needs {needs}, '{kind}', which this release does not have yet; load a model that only reads text"
             )
+    specs = dict(sorted(specs.items(), key=lambda item: item[1]["type"] != "t5"))  # there too texts come first
     fuser = whole.within("fuser")
     fuser.expect("cross_attention_pos_emb", False, None)
     fuser.without_effect(["cross_attention_pos_emb_scale"])  # of those positions
@@ -61,20 +73,35 @@ def text_weights(state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str
     """Takes the conditioners' weights out of a package's, and gives them by our names."""
     ours: dict[str, Tensor] = {}
     for name, conditioner in spec.conditioners.items():
-        there = "description" if name == PROMPT else name
-        stem = f"condition_provider.conditioners.{there}."
+        stem = _stem(name, conditioner, state)
         held = {key.removeprefix(stem): state.pop(key) for key in list(state) if key.startswith(stem)}
-        names = {f"output_proj.{end}": f"out.{end}" for end in ("weight", "bias")}
-        if conditioner.train:  # type: ignore[attr-defined]  # a t5
-            if "t5.shared.weight" in held:
-                held.pop("t5.encoder.embed_tokens.weight", None)
-            names["t5.shared.weight"] = "encoder.embed_tokens.weight"
-            names |= {key: key.removeprefix("t5.") for key in held if key.startswith("t5.encoder.")}
         own = part(wanted, f"conditioners.{name}.")
-        unknown = {there: (0,) for there, here in names.items() if here not in own}
-        compare(held, {there: own[here].shape for there, here in names.items() if here in own} | unknown, source=source)
-        ours |= {f"conditioners.{name}.{names[key]}": x for key, x in in_memory(held).items()}
+        kind = conditioner.type  # type: ignore[attr-defined]
+        if kind == "style":
+            found = style.weights_of(held, source=source)
+            compare(found, {key: x.shape for key, x in own.items()}, source=f"{source}, {stem} by our names")
+        else:
+            held = chroma.without_window(held, conditioner, source=source) if kind == "chroma" else _one_table(held)
+            names = {_theirs(key): key for key in own}
+            compare(held, {there: own[key].shape for there, key in names.items()}, source=source)
+            found = {names[there]: x for there, x in held.items()}
+        ours |= {f"conditioners.{name}.{key}": x for key, x in in_memory(found).items()}
     return ours
+
+
+def _theirs(name: str) -> str:
+    """What a weight of a T5 or of a melody is called in a package."""
+    known = {
+        "encoder.embed_tokens.weight": "t5.shared.weight",
+        "out.weight": "output_proj.weight",
+        "out.bias": "output_proj.bias",
+    }
+    return known.get(name, f"t5.{name}")
+
+
+def _one_table(held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a T5 that has its embedding under one name."""
+    return {key: x for key, x in held.items() if key != "t5.encoder.embed_tokens.weight" or "t5.shared.weight" not in held}
 
 
 def _t5(held: Package, name: str, section: Section, width: int) -> dict[str, Any]:
@@ -111,4 +138,14 @@ def _named(model: str, folder: Path) -> str:
 
 
 def _ours(name: str, specs: Mapping[str, Any]) -> str:
-    return PROMPT if name == "description" and PROMPT not in specs else name
+    """What a conditioner is called here; another that has that name already keeps it."""
+    wave = {"chroma": MELODY, "style": STYLE}.get(specs[name]["type"], name)
+    ours = {"description": PROMPT, "self_wav": wave}.get(name, name)
+    return name if ours in specs else ours
+
+
+def _stem(name: str, conditioner: Any, state: Mapping[str, Tensor]) -> str:
+    """How the weights of a conditioner of ours begin in a package."""
+    theirs = {"t5": "description"}.get(conditioner.type, "self_wav")
+    own, other = (f"condition_provider.conditioners.{there}." for there in (name, theirs))
+    return own if any(key.startswith(own) for key in state) else other

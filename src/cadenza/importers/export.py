@@ -1,4 +1,4 @@
-"""Our systems in the layout of transformers: a MusicGen with its codec and its T5, or an EnCodec alone."""
+"""Our systems in the layout of transformers: a MusicGen with its codec, its T5 and its melody, or an EnCodec alone."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers import encodec
+from cadenza.importers import chroma, encodec
 from cadenza.importers.layout import lm_layout
 from cadenza.importers.weights import part
 from cadenza.nn.patterns import Delay
@@ -72,11 +72,12 @@ def _musicgen(system: System) -> Parts:
     generator: Any = system.spec.generator
     _refuse(system)
     mono = _mono(system)
-    (name,) = system.spec.conditioners
-    t5: Any = system.conditioners[name]
+    melody = _named(system, "chroma")
+    kind, architecture = ("musicgen_melody", "MusicgenMelody") if melody else ("musicgen", "Musicgen")
+    t5: Any = system.conditioners[_named(system, "t5")]
     sides, bins = system.spec.codec.channels, mono.grid.cardinality
     decoder = {
-        "model_type": "musicgen_decoder",
+        "model_type": f"{kind}_decoder",
         "vocab_size": bins,
         "max_position_embeddings": max(2048, generator.context + system.spec.codec.grid.rows),
         "num_hidden_layers": generator.depth,
@@ -94,27 +95,31 @@ def _musicgen(system: System) -> Parts:
         "tie_word_embeddings": False,
     }
     config = {
-        "architectures": ["MusicgenForConditionalGeneration"],
-        "model_type": "musicgen",
+        "architectures": [f"{architecture}ForConditionalGeneration"],
+        "model_type": kind,
         "is_encoder_decoder": True,
         "text_encoder": t5.pretrained.config,
         "audio_encoder": encodec.config_for(mono),
         "decoder": decoder,
     }
+    heard = {**encodec.preprocessor_for(mono), "feature_size": sides}
+    if melody:
+        part = system.spec.conditioners[melody]
+        config |= {"num_chroma": part.bins, "chroma_length": part.frames}  # type: ignore[attr-defined]
+        heard = chroma.preprocessor_for(part)
     files: dict[str, str | bytes] = {
         "generation_config.json": _text(_generation(system, bins)),
-        "preprocessor_config.json": _text(
-            {**encodec.preprocessor_for(mono), "feature_size": sides, "processor_class": "MusicgenProcessor"}
-        ),
+        "preprocessor_config.json": _text({**heard, "processor_class": f"{architecture}Processor"}),
     }
     _ = t5.pretrained.tokenizer  # whole, or said here
     for file in _TOKENIZER:
         if path := t5.pretrained.source.find(file):
             files[file] = path.read_bytes()
     files.setdefault("tokenizer_config.json", _text({"tokenizer_class": "T5Tokenizer"}))
-    notes = []
-    if generator.attend_padding:
-        notes.append("note: transformers masks what pads short texts in a batch, this model attends to it; single texts agree")
+    notes = [] if melody is None else chroma.lost(system.spec.conditioners[melody])
+    if generator.attend_padding == (melody is None):
+        does, other = ("masks", "attends to") if generator.attend_padding else ("attends to", "masks")
+        notes.append(f"note: transformers {does} what pads short texts in a batch, this model {other} it; single texts agree")
     if t5.spec.max_length is not None:
         notes.append(f"note: texts are not cut to {t5.spec.max_length} tokens there")
     return config, files, notes
@@ -129,7 +134,11 @@ def _refuse(system: System) -> None:
     sides = spec.codec.channels
     straight = tuple(k // sides for k in range(spec.codec.grid.rows))
     delays = (g.pattern.delays or tuple(range(spec.codec.grid.rows))) if isinstance(g.pattern, Delay) else None
-    texts = [name for name, part in spec.conditioners.items() if part.type == "t5"]  # type: ignore[attr-defined]
+    types = {name: part.type for name, part in spec.conditioners.items()}  # type: ignore[attr-defined]
+    texts = [name for name, kind in types.items() if kind == "t5"]
+    melodies = [name for name, kind in types.items() if kind == "chroma"]
+    place = "prepend" if melodies else "cross"
+    routes = [route.id for route in getattr(spec.fusion, place)]
     lacks = {
         "codec: must be an encodec, or a stereo of one": _mono(system).type != "encodec",
         f"generator.positions: '{g.positions}'; there they are sinusoidal": g.positions != "sinusoidal",
@@ -139,10 +148,14 @@ def _refuse(system: System) -> None:
         f"generator.pattern: must be a delay of {straight}": delays != straight
         or g.pattern.flatten_first
         or g.pattern.empty_initial,
-        f"conditioners: must be one t5, but there are: {', '.join(spec.conditioners) or 'none'}": len(texts) != 1
-        or len(spec.conditioners) != 1,
-        "fusion: everything but `cross` has no place": set(spec.fusion.slots()) != {"cross"},
+        f"conditioners: must be one t5, and one chroma at most, but there are: {', '.join(types) or 'none'}": len(texts) != 1
+        or len(melodies) > 1
+        or len(types) != len(texts) + len(melodies),
+        f"fusion: everything but `{place}` has no place": set(spec.fusion.slots()) != {place},
+        f"fusion.prepend: must be the chroma and then the t5, not {routes}": bool(melodies) and routes != [*melodies, *texts],
     }
+    for name in melodies:
+        lacks |= {f"conditioners.{name}.{what}": True for what in chroma.impossible(spec.conditioners[name])}
     for name in texts:
         t5: Any = spec.conditioners[name]
         dim = system.conditioners[name].pretrained.dim  # type: ignore[union-attr]
@@ -166,15 +179,15 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
         return
     yield from ((f"audio_encoder.{name}", x) for name, x in codec.items())
     generator: Any = system.spec.generator
-    layout = lm_layout(generator.depth, system.spec.codec.grid.rows, cross=True)
+    name, melody = _named(system, "t5"), _named(system, "chroma")
+    layout = lm_layout(generator.depth, system.spec.codec.grid.rows, cross=melody is None)
     yield from ((f"decoder.{name}", x) for name, x in layout.theirs(part(state, "generator.")).items())
-    (name,) = system.spec.conditioners
     t5: Any = system.conditioners[name]
     text = dict(t5.encoder.state_dict() if t5.spec.train else t5.pretrained.weights())
     yield "text_encoder.shared.weight", text.pop("embed_tokens.weight").detach().float().cpu()
     yield from ((f"text_encoder.encoder.{key}", x.detach().float().cpu()) for key, x in text.items())
-    bridge = part(state, f"conditioners.{name}.out.")
-    yield from ((f"enc_to_dec_proj.{end}", x) for end, x in bridge.items())
+    for each, theirs in ((name, "enc_to_dec_proj"), (melody, "audio_enc_to_dec_proj")):
+        yield from ((f"{theirs}.{end}", x) for end, x in part(state, f"conditioners.{each}.out.").items())
 
 
 def _generation(system: System, bins: int) -> dict[str, Any]:
@@ -193,6 +206,11 @@ def _generation(system: System, bins: int) -> dict[str, Any]:
         "top_p": sampling.top_p or 1.0,
         **how,
     }
+
+
+def _named(system: System, kind: str) -> Any:
+    """The name of the first conditioner of a type, or None."""
+    return next((name for name, part in system.spec.conditioners.items() if part.type == kind), None)  # type: ignore[attr-defined]
 
 
 def _mono(system: System) -> Any:

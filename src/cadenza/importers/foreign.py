@@ -10,11 +10,12 @@ from cadenza.importers.package import CODEC, EXPORT, LM
 from cadenza.importers.weights import has_weights
 
 _NOT_YET = {
-    "musicgen_melody": "it needs the melody conditioner (chroma of a recording), which this release does not have yet",
     "dac": "DAC codecs cannot be loaded yet",
     "mimi": "Mimi codecs cannot be loaded yet",
     "t5": "it is a text encoder, a part of other models: name it as `model` of a conditioner of the type t5",
-    "musicgen_decoder": "it is the language model of a MusicGen alone: load the whole model",
+    **dict.fromkeys(
+        ("musicgen_decoder", "musicgen_melody_decoder"), "it is the language model of a MusicGen alone: load the whole model"
+    ),
 }
 
 
@@ -35,13 +36,13 @@ def look(folder: Path, *, name: str | None = None) -> Foreign:
     if (folder / "config.json").exists():
         config = config_of(folder)
         kind = config.get("model_type")
-        if kind == "musicgen":
+        if kind in ("musicgen", "musicgen_melody"):
             return musicgen.look(folder, config, name=name)
         if kind == "encodec":
             return codec.look_transformers(folder, config, name=name)
         raise CheckpointError(
             f"{folder}: a model of the type {kind!r} cannot be loaded: "
-            f"{_NOT_YET.get(str(kind), 'of the layout of transformers these can be: musicgen, encodec')}"
+            f"{_NOT_YET.get(str(kind), 'of the layout of transformers these can be: musicgen, musicgen_melody, encodec')}"
         )
     raise CheckpointError(f"{folder} {_instead(folder)}")
 

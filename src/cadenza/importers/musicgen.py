@@ -1,4 +1,4 @@
-"""MusicGen as transformers saves it: language model, EnCodec and T5 in one folder (arXiv:2306.05284)."""
+"""MusicGen as transformers saves it, with or without a melody: language model, EnCodec and T5 (arXiv:2306.05284)."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
 from cadenza.core.pretrained import mapping
-from cadenza.importers import encodec, text_encoder
+from cadenza.importers import chroma, encodec, text_encoder
+from cadenza.importers.chroma import MELODY
 from cadenza.importers.compression import mono_of
 from cadenza.importers.layout import compare, lm_layout, wanted_of
 from cadenza.importers.licence import card_of
@@ -61,13 +62,16 @@ _NO_MATTER = frozenset(  # of a generation config: how it computes, not what
 def look(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> Foreign:
     """The MusicGen in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
     spec = _spec(folder, config)
-    card = card_of(folder, name=name, summary="Text to music: MusicGen, imported from the layout of transformers.")
+    what = "Text and melody" if MELODY in spec.conditioners else "Text"
+    card = card_of(folder, name=name, summary=f"{what} to music: MusicGen, imported from the layout of transformers.")
     return Foreign(folder, "transformers MusicGen", spec, card, partial(_read, folder, config, spec, card))
 
 
 def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
     whole = Section(config, source=str(folder / "config.json"))
     whole.without_effect({*GENERAL, "initializer_factor"})
+    melody = config.get("model_type") == "musicgen_melody"
+    heard = (whole.take("num_chroma", int, 12), whole.take("chroma_length", int, 235)) if melody else None
     text, audio = whole.within("text_encoder"), whole.within("audio_encoder")
     decoder = whole.within("decoder")
     whole.all_seen()
@@ -77,7 +81,9 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
     text.expect("pruned_heads", {}, None)
     text.without_effect({*GENERAL, *text_encoder.SETTINGS})
     text.all_seen()
-    if decoder.data.get("cross_attention_hidden_size") not in (None, text_width):
+    if heard is not None:
+        generator["attend_padding"] = True  # of the prefix
+    elif decoder.data.get("cross_attention_hidden_size") not in (None, text_width):
         decoder.refuse("cross_attention_hidden_size", f"must be null, or the text encoder's width {text_width}")
     elif decoder.data.get("cross_attention_hidden_size") is not None and text_width != generator["width"]:
         decoder.refuse("cross_attention_hidden_size", "leaves out the projection that two different widths need; use null")
@@ -92,23 +98,27 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
             "num_codebooks", f"and vocab_size must be {rows} and {codec.grid.cardinality}, as audio_encoder has them"
         )
     defaults, context = _defaults(folder, decoder, codec.grid.frame_rate, rows // channels)
+    conditioners: dict[str, Any] = {
+        "prompt": {
+            "type": "t5",
+            "model": str(folder),
+            "inside": "text_encoder",
+            "dim": text_width,
+            "width": generator["width"],
+            "absent": "zeros",
+            "empty": "read",
+            "project": "auto",
+        }
+    }
+    if heard is not None:
+        sizes = dict(zip(("bins", "frames"), heard, strict=True))
+        conditioners[MELODY] = chroma.of_transformers(folder, **sizes, width=generator["width"], mistakes=whole.mistakes)
     whole.close()
     return SystemSpec.parse(
         {
             "codec": codec.to_dict() if channels == 1 else {"type": "stereo", "codec": codec.to_dict()},
-            "conditioners": {
-                "prompt": {
-                    "type": "t5",
-                    "model": str(folder),
-                    "inside": "text_encoder",
-                    "dim": text_width,
-                    "width": generator["width"],
-                    "absent": "zeros",
-                    "empty": "read",
-                    "project": "auto",
-                }
-            },
-            "fusion": {"cross": ["prompt"]},
+            "conditioners": conditioners,
+            "fusion": {"prepend": [MELODY, "prompt"]} if heard else {"cross": ["prompt"]},
             "generator": {**generator, "context": context},
             "defaults": defaults,
         },
@@ -180,18 +190,23 @@ def _defaults(folder: Path, decoder: Section, rate: float, delayed: int) -> tupl
 def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Card) -> Stored:
     state = read_folder(folder)
     check_finite(state, source=str(folder))
-    parts = ("decoder.", "audio_encoder.", "text_encoder.", "enc_to_dec_proj.")
-    if others := [name for name in state if not name.startswith(parts)]:
+    bridges = {"prompt": "enc_to_dec_proj."} | ({MELODY: "audio_enc_to_dec_proj."} if MELODY in spec.conditioners else {})
+    parts = ("decoder.", "audio_encoder.", "text_encoder.")
+    if others := [name for name in state if not name.startswith((*parts, *bridges.values()))]:
         raise CheckpointError(f"{folder}: {len(others)} weights belong to no part of MusicGen: {', '.join(others[:4])}")
-    lm, audio, text, projection = (part(state, prefix) for prefix in parts)
+    lm, audio, text = (part(state, prefix) for prefix in parts)
     _check_positions(lm, spec, folder)
     text_encoder.check(text, config["text_encoder"], source=f"{folder}, text_encoder")
     text_encoder.check_tokenizer(folder)
     wanted = wanted_of(spec)
-    bridge = part(wanted, "conditioners.prompt.out.")  # nothing where the widths are equal
-    compare(projection, {name: x.shape for name, x in bridge.items()}, source=f"{folder}, enc_to_dec_proj")
-    ours = {f"conditioners.prompt.out.{name}": x for name, x in in_memory(projection).items()}
-    layout = lm_layout(spec.generator.depth, spec.codec.grid.rows, cross=True)  # type: ignore[union-attr]  # a codec_lm
+    ours = {}
+    for name, prefix in bridges.items():
+        stem, projection = f"conditioners.{name}.out.", part(state, prefix)
+        bridge = {end: x.shape for end, x in part(wanted, stem).items()}  # nothing where the widths are equal
+        compare(projection, bridge, source=f"{folder}, {prefix.rstrip('.')}")
+        ours |= {f"{stem}{end}": x for end, x in in_memory(projection).items()}
+    cross = MELODY not in spec.conditioners
+    layout = lm_layout(spec.generator.depth, spec.codec.grid.rows, cross=cross)  # type: ignore[union-attr]  # a codec_lm
     decoder = layout.ours(lm, part(wanted, "generator."), source=f"{folder}, decoder")
     ours |= {f"generator.{name}": x for name, x in decoder.items()}
     mono, stem = mono_of(spec.codec)
