@@ -1,5 +1,6 @@
 """The Python face: `cadenza.load`."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import torch
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import near
 from cadenza.system import store
+from cadenza.system.features import PLACE, FeatureCache, place
 from cadenza.system.system import System
 
 if TYPE_CHECKING:
@@ -23,13 +25,17 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: t
 
     A folder is one that was saved here, or one of transformers or AudioCraft, whose model is then imported. On the GPU
     where there is one, unless `device` says otherwise. Raises CheckpointError for what is not there, not whole, or of a
-    kind that cannot be loaded.
+    kind that cannot be loaded. Where CADENZA_CACHE names a folder, what frozen encoders make of values is kept there.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = find(name)
     if isinstance(found, Path):
-        return System.load(found, device=device, dtype=dtype)
-    return System.of(found.read(), source=str(found.folder)).to(device=device, dtype=dtype)
+        system = System.load(found, device=device, dtype=dtype)
+    else:
+        system = System.of(found.read(), source=str(found.folder)).to(device=device, dtype=dtype)
+    if os.environ.get(PLACE) and place() is not None:
+        system.cache = FeatureCache()
+    return system
 
 
 def find(name: str | Path) -> "Path | Foreign":

@@ -97,6 +97,7 @@ class _Said(NamedTuple):
 class Clap(Conditioner[Any]):
     """The towers of a CLAP, codebooks where there are some, and a linear layer."""
 
+    padded: ClassVar[dict[str, str]] = {"ids": "mask", "mask": "mask", "x": "mask", "mel": "windows", "windows": "windows"}
     like: Tensor  # of nothing, on the device and of the dtype of this module
 
     def __init__(self, spec: ClapSpec) -> None:
@@ -126,6 +127,10 @@ class Clap(Conditioner[Any]):
             if found:  # in an order that is theirs, whatever that of the values
                 vectors = torch.unique(torch.stack(found[:_FITTED]), dim=0)
                 self.quantizer.fit(vectors, torch.Generator().manual_seed(0))
+
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec: the config and the weights of the towers, where they are not trained."""
+        return None if self.spec.train else (self.pretrained.config, self.pretrained.on(self.like.device).state_dict())
 
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         """A frozen CLAP of the hub is named by its commit; of anything else the place gets what the weights lack."""

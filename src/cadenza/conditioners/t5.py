@@ -1,8 +1,8 @@
-"""Text through the encoder of a pretrained T5 (arXiv:1910.10683), or of its kin: Flan-T5, T5 v1.1, mT5, UMT5."""
+"""Text through the encoder of a pretrained T5 (arXiv:1910.10683), or of its kin: Flan-T5, T5 v1.1, mT5, UMT5, T5Gemma."""
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from cadenza.core.types import Gives, Tokens
 from cadenza.nn.spiece import tokenizer_of
 from cadenza.nn.words import plain_words
 
-_KINDS = ("t5", "mt5", "umt5")
+_GEMMA = "t5gemma"  # arXiv:2504.06225
+_KINDS = ("t5", "mt5", "umt5", _GEMMA)
 _TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
 _BESIDE = (*_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 _ELSEWHERE = "weights_in_system"  # key of the config of a T5 that was trained: its weights are those of its system
@@ -78,6 +79,7 @@ class T5(Conditioner[str]):
     """Tokens of a T5, its encoder, and a linear layer; what pads is exactly zero."""
 
     blank = ""
+    padded: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "word", "x"), "mask")  # for a cache of features
     like: Tensor  # of nothing, on the device and of the dtype of this module
 
     def __init__(self, spec: T5Spec) -> None:
@@ -94,6 +96,10 @@ class T5(Conditioner[str]):
         _ = self.pretrained.tokenizer
         if not self.spec.train:
             self.pretrained.on(self.like.device)
+
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec: the config and the weights of the encoder, where it is not trained."""
+        return None if self.spec.train else (self.pretrained.config, self.pretrained.on(self.like.device).state_dict())
 
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         """A frozen encoder of the hub is named by its commit; of anything else the place gets what the weights lack."""
@@ -147,9 +153,15 @@ class T5(Conditioner[str]):
         return Tokens(self.out(x.to(self.like.dtype)) * mask[..., None], mask)
 
     def _hidden(self, encoder: nn.Module, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
-        seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # attention to nothing is not defined
+        at = torch.arange(mask.shape[1], device=mask.device)
+        seen = (mask | (at == 0))[:, None, None]  # attention to nothing is not defined
         dtype = next(encoder.parameters()).dtype
-        bias = torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None]  # a mask would be looked at by the host
+        nothing = torch.finfo(dtype).min
+        bias: Any = torch.where(seen, 0.0, nothing).to(dtype)  # a mask would be looked at by the host
+        if self.pretrained.config["model_type"] == _GEMMA:
+            window = encoder.config.sliding_window or len(at)  # type: ignore[union-attr]
+            near = bias.masked_fill((at[:, None] - at).abs() > window, nothing)
+            bias = {"full_attention": bias, "sliding_attention": near}
         with _computing(ids.device.type, self.spec.dtype, train=self.spec.train):
             return encoder(input_ids=ids, attention_mask=bias).last_hidden_state * mask[..., None]
 
@@ -176,6 +188,9 @@ class T5(Conditioner[str]):
         """The ids of a text's tokens, and the number of the word that each is of; -1 for marks."""
         encoding = self.pretrained.tokenizer.encode(text)
         ids, words = encoding.ids, [-1 if word is None else word for word in encoding.word_ids]
+        if max(words, default=-1) == 0:  # of a tokenizer to which the whole text is one word
+            before = [max(len(text[:end].split()) - 1, 0) for _, end in encoding.offsets]
+            words = [number if word == 0 else -1 for word, number in zip(words, before, strict=True)]
         most = self.spec.max_length
         if most is not None and len(ids) > most:
             marks = next(i for i, word in enumerate(reversed(words)) if word >= 0)  # at the end; they stay
@@ -206,24 +221,24 @@ class Encoder:
     @property
     def dim(self) -> int:
         """The width of its hidden states."""
-        return self.spec.dim or self.config["d_model"]
+        return self.spec.dim or _width(self.config)
 
     @property
     def pad(self) -> int:
-        return self.config.get("pad_token_id") or 0
+        return self.config.get("pad_token_id") or self.config.get("encoder", {}).get("pad_token_id") or 0
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """What config.json says of the T5."""
         whole = self.source.json("config.json", of="a T5")
         config = whole.get(self.spec.inside, {}) if self.spec.inside else whole
-        if config.get("model_type") not in _KINDS or "d_model" not in config:
+        if config.get("model_type") not in _KINDS or not _width(config):
             inner = [name for name, value in whole.items() if isinstance(value, dict) and value.get("model_type") in _KINDS]
             hint = f"set inside: {inner[0]}" if inner else f"give a model of one of the types {', '.join(_KINDS)}"
             what = f"its '{self.spec.inside}'" if self.spec.inside else "it"
             raise CheckpointError(f"'{self.spec.model}' is no T5: {what} is of type {config.get('model_type')!r}; {hint}")
-        if self.spec.dim not in (None, config["d_model"]):
-            raise CheckpointError(f"'{self.spec.model}' has a width of {config['d_model']}, not {self.spec.dim}; mend `dim`")
+        if self.spec.dim not in (None, _width(config)):
+            raise CheckpointError(f"'{self.spec.model}' has a width of {_width(config)}, not {self.spec.dim}; mend `dim`")
         return config
 
     @cached_property
@@ -241,8 +256,8 @@ class Encoder:
     def weights(self) -> dict[str, Tensor]:
         """The encoder's weights as they are stored, by the names of its own modules."""
         prefix = f"{self.spec.inside}." if self.spec.inside else ""
-        found = self.source.weights((f"{prefix}encoder.", f"{prefix}shared."))
-        named = {key.removeprefix(prefix): x for key, x in found.items()}
+        found = self.source.weights(tuple(f"{prefix}{part}" for part in ("encoder.", "shared.", "model.encoder.")))
+        named = {key.removeprefix(prefix).removeprefix("model."): x for key, x in found.items()}
         tied = {"embed_tokens.weight": named.pop("shared.weight")} if "shared.weight" in named else {}
         return tied | {key.removeprefix("encoder."): x for key, x in named.items()}
 
@@ -251,7 +266,7 @@ class Encoder:
         from transformers import AutoConfig, AutoModelForTextEncoding
 
         with torch.inference_mode(False), torch.device("meta"):
-            config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0})
+            config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0, **self._alone})
             model = AutoModelForTextEncoding.from_config(config, dtype=torch.float32, attn_implementation="eager")
             encoder = model.encoder.eval()
         if torch.get_default_device().type != "meta":
@@ -260,7 +275,14 @@ class Encoder:
                 check(weights, encoder.state_dict(), self.spec.model)
                 dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
                 encoder.load_state_dict({key: x.to(dtype, copy=True) for key, x in weights.items()}, assign=True)
+                if self._alone:  # what it computes from its config alone is no part of its weights
+                    encoder.rotary_emb = type(encoder.rotary_emb)(config.encoder)
         return encoder
+
+    @property
+    def _alone(self) -> dict[str, Any]:
+        """What the config of a T5Gemma must say besides, where it is an encoder without its decoder."""
+        return {"is_encoder_decoder": False, "attention_dropout": 0.0} if self.config["model_type"] == _GEMMA else {}
 
     def _elsewhere(self, encoder: nn.Module) -> dict[str, Tensor]:
         """What stands for weights until those that were saved with the rest of the system are there."""
@@ -287,21 +309,27 @@ class Encoder:
     def save(self, folder: Path, *, weights: bool) -> None:
         """Writes a folder that is a T5 encoder with its tokenizer and nothing else."""
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(self.config | ({} if weights else {_ELSEWHERE: True}), indent=2) + "\n")
+        config = self.config | self._alone | ({} if weights else {_ELSEWHERE: True})
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tokenizer = self.source.require(*_TOKENIZER, of="a T5 with its tokenizer")
         for path in {tokenizer} | {tokenizer.with_name(name) for name in _BESIDE if self.source.folder}:
             if path.is_file():
                 (folder / path.name).write_bytes(path.read_bytes())
         if weights:
-            save_encoder(self.weights(), folder)
+            save_encoder(self.weights(), folder, shared=not self._alone)
 
 
-def save_encoder(weights: dict[str, Tensor], folder: Path) -> None:
-    """Writes the weights of an encoder as those of a model that is one."""
-    inner = {f"encoder.{key}": x.contiguous() for key, x in weights.items() if key != "embed_tokens.weight"}
+def save_encoder(weights: dict[str, Tensor], folder: Path, *, shared: bool = True) -> None:
+    """Writes the weights of an encoder as those of a model that is one; its table is `shared` unless it is a T5Gemma."""
+    table = {"embed_tokens.weight": "shared.weight"} if shared else {}
     path = folder / "model.safetensors"
-    save_file({"shared.weight": weights["embed_tokens.weight"].contiguous()} | inner, path, {"format": "pt"})
+    save_file({table.get(key, f"encoder.{key}"): x.contiguous() for key, x in weights.items()}, path, {"format": "pt"})
     path.chmod((folder / "config.json").stat().st_mode)  # which safetensors makes its owner's alone
+
+
+def _width(config: dict[str, Any]) -> int:
+    """The width of the encoder that a config describes; 0 where it describes none."""
+    return config.get("d_model") or config.get("encoder", {}).get("hidden_size") or 0
 
 
 def _ended(tokenizer: Tokenizer) -> Tokenizer:

@@ -22,6 +22,7 @@ from cadenza.samplers.guidance import strength, terms
 from cadenza.system import store, windows
 from cadenza.system.card import Card
 from cadenza.system.continuation import after, after_frames, check, known
+from cadenza.system.features import FeatureCache
 from cadenza.system.fusion import Keep, fuse, keep_only
 from cadenza.system.level import levelled
 from cadenza.system.reading import read
@@ -36,6 +37,7 @@ class System(nn.Module):
     """Everything a saved folder holds; `generator` is None for a codec alone."""
 
     generator: Generator | None
+    cache: FeatureCache | None = None  # of what frozen encoders make of values; None: it is made every time
 
     def __init__(self, spec: SystemSpec, card: Card | None = None) -> None:
         super().__init__()
@@ -67,6 +69,8 @@ class System(nn.Module):
 
     def condition(self, prepared: Mapping[str, Prepared]) -> dict[str, Condition]:
         """Prepared values as conditions, on the system's device."""
+        if self.cache is not None:
+            return self.conditioners(self.cache.features(self.conditioners, prepared, self.device))
         there = {name: values.to(self.device) for name, values in prepared.items()}
         return self.conditioners(self.conditioners.features(there))
 

@@ -38,6 +38,7 @@ class TrainingConfig(Spec):
     seconds: float = Field(10.0, gt=0)  # of a segment
     seed: int = Field(0, ge=0)
     workers: int = Field(2, ge=0)
+    cache: bool = False  # what frozen encoders make of values is kept on disk, in the folder that CADENZA_CACHE names
     music: MusicText | None = None  # mixes other fields of music metadata into the prompt
     broken: Literal["skip", "raise"] = "skip"  # items that cannot be read are counted and named, or end the run
 

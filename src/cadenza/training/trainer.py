@@ -19,6 +19,7 @@ from cadenza.data.loader import Batch, Loader, fixed
 from cadenza.data.manifest import Manifest
 from cadenza.data.sampler import Batches
 from cadenza.system.card import Card
+from cadenza.system.features import FeatureCache, place
 from cadenza.system.system import System
 from cadenza.training import checkpoints
 from cadenza.training.config import TrainingConfig, config_of
@@ -53,6 +54,8 @@ class Trainer:
         _demand(self.system, self.task.groups().values(), self._given)
         self._train, self._held = self._data(data, validation, data_rate)
         self.system.to(self.engine.device)
+        if self.config.cache and place() is not None:
+            self.system.cache = FeatureCache()
 
     def train(self) -> Outcome:
         """Trains to the end, or until Ctrl-C or the time is up, which the next call continues exactly."""

@@ -58,6 +58,41 @@ def pack(
         raise typer.Exit(1)
 
 
+@app.command("cache")
+def cache(
+    data: Annotated[Path, typer.Argument(help="A folder of audio, a manifest, shards, or a store of codes.")],
+    model: Annotated[str, typer.Option(help="Whose frozen encoders: a training config (YAML), or a model as for generate.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where to keep them.", show_default="that of CADENZA_CACHE, or the user's"),
+    ] = None,
+    limit: Annotated[float, typer.Option(min=0.001, help="GB at most; what was stored first goes then.")] = 20.0,
+) -> None:
+    """Make what frozen encoders (T5, CLAP) give for every prompt of the data, before training reads it.
+
+    Stopped, it goes on where it was. Training takes it with `cache: true` in its config; generating, where CADENZA_CACHE
+    names the folder.
+    """
+    from cadenza.apps.api import load
+    from cadenza.system.features import FeatureCache
+    from cadenza.system.system import System
+    from cadenza.training.caching import fill
+    from cadenza.training.config import TrainingConfig
+
+    kept, to_item = FeatureCache(folder, limit=int(limit * 1e9)), None
+    if Path(model).suffix in (".yaml", ".yml", ".json"):
+        config = TrainingConfig.read(model)
+        system, to_item = System(config.system), config.music
+    else:
+        system = load(model)
+    done = fill(system, data, kept, to_item=to_item, progress=lambda done, all: _progress("features", done, all))
+    for clip, reason in done.broken.items():
+        print(f"{clip}: {reason}", file=sys.stderr)
+    print(f"{kept.folder}: {done}")
+    if done.broken:
+        raise typer.Exit(1)
+
+
 def _progress(doing: str, done: int, total: int) -> None:
     """One line on a terminal, overwritten; nothing where nobody looks."""
     if sys.stderr.isatty():

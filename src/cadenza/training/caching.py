@@ -1,0 +1,80 @@
+"""Caching: the features of every value in the data made before training begins."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cadenza.conditioners.base import Conditioners
+from cadenza.core.errors import CadenzaError, DataError
+from cadenza.data import source as sources
+from cadenza.data.encoded import EncodedClips
+from cadenza.data.items import ToItem
+from cadenza.system.features import FeatureCache, Frozen
+from cadenza.system.system import System
+
+
+@dataclass
+class Filled:
+    """What `fill` did: values that were in the cache, that were made, and that could not be, with the reason by clip."""
+
+    parts: list[str]  # conditioners that have features to keep
+    found: int = 0
+    made: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lost = f"; {len(self.broken)} clips could not be read" if self.broken else ""
+        return f"{self.made} values made, {self.found} were there, for {', '.join(self.parts)}{lost}"
+
+
+def fill(
+    system: System, data: str | Path, cache: FeatureCache, *, to_item: ToItem | None = None, batch: int = 16,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Filled:  # fmt: skip
+    """Fills the cache with the features of all values that the data's metadata gives; what is there is not made again.
+
+    `progress` hears clips done and clips in all. DataError where no conditioner has features to keep.
+    """
+    every: Any = system.conditioners.items()
+    parts = Conditioners({name: part for name, part in every if isinstance(part, Frozen) and part.frozen() is not None})
+    if not len(parts):
+        raise DataError("no conditioner of this model has a frozen encoder whose features are kept; there is nothing to fill")
+    clips, said = _clips(system, data, to_item), Filled(list(parts))
+    before = cache.found, cache.made
+    for start in range(0, len(clips), batch):
+        here = clips[start : start + batch]
+        try:
+            _make(parts, [item for clip in here for item in _variants(clip)], cache, system)
+        except CadenzaError:  # of one clip, which the others do not need
+            for clip in here:
+                try:
+                    _make(parts, list(_variants(clip)), cache, system)
+                except CadenzaError as error:
+                    said.broken[str(clip.get("id", "?"))] = str(error)
+        progress(min(start + batch, len(clips)), len(clips))
+    said.found, said.made = cache.found - before[0], cache.made - before[1]
+    return said
+
+
+def _make(parts: Conditioners, items: Sequence[Mapping[str, Any]], cache: FeatureCache, system: System) -> None:
+    cache.features(parts, parts.prepare(items), system.device)
+
+
+def _clips(system: System, data: str | Path, to_item: ToItem | None) -> list[Mapping[str, Any]]:
+    """What is known of each clip, without its audio."""
+    found, _ = sources.dataset(data, system.codec, seconds=1.0, ids=system.conditioners.ids(), to_item=to_item)
+    if isinstance(found, EncodedClips):
+        return [found.store.metadata(clip) for clip in sorted({clip for clip, _ in found.places})]
+    return list(found.described())
+
+
+def _variants(clip: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The clip with each of its texts, where it has lists of them."""
+    texts = {
+        name: value
+        for name, value in clip.items()
+        if isinstance(value, list | tuple) and value and all(isinstance(entry, str) for entry in value)
+    }
+    for i in range(max(map(len, texts.values()), default=1)):
+        yield {**clip, **{name: value[min(i, len(value) - 1)] for name, value in texts.items()}}
