@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from cadenza.codecs.oobleck import OobleckSpec
-from cadenza.conditioners.base import ConditionerSpec
+from cadenza.conditioners.base import Conditioners, ConditionerSpec
 from cadenza.conditioners.source_mix import SourceMix, SourceMixSpec
 from cadenza.conditioners.waveform import Waveform, WaveformSpec
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.core.types import Codes, Condition, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.system import store
+from cadenza.system.features import FeatureCache, Frozen
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -87,7 +88,7 @@ def test_sounds_are_cut_or_followed_by_nothing_where_frames_are_set() -> None:
     assert made.x.shape == (2, 5, 4) and made.mask.sum(1).tolist() == [5, 2]
     torch.testing.assert_close(made.x[0], run(waveform(), [Audio(noise(80).wave[..., :40], 800)]).x[0])
     longer = part.over(9)
-    assert part.over(4) is part and longer.read([noise(16)])["wave"].shape[-1] == 72
+    assert part.over(4) is part and longer.read([noise(16)])["wave"].shape == (1, 9, 1, 8)
     torch.testing.assert_close(run(longer, [noise(80)]).x[0, :9].shape, torch.Size([9, 4]))
     given = waveform(frames=5, given="frames")
     assert run(given, [torch.ones(4, 7), torch.ones(4, 2)]).mask.sum(1).tolist() == [5, 2]
@@ -188,3 +189,26 @@ def test_refuses_specs_that_make_no_frames() -> None:
             make(codec=chunked)
     with pytest.raises(SpecError, match="'a' is named twice"):
         mix(sources=["a", "b", "a"])
+
+
+@pytest.mark.parametrize("kind", ["waveform", "source_mix"])
+def test_what_the_codec_makes_is_kept(tmp_path: Path, kind: str) -> None:
+    """Each sound once, whatever it was batched with; another codec's frames are others."""
+    part = waveform() if kind == "waveform" else mix(codec=ENCODEC)
+    sounds = [noise(24), noise(41)]
+    values: list[Any] = sounds if kind == "waveform" else [{"drums": sounds[0]}, {"drums": sounds[1], "bass": sounds[0]}]
+    parts, cache = Conditioners({"it": part}), FeatureCache(tmp_path)
+    items = [{"it": value} for value in values]
+    assert isinstance(part, Frozen)
+    for batch, made in ((items, 2), (items[::-1], 2), (items[:1], 2)):
+        kept = parts(cache.features(parts, parts.prepare(batch), "cpu"))["it"]
+        assert cache.made == made
+        expected = parts(parts.features(parts.prepare(batch)))["it"]
+        assert torch.equal(kept.mask, expected.mask)
+        torch.testing.assert_close(kept.x, expected.x, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        part.codec.quantizer.levels[0].embed.mul_(2)
+    cache.features(parts, parts.prepare(items), "cpu")
+    assert cache.made == 4
+    cache.close()
+    assert (waveform(given="frames") if kind == "waveform" else mix(given="frames")).frozen() is None

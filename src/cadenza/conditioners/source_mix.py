@@ -3,11 +3,13 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from einops import rearrange
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.base import Conditioner, ConditionerSpec
@@ -71,6 +73,7 @@ class SourceMix(Conditioner[Mapping[str, Any]]):
     """The sum over the sources that are there of the frozen codec's frames, each through the linear layer of its source."""
 
     blank: Mapping[str, Any] = {}
+    padded: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
 
     def __init__(self, spec: SourceMixSpec) -> None:
         super().__init__(spec)
@@ -88,6 +91,10 @@ class SourceMix(Conditioner[Mapping[str, Any]]):
         else:
             self.codec.load_from(self.spec.model)
 
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec: the weights of the codec, where there is one."""
+        return None if self.codec is None else ({}, self.codec.state_dict())
+
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
@@ -96,31 +103,27 @@ class SourceMix(Conditioner[Mapping[str, Any]]):
         return super().prepare([self._there(value) or None for value in values])
 
     def read(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """`wave` [b k c t] of each source and its true `lengths` [b k], 0 of those that are not there, or `x` [b k n d] so."""
+        """The `wave` of each frame of each source [b n k c s] and its samples in all, `lengths` [b k], 0 where it is not there.
+
+        Frames that are given are `x` [b n k d], and counted; the `mask` says which are true of any source.
+        """
         places = [(row, k) for row, value in enumerate(values) for k, name in enumerate(self.spec.sources) if name in value]
         given = [values[row][self.spec.sources[k]] for row, k in places]
         lengths = torch.zeros(len(values), len(self.spec.sources), dtype=torch.long)
-        if self.codec is None:
-            rows = [self._frames(value).T for value in given]
-            x = torch.zeros(*lengths.shape, max([1, *map(len, rows)]), self.dim)
-            for (row, k), line in zip(places, rows, strict=True):
-                x[row, k, : len(line)], lengths[row, k] = line, len(line)
-            return {"x": x, "lengths": lengths}
-        spec = self.spec.codec
-        if not places:
-            return {"wave": torch.zeros(*lengths.shape, spec.channels, spec.hop), "lengths": lengths}
-        audio = heard(given, spec.sample_rate, channels=spec.channels)
-        wave = torch.zeros(*lengths.shape, *audio.wave.shape[1:])
-        row, k = torch.tensor(places).T
-        wave[row, k], lengths[row, k] = audio.wave, audio.lengths
-        return {"wave": wave, "lengths": lengths}
+        made = self._frames(given) if self.codec is None else self._waves(given)
+        row, k = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
+        x = made.x.new_zeros(*lengths.shape, *made.x.shape[1:])
+        x[row, k], lengths[row, k] = made.x, made.lengths
+        counts = lengths if self.codec is None else _counted(self.spec.codec, lengths)
+        mask = torch.arange(x.shape[2]) < counts.amax(1, keepdim=True)
+        return {"x" if self.codec is None else "wave": x.transpose(1, 2), "lengths": lengths, "mask": mask}
 
     def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`x` [b k n d], the frames of each source, and their `lengths` [b k]."""
+        """`x` [b n k d], the frames of each source, how many are true of each, `lengths` [b k], and of any, `mask` [b n]."""
         if self.codec is None:
             return tensors
-        wave, lengths = tensors["wave"], tensors["lengths"]
-        x = wave.new_zeros(*lengths.shape, self.spec.codec.frames_of(wave.shape[-1]), self.dim)
+        wave, lengths = rearrange(tensors["wave"], "b n k c s -> b k c (n s)"), tensors["lengths"]
+        x = wave.new_zeros(*lengths.shape, tensors["mask"].shape[1], self.dim)
         frames = torch.zeros_like(lengths)
         row, k = lengths.nonzero(as_tuple=True)
         if len(row):
@@ -128,13 +131,29 @@ class SourceMix(Conditioner[Mapping[str, Any]]):
                 coded = self.codec.encode(Audio(wave[row, k], self.spec.codec.sample_rate, lengths[row, k]))
                 vectors = self.codec.vectors(coded).transpose(1, 2)
             x[row, k, : vectors.shape[1]], frames[row, k] = vectors.to(x.dtype), coded.lengths
-        return {"x": x, "lengths": frames}
+        return {"x": x.transpose(1, 2), "lengths": frames, "mask": tensors["mask"]}
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:
         x = tensors["x"].to(self.like.dtype)
-        there = torch.arange(x.shape[2], device=x.device) < tensors["lengths"][..., None]
-        each = [head(x[:, k]) * there[:, k, :, None] for k, head in enumerate(self.heads)]
-        return Tokens(torch.stack(each).sum(0), there.any(1))
+        there = torch.arange(x.shape[1], device=x.device)[:, None] < tensors["lengths"][:, None]
+        each = [head(x[:, :, k]) * there[:, :, k, None] for k, head in enumerate(self.heads)]
+        return Tokens(torch.stack(each).sum(0), tensors["mask"])
+
+    def _waves(self, given: Sequence[Any]) -> "_Made":
+        """Sounds by frames, [m n c s]."""
+        codec, hop = self.spec.codec, self.spec.hop
+        if not given:
+            return _Made(torch.zeros(0, 1, codec.channels, hop), torch.zeros(0, dtype=torch.long))
+        audio = heard(given, codec.sample_rate, channels=codec.channels)
+        n = codec.frames_of(audio.wave.shape[-1])
+        wave = F.pad(audio.wave, (0, n * hop - audio.wave.shape[-1]))
+        return _Made(rearrange(wave, "m c (n s) -> m n c s", n=n), audio.lengths)
+
+    def _frames(self, given: Sequence[Any]) -> "_Made":
+        """Frames that were made beforehand, [m n d]."""
+        rows = [self._one(value).T for value in given] or [torch.zeros(1, self.dim)]
+        lengths = torch.tensor([len(row) for row in rows])
+        return _Made(nn.utils.rnn.pad_sequence(rows, batch_first=True)[: len(given)], lengths[: len(given)])
 
     def _there(self, value: Any) -> dict[str, Any]:
         """The sources of a value that are there."""
@@ -148,7 +167,7 @@ class SourceMix(Conditioner[Mapping[str, Any]]):
                 raise RequestError(f"no source called {name!r}.{near(str(name), list(known))}")
         return {name: sound for name, sound in value.items() if sound is not None}
 
-    def _frames(self, value: Any) -> Tensor:
+    def _one(self, value: Any) -> Tensor:
         """[d f] of a source that was encoded beforehand."""
         z = value.z[0, :, : int(value.lengths)] if isinstance(value, Latents) and len(value) == 1 else value
         if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != self.dim or not z.shape[1] or not bool(z.isfinite().all()):
@@ -157,3 +176,15 @@ class SourceMix(Conditioner[Mapping[str, Any]]):
                 f"finite frames of a codec are needed, Latents of one clip or a tensor [{self.dim}, f], got {what}"
             )
         return z.float().cpu()
+
+
+class _Made(NamedTuple):
+    """What is there of all sources of all items, one after another."""
+
+    x: Tensor
+    lengths: Tensor
+
+
+def _counted(codec: CodecSpec, samples: Tensor) -> Tensor:
+    """Frames of so many samples."""
+    return torch.tensor([[codec.frames_of(each) if each else 0 for each in row] for row in samples.tolist()])

@@ -1,12 +1,13 @@
 """A sound as one vector a frame of any codec: its latents, or what its codes stand for."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -71,6 +72,8 @@ class WaveformSpec(ConditionerSpec):
 class Waveform(Conditioner[Any]):
     """The frozen codec's frames, each through a linear layer."""
 
+    padded: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
+
     def __init__(self, spec: WaveformSpec) -> None:
         super().__init__(spec)
         self.codec = spec.codec.build().requires_grad_(False) if spec.given == "audio" else None
@@ -87,6 +90,10 @@ class Waveform(Conditioner[Any]):
         else:
             self.codec.load_from(self.spec.model)
 
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec: the weights of the codec, where there is one."""
+        return None if self.codec is None else ({}, self.codec.state_dict())
+
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
@@ -98,28 +105,30 @@ class Waveform(Conditioner[Any]):
         return longer
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """`wave` [b c t] and its true `lengths` [b], or of frames `x` [b n d] and the `mask` of true ones."""
+        """The `wave` of each frame [b n c s], and samples in all, `lengths` [b]; or the frames `x` [b n d].
+
+        The `mask` says which frames are true.
+        """
         most = self.spec.frames
         if self.codec is None:
             x, mask = _side_by_side([_frames(value, self.dim) for value in values])
             return {"x": x if most is None else _exactly(x, most), "mask": mask if most is None else _exactly(mask, most)}
-        audio = heard(values, self.spec.codec.sample_rate, channels=self.spec.codec.channels)
-        if most is None:
-            return {"wave": audio.wave, "lengths": audio.lengths}
-        samples = most * self.spec.hop
-        wave = F.pad(audio.wave, (0, max(samples - audio.wave.shape[-1], 0)))[..., :samples]
-        return {"wave": wave, "lengths": audio.lengths.clamp(max=samples)}
+        codec, hop = self.spec.codec, self.spec.hop
+        audio = heard(values, codec.sample_rate, channels=codec.channels)
+        n = codec.frames_of(audio.wave.shape[-1]) if most is None else most
+        lengths = audio.lengths.clamp(max=n * hop)
+        wave = F.pad(audio.wave, (0, max(n * hop - audio.wave.shape[-1], 0)))[..., : n * hop]
+        mask = torch.arange(n) < torch.tensor([codec.frames_of(length) for length in lengths.tolist()])[:, None]
+        return {"wave": rearrange(wave, "b c (n s) -> b n c s", n=n), "lengths": lengths, "mask": mask}
 
     def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.codec is None:
             return tensors
-        wave = tensors["wave"]
+        mask, wave = tensors["mask"], rearrange(tensors["wave"], "b n c s -> b c (n s)")
         with torch.autocast(wave.device.type, enabled=False):
             frames = self.codec.encode(Audio(wave, self.spec.codec.sample_rate, tensors["lengths"]))
             x = self.codec.vectors(frames).transpose(1, 2)
-        x = _exactly(x, self.spec.codec.frames_of(wave.shape[-1]))
-        mask = torch.arange(x.shape[1], device=x.device) < frames.lengths[:, None]
-        return {"x": torch.where(mask[..., None], x, 0), "mask": mask}
+        return {"x": torch.where(mask[..., None], _exactly(x, mask.shape[1]), 0), "mask": mask}
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:
         mask = tensors["mask"]
