@@ -22,11 +22,13 @@ def evaluate(
 ) -> None:
     """Measure adherence, copying, loudness and speed, or the codec alone; write JSON, Markdown and plots."""
     from cadenza.apps.api import load
+    from cadenza.apps.cli.generate import choose_threads
     from cadenza.evaluation.codec import evaluate_codec
     from cadenza.evaluation.report import Extent
     from cadenza.evaluation.report import evaluate as evaluate_system
 
     system = load(model)
+    choose_threads(system)
     if codec or system.generator is None:
         evaluate_codec(system, data, out=out, clips=clips, progress=_say)
     else:

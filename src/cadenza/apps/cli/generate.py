@@ -102,7 +102,7 @@ def generate(  # noqa: PLR0913
     }  # fmt: skip
     Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
     system = load(model, dtype=torch.bfloat16 if half else torch.float32)
-    _choose_threads(system)
+    choose_threads(system)
     named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
     given = controls(system, set_, named, wanted)
     items = [{**one.item, **given} for one in wanted]
@@ -136,7 +136,7 @@ def _say_read(system: "System", items: list[dict[str, Any]]) -> None:
             print(f"read in the prompt: {', '.join(values)}")
 
 
-def _choose_threads(system: "System") -> None:
+def choose_threads(system: "System") -> None:
     """One thread for a small model on a CPU: its matrices are done before a second one has woken up."""
     import torch
 

@@ -1,0 +1,153 @@
+"""Own effects and what controls cost one another, on estimates whose obedience is known."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cadenza.core.errors import RequestError
+from cadenza.data.manifest import Clip
+from cadenza.dsp.audio import Audio
+from cadenza.evaluation.estimates import Estimate
+from cadenza.evaluation.scores import changes, scores
+from cadenza.evaluation.settings import Asking, Reference, beside, settings
+from cadenza.evaluation.wishes import Wish
+
+FAMILIES = ("piano", "strings")
+CONTROLS = ["prompt", "tempo", "key", "chords", "melody"]
+KEYS = ("C major", "A minor", "F# major", "D minor", "Bb major", "G minor")
+CHORDS = ("C:maj", "A:min7", "F#:maj", "D:min", "Bb:7", "G:min", "E:maj", "Db:maj7")
+SECONDS = 8.0
+
+
+def truth(i: int) -> dict[str, Any]:
+    chance = random.Random(i)
+    tempo, key = float(chance.randrange(60, 160)), chance.choice(KEYS)
+    notes = [[k + chance.random() / 2, k + 1.0, chance.randrange(60, 84), 90, "melody"] for k in range(8)]
+    return {
+        "seconds": SECONDS, "tempo": tempo, "key": key, "families": ["piano"], "lead_family": "piano",
+        "instruments": [{"role": "melody", "name": "piano", "family": "piano"}],
+        "prompt": [f"piano number {i}, {tempo:.0f} bpm"], "prompt_mentions": [["players", "bpm"]],
+        "chords": [[2 * k, 2 * k + 2, chance.choice(CHORDS)] for k in range(4)],
+        "beats": np.arange(0, SECONDS - 0.1, 60 / tempo).tolist(), "notes": [*notes, [0.3, 0.9, 40, 90, "bass"]],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Asking:
+    Audio(torch.sin(torch.arange(8000 * 8) * 0.3)[None, None], 8000).save(tmp_path / "a.wav")
+    clip = Clip("a", tmp_path / "a.wav", SECONDS, 8000, 1, {})
+    return Asking([Reference(clip, truth(i)) for i in range(12)], FAMILIES, CONTROLS, 30.0, reads=True)
+
+
+def estimate(wishes: dict[str, list[Wish]], i: int, obeyed: set[str]) -> Estimate:
+    """What a clip sounds like that obeys some controls, and in all else is like another clip."""
+    found: dict[str, Any] = {"families": torch.ones(2), "lead": 0, "seconds": SECONDS, "chroma": torch.zeros(100).long()}
+    for control in CONTROLS[1:]:
+        j = i if control in obeyed else (i + 5) % 12
+        wish = wishes[control][j]
+        if control == "tempo":
+            found |= {"tempo": wish.tempo, "beats": torch.tensor(wish.beats)}
+        elif control == "key":
+            found["key"] = wish.key
+        elif control == "chords":
+            assert wish.chords is not None
+            found["chords"] = torch.tensor(wish.chords.at((np.arange(100) + 0.5) * 0.08))
+        else:
+            found |= {"melody": torch.tensor(wish.melody), "onsets": torch.tensor(wish.onsets)}
+    return Estimate(**found)
+
+
+def each(asking: Asking) -> dict[str, list[Wish]]:
+    """What each control alone asks for."""
+    return {control: asking.setting(control, [control]).wishes for control in CONTROLS[1:]}
+
+
+def heard(asking: Asking, asked: list, spoils: dict[str, str]) -> dict[str, list[list[Estimate]]]:
+    """Every setting as a system makes it that obeys what it is given, but for controls that another one spoils."""
+    made, wishes = {}, each(asking)
+    for setting in asked:
+        obeyed = {name for name in setting.given if spoils.get(name) not in setting.given}
+        made[setting.name] = [[estimate(wishes, i, obeyed) for i in range(12)]]
+    return made
+
+
+@pytest.fixture
+def table(asking: Asking):
+    asked = [one for one in settings(asking) if one.references]
+    made = heard(asking, asked, {"key": "melody"})
+    ceiling = [estimate(each(asking), i, set(CONTROLS)) for i in range(12)]
+    found = scores(asked, made, ceiling=ceiling, captions=[wish for _, wish in asking.captions])
+    return asked, made, found, changes(asked, made, found)
+
+
+def test_what_is_obeyed_has_adherence_one_alone_and_together(table):
+    _, _, found, _ = table
+    shown = {"tempo": ("tempo", "beat"), "chords": ("chords", "chord IoU"), "melody": ("melody", "onset")}
+    for control, attributes in shown.items():
+        for setting in (control, "all"):
+            for attribute in attributes:
+                one = found[setting][attribute]
+                assert one.adherence.a.value == pytest.approx(1, abs=0.03), (setting, attribute)
+        assert set(found[control]) <= {*attributes, "chroma", "duration"}, "what is not asked is not scored"
+    assert found["key"]["key"].adherence.a.value == pytest.approx(1)
+    assert found["all"]["key"].adherence.a.value < 0.35, "the melody spoils it"
+
+
+def test_an_own_effect_is_with_the_control_minus_without(table):
+    asked, made, found, _ = table
+    by_name = {setting.name: setting for setting in asked}
+    for setting, without in (("chords", "nothing"), ("all", "all-but-chords")):
+        other = beside(by_name[setting], asked, "chords")
+        assert other is not None and other.name == without
+        wishes = by_name[setting].wishes
+        share = [np.mean([int(c) == int(t) for c, t in zip(made[without][0][i].chords, w.chords.at(MIDDLES), strict=True)])
+                 for i, w in enumerate(wishes)]  # fmt: skip
+        effect = found[setting]["chords"].effect
+        assert effect is not None and effect.value == pytest.approx(1 - np.mean(share), abs=1e-6)
+    assert found["nothing"]["duration"].effect is None
+
+
+MIDDLES = (np.arange(100) + 0.5) * 0.08
+
+
+def test_a_control_that_spoils_another_is_found(table):
+    _, _, found, changed = table
+    assert set(changed) == set(CONTROLS)
+    lost = changed["melody"]["key"]
+    assert lost.high < -0.5 and lost.value == pytest.approx(
+        (found["all"]["key"].adherence.score.value - 1) / found["all"]["key"].room
+    )
+    for control, row in changed.items():
+        for attribute, change in row.items():
+            assert (control, attribute) == ("melody", "key") or change.value == pytest.approx(0, abs=1e-6), (control, attribute)
+    assert "melody" not in changed["melody"] and "beat" not in changed["tempo"]
+
+
+def test_values_are_as_the_conditioners_take_them_and_stay_out_of_where_they_are_not_given(asking):
+    asked = {setting.name: setting for setting in settings(asking)}
+    item = asked["all"].items[0]
+    assert set(item) == set(CONTROLS) and item["melody"][0] == tuple(truth(0)["notes"][0][:3])
+    assert len(item["melody"]) == 8, "the bass is no melody"
+    assert item["chords"][1] == (2, 4, truth(0)["chords"][1][2])
+    assert set(asked["all-but-melody"].items[0]) == set(CONTROLS) - {"melody"} and set(asked["melody"].items[0]) == {"melody"}
+    assert asked["text"].reads and not asked["all-but-tempo"].reads, "what is left out is not read in the text either"
+
+
+def test_groups_and_names_of_settings(asking):
+    names = [setting.name for setting in settings(asking, ["alone"])]
+    assert names == ["nothing", "text", "tempo", "key", "chords", "melody"]
+    assert [setting.name for setting in settings(asking, ["melody", "all"])] == ["melody", "all"]
+    assert len(settings(asking, ["together"])) == 6
+    with pytest.raises(RequestError, match="Did you mean 'melody'"):
+        settings(asking, ["melodie"])
+
+
+def test_a_clip_longer_than_the_model_is_asked_for_what_fits(asking):
+    short = Asking(asking.references, FAMILIES, CONTROLS, 4.0)
+    wish = short.setting("all", CONTROLS).wishes[0]
+    assert wish.seconds == 4.0 and len(wish.melody) == 50 and wish.chords.bounds[-1] == 4.0
+    assert wish.beats.max() < 4 and len(wish.onsets) == 4
