@@ -184,7 +184,7 @@ def test_patterns(tmp_path: Path, pattern: dict[str, Any], want: dict[str, Any])
         ("codebooks_pattern__helix", {}, "codebooks_pattern.helix"),
         ("fuser__sum", ["description"], "fuser.sum"),
         ("fuser__cross", ["melody"], "fuser.cross: names 'melody'"),
-        ("fuser__cross_attention_pos_emb", True, "fuser.cross_attention_pos_emb: True"),
+        ("fuser__crossed", ["description"], "fuser.crossed"),
         (
             "conditioners__mood",
             {"model": "lut", "lut": {"n_bins": 3}},
@@ -202,6 +202,13 @@ def test_patterns(tmp_path: Path, pattern: dict[str, Any], want: dict[str, Any])
 def test_settings_that_cannot_be_honoured_are_named(tmp_path: Path, place: str, value: Any, said: str) -> None:
     audiocraft_folder(tmp_path, **{place: value})
     refused(tmp_path, said)
+
+
+def test_positions_of_what_is_attended_to_are_kept(tmp_path: Path) -> None:
+    """What they do is proven by the fuser cases of the conformance kit."""
+    audiocraft_folder(tmp_path, fuser__cross_attention_pos_emb=True, fuser__cross_attention_pos_emb_scale=0.5)
+    spec: Any = cadenza.load(tmp_path, device="cpu").spec
+    assert spec.generator.cross_positions == 0.5 and [route.id for route in spec.fusion.cross] == ["prompt"]
 
 
 def test_sections_of_which_nothing_is_built_are_said(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def _spec(held: Package, codec: Compression) -> SystemSpec:
     lm = whole.within("transformer_lm")
     generator = _generator(lm)
     generator["pattern"] = _pattern(whole.within("codebooks_pattern"), lm, generator["rows"])
-    text, fusion = text_of(held, whole, generator["width"], seconds=seconds)
+    text, fusion, generator["cross_positions"] = text_of(held, whole, generator["width"], seconds=seconds)
     lm.all_seen()
     sides = _sides(whole, codec, generator)
     levels = generator.pop("rows") // sides

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
 from cadenza.importers import chroma, style
+from cadenza.importers.audiocraft_fuser import fusion_of
 from cadenza.importers.chroma import MELODY
 from cadenza.importers.layout import compare
 from cadenza.importers.package import Package
@@ -27,8 +28,8 @@ _MISSING = {
 }
 
 
-def text_of(held: Package, whole: Section, width: int, *, seconds: float) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The conditioners and the fusion of a package that was trained on segments of `seconds`."""
+def text_of(held: Package, whole: Section, width: int, *, seconds: float) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """The conditioners and the fusion of a package trained on segments of `seconds`, and the scale of positions in `cross`."""
     parts = whole.within("conditioners")
     parts.within("args", {}).without_effect(["merge_text_conditions_p", "drop_desc_p"])
     specs = {}
@@ -54,19 +55,12 @@ def text_of(held: Package, whole: Section, width: int, *, seconds: float) -> tup
             )
     specs = dict(sorted(specs.items(), key=lambda item: item[1]["type"] != "t5"))  # there too texts come first
     fuser = whole.within("fuser")
-    fuser.expect("cross_attention_pos_emb", False, None)
-    fuser.without_effect(["cross_attention_pos_emb_scale"])  # of those positions
-    fusion = {}
-    for slot in ("cross", "prepend", "ignore"):
-        named = fuser.take(slot, list, [])
-        if lost := [name for name in named if name not in parts.data]:
-            fuser.refuse(slot, f"names '{lost[0]}', which is no conditioner; there are: {', '.join(parts.data) or 'none'}")
-        fusion[slot] = [_ours(name, specs) for name in specs if name in named]  # there too in the order of the conditioners
     for slot in ("sum", "input_interpolate"):
-        fuser.expect(slot, [], None, why="adds a text to the codes, which has not their length;")
-    fuser.all_seen()
-    fusion["prepend"].reverse()  # each is put before those that are there already
-    return {_ours(name, specs): spec for name, spec in specs.items()}, fusion
+        if names := [name for name in fuser.data.get(slot) or [] if specs.get(name, {}).get("type") == "t5"]:
+            fuser.refuse(slot, f"adds the text '{names[0]}' to the codes, which has not their length; use cross or prepend")
+    names = {name: _ours(name, specs) for name in specs}
+    fusion, positions = fusion_of(fuser, names | {name: name for name in parts.data if name not in (*names, "args")})
+    return {names[name]: spec for name, spec in specs.items()}, fusion, positions
 
 
 def text_weights(state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:

@@ -143,6 +143,7 @@ def _refuse(system: System) -> None:
         "codec: must be an encodec, or a stereo of one": _mono(system).type != "encodec",
         f"generator.positions: '{g.positions}'; there they are sinusoidal": g.positions != "sinusoidal",
         "generator.end_of_sequence: a clip has no end of its own there": g.end_of_sequence,
+        "generator.cross_positions: what is attended to has no positions there": g.cross_positions,
         "generator.bias: its layers have none there": g.bias,
         f"generator.norm_eps: {g.norm_eps:g}; there it is 1e-05": g.norm_eps != 1e-5,
         f"generator.pattern: must be a delay of {straight}": delays != straight
