@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import promises
 from language import spacy_package
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -90,6 +91,80 @@ def test_a_padded_batch_gives_what_transformers_gives_each_text(tmp_path: Path, 
             torch.testing.assert_close(x[mask], theirs(folder, text), atol=1e-5, rtol=1e-4)
             assert not x[~mask].any()
         assert made.x.shape[1] == (60 if fields else max(map(len, (theirs(folder, text) for text in TEXTS))))
+
+
+def gemma(folder: Path, *, whole: bool = False, **sizes: Any) -> Path:
+    """A folder with a T5Gemma as transformers writes it, whose tokenizer takes a whole text for one word, as theirs does."""
+    from transformers import T5GemmaConfig, T5GemmaEncoderModel, T5GemmaForConditionalGeneration
+
+    defaults = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 3}
+    inner = defaults | {"num_key_value_heads": 1, "head_dim": 6, "vocab_size": len(PIECES) + 3, "sliding_window": 4} | sizes
+    config = T5GemmaConfig(encoder=inner, decoder=inner, vocab_size=len(PIECES) + 3, is_encoder_decoder=whole)
+    torch.manual_seed(0)
+    made = (T5GemmaForConditionalGeneration if whole else T5GemmaEncoderModel)(config)
+    with torch.no_grad():
+        for x in made.parameters():
+            x.normal_(std=0.5)
+    made.save_pretrained(folder)
+    tokens(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+GEMMAS = {
+    "near and far": {},
+    "whole": {"whole": True},
+    "all far, no caps": {"layer_types": ["full_attention"] * 3, "attn_logit_softcapping": None, "query_pre_attn_scalar": 5},
+    "groups of heads": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "sliding_window": 1},
+}
+
+
+@pytest.mark.parametrize("sizes", GEMMAS.values(), ids=GEMMAS)
+def test_t5gemma_gives_what_transformers_gives_each_text(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    from transformers import T5GemmaEncoderModel, T5GemmaForConditionalGeneration
+
+    folder = gemma(tmp_path / "gemma", **sizes)
+    kind = T5GemmaForConditionalGeneration if sizes.get("whole") else T5GemmaEncoderModel
+    other = kind.from_pretrained(folder).eval()
+    encoder = other.model.encoder if sizes.get("whole") else other.encoder
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    with torch.no_grad():
+        expected = [encoder(torch.tensor([tokenizer.encode(text)])).last_hidden_state[0] for text in TEXTS]
+    part = part_of(folder, width=12)
+    made = run(part, list(TEXTS))
+    for x, mask, theirs_ in zip(made.x, made.mask, expected, strict=True):
+        torch.testing.assert_close(x[mask], theirs_, atol=1e-5, rtol=1e-4)
+        assert not x[~mask].any()
+    (tmp_path / "saved").mkdir()
+    spec = part.keep(tmp_path / "saved", "prompt").within(tmp_path / "saved")
+    assert torch.equal(run(spec.build().eval(), list(TEXTS)).x, made.x)
+    again = T5GemmaEncoderModel.from_pretrained(tmp_path / "saved" / "prompt").eval()
+    with torch.no_grad():
+        x = again(torch.tensor([tokenizer.encode(TEXTS[0])])).last_hidden_state[0]
+    torch.testing.assert_close(x, expected[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_t5gemma_keeps_the_contract(tmp_path: Path, train: bool) -> None:
+    spec = part_of(gemma(tmp_path / "gemma"), width=5, project="always", train=train).spec
+    for promise in promises():
+        promise(spec, list(TEXTS))
+
+
+def test_t5gemma_can_be_trained_and_loses_whole_words(tmp_path: Path) -> None:
+    folder = gemma(tmp_path / "gemma")
+    part = part_of(folder, width=5, project="always", train=True, word_dropout=0.5).train()
+    prepared = part.prepare(["slow piano drums", "a choir"])
+    part(part.features(prepared)).x.square().sum().backward()
+    assert all(x.grad is not None and x.grad.any() for name, x in part.named_parameters() if "norm" not in name)
+    word, mask = prepared.tensors["word"], prepared.tensors["mask"]
+    assert sorted(set(word[0][mask[0]].tolist())) == [-1, 0, 1, 2] and sorted(set(word[1][mask[1]].tolist())) == [-1, 0, 1]
+    spec = part.keep(tmp_path, "prompt").within(tmp_path)
+    other = spec.build()
+    other.load_state_dict(part.state_dict())
+    assert torch.equal(run(other.eval(), list(TEXTS)).x, run(part.eval(), list(TEXTS)).x)
 
 
 def test_the_encoder_of_a_whole_t5_in_any_file(tmp_path: Path, folder: Path) -> None:

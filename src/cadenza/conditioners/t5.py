@@ -269,14 +269,14 @@ class Encoder:
             config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0, **self._alone})
             model = AutoModelForTextEncoding.from_config(config, dtype=torch.float32, attn_implementation="eager")
             encoder = model.encoder.eval()
+            if self._alone:
+                encoder.register_load_state_dict_post_hook(_turned)
         if torch.get_default_device().type != "meta":
             with torch.inference_mode(False):
                 weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.weights()
                 check(weights, encoder.state_dict(), self.spec.model)
                 dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
                 encoder.load_state_dict({key: x.to(dtype, copy=True) for key, x in weights.items()}, assign=True)
-                if self._alone:  # what it computes from its config alone is no part of its weights
-                    encoder.rotary_emb = type(encoder.rotary_emb)(config.encoder)
         return encoder
 
     @property
@@ -325,6 +325,14 @@ def save_encoder(weights: dict[str, Tensor], folder: Path, *, shared: bool = Tru
     path = folder / "model.safetensors"
     save_file({table.get(key, f"encoder.{key}"): x.contiguous() for key, x in weights.items()}, path, {"format": "pt"})
     path.chmod((folder / "config.json").stat().st_mode)  # which safetensors makes its owner's alone
+
+
+def _turned(encoder: Any, _: Any) -> None:
+    """Computes the rotations of a T5Gemma, which are no part of its weights, once these are there."""
+    device = encoder.embed_tokens.weight.device
+    if device.type != "meta":
+        with torch.device(device):
+            encoder.rotary_emb = type(encoder.rotary_emb)(encoder.config)
 
 
 def _width(config: dict[str, Any]) -> int:
