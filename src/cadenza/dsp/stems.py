@@ -91,12 +91,14 @@ class Separator:
         try:
             from demucs.apply import BagOfModels
             from demucs.hf import load_safetensors_model
-        except ImportError as error:
+
+            listed, *paths = self._files()
+        except (ImportError, CheckpointError) as error:
+            mend = ": pip install 'cadenza[stems]'" if isinstance(error, ImportError) else ""
             raise CheckpointError(
-                f"separating a mix into stems needs Demucs, which is not here ({error}): pip install 'cadenza[stems]'. "
+                f"separating a mix into stems needs Demucs, which is not here ({error}){mend}. "
                 "Without it, give the stems themselves, or a conditioner with stems: null, which hears the whole mix"
             ) from None
-        listed, *paths = self._files()
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             for path in paths:
                 _check(path)

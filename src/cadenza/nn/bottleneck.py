@@ -1,5 +1,7 @@
 """A bottleneck of adjustable strength: normalised vectors, quantised by as many codebooks as are asked for."""
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ class Bottleneck(nn.Module):
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Each item by its own number of codebooks; in training these learn of the real vectors where `rng` is given."""
-        with torch.autocast(x.device.type, enabled=False):
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             flat = self.norm(x.float(), mask)
             residual, total = flat.detach(), torch.zeros_like(flat)
             for level, book in enumerate(self.quantizer.books):
