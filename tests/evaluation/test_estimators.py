@@ -6,6 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,10 +16,12 @@ from cadenza.evaluation.adherence import adherence, pairings
 from cadenza.evaluation.estimates import accuracy
 from cadenza.evaluation.estimators import FOLDER, Estimators, load_estimators, save_estimators
 from cadenza.evaluation.labels import truth_of
+from cadenza.evaluation.timed import Chart
 from cadenza.evaluation.wishes import ATTRIBUTES, Wish
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators"
 RATE = 24000
+CHORDS = ("C:maj", "A:min", "F#:maj", "D:min", "Bb:maj", "G:min")
 REACHED = {"tempo": 0.90, "key": 0.80, "family": 0.85, "chords": 0.80}  # what adherence asks of its estimators
 
 
@@ -102,7 +105,16 @@ def test_what_is_no_music_obeys_nobody(listen, sound):
         wanted = torch.zeros(families, dtype=torch.bool)
         wanted[chance.sample(range(families), 2)] = True
         pace = chance.choice([(40.0, 84.0), (86.0, 115.0), (116.0, 152.0)])
-        wishes.append(Wish(float(chance.randrange(55, 180)), pace, chance.randrange(24), wanted, torch.zeros_like(wanted)))
+        tempo = float(chance.randrange(55, 180))
+        timed = {
+            "chords": Chart.of([(2 * k, 2 * k + 2, chance.choice(CHORDS)) for k in range(3)]),
+            "melody": np.array([chance.randrange(12) for _ in range(8)]).repeat(8),
+            "chroma": np.array([chance.randrange(12) for _ in range(16)]).repeat(4),
+            "beats": np.arange(chance.random() / 2, 5, 60 / tempo),
+            "onsets": np.array(sorted(chance.uniform(0, 5) for _ in range(12))),
+            "seconds": chance.uniform(3, 8),
+        }
+        wishes.append(Wish(tempo, pace, chance.randrange(24), wanted, torch.zeros_like(wanted), **timed))
     heard = [listen(Audio(sound(chance)[None, None], RATE))[0] for _ in range(count)]
     for name, met in ATTRIBUTES.items():
         found = adherence(pairings([heard], wishes, met), torch.ones(count), rng=torch.Generator().manual_seed(0), draws=300)
