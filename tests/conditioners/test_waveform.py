@@ -57,7 +57,8 @@ def test_codes_are_heard_as_what_their_codebooks_hold() -> None:
     audio = noise(40)
     codes = part.codec.encode(audio)
     assert isinstance(codes, Codes)
-    tables = [level.embed for level in part.codec.quantizer.levels]
+    levels: Any = part.codec.quantizer.levels
+    tables = [level.embed for level in levels]
     expected = sum(table[ids] for table, ids in zip(tables, codes.ids[0], strict=True))
     torch.testing.assert_close(run(part, [audio]).x[0], expected)
 

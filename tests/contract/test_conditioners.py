@@ -3,7 +3,7 @@
 import copy
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from torch import Tensor
 import cadenza.conditioners as family
 from cadenza.conditioners.base import Conditioner, Conditioners, ConditionerSpec, Prepared
 from cadenza.core.types import Condition, Gives
+from cadenza.dsp.audio import Audio
 from cadenza.system.fusion import fuse
 from cadenza.system.spec import FusionSpec
 
@@ -97,6 +98,25 @@ def keeps_items_apart(spec: ConditionerSpec, values: list[Any]) -> None:
         same(len(batch) - 1 - row, back, alone)
 
 
+def hears_as_long_as_a_sound_lasts(spec: ConditionerSpec, values: list[Any]) -> None:
+    """What declares a sample rate and a hop gives each sound of a batch the frames of its own length."""
+    rate, hop = getattr(spec, "sample_rate", None), getattr(spec, "hop", None)
+    if rate is None or hop is None:
+        return
+    frames = (11, 3)
+    out = run(built(spec), [lasting(values[0], n * hop / rate) for n in frames])
+    for n, mask in zip(frames, out.mask, strict=True):
+        assert abs(int(mask.sum()) - n) <= 1 and mask[: int(mask.sum())].all()
+
+
+def lasting(value: Any, seconds: float) -> Any:
+    """A sound, or each of several, begun anew until so many seconds have passed."""
+    if isinstance(value, Audio):
+        samples = round(seconds * value.sample_rate)
+        return Audio(value.wave.repeat(1, 1, -(-samples // value.wave.shape[-1]))[..., :samples], value.sample_rate)
+    return {name: lasting(sound, seconds) for name, sound in value.items()} if isinstance(value, Mapping) else value
+
+
 def learns_everywhere(spec: ConditionerSpec, values: list[Any]) -> None:
     """Through fusion, as in training: also the null must learn."""
     slot = "global" if spec.gives == "vector" else "cross"
@@ -157,6 +177,7 @@ CONTRACT: list[Callable[[ConditionerSpec, list[Any]], None]] = [
     gives_what_it_says,
     none_is_absent,
     keeps_items_apart,
+    hears_as_long_as_a_sound_lasts,
     learns_everywhere,
     has_frozen_features,
     never_waits_for_the_host,

@@ -66,11 +66,10 @@ class Int(Conditioner[int]):
         low, high = self.spec.min, self.spec.max
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        whole = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and int(value) == value
-        if not whole:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not float(value).is_integer():
             raise RequestError(f"a whole number from {low} to {high} is needed, got {value!r}")
         if not low <= value <= high:
             if self.spec.outside == "error":
                 raise RequestError(f"{value:g} is outside the range from {low} to {high} that the model was trained on")
             warnings.warn(f"{value:g} is outside the range from {low} to {high}: the nearest end is used", stacklevel=2)
-        return min(max(int(value), low), high) - low
+        return min(max(round(float(value)), low), high) - low
