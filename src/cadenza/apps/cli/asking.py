@@ -53,7 +53,8 @@ def controls(
     given += [(*pair(text, "--set"), "--set") for text in pairs]
     found = {}
     for name, text, option in given:
-        if name in found or (said := [i for i, one in enumerate(wanted, 1) if name in one.item]):
+        said = [i for i, one in enumerate(wanted, 1) if name in one.item]
+        if name in found or said:
             where = "is set twice" if name in found else f"has a value in clip {said[0]} already"
             raise typer.BadParameter(f"'{text}': '{name}' {where}; leave one out", param_hint=option)
         if name not in (there := system.conditioners.ids()):
