@@ -68,14 +68,14 @@ class Listener:
         known = {**self.config, "model_type": _KINDS[self.config["model_type"]], "apply_spec_augment": False}
         for name in ("auto_map", "architectures", *_OTHERWISE):
             known.pop(name, None)
-        with torch.inference_mode(False), torch.device("meta"):
-            config = AutoConfig.for_model(**known)
-            model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-        wanted = {name: x for name, x in model.state_dict().items() if not name.startswith(_OF_TRAINING)}
-        weights = self.weights()
-        check(weights, wanted, self.source.model)
-        with torch.inference_mode(False):
-            rest = {name: torch.zeros(x.shape) for name, x in model.state_dict().items() if name not in wanted}
+        with torch.inference_mode(False):  # what is read first in a request is used in training too
+            with torch.device("meta"):
+                config = AutoConfig.for_model(**known)
+                model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+            state, weights = model.state_dict(), self.weights()
+            wanted = {name: x for name, x in state.items() if not name.startswith(_OF_TRAINING)}
+            check(weights, wanted, self.source.model)
+            rest = {name: torch.zeros(x.shape) for name, x in state.items() if name not in wanted}
             model.load_state_dict({name: x.float() for name, x in weights.items()} | rest, assign=True)
         return model.requires_grad_(False)
 
