@@ -35,7 +35,7 @@ AUDIO: dict[int, dict[str, Any]] = {  # what their configs say beside the defaul
 }
 HEARD: dict[str, dict[str, Any]] = {
     "melody": {"type": "chroma", "frames": 235, "stems": "vocals+other"},
-    "style": {"type": "style", "model": "m-a-p/MERT-v1-95M", "dim": 768},
+    "style": {"type": "style", "model": "m-a-p/MERT-v1-95M", "dim": 768, "absent": "zeros"},
 }
 for rate in (16000, 32000):
     AUDIO[rate] |= {"num_filters": 64, "codebook_size": 2048, "target_bandwidths": [2.2], "use_causal_conv": False}
