@@ -213,3 +213,13 @@ def test_what_the_codec_makes_is_kept(tmp_path: Path, kind: str) -> None:
     assert cache.made == 4
     cache.close()
     assert (waveform(given="frames") if kind == "waveform" else mix(given="frames")).frozen() is None
+
+
+@pytest.mark.parametrize("given", ["audio", "frames"])
+def test_absence_needs_no_sound(given: str) -> None:
+    """Also of a part that was built where there are no numbers."""
+    with torch.device("meta"):
+        part = waveform(given=given)
+    part = part.to_empty(device="cpu")
+    prepared = part.prepare([None, None])
+    assert not prepared.present.any() and not any(x.is_meta for x in prepared.tensors.values())

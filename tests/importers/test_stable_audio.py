@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cadenza.codecs.base import CodecSpec
+from cadenza.codecs.oobleck import OobleckSpec
 from cadenza.conditioners.base import Conditioners
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.core.errors import CheckpointError
@@ -206,6 +207,26 @@ def test_a_system_can_be_made_of_it() -> None:
         }
     )
     assert spec.conditioners == found.conditioners and spec.widths() == {"cross": 4}
+
+
+def test_the_conditioning_of_stable_audio_open() -> None:
+    """As published: texts and seconds attended to, seconds also in a vector of 1536 that guidance leaves alone."""
+    seconds = [{"id": f"seconds_{x}", "type": "number", "config": {"min_val": 0, "max_val": 512}} for x in ("start", "total")]
+    prompt = {"id": "prompt", "type": "t5", "config": {"t5_model_name": "t5-base", "max_length": 128}}
+    every, ends = ["prompt", "seconds_start", "seconds_total"], ["seconds_start", "seconds_total"]
+    config = model(prompt, *seconds, cross_attention_cond_ids=every, global_cond_ids=ends)
+    found = conditioning_of(config)
+    assert found.fusion is not None
+    parts = {name: part.to_dict() for name, part in found.conditioners.items()}
+    codec = OobleckSpec(sample_rate=44100).to_dict()
+    spec = SystemSpec.parse({"codec": codec, "conditioners": parts, "fusion": found.fusion.to_dict()})
+    assert spec.widths() == {"cross": 768, "global": 1536}
+    assert [(slot, id) for slot, routes in spec.fusion.slots().items() for id in [r.id for r in routes if not r.guided]] == [
+        ("global", "seconds_start"),
+        ("global", "seconds_total"),
+    ]
+    assert found.conditioners["prompt"].project == "auto", "no weights of its own"  # type: ignore[attr-defined]
+    assert sum(p.numel() for p in found.conditioners["seconds_total"].build().parameters()) == 128 + 768 * (2 * 128 + 1) + 768
 
 
 def test_other_keys_of_metadata_stand_in() -> None:

@@ -47,7 +47,10 @@ class Encoded(Conditioner[Any]):
         self.dim = spec.dim or spec.width
         self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.width else nn.Linear(self.dim, spec.width)
         self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
-        self.blank = torch.zeros((1, self.dim) if spec.along == "rows" else (self.dim, 1))
+
+    @property
+    def blank(self) -> Tensor:  # type: ignore[override]
+        return torch.zeros((1, self.dim) if self.spec.along == "rows" else (self.dim, 1))
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         rows = [self._rows(value) for value in values]

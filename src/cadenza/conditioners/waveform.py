@@ -80,7 +80,10 @@ class Waveform(Conditioner[Any]):
         self.dim = _width(spec.codec)
         self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.width else nn.Linear(self.dim, spec.width)
         self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
-        self.blank = silence(spec.codec.sample_rate, samples=spec.hop) if self.codec else torch.zeros(self.dim, 1)
+
+    @property
+    def blank(self) -> Any:  # type: ignore[override]
+        return torch.zeros(self.dim, 1) if self.codec is None else silence(self.spec.sample_rate, samples=self.spec.hop)
 
     def fit(self, values: Iterable[Any]) -> None:
         if self.codec is None:
