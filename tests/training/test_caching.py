@@ -19,6 +19,7 @@ from cadenza.system.features import FeatureCache
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 from cadenza.training.caching import fill
+from cadenza.training.trainer import Trainer
 
 
 def system(**prompt: Any) -> System:
@@ -86,3 +87,16 @@ def test_the_command_and_what_uses_it(
     )
     monkeypatch.setenv("CADENZA_CACHE", "off")
     assert load(tmp_path / "model", device="cpu").cache is None
+
+
+def test_training_takes_what_was_made(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CADENZA_CACHE", str(tmp_path / "cache"))
+    made = system()
+    fill(made, data, FeatureCache())
+    fields: dict[str, Any] = {"steps": 1, "batch": 4, "seconds": 0.1, "workers": 0, "validation_items": 0, "samples_every": 9}
+    trainer = Trainer(made, data, out=tmp_path / "run", cpu=True, cache=True, trackers=[], **fields)
+    trainer.train()
+    assert trainer.system.cache is not None
+    assert trainer.system.cache.made == 0 and trainer.system.cache.found >= 4
+    monkeypatch.setenv("CADENZA_CACHE", "off")
+    assert Trainer(made, data, out=tmp_path / "other", cpu=True, cache=True, **fields).system.cache is None
