@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -67,6 +68,23 @@ def test_probabilities_are_what_they_say():
 
 def test_audiocrafts_zero_keeps_no_field():
     assert {item.get("prompt") for item in drawn(MusicText(merge=1, drop_description=0, keep_field=0), 50)} == {"A slow piano."}
+
+
+def test_texts_to_the_letter_are_those_of_audiocraft():
+    """What its code makes of these fields: `str` of a float, a key in lower case, a full stop in any case."""
+    item = {**FULL, "description": "A slow piano", "bpm": "120.5"}
+    exact = {"exact": True, "drop_description": 0, "keep_field": 1}
+    only = {name: item[name] for name in ("description", "key", "bpm", "moods")}
+    told = {x["prompt"] for x in drawn(MusicText(merge=1, **exact), 60, only)}
+    pairs = ["key: a minor", "bpm: 120.5", "moods: calm"]
+    assert told == {". ".join(["A slow piano", *order]) for order in permutations(pairs)}
+    whole = {**only, "bpm": 120}
+    assert any("bpm: 120.0" in x["prompt"] for x in drawn(MusicText(merge=1, **exact), 3, whole))
+    assert {x["prompt"] for x in drawn(MusicText(merge=1e-9, **exact), 5, only)} == {"A slow piano."}
+    assert {x["prompt"] for x in drawn(MusicText(merge=0, **exact), 5, only)} == {"A slow piano"}
+    kept = MusicText(merge=1, exact=True, drop_description=0, keep_field=0)
+    assert {x["prompt"] for x in drawn(kept, 5, only)} == {"A slow piano."}
+    assert drawn(MusicText(merge=1, **exact), 1, only)[0]["key"] == "A minor", "the condition is what it was"
 
 
 def test_fields_are_dropped_as_conditions_too():

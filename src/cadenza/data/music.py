@@ -91,41 +91,47 @@ class MusicText(Spec):
 
     AudioCraft calls the probabilities merge_text_p, drop_desc_p and drop_other_p; its code keeps a field with the last
     one, which is why it is `keep_field` here. `drop` makes fields absent, in the text and as conditions. Without
-    chance, as in validation, the prompt is the description, or the fields where there is none.
+    chance, as in validation, the prompt is the description, or the fields where there is none. `exact` has the texts of
+    its code to the letter: `bpm: 120.0`, keys in lower case, a full stop after every description.
     """
 
     merge: float = Field(0.25, ge=0, le=1)  # how often fields are added
     drop_description: float = Field(0.5, ge=0, le=1)  # how often, where fields are added, they are all there is
     keep_field: float = Field(0.5, ge=0, le=1)  # of each field, where fields are added
     drop: dict[str, float] = {}  # field -> how often it is absent altogether
+    exact: bool = False
 
     def __call__(self, metadata: dict[str, Any], segment: Segment) -> dict[str, Any]:
         item, rng = clean(metadata), segment.rng
         if rng is None:
-            return item if "prompt" in item else _with(item, _pairs(item))
+            return item if "prompt" in item else _with(item, self._pairs(item))
         dropped = {name for name, often in self.drop.items() if rng.random() < often}
         dropped |= {"prompt"} if "description" in dropped and item.get("prompt") == item.get("description") else set()
         item = {name: value for name, value in item.items() if name not in dropped}
         if rng.random() >= self.merge:
-            return item
-        pairs = [pair for pair in _pairs(item) if rng.random() < self.keep_field]
+            told = item.get("prompt")
+            return _with(item, [self._ended(told)]) if self.exact and self.merge and isinstance(told, str) else item
+        pairs = [pair for pair in self._pairs(item) if rng.random() < self.keep_field]
         rng.shuffle(pairs)
         told = item.pop("prompt", None)
         if isinstance(told, list | tuple):
             told = rng.choice(told)
         if told is not None and rng.random() >= self.drop_description:
-            pairs = [told.rstrip("."), *pairs] if pairs else [told]
+            pairs = [told.rstrip("."), *pairs] if pairs else [self._ended(told)]
         return _with(item, pairs)
 
+    def _pairs(self, item: Item) -> list[str]:
+        return [f"{name}: {self._said(name, item[name])}" for name in MERGED if item.get(name) is not None]
 
-def _pairs(item: Item) -> list[str]:
-    return [f"{name}: {_said(item[name])}" for name in MERGED if item.get(name) is not None]
+    def _said(self, name: str, value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(value)
+        if self.exact:
+            return str(value).lower() if name == "key" else str(value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
-
-def _said(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    def _ended(self, told: str) -> str:
+        return f"{told.rstrip('.')}." if self.exact else told
 
 
 def _with(item: dict[str, Any], texts: list[str]) -> dict[str, Any]:
