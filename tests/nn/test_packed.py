@@ -22,6 +22,17 @@ def test_the_twin_gives_the_same(bias: bool, rows: int) -> None:
             torch.testing.assert_close(twin(x), module(x), atol=1e-5, rtol=1e-5)
 
 
+def test_what_is_too_large_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cadenza.nn.packed.LIMIT", 100)
+    module = nn.Sequential(nn.Linear(30, 40), nn.GELU(), nn.Linear(40, 20, bias=False))
+    assert packed(module, 1) is module
+    twin = packed(module, 3)
+    assert isinstance(twin[0], PackedLinear) and twin[0].packed.data_ptr() == module[0].weight.data_ptr()  # type: ignore[union-attr]
+    x = torch.randn(3, 30)
+    with torch.inference_mode():
+        torch.testing.assert_close(twin(x), module(x), atol=1e-5, rtol=1e-5)
+
+
 def test_where_it_is_no_help_the_module_is_its_own_twin() -> None:
     for module in (nn.Sequential(nn.Linear(2, 2)).bfloat16(), nn.Sequential(nn.Linear(2, 2)).to("meta")):
         assert packed(module, 1) is module
