@@ -36,11 +36,11 @@ def model(*, fusion: bool = False) -> ClapModel:
 
 def laion(made: ClapModel, *, fusion: bool = False) -> dict[str, torch.Tensor]:
     """The weights of a model by LAION's names, stage by stage, with all that its files hold beside."""
-    ours, state = made.state_dict(), {}
+    ours, state = made.state_dict(), dict[str, torch.Tensor]()
     ends = ("weight", "bias")
 
     def take(theirs: str, *names: str) -> None:
-        state[theirs] = torch.cat([ours.pop(name) for name in names]) if len(names) > 1 else ours.pop(names[0])
+        state[theirs] = torch.cat([ours.pop(name) for name in names]) if len(names) > 1 else ours.pop(*names)
 
     a, b = "audio_branch.", "audio_model.audio_encoder."
     for end in (*ends, "running_mean", "running_var", "num_batches_tracked"):
@@ -48,7 +48,7 @@ def laion(made: ClapModel, *, fusion: bool = False) -> dict[str, torch.Tensor]:
     for part in ("patch_embed.proj", "patch_embed.norm", "norm", *(["patch_embed.mel_conv2d"] if fusion else [])):
         for end in ends:
             take(f"{a}{part}.{end}", f"{b}{part}.{end}")
-    for name in [name for name in ours if "fusion_model" in name]:
+    for name in [name for name in ours if "fusion_model" in name or ".downsample." in name]:
         take(name.replace(b, a), name)
     for stage, depth in enumerate(made.config.audio_config.depths):
         for block in range(depth):
@@ -62,9 +62,6 @@ def laion(made: ClapModel, *, fusion: bool = False) -> dict[str, torch.Tensor]:
                 take(f"{x}mlp.fc2.{end}", f"{y}output.dense.{end}")
             for end in ("relative_position_bias_table", "relative_position_index"):
                 take(f"{x}attn.{end}", f"{y}attention.self.{end}")
-        if stage + 1 < len(made.config.audio_config.depths):
-            for end in ("reduction.weight", "norm.weight", "norm.bias"):
-                take(f"{a}layers.{stage}.downsample.{end}", f"{b}layers.{stage}.downsample.{end}")
     for side in ("audio", "text"):
         for end in ends:
             take(f"{side}_projection.0.{end}", f"{side}_projection.linear1.{end}")

@@ -129,7 +129,8 @@ def test_what_has_nothing_to_keep(cache: FeatureCache) -> None:
 
 def entries(folder: Path) -> dict[bytes, bytes]:
     with opened(folder, 2**30) as store:
-        return {key: store.get(key) for key in store}
+        found: Any = {key: store.get(key) for key in store}
+        return found
 
 
 @pytest.mark.parametrize("harm", [lambda x: x[:-1], lambda x: x[:-1] + bytes([x[-1] ^ 1]), lambda x: b"", lambda x: x[:20]])

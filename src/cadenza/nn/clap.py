@@ -16,6 +16,11 @@ _FUSION = (".fusion_model.", ".mel_conv2d.")  # weights that see a long sound at
 class Towers(nn.Module):
     """The modules of transformers' ClapModel that are needed, by its names."""
 
+    text_model: Any
+    text_projection: Any
+    audio_model: Any
+    audio_projection: Any
+
     def __init__(self, model: nn.Module, reads: str) -> None:
         super().__init__()
         for side in ("text", "audio") if reads == "both" else (reads,):

@@ -111,7 +111,7 @@ class FeatureCache:
         host = prepared.to("cpu")
         rows = [_row(host.tensors, i, part.padded, host.tensors) for i in range(len(host.present))]
         keys = [_hashed(stem, row) for row in rows]
-        held = {key: self._get(key) for key in dict.fromkeys(keys)}
+        held: dict[bytes, Any] = {key: self._get(key) for key in dict.fromkeys(keys)}
         self.found += sum(held[key] is not None for key in keys)
         if missing := {key: i for i, key in enumerate(keys) if held[key] is None}:
             chosen = torch.tensor(list(missing.values()))
@@ -150,8 +150,8 @@ class FeatureCache:
             pass  # it is damaged, and made again
         return None
 
-    def _put(self, key: bytes, row: Mapping[str, Tensor] | None) -> None:
-        data = save({name: x.contiguous() for name, x in (row or {}).items()})
+    def _put(self, key: bytes, row: Mapping[str, Tensor]) -> None:
+        data = save({name: x.contiguous() for name, x in row.items()})
         entry = hashlib.blake2b(data, digest_size=_DIGEST).digest() + data
         self._use(lambda store: store.set(key, entry), None)
 
@@ -198,7 +198,7 @@ def _row(tensors: Mapping[str, Tensor], i: int, padded: Mapping[str, str], asked
     row = {}
     for name, x in tensors.items():
         mask = padded.get(name)
-        if mask in tensors and mask in asked:
+        if mask is not None and mask in tensors and mask in asked:
             true = tensors[mask][i].nonzero()
             row[name] = x[i, : int(true[-1]) + 1 if len(true) else 0]
         else:
@@ -206,13 +206,11 @@ def _row(tensors: Mapping[str, Tensor], i: int, padded: Mapping[str, str], asked
     return row
 
 
-def _stacked(
-    name: str, rows: Sequence[Mapping[str, Tensor] | None], padded: Mapping[str, str], asked: Mapping[str, Tensor]
-) -> Tensor:
+def _stacked(name: str, rows: Sequence[Mapping[str, Tensor]], padded: Mapping[str, str], asked: Mapping[str, Tensor]) -> Tensor:
     """Rows as one batch, as wide as what was asked."""
-    parts = [row[name] for row in rows if row is not None]
+    parts = [row[name] for row in rows]
     mask = padded.get(name)
-    if mask not in asked or mask not in (rows[0] or {}):
+    if mask is None or mask not in asked or mask not in rows[0]:
         return torch.stack(parts)
     batch = parts[0].new_zeros(len(parts), asked[mask].shape[1], *parts[0].shape[1:])
     for to, part in zip(batch, parts, strict=True):

@@ -37,7 +37,8 @@ def fill(
     `progress` hears clips done and clips in all. DataError where no conditioner has features to keep.
     """
     every: Any = system.conditioners.items()
-    parts = Conditioners({name: part for name, part in every if isinstance(part, Frozen) and part.frozen() is not None})
+    frozen: dict[str, Any] = {name: part for name, part in every if isinstance(part, Frozen) and part.frozen() is not None}
+    parts = Conditioners(frozen)
     if not len(parts):
         raise DataError("no conditioner of this model has a frozen encoder whose features are kept; there is nothing to fill")
     clips, said = _clips(system, data, to_item), Filled(list(parts))
