@@ -1,6 +1,6 @@
 """AudioCraft's `fuser` as our fusion: the same slots by other names, in the order in which it fuses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cadenza.importers.section import Section
@@ -15,7 +15,7 @@ _SLOTS: dict[str, tuple[str, Mapping[str, str]]] = {
 }
 
 
-def fusion_of(fuser: Section, names: Mapping[str, str]) -> tuple[dict[str, Sequence[Any]], float]:
+def fusion_of(fuser: Section, names: Mapping[str, str]) -> tuple[dict[str, list[Any]], float]:
     """Our fusion, and the scale of the sinusoids that are added to what is attended to (0 for none).
 
     `names` are the conditions in the order in which AudioCraft computes them (texts, sounds, joint ones), each with
