@@ -1,6 +1,7 @@
 """Guidance as a weighted sum of branches, against closed forms."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_stacked_branches_keep_what_each_had() -> None:
     assert fused.steps is not None and torch.equal(fused.steps[0].x[2:4], curve.x) and not fused.steps[0].x[4:].any()
 
 
-def weighed(guidance: Guidance, told: list[str] = IDS, scale: float = 3.0) -> dict[str, float]:
+def weighed(guidance: Guidance, told: list[str] = IDS, scale: float = 3.0) -> dict[str, Any]:
     """The weights of the terms that count, by their ids."""
     return {
         "none" if term.ids is None else "+".join(sorted(term.ids)): pytest.approx(term.weight)

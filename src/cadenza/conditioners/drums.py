@@ -133,9 +133,7 @@ class Drums(Conditioner[Any]):
 
 def _seconds(value: Any) -> list[float]:
     numbers = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    if not isinstance(numbers, list | tuple) or not all(
-        isinstance(x, Real) and np.isfinite(float(x)) and x >= 0 for x in numbers
-    ):
+    if not isinstance(numbers, list | tuple) or not all(isinstance(x, Real) and 0 <= float(x) < np.inf for x in numbers):
         raise RequestError(
             "drums are the seconds at which kick, snare and hat are struck, by name or as one list, a MIDI file or audio, "
             f"got {value!r}"

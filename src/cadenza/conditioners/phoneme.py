@@ -156,9 +156,10 @@ def _read(value: Any, language: str) -> tuple[str | list[str], str]:
         return value, language
     if isinstance(value, Mapping):
         given, said, its = value.get("phonemes"), value.get("text"), value.get("language", language)
-        symbols = isinstance(given, list | tuple) and all(isinstance(symbol, str) for symbol in given)
-        if value.keys() == {"phonemes"} and (symbols or isinstance(given, str)):
-            return given if isinstance(given, str) else list(given), ""
+        if value.keys() == {"phonemes"} and isinstance(given, str):
+            return given, ""
+        if value.keys() == {"phonemes"} and isinstance(given, list | tuple) and all(isinstance(one, str) for one in given):
+            return list(given), ""
         if isinstance(said, str) and value.keys() <= {"text", "language"} and re.match(_LANGUAGE, str(its)):
             return said, str(its)
     example = '{"text": "Guten Tag", "language": "de"}, or {"phonemes": "həlˈoʊ"}'

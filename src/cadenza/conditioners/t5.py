@@ -159,7 +159,7 @@ class T5(Conditioner[str]):
         nothing = torch.finfo(dtype).min
         bias: Any = torch.where(seen, 0.0, nothing).to(dtype)  # a mask would be looked at by the host
         if self.pretrained.config["model_type"] == _GEMMA:
-            window = encoder.config.sliding_window or len(at)  # type: ignore[union-attr]
+            window: int = encoder.config.sliding_window or len(at)  # type: ignore[union-attr, assignment]
             near = bias.masked_fill((at[:, None] - at).abs() > window, nothing)
             bias = {"full_attention": bias, "sliding_attention": near}
         with _computing(ids.device.type, self.spec.dtype, train=self.spec.train):

@@ -65,7 +65,7 @@ def _fetch(system: "System") -> None:
         if source is None or source.folder is not None:
             continue
         try:
-            conditioner.fit([])
+            conditioner.fit([])  # type: ignore[operator]
         except CadenzaError as error:
             warnings.warn(f"the control '{name}' cannot be used yet: {error}", stacklevel=2)
         else:
