@@ -110,7 +110,7 @@ def test_the_same_seed_writes_the_same_file(cadenza, model, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["", "--seconds", 0.1], ["'prompt' is empty"]),
+        (["x", "--set", "tempo="], ["NAME=VALUE"]),
         (["x", "--seconds", 0], ["seconds", "above 0"]),
         (["x", "--seconds", -3], ["seconds", "above 0"]),
         (["x", "--seconds", 1e6], ["too long", "up to 3600"]),

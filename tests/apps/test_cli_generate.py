@@ -204,8 +204,8 @@ def test_a_control_that_is_not_there_is_said_with_those_that_are(generate):
     cases = {
         ("x", "--chords", "Am F"): "no control 'chords'; its controls are: prompt, tempo",
         ("x", "--set", "tempoo=9"): "Did you mean 'tempo'",
-        ("x", "--tempo", "fast"): "fast is not a number",
-        ("x", "--tempo", "0-4: 90; 4-8: quick"): "quick is not a number",
+        ("x", "--tempo", "fast"): "'fast' is not a number",
+        ("x", "--tempo", "0-4: 90; 4-8: quick"): "'quick' is not a number",
         ("x", "--tempo", "90", "--set", "tempo=91"): "'tempo' is set twice",
         ("x", "--tempo", "[1, 2"): "begins as JSON",
         ("x", "--tempo", " "): "is empty",

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from cadenza.conditioners.base import Conditioners
 from cadenza.conditioners.beats import Beats, BeatsSpec
 from cadenza.core.errors import RequestError, SpecError
 
@@ -61,3 +62,12 @@ def test_times_must_rise() -> None:
 def test_the_range_must_be_one() -> None:
     with pytest.raises(SpecError, match=r"min \(90\) must be below max \(60\)"):
         beats(min=90, max=60)
+
+
+def test_a_clip_that_begins_later_has_the_beats_of_its_piece() -> None:
+    parts = Conditioners({"it": beats(frames=6)})
+    whole = beats(frames=10).prepare([90]).tensors["count"][0]
+    later = parts.prepare([{"it": 90, "seconds_start": 1.0}])["it"].tensors["count"][0]
+    assert later.tolist() == pytest.approx(whole[4:].tolist())
+    times = parts.prepare([{"it": [0.0, 2 / 3, 4 / 3], "seconds_start": 1.0}])["it"].tensors["count"][0]
+    assert (times - times[0]).tolist() == pytest.approx((later - later[0]).tolist())

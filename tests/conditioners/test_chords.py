@@ -88,3 +88,14 @@ def test_what_cannot_be_used_is_named(value: Any, says: str) -> None:
 
 def test_an_empty_list_is_absent() -> None:
     assert Conditioners({"it": chords()}).prepare([{"it": []}])["it"].present.tolist() == [False]
+
+
+def test_a_clip_that_begins_later_has_the_chords_of_its_piece() -> None:
+    parts = Conditioners({"chords": chords(frames=20)})
+    spans = [(0.0, 1.5, "C"), (1.5, 3.0, "F"), (3.0, 4.0, "G")]
+    whole = frames(spans)[20:]
+    later = parts.prepare([{"chords": spans, "seconds_start": 2.0}])["chords"].tensors["x"][0]
+    torch.testing.assert_close(later[:, TONES], whole[:, TONES])
+    line = parts.prepare([{"chords": "C F", "seconds_start": 3.0}])["chords"].tensors["x"][0, :, :12].argmax(-1)
+    assert line.tolist() == [5] * 10 + [0] * 10, "bars of two seconds count from the start of the piece"
+    assert parts.prepare([{"chords": spans, "seconds_start": 9.0}])["chords"].present.tolist() == [False]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cadenza.codecs.base import CodecSpec
+from cadenza.conditioners.base import Conditioners
 from cadenza.conditioners.drums import Drums, DrumsSpec
 from cadenza.core.errors import RequestError
 from cadenza.dsp.audio import Audio
@@ -92,3 +93,9 @@ def test_before_training_it_adds_nothing() -> None:
 def test_what_cannot_be_used_is_named(value: Any, says: str) -> None:
     with pytest.raises(RequestError, match=says):
         drums().prepare([value])
+
+
+def test_a_clip_that_begins_later_has_the_strikes_of_its_piece() -> None:
+    parts = Conditioners({"it": drums()})
+    later = parts.prepare([{"it": {"kick": [0.2, 1.0, 1.5]}, "seconds_start": 0.5}])["it"].tensors["x"]
+    torch.testing.assert_close(later, parts.prepare([{"it": {"kick": [0.5, 1.0]}}])["it"].tensors["x"])

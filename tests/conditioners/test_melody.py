@@ -111,3 +111,8 @@ def test_what_cannot_be_used_is_named(value: Any, says: str) -> None:
 
 def test_no_notes_are_absent() -> None:
     assert Conditioners({"it": melody()}).prepare([{"it": []}])["it"].present.tolist() == [False]
+
+
+def test_a_clip_that_begins_later_has_the_melody_of_its_piece() -> None:
+    found = Conditioners({"it": melody()}).prepare([{"it": NOTES, "seconds_start": 0.6}])["it"].tensors["pitch"][0]
+    assert found[:70].tolist() == STEPS[30:]

@@ -81,7 +81,7 @@ def test_f1_by_hand():
 
 
 def test_values_wish_for_exactly_themselves():
-    wish = of_values(SIDECAR)
+    wish = of_values(SIDECAR, {"tempo", "key"}, seconds=2.0)
     assert tempo_met(heard(124.7), wish) == 1 and tempo_met(heard(125.0), wish) == 0 and tempo_met(heard(60.0), wish) == 0
     assert key_met(heard(key=21), wish) == 1 and key_met(heard(key=0), wish) == 0
     assert math.isnan(families_met(heard(), wish)) and math.isnan(pace_met(heard(), wish))

@@ -88,7 +88,7 @@ def test_what_a_language_model_learns_from(name: str) -> None:
     dropped = {"melody": 0.5} if "melody" in name else 0.0
     assert chosen.task.to_dict() == {"type": "generator", "guidance_dropout": guidance, "attribute_dropout": dropped}
     assert chosen.music == (
-        None if name.startswith("audiogen") else MusicText(merge=0.25, drop_description=0.5, keep_field=0.5)
+        None if name.startswith("audiogen") else MusicText(merge=0.25, drop_description=0.5, keep_field=0.5, exact=True)
     )
     spec: Any = chosen.system
     assert spec.conditioners["prompt"].word_dropout == words

@@ -114,6 +114,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         value = item.get(name)
         return item.get(self.spec.fallback) if value is None and self.spec.fallback is not None else value
 
+    def since(self, value: Value, start: float) -> Value | None:
+        """The value for a clip that begins `start` seconds into the piece that it is of; most hold throughout a piece."""
+        return value
+
     def prepare(self, values: Sequence[Value | None]) -> Prepared:
         """All that may wait for the CPU: checking, tokenising, reading, resampling."""
         present = torch.tensor([value is not None for value in values])
@@ -174,6 +178,10 @@ class Conditioners(nn.ModuleDict):
                 raise RequestError(f"{name}: {error}") from None
         return prepared
 
+    def since(self, values: Mapping[str, Any], start: float) -> dict[str, Any]:
+        """The values of a piece, by ids, for a clip of it that begins at `start` seconds."""
+        return {name: _since(self[name], value, start) if name in self else value for name, value in values.items()}  # type: ignore[arg-type]
+
     def keep(self, folder: Path) -> dict[str, ConditionerSpec]:
         """The specs to save in `folder`, that of a system, once each part has put there what it needs beside its weights."""
         return {name: part.keep(folder, f"conditioners/{quote(name, safe='')}") for name, part in self.items()}  # type: ignore[operator]
@@ -196,8 +204,12 @@ def _changing(part: Conditioner[Any], value: Any) -> Timeline | None:
     return None if part.timed else Timeline.of(value)
 
 
-def _since(line: Timeline | None, start: Any) -> Timeline | None:
-    return line if line is None or not isinstance(start, Real) else line.since(float(start))
+def _since(part: Conditioner[Any], value: Any, start: Any) -> Any:
+    """A value of a piece for a clip that begins at `start` seconds, 0 where that is no number."""
+    if value is None or not isinstance(start, Real) or start == 0:
+        return value
+    line = _changing(part, value)
+    return part.since(value, float(start)) if line is None else line.since(float(start))
 
 
 def _each(part: Conditioner[Any], values: Iterable[Any]) -> Iterator[Any]:
@@ -212,7 +224,8 @@ def _prepared(part: Conditioner[Any], items: Sequence[Item], values: Sequence[An
 
     Their seconds are those of the piece of which the clip is a part from `seconds_start` on, 0 if the item has none.
     """
-    lines = [_since(_changing(part, value), item.get("seconds_start")) for item, value in zip(items, values, strict=True)]
+    values = [_since(part, value, item.get("seconds_start")) for item, value in zip(items, values, strict=True)]
+    lines = [_changing(part, value) for value in values]
     if not any(lines):
         return part.prepare(values)
     always = (-math.inf, math.inf, 0.0, 0.0)

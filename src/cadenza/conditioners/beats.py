@@ -54,6 +54,12 @@ class Beats(Conditioner[Any]):
         self.up = nn.Linear(2 * len(_CYCLES) + 1, spec.hidden)
         self.out = nn.Linear(spec.hidden, spec.width)
 
+    def since(self, value: Any, start: float) -> Any:
+        """The beats from there on: those of a tempo as the times of two of them."""
+        if _number(value):
+            return [-start, 60 / self._tempo(value) - start]
+        return [x - start for x in value] if isinstance(value, list | tuple) and all(map(_number, value)) else value
+
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """At each frame the beats since the first one, in fractions, and the beats a second: `count`, `speed` [b f]."""
         count = np.stack([self._count(value) for value in values])

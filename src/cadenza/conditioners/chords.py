@@ -81,7 +81,14 @@ class Chords(Conditioner[Any]):
         if not isinstance(value, str):
             return None if isinstance(value, list | tuple) and not value else value
         tempo = item.get(self.spec.tempo) if self.spec.tempo else None
-        return self._line(value, self.spec.bar if tempo is None else 240 / _beats_a_minute(tempo))
+        return self._line(
+            value, self.spec.bar if tempo is None else 240 / _beats_a_minute(tempo), after=float(item.get("seconds_start") or 0)
+        )
+
+    def since(self, value: Any, start: float) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [Span(max(0.0, a - start), b - start, name) for a, b, name in map(_span, value) if b > start] or None
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """`x` [b f n] or, with `known`, `row` [b f]; `covered` [b f] where a value says anything."""
@@ -98,9 +105,9 @@ class Chords(Conditioner[Any]):
             hidden = self.up(tensors["x"].to(self.up.weight.dtype))
         return Tokens(self.out(nn.functional.gelu(hidden)), tensors["covered"])
 
-    def _line(self, text: str, bar: float) -> list[Span]:
-        """A line of chords until the end of the longest clip, or chords with their starts."""
-        total = self.spec.frames / self.spec.frame_rate
+    def _line(self, text: str, bar: float, *, after: float = 0.0) -> list[Span]:
+        """A line of chords until the longest clip ends that begins `after` seconds, or chords with their starts."""
+        total = after + self.spec.frames / self.spec.frame_rate
         words = text.replace(",", " ").split()
         if any("@" in word for word in words):
             return _placed(words, total)

@@ -82,6 +82,12 @@ class Drums(Conditioner[Any]):
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
+    def since(self, value: Any, start: float) -> Any:
+        """Strikes from there on; a recording and a MIDI file are of the clip itself."""
+        if isinstance(value, Mapping):
+            return {kind: self.since(times, start) for kind, times in value.items()}
+        return [x - start for x in _seconds(value) if x >= start] if isinstance(value, list | tuple) else value
+
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """`x` [b f n] of strikes, or `wave` [b c t] with its `lengths` [b] for the codec."""
         if self.codec is None:

@@ -83,6 +83,14 @@ class Melody(Conditioner[Any]):
         value = super().pick(item, name)
         return None if isinstance(value, list | tuple) and not value else value
 
+    def since(self, value: Any, start: float) -> Any:
+        """Notes and salience from there on; a recording is of the clip itself."""
+        if isinstance(value, Tensor | np.ndarray):
+            return value[:, round(start * self.spec.frame_rate) :]
+        if not isinstance(value, list | tuple):
+            return value
+        return [Note(max(0.0, a - start), b - start, pitch) for a, b, pitch in map(_note, value) if b > start] or None
+
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """`pitch` [b f] above `low` or -1 at rests, `since` and `left` [b f] of its note, `covered` [b f], `octave` [b]."""
         found = [self._frames(value) for value in values]

@@ -50,7 +50,7 @@ def controls(
     RequestError names a control that the system has not, and those it has.
     """
     given = [(name, text, f"--{name}") for name, text in named.items() if text is not None]
-    given += [(*pair(text, "--set"), "--set") for text in pairs]
+    given += [(*pair(text, "--set"), f"--set {text}") for text in pairs]
     found = {}
     for name, text, option in given:
         said = [i for i, one in enumerate(wanted, 1) if name in one.item]

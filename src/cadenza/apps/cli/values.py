@@ -37,7 +37,7 @@ def number(text: str, option: str, *, said: str = "") -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"'{said or text}': {text} is not a number", param_hint=option) from None
+        raise typer.BadParameter(f"'{said or text}' is not a number", param_hint=option) from None
 
 
 def _one(text: str, widget: str, option: str) -> Any:

@@ -1,6 +1,6 @@
 """Training a generator and its conditioners on what a frozen codec makes of audio."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Prepared
 from cadenza.core.errors import TrainingError
-from cadenza.core.timeline import Timeline
 from cadenza.core.types import Codes, Latents, Slot
 from cadenza.dsp.audio import Audio
 from cadenza.system.system import System
@@ -75,11 +74,17 @@ class GeneratorTask(Task):
     def samples(self, batch: Mapping[str, Any]) -> dict[str, Audio]:
         """What the items' metadata generates, beside the items themselves through the codec."""
         target = self._target(batch)
-        items = [_own(item, self.system.conditioners) for item in batch["metadata"]]
+        items = [self._own(item) for item in batch["metadata"]]
         grid, frames = self.system.codec.grid, int(target.lengths.max())
         seconds = min(frames, self.system.spec.generator.context) / grid.frame_rate  # type: ignore[union-attr]
         made = self.system.generate(items, seconds=seconds, seed=0)
         return {"reference": self.system.codec.decode(target), "generated": made}
+
+    def _own(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a clip of its own: what is timed counts from the clip's start."""
+        conditioners = self.system.conditioners
+        found = {id: item[id] for id in conditioners.ids() if item.get(id) is not None}
+        return found if "seconds_start" in found else conditioners.since(found, item.get("seconds_start", 0.0))
 
     def _losses(
         self,
@@ -138,13 +143,3 @@ class GeneratorTask(Task):
 def _together(names: str) -> list[str]:
     """The ids of a group, `a+b`."""
     return [name.strip() for name in names.split("+")]
-
-
-def _own(item: Mapping[str, Any], ids: Iterable[str]) -> dict[str, Any]:
-    """The values of a clip of its own: what changes over time counts from the clip's start."""
-    found = {id: item[id] for id in ids if item.get(id) is not None}
-    start = item.get("seconds_start")
-    if "seconds_start" in found or not isinstance(start, int | float):
-        return found
-    lines = {id: line for id, value in found.items() if (line := Timeline.of(value)) is not None}
-    return found | {id: line.since(start) for id, line in lines.items()}
