@@ -198,7 +198,8 @@ class _Sink:
 
 def _form(path: Path, sample_rate: int) -> Format:
     if path.suffix.lower() not in FORMATS:
-        raise AudioError(f"{path}: cannot write '{path.suffix}' files; choose from: {', '.join(FORMATS)}")
+        what = f"cannot write '{path.suffix}' files" if path.suffix else "its name does not say the kind of file"
+        raise AudioError(f"{path}: {what}; choose from: {', '.join(FORMATS)}")
     form = FORMATS[path.suffix.lower()]
     if sample_rate <= 0 or (form.rates and sample_rate not in form.rates):
         known = ", ".join(map(str, form.rates)) or "a positive rate"

@@ -61,7 +61,7 @@ def references(manifest: Manifest, count: int) -> list[Reference]:
     out = held_out((clip.id for clip, _ in found), count)
     chosen = [Reference(clip, truth) for clip, truth in found if clip.id in out]
     if len(chosen) < 2:
-        raise DataError(f"{manifest.folder}: {len(chosen)} clip to evaluate on; at least two are needed")
+        raise DataError(f"{manifest.folder}: {len(chosen)} of its {len(found)} clips to evaluate on; at least 2 are needed")
     return chosen
 
 

@@ -17,7 +17,7 @@ def corpus(
     from cadenza.data.corpus.build import build
 
     report = build(out, hours=hours, seed=seed, split="held_out" if held_out else "train", workers=workers, progress=_say)
-    print(report)
+    print(f"{out}: {report.clips} clips, {report.made} of them made now ({report.seconds / 3600:.2f} hours)")
 
 
 def _say(done: int, total: int) -> None:

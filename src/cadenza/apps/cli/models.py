@@ -23,6 +23,8 @@ def models(
     folder: Annotated[Path | None, typer.Argument(help="List the models in this folder and those below it instead.")] = None,
 ) -> None:
     """List the models that can be loaded by name: licence, size, and whether this machine can run them."""
+    if folder is not None and not folder.is_dir():
+        raise typer.BadParameter(f"there is no folder {folder}", param_hint="FOLDER")
     lines = _released() if folder is None else [_saved(path) for path in _systems(folder)]
     if not lines:
         print(f"{folder} holds no model that `save`, `train` or `import` wrote")
