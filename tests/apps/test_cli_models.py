@@ -168,7 +168,9 @@ def test_models_in_a_folder(cadenza, tmp_path):
     line = next(line for line in out.splitlines() if "runs/tiny" in line)
     assert f"{parameters:.1f} M" in line and "MIT" in line
     assert "damaged" in next(line for line in out.splitlines() if "runs/broken" in line)
-    assert "holds no model" in cadenza("models", tmp_path / "nowhere")[1]
+    (tmp_path / "empty").mkdir()
+    assert "holds no model" in cadenza("models", tmp_path / "empty")[1]
+    assert "there is no folder" in cadenza("models", tmp_path / "nowhere")[2]
 
 
 def test_the_machines_memory_is_known():
