@@ -87,6 +87,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
     timed: ClassVar[bool] = False  # whether it reads lists of (start, end, value) itself, instead of one value at a time
     blank: Value  # stands in for None so that shapes hold; what it gives is replaced by the null
     beside: ClassVar[tuple[str, ...]] = ()  # other ids of an item that `pick` may look at
+    passing: ClassVar[tuple[str, ...]] = ()  # prepared tensors that are features as they are, heard by no encoder
     null: Tensor | None
 
     def __init__(self, spec: ConditionerSpec) -> None:
@@ -130,6 +131,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         longer = copy(self)
         longer.spec = self.spec.model_copy(update={"frames": frames})
         return longer
+
+    def worth(self, prepared: Prepared) -> bool:
+        """Whether a cache should look for the features of these values, where the part has any that are kept."""
+        return True
 
     @torch.no_grad()
     def features(self, prepared: Prepared) -> Prepared:

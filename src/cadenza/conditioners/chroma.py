@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, Prepared
-from cadenza.core.errors import RequestError
+from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import Condition, Gives, Tokens
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.chroma import chroma, chroma_filters, chroma_frames, strongest
@@ -91,15 +91,31 @@ class Chroma(Conditioner[Any]):
     """
 
     blank = None
+    padded: Mapping[str, str]  # for a cache of features
     like: Tensor  # of nothing, on the device and of the dtype of this module
     beside: ClassVar[tuple[str, ...]] = ("stems",)
 
     def __init__(self, spec: ChromaSpec) -> None:
         super().__init__(spec)
         self.separator = Separator(spec.separator)
+        sound = {} if spec.pad_to == "longest" else {"wave": "samples"}  # elsewhere what pads a sound is not heard
+        self.padded = {**sound, "chroma": "mask", "mask": "mask"}
         same = spec.project == "auto" and spec.bins == spec.width
         self.out = nn.Identity() if same else nn.Linear(spec.bins, spec.width)
         self.register_buffer("like", torch.empty(0), persistent=False)
+
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec: the separator, where one is asked for, and is here."""
+        if self.spec.stems is None:
+            return None
+        try:
+            return self.separator.frozen()
+        except CheckpointError:
+            return None  # the first mix that needs it says what is wrong
+
+    def worth(self, prepared: Prepared) -> bool:
+        """Where a mix is to be separated; chroma alone is made as soon as it is found."""
+        return bool(prepared.tensors["mixed"].any())
 
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         if self.spec.stems is None or self.separator.folder is None:
@@ -121,18 +137,27 @@ class Chroma(Conditioner[Any]):
         return own if value is not None and own is not None and self.spec.stems is not None else value
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """The mono `wave` [b t], its true `samples` [b], and whether it is `mixed` [b], to be separated yet."""
+        """The mono `wave` [b t], its true `samples` [b], and whether it is `mixed` [b], to be separated yet.
+
+        The `mask` [b n] is that of the frames to be made of it.
+        """
         sounds = [self._sound(value) for value in values]
         audio = Audio.stack([sound for sound, _ in sounds])
         wave, samples = audio.wave[:, 0], audio.lengths
         if self.spec.seconds is not None:
             most = max(1, round(self.spec.seconds * self.spec.sample_rate))
             wave, samples = wave[:, :most], samples.clamp(max=most)
-        return {"wave": wave, "samples": samples, "mixed": torch.tensor([mixed for _, mixed in sounds])}
+        spec, mixed = self.spec, torch.tensor([mixed for _, mixed in sounds])
+        counts = torch.tensor([chroma_frames(own, spec.window, spec.hop) for own in samples.tolist()])
+        if spec.frames is not None and spec.short == "repeat":
+            counts.fill_(spec.frames)
+        mask = torch.arange(spec.frames or int(counts.max())) < counts[:, None]
+        return {"wave": wave, "samples": samples, "mixed": mixed, "mask": mask}
 
     def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The `chroma` [b n k], and its `mask` [b n]."""
-        spec, wave = self.spec, tensors["wave"]
+        spec, wave, mask = self.spec, tensors["wave"], tensors["mask"]
+        n = mask.shape[1]
         samples, mixed = tensors["samples"].tolist(), tensors["mixed"].tolist()
         filters = chroma_filters(spec.sample_rate, spec.window, bins=spec.bins).to(wave.device)
         rows = []
@@ -140,14 +165,10 @@ class Chroma(Conditioner[Any]):
             sound = row if spec.pad_to == "longest" else row[:own]
             with torch.autocast(wave.device.type, enabled=False):
                 rows.append(chroma(self._stems(sound) if separate else sound, filters, hop=spec.hop))
-        lengths = [chroma_frames(own, spec.window, spec.hop) for own in samples]
         if spec.frames is not None and spec.short == "repeat":
-            rows = [row.repeat(-(-spec.frames // len(row)), 1)[: spec.frames] for row in rows]
-            lengths = [spec.frames] * len(rows)
-        n = spec.frames or max(map(len, rows))
-        x = torch.stack([F.pad(row, (0, 0, 0, n - len(row[:n])))[:n] for row in rows])
-        mask = torch.arange(n, device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
-        return {"chroma": strongest(x) if spec.one_hot else x, "mask": mask}
+            rows = [row.repeat(-(-n // len(row)), 1) for row in rows]
+        x = torch.stack([F.pad(row[:n], (0, 0, 0, n - len(row[:n]))) for row in rows])
+        return {"chroma": (strongest(x) if spec.one_hot else x) * mask[..., None], "mask": mask}
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:
         mask = tensors["mask"]

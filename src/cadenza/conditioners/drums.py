@@ -47,8 +47,8 @@ class DrumsSpec(FramesSpec):
 
     @classmethod
     def example(cls) -> tuple["DrumsSpec", list[Any]]:
-        values = [{"kick": [0.0, 0.6], "hat": [0.3, 0.9]}, {"snare": [0.5]}, [0.0, 0.25, 0.8]]
-        return cls(width=8, frame_rate=10, frames=12, hidden=4), values
+        values = [{"kick": [0.0, 1.1], "hat": [0.3, 0.9]}, {"snare": [0.5, 1.15]}, [0.0, 0.25, 1.1]]
+        return cls(width=8, frame_rate=10, frames=12, hidden=32), values
 
     def build(self) -> "Drums":
         return Drums(self)
@@ -60,6 +60,8 @@ class Drums(Conditioner[Any]):
     A value is the seconds at which each of kick, snare and hat is struck, by name; a list of seconds for all of them;
     a MIDI file, whose percussion counts; or audio of drums, or a file of it. Toms are snares, cymbals are hats.
     """
+
+    padded: ClassVar[dict[str, str]] = {}  # for a cache of features
 
     def __init__(self, spec: DrumsSpec) -> None:
         super().__init__(spec)
@@ -79,6 +81,10 @@ class Drums(Conditioner[Any]):
             raise RequestError("the codec of these drums has no weights; set its `model` to a saved system that has it")
         self.codec.load_from(self.spec.model)
 
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec: the weights of the codec, where there is one."""
+        return None if self.codec is None else ({}, self.codec.state_dict())
+
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
@@ -89,14 +95,15 @@ class Drums(Conditioner[Any]):
         return [x - start for x in _seconds(value) if x >= start] if isinstance(value, list | tuple) else value
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """`x` [b f n] of strikes, or `wave` [b c t] with its `lengths` [b] for the codec."""
+        """`x` [b f n] of strikes, or for the codec `wave` [b c t] with its `lengths` [b], and the `mask` [b f] of frames."""
         if self.codec is None:
             return {"x": torch.from_numpy(np.stack([self._struck(value) for value in values]))}
         codec = self.codec.spec
         audio = heard(values, codec.sample_rate, channels=codec.channels)
         samples = round(self.spec.frames / self.spec.frame_rate * codec.sample_rate)
         wave = F.pad(audio.wave, (0, max(0, samples - audio.wave.shape[-1])))[..., :samples]
-        return {"wave": wave, "lengths": audio.lengths.clamp(max=samples)}
+        mask = torch.ones(len(values), self.spec.frames, dtype=torch.bool)
+        return {"wave": wave, "lengths": audio.lengths.clamp(max=samples), "mask": mask}
 
     def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.codec is None:
@@ -107,7 +114,7 @@ class Drums(Conditioner[Any]):
             x = self.codec.vectors(frames)
         there = torch.arange(x.shape[-1], device=x.device) < frames.lengths[:, None]
         x = _blurred(x * there[:, None], self.spec.blur)
-        return {"x": F.interpolate(x, size=self.spec.frames, mode="nearest").transpose(1, 2)}
+        return {"x": F.interpolate(x, size=tensors["mask"].shape[1], mode="nearest").transpose(1, 2)}
 
     def embed(self, tensors: dict[str, Tensor]) -> Tokens:
         x = tensors["x"].to(self.up.weight.dtype)

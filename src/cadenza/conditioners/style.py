@@ -108,6 +108,13 @@ class Style(Conditioner[Any]):
     """
 
     blank = None
+    padded: ClassVar[dict[str, str]] = {
+        "wave": "samples",
+        "x": "mask",
+        "ids": "mask",
+        "mask": "mask",
+    }  # for a cache of features
+    passing: ClassVar[tuple[str, ...]] = ("levels",)
     rng: torch.Generator | None = None  # what the codebooks learn with: that of the step whose values were varied
 
     def __init__(self, spec: StyleSpec) -> None:
@@ -133,6 +140,15 @@ class Style(Conditioner[Any]):
             self.codec.load_from(self.spec.model)
         else:
             warnings.warn("the codec of a `style` begins as noise and stays so; set its `model`", stacklevel=2)
+
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec; None in training, whose excerpts are drawn and do not come again."""
+        if self.training:
+            return None
+        if self.listener is None:
+            assert self.codec is not None
+            return {}, self.codec.state_dict()
+        return self.listener.config, self.listener.on(self.out.weight.device).state_dict()
 
     def keep(self, folder: Path, place: str) -> ConditionerSpec:
         if self.listener is None:
@@ -179,7 +195,7 @@ class Style(Conditioner[Any]):
         return replace(prepared, tensors=prepared.tensors | {name: x.to(device) for name, x in drawn.items()})
 
     def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Frames `x` [b n e] or tokens `ids` [b k n] of the excerpts, the `mask` [b n] of those that are real, `levels`."""
+        """Frames `x` [b n e] or tokens `ids` [b n k] of the excerpts, the `mask` [b n] of those that are real, `levels`."""
         wave, least = tensors["wave"], math.ceil(_LEAST * self.spec.heard_at)
         bounds = zip(wave, tensors["start"].tolist(), tensors["length"].tolist(), strict=True)
         excerpts = [row[start : start + length] for row, start, length in bounds]
@@ -189,11 +205,11 @@ class Style(Conditioner[Any]):
             if self.codec is not None:
                 rows = pad_sequence(excerpts, batch_first=True)[:, None].expand(-1, self.spec.codec.channels, -1)
                 codes: Any = self.codec.encode(Audio(rows, self.spec.heard_at, lengths))
-                found, n = {"ids": codes.ids}, codes.lengths
+                found, n = {"ids": codes.ids.transpose(1, 2)}, codes.lengths
             else:
                 frames = [self._listened(row) for row in excerpts]
                 found, n = {"x": pad_sequence(frames, batch_first=True)}, torch.tensor([len(row) for row in frames])
-        width = next(iter(found.values())).shape[2 if self.codec is not None else 1]
+        width = next(iter(found.values())).shape[1]
         mask = torch.arange(width, device=wave.device) < n.to(wave.device)[:, None]
         return {**found, "mask": mask, "levels": tensors["levels"]}
 
@@ -213,7 +229,7 @@ class Style(Conditioner[Any]):
     def _transformed(self, tensors: dict[str, Tensor], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         if self.codec is not None:
             tables: Iterable[Callable[[Tensor], Tensor]] = self.tables
-            x = torch.stack([table(ids) for table, ids in zip(tables, tensors["ids"].unbind(1), strict=True)]).sum(0)
+            x = torch.stack([table(ids) for table, ids in zip(tables, tensors["ids"].unbind(2), strict=True)]).sum(0)
         else:
             x = self.up(tensors["x"].to(self.up.weight.dtype))
         n = torch.arange(x.shape[1], device=x.device)

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ class Separator:
         missing = wave.shape[-1] - found.shape[-1]
         return dict(zip(self.sources, torch.nn.functional.pad(found, (0, missing)), strict=True))
 
+    def frozen(self) -> tuple[Any, dict[str, Tensor]]:
+        """All that the stems depend on: what its files say of its nets, and their weights."""
+        return self._said, self._net.state_dict()
+
     def save(self, folder: Path) -> None:
         """Copies its files, where they came from a folder."""
         folder.mkdir(parents=True)
@@ -87,6 +92,13 @@ class Separator:
         return [listed, *(source.require(f"{net}.safetensors", of="a Demucs") for net in nets)]
 
     @cached_property
+    def _said(self) -> list[Any]:
+        _ = self._net  # which says what is wrong with the files
+        listed, *paths = self._files()
+        bag = yaml.safe_load(listed.read_text())
+        return [version("demucs"), bag.get("weights"), bag.get("segment"), *map(_check, paths)]
+
+    @cached_property
     def _net(self) -> Any:
         try:
             from demucs.apply import BagOfModels
@@ -107,8 +119,8 @@ class Separator:
             return BagOfModels(nets, bag.get("weights"), bag.get("segment")).eval().requires_grad_(False)
 
 
-def _check(path: Path) -> None:
-    """Raises CheckpointError unless a file says that it is a net of Demucs, as others could be made to run code."""
+def _check(path: Path) -> dict[str, str]:
+    """What a file says of its net; CheckpointError unless that is one of Demucs, as others could be made to run code."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -118,3 +130,4 @@ def _check(path: Path) -> None:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy it again") from None
     if said.get("klass") not in _NETS or "structure" in said:
         raise CheckpointError(f"{path} says that it is a {said.get('klass')!r}, not a plain net of Demucs: {', '.join(_NETS)}")
+    return said

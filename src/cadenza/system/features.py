@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 
 PLACE = "CADENZA_CACHE"  # environment: the folder of the cache, or `off` for none anywhere
 LIMIT = 20 * 2**30  # bytes
-_SOURCE = ("model", "revision", "inside", "dim")  # fields of a spec that say where weights are; what they are is looked at
+_SOURCE = (
+    "model",
+    "revision",
+    "inside",
+    "dim",
+    "separator",
+)  # fields of a spec that say where weights are; what they are is looked at
 _DIGEST = 16  # bytes of the check before an entry
 
 
@@ -33,12 +40,16 @@ _DIGEST = 16  # bytes of the check before an entry
 class Frozen(Protocol):
     """A conditioner whose features are worth keeping.
 
-    `padded` names the tensors that are padded along their first axis, each with the mask that says how far; `frozen`
-    gives settings and weights that features depend on beside the spec, or None where there is nothing to save.
+    `padded` names the tensors that are padded along their first axis, each with the mask or the count that says how far,
+    `passing` those that go by the encoders; `frozen` gives settings and weights that features depend on beside the spec,
+    or None where there is nothing to save, and `worth` says whether it is so for some values.
     """
 
     spec: Any
     padded: Mapping[str, str]
+    passing: tuple[str, ...]
+
+    def worth(self, prepared: Prepared) -> bool: ...
 
     def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None: ...
 
@@ -77,11 +88,15 @@ class FeatureCache:
         self.found = self.made = 0  # values, since this object began
         self._store: diskcache.Cache | None = None
         self._broken = False
-        self._stems: dict[int, tuple[Any, bytes]] = {}
+        self._stems: WeakKeyDictionary[Any, tuple[Any, bytes, Any]] = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process opens the folder itself, and looks at the weights itself."""
-        return self.__dict__ | {"_store": None, "_stems": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_stems"} | {"_store": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._stems = WeakKeyDictionary()
 
     def __len__(self) -> int:
         """Entries in the folder, of all that use it."""
@@ -95,8 +110,9 @@ class FeatureCache:
         made = {}
         for name, values in prepared.items():
             part: Any = parts[name]
-            source = part.frozen() if isinstance(part, Frozen) else None
-            if source is None or not len(values.present):
+            kept = isinstance(part, Frozen) and len(values.present) and part.worth(values)
+            source = part.frozen() if kept else None
+            if source is None:
                 made[name] = part.features(values.to(device))
             else:
                 made[name] = self._features(part, self._stem(part, source), values, device)
@@ -109,7 +125,7 @@ class FeatureCache:
 
     def _features(self, part: Frozen, stem: bytes, prepared: Prepared, device: torch.device | str) -> Prepared:
         host = prepared.to("cpu")
-        rows = [_row(host.tensors, i, part.padded, host.tensors) for i in range(len(host.present))]
+        rows = [_row(host.tensors, i, part) for i in range(len(host.present))]
         keys = [_hashed(stem, row) for row in rows]
         held: dict[bytes, Any] = {key: self._get(key) for key in dict.fromkeys(keys)}
         self.found += sum(held[key] is not None for key in keys)
@@ -118,11 +134,12 @@ class FeatureCache:
             asked = Prepared({name: x[chosen] for name, x in host.tensors.items()}, host.present[chosen])
             new = part.features(asked.to(device)).to("cpu")
             for j, key in enumerate(missing):
-                held[key] = _row(new.tensors, j, part.padded, host.tensors)
+                held[key] = _row(new.tensors, j, part)
                 self._put(key, held[key])
             self.made += len(missing)
         rows = [held[key] for key in keys]
         tensors = {name: _stacked(name, rows, part.padded, host.tensors).to(device) for name in rows[0]}
+        tensors |= {name: prepared.tensors[name].to(device) for name in part.passing}
         return Prepared(tensors, prepared.present.to(device))
 
     def _stem(self, part: Any, source: tuple[Any, Mapping[str, Tensor]]) -> bytes:
@@ -130,13 +147,13 @@ class FeatureCache:
         settings, weights = source
         device = next((x.device.type for x in weights.values()), "cpu")
         cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
-        state = [cast, *((x.data_ptr(), 0 if x.is_inference() else x._version) for x in weights.values())]
-        if (known := self._stems.get(id(part))) is not None and known[0] == state:
-            return known[1]
         spec = {name: value for name, value in part.spec.to_dict().items() if name not in _SOURCE}
         said = json.dumps([__version__, cast, spec, settings], sort_keys=True, default=str)
+        state = [said, *((x.data_ptr(), 0 if x.is_inference() else x._version) for x in weights.values())]
+        if (known := self._stems.get(part)) is not None and known[0] == state:
+            return known[1]
         stem = _hashed(said.encode(), weights)
-        self._stems[id(part)] = state, stem
+        self._stems[part] = state, stem, [*weights.values()]  # held, so that no others come to lie where they do
         return stem
 
     def _get(self, key: bytes) -> dict[str, Tensor] | None:
@@ -193,26 +210,31 @@ def _on(x: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if x is None else x.to(device)
 
 
-def _row(tensors: Mapping[str, Tensor], i: int, padded: Mapping[str, str], asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An item of a batch alone, without what pads it as its mask says; a mask of what was asked pads what was made too."""
+def _row(tensors: Mapping[str, Tensor], i: int, part: Frozen) -> dict[str, Tensor]:
+    """An item of a batch alone, without what pads it and what passes the encoders by."""
     row = {}
     for name, x in tensors.items():
-        mask = padded.get(name)
-        if mask is not None and mask in tensors and mask in asked:
-            true = tensors[mask][i].nonzero()
-            row[name] = x[i, : int(true[-1]) + 1 if len(true) else 0]
-        else:
-            row[name] = x[i]
+        if name not in part.passing:
+            by = tensors.get(part.padded.get(name, ""))
+            row[name] = x[i] if by is None else x[i, : _reach(by[i])]
     return row
 
 
+def _reach(by: Tensor) -> int:
+    """How far a row is real: as a count says, or up to the last that a mask has."""
+    if not by.ndim:
+        return int(by)
+    true = by.nonzero()
+    return int(true[-1]) + 1 if len(true) else 0
+
+
 def _stacked(name: str, rows: Sequence[Mapping[str, Tensor]], padded: Mapping[str, str], asked: Mapping[str, Tensor]) -> Tensor:
-    """Rows as one batch, as wide as what was asked."""
-    parts = [row[name] for row in rows]
-    mask = padded.get(name)
-    if mask is None or mask not in asked or mask not in rows[0]:
+    """Rows as one batch, as wide as the mask of what was asked, or as the longest where that has none."""
+    parts, by = [row[name] for row in rows], padded.get(name)
+    if by is None or by not in rows[0]:
         return torch.stack(parts)
-    batch = parts[0].new_zeros(len(parts), asked[mask].shape[1], *parts[0].shape[1:])
+    width = asked[by].shape[1] if by in asked else max(map(len, parts))
+    batch = parts[0].new_zeros(len(parts), width, *parts[0].shape[1:])
     for to, part in zip(batch, parts, strict=True):
         to[: len(part)] = part
     return batch
