@@ -70,6 +70,7 @@ def test_what_is_written_step_by_step_is_what_is_read_at_once(pattern: Any, posi
 
 @pytest.mark.parametrize("slot", ["concat", "glob"])
 def test_a_new_slot_changes_nothing_before_training(slot: str) -> None:
+    """As `global` begins at zero, and `concat` where the part beside the frames does, from which it must be able to learn."""
     name = "global" if slot == "glob" else slot
     torch.manual_seed(0)
     plain = CodecLMSpec(**SIZE).build(GRID, {})
@@ -80,7 +81,12 @@ def test_a_new_slot_changes_nothing_before_training(slot: str) -> None:
     told.load_state_dict({**told.state_dict(), **plain.state_dict()})
     ids = torch.randint(11, (2, 3, FRAMES))
     before = read(plain, ids, Fused())[1]
-    torch.testing.assert_close(read(told, ids, Fused(**{slot: getattr(everything(), slot)}))[1], before)
+    given = getattr(everything(), slot) if slot == "glob" else torch.zeros_like(everything().concat).requires_grad_()
+    after = read(told, ids, Fused(**{slot: given}))[1]
+    torch.testing.assert_close(after, before)
+    if slot == "concat":
+        after.square().sum().backward()
+        assert given.grad.any(), "zeros on both sides would stay so"
 
 
 @pytest.mark.parametrize("slot", ["add", "concat"])

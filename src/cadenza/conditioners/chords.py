@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from cadenza.conditioners.base import Conditioner, FramesSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import near
+from cadenza.core.timeline import Timeline
 from cadenza.core.types import Tokens
 from cadenza.dsp.chords import chord
 
@@ -31,7 +33,8 @@ class Span(NamedTuple):
 class ChordsSpec(FramesSpec):
     """How a line of chords without times is laid out, and which chords there are.
 
-    A bar lasts four beats of the tempo that the item has under the id `tempo`, or `bar` seconds where it has none.
+    A bar lasts four beats of the tempo that the item has under the id `tempo` when the bar begins, or `bar` seconds where
+    it has none.
     With `known`, a chord is a row of a table and must be one of them, as in JASCO (arXiv:2406.10970); else it is what
     its root, bass and tones are, and any chord will do.
     """
@@ -46,7 +49,7 @@ class ChordsSpec(FramesSpec):
     @classmethod
     def example(cls) -> tuple["ChordsSpec", list[Any]]:
         values = ["C Am7/E | F G7", "C@0 N@0.5 Bbmaj7@0.9", [(0.0, 0.6, "A:min"), (0.6, 1.2, "G:7/b3")]]
-        return cls(width=8, frame_rate=10, frames=12, bar=0.4, hidden=4), values
+        return cls(width=8, frame_rate=10, frames=12, bar=0.4, hidden=32), values
 
     def build(self) -> "Chords":
         return Chords(self)
@@ -55,7 +58,7 @@ class ChordsSpec(FramesSpec):
 class Chords(Conditioner[Any]):
     """Root, bass and tones of the chord at each frame, then two layers, of which the last begins at zero.
 
-    A value is a list of (start, end, name) in seconds; or chords with their starts, "C@0 Am@2.5"; or a line of chords
+    A value is a list of (start, end, name) in seconds, where an end of None is open; or chords with their starts, "C@0 Am@2.5"; or a line of chords
     of a bar each, "Am F C G", with `|` at the ends of bars where they have more or fewer, and `%` for the one before,
     which begins anew until the clip ends. Frames of no chord at all add nothing; `N` says that none sounds.
     """
@@ -81,9 +84,7 @@ class Chords(Conditioner[Any]):
         if not isinstance(value, str):
             return None if isinstance(value, list | tuple) and not value else value
         tempo = item.get(self.spec.tempo) if self.spec.tempo else None
-        return self._line(
-            value, self.spec.bar if tempo is None else 240 / _beats_a_minute(tempo), after=float(item.get("seconds_start") or 0)
-        )
+        return self._line(value, tempo, after=float(item.get("seconds_start") or 0))
 
     def since(self, value: Any, start: float) -> Any:
         if not isinstance(value, list | tuple):
@@ -92,7 +93,7 @@ class Chords(Conditioner[Any]):
 
     def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """`x` [b f n] or, with `known`, `row` [b f]; `covered` [b f] where a value says anything."""
-        charts = [self._spans(self._line(value, self.spec.bar) if isinstance(value, str) else value) for value in values]
+        charts = [self._spans(self._line(value) if isinstance(value, str) else value) for value in values]
         found = [self._rows(chart) if self.spec.known else self._features(chart) for chart in charts]
         covered = torch.from_numpy(np.stack([there for _, there in found]))
         return {"row" if self.spec.known else "x": torch.from_numpy(np.stack([x for x, _ in found])), "covered": covered}
@@ -105,7 +106,7 @@ class Chords(Conditioner[Any]):
             hidden = self.up(tensors["x"].to(self.up.weight.dtype))
         return Tokens(self.out(nn.functional.gelu(hidden)), tensors["covered"])
 
-    def _line(self, text: str, bar: float, *, after: float = 0.0) -> list[Span]:
+    def _line(self, text: str, tempo: Any = None, *, after: float = 0.0) -> list[Span]:
         """A line of chords until the longest clip ends that begins `after` seconds, or chords with their starts."""
         total = after + self.spec.frames / self.spec.frame_rate
         words = text.replace(",", " ").split()
@@ -116,16 +117,25 @@ class Chords(Conditioner[Any]):
         if not bars:
             raise RequestError("no chord is given; write some, such as 'Am F C G', or leave them out")
         spans: list[Span] = []
-        number = 0
-        while number * bar < total:
-            part = bars[number % len(bars)]
+        begin, tempo_line = 0.0, Timeline.of(tempo)
+        for part in cycle(bars):
+            bar = self._bar(tempo if tempo_line is None else tempo_line.at(begin))
             for i, word in enumerate(part):
                 if word == "%" and not spans:
                     raise RequestError("'%' repeats the chord before it, and there is none")
                 name = spans[-1].name if word == "%" else word
-                spans.append(Span((number + i / len(part)) * bar, (number + (i + 1) / len(part)) * bar, name))
-            number += 1
+                spans.append(Span(begin + i / len(part) * bar, begin + (i + 1) / len(part) * bar, name))
+            begin += bar
+            if begin >= total:
+                break
         return spans
+
+    def _bar(self, tempo: Any) -> float:
+        """Seconds of a bar."""
+        bar = self.spec.bar if tempo is None else 240 / _beats_a_minute(tempo)
+        if bar * self.spec.frame_rate < 1:
+            raise RequestError(f"at {tempo!r} beats a minute a bar of chords is shorter than a frame; give a slower tempo")
+        return bar
 
     def _spans(self, value: Any) -> list[Span]:
         if not isinstance(value, list | tuple) or not value:
@@ -161,13 +171,13 @@ class Chords(Conditioner[Any]):
     def _frames(self, span: Span) -> tuple[int, int]:
         """The frames whose middle a span covers."""
         rate = self.spec.frame_rate
-        return tuple(min(max(0, round(second * rate)), self.spec.frames) for second in span[:2])  # type: ignore[return-value]
+        return tuple(round(min(max(0, second * rate), self.spec.frames)) for second in span[:2])  # type: ignore[return-value]
 
 
 def _span(entry: Any) -> Span:
     if isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[2], str):
-        start, end, name = entry
-        if all(isinstance(x, Real) and np.isfinite(float(x)) for x in (start, end)) and 0 <= start <= end:
+        start, end, name = entry[0], np.inf if entry[1] is None else entry[1], entry[2]
+        if all(isinstance(x, Real) for x in (start, end)) and 0 <= start <= end and np.isfinite(float(start)):
             return Span(float(start), float(end), name)
     raise RequestError(f"a chord is (start, end, name) with 0 <= start <= end in seconds, got {entry!r}")
 
@@ -188,7 +198,8 @@ def _placed(words: list[str], total: float) -> list[Span]:
 def _beats_a_minute(tempo: Any) -> float:
     """Of a number, or of the times of beats."""
     if isinstance(tempo, list | tuple) and len(tempo) > 1:
-        return 60 * (len(tempo) - 1) / (tempo[-1] - tempo[0])
-    if isinstance(tempo, Real) and float(tempo) > 0:
+        if all(isinstance(x, Real) for x in tempo) and tempo[-1] > tempo[0]:
+            return 60 * (len(tempo) - 1) / (tempo[-1] - tempo[0])
+    elif isinstance(tempo, Real) and float(tempo) > 0:
         return float(tempo)
-    raise RequestError(f"the tempo beside the chords must be a number of beats a minute, got {tempo!r}")
+    raise RequestError(f"the tempo beside the chords must be beats a minute or the times of beats, got {tempo!r}")

@@ -53,7 +53,7 @@ class MelodySpec(FramesSpec):
     @classmethod
     def example(cls) -> tuple["MelodySpec", list[Any]]:
         values = [[(0.0, 0.5, 60), (0.5, 1.2, 64)], [(0.2, 1.1, 72)], np.eye(61, 12, -30, dtype=np.float32)]
-        return cls(width=8, frame_rate=10, frames=12, hidden=4), values
+        return cls(width=8, frame_rate=10, frames=12, hidden=32), values
 
     def build(self) -> "Melody":
         return Melody(self)

@@ -83,12 +83,12 @@ class StyleSpec(ConditionerSpec):
         codec = CodecSpec.parse(
             {"type": "encodec", "sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
         )
-        rng = torch.Generator().manual_seed(0)
-        sounds = [Audio(torch.randn(1, 1, samples, generator=rng), 800) for samples in (900, 90)]
+        turns = {900: 0.02, 90: 0.11, 700: 0.31}  # cycles a sample of three tones
+        sounds = [Audio((6.283 * turn * torch.arange(n)).sin()[None, None], 800) for n, turn in turns.items()]
         small = {"hidden": 16, "depth": 2, "heads": 2, "levels": 3, "bins": 8, "used": 2}
-        told = {"audio": sounds[0], "start": 0.1, "seconds": 0.3, "levels": 3}
+        told = {"audio": sounds[2], "start": 0.1, "seconds": 0.3, "levels": 3}
         return cls.parse({"width": 8, "codec": codec, **small, "every": 5, "seconds": 0.4, "lasting": (0.2, 0.5)}), [
-            *sounds,
+            *sounds[:2],
             told,
         ]
 

@@ -171,9 +171,10 @@ class CodecLM(Generator):
                 if slot in widths
             }
         )
-        if "concat" in widths:  # reads a frame's embedding with what stands beside it; at first the embedding alone
+        if "concat" in widths:  # at first a frame's embedding with a little of what stands beside it
             self.inputs["concat"] = beside = nn.Linear(spec.width + widths["concat"], spec.width, bias=False)
             nn.init.eye_(beside.weight)
+            nn.init.normal_(beside.weight[:, spec.width :], std=0.02)  # zeros learn nothing of a part that begins at zero
         nn.init.normal_(self.embedding.weight, std=spec.width**-0.5)
         nn.init.normal_(self.head.weight, std=0.02)
 
