@@ -8,6 +8,7 @@ import torch
 from cadenza.conditioners.base import Conditioners
 from cadenza.conditioners.chords import Chords, ChordsSpec
 from cadenza.core.errors import RequestError
+from cadenza.core.timeline import Timeline
 
 TONES = slice(24, 36)
 
@@ -44,6 +45,35 @@ def test_a_bar_lasts_four_beats_of_the_tempo_and_the_line_lasts_as_long_as_the_c
     for row, bar in zip(x, (20, 40, 20), strict=True):
         roots = row[:, :12].argmax(-1).tolist()
         assert roots == [7 * (frame // bar % 2) for frame in range(100)]
+
+
+def test_a_bar_lasts_four_beats_of_the_tempo_in_which_it_begins() -> None:
+    parts = Conditioners({"chords": chords()})
+    for tempo in (
+        [(0.0, 4.0, 120), (4.0, None, 60)],
+        {"timeline": [(0, 4, 120), (4, None, 60)], "fade": 1.0},
+        Timeline.of([(0.0, 4.0, 120), (4.0, None, 60)]),
+        [(0.0, 4.0, [0.0, 0.5, 1.0]), (4.0, None, 60)],
+    ):
+        x = parts.prepare([{"chords": "C G", "tempo": tempo}], frames=100)["chords"].tensors["x"]
+        assert x[0, :, :12].argmax(-1).tolist() == [0] * 20 + [7] * 20 + [0] * 40 + [7] * 20
+    x = parts.prepare([{"chords": "C G", "tempo": [(2.0, 4.0, None), (4.0, None, 60)]}], frames=100)["chords"].tensors["x"]
+    assert x[0, :, :12].argmax(-1).tolist() == [0] * 20 + [7] * 20 + [0] * 40 + [7] * 20  # `bar` where there is no tempo
+
+
+@pytest.mark.parametrize("tempo", [1e9, 0, [1.0, 1.0], ["a", "b"], "fast"])
+def test_a_tempo_that_makes_no_bars_is_named(tempo: Any) -> None:
+    with pytest.raises(RequestError, match="chords: .*(beats a minute)"):
+        Conditioners({"chords": chords()}).prepare([{"chords": "C G", "tempo": tempo}])
+
+
+def test_the_last_chord_may_be_open() -> None:
+    torch.testing.assert_close(frames([(0.0, 1.0, "C"), (1.0, None, "F")]), frames([(0.0, 1.0, "C"), (1.0, 99.0, "F")]))
+    part = chords()
+    torch.testing.assert_close(
+        part.prepare([part.since([(0.0, 1.0, "C"), (1.0, None, "F")], 0.5)]).tensors["x"],
+        part.prepare([[(0.0, 0.5, "C"), (0.5, 99.0, "F")]]).tensors["x"],
+    )
 
 
 def test_no_chord_is_said_and_silence_is_not() -> None:

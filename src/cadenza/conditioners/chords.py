@@ -58,9 +58,10 @@ class ChordsSpec(FramesSpec):
 class Chords(Conditioner[Any]):
     """Root, bass and tones of the chord at each frame, then two layers, of which the last begins at zero.
 
-    A value is a list of (start, end, name) in seconds, where an end of None is open; or chords with their starts, "C@0 Am@2.5"; or a line of chords
-    of a bar each, "Am F C G", with `|` at the ends of bars where they have more or fewer, and `%` for the one before,
-    which begins anew until the clip ends. Frames of no chord at all add nothing; `N` says that none sounds.
+    A value is a list of (start, end, name) in seconds, where an end of None is open; or chords with their starts,
+    "C@0 Am@2.5"; or a line of chords of a bar each, "Am F C G", with `|` at the ends of bars where they have more or
+    fewer, and `%` for the one before, which begins anew until the clip ends. Frames of no chord at all add nothing; `N`
+    says that none sounds.
     """
 
     timed: ClassVar[bool] = True  # its values are lists of (start, end, ...) by themselves

@@ -47,8 +47,6 @@ class Codes(Conditioner[Any]):
 
     timed: ClassVar[bool] = True  # lists of ids are its values, also where three of them look like a span
 
-    timed = True  # three numbers are codes here, not a span
-
     def __init__(self, spec: CodesSpec) -> None:
         super().__init__(spec)
         self.blank = Coded(torch.zeros(1, spec.codebooks, 1, dtype=torch.long))

@@ -54,6 +54,10 @@ class Timeline:
         """The same with seconds that count from `start` on."""
         return Timeline(tuple(Span(a - start, b - start, value) for a, b, value in self.spans), self.fade)
 
+    def at(self, second: float) -> Any:
+        """The value that holds then, the one that began last where there are several; None where there is none."""
+        return next((value for start, end, value in reversed(self.spans) if start <= second < end), None)
+
     def rows(self) -> list[tuple[float, float, float, float]]:
         """Of each span its start, its end, and the seconds of the fade at either, no longer than what meets there."""
         found = []
