@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 
 from cadenza.evaluation.plots import colours
@@ -17,6 +17,7 @@ from cadenza.nn.patterns import Delay, Parallel, Pattern, Unroll
 
 FOLDER = Path(__file__).parent / "pictures"
 PROMPT, SECONDS, SEED = "slow solo piano in A minor, 80 bpm", 8.0, 0  # of the picture in the README
+TUNE, BEAT = (76, 76, 77, 79, 79, 77, 76, 74, 72, 72, 74, 76, 76, 74, 74), 0.5  # MIDI pitches, seconds each
 INK, PALE, EMPTY = "#333333", "#f4f2ee", "#e4e1da"
 CODEBOOKS, FRAMES = 4, 7
 STEP = 5  # the step that `step.png` shows
@@ -28,6 +29,27 @@ def generated(folder: Path) -> None:
 
     draw_spectrogram(_clip(), folder / "generated.png", title=f"{PROMPT} (seed {SEED})")
     _slim(folder / "generated.png")
+
+
+def steered(folder: Path) -> None:
+    """A clip that was asked for with a melody: what sounds below 1.2 kHz, and the notes that were asked for."""
+    import cadenza
+    from cadenza.dsp.spectra import stft
+
+    notes = [(i * BEAT, (i + 1) * BEAT, pitch) for i, pitch in enumerate(TUNE)]
+    item = {"prompt": "solo flute", "melody": notes, "tempo": 60 / BEAT}
+    clip = cadenza.load("starter", device="cpu").generate(item, seconds=len(TUNE) * BEAT, seed=SEED)
+    power = stft(clip.wave[0, 0], 2048, hop=256).abs().square().clamp(min=1e-10).log10()
+    bins = round(1200 / clip.sample_rate * 2048)
+    figure = Figure(figsize=(9, 3.2), dpi=80, layout="constrained")
+    axes = figure.add_subplot()
+    extent = (0.0, float(clip.seconds[0]), 0.0, bins * clip.sample_rate / 2048)
+    axes.imshow(power[:bins].numpy(), origin="lower", aspect="auto", cmap="magma", vmin=float(power.max()) - 5, extent=extent)
+    for start, end, pitch in notes:
+        hertz = 440 * 2 ** ((pitch - 69) / 12)
+        axes.add_patch(Rectangle((start, hertz - 16), end - start, 32, fill=False, edgecolor="white", linewidth=1.1))
+    axes.set(xlabel="seconds", ylabel="Hz", title=f"{item['prompt']}; the notes asked for in white (seed {SEED})")
+    _save(figure, folder / "steered.png")
 
 
 def tokens(folder: Path) -> None:
@@ -83,7 +105,7 @@ def step(folder: Path) -> None:
     _box(axes, (7.5, 2.95), (0.8, 0.8), "+", "white", 14)
     _arrow(axes, (7.95, 2.95), (8.9, 2.95))
     _box(axes, (11.2, 2.95), (4.4, 2.6), "transformer\n(looks at all earlier steps)", "#dfe8f5", 10)
-    _box(axes, (11.2, 6.2), (4.4, 0.9), "conditions: text, tempo, key", "#f5e6d3", 9)
+    _box(axes, (11.2, 6.2), (4.4, 0.9), "conditions: text, tempo, key, chords, melody", "#f5e6d3", 9)
     _arrow(axes, (11.2, 5.7), (11.2, 4.35))
     axes.text(11.4, 5.0, "cross-attention", ha="left", va="center", fontsize=8, color=INK)
     back = FancyArrowPatch((19.6, 0.1), (1.4, 0.1), connectionstyle="arc3,rad=-0.13", arrowstyle="-|>", mutation_scale=12)
@@ -98,6 +120,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "step": step,
     "tokens": tokens,
     "generated": generated,
+    "steered": steered,
 }
 
 
