@@ -16,6 +16,7 @@ from tiny import tiny_system
 from cadenza.apps.cli.main import main
 from cadenza.apps.cli.values import value
 from cadenza.dsp.audio import read
+from cadenza.system.request import Request
 from cadenza.system.system import System
 
 
@@ -218,3 +219,47 @@ def test_a_control_that_is_not_there_is_said_with_those_that_are(generate):
 def test_a_file_that_is_not_there_is_said():
     with pytest.raises(typer.BadParameter, match="no such file"):
         value("nowhere.wav", "melody", "--melody")
+
+
+def test_guidance_is_a_number_or_all_that_can_be_said_of_it(generate, monkeypatch):
+    asked = []
+    whole = System.generate
+    monkeypatch.setattr(System, "generate", lambda self, items, **how: asked.append(how) or whole(self, items, **how))
+    for said in (
+        ["--guidance", "2"],
+        ["--negative", "noise"],
+        ["--guidance", "2", "--negative", "noise"],
+        ["--guidance", '{"emphasis": {"tempo": 2}, "rescale": 0.5}', "--negative", "noise"],
+        ["--guidance", '{"weights": {"all": 2}}', "--negative", "0-1: noise; 1-end: drums"],
+    ):
+        status, _, complaint = generate("one at 90 bpm", "--seconds", 0.1, "--seed", 1, *said)
+        assert (status, complaint) == (0, ""), said
+    negative = {"prompt": "noise"}
+    scale = [Request.of("one", guidance=how["guidance"]).guided for how in asked]
+    assert [one.scale for one in scale] == [2, None, 2, None, None]
+    assert [one.negative for one in scale[:4]] == [(), (negative,), (negative,), (negative,)]
+    assert scale[3].emphasis == {"tempo": 2} and scale[3].rescale == 0.5 and scale[4].weights == {"all": 2}
+    assert scale[4].negative == ({"prompt": [(0.0, 1.0, "noise"), (1.0, None, "drums")]},)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (["--guidance", "strong"], "'strong' is not a number"),
+        (["--guidance", "nan"], "must be a finite number"),
+        (["--guidance", '{"scale": 3'], "begins as JSON"),
+        (["--guidance", '{"scael": 3}'], "scael"),
+        (["--guidance", '{"weights": {"mood": 3}}'], "no condition called 'mood'"),
+        (["--guidance", '{"negative": {"mood": 3}}'], "no condition called 'mood'"),
+        (["--negative", " "], "is empty"),
+        (["--negative", "a", "--guidance", '{"negative": "b"}'], "leave one out"),
+    ],
+)
+def test_what_is_wrong_with_guidance_is_said(generate, said, says):
+    status, _, complaint = generate("one", "--seconds", 0.1, *said)
+    assert status == 2 and says in complaint and "Traceback" not in complaint
+
+
+def test_what_a_prompt_that_changes_says_is_written_as_it_was(generate):
+    status, said, _ = generate("0-8: one at 90 bpm; 8-16: two; 16-end: three at 120 bpm", "--seconds", 0.1, "--seed", 1)
+    assert status == 0 and "read in the prompt: tempo 0-8: 90; 16-end: 120\n" in said

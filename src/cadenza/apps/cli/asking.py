@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cadenza.apps.cli.values import number, timeline, value
+from cadenza.apps.cli.values import json_of, number, timeline, value
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -73,6 +73,21 @@ def settings(pairs: Sequence[str]) -> dict[str, float]:
     """`name=value` pairs of sampling."""
     named = [(text, *pair(text, "--sampling")) for text in pairs]
     return {name: number(said, "--sampling", said=text) for text, name, said in named}
+
+
+def guidance(text: str | None, negative: str | None) -> Any:
+    """A scale, or the fields of Guidance, with a negative prompt where there is one; None where nothing is said."""
+    said: Any = None
+    if text is not None:
+        said = json_of(text, "--guidance") if text.lstrip()[:1] == "{" else number(text, "--guidance")
+    if negative is None:
+        return said
+    if not negative.strip():
+        raise typer.BadParameter("is empty; say what to keep away from, or leave it out", param_hint="--negative")
+    fields = said if isinstance(said, dict) else {"scale": said}
+    if fields.get("negative"):
+        raise typer.BadParameter("--guidance has a negative already; leave one out", param_hint="--negative")
+    return {**fields, "negative": _prompt(negative)}
 
 
 def pair(text: str, option: str) -> tuple[str, str]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cadenza.apps.cli.asking import Asked, asked, controls, settings
+from cadenza.apps.cli.asking import Asked, asked, controls, guidance, settings
 from cadenza.apps.cli.keeping import paths, tags
+from cadenza.apps.cli.values import written
 
 if TYPE_CHECKING:
     from cadenza.system.system import Progress, System
@@ -66,10 +67,17 @@ def generate(  # noqa: PLR0913
             help="temperature (0: the likeliest), top_k (0: all), top_p (0 to 1), may_end (0, 1); the model's own by default.",
         ),
     ] = [],
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="How strongly to follow the controls: 1 is plain, 3 is usual; the model's own by default."),
+    guidance_: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance",
+            metavar="NUMBER|JSON",
+            help="How strongly to follow the controls: 1 is plain, 3 is usual; the model's own by default. Or JSON of scale, "
+            "emphasis, weights, negative, interval, schedule, strength and rescale, such as "
+            '\'{"scale": 3, "emphasis": {"chords": 2}, "interval": [0, 0.8]}\'.',
+        ),
     ] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep away from, such as 'drums'.")] = None,
     variations: Annotated[int, typer.Option(min=1, max=1024, help="Clips of each prompt, with seeds one apart.")] = 1,
     continue_from: Annotated[
         Path | None, typer.Option(help="Audio or codes that every clip goes on from, shorter than --seconds.")
@@ -97,8 +105,9 @@ def generate(  # noqa: PLR0913
     from cadenza.system.request import Request
 
     asking: dict[str, Any] = {
-        "seconds": seconds, "seed": seed, "guidance": guidance, "variations": variations, "sampling": settings(sampling),
-        "stride": stride, "loudness": loudness, **_beginnings(wanted, continue_from, only_new=only_new),
+        "seconds": seconds, "seed": seed, "guidance": guidance(guidance_, negative), "variations": variations,
+        "sampling": settings(sampling), "stride": stride, "loudness": loudness,
+        **_beginnings(wanted, continue_from, only_new=only_new),
     }  # fmt: skip
     Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
     system = load(model, dtype=torch.bfloat16 if half else torch.float32)
@@ -132,8 +141,7 @@ def _say_read(system: "System", items: list[dict[str, Any]]) -> None:
     for item in items:
         found = {name: value for name, value in system.read(item).items() if name not in item}
         if found:
-            values = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()]
-            print(f"read in the prompt: {', '.join(values)}")
+            print(f"read in the prompt: {', '.join(f'{name} {written(value)}' for name, value in found.items())}")
 
 
 def choose_threads(system: "System") -> None:

@@ -1,11 +1,14 @@
 """Values of controls as a command line writes them: numbers, words, files, JSON, or some of these one after the other."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from cadenza.core.timeline import Timeline
 
 _FILES = {"audio", "melody", "drums", "stems", "codes", "file"}  # widgets whose values may be files
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?|end)\s*:\s*(.*\S)\s*", re.DOTALL)
@@ -18,7 +21,7 @@ def value(text: str, widget: str, option: str) -> Any:
     number, the path of a file, or the text itself, as the widget has it. BadParameter names what cannot be read.
     """
     if text.lstrip()[:1] in {"[", "{"}:
-        return _json(text, option)
+        return json_of(text, option)
     if (spans := timeline(text)) is not None:
         return [(start, end, _one(said, widget, option)) for start, end, said in spans]
     return _one(text, widget, option)
@@ -32,12 +35,34 @@ def timeline(text: str) -> list[tuple[float, float | None, str]] | None:
     return [(float(m[1]), None if m[2] == "end" else float(m[2]), m[3]) for m in found if m]
 
 
+def written(value: Any) -> str:
+    """A value as a command line writes it."""
+    if isinstance(value, Timeline):
+        ends = ["end" if math.isinf(span.end) else f"{span.end:g}" for span in value.spans]
+        each = [
+            f"{span.start:g}-{end}: {written(span.value)}"
+            for span, end in zip(value.spans, ends, strict=True)
+            if span.value is not None
+        ]
+        return "; ".join(each)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def number(text: str, option: str, *, said: str = "") -> float:
     """A number; `said` is what it was a part of."""
     try:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"'{said or text}' is not a number", param_hint=option) from None
+
+
+def json_of(text: str, option: str) -> Any:
+    """What a text says in JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        message = f"'{text}': begins as JSON, but is none ({error.msg}, character {error.pos + 1})"
+        raise typer.BadParameter(message, param_hint=option) from None
 
 
 def _one(text: str, widget: str, option: str) -> Any:
@@ -55,11 +80,3 @@ def _file(text: str, option: str) -> Any:
     if not Path(text).is_file():
         raise typer.BadParameter(f"'{text}': no such file; give one, or JSON such as [[0, 0.5, 60]]", param_hint=option)
     return text
-
-
-def _json(text: str, option: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"'{text}': begins as JSON, but is none ({error.msg}, character {error.pos + 1})"
-        raise typer.BadParameter(message, param_hint=option) from None
