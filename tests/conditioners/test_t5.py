@@ -12,64 +12,20 @@ from typing import Any
 import pytest
 import torch
 from contract import promises
+from encoders import PIECES, TEXTS, model, part_of, run, theirs, tokens
 from language import spacy_package
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForTextEncoding, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoModelForTextEncoding, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from cadenza.conditioners.base import Conditioners, ConditionerSpec
-from cadenza.conditioners.t5 import T5, T5Spec
-from cadenza.core.errors import CheckpointError, RequestError, SpecError
-from cadenza.core.types import Condition
+from cadenza.conditioners.base import Conditioners
+from cadenza.core.errors import CheckpointError, SpecError
 from cadenza.nn.words import _tools
-
-TEXTS = ["slow piano in a minor", "drums", "fast violins, and a choir of fifty that never ends"]
-PIECES = [*"▁abcdefghijklmnopqrstuvwxyz0123456789,", "▁piano", "▁drums", "▁a", "an", "ing", "▁choir"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return model(tmp_path / "t5")
-
-
-def model(folder: Path, *, kind: str = "t5", seed: int = 0, scale: float = 1.0, **sizes: Any) -> Path:
-    """A folder as transformers writes it, with a tokenizer of a few pieces."""
-    defaults = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4, "num_layers": 2, "vocab_size": len(PIECES) + 3}
-    config = AutoConfig.for_model(kind, **(defaults | {"pad_token_id": 0} | sizes))
-    torch.manual_seed(seed)
-    encoder = AutoModelForTextEncoding.from_config(config)
-    with torch.no_grad():
-        for name, x in encoder.named_parameters():
-            x.normal_().mul_((scale if "Dense" in name else 1.0) / x.shape[-1] ** 0.5)
-    encoder.save_pretrained(folder)
-    tokens(folder)
-    return folder
-
-
-def tokens(folder: Path) -> None:
-    vocabulary = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")] + [(p, -1.0 / len(p)) for p in PIECES]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def part_of(folder: Path | str, **fields: Any) -> T5:
-    spec = T5Spec.parse({"type": "t5", "model": str(folder), "width": 16, "project": "auto", "absent": "zeros"} | fields)
-    return spec.build().eval()
-
-
-@torch.no_grad()
-def run(part: T5, texts: list[str | None]) -> Condition:
-    return part(part.features(part.prepare(texts)))
-
-
-def theirs(folder: Path, text: str) -> torch.Tensor:
-    """What transformers makes of one text."""
-    encoder = AutoModelForTextEncoding.from_pretrained(folder).eval()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    with torch.no_grad():
-        return encoder(torch.tensor([tokenizer.encode(text)])).last_hidden_state[0]
 
 
 GEOMETRIES = {
@@ -343,148 +299,6 @@ def test_normalising_needs_its_extra(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(CheckpointError, match=r"needs spacy.*pip install \"cadenza\[text\]\""):
         part_of(folder, normalize_text=True).prepare(["drums"])
-
-
-def test_a_folder_is_copied_beside_the_weights(tmp_path: Path, folder: Path) -> None:
-    """The copy is a T5 that transformers reads too, and the saved spec names it wherever the system is moved."""
-    parts = Conditioners({"the/prompt": part_of(folder)})
-    expected = run(parts["the/prompt"], list(TEXTS)).x  # type: ignore[arg-type]
-    (tmp_path / "saved").mkdir()
-    spec = parts.keep(tmp_path / "saved")["the/prompt"]
-    assert isinstance(spec, T5Spec) and spec.model == "./conditioners/the%2Fprompt" and spec.dim == 16
-    moved = (tmp_path / "saved").rename(tmp_path / "moved")
-    folder.rename(tmp_path / "gone")
-    found = ConditionerSpec.parse(json.loads(spec.to_json())).within(moved)
-    assert torch.equal(run(found.build(), list(TEXTS)).x, expected)
-    torch.testing.assert_close(theirs(Path(found.model), TEXTS[0]), theirs(tmp_path / "gone", TEXTS[0]))
-    assert found.within(tmp_path) == found, "only what was put there is looked for there"
-
-
-def test_a_trained_encoder_leaves_its_weights_to_the_system(tmp_path: Path, folder: Path) -> None:
-    part = part_of(folder, train=True)
-    with torch.no_grad():
-        part.encoder.final_layer_norm.weight.mul_(2.0)
-    spec = part.keep(tmp_path, "prompt")
-    assert not list(tmp_path.glob("prompt/*.safetensors"))
-    other = spec.within(tmp_path).build()
-    other.load_state_dict(part.state_dict())
-    assert torch.equal(run(other, list(TEXTS)).x, run(part, list(TEXTS)).x)
-    with pytest.raises(CheckpointError, match="weights are among those of its system; set train: true"):
-        run(spec.model_copy(update={"train": False}).within(tmp_path).build(), ["drums"])
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the hub's client keeps on this machine; the hub itself cannot be reached."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub" / "models--someone--tiny-t5"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    model(repository / "snapshots" / ("0" * 40))
-    model(repository / "snapshots" / ("1" * 40), seed=1)
-    return repository
-
-
-def test_a_repository_is_named_by_its_commit(hub: Path, tmp_path: Path) -> None:
-    part = part_of("someone/tiny-t5")
-    expected = run(part, list(TEXTS)).x
-    spec = part.keep(tmp_path / "saved", "prompt")
-    assert isinstance(spec, T5Spec) and (spec.model, spec.revision) == ("someone/tiny-t5", "0" * 40)
-    assert not (tmp_path / "saved").exists() and spec.within(tmp_path / "saved") == spec
-    (hub / "refs" / "main").write_text("1" * 40)
-    assert torch.equal(run(spec.build(), list(TEXTS)).x, expected)
-    assert not torch.equal(run(part_of("someone/tiny-t5"), list(TEXTS)).x, expected)
-    kept = part_of("someone/tiny-t5", train=True).keep(tmp_path / "saved", "prompt")
-    assert isinstance(kept, T5Spec) and kept.model == "./prompt", "what was trained needs no hub"
-
-
-def test_what_is_not_here_says_what_to_download(hub: Path) -> None:
-    with pytest.raises(CheckpointError) as error:
-        part_of("google-t5/t5-base", revision="a1b2")
-    for part in (
-        "'google-t5/t5-base'",
-        "HF_HUB_OFFLINE is set",
-        "hf download google-t5/t5-base --revision a1b2",
-        str(hub.parent),
-    ):
-        assert part in str(error.value)
-    part = part_of("google-t5/t5-base", dim=768)  # weights of the system can be looked at without it
-    assert part.out.weight.shape == (16, 768)
-    with pytest.raises(CheckpointError, match="hf download google-t5/t5-base"):
-        part.prepare(["drums"])
-    for other in ("./no-such-folder", "/no/such/folder", "a/b/c"):
-        with pytest.raises(CheckpointError, match=f"no folder '{other}'"):
-            part_of(other)
-
-
-class Trap:
-    def __reduce__(self) -> Any:
-        return print, ("this must not run",)
-
-
-def _break(folder: Path, how: str) -> None:
-    weights = load_file(folder / "model.safetensors")
-    first = next(iter(weights))
-    texts = {
-        "broken config": ("config.json", "{"),
-        "broken tokenizer": ("tokenizer.json", "{}"),
-        "another model": ("config.json", '{"model_type": "bert", "d_model": 16}'),
-        "something more": ("config.json", '{"model_type": "musicgen", "text_encoder": {"model_type": "t5", "d_model": 16}}'),
-    }
-    other = {
-        "one missing": {key: x for key, x in weights.items() if key != first},
-        "one more": weights | {"encoder.more": torch.zeros(1)},
-        "misshapen": weights | {first: torch.zeros(3)},
-        "not finite": weights | {first: weights[first] * torch.inf},
-    }
-    without = {"no tokenizer": "tokenizer.json", "no config": "config.json", "no weights": "model.safetensors"}
-    if how in texts:
-        (folder / texts[how][0]).write_text(texts[how][1])
-    elif how in other:
-        save_file(other[how], folder / "model.safetensors")
-    elif how in without:
-        (folder / without[how]).unlink()
-    elif how == "cut off":
-        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-50])
-    else:
-        assert how == "code"
-        (folder / "model.safetensors").unlink()
-        torch.save({"encoder.x": Trap()}, folder / "pytorch_model.bin")
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("no tokenizer", "has no tokenizer.json or spiece.model, so it is not a T5 with its tokenizer"),
-        ("no config", "has no config.json, so it is not a T5"),
-        ("another model", "is no T5: it is of type 'bert'; give a model of one of the types t5"),
-        ("something more", "is no T5: it is of type 'musicgen'; set inside: text_encoder"),
-        ("no weights", "has no weights: model.safetensors or pytorch_model.bin is needed"),
-        ("cut off", "model.safetensors is not a whole file of weights .* copy it again"),
-        ("one missing", "1 missing"),
-        ("one more", "1 unknown .'more'"),
-        ("misshapen", "1 misshapen"),
-        ("not finite", "1 weights are not finite"),
-        ("code", "pytorch_model.bin holds more than weights and is not opened"),
-        ("broken tokenizer", "tokenizer.json is no tokenizer"),
-        ("broken config", "config.json is not readable as JSON"),
-    ],
-)
-def test_what_is_wrong_with_a_folder_is_said(folder: Path, capsys: Any, how: str, message: str) -> None:
-    _break(folder, how)
-    with pytest.raises(CheckpointError, match=message) as error:
-        part_of(folder).fit([])
-    assert str(folder) in str(error.value) and "this must not run" not in capsys.readouterr().out
-
-
-def test_what_is_wrong_with_a_request_is_said(folder: Path) -> None:
-    with pytest.raises(RequestError, match=r"a text is needed, got 7 \(int\)"):
-        part_of(folder).prepare(["drums", 7])
-    with pytest.raises(CheckpointError, match="has a width of 16, not 32; mend `dim`"):
-        part_of(folder, dim=32).prepare(["drums"])
 
 
 def test_a_spec_is_light(folder: Path) -> None:
