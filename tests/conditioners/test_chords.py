@@ -38,7 +38,7 @@ def test_a_line_starts_and_spans_agree() -> None:
 def test_a_bar_lasts_four_beats_of_the_tempo_and_the_line_lasts_as_long_as_the_clip() -> None:
     parts = Conditioners({"chords": chords()})
     prepared = parts.prepare(
-        [{"chords": "C G", "tempo": 120}, {"chords": "C G", "tempo": [0.0, 1.0, 2.0]}, {"chords": "C G"}], frames=100
+        [{"chords": "C G", "tempo": 120}, {"chords": "C G", "tempo": torch.tensor([0.0, 1, 2])}, {"chords": "C G"}], frames=100
     )
     x = prepared["chords"].tensors["x"]
     assert x.shape == (3, 100, 39)

@@ -198,6 +198,7 @@ def _placed(words: list[str], total: float) -> list[Span]:
 
 def _beats_a_minute(tempo: Any) -> float:
     """Of a number, or of the times of beats."""
+    tempo = tempo.tolist() if isinstance(tempo, Tensor | np.ndarray) else tempo
     if isinstance(tempo, list | tuple) and len(tempo) > 1:
         if all(isinstance(x, Real) for x in tempo) and tempo[-1] > tempo[0]:
             return 60 * (len(tempo) - 1) / (tempo[-1] - tempo[0])
