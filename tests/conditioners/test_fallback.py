@@ -6,6 +6,7 @@ import torch
 from cadenza.conditioners.base import Conditioners
 from cadenza.conditioners.number import NumberSpec
 from cadenza.core.errors import RequestError
+from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -20,9 +21,10 @@ def test_a_value_of_its_own_comes_first() -> None:
     torch.testing.assert_close(prepared.tensors["place"][:3], torch.tensor([0.1, 0.2, 0.3]))
 
 
-def test_a_system_knows_the_ids_that_its_parts_look_at() -> None:
+@pytest.fixture
+def system() -> System:
     codec = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4], "codebooks": 2, "bins": 16, "filters": 4}
-    system = System(
+    return System(
         SystemSpec.parse(
             {
                 "codec": codec,
@@ -31,7 +33,18 @@ def test_a_system_knows_the_ids_that_its_parts_look_at() -> None:
                 "generator": {"type": "codec_lm", "width": 4, "depth": 1, "heads": 1},
             }
         )
-    )
+    ).eval()
+
+
+def test_a_system_knows_the_ids_that_its_parts_look_at(system: System) -> None:
     assert system.prepare([{"seconds": 5}])["length"].present.all()
     with pytest.raises(RequestError, match=r"no condition called 'secnds'. Did you mean 'seconds'\?"):
         system.prepare([{"secnds": 5}])
+
+
+def test_a_negative_is_read_under_either_id(system: System) -> None:
+    for negative in ({"seconds": 3}, {"length": 3}):
+        request = Request.of({"length": 7}, guidance={"scale": 3, "negative": negative})
+        null = system._branches(list(request.items), torch.tensor([20]), request)[-1].fused.cross
+        want = system.fuse(system.condition(system.prepare([{"length": 3}])), frames=20).cross
+        assert null is not None and want is not None and torch.equal(null.x, want.x)

@@ -172,6 +172,10 @@ class Conditioners(nn.ModuleDict):
         others: list[Any] = [id for part in self.values() for id in (part.spec.fallback, *part.beside) if id]  # type: ignore[misc]
         return list(dict.fromkeys([*self, *others]))
 
+    def told(self, item: Item) -> set[str]:
+        """The parts that an item says something to, under their own id or the one that they fall back on."""
+        return {name for name, part in self.items() if name in item or part.spec.fallback in item}  # type: ignore[union-attr]
+
     def prepare(self, items: Sequence[Item], *, frames: int = 0) -> dict[str, Prepared]:
         """Values as CPU tensors, enough of them for clips of `frames` frames."""
         prepared = {}

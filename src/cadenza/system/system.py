@@ -193,7 +193,7 @@ class System(nn.Module):
         left = {route.id for routes in fusion.slots().values() for route in routes if not route.guided}
         read = [self.read(negative) for negative in negatives]
         mixed = [{**{k: v for k, v in item.items() if k in left}, **other} for item, other in zip(items, read, strict=True)]
-        keep = keep_only(fusion, [set(other) for other in read], self.device)
+        keep = keep_only(fusion, [self.conditioners.told(other) for other in read], self.device)
         return self.fuse(self.condition(self.prepare(mixed, frames=frames)), frames=frames, keep=keep, lengths=lengths)
 
     def _stride(self, request: Request, frames: int) -> int | None:
