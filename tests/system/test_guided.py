@@ -101,3 +101,19 @@ def test_an_item_is_guided_alone_as_in_a_batch(system: System) -> None:
     for i, (item, seconds) in enumerate(zip(items, (0.04, 0.02, 0.03), strict=True)):
         alone = system.frames(item, seconds=seconds, seed=i + 1, guidance=how)
         assert torch.equal(alone.content[0], together[i].content[0])
+
+
+@pytest.mark.parametrize(
+    ("guidance", "says"),
+    [
+        ({"scael": 3}, "guidance.scael: unknown field. Did you mean 'scale'"),
+        ({"interval": [0.8, 0.2]}, r"guidance: interval: must go from less to more, got \[0.8, 0.2\]"),
+        ({"weights": {"all": 2}, "scale": 1}, "guidance: weights are the whole sum"),
+        ({"scale": "much"}, "guidance.scale: "),
+        ("much", "guidance: must be a number or a mapping"),
+        (float("nan"), "guidance: must be a finite number"),
+    ],
+)
+def test_a_mistake_in_guidance_is_said_once_in_its_place(guidance, says: str) -> None:
+    with pytest.raises(RequestError, match=f"request: 1 mistake\n  {says}"):
+        Request.of("one", guidance=guidance)

@@ -35,7 +35,7 @@ class Request(Spec):
     items: tuple[dict[str, Any], ...] = Field(min_length=1)
     seconds: float | tuple[float, ...] | None = None
     seed: int | tuple[int, ...] = 0
-    guidance: float | Guidance | None = None  # a scale, or all that can be said of it
+    guidance: Guidance | None = None  # or a number, its scale
     two_step: bool = False  # guidance in two passes instead of one of twice the width
     sampling: dict[str, Any] | None = None
     variations: int = Field(1, ge=1, le=1024)
@@ -85,17 +85,24 @@ class Request(Spec):
                 raise ValueError(f"must be Audio, Codes or the path of a file, or a list of these, not {type(one).__name__}")
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("guidance")
+    @field_validator("guidance", mode="before")
     @classmethod
-    def _finite(cls, value: float | Guidance | None) -> float | Guidance | None:
-        if isinstance(value, float) and not math.isfinite(value):
+    def _as_guidance(cls, value: Any) -> Any:
+        """The fields of Guidance; a scale alone is checked here, so that its mistakes are those of a number."""
+        if isinstance(value, Guidance | Mapping | None):
+            return value
+        try:
+            scale = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"must be a number or a mapping of the fields of Guidance, got {value!r}") from None
+        if not math.isfinite(scale):
             raise ValueError(f"must be a finite number, got {value}")
-        return value
+        return {"scale": scale}
 
     @property
     def guided(self) -> Guidance:
         """What is asked of guidance; its scale is None where the system's own is to hold."""
-        return self.guidance if isinstance(self.guidance, Guidance) else Guidance(scale=self.guidance)
+        return self.guidance or Guidance()
 
     @model_validator(mode="after")
     def _one_each(self) -> "Request":
