@@ -116,3 +116,10 @@ def test_no_notes_are_absent() -> None:
 def test_a_clip_that_begins_later_has_the_melody_of_its_piece() -> None:
     found = Conditioners({"it": melody()}).prepare([{"it": NOTES, "seconds_start": 0.6}])["it"].tensors["pitch"][0]
     assert found[:70].tolist() == STEPS[30:]
+
+
+def test_the_beginning_of_a_longer_melody_counts() -> None:
+    part = melody()
+    longer, cut = [(0.0, 1.0, 60), (1.0, 900.0, 64)], [(0.0, 1.0, 60), (1.0, 99.0, 64)]
+    for name, x in part.prepare([longer]).tensors.items():
+        torch.testing.assert_close(x, part.prepare([cut]).tensors[name])
