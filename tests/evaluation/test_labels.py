@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cadenza.core.errors import DataError
+from cadenza.dsp.chords import pitch_class
 from cadenza.evaluation.estimates import Estimate, chords_right, f1, melody_right, pitch_classes, tempo_of
-from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, pitch_class, truth_of
+from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, truth_of
 from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI
 from cadenza.evaluation.wishes import families_met, hand_written, key_met, of_caption, of_prompt, of_values, pace_met, tempo_met
 

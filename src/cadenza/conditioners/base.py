@@ -5,6 +5,7 @@ may keep); `forward` is trainable and stays on the device. `None` is the only wa
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -16,9 +17,10 @@ from urllib.parse import quote
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from cadenza.codecs.base import Codec, CodecSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Part
 from cadenza.core.timeline import Timeline
@@ -62,6 +64,37 @@ class FramesSpec(ConditionerSpec):
     @property
     def gives(self) -> Gives:
         return "frames"
+
+
+class ThroughCodecSpec(ConditionerSpec):
+    """What the spec of a conditioner says that hears sounds at the sample rate of `codec`, frozen and part of its weights.
+
+    Before training begins the codec takes its weights from `model`, a saved system that has the same one. With
+    `given: frames` a value is what the codec would give, and no codec is kept.
+    """
+
+    codec: CodecSpec
+    model: str | None = None
+    given: Literal["audio", "frames"] = "audio"
+
+    @model_validator(mode="after")
+    def _evenly(self) -> Self:
+        if self.codec.chunked:
+            raise ValueError("codec: its frames are those of overlapping chunks, not one after another; take another codec")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "frames"
+
+    @property
+    def sample_rate(self) -> int:
+        return self.codec.sample_rate
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame, at the sample rate of the codec."""
+        return self.codec.hop
 
 
 @dataclass(frozen=True)
@@ -154,6 +187,27 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
     @abstractmethod
     def embed(self, tensors: dict[str, Tensor]) -> Tokens: ...
+
+
+class ThroughCodec(Conditioner[Value]):
+    """A conditioner with a frozen codec of its own, or None where it needs none; its spec says `model`."""
+
+    codec: Codec | None
+
+    def fit(self, values: Iterable[Value | None]) -> None:
+        if self.codec is None:
+            return
+        if self.spec.model is None:
+            warnings.warn(f"the codec of a `{self.spec.type}` begins as noise and stays so; set its `model`", stacklevel=2)
+        else:
+            self.codec.load_from(self.spec.model)
+
+    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What features depend on beside the spec: the weights of the codec, where there is one."""
+        return None if self.codec is None else ({}, self.codec.state_dict())
+
+    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+        return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
 
 Item = Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.pretrained import Pretrained
 from cadenza.core.types import Gives, Tokens
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.hearing import heard, silence
 from cadenza.dsp.logmel import Pictures
 from cadenza.nn.clap import COMPUTED, Towers, empty, filled
+from cadenza.nn.frozen import Borrowed, Borrower
 from cadenza.nn.quantize import ResidualQuantizer
 
 _TOKENIZER = "tokenizer.json"
@@ -93,7 +93,7 @@ class _Said(NamedTuple):
     audio: Any
 
 
-class Clap(Conditioner[Any]):
+class Clap(Borrower, Conditioner[Any]):
     """The towers of a CLAP, codebooks where there are some, and a linear layer."""
 
     padded: ClassVar[dict[str, str]] = {"ids": "mask", "mask": "mask", "x": "mask", "mel": "windows", "windows": "windows"}
@@ -285,31 +285,9 @@ class Clap(Conditioner[Any]):
                 row[: len(picture)] = picture
         return {"mel": mel, "windows": torch.arange(w) < counts[:, None]}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the towers too, frozen or not, but never casts them."""
-        encoder = self._modules.pop("encoder", None)
-        super()._apply(fn, recurse)
-        if encoder is not None:
-            encoder._apply(lambda x: fn(x) if fn(x.new_empty(0)).dtype == x.dtype else x.to(self.like.device))
-            self._modules["encoder"] = encoder
-        if not self.like.is_meta:
-            self.pretrained.follow(self.like.device)
-        return self
 
-
-class Encoder:
-    """The pretrained CLAP of a spec, read when first needed; copies share it, other processes read their own."""
-
-    def __init__(self, spec: ClapSpec) -> None:
-        self.spec = spec
-        self.source = Pretrained(spec.model, spec.revision)
-        self._frozen: Towers | None = None
-
-    def __deepcopy__(self, memo: Any) -> "Encoder":
-        return self
-
-    def __reduce__(self) -> Any:
-        return Encoder, (self.spec,)
+class Encoder(Borrowed[Towers]):
+    """The pretrained CLAP of a spec."""
 
     @property
     def dim(self) -> int:
@@ -398,20 +376,6 @@ class Encoder:
             if elsewhere and not self.spec.train:
                 raise CheckpointError(f"'{self.spec.model}' has its weights among those of its system; set train: true")
             return filled(self.config, None if elsewhere else self.weights(), self.spec.reads, source=self.spec.model)
-
-    def on(self, device: torch.device) -> Towers:
-        """The frozen towers, on a device."""
-        if self._frozen is None:
-            with torch.device("cpu"):
-                self._frozen = self.build().requires_grad_(False)
-        self.follow(device)
-        return self._frozen
-
-    def follow(self, device: torch.device) -> None:
-        """Moves the frozen towers, if they have been needed."""
-        if self._frozen is not None and next(self._frozen.parameters()).device != device:
-            with torch.inference_mode(False):
-                self._frozen.to(device)
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Writes a folder that is a CLAP with its tokenizer and what else it needs."""

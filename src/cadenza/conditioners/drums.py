@@ -1,6 +1,6 @@
 """What is struck at each frame, as one vector a frame: from onsets, the percussion of a MIDI file or a drum stem."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, FramesSpec
+from cadenza.conditioners.base import FramesSpec, ThroughCodec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.spec import near
 from cadenza.core.types import Tokens
@@ -54,7 +54,7 @@ class DrumsSpec(FramesSpec):
         return Drums(self)
 
 
-class Drums(Conditioner[Any]):
+class Drums(ThroughCodec[Any]):
     """How lately each kind was struck and how soon it will be, then two layers, the last begun at zero.
 
     A value is the seconds at which each of kick, snare and hat is struck, by name; a list of seconds for all of them;
@@ -73,20 +73,6 @@ class Drums(Conditioner[Any]):
         self.out = nn.Linear(spec.hidden, spec.width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-
-    def fit(self, values: Iterable[Any]) -> None:
-        if self.codec is None:
-            return
-        if self.spec.model is None:
-            raise RequestError("the codec of these drums has no weights; set its `model` to a saved system that has it")
-        self.codec.load_from(self.spec.model)
-
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """What features depend on beside the spec: the weights of the codec, where there is one."""
-        return None if self.codec is None else ({}, self.codec.state_dict())
-
-    def keep(self, folder: Path, place: str) -> ConditionerSpec:
-        return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
     def since(self, value: Any, start: float) -> Any:
         """Strikes from there on; a recording and a MIDI file are of the clip itself."""

@@ -1,34 +1,29 @@
 """Several sounds of one clip, such as its stems, as one vector a frame: each through a codec and a head of its own."""
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from einops import rearrange
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.conditioners.base import ThroughCodec, ThroughCodecSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import near
-from cadenza.core.types import Gives, Latents, Tokens
+from cadenza.core.types import Latents, Tokens
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.hearing import heard
 
 
-class SourceMixSpec(ConditionerSpec):
+class SourceMixSpec(ThroughCodecSpec):
     """A value is a mapping of some of the `sources` to sounds; `codec`, `model` and `given` are as in `waveform`."""
 
     type: Literal["source_mix"] = "source_mix"
     widget: ClassVar[str] = "stems"
     sources: tuple[str, ...] = Field(min_length=1)
-    codec: CodecSpec
-    model: str | None = None
-    given: Literal["audio", "frames"] = "audio"
 
     @field_validator("sources")
     @classmethod
@@ -36,25 +31,6 @@ class SourceMixSpec(ConditionerSpec):
         if twice := sorted({name for name in sources if sources.count(name) > 1}):
             raise ValueError(f"'{twice[0]}' is named twice")
         return sources
-
-    @model_validator(mode="after")
-    def _evenly(self) -> Self:
-        if self.codec.chunked:
-            raise ValueError("codec: its frames are those of overlapping chunks, not one after another; take another codec")
-        return self
-
-    @property
-    def gives(self) -> Gives:
-        return "frames"
-
-    @property
-    def sample_rate(self) -> int:
-        return self.codec.sample_rate
-
-    @property
-    def hop(self) -> int:
-        """Samples per frame, at the sample rate of the codec."""
-        return self.codec.hop
 
     @classmethod
     def example(cls) -> tuple["SourceMixSpec", list[Any]]:
@@ -69,7 +45,7 @@ class SourceMixSpec(ConditionerSpec):
         return SourceMix(self)
 
 
-class SourceMix(Conditioner[Mapping[str, Any]]):
+class SourceMix(ThroughCodec[Mapping[str, Any]]):
     """The sum over the sources that are there of the frozen codec's frames, each through the linear layer of its source."""
 
     blank: Mapping[str, Any] = {}
@@ -82,21 +58,6 @@ class SourceMix(Conditioner[Mapping[str, Any]]):
             self.dim = spec.codec.build().vector_width
         self.heads = nn.ModuleList(nn.Linear(self.dim, spec.width) for _ in spec.sources)
         self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
-
-    def fit(self, values: Iterable[Any]) -> None:
-        if self.codec is None:
-            return
-        if self.spec.model is None:
-            warnings.warn("the codec of a `source_mix` begins as noise and stays so; set its `model`", stacklevel=2)
-        else:
-            self.codec.load_from(self.spec.model)
-
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """What features depend on beside the spec: the weights of the codec, where there is one."""
-        return None if self.codec is None else ({}, self.codec.state_dict())
-
-    def keep(self, folder: Path, place: str) -> ConditionerSpec:
-        return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
     def prepare(self, values: Sequence[Any]) -> Any:
         """A value without any source says as little as none, so it counts as absent."""

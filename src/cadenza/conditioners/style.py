@@ -19,8 +19,8 @@ from cadenza.core.errors import RequestError
 from cadenza.core.types import Condition, Gives, Tokens
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.hearing import heard, silence
-from cadenza.dsp.listener import Listener
 from cadenza.nn.bottleneck import Bottleneck
+from cadenza.nn.listener import Listener
 from cadenza.nn.positions import sinusoids
 from cadenza.nn.transformer import Block
 
@@ -125,7 +125,7 @@ class Style(Conditioner[Any]):
             grid = spec.codec.grid
             self.tables = nn.ModuleList(nn.Embedding(grid.cardinality, spec.hidden) for _ in range(grid.rows))
         else:
-            self.listener = Listener(str(spec.model), spec.revision)
+            self.listener = Listener(spec)
             self.up = nn.Linear(spec.dim or self.listener.dim, spec.hidden)
         blocks = (Block(spec.hidden, spec.heads, hidden=4 * spec.hidden) for _ in range(spec.depth))
         self.blocks = nn.ModuleList(blocks)

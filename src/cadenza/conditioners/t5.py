@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.pretrained import Pretrained, check
+from cadenza.core.pretrained import check
 from cadenza.core.types import Gives, Tokens
+from cadenza.nn.frozen import Borrowed, Borrower
 from cadenza.nn.spiece import tokenizer_of
 from cadenza.nn.words import plain_words
 
@@ -75,7 +76,7 @@ class T5Spec(ConditionerSpec):
         return self.model_copy(update={"model": str(folder / self.model)}) if self.model.startswith("./") else self
 
 
-class T5(Conditioner[str]):
+class T5(Borrower, Conditioner[str]):
     """Tokens of a T5, its encoder, and a linear layer; what pads is exactly zero."""
 
     blank = ""
@@ -165,17 +166,6 @@ class T5(Conditioner[str]):
         with _computing(ids.device.type, self.spec.dtype, train=self.spec.train):
             return encoder(input_ids=ids, attention_mask=bias).last_hidden_state * mask[..., None]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the encoder too, frozen or not, but never casts it."""
-        encoder = self._modules.pop("encoder", None)
-        super()._apply(fn, recurse)
-        if encoder is not None:
-            encoder._apply(lambda x: fn(x) if fn(x.new_empty(0)).dtype == x.dtype else x.to(self.like.device))
-            self._modules["encoder"] = encoder
-        if not self.like.is_meta:
-            self.pretrained.follow(self.like.device)
-        return self
-
     def _text(self, value: Any) -> str | None:
         if value is None:
             return None
@@ -204,19 +194,8 @@ class T5(Conditioner[str]):
         return (ids, words) if ids else ([self.pretrained.pad], [-1])
 
 
-class Encoder:
-    """The pretrained T5 of a spec, read when first needed; copies share it, other processes read their own."""
-
-    def __init__(self, spec: T5Spec) -> None:
-        self.spec = spec
-        self.source = Pretrained(spec.model, spec.revision)
-        self._frozen: nn.Module | None = None
-
-    def __deepcopy__(self, memo: Any) -> "Encoder":
-        return self
-
-    def __reduce__(self) -> Any:
-        return Encoder, (self.spec,)
+class Encoder(Borrowed[nn.Module]):
+    """The pretrained T5 of a spec."""
 
     @property
     def dim(self) -> int:
@@ -291,20 +270,6 @@ class Encoder:
                 f"'{self.spec.model}' has a T5 whose weights are among those of its system; set train: true, or give another T5"
             )
         return {key: torch.zeros(x.shape) for key, x in encoder.state_dict().items()}
-
-    def on(self, device: torch.device) -> nn.Module:
-        """The frozen encoder, on a device."""
-        if self._frozen is None:
-            with torch.device("cpu"):
-                self._frozen = self.build().requires_grad_(False)
-        self.follow(device)
-        return self._frozen
-
-    def follow(self, device: torch.device) -> None:
-        """Moves the frozen encoder, if it has been needed."""
-        if self._frozen is not None and next(self._frozen.parameters()).device != device:
-            with torch.inference_mode(False):
-                self._frozen.to(device)
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Writes a folder that is a T5 encoder with its tokenizer and nothing else."""

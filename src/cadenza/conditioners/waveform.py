@@ -1,60 +1,35 @@
 """A sound as one vector a frame of any codec: its latents, or what its codes stand for."""
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.conditioners.base import ThroughCodec, ThroughCodecSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Gives, Latents, Tokens
+from cadenza.core.types import Latents, Tokens
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.hearing import heard, silence
 
 
-class WaveformSpec(ConditionerSpec):
-    """The sounds are heard at the sample rate of `codec`, which is frozen and part of the saved weights.
+class WaveformSpec(ThroughCodecSpec):
+    """With `given: frames` a value is what the codec would give, [d f].
 
-    Before training begins it takes its weights from `model`, a saved system that has the same codec. With `given: frames`
-    a value is what the codec would give, [d f], and no codec is kept. With `frames` each sound is cut to so many frames,
-    or followed by nothing until it has them, as a clip of that length needs it in `add` and `concat`.
+    With `frames` each sound is cut to so many frames, or followed by nothing until it has them, as a clip of that length
+    needs it in `add` and `concat`.
     """
 
     type: Literal["waveform"] = "waveform"
     widget: ClassVar[str] = "audio"
-    codec: CodecSpec
-    model: str | None = None
-    given: Literal["audio", "frames"] = "audio"
     frames: int | None = Field(default=None, ge=1)  # of the longest clip in training
     project: Literal["always", "auto"] = "always"  # auto: not where the codec has that width already
-
-    @model_validator(mode="after")
-    def _evenly(self) -> Self:
-        if self.codec.chunked:
-            raise ValueError("codec: its frames are those of overlapping chunks, not one after another; take another codec")
-        return self
-
-    @property
-    def gives(self) -> Gives:
-        return "frames"
-
-    @property
-    def sample_rate(self) -> int:
-        return self.codec.sample_rate
-
-    @property
-    def hop(self) -> int:
-        """Samples per frame, at the sample rate of the codec."""
-        return self.codec.hop
 
     @classmethod
     def example(cls) -> tuple["WaveformSpec", list[Any]]:
@@ -69,7 +44,7 @@ class WaveformSpec(ConditionerSpec):
         return Waveform(self)
 
 
-class Waveform(Conditioner[Any]):
+class Waveform(ThroughCodec[Any]):
     """The frozen codec's frames, each through a linear layer."""
 
     padded: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
@@ -84,21 +59,6 @@ class Waveform(Conditioner[Any]):
     @property
     def blank(self) -> Any:  # type: ignore[override]
         return torch.zeros(self.dim, 1) if self.codec is None else silence(self.spec.sample_rate, samples=self.spec.hop)
-
-    def fit(self, values: Iterable[Any]) -> None:
-        if self.codec is None:
-            return
-        if self.spec.model is None:
-            warnings.warn("the codec of a `waveform` begins as noise and stays so; set its `model`", stacklevel=2)
-        else:
-            self.codec.load_from(self.spec.model)
-
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """What features depend on beside the spec: the weights of the codec, where there is one."""
-        return None if self.codec is None else ({}, self.codec.state_dict())
-
-    def keep(self, folder: Path, place: str) -> ConditionerSpec:
-        return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
 
     def over(self, frames: int) -> "Waveform":
         if self.spec.frames is None or frames <= self.spec.frames:

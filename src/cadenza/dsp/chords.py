@@ -8,6 +8,7 @@ from cadenza.core.errors import RequestError
 
 _LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _DEGREES = (0, 2, 4, 5, 7, 9, 11)  # semitones of the degrees of a major scale
+_NOTE = r"([A-Ga-g])([#♯b♭]*)"
 _NONE = {"n", "n.c.", "nc", "none"}
 _TONES = {  # semitones above the root -> every way to write the quality
     (0, 4, 7): ("", "maj", "M"),
@@ -62,7 +63,7 @@ def chord(name: str) -> Chord:
     text = name.strip()
     if text.lower() in _NONE:
         return NO_CHORD
-    found = re.fullmatch(r"([A-Ga-g])([#♯b♭]*):?(.*)", text.replace("6/9", "69"))
+    found = re.fullmatch(_NOTE + ":?(.*)", text.replace("6/9", "69"))
     if found is None:
         hint = "; the German H is B here" if text[:1] in {"H", "h"} else ""
         raise RequestError(f"'{name}' is no chord{hint}; write a root and a quality, such as C, F#m7, Bbmaj7/D, or N for none")
@@ -72,23 +73,27 @@ def chord(name: str) -> Chord:
         close = difflib.get_close_matches(quality, _QUALITIES, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "there are m, 7, maj7, m7, dim, aug, sus4, 6, 9, m7b5 and more"
         raise RequestError(f"'{name}': there is no chord quality '{quality}'; {hint}")
-    root = _pitch(found[1], found[2])
+    root = pitch_class(found[1] + found[2])
     low = root if not bass else _bass(name, bass, root)
     return Chord(root, low, frozenset((root + tone) % 12 for tone in tones) | {low})
 
 
+def pitch_class(name: str) -> int:
+    """0 for C to 11 for B, with any number of sharps and flats; RequestError for what is no note."""
+    found = re.fullmatch(_NOTE, name.strip())
+    if found is None:
+        raise RequestError(f"'{name}' is not a note name such as C, F# or Bb")
+    return (_LETTERS[found[1].upper()] + _shift(found[2])) % 12
+
+
 def _bass(name: str, text: str, root: int) -> int:
     """A note, or a degree of the root's major scale."""
-    if note := re.fullmatch(r"([A-Ga-g])([#♯b♭]*)", text):
-        return _pitch(note[1], note[2])
+    if re.fullmatch(_NOTE, text):
+        return pitch_class(text)
     if degree := re.fullmatch(r"([#♯b♭]*)(\d+)", text):
         step = int(degree[2]) - 1
         return (root + _DEGREES[step % 7] + _shift(degree[1])) % 12
     raise RequestError(f"'{name}': '{text}' is no bass; write a note such as E or Bb after the /")
-
-
-def _pitch(letter: str, accidentals: str) -> int:
-    return (_LETTERS[letter.upper()] + _shift(accidentals)) % 12
 
 
 def _shift(accidentals: str) -> int:

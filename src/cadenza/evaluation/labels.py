@@ -1,6 +1,5 @@
 """The exact truth of a rendered clip, as the numbers and classes that the estimators give."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cadenza.core.errors import DataError
+from cadenza.dsp.chords import pitch_class
 from cadenza.evaluation.features import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
 
 UNKNOWN = -100  # a frame or clip without a truth: neither trained nor scored
 NO_CHORD, NO_MELODY = 24, SEMITONES
-_LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _MAJOR, _MINOR = ("maj", "7", "maj7", "maj6", "9", "maj9", "6"), ("min", "min7", "min6", "min9", "minmaj7")
 
 
@@ -60,16 +59,6 @@ def truth_of(sidecar: Mapping[str, Any], frames: int, *, families: Sequence[str]
         chords,
         melody,
     )
-
-
-def pitch_class(name: str) -> int:
-    """0 for C to 11 for B, with any number of sharps and flats."""
-    found = re.fullmatch(r"([A-Ga-g])([#♯b♭]*)", name.strip())
-    if not found:
-        raise DataError(f"'{name}' is not a note name such as C, F# or Bb")
-    letter, accidentals = str(found[1]), str(found[2])
-    shift = sum(1 if sign in "#♯" else -1 for sign in accidentals)
-    return (_LETTERS[letter.upper()] + shift) % 12
 
 
 def key_class(name: str) -> int:

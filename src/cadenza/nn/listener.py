@@ -10,25 +10,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import Pretrained, check
+from cadenza.core.pretrained import check
+from cadenza.nn.frozen import Borrowed
 
 _KINDS = {"hubert": "hubert", "mert_model": "hubert", "wav2vec2": "wav2vec2", "wavlm": "wavlm"}  # MERT is a HuBERT of music
 _OTHERWISE = {"feature_extractor_cqt": (False, None), "deepnorm": (False, None), "attention_relax": (-1.0, None)}  # what is not
 _OF_TRAINING = ("masked_spec_embed", "quantizer.", "project_", "encoder_mask_emb", "final_proj.", "label_embs", "lm_head.")
 
 
-class Listener:
-    """The frozen model in a folder or a repository, read when first needed; copies share it, other processes read their own."""
-
-    def __init__(self, model: str, revision: str | None = None) -> None:
-        self.source = Pretrained(model, revision)
-        self._frozen: nn.Module | None = None
-
-    def __deepcopy__(self, memo: Any) -> "Listener":
-        return self
-
-    def __reduce__(self) -> Any:
-        return Listener, (self.source.model, self.source.revision)
+class Listener(Borrowed[nn.Module]):
+    """The frozen model of a spec, which names it by `model` and `revision`."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -78,20 +69,6 @@ class Listener:
             rest = {name: torch.zeros(x.shape) for name, x in state.items() if name not in wanted}
             model.load_state_dict({name: x.float() for name, x in weights.items()} | rest, assign=True)
         return model.requires_grad_(False)
-
-    def on(self, device: torch.device) -> nn.Module:
-        """The model, on a device."""
-        if self._frozen is None:
-            with torch.device("cpu"):
-                self._frozen = self.build()
-        self.follow(device)
-        return self._frozen
-
-    def follow(self, device: torch.device) -> None:
-        """Moves the model, if it has been needed."""
-        if self._frozen is not None and next(self._frozen.parameters()).device != device:
-            with torch.inference_mode(False):
-                self._frozen.to(device)
 
     def save(self, folder: Path) -> None:
         """Writes a folder that is this model and nothing else."""
