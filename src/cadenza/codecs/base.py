@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -56,6 +56,15 @@ class CodecSpec(Part):
         if not bandwidth >= each * (1 - 1e-9):
             raise RequestError(f"codec: {bandwidth:g} kbit/s pay for no codebook; give {each:g} to {each * grid.rows:g}")
         return min(grid.rows, int(bandwidth / each * (1 + 1e-9)))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its `decoder` gives samples before it has seen the last frame."""
+        return False
+
+    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
+        """Bytes that decoding so many frames of so many clips at once takes at its peak, beside weights and audio."""
+        return 256 * clips * frames * self.hop * self.channels * itemsize  # a guess, for those that say nothing
 
     @classmethod
     def example(cls) -> "CodecSpec":
@@ -150,6 +159,36 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def decoder(self) -> Decoder:
         """A fresh stream state."""
+
+    @torch.no_grad()
+    def decode_by(self, frames: Codes | Latents, size: int | None) -> Audio:
+        """The same as `decode`, `size` frames at a time, which takes the memory of so many; whole with None."""
+        content, longest = frames.content, int(frames.lengths.max())
+        if size is None or size >= longest or not self.spec.streamed:
+            return self.decode(frames)
+        most = frames.lengths * self.spec.hop if frames.samples is None else frames.samples.to(frames.lengths.device)
+        wave: Tensor | None = None
+        done, decoder = [0] * len(frames), self.decoder()
+        for first in [*range(0, longest, size), None]:
+            if first is None:
+                audio = decoder.finish()
+            else:
+                part = content[..., first : first + size]
+                lengths = (frames.lengths - first).clamp(0, part.shape[-1])
+                scale = {"scale": frames.scale} if isinstance(frames, Codes) else {}
+                audio = decoder.push(replace(frames.like(part, lengths), **scale))
+            if wave is None:
+                wave = audio.wave.new_zeros(len(frames), audio.wave.shape[1], int(most.max()))
+            for clip, count in enumerate(audio.lengths.tolist()):
+                at = done[clip]
+                kept = min(count, wave.shape[-1] - at)
+                wave[clip, :, at : at + kept] = audio.wave[clip, :, :kept]
+                done[clip] = at + kept
+        assert wave is not None, "frames of no length"
+        lengths = torch.minimum(torch.tensor(done, device=wave.device), most.to(wave.device))
+        beyond = torch.arange(wave.shape[-1], device=wave.device) >= lengths[:, None]
+        wave.masked_fill_(beyond[:, None], 0)
+        return Audio(wave, self.spec.sample_rate, lengths)
 
     def reconstruct(
         self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None

@@ -70,6 +70,12 @@ class OobleckSpec(CodecSpec):
     def grid(self) -> Grid:
         return Grid("latents", self.sample_rate / self.hop, rows=self.latent)
 
+    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
+        stages = (self.decoder or self.encoder).shape
+        rates = [math.prod(stages.strides[level:]) for level in range(len(stages.widths))]
+        widest = max(width * rate for width, rate in zip(stages.widths, rates, strict=True))
+        return 5 * clips * frames * widest * itemsize  # what is added to, and two layers with their activations
+
     @classmethod
     def example(cls) -> "OobleckSpec":
         return cls(sample_rate=8000, latent=4, encoder=Stages(strides=(2, 4), filters=4, multiples=(1, 2)))

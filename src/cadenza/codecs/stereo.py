@@ -59,6 +59,13 @@ class StereoSpec(CodecSpec):
         """Rows that `bandwidth` kbit/s of both sides pay for."""
         return 2 * self.codec.levels_for(bandwidth / 2)
 
+    @property
+    def streamed(self) -> bool:
+        return self.codec.streamed
+
+    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
+        return self.codec.decoding(frames, clips=2 * clips, itemsize=itemsize)
+
     @classmethod
     def example(cls) -> "StereoSpec":
         mono = {"type": "encodec", "sample_rate": 8000, "strides": (4, 4, 2), "codebooks": 2, "bins": 16}

@@ -27,6 +27,7 @@ from cadenza.core.timeline import Timeline
 from cadenza.core.types import Condition, Gives, Tokens
 
 Value = TypeVar("Value")
+_SENTENCE = 16  # tokens
 
 
 class ConditionerSpec(Part):
@@ -41,6 +42,10 @@ class ConditionerSpec(Part):
     @property
     def gives(self) -> Gives:
         raise NotImplementedError(f"{type(self).__name__} must say what it gives")
+
+    def positions(self, frames: int) -> int:
+        """Vectors that a value becomes, for clips of so many frames; for a text as many as a sentence has, about."""
+        return {"vector": 1, "tokens": _SENTENCE, "frames": frames}[self.gives]
 
     @classmethod
     def example(cls) -> tuple["ConditionerSpec", list[Any]]:
@@ -164,6 +169,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         longer = copy(self)
         longer.spec = self.spec.model_copy(update={"frames": frames})
         return longer
+
+    def outside(self) -> int:
+        """Bytes of frozen networks that it reads when it is first used, which are no part of the system's weights."""
+        return 0
 
     def worth(self, prepared: Prepared) -> bool:
         """Whether a cache should look for the features of these values, where the part has any that are kept."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +33,19 @@ class GeneratorSpec(Part):
         """Raises ValueError, naming the field, where the codec's grid or a slot's width does not suit."""
         raise NotImplementedError(f"{type(self).__name__} must say what fits")
 
+    @property
+    def layers(self) -> int | None:
+        """Layers that are all alike, each as quick as the next; None where that is no way to look at it."""
+        return None
+
+    def thinned(self, layers: int) -> Self:
+        """The same with fewer layers, by which the time of all is found."""
+        raise NotImplementedError(f"{type(self).__name__} has no layers that are all alike")
+
+    def working(self, grid: Grid, load: "Load") -> dict[str, int]:
+        """Bytes that generating takes beside weights, by what they are for."""
+        return {}
+
     @classmethod
     def example(cls) -> tuple["GeneratorSpec", Grid, dict[Slot, int]]:
         """A tiny spec, a grid and the slots' widths, without downloads."""
@@ -40,6 +53,19 @@ class GeneratorSpec(Part):
 
     def build(self, grid: Grid, widths: Mapping[Slot, int]) -> "Generator":
         raise NotImplementedError(f"{type(self).__name__} must build its generator")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What generating is to hold at once: rows are clips times the branches of guidance."""
+
+    rows: int
+    frames: int  # of the longest clip, or of a window of it
+    positions: Mapping[Slot, int]  # tokens of each slot in use; frames where these are
+    widths: Mapping[Slot, int]
+    dtype: torch.dtype
+    quantized: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

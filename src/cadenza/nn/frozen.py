@@ -38,6 +38,13 @@ class Borrowed(ABC, Generic[Network]):
         self.follow(device)
         return self._frozen
 
+    def size(self) -> int:
+        """Bytes of its weights, which are not read for that."""
+        with torch.device("meta"):
+            network = self.build()
+        narrow = getattr(self.spec, "dtype", "fp32") == "bf16"
+        return sum(x.numel() * (2 if narrow else x.element_size()) for x in network.state_dict().values())
+
     def follow(self, device: torch.device) -> None:
         """Moves the frozen network, if it has been needed."""
         if self._frozen is not None and next(self._frozen.parameters()).device != device:
@@ -53,6 +60,10 @@ class Borrower(nn.Module):
 
     pretrained: Any  # Borrowed
     like: Tensor
+
+    def outside(self) -> int:
+        """Bytes of what is pretrained and not among the weights of the module."""
+        return 0 if "encoder" in self._modules else self.pretrained.size()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         encoder = self._modules.pop("encoder", None)

@@ -37,6 +37,15 @@ def packed(module: M, rows: int) -> M:
     return _twin(module, rows, beside=beside)
 
 
+def beside(module: nn.Module, rows: int, *, device: str = "cpu") -> int:
+    """Bytes of the packed matrices that `packed` lays beside a module's own on a device."""
+    weights = list(module.parameters())
+    plain = device == "cpu" and all(w.dtype == torch.float32 for w in weights) and torch.backends.mkldnn.is_available()
+    if not plain or sum(w.numel() for w in weights) > LIMIT:
+        return 0
+    return sum(part.weight.nbytes for part in module.modules() if isinstance(part, nn.Linear))
+
+
 def _twin(module: M, rows: int, *, beside: bool) -> M:
     if isinstance(module, nn.Linear):
         return PackedLinear(module, rows, beside=beside)  # type: ignore[return-value]

@@ -127,3 +127,13 @@ def first_chunk(shape: Seanet) -> int:
         reach = (shape.residual_kernel - 1) * shape.dilation_base ** max(layers - 1, 0)
         need = max(need, math.ceil((reach + 1) / rate))
     return max(need, math.ceil(shape.last_kernel / rate))
+
+
+def live(shape: Seanet) -> int:
+    """Numbers a frame that a decoder holds at once: the widest of its layers, several times over.
+
+    These are what a residual adds to, its shortcut, what its block reads, that padded, and that in the order in which
+    convolutions read it.
+    """
+    rates = [math.prod(shape.strides[: len(shape.strides) - level]) for level in range(len(shape.widths))]
+    return 5 * max(width * rate for width, rate in zip(shape.widths, rates, strict=True))
