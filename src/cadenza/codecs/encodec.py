@@ -15,10 +15,11 @@ from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, Grid, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn import seanet
-from cadenza.nn.chunks import Chunks, overlap_add
-from cadenza.nn.conv import Carried, ConvStyle, Norm, PadMode
+from cadenza.nn.chunks import Chunks, InChunks, overlap_add
+from cadenza.nn.conv import Carried, ConvStyle, Norm, PadMode, folded
 from cadenza.nn.lookahead import Lookahead
 from cadenza.nn.quantize import ResidualQuantizer
+from cadenza.nn.streams import Stream
 
 Kind = TypeVar("Kind", bound=Hashable)
 Positive = Annotated[int, Field(gt=0)]
@@ -165,6 +166,13 @@ class EncodecSpec(CodecSpec):
             style=ConvStyle(self.causal, self.norm, self.pad_mode, self.trim_right_ratio),
         )
 
+    @property
+    def streamed(self) -> bool:
+        return not self.chunked and self.norm != "time_group_norm"
+
+    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
+        return clips * frames * seanet.live(self.shape) * itemsize
+
     @classmethod
     def example(cls) -> "EncodecSpec":
         return cls(sample_rate=8000, strides=(4, 4, 2), codebooks=2, bins=16, filters=4, dimension=8)
@@ -236,11 +244,17 @@ class Encodec(Codec):
     def decoder(self) -> Decoder:
         """A stream that returns the samples of each frame at once where the codec is causal, or a few frames later.
 
-        A codec in chunks, or one whose norm looks at the whole clip, returns all at the end.
+        Those of a codec in chunks come chunk by chunk, and all at the end where the norm looks at the whole clip.
         """
-        if self.spec.chunked or self.spec.norm == "time_group_norm":
+        spec = self.spec
+        if spec.chunks is not None:
+            frames = -(-spec.chunks.length // spec.hop)
+            return StreamDecoder(self, InChunks(folded(self.synthesis), frames=frames, stride=spec.chunks.stride))
+        if spec.norm == "time_group_norm":
             return WholeDecoder(self)
-        return CausalDecoder(self) if self.spec.causal and self.spec.trim_right_ratio == 1.0 else LookaheadDecoder(self)
+        if spec.causal and spec.trim_right_ratio == 1.0:
+            return CausalDecoder(self)
+        return StreamDecoder(self, Lookahead(folded(self.synthesis), spec.shape))
 
     def reconstruct(
         self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
@@ -313,6 +327,7 @@ class CausalDecoder(Decoder):
 
     def __init__(self, codec: Encodec) -> None:
         self.codec = codec
+        self.synthesis = folded(codec.synthesis)
         self.carried: Carried = {}
         self.waiting: list[Latents] = []  # frames before there are enough to start with
         self.clips = 0
@@ -324,13 +339,19 @@ class CausalDecoder(Decoder):
         latents = Latents(self.codec.latents(frames), frames.lengths)
         self.clips = len(latents)
         self.gain = _gain(frames, 1)
-        if not self.carried:
-            self.waiting.append(latents)
-            latents = Latents.join(self.waiting)
-            if latents.z.shape[-1] < seanet.first_chunk(self.codec.spec.shape):
-                return self._audio(latents.z.new_zeros(len(latents), self.codec.spec.channels, 0), latents.lengths * 0)
-            self.waiting = self.waiting[:0]
-        return self._audio(self.codec.synthesis(latents.z, self.carried), latents.lengths * self.codec.spec.hop)
+        if self.carried:
+            return self._audio(self.synthesis(latents.z, self.carried), latents.lengths * self.codec.spec.hop)
+        self.waiting.append(latents)
+        latents, need = Latents.join(self.waiting), seanet.first_chunk(self.codec.spec.shape)
+        if latents.z.shape[-1] < need:
+            return self._audio(latents.z.new_zeros(len(latents), self.codec.spec.channels, 0), latents.lengths * 0)
+        self.waiting = self.waiting[:0]
+        wave = self.synthesis(latents.z, self.carried)
+        if need > 1 and bool((short := latents.lengths < need).any()):  # these mirror what they have themselves
+            for row in short.nonzero()[:, 0].tolist():
+                z = latents.z[[row], :, : int(latents.lengths[row])]
+                wave[row, :, : z.shape[-1] * self.codec.spec.hop] = self.synthesis(z)[0]
+        return self._audio(wave, latents.lengths * self.codec.spec.hop)
 
     def finish(self) -> Audio:
         if self.waiting:
@@ -344,20 +365,24 @@ class CausalDecoder(Decoder):
         return Audio(wave, rate) if lengths is None else Audio(wave, rate, lengths)
 
 
-class LookaheadDecoder(Decoder):
-    """Decodes each frame as soon as those are known that its samples depend on."""
+class StreamDecoder(Decoder):
+    """Decodes frames as soon as `stream` has those that their samples depend on."""
 
-    def __init__(self, codec: Encodec) -> None:
-        self.codec = codec
-        self.stream = Lookahead(codec.synthesis, codec.spec.shape)
-        self.clips = 0
-        self.gain: Tensor | None = None
+    def __init__(self, codec: Encodec, stream: Stream) -> None:
+        self.codec, self.stream = codec, stream
+        self.clips = self.frames = 0
+        self.gain: Tensor | None = None  # of the clips; a stream in chunks has its own of each chunk
 
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
         frames = frames.to(self.codec.device)
-        self.clips, self.gain = len(frames), _gain(frames, 1)
-        return self._audio(self.stream.push(self.codec.latents(frames), frames.lengths.tolist()))
+        latents = self.codec.latents(frames)
+        self.clips, self.frames = len(frames), self.frames + latents.shape[-1]
+        if isinstance(self.stream, InChunks):
+            self.stream.gain = _gain(frames, -(-self.frames // self.stream.frames))
+        else:
+            self.gain = _gain(frames, 1)
+        return self._audio(self.stream.push(latents, frames.lengths.tolist()))
 
     @torch.no_grad()
     def finish(self) -> Audio:

@@ -3,16 +3,19 @@
 A `Carried` belongs to one stream: each causal layer keeps under itself what the next chunk needs.
 """
 
+import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized
 
+M = TypeVar("M", bound=nn.Module)
 Norm = Literal["weight_norm", "time_group_norm", "none"]
 PadMode = Literal["constant", "reflect", "replicate"]
 Carried = dict[nn.Module, Any]
@@ -59,7 +62,7 @@ class Conv1d(nn.Module):
             return x
         past = carried.get(self)
         x = pad(x, self.padding, 0, self.style.pad_mode) if past is None else torch.cat([past, x], -1)
-        carried[self] = x[..., x.shape[-1] - self.padding :]
+        carried[self] = x[..., x.shape[-1] - self.padding :].clone()  # a view would keep all of x
         return x
 
 
@@ -127,6 +130,23 @@ def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Floa
     short = max(max(left, right) + 1 - x.shape[-1], 0)
     x = F.pad(F.pad(x, (0, short)), (left, right), "reflect")
     return x[..., : x.shape[-1] - short]
+
+
+def folded(module: M) -> M:
+    """A twin of the module for inference, without weight norm: what is normalised is computed once, not at each call."""
+    if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+        return _bare(module) if is_parametrized(module) else module
+    twin = copy.copy(module)
+    twin._modules = {name: None if part is None else folded(part) for name, part in module._modules.items()}
+    return twin
+
+
+def _bare(conv: Any) -> Any:
+    kind = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
+    shape = {"stride": conv.stride, "dilation": conv.dilation, "device": "meta"}
+    bare = kind(conv.in_channels, conv.out_channels, conv.kernel_size, **shape)
+    bare.weight, bare.bias = nn.Parameter(conv.weight.detach(), requires_grad=False), conv.bias
+    return bare
 
 
 def _even(conv: Any, seen: float) -> Any:

@@ -6,11 +6,11 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from cadenza.nn.conv import Carried, ResidualLSTM
 from cadenza.nn.seanet import Decoder, Seanet
+from cadenza.nn.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Stretch:
         return replace(self, kept=None if self.kept is None else self.kept[rows])
 
 
-class Lookahead:
-    """One batch of clips through a decoder; what comes out, put together, is the decoder's answer to each whole clip."""
+class Lookahead(Stream):
+    """Each frame as soon as those are known that its samples depend on."""
 
     def __init__(self, decoder: Decoder, shape: Seanet) -> None:
         layers, reach, hop = list(decoder.layers), Reach.of(shape), math.prod(shape.strides)
@@ -78,40 +78,18 @@ class Lookahead:
         rest = layers if place is None else layers[place + 1 :]
         self.after = Stretch(rest, reach.after + (reach.before if place is None else 0), hop)
         self.carried: Carried = {}
-        self.clips: list[int] | None = None  # those that have not ended, in the order of the rows
 
-    def push(self, z: Float[Tensor, "b d f"], lengths: Sequence[int]) -> dict[int, Float[Tensor, "c t"]]:
-        """The new samples of each clip that has some; a clip with fewer frames than the others ends here."""
-        clips = list(range(len(z))) if self.clips is None else self.clips
-        rows = [row for row, clip in enumerate(clips) if lengths[clip] == z.shape[-1]]
-        given = {}
-        for row, clip in enumerate(clips):
-            if row not in rows:
-                given |= _by_clip([clip], self._of([row])._run(z[[clip], :, : lengths[clip]], last=True))
-        if len(rows) < len(clips):
-            going = self._of(rows)
-            self.before, self.after, self.carried = going.before, going.after, going.carried
-        self.clips = [clips[row] for row in rows]
-        return given | (_by_clip(self.clips, self._run(z[self.clips], last=False)) if rows else {})
-
-    def finish(self) -> dict[int, Float[Tensor, "c t"]]:
-        """The last samples of each clip that had not ended."""
-        return _by_clip(self.clips, self._run(None, last=True)) if self.clips else {}
-
-    def _run(self, z: Tensor | None, *, last: bool) -> Tensor | None:
+    def run(self, z: Tensor | None, *, last: bool) -> Tensor | None:
         z = None if z is not None and z.shape[-1] == 0 else z
         if self.before is not None and self.memory is not None:
             z = self.before.push(z, last=last)
             z = None if z is None else self.memory(z, self.carried)
         return self.after.push(z, last=last)
 
-    def _of(self, rows: list[int]) -> "Lookahead":
+    def of(self, rows: list[int]) -> "Lookahead":
         part = copy(self)
+        part.clips = None if self.clips is None else [self.clips[row] for row in rows]
         part.before = None if self.before is None else self.before.of(rows)
         part.after = self.after.of(rows)
         part.carried = {layer: tuple(x[:, rows] for x in state) for layer, state in self.carried.items()}
         return part
-
-
-def _by_clip(clips: list[int], wave: Tensor | None) -> dict[int, Tensor]:
-    return {} if wave is None else dict(zip(clips, wave, strict=True))
