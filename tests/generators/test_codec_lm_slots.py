@@ -169,9 +169,9 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
     shell, ghost = model().to("meta"), _to_meta(state)
     shell._prefill(ghost, first)
     shell._advance(ghost, first, first + 8)
-    assert ghost.sequence.is_meta
+    assert ghost.writing.sequence.is_meta
     with pytest.raises((RuntimeError, NotImplementedError)):
-        ghost.ends.tolist()
+        ghost.writing.ends.tolist()
 
 
 def _to_meta(x: Any) -> Any:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cadenza.core.types import Tokens
 from cadenza.nn.attention import CrossAttention, SelfAttention, attend, prefix_mask
 from cadenza.nn.positions import rotations
+from cadenza.nn.span import Span
 from cadenza.nn.transformer import Transformer, drop
 
 DIM, HEADS = 16, 4
@@ -121,14 +122,16 @@ def test_steps_equal_the_whole(first: int, prefix: bool) -> None:
         torch.testing.assert_close(stack(x, rotation=rotation, source=source), want, atol=1e-5, rtol=1e-5)
     cache = stack.cache(3, n)
     mask = prefix_mask(valid[:, :first]) if prefix else None
-    got = [stack(x[:, :first], rotation=rotation.part(0, first), mask=mask, source=source, cache=cache)]
+    got = [
+        stack(x[:, :first], rotation=rotation.part(Span(0, first)), mask=mask, source=source, cache=cache, span=Span(0, first))
+    ]
     for at in range(first, n):
         mask = valid[:, None, None, : at + 1] if prefix else None
-        got.append(stack(x[:, at : at + 1], rotation=rotation.part(at, at + 1), mask=mask, source=source, cache=cache))
+        here = Span(at, at + 1)
+        got.append(stack(here.of(x, 1), rotation=rotation.part(here), mask=mask, source=source, cache=cache, span=here))
     torch.testing.assert_close(torch.cat(got, 1)[valid], want[valid], atol=1e-5, rtol=1e-4)
-    assert cache.length == n
     with pytest.raises(AssertionError, match="does not fit"):
-        stack(x[:, :1], cache=cache)
+        stack(x[:, :1], cache=cache, span=Span(n, n + 1))
 
 
 def test_padding_of_the_prefix_changes_nothing() -> None:

@@ -17,16 +17,20 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Branch, Codes, Fused, Grid, Latents, Slot
-from cadenza.generators.base import Generator, GeneratorSpec, Plan, known_codes
-from cadenza.nn.attention import Source, prefix_mask
+from cadenza.generators.base import Generator, GeneratorSpec, Load, Plan, known_codes
+from cadenza.nn.attention import prefix_mask, step_mask
 from cadenza.nn.cache import Cache
+from cadenza.nn.graphs import Graphs, Recorded
 from cadenza.nn.packed import packed
 from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_frames, stack_steps
-from cadenza.nn.positions import Rotation, rotations, sinusoids
+from cadenza.nn.positions import rotations, sinusoids
+from cadenza.nn.setting import Setting
+from cadenza.nn.span import Span, bucket
 from cadenza.nn.steps import at_frames, biased, latest, over_steps, placed
 from cadenza.nn.transformer import Transformer
 from cadenza.samplers.guidance import Mix, active, stack
-from cadenza.samplers.tokens import TokenSampling, sample, uniforms
+from cadenza.samplers.tokens import TokenSampling, uniforms
+from cadenza.samplers.writing import Writing
 
 BLOCK = 16  # steps between two looks at the host
 NOWHERE = 1 << 40  # stands for no frame where a frame's number is compared
@@ -70,6 +74,26 @@ class CodecLMSpec(GeneratorSpec):
             raise ValueError(f"end_of_sequence: a clip in pattern '{self.pattern.type}' cannot end by itself; set it to false")
         return self
 
+    @property
+    def layers(self) -> int:
+        return self.depth
+
+    def thinned(self, layers: int) -> "CodecLMSpec":
+        return self.model_copy(update={"depth": layers})
+
+    def working(self, grid: Grid, load: Load) -> dict[str, int]:
+        steps, size, tokens = len(self.pattern.pattern(grid.rows, load.frames)), load.dtype.itemsize, load.positions
+        at = load.rows * (tokens.get("prepend", 0) + steps)
+        half = load.device == "cpu" and load.dtype != torch.float32  # then a layer's keys and values are widened to be read
+        added = "add" in tokens or self.positions == "sinusoidal"
+        read = 2 * self.depth * load.rows * tokens.get("cross", 0) * self.width
+        along = load.rows * steps * (self.width * added + load.widths.get("concat", 0))
+        return {
+            "keys and values": 2 * self.depth * at * self.width * size,
+            "conditions": (read + along) * size,
+            "a step": 2 * at * self.width * 4 * half + 8 * load.rows * grid.rows * grid.cardinality * 4,
+        }
+
     def fit(self, grid: Grid, widths: Mapping[Slot, int]) -> None:
         if grid.kind != "codes":
             raise ValueError(f"codec_lm writes codes, but the codec gives {grid.kind}")
@@ -93,55 +117,22 @@ class CodecLMSpec(GeneratorSpec):
         return CodecLM(self, grid, widths)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What conditions make of a sequence before any of its codes is known."""
-
-    prefix: Float[Tensor, "b n d"] | None  # ready to be read
-    valid: Tensor | None  # [b, n + s], False at padding of the prefix; None: everywhere valid
-    rotation: Rotation | None  # of prefix and sequence
-    added: Float[Tensor, "b s d"] | None  # to the steps of the sequence
-    beside: Float[Tensor, "b s e"] | None  # the steps of the sequence
-    source: list[Source] | None
-    styles: list[Tensor] | None
-
-    @property
-    def length(self) -> int:
-        return 0 if self.prefix is None else self.prefix.shape[1]
-
-    def at(self, first: int, last: int) -> dict[str, Any]:
-        """What the transformer is told at some positions of prefix and sequence."""
-        rotation = None if self.rotation is None else self.rotation.part(first, last)
-        source = self.source
-        if source is not None:
-            reach = source[0].reach.part(first, last)
-            source = source if reach is source[0].reach else [Source(k, v, reach) for k, v, _ in source]
-        return {"rotation": rotation, "source": source, "styles": self.styles}
-
-
 @dataclass
 class _Group:
     """Branches that are evaluated together, one after the other in the batch."""
 
     branches: int
-    setting: _Setting
+    setting: Setting
     cache: Cache
 
 
 @dataclass
 class _State:
-    """A batch being written; `sequence` and `ends` change."""
+    """A batch being written, and what is remembered of it; `step` is the next one where the device keeps count."""
 
-    sequence: Int[Tensor, "b k s"]
-    ends: Int[Tensor, " b"]  # frames of each item, as far as is known
-    frame: Int[Tensor, "b k s"]
-    known: Tensor  # [b, k, s] bool
-    uniform: Float[Tensor, "b k s"]
-    no_end: Tensor  # [b, k, s] bool: no end of the item here
+    writing: Writing
     groups: list[_Group]
-    mix: Mix
-    strength: Float[Tensor, "b s"] | None  # of guidance at each step
-    sampling: TokenSampling
+    step: Int[Tensor, "1"]
 
 
 class CodecLM(Generator):
@@ -151,6 +142,7 @@ class CodecLM(Generator):
         super().__init__()
         self.spec, self.grid = spec, grid
         self.rows, self.special = grid.rows, grid.cardinality
+        self.graphs = Graphs()
         self.transformer = Transformer(
             spec.width,
             spec.depth,
@@ -228,22 +220,30 @@ class CodecLM(Generator):
         branches = active(branches, plain=plan.strength is not None or plan.rescale > 0)
         lm = packed(self, len(wanted) * (1 if plan.two_step else len(branches)))
         first, state = lm._begin(branches, plan, patterns)
+        recorded = self.graphs.begin(state, lm)
+        state = state if recorded is None else recorded.state
         whole = [pattern.complete() for pattern in patterns]
-        steps = stack_steps(patterns).to(state.sequence.device)
+        sequence = state.writing.sequence
+        steps = stack_steps(patterns).to(sequence.device)
         lm._prefill(state, first)
         sent, last = 0, first
         while True:
-            lm._advance(state, last, min(last + BLOCK, state.sequence.shape[2]))
-            last = min(last + BLOCK, state.sequence.shape[2])
-            ends = state.ends.tolist()
+            before, last = last, min(last + BLOCK, sequence.shape[2])
+            if recorded is None:
+                lm._advance(state, before, last)
+            else:
+                lm._replay(recorded, before, last)
+            ends = state.writing.ends.tolist()
             done = [table[min(last, len(table)) - 1] for table in whole]
             open_ = [frames for frames, end in zip(done, ends, strict=True) if frames < end]
             ready = min([*open_, max(ends)])
             if ready > sent:
-                yield _chunk(state.sequence, steps[:, :, sent:ready], state.ends - sent)
+                yield _chunk(sequence, steps[:, :, sent:ready], state.writing.ends - sent)
                 sent = ready
             if not open_:
-                return
+                break
+        if recorded is not None:
+            self.graphs.keep(recorded)
 
     @torch.inference_mode()
     def _begin(self, branches: list[Branch], plan: Plan, patterns: list[Pattern]) -> tuple[int, _State]:
@@ -271,57 +271,67 @@ class CodecLM(Generator):
         may_end[:, 1:] = False
         together = [[branch] for branch in branches] if plan.two_step else [branches]
         there = frame.where(frame < wanted[:, None, None], -1).to(device)  # no condition of frames that are not asked for
-        return first, _State(
+        writing = Writing(
             sequence=sequence.to(device),
             ends=wanted.to(device),
             frame=frame.where(frame >= 0, NOWHERE).to(device),
             known=known.to(device),
             uniform=draws.gather(2, frame.where(frame >= 0, draws.shape[2]).clamp(max=draws.shape[2] - 1)).to(device),
-            no_end=~may_end.to(device),
-            groups=[self._group(stack(part, batch), there.repeat(len(part), 1, 1), batch) for part in together],
-            mix=Mix.of(branches, plan.rescale),
+            no_end=~may_end.to(device) if self.spec.end_of_sequence else None,
             strength=None
             if plan.strength is None
             else plan.strength.to(device).gather(1, latest(there, plan.strength.shape[1])),
+            mix=Mix.of(branches, plan.rescale),
             sampling=plan.sampling,
+            special=self.special,
         )
+        groups = [self._group(stack(part, batch), there.repeat(len(part), 1, 1), batch) for part in together]
+        return first, _State(writing, groups, torch.tensor([first]).to(device))
 
     def _group(self, fused: Fused, frame: Int[Tensor, "nb k s"], batch: int) -> _Group:
         setting = self._setting(fused, frame)
-        return _Group(len(frame) // batch, setting, self.transformer.cache(len(frame), setting.length + frame.shape[2]))
+        positions = setting.length + frame.shape[2]
+        cache = self.transformer.cache(len(frame), bucket(positions) if self.graphs.here(self) else positions)
+        return _Group(len(frame) // batch, setting, cache)
 
     @torch.inference_mode()
     def _prefill(self, state: _State, first: int) -> None:
         """Feeds the prefix and the known steps but the last, which the first block feeds."""
         for group in state.groups:
             if group.setting.length + first > 1:
-                sequence = state.sequence[:, :, : first - 1].repeat(group.branches, 1, 1)
+                sequence = state.writing.sequence[:, :, : first - 1].repeat(group.branches, 1, 1)
                 self._run(sequence, group.setting, cache=group.cache)
 
     @torch.inference_mode()
     def _advance(self, state: _State, first: int, last: int) -> None:
         """Writes the steps from `first` up to `last`; nothing in here may wait for the device."""
         for step in range(first, last):
-            column = state.sequence[:, :, step - 1 : step]
-            each = [self._next(column.repeat(group.branches, 1, 1), group, step) for group in state.groups]
-            strength = None if state.strength is None else state.strength[:, step - 1]
-            logits = state.mix(torch.cat(each), strength, spread=self.special)
-            if self.spec.end_of_sequence:
-                logits[:, :, -1].masked_fill_(state.no_end[:, :, step], -torch.inf)
-            drawn = sample(logits, state.uniform[:, :, step], state.sampling)
-            frame = state.frame[:, :, step]
-            drawn = torch.where(state.known[:, :, step], state.sequence[:, :, step], drawn)
-            if self.spec.end_of_sequence:
-                ended = (drawn[:, 0] == self.special) & (frame[:, 0] < state.ends)
-                state.ends = torch.where(ended, frame[:, 0], state.ends)
-            state.sequence[:, :, step] = drawn.where(frame < state.ends[:, None], self.special)
+            self._step(state, Span(step, step + 1))
 
-    def _next(self, column: Int[Tensor, "nb k 1"], group: _Group, step: int) -> Float[Tensor, "nb k v"]:
+    @torch.inference_mode()
+    def _replay(self, recorded: Recorded[_State], first: int, last: int) -> None:
+        """The same by one step that is recorded, and replayed wherever the device's own count stands."""
+        state = recorded.state
+        state.step.fill_(first)
+        reads = tuple(bucket(group.setting.length + last - 1) for group in state.groups)
+        recorded.repeat(lambda: self._counted(state, last), last - first, key=reads)
+
+    def _counted(self, state: _State, last: int) -> None:
+        self._step(state, Span(state.step, last))
+        state.step.add_(1)
+
+    def _step(self, state: _State, step: Span) -> None:
+        """Writes one step."""
+        column = step.moved(-1).of(state.writing.sequence, 2)
+        each = [self._next(column.repeat(group.branches, 1, 1), group, step) for group in state.groups]
+        state.writing.write(torch.cat(each), step)
+
+    def _next(self, column: Int[Tensor, "nb k 1"], group: _Group, step: Span) -> Float[Tensor, "nb k v"]:
         """The logits of `step`, whose column before it is read."""
-        setting = group.setting
-        x, at = self._read(column, setting, step - 1), setting.length + step - 1
-        mask = None if setting.valid is None else setting.valid[:, None, None, : at + 1]
-        x = self.transformer(x, mask=mask, cache=group.cache, **setting.at(at, at + 1))
+        setting, before = group.setting, step.moved(-1)
+        x, span = self._read(column, setting, before), before.moved(setting.length).bucketed()
+        mask = step_mask(setting.valid, span, x.dtype)
+        x = self.transformer(x, mask=mask, cache=group.cache, **setting.at(span))
         return self._logits(x[:, -1])
 
     # both
@@ -329,7 +339,7 @@ class CodecLM(Generator):
     def _pattern(self, frames: int) -> Pattern:
         return self.spec.pattern.pattern(self.rows, frames)
 
-    def _setting(self, fused: Fused, frame: Int[Tensor, "b k s"]) -> _Setting:
+    def _setting(self, fused: Fused, frame: Int[Tensor, "b k s"]) -> Setting:
         """The conditions placed: positions count an item's own prefix only, unless padding is attended to."""
         batch, steps = frame.shape[0], frame.shape[2]
         positions = torch.arange(steps, device=frame.device)[None]
@@ -365,31 +375,31 @@ class CodecLM(Generator):
                 tokens = placed(tokens, self.spec.cross_positions, attend_padding=self.spec.attend_padding)
             source = self.transformer.read(tokens, attend_padding=self.spec.attend_padding)
         styles = None if fused.glob is None else self.transformer.styles(fused.glob)
-        return _Setting(prefix, valid, rotation, added, beside, source, styles)
+        return Setting(prefix, valid, rotation, added, beside, source, styles)
 
     def _run(
         self,
         sequence: Int[Tensor, "b k s"],
-        setting: _Setting,
+        setting: Setting,
         *,
         cache: Cache | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """What the transformer makes of the prefix and the first steps, read at once."""
-        x = self._read(sequence, setting, 0)
+        x = self._read(sequence, setting, Span(0, sequence.shape[2]))
         if setting.prefix is not None:
             x = torch.cat([setting.prefix, x], 1)
         n = x.shape[1]
         mask = None if setting.valid is None else prefix_mask(setting.valid[:, :n])
-        return self.transformer(x, mask=mask, cache=cache, rng=rng, **setting.at(0, n))
+        return self.transformer(x, mask=mask, cache=cache, rng=rng, **setting.at(Span(0, n)))
 
-    def _read(self, sequence: Int[Tensor, "b k s"], setting: _Setting, first: int) -> Float[Tensor, "b s d"]:
-        """The summed embeddings of the steps from `first` on, with what conditions and positions add."""
+    def _read(self, sequence: Int[Tensor, "b k s"], setting: Setting, steps: Span) -> Float[Tensor, "b s d"]:
+        """The summed embeddings of some steps, with what conditions and positions add."""
         offsets = torch.arange(self.rows, device=sequence.device)[:, None] * (self.special + 1)
         x = self.embedding(sequence + offsets).sum(1)
         if setting.beside is not None:
-            x = self.inputs["concat"](torch.cat([x, setting.beside[:, first : first + x.shape[1]].to(x.dtype)], -1))
-        return x if setting.added is None else x + setting.added[:, first : first + x.shape[1]]
+            x = self.inputs["concat"](torch.cat([x, steps.of(setting.beside, 1).to(x.dtype)], -1))
+        return x if setting.added is None else x + steps.of(setting.added, 1)
 
     def _logits(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k v"]:
         y = self.head(x)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cadenza.core.types import Tokens
 from cadenza.nn.cache import KeyValues
 from cadenza.nn.positions import Rotation, rotate
+from cadenza.nn.span import Span
 
 
 class Reach(NamedTuple):
@@ -33,11 +34,15 @@ class Reach(NamedTuple):
         alive = (bias > -torch.inf).any(-1, keepdim=True)
         return cls(bias.masked_fill(~alive, 0)[:, None], alive)
 
-    def part(self, first: int, last: int) -> "Reach":
+    def part(self, span: Span) -> "Reach":
         """That of some positions."""
         if self.mask is None or self.alive is None or self.mask.shape[2] == 1:
             return self
-        return Reach(self.mask[:, :, first:last], self.alive[:, first:last])
+        return Reach(span.of(self.mask, 2), span.of(self.alive, 1))
+
+    def biased(self, dtype: torch.dtype) -> "Reach":
+        """The same as a bias, which many layers share; else each makes one of the mask."""
+        return Reach(None if self.mask is None else _bias(self.mask, dtype), self.alive)
 
 
 class Source(NamedTuple):
@@ -62,16 +67,17 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "b n d"],
         *,
         rotation: Rotation | None = None,
-        mask: Bool[Tensor, "b 1 n m"] | None = None,
+        mask: Shaped[Tensor, "#b 1 n m"] | None = None,
         memory: KeyValues | None = None,
-        at: int = 0,
+        span: Span | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """With `memory`, the positions from `at` on are added to it; several of them after others need a mask."""
+        """With `memory`, the positions of `span` are written to it; several of them after others need a mask."""
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if memory is not None:
-            k, v = memory.write(k, v, at)
+            assert span is not None, "a memory needs to know which positions are written"
+            k, v = memory.write(k, v, span)
         causal = mask is None and q.shape[2] > 1
         y = attend(q, k, v, mask, causal=causal)
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
@@ -98,14 +104,14 @@ class CrossAttention(nn.Module):
         mask, alive = source.reach
         y = attend(q, source.keys, source.values, mask)
         y = self.out(rearrange(y, "b h n d -> b n (h d)"))
-        return y if alive is None else torch.where(alive, y, torch.zeros((), dtype=y.dtype, device=y.device))
+        return y if alive is None else y.masked_fill(~alive, 0)
 
 
 def attend(
     q: Float[Tensor, "b h n d"],
     k: Float[Tensor, "b h m d"],
     v: Float[Tensor, "b h m d"],
-    mask: Shaped[Tensor, "b 1 i m"] | None = None,
+    mask: Shaped[Tensor, "#b 1 i m"] | None = None,
     *,
     causal: bool = False,
 ) -> Float[Tensor, "b h n d"]:
@@ -143,3 +149,21 @@ def prefix_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
     causal = torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
     itself = torch.eye(n, dtype=torch.bool, device=valid.device)
     return (causal & (valid[:, None] | itself))[:, None]
+
+
+def step_mask(valid: Bool[Tensor, "b n"] | None, span: Span, dtype: torch.dtype) -> Shaped[Tensor, "#b 1 1 m"] | None:
+    """What one position sees: the valid ones up to itself, all of them where None.
+
+    A bias of `dtype` where the position lies on the device, as what ends before the span does is then seen by a mask alone.
+    """
+    if isinstance(span.at, int):
+        return None if valid is None else valid[:, None, None, : span.end]
+    seen = (torch.arange(span.end, device=span.at.device) <= span.at)[None]
+    if valid is not None:
+        seen = seen & F.pad(valid, (0, span.end - valid.shape[1]), value=True)
+    return _bias(seen[:, None, None], dtype)
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where attended to and -inf elsewhere; a bias as it is."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask.to(dtype)

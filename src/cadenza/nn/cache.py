@@ -1,10 +1,12 @@
-"""The memory of incremental decoding: buffers made once, sliced by positions that the host knows."""
+"""The memory of incremental decoding: buffers made once, written and read where the caller says."""
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from cadenza.nn.span import Span
 
 
 @dataclass
@@ -15,22 +17,20 @@ class KeyValues:
     values: Float[Tensor, "b h n d"]
 
     def write(
-        self, keys: Float[Tensor, "b h n d"], values: Float[Tensor, "b h n d"], at: int
+        self, keys: Float[Tensor, "b h n d"], values: Float[Tensor, "b h n d"], span: Span
     ) -> tuple[Float[Tensor, "b h m d"], Float[Tensor, "b h m d"]]:
-        """Everything up to and with the new positions."""
-        end = at + keys.shape[2]
-        assert end <= self.keys.shape[2], f"position {end} does not fit a cache of {self.keys.shape[2]}"
-        self.keys[:, :, at:end] = keys
-        self.values[:, :, at:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        """Everything below the end of the span, whose positions are new."""
+        assert span.end <= self.keys.shape[2], f"position {span.end} does not fit a cache of {self.keys.shape[2]}"
+        span.write(self.keys, 2, keys)
+        span.write(self.values, 2, values)
+        return self.keys[:, :, : span.end], self.values[:, :, : span.end]
 
 
 @dataclass
 class Cache:
-    """Keys and values of every layer; `length` positions are written, in the order in which they were fed."""
+    """Keys and values of every layer."""
 
     layers: list[KeyValues]
-    length: int = 0
 
     @classmethod
     def empty(cls, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> "Cache":

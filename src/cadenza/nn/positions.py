@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from cadenza.nn.span import Span
+
 
 class Rotation(NamedTuple):
     """Cosines and signed sines of each position, ready for `rotate`."""
@@ -14,8 +16,8 @@ class Rotation(NamedTuple):
     cos: Float[Tensor, "b 1 n d"]
     sin: Float[Tensor, "b 1 n d"]
 
-    def part(self, first: int, last: int) -> "Rotation":
-        return Rotation(self.cos[:, :, first:last], self.sin[:, :, first:last])
+    def part(self, span: Span) -> "Rotation":
+        return Rotation(span.of(self.cos, 2), span.of(self.sin, 2))
 
 
 def sinusoids(positions: Int[Tensor, "b n"], width: int, base: float = 10000.0) -> Float[Tensor, "b n d"]:

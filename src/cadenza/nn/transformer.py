@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,6 +11,7 @@ from cadenza.core.types import Tokens
 from cadenza.nn.attention import CrossAttention, Reach, SelfAttention, Source
 from cadenza.nn.cache import Cache, KeyValues
 from cadenza.nn.positions import Rotation
+from cadenza.nn.span import Span
 
 
 def drop(x: Tensor, rate: float, rng: torch.Generator | None) -> Tensor:
@@ -56,17 +57,17 @@ class Block(nn.Module):
         x: Float[Tensor, "b n d"],
         *,
         rotation: Rotation | None = None,
-        mask: Bool[Tensor, "b 1 n m"] | None = None,
+        mask: Shaped[Tensor, "#b 1 n m"] | None = None,
         source: Source | None = None,
         style: Float[Tensor, "b 1 e"] | None = None,
         memory: KeyValues | None = None,
-        at: int = 0,
+        span: Span | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """`style` is what the layer of that name makes of the vector."""
         scale1, shift1, scale2, shift2 = (None,) * 4 if style is None else style.chunk(4, -1)
         y = _styled(self.norm1(x), scale1, shift1)
-        x = x + drop(self.attention(y, rotation=rotation, mask=mask, memory=memory, at=at), self.dropout, rng)
+        x = x + drop(self.attention(y, rotation=rotation, mask=mask, memory=memory, span=span), self.dropout, rng)
         if self.cross is not None and self.norm_cross is not None and source is not None:
             x = x + drop(self.cross(self.norm_cross(x), source), self.dropout, rng)
         y = _styled(self.norm2(x), scale2, shift2)
@@ -107,23 +108,21 @@ class Transformer(nn.Module):
         x: Float[Tensor, "b n d"],
         *,
         rotation: Rotation | None = None,
-        mask: Bool[Tensor, "b 1 n m"] | None = None,
+        mask: Shaped[Tensor, "#b 1 n m"] | None = None,
         source: list[Source] | None = None,
         styles: list[Float[Tensor, "b 1 e"]] | None = None,
         cache: Cache | None = None,
+        span: Span | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Causal when no mask is given; with a cache, `x` continues what was fed before.
+        """Causal when no mask is given; with a cache, `x` are the positions of `span`, and all before them were fed.
 
         `source` and `styles` are those of `read` and `styles`, the former cut to the positions of `x`.
         """
         for i, block in enumerate(self.blocks):
             memory = None if cache is None else cache.layers[i]
-            at = 0 if cache is None else cache.length
             tokens, style = None if source is None else source[i], None if styles is None else styles[i]
-            x = block(x, rotation=rotation, mask=mask, source=tokens, style=style, memory=memory, at=at, rng=rng)
-        if cache is not None:
-            cache.length += x.shape[1]
+            x = block(x, rotation=rotation, mask=mask, source=tokens, style=style, memory=memory, span=span, rng=rng)
         return self.norm(x)
 
 

@@ -1,0 +1,48 @@
+"""Sequences of codes that are written step by step, where they lie: guided, drawn and ended without the host.
+
+`torch.where` with a number would send that to a GPU and wait; `masked_fill` does not.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cadenza.nn.span import Span
+from cadenza.samplers.guidance import Mix
+from cadenza.samplers.tokens import TokenSampling, sample
+
+
+@dataclass
+class Writing:
+    """A batch being written; `sequence` and `ends` change in place, and nothing else does."""
+
+    sequence: Int[Tensor, "b k s"]
+    ends: Int[Tensor, " b"]  # frames of each item, as far as is known
+    frame: Int[Tensor, "b k s"]  # that each code belongs to; past every end where to none
+    known: Bool[Tensor, "b k s"]
+    uniform: Float[Tensor, "b k s"]
+    no_end: Bool[Tensor, "b k s"] | None  # where an item cannot end; None: nowhere can it
+    strength: Float[Tensor, "b s"] | None  # of guidance at each step
+    mix: Mix
+    sampling: TokenSampling
+    special: int  # the id of what holds no code, and the last one predicted where items can end
+
+    def write(self, logits: Float[Tensor, "nb k v"], step: Span) -> None:
+        """Writes one step, of which the branches of guidance say `logits`; of an item that has ended the special id."""
+        strength = None if self.strength is None else step.moved(-1).of(self.strength, 1)[:, 0]
+        logits = self.mix(logits.float(), strength, spread=self.special)
+        if self.no_end is not None:
+            logits[:, :, -1].masked_fill_(self._at(self.no_end, step), -torch.inf)
+        drawn = sample(logits, self._at(self.uniform, step), self.sampling)
+        drawn = torch.where(self._at(self.known, step), self._at(self.sequence, step), drawn)
+        frame = self._at(self.frame, step)
+        if self.no_end is not None:
+            ended = (drawn[:, 0] == self.special) & (frame[:, 0] < self.ends)
+            self.ends.copy_(torch.where(ended, frame[:, 0], self.ends))
+        step.write(self.sequence, 2, drawn.masked_fill(frame >= self.ends[:, None], self.special)[:, :, None])
+
+    @staticmethod
+    def _at(x: Tensor, step: Span) -> Tensor:
+        return step.of(x, 2)[:, :, 0]

@@ -1,0 +1,95 @@
+"""A CPU that behaves as a CUDA graph does: what is recorded is replayed by address, without Python.
+
+Recorded are the operations with the very tensors they had; a replay runs them again and puts each result where the
+recorded one lay. A number of the host that should have changed is then the old one, and the result is wrong. What waits
+for the device, or brings it a number, raises as in a capture.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cadenza.nn.graphs import Recorder
+
+WAITS = {
+    *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "unique2", "bincount"),
+    *("lift_fresh", "lift_fresh_copy"),  # a tensor made of the host's numbers
+    *("where.ScalarSelf", "where.ScalarOther", "where.Scalar"),  # a CUDA device is sent the number by itself, and waited for
+}
+
+
+class Tape(TorchDispatchMode):
+    """Operations in the order in which they are done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(func).removeprefix("aten.").removesuffix(".default")
+        by_truth = name.startswith("index.") and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)
+        if name in WAITS or name.partition(".")[0] in WAITS or by_truth:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        if func._schema.is_mutable:
+            for x in _tensors((args, kwargs)):
+                whole = x if x._base is None else x._base
+                self.before.setdefault(_place(x), (whole, whole.clone()))
+        out = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, out))
+        return out
+
+    def undo(self) -> None:
+        """Puts back what recording has changed."""
+        for x, kept in self.before.values():
+            x.copy_(kept)
+
+    def replay(self) -> None:
+        for func, args, kwargs, out in self.operations:
+            given = set(map(_place, _tensors((args, kwargs))))
+            old = _tensors(out)
+            if func._schema.is_mutable:
+                func(*args, **kwargs)
+            elif any(_place(x) not in given for x in old):  # else a view, which lies where it lay
+                for x, new in zip(old, _tensors(func(*args, **kwargs)), strict=True):
+                    x.copy_(new)
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
+
+
+def _place(x: Tensor) -> int:
+    """Where it lies; weights in a layout of their own lie in no storage."""
+    return x.untyped_storage().data_ptr() if x.layout == torch.strided and not x.is_mkldnn else id(x)
+
+
+class TapeRecorder(Recorder):
+    """Records tapes, and counts."""
+
+    def __init__(self) -> None:
+        self.warmed = 0
+        self.tapes: list[Tape] = []
+        self.replayed = 0
+
+    def warm(self, run: Callable[[], Any]) -> None:
+        self.warmed += 1
+        run()
+
+    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        tape = Tape()
+        with tape:
+            run()
+        tape.undo()
+        self.tapes.append(tape)
+
+        def replay() -> None:
+            self.replayed += 1
+            tape.replay()
+
+        return replay
