@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cadenza.codecs.base import WholeDecoder
-from cadenza.codecs.encodec import EncodecSpec
+from cadenza.codecs.encodec import PIECE, EncodecSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, Grid
 from cadenza.dsp.audio import Audio
@@ -92,6 +92,18 @@ def test_clips_end_in_a_stream_as_they_do_alone(variant: str) -> None:
         for i, clip in enumerate(whole):
             streamed = torch.cat([list(chunk)[i].wave for chunk in chunks], -1)
             torch.testing.assert_close(streamed, clip.wave, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["reflect", "lstm", "centred_lstm", "group_norm", "half", "levelled"])
+def test_a_long_clip_is_what_the_network_makes_of_it_at_once(variant: str) -> None:
+    torch.manual_seed(0)
+    spec = spec_of(variant)
+    codec = spec.build().eval()
+    frames = 3 * PIECE + 5 if spec.chunks is None else -(-spec.chunks.length // spec.hop)
+    ids = torch.randint(0, 16, (2, 2, frames))
+    with torch.no_grad():
+        whole = codec.synthesis(codec.quantizer.decode(ids))
+    torch.testing.assert_close(codec.decode(Codes(ids)).wave, whole, atol=1e-5, rtol=1e-4)
 
 
 def test_a_stream_that_looks_ahead_lags_a_few_frames() -> None:
