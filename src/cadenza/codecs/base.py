@@ -62,6 +62,10 @@ class CodecSpec(Part):
         """Whether its `decoder` gives samples before it has seen the last frame."""
         return False
 
+    def at_once(self, frames: int, device: str) -> int:
+        """Frames that `decode` works on at a time, of clips of so many, on a kind of device."""
+        return frames
+
     def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
         """Bytes that decoding so many frames of so many clips at once takes at its peak, beside weights and audio."""
         return 256 * clips * frames * self.hop * self.channels * itemsize  # a guess, for those that say nothing

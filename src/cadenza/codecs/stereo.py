@@ -63,6 +63,9 @@ class StereoSpec(CodecSpec):
     def streamed(self) -> bool:
         return self.codec.streamed
 
+    def at_once(self, frames: int, device: str) -> int:
+        return self.codec.at_once(frames, device)
+
     def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
         return self.codec.decoding(frames, clips=2 * clips, itemsize=itemsize)
 

@@ -171,7 +171,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         return longer
 
     def outside(self) -> int:
-        """Bytes of frozen networks that it reads when it is first used, which are no part of the system's weights."""
+        """Bytes of frozen networks still to be read, when it is first used, which are no part of the system's weights."""
         return 0
 
     def worth(self, prepared: Prepared) -> bool:

@@ -39,7 +39,9 @@ class Borrowed(ABC, Generic[Network]):
         return self._frozen
 
     def size(self) -> int:
-        """Bytes of its weights, which are not read for that."""
+        """Bytes of its weights, which are not read for that; 0 once they are."""
+        if self._frozen is not None:
+            return 0
         with torch.device("meta"):
             network = self.build()
         narrow = getattr(self.spec, "dtype", "fp32") == "bf16"
@@ -62,7 +64,7 @@ class Borrower(nn.Module):
     like: Tensor
 
     def outside(self) -> int:
-        """Bytes of what is pretrained and not among the weights of the module."""
+        """Bytes of what is pretrained, not among the weights of the module, and still to be read."""
         return 0 if "encoder" in self._modules else self.pretrained.size()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cadenza.codecs.base import Codec, Decoder
 from cadenza.conditioners.base import Conditioners, Prepared
 from cadenza.core.errors import RequestError
+from cadenza.core.memory import free_on
 from cadenza.core.spec import near
 from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
@@ -23,6 +24,8 @@ from cadenza.system import store, windows
 from cadenza.system.card import Card
 from cadenza.system.continuation import after, after_frames, check, known
 from cadenza.system.features import FeatureCache
+from cadenza.system.fitting import Fit, beside, fitted, groups
+from cadenza.system.forecast import Job
 from cadenza.system.fusion import Keep, fuse, keep_only
 from cadenza.system.level import levelled
 from cadenza.system.reading import read
@@ -31,6 +34,7 @@ from cadenza.system.spec import SystemSpec
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
 LONGEST = 3600  # seconds of a clip; more than this is rather a mistake
+_ALONE = "this system is a codec alone: it encodes and decodes, but cannot generate"
 
 
 class System(nn.Module):
@@ -117,9 +121,25 @@ class System(nn.Module):
         give the same tokens alone and in any batch (float32). Raises RequestError for what the system cannot do.
         """
         asked = Request.of(request, **fields)
-        work = self._begin(asked)
-        audio = after(self.codec.decode(work.frames(progress)), work.skip * self.spec.codec.hop)
+        course = self.plan(asked).course
+        parts, made = groups(asked, course.together), []
+        for i, part in enumerate(parts):
+            work = self._begin(part)
+            frames = work.frames(None if progress is None else _share(progress, i, len(parts)))
+            made.append(after(self.codec.decode_by(frames, course.piece), work.skip * self.spec.codec.hop))
+        audio = made[0] if len(made) == 1 else Audio.stack(made)
         return audio if asked.loudness is None else levelled(audio, asked.loudness)
+
+    def plan(self, request: Any, **fields: Any) -> Fit:
+        """How a request can be done in the memory that is free; RequestError names what would fit where it cannot."""
+        asked = Request.of(request, **fields)
+        if self.generator is None:
+            raise RequestError(_ALONE)
+        for clip in asked.clips():
+            self._samples(clip)
+        device = str(self.device)
+        job = Job.of(self.spec, asked, dtype=next(self.generator.parameters()).dtype, device=device)
+        return fitted(self.spec, job, beside(self), room=free_on(device), new=False)
 
     def frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:
         """What `generate` decodes, as `codec.decode` and `continue_from` take it."""
@@ -141,7 +161,7 @@ class System(nn.Module):
     def _begin(self, request: Request) -> "_Work":
         """The generator's stream for a request; nothing is generated yet."""
         if self.generator is None:
-            raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
+            raise RequestError(_ALONE)
         clips, rate, hop = request.clips(), self.codec.grid.frame_rate, self.spec.codec.hop
         samples = torch.tensor([self._samples(clip) for clip in clips], device=self.device)
         frames = torch.tensor([self.spec.codec.frames_of(each) for each in samples.tolist()], device=self.device)
@@ -215,6 +235,11 @@ class System(nn.Module):
         if seconds > LONGEST:
             raise RequestError(f"{seconds:g} seconds are too long: a clip may have up to {LONGEST}; make several and join them")
         return max(1, round(seconds * self.spec.codec.sample_rate))
+
+
+def _share(progress: Progress, part: int, parts: int) -> Progress:
+    """The progress of one of several equal parts as that of the whole."""
+    return lambda done, total: progress(part * total + done, parts * total)
 
 
 def _conditioners(spec: SystemSpec) -> Conditioners:

@@ -1,0 +1,173 @@
+"""Forecast: the bytes that a request takes, by what they are for, told before they are taken."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from cadenza.codecs.base import Codec
+from cadenza.conditioners.base import Conditioners
+from cadenza.core.types import Slot
+from cadenza.generators.base import Generator, Load
+from cadenza.nn.packed import beside
+from cadenza.samplers.guidance import terms
+from cadenza.system.request import Request
+from cadenza.system.spec import SystemSpec
+
+CODE = 24 * 2**20  # of libraries, which the first computation brings into memory
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """A system, or the outline of one, whose tensors hold no numbers."""
+
+    spec: SystemSpec
+    codec: Codec
+    conditioners: Conditioners
+    generator: Generator | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made: the frames of each clip, and how they are computed."""
+
+    frames: tuple[int, ...]
+    branches: int = 2  # of guidance
+    two_step: bool = False
+    stride: float | None = None  # seconds, from window to window
+    dtype: torch.dtype = torch.float32
+    quantize: str | None = None
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, spec: SystemSpec, request: Request, **how: Any) -> "Job":
+        """That of a request to a system; `how` are dtype, quantize and device."""
+        assert spec.generator is not None
+        rate, clips = spec.codec.sample_rate, request.clips()
+        usual = min(spec.defaults.seconds, spec.generator.context / spec.codec.grid.frame_rate)
+        seconds = [usual if clip.seconds is None else clip.seconds for clip in clips]
+        frames = tuple(spec.codec.frames_of(max(1, round(each * rate))) for each in seconds)
+        guided = [route.id for routes in spec.fusion.slots().values() for route in routes if route.guided]
+        said = {name for clip in clips for name in clip.item} & set(guided)
+        asked = terms(request.guided, spec.defaults.guidance, guided, said)
+        plain = request.guided.varies or request.guided.rescale > 0
+        branches = sum(term.weight != 0 or bool(plain and term.plain) for term in asked)
+        stride = request.stride or spec.defaults.stride
+        return cls(frames, max(1, branches), request.two_step, stride, **how)
+
+    def part(self, frames: tuple[int, ...]) -> "Job":
+        """The same of other clips."""
+        return replace(self, frames=frames)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a job is done: clips that are generated together, and frames decoded at a time, as the codec likes with None."""
+
+    together: int
+    piece: int | None = None
+
+    def groups(self, job: Job) -> list[tuple[int, ...]]:
+        """The frames of the clips that are generated together, group by group."""
+        return [job.frames[i : i + self.together] for i in range(0, len(job.frames), self.together)]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes by what they are for: `always` from loading on, and what each phase adds to them while it lasts."""
+
+    always: Mapping[str, int]
+    phases: Mapping[str, Mapping[str, int]]
+
+    @property
+    def peak(self) -> int:
+        """What is needed at the worst moment."""
+        return sum(self.always.values()) + max((sum(phase.values()) for phase in self.phases.values()), default=0)
+
+    @property
+    def worst(self) -> str:
+        """The phase of that moment."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    def parts(self) -> dict[str, int]:
+        """What the peak is made of."""
+        return {name: size for name, size in {**self.always, **self.phases[self.worst]}.items() if size}
+
+
+def needs(system: Parts, job: Job, course: Course, *, program: int = 0, stored: int | None = None) -> Needs:
+    """What a job takes of a system, or of its outline; a `stored` number of bytes says that it is still to be loaded.
+
+    `program` is what is taken by everything else. On a GPU neither counts, as they lie elsewhere.
+    """
+    sizes = weights(system)
+    outside = {name: part.outside() for name, part in system.conditioners.items()}  # type: ignore[operator]
+    frames = sum(outside.values())
+    host = job.device.partition(":")[0] == "cpu"
+    always: dict[str, int] = {"program": program + CODE} if host else {}
+    always |= {f"{name} weights": size for name, size in sizes.items()}
+    always |= {f"{name} encoder": size for name, size in outside.items()}
+    phases = [_working(system, replace(job, frames=group)) for group in course.groups(job)]
+    biggest = max(phases, key=lambda phase: sum(phase.values()))
+    audio = _audio(system, job.frames)
+    size = _itemsize(system.codec)
+    at_once = system.spec.codec.at_once(max(job.frames), job.device.partition(":")[0])
+    at_once = at_once if course.piece is None else min(course.piece, at_once)
+    decoding = system.spec.codec.decoding(at_once, clips=min(course.together, len(job.frames)), itemsize=size)
+    scratch = sizes["codec"] // 2 if host else 0  # weights of the decoder in the order in which it reads them
+    result = {"generating": biggest, "decoding": {"codec's layers": decoding + scratch, "audio": audio}}
+    if host and stored is not None:
+        result["loading"] = {"files": max(0, stored - sum(sizes.values()))}
+    if host and frames:
+        result["reading"] = {"files of encoders": frames}
+    return Needs(always, result)
+
+
+def weights(system: Parts) -> dict[str, int]:
+    """Bytes of the weights of each part that has some."""
+    parts: dict[str, nn.Module | None] = {
+        "codec": system.codec,
+        "conditioners": system.conditioners,
+        "generator": system.generator,
+    }
+    sizes = {name: 0 if part is None else size_of(part) for name, part in parts.items()}
+    return {name: size for name, size in sizes.items() if size or name == "codec"}
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of the parameters and buffers of a module."""
+    return sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
+
+
+def _working(system: Parts, job: Job) -> dict[str, int]:
+    """Bytes that generating a group of clips takes."""
+    spec, generator = system.spec, system.generator
+    assert spec.generator is not None and generator is not None
+    rows, longest = len(job.frames) * job.branches, max(job.frames)
+    positions: dict[Slot, int] = {}
+    conditions = 0
+    for slot, routes in spec.fusion.slots().items():
+        each = [spec.conditioners[route.id] for route in routes]
+        positions[slot] = sum(part.positions(longest) for part in each) if slot in ("cross", "prepend") else longest
+        if slot in ("add", "concat"):  # each is made, and spread over the frames in every branch
+            conditions += sum(part.width for part in each) * rows * longest * _itemsize(generator)
+    window = spec.generator.context if spec.generator.whole_context else min(longest, spec.generator.context)
+    load = Load(rows, window, positions, spec.widths(), _dtype(generator), job.quantize is not None, job.device)
+    held = spec.generator.working(spec.codec.grid, load)
+    held["conditions"] = held.get("conditions", 0) + conditions
+    one = len(job.frames) if job.two_step else rows
+    return {"packed copies": beside(generator, one, device=job.device.partition(":")[0])} | held
+
+
+def _audio(system: Parts, frames: tuple[int, ...]) -> int:
+    codec = system.spec.codec
+    return 2 * len(frames) * max(frames) * codec.hop * codec.channels * 4
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
+
+
+def _itemsize(module: nn.Module) -> int:
+    return _dtype(module).itemsize
