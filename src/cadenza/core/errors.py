@@ -27,3 +27,7 @@ class CheckpointError(CadenzaError):
 
 class TrainingError(CadenzaError):
     """Training cannot start or go on."""
+
+
+class BenchmarkError(CadenzaError):
+    """A measurement cannot be made, or would mean nothing."""

@@ -8,6 +8,7 @@ import typer
 from cadenza import __version__
 from cadenza.apps.cli import (
     CANCELLED,
+    bench,
     codes,
     corpus,
     data,
@@ -41,6 +42,7 @@ app.command("import")(import_.import_)
 app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("models")(models.models)
+app.command("bench")(bench.bench)
 app.add_typer(data.app)
 
 

@@ -1,0 +1,1 @@
+"""Benchmark: ours and the peer, of one geometry, in one run."""

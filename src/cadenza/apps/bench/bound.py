@@ -1,0 +1,52 @@
+"""Bound: how fast a decoder could step, if memory and arithmetic were all there is (arXiv:1911.02150)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cadenza.apps.bench.machine import Bounds
+from cadenza.apps.bench.measure import Job
+
+KEPT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 1}  # bytes of a number in the memory of keys and values
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a step reads and computes in the middle of a clip: bytes of weights, of keys and values, and operations."""
+
+    weights: int
+    memory: int
+    operations: int
+
+    def rate(self, bounds: Bounds) -> float:
+        """Steps a second where the slower of memory and arithmetic is all that counts."""
+        arithmetic = max(bounds.float32, bounds.bfloat16)
+        return 1 / max((self.weights + self.memory) / bounds.bandwidth, self.operations / arithmetic)
+
+
+def need(generator: Any, variant: str, job: Job, *, steps: int) -> Need:
+    """What a step of a codec_lm needs, weights as they are stored, and the half of the clip's positions that is its mean."""
+    spec, rows = generator.spec, job.batch * job.branches
+    cross = any("cross" in name for name, _ in generator.transformer.named_modules())
+    positions = min(steps, spec.context) / 2
+    tokens = job.words + 1 if cross else 0
+    numbers = spec.depth * 2 * spec.width * rows * (positions + tokens)
+    block = (4 + 2 * cross + 2 * spec.mlp) * spec.width**2
+    products = spec.depth * block + spec.width * (generator.rows * generator.special + int(spec.end_of_sequence))
+    operations = 2 * rows * products + 4 * rows * spec.depth * spec.width * (positions + tokens)
+    return Need(read_bytes(generator), int(numbers * KEPT[variant]), int(operations))
+
+
+def read_bytes(generator: nn.Module) -> int:
+    """Bytes of the weights that each step reads: not embeddings, of which it takes rows, nor what conditions are read with."""
+    parts = [generator.get_submodule("transformer"), generator.get_submodule("head")]
+    found = {}
+    for part in parts:
+        for name, module in part.named_modules():
+            if "cross.kv" in name or name.startswith("style"):
+                continue
+            for x in (*module._parameters.values(), *module._buffers.values()):
+                if x is not None:
+                    found[x.data_ptr()] = x.numel() * x.element_size()
+    return sum(found.values())

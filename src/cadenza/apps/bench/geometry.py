@@ -1,0 +1,155 @@
+"""Geometry: published models by their sizes, written to a folder with random weights as transformers writes them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from cadenza.apps.bench.library import library
+from cadenza.core.errors import BenchmarkError
+from cadenza.core.spec import near
+from cadenza.importers.published import MODELS, Language
+
+WORDS = tuple(
+    "slow fast warm bright soft loud calm tense solo piano drums choir strings bass organ flute guitar brass in a minor major "
+    "at 70 80 90 100 110 120 bpm with over under and melody chords".split()
+)
+TEXT = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 12, "vocab_size": 32128}  # t5-base
+_SOUND_24 = {
+    **{"sampling_rate": 24000, "upsampling_ratios": [8, 5, 4, 2], "num_filters": 32, "codebook_size": 1024},
+    **{"target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0], "use_causal_conv": True, "use_conv_shortcut": True},
+}
+_SOUND_32 = {
+    **{"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "num_filters": 64, "codebook_size": 2048},
+    **{"target_bandwidths": [2.2], "use_causal_conv": False, "use_conv_shortcut": False},
+}
+_TINY_TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "vocab_size": 64}
+_TINY_SOUND = {"num_filters": 4, "hidden_size": 8, "codebook_dim": 8, "codebook_size": 64, "num_lstm_layers": 1}
+_TINY_RATE = {
+    "sampling_rate": 8000,
+    "upsampling_ratios": [5, 4, 4, 2],
+    "target_bandwidths": [1.2],
+}  # 50 frames/s of 4 codebooks
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The fields of transformers' configs; without a language model, a codec alone."""
+
+    name: str
+    audio: Mapping[str, Any]
+    text: Mapping[str, Any] | None = None
+    decoder: Mapping[str, Any] | None = None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the whole has."""
+        with torch.device("meta"):
+            model = self.model()
+        return sum(x.numel() for x in model.parameters())
+
+    def model(self) -> Any:
+        """transformers' model, on the default device, as that library begins one."""
+        peer = library()
+        sound = peer.EncodecConfig(**self.audio)
+        if self.decoder is None or self.text is None:
+            return peer.EncodecModel(sound).eval()
+        config = peer.MusicgenConfig(
+            text_encoder=peer.T5Config(**self.text).to_dict(),
+            audio_encoder=sound.to_dict(),
+            decoder=peer.MusicgenDecoderConfig(**self.decoder).to_dict(),
+        )
+        return peer.MusicgenForConditionalGeneration(config).eval()
+
+
+def names() -> list[str]:
+    """What can be built."""
+    return [short for name in MODELS if (short := _short(name)) is not None]
+
+
+def geometry(name: str, *, quick: bool = False) -> Geometry:
+    """The geometry of that name; a tiny one of the same kind where it shall be `quick`."""
+    found = next((one for full, one in MODELS.items() if _short(full) == name), None)
+    if found is None:
+        raise BenchmarkError(f"there is no geometry '{name}'.{near(name, names())}")
+    audio = {24000: _SOUND_24, 32000: _SOUND_32}[found.sample_rate]
+    if quick:
+        audio = {**audio, **_TINY_SOUND, **_TINY_RATE}
+    if found.language is None:
+        return Geometry(name, audio)
+    decoder = _decoder(found.language, bins=audio["codebook_size"])
+    if quick:
+        decoder |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}
+    return Geometry(name, audio, _TINY_TEXT if quick else TEXT, decoder)
+
+
+def _short(name: str) -> str | None:
+    """The name without its owner, of those whose parts can be built here: `musicgen-small`, `encodec-24khz`."""
+    published, short = MODELS[name], name.rpartition("/")[2].replace("_", "-")
+    language = published.language
+    plain = published.sample_rate in (24000, 32000) if language is None else not language.hears
+    return short if plain and published.layout == "transformers" else None
+
+
+def _decoder(language: Language, *, bins: int) -> dict[str, Any]:
+    return {
+        "hidden_size": language.width,
+        "num_hidden_layers": language.depth,
+        "num_attention_heads": language.heads,
+        "ffn_dim": 4 * language.width,
+        "num_codebooks": language.codebooks,
+        "audio_channels": language.sides,
+        "vocab_size": bins,
+        "pad_token_id": bins,
+        "bos_token_id": bins,
+        "max_position_embeddings": 2048,
+    }
+
+
+def write(geometry: Geometry, folder: Path, *, seed: int = 0) -> None:
+    """A model of that geometry with weights drawn from `seed`, and a tokenizer of a word a token, in a folder."""
+    model = drawn(geometry, seed)
+    if geometry.decoder is not None:
+        bins = geometry.decoder["vocab_size"]
+        special = dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), bins)
+        for key, value in {**special, "max_length": 1504, "do_sample": True, "guidance_scale": 3.0}.items():
+            setattr(model.generation_config, key, value)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+    except OSError as error:
+        raise BenchmarkError(f"{folder}: the random weights could not be written ({error}); free space there") from None
+    if geometry.text is not None:
+        _tokenizer(folder)
+
+
+def drawn(geometry: Geometry, seed: int) -> Any:
+    """transformers' model as that library begins one, with codebooks of normal numbers, which it leaves at zero."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = geometry.model()
+        for name, x in model.named_buffers():
+            if name.endswith((".embed", ".embed_avg")):
+                x.normal_()
+            elif name.endswith((".inited", ".cluster_size")):
+                x.fill_(1)
+    return model
+
+
+def prompt(words: int) -> str:
+    """A text of so many words, each of which is a token."""
+    return " ".join(WORDS[(7 * i + i // len(WORDS)) % len(WORDS)] for i in range(words))
+
+
+def _tokenizer(folder: Path) -> None:
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    own = {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))

@@ -1,0 +1,132 @@
+"""Measure: what is asked of those that are compared, the clock, and turns."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from cadenza.apps.bench.geometry import prompt
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clips of `seconds`, `batch` of them, under `branches` answers of guidance, from a prompt of `words` tokens."""
+
+    seconds: float
+    batch: int = 1
+    branches: int = 2
+    words: int = 20
+
+    def items(self) -> list[dict[str, str]]:
+        return [{"prompt": prompt(self.words)} for _ in range(self.batch)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of one run by part; `steps` are those of the language model, `audio` seconds of sound that were made."""
+
+    text: float
+    lm: float
+    codec: float
+    total: float
+    steps: int
+    audio: float
+
+    @property
+    def rate(self) -> float:
+        """Steps of the language model a second."""
+        return self.steps / self.lm if self.lm else 0.0
+
+    @property
+    def times(self) -> float:
+        """Times real time, from the text to the last sample."""
+        return self.audio / self.total
+
+
+class Contestant(ABC):
+    """A library with a model in one form; open only while it is needed."""
+
+    name: str
+    device: torch.device
+    threads: int
+
+    @abstractmethod
+    def open(self) -> None:
+        """Reads the model."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of its memory."""
+
+    @abstractmethod
+    def run(self, job: Job) -> Run:
+        """The clips of a job, timed."""
+
+    def first(self, job: Job) -> float:
+        """Seconds from the call to the first sound; those of the whole clip where a library gives no sound before."""
+        return self.run(job).total
+
+    def timed(self, job: Job) -> Run:
+        """A run with the number of threads that belongs to it."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self.run(job)
+        finally:
+            torch.set_num_threads(before)
+
+
+def now(device: torch.device) -> float:
+    """The clock, once the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def alternate(
+    contestants: Sequence[Contestant], job: Job, repeats: Mapping[str, int], *, keep: bool, say: Say = print
+) -> dict[str, list[Run]]:
+    """Every contestant in turn until each has had its repeats, so that what else the machine does falls on all.
+
+    Each is warmed by a second of sound before it is timed. Without `keep` there is one model in memory at a time.
+    """
+    warm = Job(min(1.0, job.seconds), job.batch, job.branches, job.words)
+    found: dict[str, list[Run]] = {one.name: [] for one in contestants}
+    for turn in range(max(repeats.values(), default=0)):
+        for one in contestants:
+            if turn >= repeats[one.name]:
+                continue
+            if turn == 0 or not keep:
+                one.open()
+                one.timed(warm)
+            run = one.timed(job)
+            found[one.name].append(run)
+            say(f"{one.name}: {run.rate:.2f} steps/s, {run.times:.3f}x real time ({run.total:.1f} s, turn {turn + 1})")
+            if not keep or turn + 1 == repeats[one.name]:
+                one.close()
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The median, the least, the greatest and all values."""
+    return {"median": median(values), "min": min(values), "max": max(values), "all": list(values)}
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """What several runs of one job come to."""
+    parts = {key: spread([asdict(run)[key] for run in runs]) for key in ("text", "lm", "codec", "total")}
+    return {
+        "steps": runs[0].steps,
+        "audio_seconds": runs[0].audio,
+        "steps_per_second": spread([run.rate for run in runs]),
+        "times_real_time": spread([run.times for run in runs]),
+        "seconds": parts,
+    }
