@@ -1,16 +1,31 @@
 """`cadenza inspect`: what a model is made of."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from cadenza.importers.model import Foreign
     from cadenza.system.system import System
 
+_DTYPES = ("float32", "bfloat16")
+_QUANTIZED = ("int8", "int4")
 
-def inspect(model: Annotated[str, typer.Argument(help="A bundled model, a folder, or a name in the hub.")] = "starter") -> None:
-    """Show the parts, controls, sizes and licence of a model, without reading its weights."""
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A bundled model, a folder, or a name in the hub.")] = "starter",
+    seconds: Annotated[float | None, typer.Option(help="Say what clips of this length would take.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Say what so many clips at once would take.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="float32|bfloat16", help="How to compute; by default as the memory allows.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="The same as --dtype bfloat16.")] = False,
+    quantize: Annotated[str | None, typer.Option(metavar="int8|int4", help="How to hold the generator's weights.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Plan for so much memory, such as 4GB, not for what is free.")] = None,
+) -> None:
+    """Show the parts, controls, sizes and licence of a model, without reading its weights; plan what a run would take."""
     import torch
 
     from cadenza.apps.api import find
@@ -32,6 +47,44 @@ def inspect(model: Annotated[str, typer.Argument(help="A bundled model, a folder
         print(card.notice)
     print(f"{folder}: layout of {layout}, {size:.1f} MiB")
     _show(system)
+    if seconds is not None or batch is not None or memory is not None:
+        _plan(found, system, seconds, batch or 1, dtype="bfloat16" if half else dtype, quantize=quantize, memory=memory)
+
+
+def _plan(
+    found: "Path | Foreign",
+    system: "System",
+    seconds: float | None,
+    batch: int,
+    *,
+    dtype: str | None,
+    quantize: str | None,
+    memory: str | None,
+) -> None:
+    """What clips of `seconds` with a prompt would take."""
+    import torch
+
+    from cadenza.apps.cli.generate import choose_threads
+    from cadenza.apps.cli.planning import planned
+    from cadenza.core.errors import RequestError
+    from cadenza.core.memory import amount
+    from cadenza.system.request import Request
+
+    if system.generator is None:
+        raise RequestError("this system is a codec alone: there is nothing to generate, so nothing to plan")
+    if dtype not in (None, *_DTYPES):
+        raise typer.BadParameter(f"'{dtype}' is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
+    if quantize not in (None, *_QUANTIZED):
+        raise typer.BadParameter(f"'{quantize}' is not one of {', '.join(_QUANTIZED)}", param_hint="--quantize")
+    try:
+        room = None if memory is None else amount(memory)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory") from None
+    told = next(iter(system.conditioners), None)
+    request = Request.of([{} if told is None else {told: None}] * batch, seconds=seconds)
+    choose_threads(system)
+    computed = None if dtype is None else getattr(torch, dtype)
+    planned(found, request, dtype=computed, quantize=quantize, room=room, out=sys.stdout)
 
 
 def _show(system: "System") -> None:

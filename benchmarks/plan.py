@@ -1,0 +1,252 @@
+"""What the planner foresees and what is measured then, each in a fresh process: peak bytes and seconds of 12 cells.
+
+    python benchmarks/plan.py --out benchmarks/results/cpu-2-cores/DATE-planner
+
+The models other than `starter` have the geometries below and made-up weights. Seconds are those of `System.generate`,
+the first of its process, without loading; bytes are the most that the process held. The planner sees the folder of the
+model and the request, and makes its trials anew for each cell.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROMPT = "slow piano in A minor, 80 bpm"
+ENCODEC_24 = {"type": "encodec", "sample_rate": 24000, "strides": [8, 5, 4, 2], "codebooks": 4, "lstm_layers": 2}
+ENCODEC_32 = {
+    **{"type": "encodec", "sample_rate": 32000, "strides": [8, 5, 4, 4], "codebooks": 4, "bins": 2048, "filters": 64},
+    **{"causal": False, "pad_mode": "reflect", "lstm_layers": 2},
+}
+LM = {"type": "codec_lm", "positions": "sinusoidal", "end_of_sequence": False, "context": 1500}
+TEXT = {"type": "text", "dim": 256, "depth": 4, "heads": 4}
+
+
+def _model(codec: dict[str, Any], width: int, depth: int, prompt: dict[str, Any]) -> dict[str, Any]:
+    lm = {**LM, "width": width, "depth": depth, "heads": width // 64}
+    return {
+        "codec": codec,
+        "conditioners": {"prompt": {**prompt, "width": width}},
+        "fusion": {"cross": ["prompt"]},
+        "generator": lm,
+    }
+
+
+MODELS = {
+    "w512": _model(ENCODEC_24, 512, 8, TEXT),
+    "stereo": _model({"type": "stereo", "codec": ENCODEC_32}, 512, 8, TEXT),
+    "small": _model(ENCODEC_32, 1024, 24, {"type": "t5", "model": "T5", "absent": "zeros", "project": "always"}),
+}  # `small` is MusicGen's: its language model, EnCodec and an encoder as large as T5-base
+T5 = {"model_type": "t5", "pad_token_id": 0, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 12}
+T5 |= {"vocab_size": 32128, "decoder_start_token_id": 0}
+CELLS = [  # model, seconds, clips, dtype or what the weights are quantised to
+    ("starter", 4, 1, "float32"),
+    ("starter", 30, 1, "bfloat16"),
+    ("starter", 10, 8, "float32"),
+    ("starter", 60, 4, "float32"),
+    ("w512", 8, 1, "float32"),
+    ("w512", 30, 2, "bfloat16"),
+    ("w512", 15, 8, "float32"),
+    ("stereo", 12, 1, "float32"),
+    ("small", 4, 1, "float32"),
+    ("small", 10, 1, "bfloat16"),
+    ("small", 6, 4, "bfloat16"),
+    ("small", 30, 1, "int8"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a folder for plan.json and README.md")
+    parser.add_argument("--cells", type=int, nargs="+", help="only these, counted from 1")
+    parser.add_argument("--repeat", type=int, default=1, help="times that a cell is measured; the middle counts")
+    parser.add_argument("--models", type=Path, help="a folder for the made-up models, kept there for the next time")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        what, *rest = asked.child
+        return {"build": _build, "foresee": _foresee, "measure": _measure}[what](*rest)
+    cells = CELLS if asked.cells is None else [CELLS[i - 1] for i in asked.cells]
+    with tempfile.TemporaryDirectory(prefix="cadenza-plan-") as temporary:
+        folder, rows = asked.models or Path(temporary), []
+        for model, seconds, clips, how in cells:
+            place = model if model not in MODELS else str(folder / model)
+            if model in MODELS and not (folder / model).exists():
+                _run("build", model, str(folder))
+            foreseen, each = [], []
+            for _ in range(asked.repeat):
+                foreseen.append(_run("foresee", place, str(seconds), str(clips), how))
+                each.append(_run("measure", place, str(seconds), str(clips), how))
+            row = {"model": model, "seconds": seconds, "clips": clips, "how": how, **_middle(foreseen, each)}
+            rows.append(row)
+            print(_line(row), flush=True)
+    if asked.out is not None:
+        _write(asked.out, rows, asked.repeat)
+
+
+def _middle(foreseen: list[dict[str, Any]], measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the medians."""
+    at = len(measured) // 2
+    pick = lambda runs, name: sorted(run[name] for run in runs)[at]  # noqa: E731
+    return {
+        "foreseen": {"bytes": pick(foreseen, "bytes"), "seconds": pick(foreseen, "seconds"), "parts": foreseen[0]["parts"]},
+        "measured": {name: pick(measured, name) for name in ("bytes", "seconds")},
+        "plan_took": pick(foreseen, "took"),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    foreseen, measured = row["foreseen"], row["measured"]
+    off = {name: 100 * (foreseen[name] / measured[name] - 1) for name in ("bytes", "seconds")}
+    return (
+        f"| {row['model']} | {row['seconds']} | {row['clips']} | {row['how']} "
+        f"| {foreseen['bytes'] / 1e6:.0f} | {measured['bytes'] / 1e6:.0f} | {off['bytes']:+.0f} % "
+        f"| {foreseen['seconds']:.1f} | {measured['seconds']:.1f} | {off['seconds']:+.0f} % | {row['plan_took']:.1f} |"
+    )
+
+
+def _write(folder: Path, rows: list[dict[str, Any]], repeat: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    (folder / "plan.json").write_text(json.dumps({"machine": machine, "repeat": repeat, "cells": rows}, indent=1) + "\n")
+    off = {n: [abs(row["foreseen"][n] / row["measured"][n] - 1) for row in rows] for n in ("bytes", "seconds")}
+    said = [
+        f"{name}: {sum(x <= 0.15 for x in each)} of {len(each)} cells within 15 %, the worst {100 * max(each):.0f} % off"
+        for name, each in off.items()
+    ]
+    head = (
+        "| model | seconds | clips | how | MB foreseen | measured | | s foreseen | measured | | s to plan |\n"
+        + "|---" * 11
+        + "|"
+    )
+    text = ["# What the planner foresees", "", __doc__.split("\n\n", 1)[1].split("\n\n", 1)[1].strip(), "", *said, "", head]
+    (folder / "README.md").write_text("\n".join([*text, *map(_line, rows)]) + "\n")
+
+
+def _run(*what: str) -> Any:
+    """What a fresh process finds."""
+    environment = {**os.environ, "CADENZA_CACHE": "off"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", *what], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(what)} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _build(model: str, folder: str) -> None:
+    """A model of made-up weights, and the encoder that it needs, in a folder."""
+    import torch
+
+    from cadenza.system.outline import outline
+    from cadenza.system.spec import SystemSpec
+    from cadenza.system.system import System
+
+    told = json.loads(json.dumps(MODELS[model]))
+    if (text := told["conditioners"]["prompt"])["type"] == "t5":
+        text["model"] = str(_t5(Path(folder) / "T5"))
+    spec = SystemSpec.parse(told)
+    some = 0.02 * torch.randn(1 << 18, generator=torch.Generator().manual_seed(0))
+    made = {name: torch.ones_like(x, device="cpu") for name, x in outline(spec).state_dict().items()}
+    for x in made.values():
+        if x.is_floating_point():
+            x.copy_(some.repeat(-(-x.numel() // len(some)))[: x.numel()].view_as(x))
+    with torch.device("meta"):
+        system = System(spec)
+    if isinstance(getattr(system.conditioners["prompt"], "merges", None), torch.Tensor):
+        made["conditioners.prompt.merges"].fill_(-1)
+    system.load_state_dict(made, assign=True)
+    system.save(Path(folder) / model)
+    print("{}")
+
+
+def _t5(folder: Path) -> Path:
+    """A T5 of made-up weights with a tokenizer of a few words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    from cadenza.conditioners.t5 import Encoder, T5Spec, save_encoder
+
+    if folder.exists():
+        return folder
+    folder.mkdir(parents=True)
+    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(PROMPT.split())]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(T5))
+    with torch.device("meta"):
+        shapes = Encoder(T5Spec(model=str(folder), width=1)).build().state_dict()
+    save_encoder({name: torch.full(x.shape, 0.01) for name, x in shapes.items()}, folder)
+    return folder
+
+
+def _how(how: str) -> tuple[Any, str | None]:
+    import torch
+
+    return (torch.bfloat16, how) if how in ("int8", "int4") else (getattr(torch, how), None)
+
+
+def _asked(model: str, seconds: str, clips: str) -> dict[str, Any]:
+    return {"request": [{"prompt": PROMPT}] * int(clips), "seconds": float(seconds), "sampling": {"may_end": False}}
+
+
+def _foresee(model: str, seconds: str, clips: str, how: str) -> None:
+    """What the planner says of a cell."""
+    from cadenza.apps.api import find
+    from cadenza.apps.cli.generate import choose_threads
+    from cadenza.apps.cli.planning import planned
+    from cadenza.system import store
+    from cadenza.system.outline import outline
+    from cadenza.system.pace import seconds as taken
+    from cadenza.system.request import Request
+
+    began = time.perf_counter()
+    dtype, quantize = _how(how)
+    found = find(model)
+    assert isinstance(found, Path)
+    spec = store.look(found)
+    choose_threads(outline(spec))
+    wanted = _asked(model, seconds, clips)
+    fit = planned(found, Request.of(wanted.pop("request"), **wanted), dtype=dtype, quantize=quantize)
+    took, _ = taken(spec, fit.job, fit.course)
+    parts = fit.needs.parts()
+    print(json.dumps({"bytes": fit.needs.peak, "seconds": took, "parts": parts, "took": time.perf_counter() - began}))
+
+
+def _measure(model: str, seconds: str, clips: str, how: str) -> None:
+    """What a cell takes."""
+    import torch
+
+    import cadenza
+    from cadenza.apps.cli.generate import choose_threads
+
+    dtype, quantize = _how(how)
+    more = {} if quantize is None else {"quantize": quantize}
+    system = cadenza.load(model, dtype=dtype, device="cpu", **more)
+    choose_threads(system)
+    wanted = _asked(model, seconds, clips)
+    began = time.perf_counter()
+    audio = system.generate(wanted.pop("request"), **wanted)
+    took = time.perf_counter() - began
+    assert audio.wave.shape[0] == int(clips) and bool(torch.isfinite(audio.wave).all())
+    print(json.dumps({"bytes": _peak(), "seconds": took}))
+
+
+def _peak() -> int:
+    """The most bytes that this process has held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("the peak is not known on this system")
+
+
+if __name__ == "__main__":
+    main()
