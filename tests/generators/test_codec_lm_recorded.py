@@ -140,13 +140,13 @@ def test_ends_are_seen_on_the_device() -> None:
     """One item ends by itself in the first block of steps, the other in a later one."""
     generator = model({"cross": 5})
     branches = [Branch(1.0, Fused(everything().cross))]
-    for seed in range(60):
-        the_plan = Plan(torch.tensor([FRAMES, FRAMES]), [seed, seed + 1], TokenSampling())
-        lengths = generator.generate(branches, the_plan).lengths.tolist()
-        if 1 < min(lengths) < 12 and 18 < max(lengths) < FRAMES:
-            break
-    assert 1 < min(lengths) < 12 and 18 < max(lengths) < FRAMES
-    same(generator, branches, the_plan, least=14)
+    plans = (Plan(torch.tensor([FRAMES, FRAMES]), [seed, seed + 1], TokenSampling()) for seed in range(60))
+
+    def early_and_late(the_plan: Plan) -> bool:
+        early, late = sorted(generator.generate(branches, the_plan).lengths.tolist())
+        return 1 < early < 12 and 18 < late < FRAMES
+
+    same(generator, branches, next(filter(early_and_late, plans)), least=14)
 
 
 def test_windows_are_recorded_once_where_they_are_alike() -> None:

@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
@@ -36,7 +37,7 @@ class CudaRecorder(Recorder):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _beside(device)
         self.pool: Any = None
 
     def warm(self, run: Run) -> None:
@@ -53,6 +54,12 @@ class CudaRecorder(Recorder):
             run()
         self.pool = graph.pool()
         return graph.replay
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a device on which is recorded; each further one would hold a workspace of cuBLAS for good."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass

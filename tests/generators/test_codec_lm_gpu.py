@@ -1,0 +1,117 @@
+"""CUDA graphs themselves, at tiny size; without a GPU what they do is tested by `test_codec_lm_recorded.py` on a CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cadenza.core.types import Branch, Fused, Grid, Tokens
+from cadenza.generators.base import Plan
+from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
+from cadenza.nn.graphs import CudaRecorder, Graphs
+from cadenza.samplers.tokens import TokenSampling
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+
+DRAWN = TokenSampling()
+FRAMES = 300  # more than one bucket of positions
+
+
+class Eager(CudaRecorder):
+    """The same step, launched by Python."""
+
+    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        return run
+
+
+def model(dtype: torch.dtype = torch.float32) -> CodecLM:
+    torch.manual_seed(0)
+    spec = CodecLMSpec(width=64, depth=2, heads=2, mlp=2, context=FRAMES, end_of_sequence=False)
+    generator = spec.build(Grid("codes", 50.0, 3, 64), {"cross": 5, "prepend": 8}).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(1.5 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+    return generator.to("cuda", dtype)
+
+
+def written(generator: CodecLM, sampling: TokenSampling = DRAWN) -> Tensor:
+    rng, dtype = torch.Generator().manual_seed(1), generator.embedding.weight.dtype
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool().cuda()
+    given = [Tokens(torch.randn(2, 4, width, generator=rng).to("cuda", dtype), mask) for width in (5, 8)]
+    branches = [Branch(3.0, Fused(*given)), Branch(-2.0, Fused())]
+    return generator.generate(branches, Plan(torch.tensor([FRAMES, 211]), [3, 4], sampling)).content
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_graph_writes_what_the_same_step_does_launched_by_python(dtype: torch.dtype) -> None:
+    generator = model(dtype)
+    got = written(generator)
+    assert generator.graphs._kept is not None and len(generator.graphs._kept.runs) == 2
+    assert torch.equal(written(generator), got)  # by the graphs that were kept
+    generator.graphs = Graphs(Eager)
+    assert torch.equal(written(generator), got)
+
+
+def test_the_gpu_writes_what_the_cpu_does() -> None:
+    """Greedy in float32; rounding differs, so a rare tie may fall the other way, and the rest with it."""
+    greedy = TokenSampling(temperature=0)
+    generator = model()
+    got = written(generator, greedy).cpu()
+    spec = generator.spec
+    twin = spec.build(generator.grid, {"cross": 5, "prepend": 8}).eval()
+    twin.load_state_dict(generator.cpu().state_dict())
+    rng, mask = torch.Generator().manual_seed(1), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
+    given = [Tokens(torch.randn(2, 4, width, generator=rng), mask) for width in (5, 8)]
+    branches = [Branch(3.0, Fused(*given)), Branch(-2.0, Fused())]
+    want = twin.generate(branches, Plan(torch.tensor([FRAMES, 211]), [3, 4], greedy)).content
+    assert torch.equal(got[..., :20], want[..., :20])
+
+
+def test_no_step_waits_for_the_device() -> None:
+    generator = model()
+    written(generator)
+    replay = generator._replay
+
+    def watched(*args: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            replay(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    generator._replay = watched  # type: ignore[method-assign]
+    written(generator)
+
+
+def test_a_step_that_waits_is_not_recorded_and_still_done() -> None:
+    generator = model()
+    want = written(generator)
+    generator.graphs.clear()
+    logits = generator._logits
+
+    def waiting(x: Tensor) -> Tensor:
+        x.sum().item()
+        return logits(x)
+
+    generator._logits = waiting  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="no graph could be recorded"):
+        assert torch.equal(written(generator), want)
+    assert generator.graphs._kept is None
+
+
+def test_a_stream_that_is_closed_frees_its_memory() -> None:
+    generator = model()
+    written(generator)
+    generator.graphs.clear()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    stream: Any = generator.stream([Branch(1.0, Fused())], Plan(torch.tensor([FRAMES]), [0], TokenSampling()))
+    next(stream)
+    assert torch.cuda.memory_allocated() > before
+    stream.close()
+    del stream
+    assert torch.cuda.memory_allocated() <= before
