@@ -205,13 +205,13 @@ except files.AudioError as error: print(error, os.listdir('m'))
 @pytest.mark.parametrize("suffix", [".wav", ".mp3"])
 def test_ctrl_c_while_writing(tmp_path, monkeypatch, suffix):
     calls = []
-    seek = files._Sink.write
+    seek = files.Sink.write
 
     def interrupted(sink, data):
         calls.append(len(data))
         return seek(sink, data) if len(calls) < 3 else sink._keep(lambda: (_ for _ in ()).throw(KeyboardInterrupt), len(data))
 
-    monkeypatch.setattr(files._Sink, "write", interrupted)
+    monkeypatch.setattr(files.Sink, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         files.write(tmp_path / f"a{suffix}", music(5.0, 48_000), 48_000)
     assert not list(tmp_path.iterdir())

@@ -135,7 +135,7 @@ def write(
     if (
         subtype.startswith("PCM_") and subtype != "PCM_U8"
     ):  # libsndfile's own scaling by 2^n - 1 is not the inverse of its reading
-        samples = _integers(samples, int(subtype.removeprefix("PCM_S").removeprefix("PCM_")))
+        samples = integers(samples, int(subtype.removeprefix("PCM_S").removeprefix("PCM_")))
     with replacing(path, AudioError) as file:
         _encode(path, file, samples, (sample_rate, form.name, subtype, tags or {}))
 
@@ -144,7 +144,7 @@ def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str
     import soundfile
 
     sample_rate, name, subtype, tags = how
-    sink = _Sink(file)
+    sink = Sink(file)
     try:
         with soundfile.SoundFile(cast(BinaryIO, sink), "w", sample_rate, samples.shape[1], subtype, format=name) as out:
             for key, text in tags.items():
@@ -161,10 +161,10 @@ def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str
     sink.check()
 
 
-class _Sink:
+class Sink:
     """A file for libsndfile that keeps what goes wrong inside its callbacks, where an exception would be lost."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Any) -> None:
         self.file = file
         self.error: BaseException | None = None
 
@@ -234,7 +234,7 @@ def _within(path: Path, samples: np.ndarray, peak: str) -> np.ndarray:
     return samples * np.float32(FULL / top)
 
 
-def _integers(samples: np.ndarray, bits: int) -> np.ndarray:
+def integers(samples: np.ndarray, bits: int) -> np.ndarray:
     """The nearest integers of a word of `bits`, in the upper bits of what libsndfile takes."""
     whole = np.round(samples.astype(np.float64) * 2 ** (bits - 1)).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return whole.astype(np.int16) if bits == 16 else (whole.astype(np.int64) << (32 - bits)).astype(np.int32)

@@ -135,7 +135,7 @@ def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Floa
 def folded(module: M) -> M:
     """A twin of the module for inference, without weight norm: what is normalised is computed once, not at each call."""
     if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-        return _bare(module) if is_parametrized(module) else module
+        return _bare(module) if is_parametrized(module) else module  # type: ignore[return-value]
     twin = copy.copy(module)
     twin._modules = {name: None if part is None else folded(part) for name, part in module._modules.items()}
     return twin
@@ -143,8 +143,8 @@ def folded(module: M) -> M:
 
 def _bare(conv: Any) -> Any:
     kind = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
-    shape = {"stride": conv.stride, "dilation": conv.dilation, "device": "meta"}
-    bare = kind(conv.in_channels, conv.out_channels, conv.kernel_size, **shape)
+    shape: Any = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
+    bare = kind(conv.in_channels, conv.out_channels, **shape, device="meta")
     bare.weight, bare.bias = nn.Parameter(conv.weight.detach(), requires_grad=False), conv.bias
     return bare
 
