@@ -1,8 +1,11 @@
 """Steps that are recorded and replayed write what steps do that Python walks through, whatever is asked for."""
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,3 +208,12 @@ def test_streams_side_by_side_do_not_meet() -> None:
     got = list(zip(*(generator.stream(branches, each) for each in plans), strict=True))
     for i, content in enumerate(want):
         assert torch.equal(torch.cat([chunk[i].content for chunk in got], -1), content)
+
+
+def test_blocks_compile_whole() -> None:
+    """At most once for the prefix, for the first bucket of positions and for any; no part of a block is left to Python."""
+    program = Path(__file__).parents[1] / "support" / "compiling.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, same, after = done.stdout.split()
+    assert before == "0" and same == "True" and 1 <= int(after) <= 3

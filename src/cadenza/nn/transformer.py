@@ -99,6 +99,11 @@ class Transformer(nn.Module):
         """What every block makes of a vector that scales and shifts."""
         return [block.style(vector)[:, None] for block in self.blocks]  # type: ignore[operator]
 
+    def compile_blocks(self) -> None:
+        """Lets torch.compile fuse what a block does, the same for all; that takes some seconds when they first run."""
+        for block in self.blocks:
+            block.compile()
+
     def cache(self, batch: int, positions: int) -> Cache:
         """Empty buffers for `positions` positions of `batch` sequences."""
         return Cache.empty(len(self.blocks), (batch, self.heads, positions, self.width), self.norm.weight)

@@ -1,0 +1,58 @@
+"""Prints how often blocks were compiled, and whether codes stayed the same; a program, as torch compiles no checked shapes."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from cadenza.core.types import Branch, Fused, Grid, Tokens
+from cadenza.generators.base import Plan
+from cadenza.generators.codec_lm import CodecLMSpec
+from cadenza.nn import span
+from cadenza.nn.graphs import Graphs, Recorder
+from cadenza.samplers.tokens import TokenSampling
+
+
+class Python(Recorder):
+    """Records nothing: the step as it is on a GPU, run by Python."""
+
+    def warm(self, run: Callable[[], Any]) -> None:
+        run()
+
+    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        return run
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    spec = CodecLMSpec(width=32, depth=3, heads=2, mlp=2, context=40, end_of_sequence=False)
+    generator = spec.build(Grid("codes", 50.0, 3, 11), {"cross": 5, "prepend": 8, "global": 6}).eval().requires_grad_(False)
+    for weight in generator.parameters():
+        weight.normal_(std=1.5 * weight.shape[-1] ** -0.5)
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
+    given = Fused(Tokens(torch.randn(2, 4, 5), mask), Tokens(torch.randn(2, 4, 8), mask), glob=torch.randn(2, 6))
+    branches = [Branch(2.5, given), Branch(-1.5, Fused(glob=given.glob))]
+    plan = Plan(torch.tensor([40, 31]), [1, 2], TokenSampling())
+    compiled = 0
+
+    def backend(graph: Any, _: Any) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    def compile_whole(block: nn.Module) -> None:
+        block._compiled_call_impl = torch.compile(block._call_impl, backend=backend, fullgraph=True)
+
+    with patch.object(span, "BUCKET", 16), patch("cadenza.generators.codec_lm.packed", lambda module, _: module):
+        want = generator.generate(branches, plan).content
+        generator.graphs = Graphs(lambda _: Python())
+        with patch.object(nn.Module, "compile", compile_whole):
+            generator.transformer.compile_blocks()
+        print(compiled, torch.equal(generator.generate(branches, plan).content, want), compiled)
+
+
+if __name__ == "__main__":
+    main()
