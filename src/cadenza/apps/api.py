@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cadenza.core.device import Precision, choose
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import near
 from cadenza.system import store
@@ -20,19 +21,20 @@ BUNDLED = Path(__file__).parents[1] / "bundled"  # systems that come with the pa
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
-def load(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> System:
+def load(name: str | Path, *, device: str | torch.device | None = None, dtype: Precision | None = None) -> System:
     """The system called `name`: one that comes with the package (`starter`), a folder, or a model in the hub.
 
     A folder is one that was saved here, or one of transformers or AudioCraft, whose model is then imported. On the GPU
-    where there is one, unless `device` says otherwise. Raises CheckpointError for what is not there, not whole, or of a
-    kind that cannot be loaded. Where CADENZA_CACHE names a folder, what frozen encoders make of values is kept there.
+    where one answers, and in float32, unless `device` and `dtype` say otherwise (`core.device.choose`), RequestError where
+    that is not to be had. Raises CheckpointError for what is not there, not whole, or of a kind that cannot be loaded.
+    Where CADENZA_CACHE names a folder, what frozen encoders make of values is kept there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = choose(device, dtype)
     found = find(name)
     if isinstance(found, Path):
-        system = System.load(found, device=device, dtype=dtype)
+        system = System.load(found, device=chosen.device, dtype=chosen.dtype)
     else:
-        system = System.of(found.read(), source=str(found.folder)).to(device=device, dtype=dtype)
+        system = System.of(found.read(), source=str(found.folder)).to(device=chosen.device, dtype=chosen.dtype)
     if os.environ.get(PLACE) and place() is not None:
         system.cache = FeatureCache()
     return system

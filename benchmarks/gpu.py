@@ -1,0 +1,191 @@
+"""What only a GPU can be asked: whether graphs write what Python launches, and how near the memory's bound they come.
+
+    python benchmarks/gpu.py musicgen-small                  each model takes minutes; the peer most of them
+    python benchmarks/gpu.py musicgen-small --device cpu --quick --seconds 2     the script itself, without a GPU
+
+Published geometries with random weights, guidance 3. Of each model: the codes of graphs and of the same steps launched
+by Python, which must be equal; steps a second and times real time of one clip, of the forms in turn and beside
+transformers as it is (eager); the share of the bound that the copy bandwidth of this run allows; clips together; and
+what one attention takes. Nothing of `cadenza bench` is repeated that a CPU can be asked as well.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from cadenza.apps.bench import machine
+from cadenza.apps.bench.bound import need
+from cadenza.apps.bench.geometry import geometry, write
+from cadenza.apps.bench.measure import Job, alternate, now, summary
+from cadenza.apps.bench.ours import Ours, asking, stored
+from cadenza.apps.bench.peer import Peer, PeerConfig
+from cadenza.core.device import choose
+from cadenza.nn.graphs import CudaRecorder, Graphs, Recorder, Run
+
+FORMS = ("graph", "compiled", "eager")  # compiled: blocks by torch.compile, then recorded
+
+
+class Eager(CudaRecorder):
+    """The step that is recorded elsewhere, launched by Python."""
+
+    def record(self, run: Run) -> Run:
+        return run
+
+
+class Form(Ours):
+    """Ours in one of FORMS."""
+
+    def __init__(self, folder: str | Path, variant: str, *, form: str, device: torch.device) -> None:
+        super().__init__(folder, variant, device=device, threads=torch.get_num_threads())
+        self.form, self.name = form, f"cadenza {variant}, {form}"
+
+    def open(self) -> None:
+        if self._system is not None:
+            return
+        super().open()
+        generator: Any = self.system.generator
+        if self.form == "eager":
+            generator.graphs = Graphs(_eager)
+        if self.form == "compiled":
+            generator.transformer.compile_blocks()
+
+
+def _eager(device: torch.device) -> Recorder | None:
+    return Eager(device) if device.type == "cuda" else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--variant", default="bfloat16", help="float32, bfloat16, float16 or int8")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--batch", type=int, default=32, help="clips together, for throughput; 0: leave that out")
+    parser.add_argument("--repeats", type=int, default=3, help="of ours; the first records the graphs")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--quick", action="store_true", help="tiny geometry")
+    parser.add_argument("--out", type=Path, help="a folder of results, such as benchmarks/results")
+    asked = parser.parse_args()
+    chosen = choose(asked.device)
+    print(f"{chosen.device}: {chosen.reason}", flush=True)
+    report = measure(asked, chosen.device)
+    print(json.dumps({key: value for key, value in report.items() if key != "results"}, indent=1))
+    if asked.out is not None:
+        file = asked.out / machine.kind(chosen.device) / f"gpu-{asked.model}-{asked.variant}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Everything of one model."""
+    bounds = machine.measured(device, quick=asked.quick)
+    with tempfile.TemporaryDirectory(prefix="cadenza-gpu-") as place:
+        folder = Path(place) / "model"
+        write(geometry(asked.model, quick=asked.quick), folder)
+        kept = stored(folder, asked.variant, Path(place))
+        forms = [Form(kept, asked.variant, form=form, device=device) for form in asked.forms]
+        equal = {form.name: agrees(form, Form(kept, asked.variant, form="eager", device=device)) for form in forms}
+        print(f"the same codes as steps that Python launches: {equal}", flush=True)
+        peers = [] if asked.no_peer else [peer(folder, asked.variant, device)]
+        job = Job(asked.seconds)
+        repeats = {one.name: asked.repeats for one in forms} | {one.name: 1 for one in peers}
+        runs = alternate([*forms, *peers], job, repeats, keep=True)
+        for one in [*forms[1:], *peers]:
+            one.close()
+        bounds = bounds.better(machine.measured(device, quick=asked.quick))
+        generator: Any = forms[0].system.generator
+        bound = need(generator, asked.variant, job, steps=round(asked.seconds * generator.grid.frame_rate)).rate(bounds)
+        report = {
+            "model": asked.model,
+            "machine": machine.described(device),
+            "bounds": vars(bounds),
+            "equal": equal,
+            "bound_steps_per_second": bound,
+            "results": {name: summary(each) for name, each in runs.items()},
+            "summary": {
+                name: line([run.rate for run in each], [run.times for run in each], bound) for name, each in runs.items()
+            },
+            "attention_us": attention(generator, device),
+        }
+        if asked.batch:
+            together = alternate(forms[:1], Job(asked.seconds, asked.batch), {forms[0].name: 2}, keep=True)
+            report["together"] = {"clips": asked.batch, "times_real_time": max(run.times for run in together[forms[0].name])}
+        forms[0].close()
+        return report
+
+
+def agrees(form: Form, eager: Form) -> bool | None:
+    """Whether both write the same codes; compiled blocks round otherwise, so nothing is said of them."""
+    if form.form != "graph":
+        return None
+    job = Job(3.0, 2)
+    with torch.inference_mode():
+        codes = [one.system.frames(job.items(), **asking(job)).content for one in (form, form, eager)]
+    eager.close()
+    return all(torch.equal(codes[0], other) for other in codes[1:])
+
+
+def peer(folder: Path, variant: str, device: torch.device) -> Peer:
+    """transformers in the same dtype, or in bfloat16 where ours is quantised."""
+    dtype = variant if variant in ("float32", "float16") else "bfloat16"
+    return Peer(folder, PeerConfig(dtype), device=device, threads=torch.get_num_threads())
+
+
+def line(rates: list[float], times: list[float], bound: float) -> dict[str, float]:
+    return {
+        "steps_per_second": median(rates),
+        "first_steps_per_second": rates[0],
+        "times_real_time": median(times),
+        "share_of_bound": median(rates) / bound,
+    }
+
+
+@torch.inference_mode()
+def attention(generator: Any, device: torch.device, rows: int = 2) -> dict[str, float]:
+    """Microseconds of one layer's attention of one position, in a graph: as it is, and as plain matrix products."""
+    heads, width, dtype = generator.transformer.heads, generator.transformer.width, generator.embedding.weight.dtype
+    found = {}
+    for positions in (256, 768, 1536):
+        q, k, v = (torch.randn(rows, heads, n, width, device=device, dtype=dtype) for n in (1, positions, positions))
+        bias = torch.zeros(1, 1, 1, positions, device=device, dtype=dtype)
+        ways: dict[str, Callable[[], Any]] = {
+            "sdpa": lambda q=q, k=k, v=v, bias=bias: F.scaled_dot_product_attention(q, k, v, bias),
+            "sdpa without a mask": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
+            "products": lambda q=q, k=k, v=v, bias=bias: (q @ k.mT * width**-0.5 + bias).float().softmax(-1).to(dtype) @ v,
+        }
+        for name, way in ways.items():
+            found[f"{name}, {positions}"] = 1e6 * timed(way, device)
+    return found
+
+
+def timed(way: Run, device: torch.device, times: int = 50) -> float:
+    """Seconds of one of many runs one after the other, recorded together where the device can."""
+
+    def many() -> None:
+        for _ in range(times):
+            way()
+
+    many()
+    again = many
+    if device.type == "cuda":
+        recorder = CudaRecorder(device)
+        recorder.warm(many)
+        again = recorder.record(many)
+    taken = []
+    for _ in range(5):
+        start = now(device)
+        again()
+        taken.append(now(device) - start)
+    return median(taken) / times
+
+
+if __name__ == "__main__":
+    main()
