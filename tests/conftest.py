@@ -8,11 +8,13 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Packages that hold tensors; specs have none.
-CHECKED = ("core.types", "dsp", "nn", "codecs", "conditioners", "generators", "samplers", "system")
+ROOT = Path(__file__).parents[1]
+# Packages that hold tensors; specs have none, and what is compiled (nn/native/kernel) cannot be wrapped.
+NN = [f"nn.{path.stem}" for path in (ROOT / "src" / "cadenza" / "nn").glob("*.py") if path.stem != "__init__"]
+CHECKED = ("core.types", "dsp", *NN, "nn.native.decoding", "nn.native.linear")
+CHECKED += ("codecs", "conditioners", "generators", "samplers", "system")
 install_import_hook([f"cadenza.{name}" for name in CHECKED], "shapes.checked").__enter__()
 
-ROOT = Path(__file__).parents[1]
 KIT = Path(os.environ.get("CADENZA_CONFORMANCE") or ROOT.parent / "shared" / "conformance")
 
 

@@ -1,0 +1,186 @@
+"""A transformer with quantised weights that several threads walk step by step, its keys and values in 8 bits."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadenza.nn.attention import Source
+from cadenza.nn.native import kernel
+from cadenza.nn.positions import Rotation
+from cadenza.nn.quantized import QuantizedLinear
+from cadenza.nn.transformer import Block, Transformer
+
+ROWS = 32  # positions that are fed at a time
+BLOCK = 64  # positions of a tile of keys
+
+
+class Decoding:
+    """The memory of a batch of sequences and the threads that extend it; `close` ends these.
+
+    `rotation`, `valid` [b n] and the biases of `source` are those of all positions that will come.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        head: QuantizedLinear,
+        *,
+        valid: Bool[Tensor, "b n"] | None,
+        rotation: Rotation | None,
+        source: list[Source] | None,
+        styles: list[Float[Tensor, "b 1 e"]] | None,
+        shape: tuple[int, int],
+    ) -> None:
+        """`shape`: sequences, and the positions of each."""
+        self.batch, self.heads, self.workers = shape[0], transformer.heads, torch.get_num_threads()
+        self.room, self.rotation = -(-shape[1] // BLOCK) * BLOCK, rotation
+        self.kept: list[Any] = [transformer, head]  # whose memory the table points to
+        blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
+        tokens, source_bias, alive = 0, _none(3), np.empty((0, 0), np.uint8)
+        if source is not None:
+            tokens = source[0].keys.shape[2]
+            mask, real = source[0].reach
+            if mask is not None:
+                source_bias = _biased(mask.expand(self.batch, -1, -1, -1)[:, 0]).numpy()
+            if real is not None:
+                alive = real.expand(self.batch, -1, -1)[..., 0].to(torch.uint8).contiguous().numpy()
+        token_room = -(-tokens // BLOCK) * BLOCK
+        self.model = kernel.Model(
+            np.stack([self._layer(i, block, source, styles) for i, block in enumerate(blocks)]),
+            np.array([transformer.norm.weight.data_ptr(), transformer.norm.bias.data_ptr()], np.int64),
+            np.array(head.matrix.numbers(), np.int64),
+            np.array([self.heads, self.batch, self.room, tokens, token_room], np.int64),
+            np.float32(transformer.norm.eps),
+            _none(2) if valid is None else _biased(valid).numpy(),
+            source_bias,
+            alive,
+        )
+        self.logits, self.turn = np.empty((self.batch, head.out_features), np.float32), 0
+        self.work = self._work([part for part in transformer.modules() if isinstance(part, QuantizedLinear)] + [head])
+        self.crew = ThreadPoolExecutor(self.workers - 1, "walk") if self.workers > 1 else None
+
+    def _work(self, parts: list[QuantizedLinear]) -> kernel.Work:
+        rows, workers = max(ROWS, self.batch), self.workers
+        widest, outputs = max(part.in_features for part in parts), max(part.out_features for part in parts[:-1])
+        longest = max(self.room, int(self.model.sizes[4]))
+        return kernel.Work(
+            y=np.empty((rows, max(widest, outputs)), np.float32),
+            numbers=np.empty((workers, rows, widest + widest % 2), np.int16),
+            scale=np.empty((workers, rows), np.float32),
+            sums=np.empty((workers, rows, max(1, *(part.groups for part in parts))), np.int32),
+            room=np.empty((workers, widest), np.float32),
+            scores=np.empty((workers, longest), np.float32),
+            probable=np.empty((workers, longest), np.int16),
+            part=np.empty((workers, 256), np.float32),
+            ones=np.ones(64, np.float32),
+            counter=np.zeros(1, np.int64),
+        )
+
+    def _layer(self, number: int, block: Block, source: list[Source] | None, styles: list[Tensor] | None) -> np.ndarray:
+        row = np.zeros(kernel.COLUMNS, np.int64)
+        for place, norm in ((kernel.NORM, block.norm1), (kernel.NORM_CROSS, block.norm_cross), (kernel.NORM_MLP, block.norm2)):
+            if norm is not None:
+                row[place : place + 2] = norm.weight.data_ptr(), norm.bias.data_ptr()
+        width = block.up.in_features // self.heads
+        row[kernel.MEMORY : kernel.MEMORY + 4] = self._pointers(_memory(self.batch * self.heads, self.room, width))
+        if block.cross is not None and source is not None:
+            packed = _kept(source[number], self.batch)
+            row[kernel.SOURCE : kernel.SOURCE + 4] = self._pointers(packed)
+            row[kernel.CROSS_Q : kernel.CROSS_Q + 8] = _numbers(block.cross.q)
+            row[kernel.CROSS_OUT : kernel.CROSS_OUT + 8] = _numbers(block.cross.out)
+        if styles is not None:
+            style = styles[number].float().contiguous()
+            self.kept.append(style)
+            row[kernel.STYLE] = style.data_ptr()
+        parts = {kernel.QKV: block.attention.qkv, kernel.OUT: block.attention.out, kernel.UP: block.up, kernel.DOWN: block.down}
+        for place, part in parts.items():
+            row[place : place + 8] = _numbers(part)
+        return row
+
+    def _pointers(self, tensors: tuple[Tensor, ...]) -> list[int]:
+        self.kept.append(tensors)
+        return [x.data_ptr() for x in tensors]
+
+    def feed(self, x: Float[Tensor, "b n d"], at: int) -> None:
+        """Positions from `at` on, of which nothing is asked."""
+        each = max(1, ROWS // self.batch)
+        for first in range(0, x.shape[1], each):
+            self._walk(x[:, first : first + each], at + first, np.empty((0, 0), np.float32))
+
+    def step(self, x: Float[Tensor, "b 1 d"], at: int) -> Float[Tensor, "b v"]:
+        """What the head makes of the position `at`."""
+        self._walk(x, at, self.logits)
+        return torch.from_numpy(self.logits)
+
+    def _walk(self, x: Tensor, at: int, logits: np.ndarray) -> None:
+        n = x.shape[1]
+        assert at + n <= self.room, f"positions up to {at + n} do not fit a memory of {self.room}"
+        rows = x.reshape(self.batch * n, -1).float().contiguous()
+        rows = (rows.clone() if rows.data_ptr() == x.data_ptr() else rows).numpy()
+        position = np.tile(np.arange(at, at + n, dtype=np.int64), self.batch)
+        cos = sin = _none(2)
+        if self.rotation is not None:
+            cos, sin = (
+                part[:, 0, at : at + n].expand(self.batch, -1, -1).reshape(len(rows), -1).contiguous().numpy()
+                for part in self.rotation
+            )
+        arguments = (self.turn, self.model, kernel.Rows(rows, position, cos, sin), self.work, logits)
+        others = range(1, self.workers) if self.crew else ()
+        running = [self.crew.submit(kernel.walk, (worker, self.workers), *arguments) for worker in others]  # type: ignore[union-attr]
+        self.turn = kernel.walk((0, self.workers), *arguments)
+        for other in running:
+            other.result()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self.crew is not None:
+            self.crew.shutdown()
+
+
+def _numbers(linear: nn.Module) -> list[int]:
+    assert isinstance(linear, QuantizedLinear)
+    return linear.matrix.numbers()
+
+
+def _none(dimensions: int) -> np.ndarray:
+    return np.empty((0,) * dimensions, np.float32)
+
+
+def _biased(mask: Tensor) -> Tensor:
+    """A bias of logits for a mask, a bias as it is."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return mask.float().contiguous()
+
+
+def _memory(heads: int, positions: int, width: int) -> tuple[Tensor, ...]:
+    """Empty keys, their scales, values and theirs."""
+    each, pairs = kernel.value_shape(width, positions)
+    return (
+        torch.empty(heads, positions // 64, (width + 1) // 2, 64, 2, dtype=torch.int8),
+        torch.empty(heads, positions),
+        torch.empty(heads, -(-width // each), pairs, each, 2, dtype=torch.int8),
+        torch.empty(heads, positions),
+    )
+
+
+def _kept(source: Source, batch: int) -> tuple[Tensor, ...]:
+    """Keys and values of a condition in the same form."""
+    keys, values = (x.expand(batch, -1, -1, -1).flatten(0, 1).float() for x in source[:2])
+    positions, width = -(-keys.shape[1] // BLOCK) * BLOCK, keys.shape[2]
+    memory = _memory(len(keys), positions, width)
+    keys, values = (F.pad(x, (0, 0, 0, positions - x.shape[1])) for x in (keys, values))
+    for x, scale in ((keys, memory[1]), (values, memory[3])):
+        scale.copy_(x.abs().amax(-1) / 127)
+    whole = (keys / memory[1].clamp(min=1e-30)[..., None]).round()
+    memory[0].copy_(F.pad(whole, (0, width % 2)).view(len(keys), -1, 64, memory[0].shape[2], 2).transpose(2, 3))
+    whole = (values / memory[3].clamp(min=1e-30)[..., None]).round()
+    each, tiles = memory[2].shape[3], memory[2].shape[1]
+    whole = F.pad(whole, (0, tiles * each - width)).view(len(values), positions // 2, 2, tiles, each)
+    memory[2].copy_(whole.permute(0, 3, 1, 4, 2))
+    return memory

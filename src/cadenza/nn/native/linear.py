@@ -1,0 +1,46 @@
+"""One quantised matrix on this processor."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cadenza.nn.native import kernel
+
+
+class Matrix(NamedTuple):
+    """A quantised matrix in tiles (`nn.quantized`)."""
+
+    packed: Tensor
+    scale: Tensor
+    offset: Tensor | None
+    bias: Tensor | None
+    inputs: int
+    outputs: int
+    groups: int
+
+    def numbers(self) -> list[int]:
+        """The numbers by which the kernel knows a matrix; they hold as long as its tensors do."""
+        assert all(x is None or (x.is_contiguous() and x.device.type == "cpu") for x in self[:4])
+        return [0 if x is None else x.data_ptr() for x in self[:4]] + [self.inputs, self.outputs, self.groups, 0]
+
+
+def multiply(matrix: Matrix, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+    """The rows of `x` through the matrix; each by itself, so that its numbers do not depend on the others."""
+    rows, odd = len(x), matrix.inputs % 2
+    out = torch.empty(rows, matrix.outputs)
+    inputs = kernel.Inputs(
+        np.empty((rows, matrix.inputs + odd), np.int16),
+        np.empty(rows, np.float32),
+        np.empty((rows, max(1, matrix.groups)), np.int32),
+    )
+    numbers, part = np.array(matrix.numbers(), np.int64), np.empty(256, np.float32)
+    kernel.multiplied(numbers, x.detach().contiguous().numpy(), inputs, part, out.numpy())
+    return out
+
+
+def attempt() -> None:
+    """Compiles and runs a product; raises what numba raises where that cannot be."""
+    multiply(Matrix(torch.zeros(1, 2, 64, 2, dtype=torch.int8), torch.zeros(64), None, None, 4, 4, 0), torch.ones(1, 4))

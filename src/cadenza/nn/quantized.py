@@ -1,0 +1,193 @@
+"""Linear layers whose weights are 8 or 4 bits wide, in the order in which a processor reads them.
+
+A *tile* holds the weights of 64 outputs, two inputs of each side by side: [pairs, 64, 2]. int8 has one scale an
+output. int4 keeps two pairs in a byte, and for each group of inputs a scale and an offset of every output, bfloat16.
+What is computed with them stays in floating point, so nothing has to be calibrated.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.nn.native import obstacle
+
+if TYPE_CHECKING:
+    from cadenza.nn.native.linear import Matrix
+
+Kind = Literal["int8", "int4"]
+KINDS: tuple[str, ...] = get_args(Kind)
+OUTPUTS = 64  # of a tile
+GROUPS = (64, 32)  # inputs that share a scale, the first that divides them
+MANY = 256  # rows from which on a product is quicker with the weights written out
+SHRINKS = 16  # ranges tried for a group of int4
+
+
+class QuantizedLinear(nn.Module):
+    """The product of nn.Linear with a quantised weight, without gradient."""
+
+    packed: Tensor
+    scale: Tensor
+    offset: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int, *, kind: Kind, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.kind = inputs, outputs, kind
+        tiles, pairs = -(-outputs // OUTPUTS), -(-inputs // 2)
+        if kind == "int8":
+            self.groups = 0
+            self.register_buffer("packed", torch.empty(tiles, pairs, OUTPUTS, 2, dtype=torch.int8))
+            self.register_buffer("scale", torch.empty(tiles * OUTPUTS))
+            self.offset = None
+        else:
+            self.groups = inputs // group_of(inputs)
+            self.register_buffer("packed", torch.empty(tiles, pairs // 2, OUTPUTS, 2, dtype=torch.uint8))
+            for name in ("scale", "offset"):
+                self.register_buffer(name, torch.empty(tiles, self.groups, OUTPUTS, dtype=torch.bfloat16))
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def of(cls, linear: nn.Linear, kind: Kind) -> "QuantizedLinear":
+        """The nearest to a linear layer."""
+        bias = None if linear.bias is None else linear.bias.detach()
+        with torch.device(linear.weight.device):
+            made = cls(linear.in_features, linear.out_features, kind=kind, bias=bias)
+        weight = linear.weight.detach().float()
+        weight = F.pad(weight, (0, made.packed.shape[1] * (2 if kind == "int8" else 4) - made.in_features))
+        weight = F.pad(weight, (0, 0, 0, made.packed.shape[0] * OUTPUTS - made.out_features))
+        if kind == "int8":
+            made.scale.copy_(weight.abs().amax(1) / 127)
+            numbers = (weight / made.scale.clamp(min=1e-30)[:, None]).round().clamp(-127, 127).to(torch.int8)
+            made.packed.copy_(numbers.view(len(made.packed), OUTPUTS, -1, 2).transpose(1, 2))
+            return made
+        numbers, scale, offset = _fitted(weight.view(len(weight), made.groups, -1))
+        for name, values in (("scale", scale), ("offset", offset)):
+            getattr(made, name).copy_(values.view(-1, OUTPUTS, made.groups).transpose(1, 2))
+        low, high = numbers.view(len(made.packed), OUTPUTS, -1, 2, 2).transpose(1, 2).unbind(3)
+        made.packed.copy_(low | high << 4)
+        return made
+
+    @property
+    def weight(self) -> Tensor:
+        """The numbers as they lie, so that what looks at the dtype of a layer's weight sees them."""
+        return self.packed
+
+    @property
+    def matrix(self) -> "Matrix":
+        """What the kernel reads."""
+        from cadenza.nn.native.linear import Matrix
+
+        return Matrix(self.packed, self.scale, self.offset, self.bias, self.in_features, self.out_features, self.groups)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "o i"]:
+        """The weight as it is meant."""
+        tiles = len(self.packed)
+        if self.kind == "int8":
+            weight = self.packed.transpose(1, 2).reshape(tiles * OUTPUTS, -1).to(dtype) * self.scale[:, None].to(dtype)
+        else:
+            assert self.offset is not None
+            numbers = torch.stack([self.packed & 15, self.packed >> 4], 2).flatten(1, 2)
+            numbers = numbers.transpose(1, 2).reshape(tiles, OUTPUTS, self.groups, -1).to(dtype)
+            scale, offset = (x.transpose(1, 2)[..., None].to(dtype) for x in (self.scale, self.offset))
+            weight = (numbers * scale + offset).reshape(tiles * OUTPUTS, -1)
+        return weight[: self.out_features, : self.in_features]
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        rows = x.shape[:-1].numel()
+        if x.device.type == "cpu" and rows <= MANY and obstacle() is None:
+            from cadenza.nn.native.linear import multiply
+
+            return multiply(self.matrix, x.reshape(rows, -1).float()).view(*x.shape[:-1], -1).to(x.dtype)
+        return F.linear(x, self.dense(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.kind}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
+        """Moves it and never casts it: what scales numbers keeps its dtype."""
+        return super()._apply(
+            lambda x: fn(x) if fn(x.new_empty(0)).dtype == x.dtype else x.to(fn(x.new_empty(0)).device), recurse
+        )
+
+
+def group_of(inputs: int) -> int:
+    """Inputs that share a scale in int4; RequestError where none of the sizes divides them."""
+    for size in GROUPS:
+        if inputs % size == 0:
+            return size
+    sizes = " or ".join(map(str, sorted(GROUPS)))
+    raise RequestError(f"int4 needs a number of inputs that {sizes} divides, and a layer has {inputs}; use int8")
+
+
+def quantize(module: nn.Module, kind: Kind, *, gently: tuple[str, ...] = ()) -> None:
+    """Makes every linear layer below `module` a quantised one, in place; int8 where its name ends in one of `gently`.
+
+    RequestError, and nothing is changed, where int4 does not suit a layer.
+    """
+    parts = dict(linears(module))
+    kinds: dict[str, Kind] = {name: "int8" if name.endswith(gently) else kind for name in parts}
+    for name, part in parts.items():
+        if kinds[name] == "int4":
+            try:
+                group_of(part.in_features)
+            except RequestError as error:
+                raise RequestError(f"{name}: {error}") from None
+    for name, part in parts.items():
+        _put(module, name, QuantizedLinear.of(part, kinds[name]))
+
+
+def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers below a module and their names."""
+    for name, part in list(module.named_modules()):
+        if type(part) is nn.Linear:
+            yield name, part
+
+
+def fit(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Gives `module` the quantised layers that stored weights are of; CheckpointError where it has no such layer."""
+    for key, stored in weights.items():
+        name = key.removesuffix(".packed")
+        if name == key or stored.dtype not in (torch.int8, torch.uint8):
+            continue
+        part = dict(module.named_modules()).get(name)
+        if type(part) is not nn.Linear:
+            raise CheckpointError(f"'{key}' is a quantised weight, but the model has no linear layer '{name}'")
+        kind: Kind = "int8" if stored.dtype == torch.int8 else "int4"
+        with torch.device(part.weight.device):
+            _put(module, name, QuantizedLinear(part.in_features, part.out_features, kind=kind, bias=part.bias))
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """What the weights below a module are quantised to: the narrowest of their kinds, None where none is."""
+    kinds = {part.kind for part in module.modules() if isinstance(part, QuantizedLinear)}
+    return next((kind for kind in reversed(KINDS) if kind in kinds), None)
+
+
+def _put(module: nn.Module, name: str, part: nn.Module) -> None:
+    above, _, last = name.rpartition(".")
+    setattr(module.get_submodule(above), last, part)
+
+
+def _fitted(weight: Float[Tensor, "o g n"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers 0 to 15, scale and offset of each group: of some ranges the one with the least square error."""
+    low, high = weight.amin(-1), weight.amax(-1)
+    best = torch.full_like(low, torch.inf)
+    numbers = torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device)
+    scale = torch.zeros_like(low, dtype=torch.bfloat16)
+    offset = torch.zeros_like(low, dtype=torch.bfloat16)
+    for i in range(SHRINKS):
+        share = 1 - 0.4 * i / SHRINKS
+        s = (share * (high - low) / 15).clamp(min=1e-30).bfloat16()
+        o = (share * low).bfloat16()
+        q = ((weight - o[..., None].float()) / s[..., None].float()).round_().clamp_(0, 15)
+        error = torch.addcmul(o[..., None].float(), q, s[..., None].float()).sub_(weight).square_().sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale, offset = torch.where(better, s, scale), torch.where(better, o, offset)
+        numbers = torch.where(better[..., None], q.to(torch.uint8), numbers)
+    return numbers, scale, offset
