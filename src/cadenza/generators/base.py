@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Part, Spec
 from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Latents, Slot
+from cadenza.nn.quantized import Kind, quantize
 
 
 class GeneratorSpec(Part):
@@ -93,6 +94,11 @@ class Generator(nn.Module, ABC):
 
     spec: Any
     grid: Grid
+    gentle: ClassVar[tuple[str, ...]] = ()  # endings of the names of linear layers that never have fewer than 8 bits
+
+    def quantize(self, kind: Kind) -> None:
+        """Makes the weights of linear layers 8 or 4 bits wide, in place; RequestError where 4 do not suit a layer."""
+        quantize(self, kind, gently=self.gentle)
 
     @abstractmethod
     def losses(self, target: Codes | Latents, fused: Fused, rng: torch.Generator) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ codebook 0 has, it is the end of the clip.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ from cadenza.nn.graphs import Graphs, Recorded
 from cadenza.nn.packed import packed
 from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_frames, stack_steps
 from cadenza.nn.positions import rotations, sinusoids
+from cadenza.nn.quantized import QuantizedLinear, widened
 from cadenza.nn.setting import Setting
 from cadenza.nn.span import Span, bucket
 from cadenza.nn.steps import at_frames, biased, latest, over_steps, placed
@@ -31,6 +32,9 @@ from cadenza.nn.transformer import Transformer
 from cadenza.samplers.guidance import Mix, active, stack
 from cadenza.samplers.tokens import TokenSampling, uniforms
 from cadenza.samplers.writing import Writing
+
+if TYPE_CHECKING:
+    from cadenza.nn.native.decoding import Decoding
 
 BLOCK = 16  # steps between two looks at the host
 NOWHERE = 1 << 40  # stands for no frame where a frame's number is compared
@@ -123,7 +127,8 @@ class _Group:
 
     branches: int
     setting: Setting
-    cache: Cache
+    cache: Cache | None
+    decoding: "Decoding | None" = None  # which remembers what the cache does elsewhere
 
 
 @dataclass
@@ -134,9 +139,17 @@ class _State:
     groups: list[_Group]
     step: Int[Tensor, "1"]
 
+    def close(self) -> None:
+        """Ends what runs for it."""
+        for group in self.groups:
+            if group.decoding is not None:
+                group.decoding.close()
+
 
 class CodecLM(Generator):
     """Embeddings of K codebooks summed, a causal transformer, K heads."""
+
+    gentle: ClassVar[tuple[str, ...]] = ("head", "kv", "style", *(f"inputs.{slot}" for slot in ("prepend", "add", "concat")))
 
     def __init__(self, spec: CodecLMSpec, grid: Grid, widths: Mapping[Slot, int]) -> None:
         super().__init__()
@@ -218,21 +231,32 @@ class CodecLM(Generator):
         wanted = plan.frames.tolist()
         patterns = [self._pattern(frames) for frames in wanted]
         branches = active(branches, plain=plan.strength is not None or plan.rescale > 0)
-        lm = packed(self, len(wanted) * (1 if plan.two_step else len(branches)))
+        lm = packed(widened(self), len(wanted) * (1 if plan.two_step else len(branches)))
         first, state = lm._begin(branches, plan, patterns)
         recorded = self.graphs.begin(state, lm)
         state = state if recorded is None else recorded.state
+        try:
+            yield from lm._written(state, recorded, patterns, first)
+        finally:
+            state.close()
+        if recorded is not None:
+            self.graphs.keep(recorded)
+
+    def _written(
+        self, state: _State, recorded: Recorded[_State] | None, patterns: list[Pattern], first: int
+    ) -> Iterator[Codes]:
+        """Frames as soon as all their codes are there, from a batch of which the step `first` is the next."""
         whole = [pattern.complete() for pattern in patterns]
         sequence = state.writing.sequence
         steps = stack_steps(patterns).to(sequence.device)
-        lm._prefill(state, first)
+        self._prefill(state, first)
         sent, last = 0, first
         while True:
             before, last = last, min(last + BLOCK, sequence.shape[2])
             if recorded is None:
-                lm._advance(state, before, last)
+                self._advance(state, before, last)
             else:
-                lm._replay(recorded, before, last)
+                self._replay(recorded, before, last)
             ends = state.writing.ends.tolist()
             done = [table[min(last, len(table)) - 1] for table in whole]
             open_ = [frames for frames, end in zip(done, ends, strict=True) if frames < end]
@@ -241,9 +265,7 @@ class CodecLM(Generator):
                 yield _chunk(sequence, steps[:, :, sent:ready], state.writing.ends - sent)
                 sent = ready
             if not open_:
-                break
-        if recorded is not None:
-            self.graphs.keep(recorded)
+                return
 
     @torch.inference_mode()
     def _begin(self, branches: list[Branch], plan: Plan, patterns: list[Pattern]) -> tuple[int, _State]:
@@ -290,9 +312,17 @@ class CodecLM(Generator):
 
     def _group(self, fused: Fused, frame: Int[Tensor, "nb k s"], batch: int) -> _Group:
         setting = self._setting(fused, frame)
-        positions = setting.length + frame.shape[2]
+        branches, positions = len(frame) // batch, setting.length + frame.shape[2]
+        if isinstance(self.head, QuantizedLinear) and frame.device.type == "cpu":
+            return _Group(branches, setting, None, self._decoding(setting, (len(frame), positions)))
         cache = self.transformer.cache(len(frame), bucket(positions) if self.graphs.here(self) else positions)
-        return _Group(len(frame) // batch, setting, cache)
+        return _Group(branches, setting, cache)
+
+    def _decoding(self, setting: Setting, shape: tuple[int, int]) -> "Decoding":
+        from cadenza.nn.native.decoding import Decoding
+
+        parts = {name: getattr(setting, name) for name in ("valid", "rotation", "source", "styles")}
+        return Decoding(self.transformer, self.head, shape=shape, **parts)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def _prefill(self, state: _State, first: int) -> None:
@@ -300,7 +330,10 @@ class CodecLM(Generator):
         for group in state.groups:
             if group.setting.length + first > 1:
                 sequence = state.writing.sequence[:, :, : first - 1].repeat(group.branches, 1, 1)
-                self._run(sequence, group.setting, cache=group.cache)
+                if group.decoding is None:
+                    self._run(sequence, group.setting, cache=group.cache)
+                else:
+                    group.decoding.feed(self._inputs(sequence, group.setting), 0)
 
     @torch.inference_mode()
     def _advance(self, state: _State, first: int, last: int) -> None:
@@ -330,6 +363,8 @@ class CodecLM(Generator):
         """The logits of `step`, whose column before it is read."""
         setting, before = group.setting, step.moved(-1)
         x, span = self._read(column, setting, before), before.moved(setting.length).bucketed()
+        if group.decoding is not None:
+            return self._split(group.decoding.step(x, span.end - 1))
         mask = step_mask(setting.valid, span, x.dtype)
         x = self.transformer(x, mask=mask, cache=group.cache, **setting.at(span))
         return self._logits(x[:, -1])
@@ -386,12 +421,15 @@ class CodecLM(Generator):
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """What the transformer makes of the prefix and the first steps, read at once."""
-        x = self._read(sequence, setting, Span(0, sequence.shape[2]))
-        if setting.prefix is not None:
-            x = torch.cat([setting.prefix, x], 1)
+        x = self._inputs(sequence, setting)
         n = x.shape[1]
         mask = None if setting.valid is None else prefix_mask(setting.valid[:, :n])
         return self.transformer(x, mask=mask, cache=cache, rng=rng, **setting.at(Span(0, n)))
+
+    def _inputs(self, sequence: Int[Tensor, "b k s"], setting: Setting) -> Float[Tensor, "b n d"]:
+        """The prefix and the first steps, as the transformer reads them."""
+        x = self._read(sequence, setting, Span(0, sequence.shape[2]))
+        return x if setting.prefix is None else torch.cat([setting.prefix, x], 1)
 
     def _read(self, sequence: Int[Tensor, "b k s"], setting: Setting, steps: Span) -> Float[Tensor, "b s d"]:
         """The summed embeddings of some steps, with what conditions and positions add."""
@@ -402,7 +440,10 @@ class CodecLM(Generator):
         return x if setting.added is None else x + steps.of(setting.added, 1)
 
     def _logits(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k v"]:
-        y = self.head(x)
+        return self._split(self.head(x))
+
+    def _split(self, y: Float[Tensor, "*b h"]) -> Float[Tensor, "*b k v"]:
+        """Each codebook's part of what the head says."""
         codes = y[..., : self.rows * self.special].unflatten(-1, (self.rows, self.special))
         if not self.spec.end_of_sequence:
             return codes

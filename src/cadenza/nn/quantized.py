@@ -5,8 +5,10 @@ output. int4 keeps two pairs in a byte, and for each group of inputs a scale and
 What is computed with them stays in floating point, so nothing has to be calibrated.
 """
 
+import copy
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,7 @@ from cadenza.nn.native import obstacle
 if TYPE_CHECKING:
     from cadenza.nn.native.linear import Matrix
 
+M = TypeVar("M", bound=nn.Module)
 Kind = Literal["int8", "int4"]
 KINDS: tuple[str, ...] = get_args(Kind)
 OUTPUTS = 64  # of a tile
@@ -54,7 +57,7 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, kind: Kind) -> "QuantizedLinear":
         """The nearest to a linear layer."""
-        bias = None if linear.bias is None else linear.bias.detach()
+        bias = None if linear.bias is None else linear.bias.detach().float()
         with torch.device(linear.weight.device):
             made = cls(linear.in_features, linear.out_features, kind=kind, bias=bias)
         weight = linear.weight.detach().float()
@@ -166,6 +169,27 @@ def kind_of(module: nn.Module) -> str | None:
     """What the weights below a module are quantised to: the narrowest of their kinds, None where none is."""
     kinds = {part.kind for part in module.modules() if isinstance(part, QuantizedLinear)}
     return next((kind for kind in reversed(KINDS) if kind in kinds), None)
+
+
+def widened(module: M) -> M:
+    """The module, or where its quantised layers cannot be computed with quickly a twin with their weights in float32."""
+    if next(module.parameters()).device.type != "cpu" or kind_of(module) is None or (reason := obstacle()) is None:
+        return module
+    warnings.warn(f"{kind_of(module)} weights are computed with as float32, in more memory and time: {reason}", stacklevel=3)
+    return _wide(module)
+
+
+def _wide(module: Any) -> Any:
+    if isinstance(module, QuantizedLinear):
+        with torch.device("meta"):
+            linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        linear.weight = nn.Parameter(module.dense(), requires_grad=False)
+        if module.bias is not None:
+            linear.bias = nn.Parameter(module.bias, requires_grad=False)
+        return linear
+    twin = copy.copy(module)
+    twin._modules = {name: None if part is None else _wide(part) for name, part in module._modules.items()}
+    return twin
 
 
 def _put(module: nn.Module, name: str, part: nn.Module) -> None:

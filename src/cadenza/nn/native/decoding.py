@@ -52,7 +52,7 @@ class Decoding:
         token_room = -(-tokens // BLOCK) * BLOCK
         self.model = kernel.Model(
             np.stack([self._layer(i, block, source, styles) for i, block in enumerate(blocks)]),
-            np.array([transformer.norm.weight.data_ptr(), transformer.norm.bias.data_ptr()], np.int64),
+            np.array(self._pointers((transformer.norm.weight.float(), transformer.norm.bias.float())), np.int64),
             np.array(head.matrix.numbers(), np.int64),
             np.array([self.heads, self.batch, self.room, tokens, token_room], np.int64),
             np.float32(transformer.norm.eps),
@@ -85,7 +85,7 @@ class Decoding:
         row = np.zeros(kernel.COLUMNS, np.int64)
         for place, norm in ((kernel.NORM, block.norm1), (kernel.NORM_CROSS, block.norm_cross), (kernel.NORM_MLP, block.norm2)):
             if norm is not None:
-                row[place : place + 2] = norm.weight.data_ptr(), norm.bias.data_ptr()
+                row[place : place + 2] = self._pointers((norm.weight.float(), norm.bias.float()))
         width = block.up.in_features // self.heads
         row[kernel.MEMORY : kernel.MEMORY + 4] = self._pointers(_memory(self.batch * self.heads, self.room, width))
         if block.cross is not None and source is not None:
