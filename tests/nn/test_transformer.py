@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cadenza.core.types import Tokens
-from cadenza.nn.attention import CrossAttention, SelfAttention, attend, prefix_mask
+from cadenza.nn.attention import CrossAttention, SelfAttention, attend, prefix_mask, step_mask
 from cadenza.nn.positions import rotations
 from cadenza.nn.span import Span
 from cadenza.nn.transformer import Transformer, drop
@@ -175,3 +175,16 @@ def test_half_precision_in_training_attends_as_float32_does() -> None:
         gradients = [torch.autograd.grad(y.float().square().sum(), (q, k, v)) for y in (wanted, found)]
         for one, other in zip(*gradients, strict=True):
             torch.testing.assert_close(one, other, atol=0.15, rtol=0.1)
+
+
+def test_a_place_on_the_device_sees_what_one_that_the_host_knows_does() -> None:
+    """A bias of rows that CUDA's kernels take as they are: 0 up to the place itself, padding of the prefix left out."""
+    valid = torch.tensor([[True] * 9, [False, False] + [True] * 7])
+    for at, end in ((0, 5), (4, 20), (8, 9)):
+        for keep in (None, valid):
+            bias = step_mask(keep, Span(torch.tensor([at]), end), torch.bfloat16)
+            told = step_mask(keep, Span(at, at + 1), torch.bfloat16)
+            assert bias is not None and bias.dtype == torch.bfloat16 and bias.shape[-1] == end and bias.stride(-2) % 16 == 0
+            seen = torch.ones(1, 1, 1, at + 1, dtype=torch.bool) if told is None else told
+            assert torch.equal(bias == 0, torch.nn.functional.pad(seen, (0, end - at - 1)))
+            assert bool((bias[bias != 0] == -torch.inf).all())

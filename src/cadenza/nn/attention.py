@@ -13,6 +13,8 @@ from cadenza.nn.cache import KeyValues
 from cadenza.nn.positions import Rotation, rotate
 from cadenza.nn.span import Span
 
+ALIGNED = 16  # numbers from row to row of a bias
+
 
 class Reach(NamedTuple):
     """Which tokens each position attends to, or with what bias; where nothing is `alive`, nothing is contributed."""
@@ -104,7 +106,7 @@ class CrossAttention(nn.Module):
         mask, alive = source.reach
         y = attend(q, source.keys, source.values, mask)
         y = self.out(rearrange(y, "b h n d -> b n (h d)"))
-        return y if alive is None else y.masked_fill(~alive, 0)
+        return y if alive is None else y * alive
 
 
 def attend(
@@ -165,5 +167,6 @@ def step_mask(valid: Bool[Tensor, "b n"] | None, span: Span, dtype: torch.dtype)
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where attended to and -inf elsewhere; a bias as it is."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask.to(dtype)
+    """0 where attended to and -inf elsewhere, a bias as it is; in rows that CUDA's kernels take without a copy of their own."""
+    bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask.to(dtype)
+    return F.pad(bias, (0, -bias.shape[-1] % ALIGNED))[..., : bias.shape[-1]]
