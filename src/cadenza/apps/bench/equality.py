@@ -13,30 +13,34 @@ TOLERANCE = 1e-3  # of the loudest sample: both sum in float32, in orders of the
 
 
 def compared(ours: Ours, peer: Peer, job: Job) -> dict[str, Any]:
-    """How far codes and audio of both are apart; BenchmarkError where they are not the same."""
+    """How far codes and audio of both are apart, one model after the other in memory.
+
+    BenchmarkError where they are not the same.
+    """
     system = ours.system
     with torch.inference_mode():
         codes: Any = system.frames(job.items(), sampling={"temperature": 0}, **asking(job))
-        mine = system.codec.decode(codes).wave.float().cpu()
+        mine, ids = system.codec.decode(codes).wave.float().cpu(), codes.ids.cpu()
+    del system
+    ours.close()
     _, theirs, wave = peer.made(job, greedy=True)
-    wave = wave.float().cpu()
-    same = torch.equal(codes.ids.cpu(), theirs.cpu())
-    if mine.shape != wave.shape:
-        raise BenchmarkError(f"ours made {list(mine.shape)} samples and transformers {list(wave.shape)}: nothing is compared")
+    wave, theirs = wave.float().cpu(), theirs.cpu()
+    peer.close()
+    if mine.shape != wave.shape or ids.shape != theirs.shape:
+        raise BenchmarkError(f"ours made {list(mine.shape)} samples, transformers {list(wave.shape)}: they cannot be compared")
     peak, apart = float(wave.abs().max()), float((mine - wave).abs().max())
-    distinct = int(codes.ids.unique().numel())
+    same = torch.equal(ids, theirs)
     if not same or not apart <= TOLERANCE * peak:
-        differ = float((codes.ids.cpu() != theirs.cpu()).float().mean())
         raise BenchmarkError(
-            f"greedy float32 audio is not the same: {100 * differ:.2f} % of the codes differ, samples by up to {apart:.2g} "
-            f"where the loudest is {peak:.2g}; a comparison of speed would mean nothing"
+            f"greedy float32 audio is not the same: {100 * float((ids != theirs).float().mean()):.2f} % of the codes differ, "
+            f"samples by up to {apart:.2g} where the loudest is {peak:.2g}; a comparison of speed would mean nothing"
         )
     return {
         "seconds": job.seconds,
-        "frames": codes.ids.shape[-1],
+        "frames": ids.shape[-1],
+        "samples": mine.shape[-1],
         "codes_equal": same,
-        "distinct_codes": distinct,
+        "distinct_codes": int(ids.unique().numel()),
         "max_abs_difference": apart,
         "peak": peak,
-        "samples": mine.shape[-1],
     }

@@ -77,7 +77,7 @@ def described(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": {name: found for name in LIBRARIES if (found := _version(name))},
+        "versions": {name: there for name in LIBRARIES if (there := _version(name))},
     }
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -31,17 +31,18 @@ class Job:
 class Run:
     """Seconds of one run by part; `steps` are those of the language model, `audio` seconds of sound that were made."""
 
-    text: float
-    lm: float
-    codec: float
-    total: float
-    steps: int
+    parts: Mapping[str, float]
     audio: float
+    steps: int = 0
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
 
     @property
     def rate(self) -> float:
-        """Steps of the language model a second."""
-        return self.steps / self.lm if self.lm else 0.0
+        """Steps of the language model a second; 0 where there is none."""
+        return self.steps / self.parts["lm"] if self.steps else 0.0
 
     @property
     def times(self) -> float:
@@ -58,7 +59,7 @@ class Contestant(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Reads the model."""
+        """Reads the model, unless it is open."""
 
     @abstractmethod
     def close(self) -> None:
@@ -67,10 +68,6 @@ class Contestant(ABC):
     @abstractmethod
     def run(self, job: Job) -> Run:
         """The clips of a job, timed."""
-
-    def first(self, job: Job) -> float:
-        """Seconds from the call to the first sound; those of the whole clip where a library gives no sound before."""
-        return self.run(job).total
 
     def timed(self, job: Job) -> Run:
         """A run with the number of threads that belongs to it."""
@@ -109,8 +106,9 @@ def alternate(
                 one.timed(warm)
             run = one.timed(job)
             found[one.name].append(run)
-            say(f"{one.name}: {run.rate:.2f} steps/s, {run.times:.3f}x real time ({run.total:.1f} s, turn {turn + 1})")
-            if not keep or turn + 1 == repeats[one.name]:
+            steps = f"{run.rate:.2f} steps/s, " if run.steps else ""
+            say(f"{one.name}: {steps}{run.times:.3f}x real time ({run.total:.1f} s, turn {turn + 1})")
+            if not keep:
                 one.close()
     return found
 
@@ -122,11 +120,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """What several runs of one job come to."""
-    parts = {key: spread([asdict(run)[key] for run in runs]) for key in ("text", "lm", "codec", "total")}
-    return {
-        "steps": runs[0].steps,
+    found = {
         "audio_seconds": runs[0].audio,
-        "steps_per_second": spread([run.rate for run in runs]),
         "times_real_time": spread([run.times for run in runs]),
-        "seconds": parts,
+        "seconds": {name: spread([run.parts[name] for run in runs]) for name in runs[0].parts},
+        "total_seconds": spread([run.total for run in runs]),
     }
+    if runs[0].steps:
+        found |= {"steps": runs[0].steps, "steps_per_second": spread([run.rate for run in runs])}
+    return found

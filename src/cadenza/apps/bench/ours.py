@@ -2,6 +2,8 @@
 
 import gc
 import inspect
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import near
 
 if TYPE_CHECKING:
+    from cadenza.dsp.audio import Audio
     from cadenza.system.system import System
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,29 +23,30 @@ VARIANTS = (*DTYPES, *QUANTISED)
 
 
 class Ours(Contestant):
-    """`cadenza.load` of a folder or a name as `variant`."""
+    """`cadenza.load` of a folder or a name that is stored as `variant` (see `stored`)."""
 
     def __init__(self, model: str | Path, variant: str, *, device: torch.device, threads: int) -> None:
-        if variant not in VARIANTS:
-            raise BenchmarkError(f"there is no variant '{variant}'.{near(variant, VARIANTS)}")
         self.model, self.variant, self.device, self.threads = model, variant, device, threads
         self.name = f"cadenza {variant}"
         self._system: System | None = None
 
     @property
     def system(self) -> "System":
-        if self._system is None:
-            self.open()
+        self.open()
         assert self._system is not None
         return self._system
 
     def open(self) -> None:
         if self._system is None:
-            self._system = loaded(self.model, self.variant, self.device)
+            from cadenza.apps.api import load
+
+            self._system = load(self.model, device=self.device, dtype=DTYPES.get(self.variant, torch.float32))
 
     def close(self) -> None:
         self._system = None
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def run(self, job: Job) -> Run:
         system, marks = self.system, {}
@@ -51,40 +55,53 @@ class Ours(Contestant):
             start = now(self.device)
             codes = system.frames(job.items(), **asking(job))
             made = now(self.device)
-            system.codec.decode(codes)  # type: ignore[arg-type]  # of one kind
+            system.codec.decode(codes)
             end = now(self.device)
         finally:
             hook.remove()
-        text = marks["text"]
-        frames = int(codes.lengths.max())
-        return Run(text - start, made - text, end - made, end - start, steps(system, frames), job.seconds * job.batch)
+        parts = {"text": marks["text"] - start, "lm": made - marks["text"], "codec": end - made}
+        return Run(parts, job.seconds * job.batch, steps(system, int(codes.lengths.max())))
 
-    def first(self, job: Job) -> float:
+    def heard(self, job: Job) -> Iterator["tuple[float, Audio]"]:
+        """Seconds since the call and the next piece of sound, as the clips are streamed."""
         start = now(self.device)
-        chunks = self.system.stream(job.items(), **asking(job))
-        try:
+        with closing(self.system.stream(job.items(), **asking(job))) as chunks:  # type: ignore[type-var]  # a generator
             for chunk in chunks:
                 if int(chunk.lengths.max()) > 0:
-                    return now(self.device) - start
-        finally:
-            chunks.close()  # type: ignore[attr-defined]  # a generator function's
+                    yield now(self.device) - start, chunk
+
+    def first(self, job: Job) -> float:
+        """Seconds from the call to the first sound."""
+        with closing(self.heard(job)) as pieces:  # type: ignore[type-var]  # a generator function's
+            for moment, _ in pieces:
+                return moment
         raise BenchmarkError("the stream ended without a sound")
 
 
-def loaded(model: str | Path, variant: str, device: torch.device) -> "System":
-    """The system in that form; BenchmarkError where this build or device has no such form."""
-    from cadenza.apps.api import load
+def stored(model: str | Path, variant: str, place: Path) -> str | Path:
+    """Where `model` lies as `variant`: itself, or below `place`, saved as a user would keep it.
 
+    BenchmarkError where this build has no such form.
+    """
+    from cadenza.apps.api import find, load
+
+    if variant not in VARIANTS:
+        raise BenchmarkError(f"there is no variant '{variant}'.{near(variant, list(VARIANTS))}")
+    if variant == "float32" and isinstance(find(model), Path):
+        return model
+    folder = place / f"ours-{variant}"
     if variant in DTYPES:
-        return load(model, device=device, dtype=DTYPES[variant])
+        load(model, device="cpu", dtype=DTYPES[variant]).save(folder)
+        return folder
     if "quantize" not in inspect.signature(load).parameters:
-        raise BenchmarkError(f"this build cannot load a model as {variant}; leave that out of --variants")
+        raise BenchmarkError(f"this build cannot load a model as {variant}; leave it out of --variants")
     more: dict[str, Any] = {"quantize": variant}
-    return load(model, device=device, **more)
+    load(model, device="cpu", **more).save(folder)
+    return folder
 
 
 def asking(job: Job) -> dict[str, Any]:
-    """The fields of a request; three branches are what a prompt adds twice, and a negative prompt."""
+    """The fields of a request; three branches are what a prompt adds, counted double, and a negative prompt."""
     scale: Any = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "emphasis": {"prompt": 1.5}, "negative": "drums over bass"}}[job.branches]
     return {"seconds": job.seconds, "seed": 0, "guidance": scale}
 
@@ -104,3 +121,19 @@ def steps(system: "System", frames: int) -> int:
         if first + window >= frames:
             return taken
         first += stride
+
+
+def sizes(system: "System") -> dict[str, int]:
+    """Bytes of the weights by part, encoders that are borrowed included."""
+    parts: Any = system.conditioners.values()
+    borrowed = [part.pretrained.on(system.device) for part in parts if hasattr(part, "pretrained")]
+    return {
+        "language model": _bytes(system.generator),
+        "text encoder": sum(map(_bytes, [system.conditioners, *borrowed])),
+        "codec": _bytes(system.codec),
+    }
+
+
+def _bytes(module: Any) -> int:
+    held = {x.data_ptr(): x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers())}
+    return sum(held.values())

@@ -25,8 +25,9 @@ class PeerConfig:
 
     @property
     def label(self) -> str:
-        parts = [self.dtype, self.attention, f"{self.cache} cache", *(["compiled"] if self.compiled else [])]
-        return ", ".join(parts + ([f"{self.threads} threads"] if self.threads else []))
+        parts = [self.dtype, self.attention, *(["static cache"] if self.cache == "static" else [])]
+        parts += ["compiled"] if self.compiled else []
+        return ", ".join(parts + ([f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.threads else []))
 
 
 class Peer(Contestant):
@@ -40,20 +41,18 @@ class Peer(Contestant):
 
     @property
     def model(self) -> Any:
-        if self._model is None:
-            self.open()
+        self.open()
         return self._model
 
     def open(self) -> None:
         if self._model is not None:
             return
-        transformers = library()
-        self._model = transformers.MusicgenForConditionalGeneration.from_pretrained(
+        self._model = library().MusicgenForConditionalGeneration.from_pretrained(
             self.folder,
             dtype=getattr(torch, self.config.dtype),
             attn_implementation={"decoder": self.config.attention, "text_encoder": "eager", "audio_encoder": "eager"},
-        ).to(self.device)
-        self._model.eval()
+        )
+        self._model.to(self.device).eval()
         if self.config.compiled:
             decoder = self._model.decoder
             decoder.forward = torch.compile(decoder.forward, dynamic=None if self.config.cache == "static" else True)
@@ -61,8 +60,10 @@ class Peer(Contestant):
     def close(self) -> None:
         self._model = None
         if self.config.compiled:
-            torch._dynamo.reset()
+            torch.compiler.reset()
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def run(self, job: Job) -> Run:
         return self.made(job)[0]
@@ -70,54 +71,51 @@ class Peer(Contestant):
     def made(self, job: Job, *, greedy: bool = False) -> tuple[Run, Tensor, Tensor]:
         """The run, its codes [b k f] and its audio [b c t]."""
         if job.branches > 2:
-            raise BenchmarkError("transformers computes one or two branches of guidance")
-        model, marks, heard = self.model, {}, []
+            raise BenchmarkError("transformers computes one or two branches of guidance, not three")
+        model, marks, decoded = self.model, {}, []
         decode = model.audio_encoder.decode
 
         def tapped(codes: Tensor, *rest: Any, **named: Any) -> Any:
             marks.setdefault("codec", now(self.device))
-            heard.append(codes)
+            decoded.append(codes)
             return decode(codes, *rest, **named)
 
         hook = model.text_encoder.register_forward_hook(lambda *_: marks.__setitem__("text", now(self.device)))
         model.audio_encoder.decode = tapped
-        sides = model.config.decoder.audio_channels
+        lm = model.config.decoder
         frames = round(job.seconds * model.config.audio_encoder.frame_rate)
-        taken = frames - 1 + model.config.decoder.num_codebooks // sides
+        taken = frames - 1 + lm.num_codebooks // lm.audio_channels
         try:
             start = now(self.device)
-            ids, mask = self._read(job)
+            ids = self._read(job)
             with torch.inference_mode():
                 wave = model.generate(
                     input_ids=ids,
-                    attention_mask=mask,
+                    attention_mask=torch.ones_like(ids),
                     do_sample=not greedy,
                     max_new_tokens=taken,
                     guidance_scale=3.0 if job.branches == 2 else 1.0,
-                    **self._cache(job, taken, ids),
+                    **self._cache(taken, ids),
                 )
             end = now(self.device)
         finally:
             hook.remove()
             model.audio_encoder.decode = decode
-        text, codec = marks["text"], marks["codec"]
-        run = Run(text - start, codec - text, end - codec, end - start, taken, job.seconds * job.batch)
-        codes = torch.stack([each[0] for each in heard], 2).flatten(1, 2)  # left and right in turn
-        return run, codes, wave
+        parts = {"text": marks["text"] - start, "lm": marks["codec"] - marks["text"], "codec": end - marks["codec"]}
+        codes = torch.stack([each[0] for each in decoded], 2).flatten(1, 2)  # left and right in turn
+        return Run(parts, job.seconds * job.batch, taken), codes, wave
 
-    def _read(self, job: Job) -> tuple[Tensor, Tensor]:
-        """The ids and the mask of the prompts' tokens."""
+    def _read(self, job: Job) -> Tensor:
+        """The ids of the prompts' tokens, all of one length."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        ids = torch.tensor([tokenizer.encode(item["prompt"]).ids for item in job.items()], device=self.device)
-        return ids, torch.ones_like(ids)
+        return torch.tensor([tokenizer.encode(item["prompt"]).ids for item in job.items()], device=self.device)
 
-    def _cache(self, job: Job, taken: int, ids: Tensor) -> dict[str, Any]:
-        """What makes its cache static, where that is asked for."""
+    def _cache(self, taken: int, ids: Tensor) -> dict[str, Any]:
+        """The static cache, where that is asked for."""
         if self.config.cache != "static":
             return {}
-        transformers = library()
-        config = self.model.config.decoder
-        own, text = (transformers.StaticCache(config=config, max_cache_len=n) for n in (taken + 1, ids.shape[1]))
-        return {"past_key_values": transformers.EncoderDecoderCache(own, text)}
+        config, them = self.model.config.decoder, library()
+        own, text = (them.StaticCache(config=config, max_cache_len=n) for n in (taken + 1, ids.shape[1]))
+        return {"past_key_values": them.EncoderDecoderCache(own, text)}

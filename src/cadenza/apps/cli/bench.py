@@ -1,4 +1,4 @@
-"""`cadenza bench`: how fast, beside the peer and the machine's own bound."""
+"""`cadenza bench`: how fast, beside transformers and beside what the machine can do at best."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,31 +7,73 @@ import typer
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="musicgen-small, ...")] = "musicgen-small",
+    model: Annotated[
+        str,
+        typer.Argument(help="musicgen-small, -medium, -large, musicgen-stereo-small, ..., encodec-24khz, -32khz, or starter."),
+    ] = "musicgen-small",
     seconds: Annotated[float, typer.Option(help="Length of the clip that is timed.")] = 30.0,
-    variants: Annotated[str, typer.Option(help="Forms of ours, such as float32,bfloat16,int8,int4.")] = "float32",
-    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Also run transformers.")] = True,
+    variants: Annotated[
+        str, typer.Option(help="Forms of ours, of float32, bfloat16, float16, int8, int4.")
+    ] = "float32,int8,int4",
+    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Whether transformers runs beside ours.")] = True,
+    peer_from: Annotated[
+        Path | None, typer.Option(help="The JSON of a sweep: transformers runs as was best there, and as was best in float32.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Only try every configuration of transformers on short clips.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each of ours.")] = 3,
-    peer_repeats: Annotated[int, typer.Option(min=1, help="Timed runs of the peer.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; all cores by default.")] = 0,
+    peer_repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each of transformers.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="0: a thread a core.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A tiny model of the same kind, in seconds.")] = False,
+    curves: Annotated[str, typer.Option(help="Costs to draw, of length, batch, guidance, prompt.")] = "",
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--no-fresh", help="Whether memory is measured in processes of their own.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the report; benchmarks/results/MACHINE/DATE-bench by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model of the same kind, to try the benchmark itself.")] = False,
 ) -> None:
-    """Time a published geometry with random weights, beside transformers and beside what the machine can do."""
-    import json
+    """Time a published geometry with random weights, in turn with transformers; write JSON, Markdown and plots."""
+    import torch
 
-    from cadenza.apps.bench.bench import Wish, bench as run
+    from cadenza.apps.bench import machine, report
+    from cadenza.apps.bench.bench import Wish, swept
+    from cadenza.apps.bench.bench import bench as run
     from cadenza.apps.bench.peer import PeerConfig
+    from cadenza.apps.bench.sweep import best_of
+    from cadenza.core.errors import BenchmarkError
 
+    if not seconds > 0:
+        raise BenchmarkError(f"--seconds must be above 0, got {seconds:g}")
+    usual = (
+        (PeerConfig(),) if device == "cpu" else (PeerConfig("bfloat16"), PeerConfig("bfloat16", cache="static", compiled=True))
+    )
     wish = Wish(
         model,
-        seconds,
-        tuple(variants.split(",")),
-        (PeerConfig(),) if peer else (),
-        repeats,
-        peer_repeats,
-        threads,
-        device,
-        quick,
+        seconds=0.4 if quick and seconds == 30.0 else seconds,
+        variants=_names(variants),
+        peers=() if not peer else best_of(peer_from) if peer_from else usual,
+        repeats=repeats,
+        peer_repeats=peer_repeats,
+        threads=threads,
+        device=device,
+        quick=quick,
+        fresh=fresh,
+        curves=_names(curves),
     )
-    print(json.dumps(run(wish), indent=1))
+    found = swept(wish, say=_say) if sweep else run(wish, say=_say)
+    kind = machine.kind(torch.device(device))
+    folder = out or Path("benchmarks/results") / kind / f"{machine.today()}-{'sweep' if sweep else 'bench'}"
+    path = report.save(found, folder)
+    _say(path.read_text())
+    _say(f"written to {folder}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

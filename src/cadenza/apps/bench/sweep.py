@@ -1,0 +1,120 @@
+"""Sweep: every configuration of the peer on a short clip, so that it runs in the best that it supports."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cadenza.apps.bench.measure import Job, Say
+from cadenza.apps.bench.peer import Peer, PeerConfig
+from cadenza.core.errors import BenchmarkError
+
+FINALISTS = 3
+
+
+def sweep(folder: Path, *, device: torch.device, threads: int, jobs: tuple[Job, Job], say: Say = print) -> dict[str, Any]:
+    """Every cell on the first job, then the best ones and the best in float32 on the second, longer one.
+
+    Each cell says whether its greedy codes are those of the first one, float32 as transformers computes by default.
+    """
+    short, long = jobs
+    wanted = Peer(folder, PeerConfig(), device=device, threads=threads).made(short, greedy=True)[1]
+    found = [_cell(folder, config, short, wanted, device=device, threads=threads) for config in _said(cells(device), say)]
+    rows = [{"config": asdict(config), **cell} for config, cell in found]
+    for row in rows:
+        say(f"{PeerConfig(**row['config']).label}: {row.get('error') or format(row['steps_per_second'], '.2f') + ' steps/s'}")
+    fit = sorted((row for row in rows if "error" not in row), key=lambda row: -row["steps_per_second"])
+    exact = [row for row in fit if row["config"]["dtype"] == "float32" and row["same_codes"] == 1.0]
+    finals = fit[:FINALISTS] + [row for row in exact[:1] if row not in fit[:FINALISTS]]
+    for row in finals:
+        config = PeerConfig(**row["config"])
+        row["final_steps_per_second"] = _timed(Peer(folder, config, device=device, threads=threads), long)
+        say(f"{config.label}, {long.seconds:g} s: {row['final_steps_per_second']:.2f} steps/s")
+    best = max(finals, key=lambda row: row["final_steps_per_second"], default=None)
+    return {
+        "jobs": [asdict(job) for job in jobs],
+        "threads": threads,
+        "cells": rows,
+        "best": best and best["config"],
+        "best_float32": exact[0]["config"] if exact else None,
+    }
+
+
+def cells(device: torch.device) -> Iterator[PeerConfig]:
+    """The configurations: all of dtype, attention and cache; compiled with torch's own attention, where a compiler is."""
+    dtypes = ("float32", "bfloat16") if device.type == "cpu" else ("float32", "bfloat16", "float16")
+    for dtype, attention, cache in itertools.product(dtypes, ("sdpa", "eager"), ("dynamic", "static")):
+        yield PeerConfig(dtype, attention, cache)
+    if compiler():
+        for dtype, cache in itertools.product(dtypes, ("dynamic", "static")):
+            yield PeerConfig(dtype, "sdpa", cache, compiled=True)
+    if device.type == "cpu":
+        yield from (replace(PeerConfig(dtype), threads=1) for dtype in dtypes)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would call."""
+    return next((name for name in ("g++", "clang++", "c++", "cl") if shutil.which(name)), None)
+
+
+def best_of(path: Path) -> tuple[PeerConfig, ...]:
+    """The best configuration of a sweep, and the best in float32, from its JSON."""
+    try:
+        found = json.loads(path.read_text())["sweep"]
+        named = [PeerConfig(**found[key]) for key in ("best_float32", "best") if found[key]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"{path} is no sweep ({error}); make one with: cadenza bench MODEL --sweep") from None
+    return tuple(dict.fromkeys(named))
+
+
+def table(sweep: dict[str, Any]) -> list[str]:
+    """The cells as Markdown, the best first."""
+    short, long = (job["seconds"] for job in sweep["jobs"])
+    lines = [
+        f"| configuration | steps/s, {short:g} s | steps/s, {long:g} s | greedy codes as in float32 |",
+        "|---|---|---|---|",
+    ]
+    for row in sorted(sweep["cells"], key=lambda row: -row.get("steps_per_second", 0)):
+        label = PeerConfig(**row["config"]).label
+        if "error" in row:
+            lines.append(f"| {label} | does not run: {row['error']} | | |")
+            continue
+        final = f"{row['final_steps_per_second']:.2f}" if "final_steps_per_second" in row else ""
+        lines.append(f"| {label} | {row['steps_per_second']:.2f} | {final} | {100 * row['same_codes']:.1f} % |")
+    return lines
+
+
+def _said(configs: Iterator[PeerConfig], say: Say) -> Iterator[PeerConfig]:
+    for config in configs:
+        say(f"trying {config.label}")
+        yield config
+
+
+def _cell(
+    folder: Path, config: PeerConfig, job: Job, wanted: torch.Tensor, *, device: torch.device, threads: int
+) -> tuple[PeerConfig, dict[str, Any]]:
+    peer = Peer(folder, config, device=device, threads=threads)
+    try:
+        peer.open()
+        codes = peer.made(job, greedy=True)[1]  # warms it, too
+        rate = _timed(peer, job)
+    except Exception as error:  # whatever a configuration of another library fails with is what the sweep is to find out
+        peer.close()
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return config, {"error": f"{type(error).__name__}: {first}"[:160]}
+    return config, {"steps_per_second": rate, "same_codes": float((codes == wanted).float().mean())}
+
+
+def _timed(peer: Peer, job: Job) -> float:
+    """Steps a second of a model that is then let go of; compiled ones are warmed by a run of the same length."""
+    peer.open()
+    if peer.config.compiled:
+        peer.timed(job)
+    rate = peer.timed(job).rate
+    peer.close()
+    return rate
