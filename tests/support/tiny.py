@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from cadenza.core.types import Codes
 from cadenza.system.card import Card
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -31,3 +32,18 @@ def tiny_system(seed: int = 0, *, context: int = 1000, **defaults: Any) -> Syste
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return system.eval().requires_grad_(False)
+
+
+def lively(system: System, peak: float = 0.5) -> System:
+    """The same with a codec whose audio changes from sample to sample, of about this peak."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in system.codec.synthesis.named_parameters():  # type: ignore[union-attr]
+            parameter.copy_(1.5 if name.endswith("original0") else torch.randn(parameter.shape, generator=rng))
+        wave = system.codec.decode(
+            Codes(torch.randint(system.codec.grid.cardinality, (1, system.codec.grid.rows, 100), generator=rng))
+        ).wave
+        last = system.codec.synthesis.layers[-1].conv  # type: ignore[union-attr]
+        for parameter in (last.bias, last.parametrizations.weight.original0):
+            parameter.mul_(peak / wave.abs().max())
+    return system

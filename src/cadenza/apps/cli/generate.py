@@ -13,7 +13,9 @@ import typer
 
 from cadenza.apps.cli.asking import Asked, asked, controls, guidance, settings
 from cadenza.apps.cli.keeping import paths, tags
+from cadenza.apps.cli.streaming import PIPE, Meter, pour, route, standard_output
 from cadenza.apps.cli.values import written
+from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
     from cadenza.system.system import Progress, System
@@ -32,12 +34,19 @@ def generate(  # noqa: PLR0913
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt in each line, or items as JSON (.jsonl).")] = None,
     out: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="The file to write: wav, flac, ogg, opus, mp3 or aiff; {index}, {seed} and {prompt} are filled in, "
-            "else several are NAME-1, NAME-2, ... An older file is replaced."
+            "else several are NAME-1, NAME-2, ... An older file is replaced. -: the standard output, as it is made.",
+            show_default="out.wav",
         ),
-    ] = "out.wav",
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Play while it is made; with --out, write while it is made.")
+    ] = False,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Of --out -: raw (16 bits, little-endian), wav or mp3; wav by default.")
+    ] = None,
     model: Annotated[str, typer.Option(help="A bundled model, a folder, or a name on the hub.")] = "starter",
     seconds: Annotated[
         float | None, typer.Option(help="Length of each clip, with what it goes on from; the model's own by default.")
@@ -97,37 +106,57 @@ def generate(  # noqa: PLR0913
     seed = secrets.randbelow(2**31) if seed is None else seed
     seeds = [seed + j for _ in wanted for j in range(variations)]
     titles = [one.title for one in wanted for _ in range(variations)]
-    files = paths(out, titles, seeds)
-    started = time.perf_counter()
-    import torch
+    streamed = stream or out == PIPE
+    if streamed and loudness is not None:
+        raise RequestError("--loudness is set when a clip is whole; leave it out, or leave out --stream")
+    if not streamed and format_ is not None:
+        raise typer.BadParameter("is for --out -; the name of a file says its kind", param_hint="--format")
+    to = route(out, format_, lambda out: paths(out, titles, seeds), len(seeds)) if streamed else None
+    files = [] if streamed else paths(out or "out.wav", titles, seeds)
+    with standard_output(out):
+        started = time.perf_counter()
+        import torch
 
-    from cadenza.apps.api import load
-    from cadenza.system.request import Request
+        from cadenza.apps.api import load
+        from cadenza.system.request import Request
 
-    asking: dict[str, Any] = {
-        "seconds": seconds, "seed": seed, "guidance": guidance(guidance_, negative), "variations": variations,
-        "sampling": settings(sampling), "stride": stride, "loudness": loudness,
-        **_beginnings(wanted, continue_from, only_new=only_new),
-    }  # fmt: skip
-    Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
-    system = load(model, dtype=torch.bfloat16 if half else torch.float32)
-    choose_threads(system)
-    named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
-    given = controls(system, set_, named, wanted)
-    items = [{**one.item, **given} for one in wanted]
-    ready = time.perf_counter()
-    with _bar() as progress:
-        audio = system.generate(items, progress=progress, **asking)
-    took = time.perf_counter() - ready
-    card = system.card
-    for clip, path, title, own in zip(audio, files, titles, seeds, strict=True):
-        clip.save(path, tags=tags(title, own, card))
-    _say_read(system, items)
-    for clip, path, own in zip(audio, files, seeds, strict=True):
-        length, peak = clip.wave.shape[-1] / clip.sample_rate, float(clip.wave.abs().max())
-        print(f"{path}: {length:.1f} s, peak {peak:.2f}, model {card.name} ({card.license}), seed {own}")
-    made = float(audio.lengths.sum()) / audio.sample_rate
-    print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load")
+        asking: dict[str, Any] = {
+            "seconds": seconds, "seed": seed, "guidance": guidance(guidance_, negative), "variations": variations,
+            "sampling": settings(sampling), "stride": stride, "loudness": loudness,
+            **_beginnings(wanted, continue_from, only_new=only_new),
+        }  # fmt: skip
+        Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
+        system = load(model, dtype=torch.bfloat16 if half else torch.float32)
+        choose_threads(system)
+        named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
+        given = controls(system, set_, named, wanted)
+        items = [{**one.item, **given} for one in wanted]
+        ready = time.perf_counter()
+        noted = (tags(title, own, system.card) for title, own in zip(titles, seeds, strict=True))
+        if to is not None:
+            meter = Meter(to.played, live=sys.stderr.isatty())
+            outlets = pour(system.stream(items, **asking), to, meter, list(noted))
+            _say_read(system, items)
+            for name, own, outlet in zip(to.names, seeds, outlets, strict=False):
+                _say_made(name, outlet.samples / outlet.sound.sample_rate, system, own)
+            print(f"{meter}, {ready - started:.1f} s to load", file=sys.stderr)
+            return
+        with _bar() as progress:
+            audio = system.generate(items, progress=progress, **asking)
+        took = time.perf_counter() - ready
+        for clip, path, said in zip(audio, files, noted, strict=True):
+            clip.save(path, tags=said)
+        _say_read(system, items)
+        for clip, path, own in zip(audio, files, seeds, strict=True):
+            peak = float(clip.wave.abs().max())
+            _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, own, f"peak {peak:.2f}, ")
+        made = float(audio.lengths.sum()) / audio.sample_rate
+        print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load")
+
+
+def _say_made(name: str, seconds: float, system: "System", seed: int, more: str = "") -> None:
+    """What was made, where it is, and what would make it again."""
+    print(f"{name}: {seconds:.1f} s, {more}model {system.card.name} ({system.card.license}), seed {seed}")
 
 
 def _beginnings(wanted: list[Asked], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
@@ -148,7 +177,7 @@ def choose_threads(system: "System") -> None:
     """One thread for a small model on a CPU: its matrices are done before a second one has woken up."""
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ and system.device.type == "cpu":
+    if "OMP_NUM_THREADS" not in os.environ and system.device.type in ("cpu", "meta"):
         if sum(parameter.numel() for parameter in system.parameters()) < SMALL:
             torch.set_num_threads(1)
 
