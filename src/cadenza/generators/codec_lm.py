@@ -87,15 +87,19 @@ class CodecLMSpec(GeneratorSpec):
 
     def working(self, grid: Grid, load: Load) -> dict[str, int]:
         steps, size, tokens = len(self.pattern.pattern(grid.rows, load.frames)), load.dtype.itemsize, load.positions
-        at = load.rows * (tokens.get("prepend", 0) + steps)
-        half = load.device == "cpu" and load.dtype != torch.float32  # then a layer's keys and values are widened to be read
+        positions, device = tokens.get("prepend", 0) + steps, load.device.partition(":")[0]
+        each, read = self.width * size, 2 * self.depth * load.rows * tokens.get("cross", 0)  # keys and values are remembered
+        wide = 0 if device != "cpu" or size == 4 else 2 * load.rows * positions * self.width * 4  # a layer's, to be attended to
+        if load.quantized and device == "cpu":  # in 8 bits, with a scale for each head
+            positions, each, wide = -(-positions // 64) * 64, self.width + 4 * self.heads, 0
+        elif device == "cuda":
+            positions = bucket(positions)
         added = "add" in tokens or self.positions == "sinusoidal"
-        read = 2 * self.depth * load.rows * tokens.get("cross", 0) * self.width
         along = load.rows * steps * (self.width * added + load.widths.get("concat", 0))
         return {
-            "keys and values": 2 * self.depth * at * self.width * size,
-            "conditions": (read + along) * size,
-            "a step": 2 * at * self.width * 4 * half + 8 * load.rows * grid.rows * grid.cardinality * 4,
+            "keys and values": 2 * self.depth * load.rows * positions * each,
+            "conditions": (read * self.width + along) * size,
+            "a step": wide + 8 * load.rows * grid.rows * grid.cardinality * 4,
         }
 
     def fit(self, grid: Grid, widths: Mapping[Slot, int]) -> None:

@@ -16,9 +16,9 @@ def outline(spec: SystemSpec, *, dtype: torch.dtype = torch.float32, quantize: s
     with torch.device("meta"):
         system = System(spec).to(dtype)
         if quantize is not None and system.generator is not None:
-            from cadenza.nn.quantized import quantize as narrow
-
-            narrow(system.generator, quantize)  # type: ignore[arg-type]
+            system.generator.quantize(quantize)  # type: ignore[arg-type]
+            for part in system.conditioners.values():
+                part.narrow()  # type: ignore[operator]
     return system
 
 

@@ -238,9 +238,7 @@ def _build(spec: SystemSpec, job: Job, layers: int | None) -> Generator:
     thin = spec.generator if layers is None else spec.generator.thinned(layers)
     generator = thin.build(spec.codec.grid, spec.widths()).to(job.dtype)
     if job.quantize is not None:
-        from cadenza.nn.quantized import quantize
-
-        quantize(generator, job.quantize)  # type: ignore[arg-type]
+        generator.quantize(job.quantize)  # type: ignore[arg-type]
     return generator
 
 
