@@ -68,6 +68,39 @@ def test_what_is_written_step_by_step_is_what_is_read_at_once(pattern: Any, posi
     assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("more", [{"positions": "sinusoidal"}, {"positions": "rotary", "bias": True, "cross_positions": 0.5}])
+def test_quantised_weights_are_walked_as_they_are_read(kind: Any, more: dict[str, Any]) -> None:
+    """Up to what keys and values of 8 bits change, which torch keeps as they are: every code is as likely as the likeliest."""
+    generator = model(context=FRAMES, **more)
+    before, fused = read(generator, torch.zeros(2, 3, FRAMES, dtype=torch.long), everything())[1], everything()
+    generator.quantize(kind)
+    after = read(generator, torch.zeros(2, 3, FRAMES, dtype=torch.long), fused)[1]
+    assert 0 < (after - before).norm() < {"int8": 0.03, "int4": 0.3}[kind] * before.norm()
+    null = Fused(glob=torch.randn(2, 6), add=torch.zeros(2, FRAMES, 32), concat=torch.zeros(2, FRAMES, 3))
+    for two_step in (False, True):
+        plan = Plan(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0), two_step=two_step)
+        out = generator.generate([Branch(2.0, fused), Branch(-1.0, null)], plan).content
+        sequence, given, inside = read(generator, out, fused)
+        logits = (2 * given - read(generator, out, null)[1]).transpose(1, 2)[:, :, :-1]
+        taken = logits.gather(-1, sequence[:, :, 1:, None].clamp(max=10))[..., 0]
+        short = (logits.amax(-1) - taken)[:, inside[:, 1:]]
+        assert (short < 0.05 * logits.std()).all()
+        assert (short == 0).float().mean() > 0.97
+
+
+def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = model(context=FRAMES)
+    generator.quantize("int8")
+    plan = Plan(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
+    monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "numba is not installed; pip install 'cadenza[fast]'")
+    with pytest.warns(UserWarning, match=r"int8 weights are computed with as float32.*numba is not installed; pip install"):
+        out = generator.generate([Branch(1.0, everything())], plan).content
+    sequence, given, inside = read(generator, out, everything())
+    predicted = given.argmax(-1).transpose(1, 2)[:, :, :-1]
+    assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
+
+
 @pytest.mark.parametrize("slot", ["concat", "glob"])
 def test_a_new_slot_changes_nothing_before_training(slot: str) -> None:
     """As `global` begins at zero, and `concat` where the part beside the frames does, from which it must be able to learn."""

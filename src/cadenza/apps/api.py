@@ -10,6 +10,7 @@ import torch
 from cadenza.core.device import Precision, choose
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import near
+from cadenza.nn.quantized import Kind
 from cadenza.system import store
 from cadenza.system.features import PLACE, FeatureCache, place
 from cadenza.system.system import System
@@ -21,20 +22,30 @@ BUNDLED = Path(__file__).parents[1] / "bundled"  # systems that come with the pa
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
-def load(name: str | Path, *, device: str | torch.device | None = None, dtype: Precision | None = None) -> System:
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: Precision | None = None,
+    quantize: Kind | None = None,
+) -> System:
     """The system called `name`: one that comes with the package (`starter`), a folder, or a model in the hub.
 
     A folder is one that was saved here, or one of transformers or AudioCraft, whose model is then imported. On the GPU
     where one answers, and in float32, unless `device` and `dtype` say otherwise (`core.device.choose`), RequestError where
-    that is not to be had. Raises CheckpointError for what is not there, not whole, or of a kind that cannot be loaded.
+    that is not to be had. `quantize` makes weights that are not so yet int8 or int4
+    (`System.quantize`). Raises CheckpointError for what is not there, not whole, or of a kind that cannot be loaded.
     Where CADENZA_CACHE names a folder, what frozen encoders make of values is kept there.
     """
     chosen = choose(device, dtype)
     found = find(name)
     if isinstance(found, Path):
-        system = System.load(found, device=chosen.device, dtype=chosen.dtype)
+        system = System.load(found)
     else:
-        system = System.of(found.read(), source=str(found.folder)).to(device=chosen.device, dtype=chosen.dtype)
+        system = System.of(found.read(), source=str(found.folder))
+    if quantize is not None:
+        system.quantize(quantize)
+    system = system.to(device=chosen.device, dtype=chosen.dtype)
     if os.environ.get(PLACE) and place() is not None:
         system.cache = FeatureCache()
     return system

@@ -133,6 +133,9 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         self.spec: Any = spec
         self.null = nn.Parameter(torch.zeros(1, spec.width)) if spec.absent == "learned" else None
 
+    def narrow(self) -> None:
+        """From here on keeps the weights of a frozen encoder that is no part of its own in 8 bits; most have none."""
+
     def fit(self, values: Iterable[Value | None]) -> None:
         """Learns from the training values what must stand before the first step, such as a vocabulary; most need nothing."""
 
@@ -172,6 +175,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
     def outside(self) -> int:
         """Bytes of frozen networks still to be read, when it is first used, which are no part of the system's weights."""
+        return 0
+
+    def reading(self) -> int:
+        """Bytes that these take at the worst moment of reading them."""
         return 0
 
     def worth(self, prepared: Prepared) -> bool:
@@ -229,6 +236,11 @@ class Conditioners(nn.ModuleDict):
         """Fits each part on its values; `items` are gone through once for each part that looks at them."""
         for name, part in self.items():
             part.fit(_each(part, (item.get(name) for item in items)))  # type: ignore[operator, arg-type]
+
+    def narrow(self) -> None:
+        """Keeps the weights of frozen encoders beside the parts in 8 bits."""
+        for part in self.values():
+            part.narrow()  # type: ignore[operator]
 
     def ids(self) -> list[str]:
         """The ids of an item that a part looks at."""

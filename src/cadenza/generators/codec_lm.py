@@ -153,7 +153,12 @@ class _State:
 class CodecLM(Generator):
     """Embeddings of K codebooks summed, a causal transformer, K heads."""
 
-    gentle: ClassVar[tuple[str, ...]] = ("head", "kv", "style", *(f"inputs.{slot}" for slot in ("prepend", "add", "concat")))
+    gentle: ClassVar[tuple[str, ...]] = (
+        "head",
+        "cross.kv",
+        "style",
+        *(f"inputs.{slot}" for slot in ("prepend", "add", "concat")),
+    )
 
     def __init__(self, spec: CodecLMSpec, grid: Grid, widths: Mapping[Slot, int]) -> None:
         super().__init__()

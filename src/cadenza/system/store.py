@@ -123,18 +123,23 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _stored(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _copy(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy, as tensors that share memory are stored one by one."""
-    x = x.detach().to("cpu", dtype if dtype is not None and x.is_floating_point() else x.dtype, copy=True)
-    return x.contiguous()
+    return x.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def _dtypes(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """What each weight is stored as; those of a quantised layer as they are."""
+    narrow = {name.removesuffix("packed") for name in weights if name.endswith(".packed")}
+    kept = {name for name in weights if f"{name.rpartition('.')[0]}." in narrow}
+    cast = {name for name, x in weights.items() if x.is_floating_point()} - kept
+    return {name: dtype if dtype is not None and name in cast else x.dtype for name, x in weights.items()}
 
 
 def _shards(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The files to write one after the other, and what each holds."""
-    sizes = {
-        name: x.numel() * (dtype if dtype is not None and x.is_floating_point() else x.dtype).itemsize
-        for name, x in weights.items()
-    }
+    dtypes = _dtypes(weights, dtype)
+    sizes = {name: x.numel() * dtypes[name].itemsize for name, x in weights.items()}
     most = SHARD_BYTES if sum(sizes.values()) < MANY_BYTES else MANY_BYTES
     shards: list[list[str]] = [[]]
     size = 0
@@ -146,4 +151,4 @@ def _shards(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterato
         shards[-1].append(name)
     for i, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        yield file, {name: _stored(weights[name], dtype) for name in names}
+        yield file, {name: _copy(weights[name], dtypes[name]) for name in names}

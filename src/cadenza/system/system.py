@@ -19,6 +19,7 @@ from cadenza.core.spec import near
 from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
+from cadenza.nn.quantized import KINDS, fit, kind_of
 from cadenza.samplers.guidance import strength, terms
 from cadenza.system import store, windows
 from cadenza.system.card import Card
@@ -33,6 +34,7 @@ from cadenza.system.request import Clip, Request
 from cadenza.system.spec import SystemSpec
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
+QUANTIZED_ON = ("cpu", "cuda")  # kinds of devices
 LONGEST = 3600  # seconds of a clip; more than this is rather a mistake
 _ALONE = "this system is a codec alone: it encodes and decodes, but cannot generate"
 
@@ -54,6 +56,32 @@ class System(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def quantized(self) -> str | None:
+        """What the generator's weights are: int8, int4, or None for floating point."""
+        return None if self.generator is None else kind_of(self.generator)
+
+    def quantize(self, kind: str) -> "System":
+        """Makes the generator's weights 8 or 4 bits wide, and those of frozen encoders 8, in place; gives itself.
+
+        What is computed with them stays in floating point; on the CPU, keys and values are kept in 8 bits too. It can
+        generate, be saved and loaded, but not be trained. RequestError where the kind suits neither the model nor
+        its device.
+        """
+        if self.generator is None:
+            raise RequestError("this system is a codec alone, and codecs are not quantised; leave quantize out")
+        if kind not in KINDS:
+            raise RequestError(f"there is no quantisation '{kind}'; there are: {', '.join(KINDS)}")
+        if self.device.type not in QUANTIZED_ON:
+            there = " and ".join(QUANTIZED_ON)
+            raise RequestError(f"{kind} is computed with on {there}, not on {self.device.type}; use half precision there")
+        if self.quantized not in (None, kind):
+            raise RequestError(f"this model's weights are {self.quantized}; to have {kind}, load what they were made of")
+        if self.quantized is None:
+            self.generator.quantize(kind)  # type: ignore[arg-type]
+        self.conditioners.narrow()
+        return self
 
     def prepare(self, items: Sequence[Mapping[str, Any]], *, frames: int = 0) -> dict[str, Prepared]:
         """Items as CPU tensors, enough of them for clips of `frames` frames.
@@ -100,12 +128,16 @@ class System(nn.Module):
         """The system that was read from `source`, in evaluation mode, made of its weights as they are."""
         with torch.device("meta"):  # where no numbers are drawn that the weights would replace
             system = cls(stored.spec, stored.card)
+            fit(system, stored.weights)
         store.check(stored.weights, system.state_dict(), source)
         system.conditioners = _conditioners(stored.spec)  # as these may hold more than weights
         system.load_state_dict(stored.weights, assign=True)
         if any(x.is_meta for x in chain(system.parameters(), system.buffers())):  # a part computes some of its tensors
             system = cls(stored.spec, stored.card)
+            fit(system, stored.weights)
             system.load_state_dict(stored.weights)
+        if system.quantized is not None:
+            system.conditioners.narrow()
         return system.eval().requires_grad_(False)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -138,7 +170,8 @@ class System(nn.Module):
         for clip in asked.clips():
             self._samples(clip)
         device = str(self.device)
-        job = Job.of(self.spec, asked, dtype=next(self.generator.parameters()).dtype, device=device)
+        dtype = next(self.generator.parameters()).dtype
+        job = Job.of(self.spec, asked, dtype=dtype, device=device, quantize=self.quantized)
         return fitted(self.spec, job, beside(self), room=free_on(device), new=False)
 
     def frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:

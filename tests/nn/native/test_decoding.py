@@ -44,7 +44,7 @@ class Case:
                 part.weight.data = random(*part.weight.shape) * 0.7 * part.in_features**-0.5
             if isinstance(part, nn.LayerNorm):
                 part.weight.data += 0.1 * random(self.dim)
-        quantize(made, self.kind, gently=("style", "kv"))
+        quantize(made, self.kind, gently=("style", "cross.kv"))
         self.transformer = made.eval().requires_grad_(False)
         self.head = QuantizedLinear.of(nn.Linear(self.dim, 70, bias=False), "int8")
         self.x = random(self.batch, self.positions, self.dim)
