@@ -19,6 +19,7 @@ from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn import span
 from cadenza.nn.graphs import Graphs, Recorder, tensors
 from cadenza.nn.patterns import Delay, MusicLM, Parallel, Unroll
+from cadenza.nn.quantized import quantize
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system import windows
 
@@ -137,6 +138,18 @@ def test_in_half_precision_too(dtype: torch.dtype) -> None:
     want = generator.generate(guided(fused), plan()).content
     recording(generator)
     assert torch.equal(generator.generate(guided(fused), plan()).content, want)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_weights_can_be_recorded(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are computed with on a GPU, where no kernel of ours is: written out for each product."""
+    generator = model({"cross": 32}, width=64, mlp=1)
+    quantize(generator, kind)
+    monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "as on a GPU")
+    monkeypatch.setattr("cadenza.generators.codec_lm.widened", lambda module: module)
+    monkeypatch.setattr("cadenza.generators.codec_lm.QuantizedLinear", type(None))  # which the walk of a CPU looks for
+    tokens = Tokens(torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2)), torch.ones(2, 4, dtype=torch.bool))
+    same(generator, guided(Fused(tokens)), plan())
 
 
 def test_ends_are_seen_on_the_device() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.native import obstacle
+from cadenza.nn.native import obstacle, obstacle_on_gpu
 
 if TYPE_CHECKING:
     from cadenza.nn.native.linear import Matrix
@@ -26,6 +26,7 @@ Kind = Literal["int8", "int4"]
 KINDS: tuple[str, ...] = get_args(Kind)
 OUTPUTS = 64  # of a tile
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides them
+FEW = 8  # rows up to which a GPU's own units for matrices are no help
 MANY = 256  # rows from which on a product is quicker with the weights written out
 SHRINKS = 16  # ranges tried for a group of int4
 
@@ -105,8 +106,18 @@ class QuantizedLinear(nn.Module):
         if x.device.type == "cpu" and rows <= MANY and obstacle() is None:
             from cadenza.nn.native.linear import multiply
 
-            return multiply(self.matrix, x.reshape(rows, -1).float()).view(*x.shape[:-1], -1).to(x.dtype)
-        return F.linear(x, self.dense(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+            return (
+                multiply(self.matrix, x.reshape(rows, self.in_features).float())
+                .view(*x.shape[:-1], self.out_features)
+                .to(x.dtype)
+            )
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if x.device.type == "cuda" and self.kind == "int8" and 0 < rows <= FEW and obstacle_on_gpu() is None:
+            from cadenza.nn.native import gpu
+
+            y = gpu.multiply(x.reshape(rows, -1), self.packed, self.scale, outputs=self.out_features)
+            return (y if bias is None else y + bias).view(*x.shape[:-1], self.out_features)
+        return F.linear(x, self.dense(x.dtype), bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}"
@@ -173,9 +184,12 @@ def kind_of(module: nn.Module) -> str | None:
 
 def widened(module: M) -> M:
     """The module, or where its quantised layers cannot be computed with quickly a twin with their weights in float32."""
-    if next(module.parameters()).device.type != "cpu" or kind_of(module) is None or (reason := obstacle()) is None:
+    device, kind = next(module.parameters()).device.type, kind_of(module)
+    if device == "cuda" and kind == "int8" and (reason := obstacle_on_gpu()) is not None:
+        warnings.warn(f"int8 weights are written out for each product, which takes more time: {reason}", stacklevel=3)
+    if device != "cpu" or kind is None or (reason := obstacle()) is None:
         return module
-    warnings.warn(f"{kind_of(module)} weights are computed with as float32, in more memory and time: {reason}", stacklevel=3)
+    warnings.warn(f"{kind} weights are computed with as float32, in more memory and time: {reason}", stacklevel=3)
     return _wide(module)
 
 

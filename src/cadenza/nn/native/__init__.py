@@ -1,4 +1,4 @@
-"""Kernels that are compiled for this processor when first used; they need numba (`pip install cadenza[fast]`)."""
+"""Kernels that are compiled when first used: for a CPU by numba (`pip install cadenza[fast]`), for a GPU by Triton."""
 
 from functools import cache
 
@@ -16,4 +16,20 @@ def obstacle() -> str | None:
         attempt()
     except (NumbaError, RuntimeError, OSError) as error:  # of LLVM, and of the folder where compiled code is kept
         return f"numba cannot compile here: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
+@cache
+def obstacle_on_gpu() -> str | None:
+    """Why nothing can be compiled for the GPU; None where it can."""
+    from subprocess import CalledProcessError
+
+    from cadenza.nn.native import gpu
+
+    if gpu.triton is None:
+        return "Triton is not installed; torch's builds for GPUs bring it"
+    try:
+        gpu.attempt()
+    except (RuntimeError, OSError, CalledProcessError, gpu.triton.TritonError) as error:  # it also needs a C compiler
+        return f"Triton cannot compile here: {str(error).strip().partition(chr(10))[0]}"
     return None
