@@ -11,6 +11,7 @@ import soundfile
 from foreign import audiocraft_folder, musicgen_folder
 from tiny import tiny_system
 
+from cadenza.apps.api import load
 from cadenza.apps.cli import models as listing
 from cadenza.apps.cli.main import main
 
@@ -52,6 +53,17 @@ def test_import_in_half_the_size(cadenza, tmp_path):
     assert cadenza("import", tmp_path / "theirs", tmp_path / "half", "--half")[0] == 0
     whole, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half"))
     assert half < 0.6 * whole
+
+
+def test_import_in_8_bits(cadenza, tmp_path):
+    musicgen_folder(tmp_path / "theirs")
+    assert cadenza("import", tmp_path / "theirs", tmp_path / "narrow", "--quantize", "int8")[0] == 0
+    assert load(tmp_path / "narrow").quantized == "int8"
+    wav = tmp_path / "a.wav"
+    status, _, err = cadenza("generate", "sad", "--model", tmp_path / "narrow", "--seconds", 0.2, "--out", wav)
+    assert status == 0 and soundfile.info(wav).frames == 1600, err
+    status, _, err = cadenza("import", tmp_path / "theirs", tmp_path / "wrong", "--quantize", "int4")
+    assert status == 2 and "int4 needs a number of inputs" in err and not (tmp_path / "wrong").exists()
 
 
 @pytest.mark.parametrize(("option", "attended"), [((), True), (("--mask-padding",), False), (("--attend-padding",), True)])

@@ -126,6 +126,12 @@ def test_a_sequence_is_the_same_alone_and_beside_others_and_however_it_is_fed() 
     assert torch.equal(case.steps(fed=3)[:, 37:], together)
 
 
+@pytest.fixture
+def every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cadenza.nn.native.decoding.SMALL", 0)
+
+
+@pytest.mark.usefixtures("every_thread")
 @torch.inference_mode()
 def test_threads_change_nothing() -> None:
     case, threads = Case(dim=192, heads=3, tokens=5), torch.get_num_threads()
@@ -138,6 +144,7 @@ def test_threads_change_nothing() -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("every_thread")
 def test_threads_end_when_it_is_closed() -> None:
     threads = torch.get_num_threads()
     try:

@@ -16,6 +16,9 @@ def import_(
     source: Annotated[str, typer.Argument(help="A folder of transformers or AudioCraft, or a name in the hub.")],
     out: Annotated[Path, typer.Argument(help="The folder to write; a system that is there is replaced.")],
     half: Annotated[bool, typer.Option("--half", help="Write the weights in half the size (bfloat16).")] = False,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="int8|int4", help="Write the weights of the language model 8 or 4 bits wide.")
+    ] = None,
     attend_padding: Annotated[
         bool | None,
         typer.Option(
@@ -40,6 +43,8 @@ def import_(
     if attend_padding is not None:
         stored = _padded(stored, attend_padding)
     system = System.of(stored, source=source)
+    if quantize is not None:
+        system.quantize(quantize)
     system.save(out, dtype=torch.bfloat16 if half else None)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {system.card.name}, {size / 2**20:.1f} MiB, licence of the weights: {system.card.license}")

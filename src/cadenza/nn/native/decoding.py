@@ -17,6 +17,7 @@ from cadenza.nn.transformer import Block, Transformer
 
 ROWS = 32  # positions that are fed at a time
 BLOCK = 64  # positions of a tile of keys
+SMALL = 2**26  # bytes of weights that one worker has read before a second one would be of use
 
 
 class Decoding:
@@ -37,7 +38,9 @@ class Decoding:
         shape: tuple[int, int],
     ) -> None:
         """`shape`: sequences, and the positions of each."""
-        self.batch, self.heads, self.workers = shape[0], transformer.heads, torch.get_num_threads()
+        self.batch, self.heads = shape[0], transformer.heads
+        size = sum(x.nbytes for x in transformer.buffers())
+        self.workers = torch.get_num_threads() if size >= SMALL else 1
         self.room, self.rotation = -(-shape[1] // BLOCK) * BLOCK, rotation
         self.kept: list[Any] = [transformer, head]  # whose memory the table points to
         blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
