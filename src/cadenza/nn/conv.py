@@ -104,11 +104,28 @@ class ResidualLSTM(nn.Module):
         self.lstm = nn.LSTM(dim, dim, layers)
 
     def forward(self, x: Float[Tensor, "b d f"], carried: Carried | None = None) -> Float[Tensor, "b d f"]:
-        past = None if carried is None else carried.get(self)
-        y, state = self.lstm(x.permute(2, 0, 1), past)
+        past, frames = None if carried is None else carried.get(self), x.permute(2, 0, 1)
+        y, state = self.lstm(frames, past) if carried is None or x.device.type != "cpu" else self._steps(frames, past)
         if carried is not None:
             carried[self] = state
         return x + y.permute(1, 2, 0)
+
+    def _steps(self, x: Float[Tensor, "f b d"], past: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The LSTM in half the time for a few frames: oneDNN's lays its weights out anew at each call."""
+        ends = []
+        for layer in range(self.lstm.num_layers):
+            inward, again, *biases = self.lstm.all_weights[layer]
+            h, c = x.new_zeros(2, *x.shape[1:]) if past is None else (past[0][layer], past[1][layer])
+            outputs = []
+            for gates in F.linear(x, inward, biases[0] + biases[1]):
+                gates_in, forget, new, out = (gates + F.linear(h, again)).chunk(4, -1)
+                c = forget.sigmoid() * c + gates_in.sigmoid() * new.tanh()
+                h = out.sigmoid() * c.tanh()
+                outputs.append(h)
+            x = torch.stack(outputs)
+            ends.append((h, c))
+        h, c = zip(*ends, strict=True)
+        return x, (torch.stack(h), torch.stack(c))
 
 
 class TimeGroupNorm(nn.GroupNorm):
