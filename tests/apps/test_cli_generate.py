@@ -263,3 +263,10 @@ def test_what_is_wrong_with_guidance_is_said(generate, said, says):
 def test_what_a_prompt_that_changes_says_is_written_as_it_was(generate):
     status, said, _ = generate("0-8: one at 90 bpm; 8-16: two; 16-end: three at 120 bpm", "--seconds", 0.1, "--seed", 1)
     assert status == 0 and "read in the prompt: tempo 0-8: 90; 16-end: 120\n" in said
+
+
+def test_the_device_is_said_with_its_reason(generate) -> None:
+    status, said, _ = generate("low", "--seconds", 0.1, "--seed", 1, "--device", "cpu", "--half")
+    assert status == 0 and "on cpu, bfloat16: the device that was asked for" in said
+    status, _, complaint = generate("low", "--seconds", 0.1, "--device", "gpu")
+    assert status == 2 and "there is no kind of device 'gpu'; here there are: " in complaint

@@ -25,7 +25,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.dsp.files import integers
 from cadenza.system.system import System
 
-LINE = r"first audio after \d+\.\d s, \d+\.\dx real time, \d+ chunks(, \d+ underruns?)?, \d+\.\d s to load\n"
+LINE = r"first audio after \d+\.\d s, \d+\.\dx real time, \d+ chunks(, \d+ underruns?)?, \d+\.\d s to load, on cpu, float32: .*\n"
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_the_gpu_is_taken_where_it_answers_and_the_reason_names_it(machine: Any)
     machine(gpus=1)
     found = choose()
     assert found.device == torch.device("cuda") and found.dtype == torch.float32
-    assert str(found).startswith("cuda, float32: Some GPU by CUDA 13.0; float32, as nothing else")
+    assert str(found).startswith("cuda, float32: Some GPU by CUDA 13.0; float32 by default")
     machine(gpus=1, hip="7.0")
     assert "by ROCm 7.0" in choose().reason
     machine(gpus=1, problem="no kernel image is available")

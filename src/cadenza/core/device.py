@@ -35,7 +35,7 @@ def choose(device: str | torch.device | None = None, dtype: Precision | None = N
     """
     where, reason = _found() if device is None else (_asked(device), "the device that was asked for")
     if dtype is None:
-        return Choice(where, torch.float32, f'{reason}; float32, as nothing else was asked for ("half" takes half the memory)')
+        return Choice(where, torch.float32, f"{reason}; float32 by default")
     if dtype == "half":
         half, why = _half(where)
         return Choice(where, half, f"{reason}; {why}")

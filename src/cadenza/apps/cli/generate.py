@@ -99,7 +99,10 @@ def generate(  # noqa: PLR0913
     loudness: Annotated[
         float | None, typer.Option(help="LUFS of each clip, -60 to -5, such as -14; as it is by default.")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Compute in half the memory (bfloat16).")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Compute in half the memory (bfloat16, or float16).")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps; a GPU if one answers by default.")
+    ] = None,
 ) -> None:
     """Make music from a sentence."""
     wanted = asked(what or [], prompts)
@@ -115,9 +118,8 @@ def generate(  # noqa: PLR0913
     files = [] if streamed else paths(out or "out.wav", titles, seeds)
     with standard_output(out):
         started = time.perf_counter()
-        import torch
-
         from cadenza.apps.api import load
+        from cadenza.core.device import choose
         from cadenza.system.request import Request
 
         asking: dict[str, Any] = {
@@ -126,7 +128,8 @@ def generate(  # noqa: PLR0913
             **_beginnings(wanted, continue_from, only_new=only_new),
         }  # fmt: skip
         Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
-        system = load(model, dtype=torch.bfloat16 if half else torch.float32)
+        chosen = choose(device, "half" if half else None)
+        system = load(model, device=chosen.device, dtype=chosen.dtype)
         choose_threads(system)
         named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
         given = controls(system, set_, named, wanted)
@@ -139,7 +142,7 @@ def generate(  # noqa: PLR0913
             _say_read(system, items)
             for name, own, outlet in zip(to.names, seeds, outlets, strict=False):
                 _say_made(name, outlet.samples / outlet.sound.sample_rate, system, own)
-            print(f"{meter}, {ready - started:.1f} s to load", file=sys.stderr)
+            print(f"{meter}, {ready - started:.1f} s to load, on {chosen}", file=sys.stderr)
             return
         with _bar() as progress:
             audio = system.generate(items, progress=progress, **asking)
@@ -151,7 +154,7 @@ def generate(  # noqa: PLR0913
             peak = float(clip.wave.abs().max())
             _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, own, f"peak {peak:.2f}, ")
         made = float(audio.lengths.sum()) / audio.sample_rate
-        print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load")
+        print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load, on {chosen}")
 
 
 def _say_made(name: str, seconds: float, system: "System", seed: int, more: str = "") -> None:
