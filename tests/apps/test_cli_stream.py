@@ -25,7 +25,9 @@ from cadenza.dsp.audio import Audio
 from cadenza.dsp.files import integers
 from cadenza.system.system import System
 
-LINE = r"first audio after \d+\.\d s, \d+\.\dx real time, \d+ chunks(, \d+ underruns?)?, \d+\.\d s to load, on cpu, float32: .*\n"
+LINE = (
+    r"first audio after \d+\.\d s, \d+\.\dx real time, \d+ chunks(, \d+ underruns?)?, \d+\.\d s to load, on cpu, float32: .*\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,35 @@ def test_a_player_hears_everything(generate, player):
     assert status == 0 and out.startswith(b"played: 0.5 s") and re.search(LINE, said) and "underrun" in said
     assert (folder / "told").read_text() == "-q -t raw -f S16_LE -r 8000 -c 1 -\n"
     same(np.frombuffer((folder / "heard").read_bytes(), "<i2")[:, None], "a song", 0.5, 3)
+
+
+def test_a_player_begins_with_a_lead(generate, player, monkeypatch):
+    """It is given its first samples when half a second is made, which are several chunks."""
+    player()
+    taken = []
+    whole = Meter.taken
+    monkeypatch.setattr(Meter, "taken", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
+    assert generate("a song", "--stream", "--seconds", 1.5, "--seed", 3)[0] == 0
+    assert len(taken) > 40 and taken[0] >= streaming.LEAD
+
+
+def test_an_audio_device_hears_everything(generate, monkeypatch):
+    """The library of the `play` extra, in the place of one that knows a machine's loudspeakers."""
+    heard: list[bytes] = []
+    said: list[object] = []
+
+    class Stream:
+        def __init__(self, *how: object, **more: object) -> None:
+            said.append((how, more["channels"], more["dtype"]))
+
+        def __getattr__(self, name: str):
+            return lambda *data: said.append(name) if not data else heard.append(data[0])
+
+    library = SimpleNamespace(RawOutputStream=Stream, PortAudioError=OSError)
+    monkeypatch.setattr(playing, "_device", lambda: library)
+    assert generate("a song", "--stream", "--seconds", 0.6, "--seed", 3)[0] == 0
+    assert said == [((8000,), 1, "int16"), "start", "stop", "close"]
+    same(np.frombuffer(b"".join(heard), "<i2")[:, None], "a song", 0.6, 3)
 
 
 def test_a_player_that_fails_says_why(generate, player):

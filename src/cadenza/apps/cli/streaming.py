@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PIPE = "-"  # what --out says where audio goes to the standard output
 PLAYED, WRITTEN = 64, 8  # chunks made ahead of a player, which must not wait, and of what only takes
+LEAD = 0.5  # seconds made before a player begins, so that a chunk that is late is not heard
 
 
 class Outlet(Protocol):
@@ -146,7 +147,7 @@ def pour(chunks: Iterator["Audio"], to: Route, meter: Meter, tags: Sequence[Mapp
     ahead = Ahead(meter.timed(chunks), chunks=to.ahead)
     try:
         with closing(ahead):
-            for chunk in ahead:
+            for chunk in _led(ahead) if to.played else ahead:
                 if not outlets:
                     sound = Sound(chunk.sample_rate, chunk.wave.shape[1])
                     outlets += [to.make(i, sound, each) for i, each in enumerate(tags)]
@@ -174,6 +175,18 @@ def pour(chunks: Iterator["Audio"], to: Route, meter: Meter, tags: Sequence[Mapp
                 file=sys.stderr,
             )
     return outlets
+
+
+def _led(chunks: Iterator["Audio"]) -> Iterator["Audio"]:
+    """The same chunks, the first of them when there is a lead."""
+    held: list[Audio] = []
+    for chunk in chunks:
+        held.append(chunk)
+        if sum(each.wave.shape[-1] for each in held) >= LEAD * chunk.sample_rate:
+            break
+    while held:
+        yield held.pop(0)
+    yield from chunks
 
 
 @contextmanager
