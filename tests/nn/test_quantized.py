@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.nn.native import obstacle
-from cadenza.nn.quantized import KINDS, QuantizedLinear, fit, group_of, kind_of, quantize
+from cadenza.nn.quantized import KINDS, QuantizedLinear, QuantizedLSTM, fit, group_of, kind_of, narrow, quantize
 
 
 def test_the_kernel_is_what_is_tested() -> None:
@@ -107,3 +107,53 @@ def test_bad_input_is_named() -> None:
         quantize(nn.Sequential(nn.Linear(20, 8)), "int4")
     with pytest.raises(CheckpointError, match="has no linear layer 'b'"):
         fit(nn.Sequential(nn.Linear(4, 4)), {"b.packed": torch.zeros(1, dtype=torch.int8)})
+
+
+def _lstm() -> nn.LSTM:
+    torch.manual_seed(5)
+    lstm = nn.LSTM(24, 24, 2).requires_grad_(False)
+    for weight in lstm.parameters():
+        weight.mul_(2.5)  # so that its gates open and shut
+    return lstm
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_lstm_is_that_of_its_weights_written_out(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, x = _lstm(), torch.randn(70, 3, 24, generator=torch.Generator().manual_seed(6))
+    made = QuantizedLSTM(wide)
+    for layer, (inward, again) in enumerate(zip(made.inward, made.again, strict=True)):
+        assert (wide.all_weights[layer][0] - inward.dense()).norm() < 0.01 * inward.dense().norm()
+        wide.all_weights[layer][0].copy_(inward.dense())
+        wide.all_weights[layer][1].copy_(again.dense())
+    if not compiled:
+        monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "it is not there")
+    wanted, ends = wide(x)
+    got, found = made(x)
+    torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)
+    for mine, theirs in zip(found, ends, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=0)
+
+
+def test_an_lstm_goes_on_where_it_ended() -> None:
+    made, x = QuantizedLSTM(_lstm()), torch.randn(30, 2, 24, generator=torch.Generator().manual_seed(7))
+    whole, end = made(x)
+    first, state = made(x[:11])
+    second, last = made(x[11:], state)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert all(torch.equal(a, b) for a, b in zip(last, end, strict=True))
+
+
+def test_gates_that_are_far_open_do_not_overflow() -> None:
+    lstm = _lstm()
+    lstm.bias_ih_l0.fill_(500.0)
+    out, _ = QuantizedLSTM(lstm)(torch.ones(3, 1, 24))
+    assert out.isfinite().all()
+
+
+def test_lstms_are_narrowed_and_fitted() -> None:
+    made, other = (nn.Sequential(_lstm(), _linear(24, 8)) for _ in range(2))
+    narrow(made)
+    fit(other, made.state_dict())
+    other.load_state_dict(made.state_dict())
+    x = torch.randn(4, 1, 24, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(made[0](x)[0], other[0](x)[0]) and type(other[1]) is nn.Linear

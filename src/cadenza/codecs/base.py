@@ -15,6 +15,7 @@ from cadenza.core.pretrained import Pretrained, check
 from cadenza.core.spec import Part
 from cadenza.core.types import Codes, Grid, Latents
 from cadenza.dsp.audio import Audio
+from cadenza.nn.quantized import narrow
 
 
 class CodecSpec(Part):
@@ -135,6 +136,10 @@ class Codec(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where it computes, and so where what it gives lies."""
         return next((x.device for x in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    def narrow(self) -> None:
+        """From here on keeps the weights of its LSTMs in 8 bits, without gradient."""
+        narrow(self)
 
     def load_from(self, model: str) -> None:
         """Takes the weights of the codec of the saved system `model`, a folder or a repository of the hub."""

@@ -105,7 +105,8 @@ class ResidualLSTM(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d f"], carried: Carried | None = None) -> Float[Tensor, "b d f"]:
         past, frames = None if carried is None else carried.get(self), x.permute(2, 0, 1)
-        y, state = self.lstm(frames, past) if carried is None or x.device.type != "cpu" else self._steps(frames, past)
+        apart = carried is not None and x.device.type == "cpu" and isinstance(self.lstm, nn.LSTM)
+        y, state = self._steps(frames, past) if apart else self.lstm(frames, past)
         if carried is not None:
             carried[self] = state
         return x + y.permute(1, 2, 0)

@@ -129,6 +129,53 @@ class QuantizedLinear(nn.Module):
         )
 
 
+class QuantizedLSTM(nn.Module):
+    """The layers of nn.LSTM with int8 weights, without gradient."""
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        self.width = lstm.hidden_size
+        weights = [(layer[0], layer[1], layer[2].detach() + layer[3].detach()) for layer in lstm.all_weights]
+        self.inward = nn.ModuleList(QuantizedLinear.of(_linear(w, bias), "int8") for w, _, bias in weights)
+        self.again = nn.ModuleList(QuantizedLinear.of(_linear(w, None), "int8") for _, w, _ in weights)
+
+    def forward(
+        self, x: Float[Tensor, "f b d"], past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "f b d"], tuple[Tensor, Tensor]]:
+        """Outputs, and the last hidden and cell states [l b d] of the layers."""
+        h, c = x.new_zeros(2, len(self.again), x.shape[1], self.width) if past is None else past
+        ends, dtype = [], x.dtype
+        for layer, (inward, again) in enumerate(zip(self.inward, self.again, strict=True)):
+            x, end = _recurrent(again, inward(x), (h[layer], c[layer]))  # type: ignore[arg-type]
+            x = x.to(dtype)
+            ends.append(end)
+        last_h, last_c = (torch.stack(each).to(dtype) for each in zip(*ends, strict=True))
+        return x, (last_h, last_c)
+
+
+def _recurrent(again: QuantizedLinear, gates: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    if gates.device.type == "cpu" and obstacle() is None:
+        from cadenza.nn.native.recurrent import recur
+
+        return recur(again.matrix, gates, state)
+    (h, c), weight, outputs = state, again.dense(gates.dtype), []
+    for now in gates:
+        enter, forget, new, leave = (now + F.linear(h, weight)).chunk(4, -1)
+        c = forget.sigmoid() * c + enter.sigmoid() * new.tanh()
+        h = leave.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs), (h, c)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of a weight that is there."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
+    return linear
+
+
 def group_of(inputs: int) -> int:
     """Inputs that share a scale in int4; RequestError where none of the sizes divides them."""
     for size in GROUPS:
@@ -162,13 +209,26 @@ def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, part
 
 
+def narrow(module: nn.Module) -> None:
+    """Makes every LSTM below `module` one of int8, in place."""
+    for name, part in list(module.named_modules()):
+        if type(part) is nn.LSTM:
+            _put(module, name, QuantizedLSTM(part))
+
+
 def fit(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Gives `module` the quantised layers that stored weights are of; CheckpointError where it has no such layer."""
     for key, stored in weights.items():
         name = key.removesuffix(".packed")
         if name == key or stored.dtype not in (torch.int8, torch.uint8):
             continue
+        parts = dict(module.named_modules())
+        lstm = name.rpartition(".")[0].rpartition(".")[0]  # of `lstm.inward.0`
+        if type(parts.get(lstm)) is nn.LSTM:
+            narrow(parts[lstm.rpartition(".")[0]])
         part = dict(module.named_modules()).get(name)
+        if isinstance(part, QuantizedLinear):
+            continue
         if type(part) is not nn.Linear:
             raise CheckpointError(f"'{key}' is a quantised weight, but the model has no linear layer '{name}'")
         kind: Kind = "int8" if stored.dtype == torch.int8 else "int4"
@@ -195,12 +255,7 @@ def widened(module: M) -> M:
 
 def _wide(module: Any) -> Any:
     if isinstance(module, QuantizedLinear):
-        with torch.device("meta"):
-            linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-        linear.weight = nn.Parameter(module.dense(), requires_grad=False)
-        if module.bias is not None:
-            linear.bias = nn.Parameter(module.bias, requires_grad=False)
-        return linear
+        return _linear(module.dense(), module.bias)
     twin = copy.copy(module)
     twin._modules = {name: None if part is None else _wide(part) for name, part in module._modules.items()}
     return twin

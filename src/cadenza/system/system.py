@@ -63,7 +63,7 @@ class System(nn.Module):
         return None if self.generator is None else kind_of(self.generator)
 
     def quantize(self, kind: str) -> "System":
-        """Makes the generator's weights 8 or 4 bits wide, and those of frozen encoders 8, in place; gives itself.
+        """Makes the generator's weights 8 or 4 bits wide, those of frozen encoders and LSTMs 8, in place; gives itself.
 
         What is computed with them stays in floating point; on the CPU, keys and values are kept in 8 bits too. It can
         generate, be saved and loaded, but not be trained. RequestError where the kind suits neither the model nor
@@ -80,6 +80,7 @@ class System(nn.Module):
             raise RequestError(f"this model's weights are {self.quantized}; to have {kind}, load what they were made of")
         if self.quantized is None:
             self.generator.quantize(kind)  # type: ignore[arg-type]
+            self.codec.narrow()
         self.conditioners.narrow()
         return self
 

@@ -33,7 +33,8 @@ def multiply(
     if held != rows or 2 * pairs != x.shape[1]:
         x = F.pad(x, (0, 2 * pairs - x.shape[1], 0, held - rows))
     y = torch.empty(held, outputs, dtype=x.dtype, device=x.device)
-    _kernel[(tiles,)](x.contiguous(), packed, scale, y, pairs, outputs, held, PAIRS // held, num_warps=8)
+    with torch.cuda.device_of(x):  # Triton runs where the process stands
+        _kernel[(tiles,)](x.contiguous(), packed, scale, y, pairs, outputs, held, PAIRS // held, num_warps=8)
     return y[:rows]
 
 

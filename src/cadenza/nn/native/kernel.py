@@ -10,19 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from cadenza.nn.native.simd import (
-    arrive,
-    float_of_bits,
-    give_way,
-    look,
-    nearest,
-    pause,
-    read_float,
-    tile4,
-    tile8,
-    write_byte,
-    write_float,
-)
+from cadenza.nn.native.rows import FAST, exp, gelu, normed, rounded, to_bytes, turned
+from cadenza.nn.native.simd import arrive, give_way, look, pause, read_float, tile4, tile8, write_byte, write_float
 
 
 class Inputs(NamedTuple):
@@ -98,8 +87,6 @@ PACKED, SCALE, OFFSET, BIAS, INPUTS, OUTPUTS, GROUPS = range(7)
 COLUMNS = 64
 PLAIN, ADD, GELU = 0, 1, 2  # what becomes of a product: written, added to what is there, or its GELU written
 
-_FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # there are infinities
-_MOST = np.float32(32767)
 _ROWS8 = tuple(tile8(rows, 4) for rows in (1, 2, 3, 4))
 _ROWS4 = tuple(tile4(rows) for rows in (1, 2, 3, 4))
 _one8, _two8, _three8, _four8 = _ROWS8
@@ -107,75 +94,7 @@ _one4, _two4, _three4, _four4 = _ROWS4
 _narrow1, _narrow2, _narrow3 = (tile8(1, vectors) for vectors in (1, 2, 3))
 
 
-@njit(fastmath=_FAST, error_model="numpy")
-def _exp(x):
-    """e to a float32 of at most 88, to 2 in the last place."""
-    x = max(x, np.float32(-87))
-    n = nearest(x * np.float32(1.44269504))  # type: ignore[reportCallIssue]
-    whole = np.float32(n)
-    r = (x - whole * np.float32(0.693359375)) + whole * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = (p * r) * r + r + np.float32(1)
-    return p * float_of_bits(np.int32((n + np.int32(127)) << np.int32(23)))
-
-
-@njit(fastmath=_FAST, error_model="numpy")
-def _gelu(x):
-    """x times the normal distribution up to x, whose error function is to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
-    z = abs(x) * np.float32(0.70710678)
-    t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * z)
-    p = np.float32(1.061405429)
-    p = p * t + np.float32(-1.453152027)
-    p = p * t + np.float32(1.421413741)
-    p = p * t + np.float32(-0.284496736)
-    p = (p * t + np.float32(0.254829592)) * t
-    tail = np.float32(0.5) * p * _exp(-z * z)  # of the distribution, beyond |x|
-    return x * (tail if x < np.float32(0) else np.float32(1) - tail)
-
-
-@njit(fastmath=_FAST, error_model="numpy")
-def _rounded(values, n, out):
-    """Writes int16 and gives what one of them stands for; an odd last one gets a 0 beside it."""
-    top = np.float32(0)
-    for i in range(n):
-        top = max(top, abs(values[i]))
-    if top < np.float32(1e-30):
-        out[: n + n % 2] = 0
-        return np.float32(0)
-    to = _MOST / top
-    for i in range(n):
-        out[i] = np.int16(nearest(values[i] * to))  # type: ignore[reportCallIssue]
-    if n % 2:
-        out[n] = 0
-    return top / _MOST
-
-
-@njit(fastmath=_FAST, error_model="numpy")
-def _normed(x, norm, eps, style, out):
-    """The layer norm of a row, scaled and shifted where `style` is the address of both."""
-    n, weight, bias = x.shape[0], norm[0], norm[1]
-    total = np.float32(0)
-    for i in range(n):
-        total += x[i]
-    mean = total / np.float32(n)
-    square = np.float32(0)
-    for i in range(n):
-        d = x[i] - mean
-        square += d * d
-    inverse = np.float32(1) / np.sqrt(square / np.float32(n) + eps)
-    for i in range(n):
-        out[i] = (x[i] - mean) * inverse * read_float(weight, i) + read_float(bias, i)
-    if style:
-        for i in range(n):
-            out[i] = out[i] * (np.float32(1) + read_float(style, i)) + read_float(style, n + i)
-
-
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _summed(row, linear, sums):
     """The sums of each group of the inputs of a row, for a matrix of int4."""
     groups = linear[GROUPS]
@@ -188,21 +107,21 @@ def _summed(row, linear, sums):
             sums[g] = total
 
 
-@njit(fastmath=_FAST, error_model="numpy")
-def _taken(x, linear, inputs):
+@njit(fastmath=FAST, error_model="numpy")
+def taken(x, linear, inputs):
     """Rounds the rows that a matrix is about to read."""
     for r in range(inputs.scale.shape[0]):
-        inputs.scale[r] = _rounded(x[r], linear[INPUTS], inputs.numbers[r])
+        inputs.scale[r] = rounded(x[r], linear[INPUTS], inputs.numbers[r])
         _summed(inputs.numbers[r], linear, inputs.sums[r])
 
 
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _taken_normed(x, norm, eps, style, linear, inputs, room):
     """The same of their norms; `style`: where what scales and shifts the first sequence lies, and how many rows have one."""
     rows, dim = x.shape
     for r in range(rows):
-        _normed(x[r], norm, eps, style[0] + (r // style[1]) * dim * 16 if style[0] else 0, room)
-        inputs.scale[r] = _rounded(room, dim, inputs.numbers[r])
+        normed(x[r], norm, eps, style[0] + (r // style[1]) * dim * 16 if style[0] else 0, room)
+        inputs.scale[r] = rounded(room, dim, inputs.numbers[r])
         _summed(inputs.numbers[r], linear, inputs.sums[r])
 
 
@@ -281,45 +200,30 @@ def _written(linear, got, factor, out, first, how):
             target[j] += got[j]
     else:
         for j in range(width):
-            target[j] = _gelu(got[j])
+            target[j] = gelu(got[j])
 
 
-@njit(fastmath=_FAST, error_model="numpy")
-def _bytes(values, numbers):
-    """Numbers of 8 bits, and what one of them stands for."""
-    top = np.float32(0)
-    for i in range(values.shape[0]):
-        top = max(top, abs(values[i]))
-    if top < np.float32(1e-30):
-        numbers[: values.shape[0]] = 0
-        return np.float32(0)
-    to = np.float32(127) / top
-    for i in range(values.shape[0]):
-        numbers[i] = np.int16(nearest(values[i] * to))  # type: ignore[reportCallIssue]
-    return top / np.float32(127)
-
-
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _keep(key, value, numbers, kept, at):
     """Writes the key and the value of a head at a position."""
     width = key.shape[0]
-    write_float(kept.key_scales, at, _bytes(key, numbers))
+    write_float(kept.key_scales, at, to_bytes(key, numbers))
     base = kept.keys + (at // 64) * ((width + 1) // 2) * 128 + (at % 64) * 2
     for i in range(width):
         write_byte(base + (i // 2) * 128, i % 2, np.int8(numbers[i]))
     if width % 2:
         write_byte(base + (width // 2) * 128, 1, np.int8(0))
-    write_float(kept.value_scales, at, _bytes(value, numbers))
+    write_float(kept.value_scales, at, to_bytes(value, numbers))
     for i in range(width):
         tile, j = i // kept.each, i % kept.each
         write_byte(kept.values + (tile * kept.pairs + at // 2) * kept.each * 2, j * 2 + at % 2, np.int8(numbers[i]))
 
 
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _attended(q, numbers, kept, n, bias, desk):
     """Puts what a head makes of `n` positions where its query was; 0 where `bias`, at an address or 0, leaves none."""
     width, scores = q.shape[0], desk.scores
-    factor = _rounded(q, width, numbers) / np.float32(np.sqrt(np.float32(width)))
+    factor = rounded(q, width, numbers) / np.float32(np.sqrt(np.float32(width)))
     half, x, to = (width + 1) // 2, numbers.ctypes.data, scores.ctypes.data
     for tile in range((n + 63) // 64):
         _one8(kept.keys + tile * half * 128, kept.key_scales + tile * 256, half, x, 0, to + tile * 256)
@@ -337,10 +241,10 @@ def _attended(q, numbers, kept, n, bias, desk):
         return
     total = np.float32(0)
     for i in range(n):
-        p = _exp(scores[i] - top) if scores[i] > np.float32(-1e30) else np.float32(0)
+        p = exp(scores[i] - top) if scores[i] > np.float32(-1e30) else np.float32(0)
         total += p
         scores[i] = p * read_float(kept.value_scales, i)
-    factor = _rounded(scores, n, desk.probable) / total
+    factor = rounded(scores, n, desk.probable) / total
     pairs, x, ones, to = (n + 1) // 2, desk.probable.ctypes.data, desk.ones.ctypes.data, desk.part.ctypes.data
     for tile in range((width + kept.each - 1) // kept.each):
         values = kept.values + tile * kept.pairs * kept.each * 2
@@ -356,17 +260,7 @@ def _attended(q, numbers, kept, n, bias, desk):
             q[i] = desk.part[i - tile * kept.each] * factor
 
 
-@njit(fastmath=_FAST, error_model="numpy")
-def _turned(x, cos, sin, room):
-    """Turns a query or key by its position."""
-    n = x.shape[0]
-    for i in range(n):
-        room[i] = x[i] * cos[i] + x[(i + n // 2) % n] * sin[i]
-    for i in range(n):
-        x[i] = room[i]
-
-
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _met(counter, turn, workers):
     """Waits until every worker has come here, and gives the turn they will next wait for."""
     turn += workers
@@ -380,14 +274,14 @@ def _met(counter, turn, workers):
     return turn
 
 
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def value_shape(width, positions):
     """Outputs of a tile of values, and pairs of positions in it."""
     tiles = (width + 63) // 64
     return (width + tiles * 16 - 1) // (tiles * 16) * 16, positions // 2
 
 
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _kept(place, pair, positions, width):
     """The keys and values of a head of a sequence, among those whose addresses are in `place`."""
     each, pairs = value_shape(width, positions)
@@ -401,14 +295,14 @@ def _kept(place, pair, positions, width):
     )
 
 
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _own(work, worker, rows):
     """A worker's part of the room."""
     inputs = Inputs(work.numbers[worker], work.scale[worker][:rows], work.sums[worker])
     return inputs, Desk(work.room[worker], work.scores[worker], work.probable[worker], work.part[worker], work.ones)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def walk(share, turn, model, rows, work, logits):
     """Takes the rows through all layers, in place, and what the head makes of them to `logits` unless that has no size.
 
@@ -437,12 +331,12 @@ def walk(share, turn, model, rows, work, logits):
                 q, k = y[r, h * width : (h + 1) * width], y[r, dim + h * width : dim + (h + 1) * width]
                 v = y[r, 2 * dim + h * width : 2 * dim + (h + 1) * width]
                 if rows.cos.shape[0]:
-                    _turned(q, rows.cos[r], rows.sin[r], room)
-                    _turned(k, rows.cos[r], rows.sin[r], room)
+                    turned(q, rows.cos[r], rows.sin[r], room)
+                    turned(k, rows.cos[r], rows.sin[r], room)
                 _keep(k, v, inputs.numbers[0], kept, rows.position[r])
                 _attended(q, inputs.numbers[0], kept, rows.position[r] + 1, seen, desk)
         turn = _met(counter, turn, workers)
-        _taken(y, out, inputs)
+        taken(y, out, inputs)
         product(out, inputs, share, part, x, ADD)
         turn = _met(counter, turn, workers)
         if layer[SOURCE]:
@@ -460,7 +354,7 @@ def walk(share, turn, model, rows, work, logits):
                         seen = model.source_bias.ctypes.data + s * strides[0] + moment * strides[1]
                     _attended(y[r, h * width : (h + 1) * width], inputs.numbers[0], kept, tokens, seen, desk)
             turn = _met(counter, turn, workers)
-            _taken(y, cross_out, inputs)
+            taken(y, cross_out, inputs)
             for r in range(x.shape[0]):
                 if model.alive.shape[0] and not model.alive[r // each, min(rows.position[r], model.alive.shape[1] - 1)]:
                     inputs.scale[r] = -1
@@ -469,7 +363,7 @@ def walk(share, turn, model, rows, work, logits):
         _taken_normed(x, layer[NORM_MLP:STYLE], eps, (style + dim * 8 if style else 0, each), up, inputs, room)
         product(up, inputs, share, part, y, GELU)
         turn = _met(counter, turn, workers)
-        _taken(y, down, inputs)
+        taken(y, down, inputs)
         product(down, inputs, share, part, x, ADD)
         turn = _met(counter, turn, workers)
     if logits.shape[0]:
@@ -478,8 +372,8 @@ def walk(share, turn, model, rows, work, logits):
     return _met(counter, turn, workers)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def multiplied(linear, x, inputs, part, out):
     """The rows of `x` through one matrix."""
-    _taken(x, linear, inputs)
+    taken(x, linear, inputs)
     product(linear, inputs, (0, 1), part, out, PLAIN)

@@ -27,17 +27,21 @@ class Matrix(NamedTuple):
         return [0 if x is None else x.data_ptr() for x in self[:4]] + [self.inputs, self.outputs, self.groups, 0]
 
 
-def multiply(matrix: Matrix, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
-    """The rows of `x` through the matrix; each by itself, so that its numbers do not depend on the others."""
-    rows, odd = len(x), matrix.inputs % 2
-    out = torch.empty(rows, matrix.outputs)
+def room(matrix: Matrix, rows: int) -> tuple[kernel.Inputs, np.ndarray]:
+    """Room for rows that a matrix reads, and to compute with."""
     inputs = kernel.Inputs(
-        np.empty((rows, matrix.inputs + odd), np.int16),
+        np.empty((rows, matrix.inputs + matrix.inputs % 2), np.int16),
         np.empty(rows, np.float32),
         np.empty((rows, max(1, matrix.groups)), np.int32),
     )
-    numbers, part = np.array(matrix.numbers(), np.int64), np.empty(256, np.float32)
-    kernel.multiplied(numbers, x.detach().contiguous().numpy(), inputs, part, out.numpy())
+    return inputs, np.empty(256, np.float32)
+
+
+def multiply(matrix: Matrix, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+    """The rows of `x` through the matrix; each by itself, so that its numbers do not depend on the others."""
+    out = torch.empty(len(x), matrix.outputs)
+    numbers = np.array(matrix.numbers(), np.int64)
+    kernel.multiplied(numbers, x.detach().contiguous().numpy(), *room(matrix, len(x)), out.numpy())
     return out
 
 
