@@ -23,11 +23,10 @@ from cadenza.nn.cache import Cache
 from cadenza.nn.graphs import Graphs, Recorded
 from cadenza.nn.packed import packed
 from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_frames, stack_steps
-from cadenza.nn.positions import rotations, sinusoids
 from cadenza.nn.quantized import QuantizedLinear, widened
 from cadenza.nn.setting import Setting
 from cadenza.nn.span import Span, bucket
-from cadenza.nn.steps import at_frames, biased, latest, over_steps, placed
+from cadenza.nn.steps import latest
 from cadenza.nn.transformer import Transformer
 from cadenza.samplers.guidance import Mix, active, stack
 from cadenza.samplers.tokens import TokenSampling, uniforms
@@ -201,6 +200,19 @@ class CodecLM(Generator):
         setting = self._setting(fused, frame)
         return self._logits(self._run(sequence, setting, rng=rng)[:, setting.length :])
 
+    @torch.inference_mode()
+    def walk(self, sequence: Int[Tensor, "b k s"], fused: Fused, frame: Int[Tensor, "b k n"]) -> Iterator[Tensor]:
+        """The logits [b k v] of `forward` step after step, as clips are made; each holds until the next."""
+        lm = packed(widened(self), len(sequence))
+        group = lm._group(fused, frame, len(sequence))
+        try:
+            lm._feed(sequence[:, :, :0], group)
+            for step in range(sequence.shape[2]):
+                yield lm._next(sequence[:, :, step : step + 1], group, Span(step + 1, step + 2))
+        finally:
+            if group.decoding is not None:
+                group.decoding.close()
+
     def losses(self, target: Codes | Latents, fused: Fused, rng: torch.Generator) -> dict[str, Tensor]:
         """Cross-entropy of each codebook; the end of a clip is a target where `target.ended` says so."""
         assert isinstance(target, Codes), "codec_lm learns from codes"
@@ -256,12 +268,11 @@ class CodecLM(Generator):
     ) -> Iterator[Codes]:
         """Frames as soon as all their codes are there, from a batch of which the step `first` is the next."""
         whole = [pattern.complete() for pattern in patterns]
-        sequence = state.writing.sequence
-        steps = stack_steps(patterns).to(sequence.device)
+        steps, end = stack_steps(patterns).to(state.writing.sequence.device), state.writing.sequence.shape[2]
         self._prefill(state, first)
         sent, last = 0, first
         while True:
-            before, last = last, min(last + BLOCK, sequence.shape[2])
+            before, last = last, min(last + BLOCK, end)
             if recorded is None:
                 self._advance(state, before, last)
             else:
@@ -271,7 +282,7 @@ class CodecLM(Generator):
             open_ = [frames for frames, end in zip(done, ends, strict=True) if frames < end]
             ready = min([*open_, max(ends)])
             if ready > sent:
-                yield _chunk(sequence, steps[:, :, sent:ready], state.writing.ends - sent)
+                yield state.writing.written(steps[:, :, sent:ready], sent)
                 sent = ready
             if not open_:
                 return
@@ -337,12 +348,16 @@ class CodecLM(Generator):
     def _prefill(self, state: _State, first: int) -> None:
         """Feeds the prefix and the known steps but the last, which the first block feeds."""
         for group in state.groups:
-            if group.setting.length + first > 1:
-                sequence = state.writing.sequence[:, :, : first - 1].repeat(group.branches, 1, 1)
-                if group.decoding is None:
-                    self._run(sequence, group.setting, cache=group.cache)
-                else:
-                    group.decoding.feed(self._inputs(sequence, group.setting), 0)
+            self._feed(state.writing.sequence[:, :, : first - 1].repeat(group.branches, 1, 1), group)
+
+    def _feed(self, sequence: Int[Tensor, "nb k s"], group: _Group) -> None:
+        """Feeds the prefix and the steps of `sequence`."""
+        if group.setting.length + sequence.shape[2] == 0:
+            return
+        if group.decoding is None:
+            self._run(sequence, group.setting, cache=group.cache)
+        else:
+            group.decoding.feed(self._inputs(sequence, group.setting), 0)
 
     @torch.inference_mode()
     def _advance(self, state: _State, first: int, last: int) -> None:
@@ -384,42 +399,16 @@ class CodecLM(Generator):
         return self.spec.pattern.pattern(self.rows, frames)
 
     def _setting(self, fused: Fused, frame: Int[Tensor, "b k s"]) -> Setting:
-        """The conditions placed: positions count an item's own prefix only, unless padding is attended to."""
-        batch, steps = frame.shape[0], frame.shape[2]
-        positions = torch.arange(steps, device=frame.device)[None]
-        prefix = valid = None
-        if fused.prepend is not None and fused.prepend.x.shape[1]:
-            prefix = self.inputs["prepend"](fused.prepend.x)
-            if self.spec.attend_padding:
-                positions = torch.arange(prefix.shape[1] + steps, device=frame.device)[None]
-            else:
-                real = fused.prepend.mask
-                prefix = prefix.masked_fill(~real[..., None], 0)
-                positions = torch.cat([real.cumsum(1) - real.long(), real.sum(1, keepdim=True) + positions], 1)
-                valid = F.pad(real, (0, steps), value=True)
-        added = None
-        if fused.add is not None:
-            added = at_frames(self.inputs["add"](fused.add), frame)
-        for curve in fused.steps or ():
-            over = self.inputs["add"](over_steps(curve, frame))
-            added = over if added is None else added + over
-        beside = None if fused.concat is None else at_frames(fused.concat, frame)
-        rotation = None
-        if self.spec.positions == "rotary":
-            rotation = rotations(positions, self.spec.width // self.spec.heads)
-        else:
-            table = sinusoids(positions, self.spec.width).to(self.embedding.weight.dtype)
-            n = 0 if prefix is None else prefix.shape[1]
-            prefix = None if prefix is None else prefix + table[:, :n]
-            added = table[:, n:].expand(batch, -1, -1) + (0 if added is None else added)
-        source = None
-        if fused.cross is not None and fused.cross.x.shape[1]:
-            tokens = biased(fused.cross, frame, 0 if prefix is None else prefix.shape[1])
-            if self.spec.cross_positions:
-                tokens = placed(tokens, self.spec.cross_positions, attend_padding=self.spec.attend_padding)
-            source = self.transformer.read(tokens, attend_padding=self.spec.attend_padding)
-        styles = None if fused.glob is None else self.transformer.styles(fused.glob)
-        return Setting(prefix, valid, rotation, added, beside, source, styles)
+        spec = self.spec
+        return Setting.of(
+            fused,
+            frame,
+            transformer=self.transformer,
+            inputs=self.inputs,
+            rotary=spec.positions == "rotary",
+            attend_padding=spec.attend_padding,
+            cross_positions=spec.cross_positions,
+        )
 
     def _run(
         self,
@@ -466,13 +455,6 @@ def _cross_entropies(logits: Tensor, target: Tensor, counted: Tensor) -> dict[st
     each = F.cross_entropy(logits.flatten(0, 2).float(), wanted.flatten(), reduction="none").view_as(wanted) * counted
     means = each.sum((0, 1)) / counted.sum((0, 1)).clamp(min=1)
     return {"loss": means.mean(), **{f"ce_{row}": mean for row, mean in enumerate(means.detach())}}
-
-
-def _chunk(sequence: Tensor, steps: Tensor, left: Tensor) -> Codes:
-    """Frames of a sequence, 0 where an item has ended."""
-    ids = sequence.gather(2, steps.clamp(min=0))
-    true = torch.arange(ids.shape[2], device=ids.device) < left[:, None]
-    return Codes(ids.where(true[:, None], 0), left.clamp(0, ids.shape[2]))
 
 
 def _on(rng: torch.Generator, device: Any) -> torch.Generator:
