@@ -10,6 +10,7 @@ import torch
 from cadenza.core.device import Precision, choose
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import near
+from cadenza.nn.native import obstacle
 from cadenza.nn.quantized import Kind
 from cadenza.system import store
 from cadenza.system.features import PLACE, FeatureCache, place
@@ -46,6 +47,8 @@ def load(
     if quantize is not None:
         system.quantize(quantize)
     system = system.to(device=chosen.device, dtype=chosen.dtype)
+    if system.quantized and chosen.device.type == "cpu":
+        obstacle()  # compiles what is needed first, or finds it on disk, now rather than at the first request
     if os.environ.get(PLACE) and place() is not None:
         system.cache = FeatureCache()
     return system
