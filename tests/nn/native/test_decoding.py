@@ -1,6 +1,7 @@
 """A step of the compiled kernel: against the same transformer, with the same weights, in torch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from cadenza.core.types import Tokens
 from cadenza.nn.attention import Source
+from cadenza.nn.native import kernel
 from cadenza.nn.native.decoding import Decoding
 from cadenza.nn.positions import Rotation, rotations
 from cadenza.nn.quantized import QuantizedLinear, quantize
@@ -140,6 +142,28 @@ def test_threads_change_nothing() -> None:
         for many in (2, 3):
             torch.set_num_threads(many)
             assert torch.equal(case.steps(fed=4), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("every_thread")
+def test_nobody_waits_for_a_thread_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, walk = torch.get_num_threads(), kernel.walk
+
+    def interrupted(share: tuple[int, int], *rest: Any) -> Any:
+        if share[0] == 0:
+            raise KeyboardInterrupt
+        return walk(share, *rest)
+
+    try:
+        torch.set_num_threads(3)
+        decoding = Case().decoding()
+        decoding.step(torch.ones(2, 1, 96), 0)
+        monkeypatch.setattr(kernel, "walk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            decoding.step(torch.ones(2, 1, 96), 1)
+        decoding.close()
+        assert decoding.crew is not None and not any(thread.is_alive() for thread in decoding.crew._threads)
     finally:
         torch.set_num_threads(threads)
 

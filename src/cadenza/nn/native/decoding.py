@@ -17,6 +17,7 @@ from cadenza.nn.transformer import Block, Transformer
 
 ROWS = 32  # positions that are fed at a time
 BLOCK = 64  # positions of a tile of keys
+OVER = 2**62  # meetings: so many that nobody waits for another one
 SMALL = 2**26  # bytes of weights that one worker has read before a second one would be of use
 
 
@@ -133,9 +134,14 @@ class Decoding:
                 for part in self.rotation
             )
         arguments = (self.turn, self.model, kernel.Rows(rows, position, cos, sin), self.work, logits)
-        others = range(1, self.workers) if self.crew else ()
-        running = [self.crew.submit(kernel.walk, (worker, self.workers), *arguments) for worker in others]  # type: ignore[union-attr]
-        self.turn = kernel.walk((0, self.workers), *arguments)
+        running = []
+        try:
+            for worker in range(1, self.workers):
+                running.append(self.crew.submit(kernel.walk, (worker, self.workers), *arguments))  # type: ignore[union-attr]
+            self.turn = kernel.walk((0, self.workers), *arguments)
+        except BaseException:  # such as Ctrl-C before this thread has begun; the others wait for it
+            self.work.counter[0] = OVER
+            raise
         for other in running:
             other.result()
 
