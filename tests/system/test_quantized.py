@@ -9,6 +9,7 @@ from tiny import TINY, tiny_system
 
 from cadenza.apps.api import load
 from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.nn.quantized import suits
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -80,8 +81,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     assert narrow.quantized is None  # nothing was changed
     with pytest.raises(RequestError, match=r"weights are int8; to have int4, load what they were made of"):
         wide().quantize("int8").quantize("int4")
-    with pytest.raises(RequestError, match=r"int8 is computed with on cpu and cuda, not on meta"):
+    with pytest.raises(RequestError, match=r"int8 weights are computed with on cpu and cuda, not on meta"):
         wide().to("meta").quantize("int8")
+    with pytest.raises(RequestError, match=r"int4 weights are computed with on cpu, not on cuda; take half precision there"):
+        suits("int4", torch.device("cuda"))
     codec = System(SystemSpec.parse({"codec": TINY["codec"]}))
     with pytest.raises(RequestError, match="a codec alone"):
         codec.quantize("int8")

@@ -11,7 +11,7 @@ from cadenza.core.device import Precision, choose
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import near
 from cadenza.nn.native import obstacle
-from cadenza.nn.quantized import Kind
+from cadenza.nn.quantized import Kind, suits
 from cadenza.system import store
 from cadenza.system.features import PLACE, FeatureCache, place
 from cadenza.system.system import System
@@ -46,6 +46,8 @@ def load(
         system = System.of(found.read(), source=str(found.folder))
     if quantize is not None:
         system.quantize(quantize)
+    if system.quantized is not None:
+        suits(system.quantized, chosen.device)
     system = system.to(device=chosen.device, dtype=chosen.dtype)
     if system.quantized and chosen.device.type == "cpu":
         obstacle()  # compiles what is needed first, or finds it on disk, now rather than at the first request

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=nn.Module)
 Kind = Literal["int8", "int4"]
 KINDS: tuple[str, ...] = get_args(Kind)
+ON = {"int8": ("cpu", "cuda"), "int4": ("cpu",)}  # kinds of devices that compute with it
 OUTPUTS = 64  # of a tile
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides them
 FEW = 8  # rows up to which a GPU's own units for matrices are no help
@@ -240,6 +241,13 @@ def kind_of(module: nn.Module) -> str | None:
     """What the weights below a module are quantised to: the narrowest of their kinds, None where none is."""
     kinds = {part.kind for part in module.modules() if isinstance(part, QuantizedLinear)}
     return next((kind for kind in reversed(KINDS) if kind in kinds), None)
+
+
+def suits(kind: str, device: torch.device) -> None:
+    """RequestError where a device does not compute with weights of a kind."""
+    if device.type not in ON[kind]:
+        there = " and ".join(ON[kind])
+        raise RequestError(f"{kind} weights are computed with on {there}, not on {device.type}; take half precision there")
 
 
 def widened(module: M) -> M:

@@ -19,7 +19,7 @@ from cadenza.core.spec import near
 from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
-from cadenza.nn.quantized import KINDS, fit, kind_of
+from cadenza.nn.quantized import KINDS, fit, kind_of, suits
 from cadenza.samplers.guidance import strength, terms
 from cadenza.system import store, windows
 from cadenza.system.card import Card
@@ -34,7 +34,6 @@ from cadenza.system.request import Clip, Request
 from cadenza.system.spec import SystemSpec
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
-QUANTIZED_ON = ("cpu", "cuda")  # kinds of devices
 LONGEST = 3600  # seconds of a clip; more than this is rather a mistake
 _ALONE = "this system is a codec alone: it encodes and decodes, but cannot generate"
 
@@ -73,9 +72,7 @@ class System(nn.Module):
             raise RequestError("this system is a codec alone, and codecs are not quantised; leave quantize out")
         if kind not in KINDS:
             raise RequestError(f"there is no quantisation '{kind}'; there are: {', '.join(KINDS)}")
-        if self.device.type not in QUANTIZED_ON:
-            there = " and ".join(QUANTIZED_ON)
-            raise RequestError(f"{kind} is computed with on {there}, not on {self.device.type}; use half precision there")
+        suits(kind, self.device)
         if self.quantized not in (None, kind):
             raise RequestError(f"this model's weights are {self.quantized}; to have {kind}, load what they were made of")
         if self.quantized is None:
