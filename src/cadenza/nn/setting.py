@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool, Float
-from torch import Tensor
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cadenza.core.types import Fused
 from cadenza.nn.attention import Source
-from cadenza.nn.positions import Rotation
+from cadenza.nn.positions import Rotation, rotations, sinusoids
 from cadenza.nn.span import Span
+from cadenza.nn.steps import at_frames, biased, over_steps, placed
+from cadenza.nn.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,56 @@ class Setting:
     beside: Float[Tensor, "b s e"] | None  # the steps
     source: list[Source] | None
     styles: list[Float[Tensor, "b 1 g"]] | None
+
+    @classmethod
+    def of(
+        cls,
+        fused: Fused,
+        frame: Int[Tensor, "b k s"],
+        *,
+        transformer: Transformer,
+        inputs: nn.ModuleDict,
+        rotary: bool,
+        attend_padding: bool,
+        cross_positions: float,
+    ) -> "Setting":
+        """The conditions placed: positions count an item's own prefix only, unless padding is attended to.
+
+        `inputs` make what is prepended or added as wide as the model; `cross_positions` is the weight of the sinusoids
+        added to what is attended to. Positions are rotations, or sinusoids that are added.
+        """
+        batch, steps = frame.shape[0], frame.shape[2]
+        positions = torch.arange(steps, device=frame.device)[None]
+        prefix = valid = None
+        if fused.prepend is not None and fused.prepend.x.shape[1]:
+            prefix = inputs["prepend"](fused.prepend.x)
+            if attend_padding:
+                positions = torch.arange(prefix.shape[1] + steps, device=frame.device)[None]
+            else:
+                real = fused.prepend.mask
+                prefix = prefix.masked_fill(~real[..., None], 0)
+                positions = torch.cat([real.cumsum(1) - real.long(), real.sum(1, keepdim=True) + positions], 1)
+                valid = F.pad(real, (0, steps), value=True)
+        added = None if fused.add is None else at_frames(inputs["add"](fused.add), frame)
+        for curve in fused.steps or ():
+            over = inputs["add"](over_steps(curve, frame))
+            added = over if added is None else added + over
+        rotation, n = None, 0 if prefix is None else prefix.shape[1]
+        if rotary:
+            rotation = rotations(positions, transformer.width)
+        else:
+            table = sinusoids(positions, transformer.heads * transformer.width).to(transformer.norm.weight.dtype)
+            prefix = None if prefix is None else prefix + table[:, :n]
+            added = table[:, n:].expand(batch, -1, -1) + (0 if added is None else added)
+        source = None
+        if fused.cross is not None and fused.cross.x.shape[1]:
+            tokens = biased(fused.cross, frame, n)
+            if cross_positions:
+                tokens = placed(tokens, cross_positions, attend_padding=attend_padding)
+            source = transformer.read(tokens, attend_padding=attend_padding)
+        beside = None if fused.concat is None else at_frames(fused.concat, frame)
+        styles = None if fused.glob is None else transformer.styles(fused.glob)
+        return cls(prefix, valid, rotation, added, beside, source, styles)
 
     @property
     def length(self) -> int:

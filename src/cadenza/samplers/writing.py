@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cadenza.core.types import Codes
 from cadenza.nn.span import Span
 from cadenza.samplers.guidance import Mix
 from cadenza.samplers.tokens import TokenSampling, sample
@@ -42,6 +43,12 @@ class Writing:
             ended = (drawn[:, 0] == self.special) & (frame[:, 0] < self.ends)
             self.ends.copy_(torch.where(ended, frame[:, 0], self.ends))
         step.write(self.sequence, 2, drawn.masked_fill(frame >= self.ends[:, None], self.special)[:, :, None])
+
+    def written(self, steps: Int[Tensor, "b k f"], first: int) -> Codes:
+        """The frames from `first` on that were written at `steps`, 0 where an item has ended."""
+        ids, left = self.sequence.gather(2, steps.clamp(min=0)), self.ends - first
+        true = torch.arange(ids.shape[2], device=ids.device) < left[:, None]
+        return Codes(ids.masked_fill(~true[:, None], 0), left.clamp(0, ids.shape[2]))
 
     @staticmethod
     def _at(x: Tensor, step: Span) -> Tensor:
