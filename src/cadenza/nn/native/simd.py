@@ -84,6 +84,12 @@ def _dot(context: Any, b: Builder, x: Value, w: Value) -> Value:
         kind = ir.FunctionType(_SUMS, [_PAIRS, _PAIRS])
         return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512.pmaddw.d.512"), [x, w])
     nothing = ir.Constant(_PAIRS, ir.Undefined)
+    if "+avx2" in features:
+        kind = ir.FunctionType(ir.VectorType(_I32, LANES // 2), [ir.VectorType(_I16, LANES)] * 2)
+        add = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx2.pmadd.wd")
+        places = [ir.Constant(ir.VectorType(_I32, LANES), [_I32(i + part) for i in range(LANES)]) for part in (0, LANES)]
+        parts = [b.call(add, [b.shuffle_vector(value, nothing, place) for value in (x, w)]) for place in places]
+        return b.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, LANES), [_I32(i) for i in range(LANES)]))
 
     def half(value: Value, odd: int) -> Value:
         places = ir.Constant(ir.VectorType(_I32, LANES), [_I32(2 * i + odd) for i in range(LANES)])
