@@ -18,6 +18,7 @@ def evaluate(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Clips made of each request.", min=1)] = 1,
     guidance: Annotated[float | None, typer.Option(help="How strongly to follow the controls; the model's own.")] = None,
+    quantize: Annotated[str | None, typer.Option(metavar="int8|int4", help="Evaluate it with weights of 8 or 4 bits.")] = None,
     codec: Annotated[bool, typer.Option("--codec", help="Measure only what survives the codec.")] = False,
 ) -> None:
     """Measure adherence, copying, loudness and speed, or the codec alone; write JSON, Markdown and plots."""
@@ -27,7 +28,7 @@ def evaluate(
     from cadenza.evaluation.report import Extent
     from cadenza.evaluation.report import evaluate as evaluate_system
 
-    system = load(model)
+    system = load(model, quantize=quantize)  # type: ignore[arg-type]
     choose_threads(system)
     if codec or system.generator is None:
         evaluate_codec(system, data, out=out, clips=clips, progress=_say)

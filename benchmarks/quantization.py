@@ -1,0 +1,196 @@
+"""What quantised weights cost a model that makes music: how near its predictions stay, and how well it still obeys.
+
+    cadenza corpus held_out --hours 0.75 --seed 900001 --held-out
+    python benchmarks/quantization.py starter --data held_out --out results
+
+Predictions (`agreement.json`, `agreement.md`): each code of the references given the true ones before it, against float32.
+Adherence (`adherence.json`, `adherence.md`): the same requests and seeds, made and heard with each kind of weights.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cadenza
+from cadenza.data.source import manifest_of
+from cadenza.dsp.audio import read
+from cadenza.evaluation.adherence import Interval
+from cadenza.evaluation.agreement import Excerpt, Measure, compare
+from cadenza.evaluation.comparison import compared, gaps, overall
+from cadenza.evaluation.estimates import Estimate
+from cadenza.evaluation.estimators import load_estimators
+from cadenza.evaluation.making import Maker
+from cadenza.evaluation.scores import scores
+from cadenza.evaluation.settings import Asking, references, settings
+from cadenza.evaluation.write import bounded, meant
+from cadenza.nn.quantized import KINDS
+from cadenza.system.system import System
+
+FULL = "float32"
+Table = list[list[str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, required=True, help="a held-out corpus")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--made", type=Path, default=Path("made"), help="where clips are kept, and found when begun again")
+    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--settings", nargs="+", default=["alone", "hand", "all"])
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 3.0, 6.0], help="of guidance, for predictions")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--only", choices=("agreement", "adherence"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    systems = {FULL: cadenza.load(asked.model, device="cpu")}
+    systems |= {kind: cadenza.load(asked.model, device="cpu", quantize=kind) for kind in asked.kinds}
+    listen = load_estimators()
+    full = systems[FULL]
+    longest = full.spec.generator.context / full.codec.grid.frame_rate  # type: ignore[union-attr]
+    refs = references(manifest_of(asked.data)[0], asked.clips)
+    asking = Asking(refs, listen.families, list(full.conditioners), longest, bool(full.spec.reads))
+    if asked.only != "adherence":
+        agreements(asked, systems, asking)
+    if asked.only != "agreement":
+        adherences(asked, systems, asking, listen)
+
+
+def agreements(asked: argparse.Namespace, systems: Mapping[str, System], asking: Asking) -> None:
+    """Predictions of the references' codes, asked for with everything that is known of them."""
+    full = systems[FULL]
+    others = {"bfloat16": (cadenza.load(asked.model, device="cpu", dtype="bfloat16"), False)}
+    for kind in asked.kinds:
+        others |= {f"{kind}, weights alone": (systems[kind], False), f"{kind}, as clips are made": (systems[kind], True)}
+    found = compare(full, others, excerpts(full, asking), scales=asked.scales)
+    clips = next(iter(found.values())).clips
+    rows = [
+        [name, f"{scale:g}", nats(one.divergence), " / ".join(f"{x:.1e}" for x in one.divergence.codebooks),
+         share(one.likeliest), share(one.drawn), nats(one.loss)]
+        for (name, scale), one in found.items()
+    ]  # fmt: skip
+    head = [
+        "weights",
+        "guidance",
+        "KL, nats a code",
+        "by codebook",
+        "same likeliest code",
+        "same code drawn",
+        "loss, nats a code",
+    ]
+    text = [f"{clips} held-out clips, {next(iter(found.values())).codes} codes; 95 % bootstrap bounds over clips.", ""]
+    write(
+        asked.out,
+        "agreement",
+        [*text, *table(head, rows)],
+        {f"{name}, guidance {s:g}": asdict(a) for (name, s), a in found.items()},
+    )
+
+
+def excerpts(system: System, asking: Asking) -> Iterator[Excerpt]:
+    """What the codec makes of each reference, as far as the model reaches."""
+    codec, spec = system.codec, system.codec.spec
+    items = asking.setting("all", asking.measured, reads=False).items
+    for i, (reference, item) in enumerate(zip(asking.references, items, strict=True)):
+        codes = codec.encode(read(reference.clip.audio).resample(spec.sample_rate).mix(spec.channels))
+        ids = codes.ids[:, :, : system.spec.generator.context]  # type: ignore[union-attr]
+        print(f"predictions: {i + 1} of {len(items)} clips", flush=True)
+        yield Excerpt(type(codes)(ids), item)
+
+
+def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking: Asking, listen: Any) -> None:
+    """A of every system from the same requests and seeds, and what quantised ones score above full precision."""
+    wanted = settings(asking, asked.settings)
+    codec = systems[FULL].codec
+    ceiling = []
+    for reference in asking.references:
+        clip = read(reference.clip.audio).resample(codec.spec.sample_rate).mix(codec.spec.channels)
+        ceiling.append(listen(codec.decode(codec.encode(clip)))[0])
+    captions = [wish for _, wish in asking.captions]
+    heard: dict[str, dict[str, list[list[Estimate]]]] = {}
+    for name, system in systems.items():
+        maker = Maker(system, asked.made)
+        heard[name] = {}
+        for setting in wanted:
+            clips = maker.clips(setting, 0, progress=lambda done, total: None)
+            heard[name][setting.name] = [[listen(clip)[0] for clip in clips]]
+            print(f"{name}, {setting.name}: heard", flush=True)
+    found = {name: scores(wanted, each, ceiling=ceiling, captions=captions) for name, each in heard.items()}
+    apart = {name: gaps(wanted, heard[FULL], heard[name], found[FULL]) for name in asked.kinds}
+    each = {name: compared(gap) for name, gap in apart.items()}
+    total = {name: overall(gap, wanted) for name, gap in apart.items()}
+    rows = []
+    for setting, attributes in found[FULL].items():
+        for attribute, one in attributes.items():
+            row = [meant(setting), attribute, str(one.asked)]
+            row += [bounded(found[name][setting][attribute].adherence.a) for name in systems]
+            rows.append(row + [bounded(each[name][setting][attribute]) for name in asked.kinds])
+    means = [bounded(total[name]) for name in asked.kinds]
+    rows.append(["all but the prompts by hand", "the mean of all", str(len(asking.references)), *[""] * len(systems), *means])
+    head = [
+        "asked with",
+        "attribute",
+        "clips",
+        *(f"A, {name}" for name in systems),
+        *(f"{name} above {FULL}" for name in asked.kinds),
+    ]
+    inside = {name: within(found[FULL], found[name]) for name in asked.kinds}
+    text = ["A with 95 % bootstrap bounds over clips; the last columns compare the same requests and seeds, as parts of A.", ""]
+    text += [f"{name}: A lies within the bounds of {FULL} in {inside[name]} of {len(rows) - 1} rows." for name in asked.kinds]
+    result = {
+        "clips": len(asking.references),
+        "adherence": {n: {s: {a: asdict(m) for a, m in row.items()} for s, row in f.items()} for n, f in found.items()},
+        "above": {n: {s: {a: asdict(i) for a, i in row.items()} for s, row in f.items()} for n, f in each.items()},
+        "overall": {name: asdict(interval) for name, interval in total.items()},
+    }
+    write(asked.out, "adherence", [*text, "", *table(head, rows)], result)
+
+
+def within(full: Any, other: Any) -> int:
+    """In how many rows A lies within the bounds of full precision."""
+    pairs = [(one.adherence.a, other[s][a].adherence.a) for s, row in full.items() for a, one in row.items()]
+    return sum(a.low <= b.value <= a.high for a, b in pairs)
+
+
+def nats(measure: Measure) -> str:
+    mean: Interval = measure.mean
+    return f"{mean.value:.1e} ({mean.low:.1e} to {mean.high:.1e})"
+
+
+def share(measure: Measure) -> str:
+    mean = measure.mean
+    return f"{mean.value:.1%} ({mean.low:.1%} to {mean.high:.1%})"
+
+
+def table(head: list[str], rows: Table) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def write(out: Path, name: str, lines: list[str], result: Mapping[str, Any]) -> None:
+    text = "\n".join(lines) + "\n"
+    (out / f"{name}.md").write_text(text)
+    (out / f"{name}.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
+    print(text, flush=True)
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with four digits that count; what is none is null."""
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
+
+
+if __name__ == "__main__":
+    main()
