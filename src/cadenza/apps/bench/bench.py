@@ -18,11 +18,11 @@ from cadenza.apps.bench.equality import compared
 from cadenza.apps.bench.fresh import Order, fresh
 from cadenza.apps.bench.geometry import Geometry, geometry, names, write
 from cadenza.apps.bench.machine import Bounds
-from cadenza.apps.bench.measure import Contestant, Job, Run, Say, alternate, spread, summary
+from cadenza.apps.bench.measure import Contestant, Job, Run, Say, alternate, computing, spread, summary
 from cadenza.apps.bench.ours import Ours, stored
 from cadenza.apps.bench.peer import Peer, PeerConfig
 from cadenza.apps.bench.room import keeps
-from cadenza.apps.bench.sweep import sweep
+from cadenza.apps.bench.sweep import cells, sweep
 from cadenza.apps.bench.targets import targets
 from cadenza.core.errors import BenchmarkError
 
@@ -84,7 +84,8 @@ def swept(wish: Wish, *, say: Say = print) -> dict[str, Any]:
         keeps(shape, (), (PeerConfig(),), place.device)
         write(shape, place.folder / "model")
         jobs = (Job(0.2), Job(0.4)) if wish.quick else (Job(2.0), Job(min(10.0, wish.seconds)))
-        found = sweep(place.folder / "model", device=place.device, threads=place.threads, jobs=jobs, say=say)
+        configs = cells(place.device, compiled=not wish.quick)
+        found = sweep(place.folder / "model", configs, device=place.device, threads=place.threads, jobs=jobs, say=say)
     return report | {"sweep": found}
 
 
@@ -93,13 +94,9 @@ def _placed(wish: Wish, say: Say) -> Iterator[_Place]:
     device = torch.device(wish.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("torch sees no GPU here; use --device cpu")
-    threads, before = wish.threads or machine.cores(), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with tempfile.TemporaryDirectory(prefix="cadenza-bench-") as folder:
-            yield _Place(wish, Path(folder), device, threads, say)
-    finally:
-        torch.set_num_threads(before)
+    threads = wish.threads or machine.cores()
+    with computing(threads), tempfile.TemporaryDirectory(prefix="cadenza-bench-") as folder:
+        yield _Place(wish, Path(folder), device, threads, say)
 
 
 def _opening(place: _Place) -> dict[str, Any]:

@@ -48,5 +48,5 @@ def read_bytes(generator: nn.Module) -> int:
                 continue
             for x in (*module._parameters.values(), *module._buffers.values()):
                 if x is not None:
-                    found[x.data_ptr()] = x.numel() * x.element_size()
+                    found[id(x)] = x.numel() * x.element_size()
     return sum(found.values())

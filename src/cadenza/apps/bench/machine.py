@@ -44,7 +44,7 @@ def measured(device: torch.device, *, quick: bool = False, tries: int = 5) -> Bo
     source = torch.ones(size // 4, device=device)
     target = torch.ones_like(source)  # empty memory may be no memory yet
     read = max(
-        size / _best(device, lambda: source.sum(), tries),
+        size / _best(device, source.sum, tries),
         2 * size / _best(device, lambda: torch.dot(source, target), tries),
     )
     copy = 2 * size / _best(device, lambda: target.copy_(source), tries)

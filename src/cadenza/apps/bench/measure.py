@@ -2,7 +2,8 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -71,12 +72,19 @@ class Contestant(ABC):
 
     def timed(self, job: Job) -> Run:
         """A run with the number of threads that belongs to it."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with computing(self.threads):
             return self.run(job)
-        finally:
-            torch.set_num_threads(before)
+
+
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Lets torch compute with that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def now(device: torch.device) -> float:

@@ -1,7 +1,10 @@
 """Peer: MusicGen of transformers in one of its configurations, timed part by part."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +91,13 @@ class Peer(Contestant):
         try:
             start = now(self.device)
             ids = self._read(job)
-            with torch.inference_mode():
+            with torch.inference_mode(), self._cached(taken):
                 wave = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     do_sample=not greedy,
                     max_new_tokens=taken,
                     guidance_scale=3.0 if job.branches == 2 else 1.0,
-                    **self._cache(taken, ids),
                 )
             end = now(self.device)
         finally:
@@ -112,10 +114,29 @@ class Peer(Contestant):
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         return torch.tensor([tokenizer.encode(item["prompt"]).ids for item in job.items()], device=self.device)
 
-    def _cache(self, taken: int, ids: Tensor) -> dict[str, Any]:
-        """The static cache, where that is asked for."""
+    @contextmanager
+    def _cached(self, taken: int) -> Iterator[None]:
+        """Gives the decoder a static cache, where that is asked for.
+
+        Given to `generate`, the cache would reach the text encoder too, which would fill it with keys of its own; and
+        transformers 5.23 feeds the first step twice, the second time without a cache, for which there must be a new one.
+        """
         if self.config.cache != "static":
-            return {}
-        config, them = self.model.config.decoder, library()
-        own, text = (them.StaticCache(config=config, max_cache_len=n) for n in (taken + 1, ids.shape[1]))
-        return {"past_key_values": them.EncoderDecoderCache(own, text)}
+            yield
+            return
+        model, them = self.model, library()
+        prepare, config = model.prepare_inputs_for_generation, model.config.decoder
+
+        @wraps(prepare)  # whose signature is looked at
+        def given(*ids: Any, **rest: Any) -> dict[str, Any]:
+            inputs = prepare(*ids, **rest)
+            if inputs["past_key_values"] is None:
+                own = them.StaticCache(config=config, max_cache_len=taken + 1)
+                inputs["past_key_values"] = them.EncoderDecoderCache(own, them.DynamicCache(config=config))
+            return inputs
+
+        model.prepare_inputs_for_generation = given
+        try:
+            yield
+        finally:
+            model.prepare_inputs_for_generation = prepare

@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,23 @@ from cadenza.core.errors import BenchmarkError
 FINALISTS = 3
 
 
-def sweep(folder: Path, *, device: torch.device, threads: int, jobs: tuple[Job, Job], say: Say = print) -> dict[str, Any]:
-    """Every cell on the first job, then the best ones and the best in float32 on the second, longer one.
+def sweep(
+    folder: Path, configs: Iterable[PeerConfig], *, device: torch.device, threads: int, jobs: tuple[Job, Job], say: Say = print
+) -> dict[str, Any]:
+    """Every configuration on the first job, then the best ones and the best in float32 on the second, longer one.
 
     Each cell says whether its greedy codes are those of the first one, float32 as transformers computes by default.
     """
     short, long = jobs
     wanted = Peer(folder, PeerConfig(), device=device, threads=threads).made(short, greedy=True)[1]
-    found = [_cell(folder, config, short, wanted, device=device, threads=threads) for config in _said(cells(device), say)]
-    rows = [{"config": asdict(config), **cell} for config, cell in found]
-    for row in rows:
-        say(f"{PeerConfig(**row['config']).label}: {row.get('error') or format(row['steps_per_second'], '.2f') + ' steps/s'}")
-    fit = sorted((row for row in rows if "error" not in row), key=lambda row: -row["steps_per_second"])
-    exact = [row for row in fit if row["config"]["dtype"] == "float32" and row["same_codes"] == 1.0]
+    rows = []
+    for config in configs:
+        row = _cell(Peer(folder, config, device=device, threads=threads), short, wanted)
+        rows.append({"config": asdict(config), **row})
+        say(f"{config.label}: {row.get('error') or format(row['steps_per_second'], '.2f') + ' steps/s'}")
+    right = {_form(row) for row in rows if row["config"]["dtype"] == "float32" and row.get("same_codes") == 1.0}
+    fit = sorted((row for row in rows if "error" not in row and _form(row) in right), key=lambda row: -row["steps_per_second"])
+    exact = [row for row in fit if row["config"]["dtype"] == "float32"]
     finals = fit[:FINALISTS] + [row for row in exact[:1] if row not in fit[:FINALISTS]]
     for row in finals:
         config = PeerConfig(**row["config"])
@@ -45,12 +49,12 @@ def sweep(folder: Path, *, device: torch.device, threads: int, jobs: tuple[Job, 
     }
 
 
-def cells(device: torch.device) -> Iterator[PeerConfig]:
-    """The configurations: all of dtype, attention and cache; compiled with torch's own attention, where a compiler is."""
+def cells(device: torch.device, *, compiled: bool = True) -> Iterator[PeerConfig]:
+    """All of dtype, attention and cache; with torch's own attention `compiled` too, where a compiler is."""
     dtypes = ("float32", "bfloat16") if device.type == "cpu" else ("float32", "bfloat16", "float16")
     for dtype, attention, cache in itertools.product(dtypes, ("sdpa", "eager"), ("dynamic", "static")):
         yield PeerConfig(dtype, attention, cache)
-    if compiler():
+    if compiled and compiler():
         for dtype, cache in itertools.product(dtypes, ("dynamic", "static")):
             yield PeerConfig(dtype, "sdpa", cache, compiled=True)
     if device.type == "cpu":
@@ -89,32 +93,27 @@ def table(sweep: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _said(configs: Iterator[PeerConfig], say: Say) -> Iterator[PeerConfig]:
-    for config in configs:
-        say(f"trying {config.label}")
-        yield config
+def _form(row: dict[str, Any]) -> tuple[Any, ...]:
+    """All of a configuration but its dtype: only one whose float32 computes the right codes is compared with."""
+    return tuple(value for name, value in row["config"].items() if name != "dtype")
 
 
-def _cell(
-    folder: Path, config: PeerConfig, job: Job, wanted: torch.Tensor, *, device: torch.device, threads: int
-) -> tuple[PeerConfig, dict[str, Any]]:
-    peer = Peer(folder, config, device=device, threads=threads)
+def _cell(peer: Peer, job: Job, wanted: torch.Tensor) -> dict[str, Any]:
+    """How fast a configuration is, and the share of its codes that are as wanted; or why it does not run."""
     try:
-        peer.open()
         codes = peer.made(job, greedy=True)[1]  # warms it, too
-        rate = _timed(peer, job)
+        rate = peer.timed(job).rate
     except Exception as error:  # whatever a configuration of another library fails with is what the sweep is to find out
-        peer.close()
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return config, {"error": f"{type(error).__name__}: {first}"[:160]}
-    return config, {"steps_per_second": rate, "same_codes": float((codes == wanted).float().mean())}
+        return {"error": f"{type(error).__name__}: {first}"[:160]}
+    finally:
+        peer.close()
+    return {"steps_per_second": rate, "same_codes": float((codes == wanted).float().mean())}
 
 
 def _timed(peer: Peer, job: Job) -> float:
-    """Steps a second of a model that is then let go of; compiled ones are warmed by a run of the same length."""
-    peer.open()
-    if peer.config.compiled:
-        peer.timed(job)
+    """Steps a second of a model that is then let go of, after a run that warms it, of the same length where compiled."""
+    peer.timed(job if peer.config.compiled else Job(min(1.0, job.seconds)))
     rate = peer.timed(job).rate
     peer.close()
     return rate
