@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from cadenza.apps.api import load
 from cadenza.apps.bench import machine
 from cadenza.apps.bench.bound import need
 from cadenza.apps.bench.geometry import geometry, write
 from cadenza.apps.bench.measure import Job, alternate, now, summary
-from cadenza.apps.bench.ours import Ours, asking, stored
+from cadenza.apps.bench.ours import DTYPES, Ours, asking, stored
 from cadenza.apps.bench.peer import Peer, PeerConfig
 from cadenza.core.device import choose
 from cadenza.nn.graphs import CudaRecorder, Graphs, Recorder, Run
@@ -49,8 +50,8 @@ class Form(Ours):
     def open(self) -> None:
         if self._system is not None:
             return
-        super().open()
-        generator: Any = self.system.generator
+        self._system = load(self.model, device=self.device, dtype=DTYPES.get(self.variant, "half"))
+        generator: Any = self._system.generator
         if self.form == "eager":
             generator.graphs = Graphs(_eager)
         if self.form == "compiled":
@@ -102,7 +103,8 @@ def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             one.close()
         bounds = bounds.better(machine.measured(device, quick=asked.quick))
         generator: Any = forms[0].system.generator
-        bound = need(generator, asked.variant, job, steps=round(asked.seconds * generator.grid.frame_rate)).rate(bounds)
+        kept_as = asked.variant if asked.variant in DTYPES else "bfloat16"  # keys and values, on a GPU
+        bound = need(generator, kept_as, job, steps=round(asked.seconds * generator.grid.frame_rate)).rate(bounds)
         report = {
             "model": asked.model,
             "machine": machine.described(device),
