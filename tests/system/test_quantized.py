@@ -83,8 +83,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         wide().quantize("int8").quantize("int4")
     with pytest.raises(RequestError, match=r"int8 weights are computed with on cpu and cuda, not on meta"):
         wide().to("meta").quantize("int8")
-    with pytest.raises(RequestError, match=r"int4 weights are computed with on cpu, not on cuda; take half precision there"):
-        suits("int4", torch.device("cuda"))
+    with pytest.raises(
+        RequestError, match=r"int4 weights are computed with on cpu and cuda, not on mps; take half precision there"
+    ):
+        suits("int4", torch.device("mps"))
     codec = System(SystemSpec.parse({"codec": TINY["codec"]}))
     with pytest.raises(RequestError, match="a codec alone"):
         codec.quantize("int8")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=nn.Module)
 Kind = Literal["int8", "int4"]
 KINDS: tuple[str, ...] = get_args(Kind)
-ON = {"int8": ("cpu", "cuda"), "int4": ("cpu",)}  # kinds of devices that compute with it
+ON = ("cpu", "cuda")  # kinds of devices that compute with them
 OUTPUTS = 64  # of a tile
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides them
 FEW = 8  # rows up to which a GPU's own units for matrices are no help
@@ -244,10 +244,11 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def suits(kind: str, device: torch.device) -> None:
-    """RequestError where a device does not compute with weights of a kind."""
-    if device.type not in ON[kind]:
-        there = " and ".join(ON[kind])
-        raise RequestError(f"{kind} weights are computed with on {there}, not on {device.type}; take half precision there")
+    """RequestError where a device does not compute with weights of 8 or 4 bits."""
+    if device.type not in ON:
+        raise RequestError(
+            f"{kind} weights are computed with on {' and '.join(ON)}, not on {device.type}; take half precision there"
+        )
 
 
 def widened(module: M) -> M:
