@@ -137,7 +137,7 @@ def _break(folder: Path, how: str) -> None:
         ("another model", "is no T5: it is of type 'bert'; give a model of one of the types t5"),
         ("something more", "is no T5: it is of type 'musicgen'; set inside: text_encoder"),
         ("no weights", "has no weights: model.safetensors or pytorch_model.bin is needed"),
-        ("cut off", "model.safetensors is not a whole file of weights .* copy it again"),
+        ("cut off", "model.safetensors is not a whole safetensors file .* copy it again"),
         ("one missing", "1 missing"),
         ("one more", "1 unknown .'more'"),
         ("misshapen", "1 misshapen"),

@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.pretrained import check
 from cadenza.core.types import Gives, Tokens
-from cadenza.nn.frozen import Borrowed, Borrower
+from cadenza.core.weights import Record
+from cadenza.nn.frozen import Borrowed, Borrower, fill, shrink
 from cadenza.nn.spiece import tokenizer_of
+from cadenza.nn.t5 import Sizes, T5Encoder
 from cadenza.nn.words import plain_words
 
 _GEMMA = "t5gemma"  # arXiv:2504.06225
 _KINDS = ("t5", "mt5", "umt5", _GEMMA)
+_TABLE = "embed_tokens.weight"  # of what T5s read of each token
 _TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
 _BESIDE = (*_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 _ELSEWHERE = "weights_in_system"  # key of the config of a T5 that was trained: its weights are those of its system
@@ -154,17 +156,9 @@ class T5(Borrower, Conditioner[str]):
         return Tokens(self.out(x.to(self.like.dtype)) * mask[..., None], mask)
 
     def _hidden(self, encoder: nn.Module, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
-        at = torch.arange(mask.shape[1], device=mask.device)
-        seen = (mask | (at == 0))[:, None, None]  # attention to nothing is not defined
-        dtype = next(encoder.parameters()).dtype
-        nothing = torch.finfo(dtype).min
-        bias: Any = torch.where(seen, 0.0, nothing).to(dtype)  # a mask would be looked at by the host
-        if self.pretrained.config["model_type"] == _GEMMA:
-            window: int = encoder.config.sliding_window or len(at)  # type: ignore[union-attr, assignment]
-            near = bias.masked_fill((at[:, None] - at).abs() > window, nothing)
-            bias = {"full_attention": bias, "sliding_attention": near}
         with _computing(ids.device.type, self.spec.dtype, train=self.spec.train):
-            return encoder(input_ids=ids, attention_mask=bias).last_hidden_state * mask[..., None]
+            x = _through_gemma(encoder, ids, mask) if self.pretrained.gemma else encoder(ids, mask)
+        return x * mask[..., None]
 
     def _text(self, value: Any) -> str | None:
         if value is None:
@@ -196,6 +190,8 @@ class T5(Borrower, Conditioner[str]):
 
 class Encoder(Borrowed[nn.Module]):
     """The pretrained T5 of a spec."""
+
+    piecemeal = True
 
     @property
     def dim(self) -> int:
@@ -232,44 +228,66 @@ class Encoder(Borrowed[nn.Module]):
         tokenizer.no_padding()
         return tokenizer
 
-    def weights(self) -> dict[str, Tensor]:
-        """The encoder's weights as they are stored, by the names of its own modules."""
+    def records(self) -> dict[str, Record]:
+        """The encoder's weights as they are stored, to be read one by one, by the names of its own modules."""
         prefix = f"{self.spec.inside}." if self.spec.inside else ""
-        found = self.source.weights(tuple(f"{prefix}{part}" for part in ("encoder.", "shared.", "model.encoder.")))
+        found = self.source.records(tuple(f"{prefix}{part}" for part in ("encoder.", "shared.", "model.encoder.")))
         named = {key.removeprefix(prefix).removeprefix("model."): x for key, x in found.items()}
         tied = {"embed_tokens.weight": named.pop("shared.weight")} if "shared.weight" in named else {}
         return tied | {key.removeprefix("encoder."): x for key, x in named.items()}
 
+    def weights(self) -> dict[str, Tensor]:
+        """The same, read."""
+        return {key: record.read() for key, record in self.records().items()}
+
     def build(self) -> nn.Module:
         """An encoder of its own; on the meta device, to be filled later, its weights are not read."""
+        return self._made(narrow=False)
+
+    def kept(self) -> nn.Module:
+        return self._made(narrow=self.narrow)
+
+    def _made(self, *, narrow: bool) -> nn.Module:
+        tables = () if self.gemma else (_TABLE,)
+        dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
+        with torch.inference_mode(False):
+            with torch.device("meta"):
+                encoder = (self._gemma() if self.gemma else T5Encoder(Sizes.of(self.config)).eval()).to(dtype)
+            if torch.get_default_device().type == "meta":
+                if narrow:
+                    shrink(encoder, tables)
+                return encoder
+            weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.records()
+            fill(encoder, weights, source=self.spec.model, narrow=tables if narrow else None)
+            if self.gemma:
+                _turned(encoder)
+        return encoder
+
+    @property
+    def gemma(self) -> bool:
+        """Whether it is the encoder of a T5Gemma, which transformers computes."""
+        return self.config["model_type"] == _GEMMA
+
+    def _gemma(self) -> nn.Module:
         from transformers import AutoConfig, AutoModelForTextEncoding
 
-        with torch.inference_mode(False), torch.device("meta"):
-            config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0, **self._alone})
-            model = AutoModelForTextEncoding.from_config(config, dtype=torch.float32, attn_implementation="eager")
-            encoder = model.encoder.eval()
-            if self._alone:
-                encoder.register_load_state_dict_post_hook(_turned)
-        if torch.get_default_device().type != "meta":
-            with torch.inference_mode(False):
-                weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.weights()
-                check(weights, encoder.state_dict(), self.spec.model)
-                dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
-                encoder.load_state_dict({key: x.to(dtype, copy=True) for key, x in weights.items()}, assign=True)
-        return encoder
+        config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0, **self._alone})
+        model = AutoModelForTextEncoding.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model.encoder.register_load_state_dict_post_hook(_turned)
+        return model.encoder.eval()
 
     @property
     def _alone(self) -> dict[str, Any]:
         """What the config of a T5Gemma must say besides, where it is an encoder without its decoder."""
-        return {"is_encoder_decoder": False, "attention_dropout": 0.0} if self.config["model_type"] == _GEMMA else {}
+        return {"is_encoder_decoder": False, "attention_dropout": 0.0} if self.gemma else {}
 
-    def _elsewhere(self, encoder: nn.Module) -> dict[str, Tensor]:
+    def _elsewhere(self, encoder: nn.Module) -> dict[str, Record]:
         """What stands for weights until those that were saved with the rest of the system are there."""
         if not self.spec.train:
             raise CheckpointError(
                 f"'{self.spec.model}' has a T5 whose weights are among those of its system; set train: true, or give another T5"
             )
-        return {key: torch.zeros(x.shape) for key, x in encoder.state_dict().items()}
+        return {key: Record.of(torch.zeros(x.shape)) for key, x in encoder.state_dict().items()}
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Writes a folder that is a T5 encoder with its tokenizer and nothing else."""
@@ -292,7 +310,19 @@ def save_encoder(weights: dict[str, Tensor], folder: Path, *, shared: bool = Tru
     path.chmod((folder / "config.json").stat().st_mode)  # which safetensors makes its owner's alone
 
 
-def _turned(encoder: Any, _: Any) -> None:
+def _through_gemma(encoder: Any, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
+    """The hidden states of a T5Gemma, of which some layers attend to what is near alone."""
+    at = torch.arange(mask.shape[1], device=mask.device)
+    seen = (mask | (at == 0))[:, None, None]  # attention to nothing is not defined
+    dtype = encoder.norm.weight.dtype
+    nothing = torch.finfo(dtype).min
+    bias = torch.where(seen, 0.0, nothing).to(dtype)  # a mask would be looked at by the host
+    near = bias.masked_fill((at[:, None] - at).abs() > (encoder.config.sliding_window or len(at)), nothing)
+    both = {"full_attention": bias, "sliding_attention": near}
+    return encoder(input_ids=ids, attention_mask=both).last_hidden_state
+
+
+def _turned(encoder: Any, _: Any = None) -> None:
     """Computes the rotations of a T5Gemma, which are no part of its weights, once these are there."""
     device = encoder.embed_tokens.weight.device
     if device.type != "meta":

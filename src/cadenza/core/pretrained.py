@@ -5,7 +5,7 @@ import pickle
 import re
 import socket
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from cadenza.core.errors import CheckpointError
+from cadenza.core.weights import Record, records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,15 +72,19 @@ class Pretrained:
 
     def weights(self, prefixes: tuple[str, ...]) -> dict[str, "Tensor"]:
         """The tensors whose names begin with one of `prefixes`; safetensors are preferred, and nothing can run code."""
+        return {key: record.read() for key, record in self.records(prefixes).items()}
+
+    def records(self, prefixes: tuple[str, ...]) -> dict[str, Record]:
+        """The same tensors, to be read one by one."""
         for name in _WEIGHTS:
             if path := self.find(name):
-                return dict(_tensors(path, prefixes))
+                return _under(prefixes, path)
             if self.find(f"{name}.index.json"):
                 shards = self.json(f"{name}.index.json").get("weight_map", {})
                 files = {file for key, file in shards.items() if key.startswith(prefixes)}
-                return {key: x for file in sorted(files) for key, x in _tensors(self.require(file), prefixes)}
+                return {key: x for file in sorted(files) for key, x in _under(prefixes, self.require(file)).items()}
         if self.folder and (parts := sorted(self.folder.glob("model-*-of-*.safetensors"))):  # without an index, as we save
-            return {key: x for path in parts for key, x in _tensors(path, prefixes)}
+            return {key: x for path in parts for key, x in _under(prefixes, path).items()}
         raise CheckpointError(
             f"'{self.model}' has no weights: {' or '.join(_WEIGHTS)} is needed; put the file there, or choose another model"
         )
@@ -130,42 +135,45 @@ def mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def check(weights: dict[str, "Tensor"], wanted: dict[str, "Tensor"], source: str) -> None:
+def check(weights: Mapping[str, "Tensor"], wanted: Mapping[str, "Tensor"], source: str) -> None:
     """Raises CheckpointError unless every wanted weight is there in its shape and finite, and no other."""
+    compare(weights, wanted, source)
+    refuse([key for key in sorted(wanted) if not weights[key].isfinite().all()], source)
+
+
+def compare(weights: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError unless every wanted weight is there in its shape, and no other."""
     missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    both = sorted(wanted.keys() & weights.keys())
     shapes = [
         f"{key} is {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in both
-        if weights[key].shape != wanted[key].shape
+        for key in sorted(wanted.keys() & weights.keys())
+        if tuple(weights[key].shape) != tuple(wanted[key].shape)
     ]
     if missing or unknown or shapes:
         raise CheckpointError(
             f"'{source}': the weights do not belong to the config: {len(missing)} missing {missing[:5]}, "
             f"{len(unknown)} unknown {unknown[:5]}, {len(shapes)} misshapen {shapes[:5]}; copy the whole model again"
         )
-    if broken := [key for key in both if not weights[key].isfinite().all()]:
+
+
+def refuse(broken: Sequence[str], source: str) -> None:
+    """Raises CheckpointError that names weights with numbers that are not finite, if there are any."""
+    if broken:
         raise CheckpointError(f"'{source}': {len(broken)} weights are not finite ({', '.join(broken[:5])}); get another copy")
 
 
-def _tensors(path: Path, prefixes: Iterable[str]) -> Iterator[tuple[str, "Tensor"]]:
+def _under(prefixes: tuple[str, ...], path: Path) -> dict[str, Record]:
+    if path.suffix == ".safetensors":
+        return {key: record for key, record in records(path).items() if key.startswith(prefixes)}
     import torch
-    from safetensors import SafetensorError, safe_open
 
-    prefixes = tuple(prefixes)
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                yield from [(key, file.get_tensor(key)) for key in file.keys() if key.startswith(prefixes)]  # noqa: SIM118
-        else:
-            held = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )  # not all of it is read
-            yield from [(key, x) for key, x in held.items() if key.startswith(prefixes)]
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # not all of it is read
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than weights and is not opened, as that could run code: {error}") from None
-    except (SafetensorError, OSError, EOFError, RuntimeError) as error:
+    except (OSError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a whole file of weights ({error}); copy it again") from None
+    return {key: Record.of(x) for key, x in held.items() if key.startswith(prefixes)}
 
 
 def _unreachable() -> str:

@@ -1,20 +1,25 @@
 """Pretrained networks beside a module: read when first needed, moved with it and never cast."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cadenza.core.pretrained import Pretrained
-from cadenza.nn.quantized import quantize
+from cadenza.core.pretrained import Pretrained, compare, refuse
+from cadenza.core.weights import PIECE, Record
+from cadenza.nn.quantized import OUTPUTS, QuantizedLinear, linears, quantize
 
 Network = TypeVar("Network", bound=nn.Module)
+_SCRATCH = 8 * PIECE  # bytes of a piece and of what is computed of it
 
 
 class Borrowed(ABC, Generic[Network]):
     """The network that a spec names by `model` and `revision`; copies share it, other processes read their own."""
+
+    piecemeal: ClassVar[bool] = False  # whether its weights become what is kept of them one by one, as they are read
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -31,15 +36,20 @@ class Borrowed(ABC, Generic[Network]):
 
     @abstractmethod
     def build(self) -> Network:
-        """The network with its weights, read anew."""
+        """The network with its weights, read anew; on the meta device without them."""
+
+    def kept(self) -> Network:
+        """The network as it is kept while nothing trains it, its linear layers in 8 bits where it is `narrow`."""
+        network = self.build()
+        if self.narrow:
+            quantize(network, "int8")
+        return network
 
     def on(self, device: torch.device) -> Network:
         """The frozen network, on a device."""
         if self._frozen is None:
             with torch.device("cpu"), torch.inference_mode(False):
-                self._frozen = self.build().requires_grad_(False)
-                if self.narrow:
-                    quantize(self._frozen, "int8")
+                self._frozen = self.kept().requires_grad_(False)
         self.follow(device)
         return self._frozen
 
@@ -52,19 +62,77 @@ class Borrowed(ABC, Generic[Network]):
         return self._sizes[self.narrow, read]
 
     def _size(self, read: bool) -> int:
+        together = read and not self.piecemeal
         with torch.device("meta"):
-            network = self.build()
-            if self.narrow and not read:
-                quantize(network, "int8")
-        half = getattr(self.spec, "dtype", "fp32") == "bf16"
-        each = [x.numel() * (2 if half and x.is_floating_point() else x.element_size()) for x in network.state_dict().values()]
-        return sum(each) * (2 if read else 1)  # files, and the copies made of them
+            network = self.build() if together else self.kept()
+        size = sum(x.numel() * x.element_size() for x in network.state_dict().values())
+        return 2 * size if together else size + read * min(size, _SCRATCH)  # files, and the copies made of them
 
     def follow(self, device: torch.device) -> None:
         """Moves the frozen network, if it has been needed."""
         if self._frozen is not None and next(self._frozen.parameters()).device != device:
             with torch.inference_mode(False):
                 self._frozen.to(device)
+
+
+def fill(network: nn.Module, weights: Mapping[str, Record], *, source: str, narrow: tuple[str, ...] | None = None) -> None:
+    """Reads the weights of a network that is on the meta device, piece by piece, as the dtypes that it has there.
+
+    With `narrow` its linear layers become those of 8 bits and the tables that it names bfloat16, none of them ever whole
+    in another form. CheckpointError, naming the `source`, unless they are the network's and finite.
+    """
+    compare(weights, network.state_dict(), source)
+    if narrow is not None:
+        shrink(network, narrow)
+    broken = []
+    for name, record in weights.items():
+        above, _, last = name.rpartition(".")
+        owner = network.get_submodule(above)
+        finite, put = torch.ones((), dtype=torch.bool), _putting(owner, last)
+        for at, x in record.pieces(OUTPUTS):
+            finite &= x.isfinite().all()
+            put(at, x)
+        if not finite:
+            broken.append(name)
+    refuse(sorted(broken), source)
+
+
+def shrink(network: nn.Module, tables: tuple[str, ...]) -> None:
+    """Gives a network on the meta device linear layers of 8 bits and bfloat16 for `tables`."""
+    for name, part in linears(network):
+        above, _, last = name.rpartition(".")
+        with torch.device("meta"):
+            narrow = QuantizedLinear(part.in_features, part.out_features, kind="int8", bias=part.bias)
+        setattr(network.get_submodule(above), last, narrow)
+    for name in tables:
+        above, _, last = name.rpartition(".")
+        owner = network.get_submodule(above)
+        setattr(owner, last, nn.Parameter(getattr(owner, last).bfloat16()))
+
+
+def _putting(owner: nn.Module, name: str) -> Callable[[int, Tensor], None]:
+    """What takes the rows of a weight from some row on; the weight is made here."""
+    if isinstance(owner, QuantizedLinear) and name == "weight":
+        owner.packed, owner.scale = (torch.empty_like(x, device="cpu") for x in (owner.packed, owner.scale))
+        return partial(_quantized, owner)
+    there = getattr(owner, name)
+    made = torch.empty_like(there, device="cpu", requires_grad=False)
+    setattr(owner, name, nn.Parameter(made) if isinstance(there, nn.Parameter) else made)
+
+    def put(at: int, x: Tensor) -> None:
+        (made[at : at + len(x)] if x.ndim else made).copy_(x)
+
+    return put
+
+
+def _quantized(whole: QuantizedLinear, at: int, rows: Tensor) -> None:
+    with torch.device("meta"):
+        linear = nn.Linear(whole.in_features, len(rows), bias=False)
+    linear.weight = nn.Parameter(rows, requires_grad=False)
+    part = QuantizedLinear.of(linear, "int8")
+    tile = at // OUTPUTS
+    whole.packed[tile : tile + len(part.packed)] = part.packed
+    whole.scale[at : at + len(part.scale)] = part.scale
 
 
 class Borrower(nn.Module):

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
 from cadenza.core.errors import CheckpointError
+from cadenza.core.weights import records
 from cadenza.system.card import FILE as CARD
 from cadenza.system.card import Card
 from cadenza.system.spec import SystemSpec
@@ -114,13 +115,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     if match := re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", files[0].name):
         if len(files) != int(match[1]):
             raise CheckpointError(f"{folder} holds {len(files)} of {int(match[1])} weight files; copy the missing ones")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= {name: x.clone() for name, x in load_file(file).items()}  # what lies in a file may be overwritten
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
-    return weights
+    return {name: record.read() for file in files for name, record in records(file).items()}
 
 
 def _copy(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,196 @@
+"""The encoder of T5 (arXiv:1910.10683), with the gated feed-forward of T5 v1.1 (arXiv:2002.05202), mT5 and UMT5.
+
+Modules are called what they are called in checkpoints, so that weights are loaded by their own names.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadenza.core.errors import CheckpointError
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an encoder is made of."""
+
+    vocabulary: int
+    width: int
+    hidden: int  # of the feed-forward
+    depth: int
+    heads: int
+    head: int  # width of one
+    activation: str = "relu"
+    gated: bool = False
+    buckets: int = 32  # of distances, which a head may like more or less
+    farthest: int = 128  # distance from which on they are all one
+    eps: float = 1e-6
+    own: bool = False  # whether each layer has its own liking for distances, and not that of the first
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Sizes":
+        """Those that a config of a T5, mT5 or UMT5 says, or leaves to what is usual for its kind."""
+        usual = (32128, 2048, 6, 8, "relu") if config["model_type"] == "t5" else (250112, 1024, 8, 6, "gated-gelu")
+        vocabulary, hidden, depth, heads, forward = usual
+        forward = config.get("feed_forward_proj", forward)
+        activation = "gelu_new" if forward == "gated-gelu" else forward.removeprefix("gated-")
+        if activation not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise CheckpointError(f"a T5 with feed_forward_proj: {forward!r} is not known; one of {known} is, gated or not")
+        return cls(
+            config.get("vocab_size", vocabulary),
+            config.get("d_model", 512),
+            config.get("d_ff", hidden),
+            config.get("num_layers", depth),
+            config.get("num_heads", heads),
+            config.get("d_kv", 64),
+            activation,
+            forward.startswith("gated-"),
+            config.get("relative_attention_num_buckets", 32),
+            config.get("relative_attention_max_distance", 128),
+            config.get("layer_norm_epsilon", 1e-6),
+            config["model_type"] == "umt5",
+        )
+
+
+class T5Encoder(nn.Module):
+    """Ids of tokens as hidden states; without dropout, as it is here to read."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.block = nn.ModuleList(Block(sizes, placed=i == 0 or sizes.own) for i in range(sizes.depth))
+        self.final_layer_norm = RootMeanSquare(sizes.width, sizes.eps)
+
+    def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """Nothing attends to what is not in the mask; only a row that has nothing else attends to its first token."""
+        at = torch.arange(ids.shape[1], device=ids.device)
+        seen = (mask | (at == 0))[:, None, None]
+        which = buckets(at - at[:, None], self.sizes.buckets, self.sizes.farthest)
+        x = self.embed_tokens(ids).to(self.final_layer_norm.weight.dtype)
+        liking: Tensor | None = None
+        for block in self.block:
+            table = block.layer[0].SelfAttention.relative_attention_bias  # type: ignore[index, union-attr]
+            if table is not None:
+                liking = table(which).permute(2, 0, 1).masked_fill(~seen, -torch.inf)
+            x = block(x, liking)
+        return self.final_layer_norm(x)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward, each added to what comes in."""
+
+    def __init__(self, sizes: Sizes, *, placed: bool) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([Attending(sizes, placed=placed), Forward(sizes)])
+
+    def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
+        x = x + self.layer[0](x, bias)
+        return x + self.layer[1](x)
+
+
+class Attending(nn.Module):
+    """Attention to what is normalised."""
+
+    def __init__(self, sizes: Sizes, *, placed: bool) -> None:
+        super().__init__()
+        self.SelfAttention = Attention(sizes, placed=placed)
+        self.layer_norm = RootMeanSquare(sizes.width, sizes.eps)
+
+    def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
+        return self.SelfAttention(self.layer_norm(x), bias)
+
+
+class Attention(nn.Module):
+    """Attention of `heads` whose products are not scaled; `placed` ones have a table of what each likes in a distance."""
+
+    def __init__(self, sizes: Sizes, *, placed: bool) -> None:
+        super().__init__()
+        self.heads = sizes.heads
+        for name in "qkv":
+            setattr(self, name, nn.Linear(sizes.width, sizes.heads * sizes.head, bias=False))
+        self.o = nn.Linear(sizes.heads * sizes.head, sizes.width, bias=False)
+        self.relative_attention_bias = nn.Embedding(sizes.buckets, sizes.heads) if placed else None
+
+    def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
+        q, k, v = (getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in "qkv")
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class Forward(nn.Module):
+    """The feed-forward of what is normalised."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.DenseReluDense = (Gated if sizes.gated else Dense)(sizes)
+        self.layer_norm = RootMeanSquare(sizes.width, sizes.eps)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.DenseReluDense(self.layer_norm(x))
+
+
+class Dense(nn.Module):
+    """A hidden layer."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.wi = nn.Linear(sizes.width, sizes.hidden, bias=False)
+        self.wo = nn.Linear(sizes.hidden, sizes.width, bias=False)
+        self.activation = _ACTIVATIONS[sizes.activation]
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.wo(self.activation(self.wi(x)))
+
+
+class Gated(nn.Module):
+    """A hidden layer times another (arXiv:2002.05202)."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.wi_0 = nn.Linear(sizes.width, sizes.hidden, bias=False)
+        self.wi_1 = nn.Linear(sizes.width, sizes.hidden, bias=False)
+        self.wo = nn.Linear(sizes.hidden, sizes.width, bias=False)
+        self.activation = _ACTIVATIONS[sizes.activation]
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
+
+
+class RootMeanSquare(nn.Module):
+    """What comes in over its root mean square (arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(self.weight.dtype) * self.weight
+
+
+def buckets(offset: Int[Tensor, "n m"], count: int, farthest: int) -> Int[Tensor, "n m"]:
+    """The bucket of each offset from query to key: half for keys behind, of them half for single steps, then logarithmic."""
+    half = count // 2
+    near = half // 2
+    distance = offset.abs()
+    growth = torch.log(distance.clamp(min=1).float() / near) / math.log(farthest / near)
+    far = (near + (growth * (half - near)).long()).clamp(max=half - 1)
+    return torch.where(distance < near, distance, far) + half * (offset > 0)
