@@ -25,6 +25,26 @@ class Sound(NamedTuple):
     channels: int
 
 
+class Outlet(Protocol):
+    """Where the samples of one clip go as they are made."""
+
+    sound: Sound
+
+    @property
+    def samples(self) -> int:
+        """Those that it was given, a channel."""
+        ...
+
+    @property
+    def clipped(self) -> int:
+        """Samples over full scale."""
+        ...
+
+    def write(self, samples: Float[np.ndarray, "t c"]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @runtime_checkable
 class Pipe(Protocol):
     """What takes bytes."""

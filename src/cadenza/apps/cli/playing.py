@@ -10,10 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from cadenza.apps.cli.streaming import Outlet
 from cadenza.core.errors import AudioError
 from cadenza.dsp.files import integers
-from cadenza.dsp.growing import Growing, Sound
+from cadenza.dsp.growing import Growing, Outlet, Sound
 
 # what each program is told to play from its standard input: the kind of audio it is given there, and its options
 PROGRAMS: Mapping[str, tuple[str, str]] = {

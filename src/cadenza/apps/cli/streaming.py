@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,31 +15,11 @@ from cadenza.core.errors import AudioError
 
 if TYPE_CHECKING:
     from cadenza.dsp.audio import Audio
-    from cadenza.dsp.growing import Sound
+    from cadenza.dsp.growing import Outlet, Sound
 
 PIPE = "-"  # what --out says where audio goes to the standard output
 PLAYED, WRITTEN = 64, 8  # chunks made ahead of a player, which must not wait, and of what only takes
 LEAD = 0.5  # seconds made before a player begins, so that a chunk that is late is not heard
-
-
-class Outlet(Protocol):
-    """Where the samples of one clip go."""
-
-    sound: "Sound"
-
-    @property
-    def samples(self) -> int:
-        """Those that it was given, a channel."""
-        ...
-
-    @property
-    def clipped(self) -> int:
-        """Samples over full scale."""
-        ...
-
-    def write(self, samples: Any) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +27,7 @@ class Route:
     """Where clips go: something that makes the outlet of each, once it is known how they sound."""
 
     names: Sequence[str]  # of the clips
-    make: Callable[[int, "Sound", Mapping[str, str]], Outlet]  # of a clip by its number, with the tags of its file
+    make: Callable[[int, "Sound", Mapping[str, str]], "Outlet"]  # of a clip by its number, with the tags of its file
     ahead: int  # chunks
     played: bool = False
     kept: bool = False  # in files
@@ -135,7 +115,7 @@ class Meter:
         return f"{first}, {self.speed:.1f}x real time, {self.chunks} chunks{dry}"
 
 
-def pour(chunks: Iterator["Audio"], to: Route, meter: Meter, tags: Sequence[Mapping[str, str]]) -> list[Outlet]:
+def pour(chunks: Iterator["Audio"], to: Route, meter: Meter, tags: Sequence[Mapping[str, str]]) -> "list[Outlet]":
     """Chunks into the outlets of their clips, which it gives back, made in a thread while they are taken.
 
     Whatever ends it early, nothing more is made, and what was written stays.
