@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 import typer
 from tiny import tiny_system
 
+from cadenza.apps.api import load
 from cadenza.apps.cli.main import main
 from cadenza.apps.cli.values import value
 from cadenza.dsp.audio import read
@@ -162,7 +164,7 @@ def asked_for(generate, monkeypatch):
         ids = SimpleNamespace(ids=lambda: ["prompt", *controls])
         system = SimpleNamespace(
             spec=SimpleNamespace(conditioners=parts), conditioners=ids, card=SimpleNamespace(name="m"),
-            device=SimpleNamespace(type="gpu"), generate=lambda items, **how: stop(None, items, **how),
+            device=SimpleNamespace(type="gpu"), quantized=None, generate=lambda items, **how: stop(None, items, **how),
         )  # fmt: skip
         monkeypatch.setattr("cadenza.apps.api.load", lambda *_, **__: system)
         monkeypatch.setattr(sys, "argv", list(map(str, ["cadenza", "generate", *arguments])))
@@ -270,3 +272,25 @@ def test_the_device_is_said_with_its_reason(generate) -> None:
     assert status == 0 and "on cpu, bfloat16: the device that was asked for" in said
     status, _, complaint = generate("low", "--seconds", 0.1, "--device", "gpu")
     assert status == 2 and "there is no kind of device 'gpu'; here there are: " in complaint
+
+
+def test_with_quantised_weights(generate, model):
+    status, said, err = generate("slow", "--quantize", "int8", "--seconds", 0.3, "--seed", 1, "--out", "a.wav")
+    assert status == 0 and "int8 weights" in said, err
+    heard, made = read("a.wav").wave, load(model, quantize="int8").generate("slow", seconds=0.3, seed=1).wave
+    torch.testing.assert_close(heard, made[0].clamp(-1, 1)[None].expand_as(heard), atol=1e-3, rtol=0)
+    status, _, err = generate("slow", "--quantize", "int3", "--seconds", 0.3)
+    assert status == 2 and "no quantisation 'int3'; there are: int8, int4" in err
+
+
+def test_what_is_slow_says_what_would_be_faster(generate, monkeypatch):
+    whole = System.generate
+
+    def slow(self, request, **fields):
+        clock = time.perf_counter
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + 60)
+        return whole(self, request, **fields)
+
+    monkeypatch.setattr(System, "generate", slow)
+    assert "--quantize int8" in generate("slow", "--seconds", 0.1)[2]
+    assert "--quantize" not in generate("slow", "--seconds", 0.1, "--quantize", "int8")[2]
