@@ -13,7 +13,7 @@ from cadenza.system.spec import SystemSpec
 
 SPARE = 1.05  # of what is foreseen, that must be free: it is not exact
 _PIECES = (None, 24)  # frames decoded at a time: as the codec likes, or few
-_SHORTEST = 1.0  # seconds; shorter clips are not proposed
+_SMALLEST = Course(1, _PIECES[-1])
 _QUANTIZED = ("int8", "int4")
 
 
@@ -49,10 +49,17 @@ def fitted(spec: SystemSpec, job: Job, needing: Needing, *, room: int | None, na
     plain = new and job.dtype == torch.float32 and job.quantize is None
     if plain and narrow and (found := tried(replace(job, dtype=torch.bfloat16))):
         return replace(found, why="; ".join(filter(None, ["in bfloat16, as float32 does not fit", found.why])))
-    would = [f"--quantize {kind}" for kind in _QUANTIZED if plain and _possible(tried, replace(job, quantize=kind))]
-    would = ["--half"] * bool(plain and not narrow and tried(replace(job, dtype=torch.bfloat16))) + would
-    would += _smaller(spec, job, tried)
-    least = needing(job, Course(1, _PIECES[-1]))
+
+    def possible(job: Job) -> bool:
+        try:
+            return needing(job, _SMALLEST).peak * SPARE <= (room or 0)
+        except RequestError:  # of other dimensions, or for another device
+            return False
+
+    would = ["--half"] * bool(plain and not narrow and possible(replace(job, dtype=torch.bfloat16)))
+    would += [f"--quantize {kind}" for kind in _QUANTIZED if plain and possible(replace(job, quantize=kind))]
+    would += _smaller(spec, job, possible)
+    least = needing(job, _SMALLEST)
     parts = ", ".join(f"{name} {shown(size)}" for name, size in sorted(least.parts().items(), key=lambda part: -part[1])[:3])
     mend = f"what would fit: {', or '.join(would)}" if would else "nothing of this model fits; take a smaller one"
     raise RequestError(
@@ -112,22 +119,23 @@ def _why(job: Job, course: Course) -> str:
     return f"{said}, as the memory asks" if said else ""
 
 
-def _possible(tried: Callable[[Job], Fit | None], job: Job) -> bool:
-    try:
-        return tried(job) is not None
-    except RequestError:  # of other dimensions, or for another device
-        return False
-
-
-def _smaller(spec: SystemSpec, job: Job, tried: Callable[[Job], Fit | None]) -> list[str]:
+def _smaller(spec: SystemSpec, job: Job, possible: Callable[[Job], bool]) -> list[str]:
     """Shorter clips and fewer of them, where these would fit."""
-    would, rate = [], spec.codec.grid.frame_rate
-    cut = lambda most: job.part(tuple(min(most, each) for each in job.frames))  # noqa: E731
-    low, high = round(_SHORTEST * rate), max(job.frames)
-    if low < high and tried(cut(low)):
-        while high - low > rate / 2:
-            middle = (low + high) // 2
-            low, high = (middle, high) if tried(cut(middle)) else (low, middle)
-        would.append(f"clips of up to {int(low / rate)} s")
-    fewer = next((n for n in range(len(job.frames) - 1, 0, -1) if tried(job.part(job.frames[:n]))), 0)
+    rate = spec.codec.grid.frame_rate
+    seconds = _most(int(max(job.frames) / rate), lambda n: possible(_cut(job, round(n * rate))))
+    fewer = _most(len(job.frames), lambda n: possible(job.part(job.frames[:n])))
+    would = [f"clips of up to {seconds} s"] * bool(seconds)
     return would + [f"{fewer} clip{'s' if fewer > 1 else ''} instead of {len(job.frames)}"] * bool(fewer)
+
+
+def _cut(job: Job, frames: int) -> Job:
+    return job.part(tuple(min(frames, each) for each in job.frames))
+
+
+def _most(above: int, possible: Callable[[int], bool]) -> int:
+    """The largest number below `above` that is possible, as all smaller ones are then; 0 where none is."""
+    low = 0
+    while above - low > 1:
+        middle = (low + above) // 2
+        low, above = (middle, above) if possible(middle) else (low, middle)
+    return low

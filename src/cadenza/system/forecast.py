@@ -103,7 +103,7 @@ def needs(system: Parts, job: Job, course: Course, *, program: int = 0, stored: 
     """
     sizes = weights(system)
     outside = {name: part.outside() for name, part in system.conditioners.items()}  # type: ignore[operator]
-    frames = sum(outside.values())
+    reading = sum(part.reading() for part in system.conditioners.values())  # type: ignore[operator]
     host = job.device.partition(":")[0] == "cpu"
     always: dict[str, int] = {"program": program + CODE} if host else {}
     always |= {f"{name} weights": size for name, size in sizes.items()}
@@ -118,9 +118,9 @@ def needs(system: Parts, job: Job, course: Course, *, program: int = 0, stored: 
     scratch = sizes["codec"] // 2 if host else 0  # weights of the decoder in the order in which it reads them
     result = {"generating": biggest, "decoding": {"codec's layers": decoding + scratch, "audio": audio}}
     if host and stored is not None:
-        result["loading"] = {"files": max(0, stored - sum(sizes.values()))}
-    if host and frames:
-        result["reading"] = {"files of encoders": frames}
+        result["loading"] = {"files": max(0, stored - sum(sizes.values()) - sum(outside.values()))}
+    if host and reading:
+        result["reading"] = {"files of encoders": max(0, reading - sum(outside.values()))}
     return Needs(always, result)
 
 

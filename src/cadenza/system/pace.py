@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cadenza import __version__
+from cadenza.core.errors import CadenzaError
 from cadenza.core.files import replacing
 from cadenza.core.types import Branch, Codes, Fused, Known, Latents, Slot, Tokens
 from cadenza.generators.base import Generator, Plan
@@ -29,30 +31,40 @@ READ = 4  # times what the processor's cache holds, that a step of a thin model 
 BLOCKS = 6  # that are timed at a place at most
 ENOUGH = 0.12  # seconds of them, from which on fewer will do
 FAR = 384  # frames in front of the second place that is timed
+DEAR = 0.05  # share of the whole that it may take to come to another place
 KEPT = 24 * 3600  # seconds
 _FILE = "paces.json"
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds: of beginning, of frame n, `frame + n * later`, of a known one, and of a decoded one; all clips together."""
+    """Seconds of all clips together: of the first time in a process, of beginning, of a known frame, of decoding one.
 
-    first: float  # more, the first time in a process
+    `frames` are places in a clip, each with the seconds of a frame there, between which these change evenly.
+    """
+
+    first: float
     begin: float
-    frame: float
-    later: float
+    frames: tuple[tuple[float, float], ...]
     known: float
     decoded: float
     decoder: float  # of beginning to decode
     layers: tuple[int, int] | None  # how many were timed, of how many
 
+    def at(self, place: float) -> float:
+        """Seconds of a frame at a place."""
+        if len(self.frames) == 1:
+            return self.frames[0][1]
+        i = next((i for i, (other, _) in enumerate(self.frames[1:-1], 1) if place < other), len(self.frames) - 1)
+        (before, low), (after, high) = self.frames[i - 1], self.frames[i]
+        return max(0.0, low + (high - low) * (place - before) / (after - before))
+
     def seconds(self, frames: int, *, context: int, stride: int) -> float:
-        """Of a clip, or several, of so many frames, in windows where these are more than the context."""
+        """Of clips of so many frames, in windows where these are more than the context."""
         total, first, known = self.decoder + frames * self.decoded, 0, 0
         while True:
             last = min(frames - first, context)
-            total += self.begin + known * self.known + (last - known) * self.frame
-            total += self.later * (last * (last - 1) - known * (known - 1)) / 2
+            total += self.begin + known * self.known + sum(map(self.at, range(known, last)))
             if frames - first <= context:
                 return total
             first, known = first + stride, context - stride
@@ -79,13 +91,12 @@ def pace(spec: SystemSpec, job: Job) -> Pace:
     key = _key(spec, job)
     known = _read(file)
     if key in known:
-        return Pace(**{**known[key], "layers": known[key]["layers"] and tuple(known[key]["layers"])})
+        return known[key]
     found = measured(spec, job)
     if file is not None:
-        with suppress(Exception), replacing(file) as writing:  # it is only found again
+        with suppress(OSError, CadenzaError):  # it is only found again
             file.parent.mkdir(parents=True, exist_ok=True)
-            kept = {**_read(file), key: {**asdict(found), "at": time.time()}}
-            writing.write(json.dumps(kept, indent=1).encode())
+            _keep(file, key, found)
     return found
 
 
@@ -103,12 +114,13 @@ def measured(spec: SystemSpec, job: Job) -> Pace:
         fewer = max(1, some // 2)
         less = _generating(spec, job, fewer)
         more = (layers - some) / (some - fewer)
-        grown = {name: max(0.0, getattr(whole, name) * (1 + more) - getattr(less, name) * more) for name in _GROWING}
-        whole = replace(whole, **grown)
+
+        def grown(one: float, other: float) -> float:
+            return max(0.0, one + (one - other) * more)
+
+        frames = tuple((place, grown(took, less.at(place))) for place, took in whole.frames)
+        whole = replace(whole, begin=grown(whole.begin, less.begin), known=grown(whole.known, less.known), frames=frames)
     return replace(whole, decoded=decoded, decoder=decoder, layers=(some, layers))
-
-
-_GROWING = ("begin", "frame", "later", "known")
 
 
 def _some(spec: SystemSpec, job: Job, layers: int) -> int:
@@ -132,14 +144,15 @@ def _generating(spec: SystemSpec, job: Job, layers: int | None) -> Pace:
     frames = [min(each, longest) for each in job.frames]
     cold = _timed(generator, spec, job, frames, 0, blocks=1)
     near = _timed(generator, spec, job, frames, 0)
-    first = max(0.0, cold.begin - near.begin)
-    far = min(FAR, longest // 2)
-    if far < 2 * near.block:
-        return Pace(first, near.begin, near.frame, 0.0, near.frame, 0.0, 0.0, None)
-    late = _timed(generator, spec, job, frames, far)
-    slope = max(0.0, (late.frame - near.frame) / (late.place - near.place))
-    known = max(0.0, late.begin - near.begin) / far
-    return Pace(first, near.begin, near.frame - slope * near.place, slope, known, 0.0, 0.0, None)
+    found = Pace(max(0.0, cold.begin - near.begin), near.begin, ((near.place, near.frame),), 0.0, 0.0, 0.0, None)
+    for known in (min(FAR, longest // 2), round(0.8 * longest)):
+        reading = known * found.known
+        if known < found.frames[-1][0] + 4 * near.block or reading > DEAR * longest * found.at(longest / 2):
+            continue
+        late = _timed(generator, spec, job, frames, known)
+        each = max(0.0, late.begin - near.begin) / known
+        found = replace(found, known=each, frames=(*found.frames, (late.place, late.frame)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -282,13 +295,33 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()} {os.cpu_count()}"
 
 
-def _read(file: Any) -> dict[str, dict[str, Any]]:
+def _pace(kept: dict[str, Any]) -> Pace:
+    """A pace as JSON has it."""
+    tuples = {
+        "frames": tuple((place, took) for place, took in kept["frames"]),
+        "layers": kept["layers"] and tuple(kept["layers"]),
+    }
+    return Pace(**{name: kept[name] for name in Pace.__dataclass_fields__} | tuples)
+
+
+def _read(file: Path | None) -> dict[str, Pace]:
     """What is kept and not too old."""
-    if file is None:
-        return {}
     try:
-        kept = json.loads(file.read_text())
-        fresh = {key: value for key, value in kept.items() if 0 <= time.time() - value["at"] < KEPT}
-        return {key: {name: value[name] for name in Pace.__dataclass_fields__} for key, value in fresh.items()}
+        return {key: _pace(value) for key, value in _entries(file).items()}
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _keep(file: Path, key: str, found: Pace) -> None:
+    entries = {**_entries(file), key: {**asdict(found), "at": time.time()}}
+    with replacing(file) as writing:
+        writing.write(json.dumps(entries, indent=1).encode())
+
+
+def _entries(file: Path | None) -> dict[str, dict[str, Any]]:
+    """The entries of a file that are not too old; none where it cannot be read."""
+    try:
+        kept = {} if file is None else json.loads(file.read_text())
+        return {key: value for key, value in kept.items() if 0 <= time.time() - value["at"] < KEPT}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

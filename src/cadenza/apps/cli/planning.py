@@ -73,9 +73,9 @@ def _time(spec: Any, fit: "Fit") -> str:
 def _basis(pace: "Pace") -> str:
     """What the seconds rest on."""
     layers = f" of {pace.layers[0]} of {pace.layers[1]} layers" if pace.layers and pace.layers[0] < pace.layers[1] else ""
-    later = f", {1e6 * pace.later:.1f} us more for each before it" if pace.later else ""
-    decoded = f"{1e3 * pace.decoded:.2g} ms to decode it"
-    return f"{1e3 * pace.frame:.3g} ms a frame{later}, {decoded}, as a trial{layers} took"
+    each = [f"{1e3 * took:.3g} ms" for _, took in pace.frames]
+    steps = each[0] if len(each) == 1 else f"{each[0]} at first, {each[-1]} at frame {pace.frames[-1][0]:.0f}"
+    return f"a frame {steps}, {1e3 * pace.decoded:.2g} ms to decode, as a trial{layers} took"
 
 
 def _long(seconds: float) -> str:
