@@ -292,5 +292,5 @@ def test_what_is_slow_says_what_would_be_faster(generate, monkeypatch):
         return whole(self, request, **fields)
 
     monkeypatch.setattr(System, "generate", slow)
-    assert "--quantize int8" in generate("slow", "--seconds", 0.1)[2]
-    assert "--quantize" not in generate("slow", "--seconds", 0.1, "--quantize", "int8")[2]
+    assert "--quantize int8" in generate("slow", "--seconds", 2)[2]
+    assert "--quantize" not in generate("slow", "--seconds", 2, "--quantize", "int8")[2]

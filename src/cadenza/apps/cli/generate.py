@@ -148,7 +148,7 @@ def generate(  # noqa: PLR0913
             _say_read(system, items)
             for name, own, outlet in zip(to.names, seeds, outlets, strict=False):
                 _say_made(name, outlet.samples / outlet.sound.sample_rate, system, own)
-            _say_faster(system, meter.speed)
+            _say_faster(system, meter.made, meter.busy)
             print(f"{meter}, {ready - started:.1f} s to load, {weights}on {chosen}", file=sys.stderr)
             return
         with _bar() as progress:
@@ -161,7 +161,7 @@ def generate(  # noqa: PLR0913
             peak = float(clip.wave.abs().max())
             _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, own, f"peak {peak:.2f}, ")
         made = float(audio.lengths.sum()) / audio.sample_rate
-        _say_faster(system, made / took)
+        _say_faster(system, made, took)
         print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load, {weights}on {chosen}")
 
 
@@ -170,9 +170,9 @@ def _say_made(name: str, seconds: float, system: "System", seed: int, more: str 
     print(f"{name}: {seconds:.1f} s, {more}model {system.card.name} ({system.card.license}), seed {seed}")
 
 
-def _say_faster(system: "System", speed: float) -> None:
-    """What would be faster, where music came slower than it is heard."""
-    if speed < 1 and system.device.type == "cpu" and system.quantized is None:
+def _say_faster(system: "System", made: float, took: float) -> None:
+    """What would be faster, where seconds of music came slower than they are heard."""
+    if 2 <= made < took and system.device.type == "cpu" and system.quantized is None:
         print("slower than real time: --quantize int8 is several times as fast on a CPU", file=sys.stderr)
 
 
