@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cadenza.nn.chunks import Chunks, overlap_add
+from cadenza.nn.chunks import Chunks, InChunks, Overlap, overlap_add
 
 
 def test_a_chunk_begins_at_every_stride_while_samples_are_left() -> None:
@@ -35,3 +35,32 @@ def test_one_fades_into_the_other_along_the_triangle() -> None:
     torch.testing.assert_close(overlap_add([one, other], 8)[0, 0], expected)
     half = overlap_add([one.half(), other.half()], 8)
     assert half.dtype == torch.float16 and torch.allclose(half.float()[0, 0], expected, atol=1e-3)
+
+
+def test_a_sum_that_grows_gives_what_no_later_chunk_covers() -> None:
+    rng = torch.Generator().manual_seed(0)
+    pieces = [torch.randn(2, 3, size, generator=rng) for size in (10, 10, 10, 7)]
+    overlap = Overlap(8)
+    given = [overlap.push(piece) for piece in pieces]
+    assert [part.shape[-1] for part in given] == [8, 8, 8, 7] and overlap.finish().shape[-1] == 0
+    torch.testing.assert_close(torch.cat(given, -1), overlap_add(pieces, 8))
+    torch.testing.assert_close(given[1][..., 2:], pieces[1][..., 2:8])
+    torch.testing.assert_close(given[1][..., 0], (2 * pieces[0][..., 8] + pieces[1][..., 0]) / 3)
+
+
+def test_clips_in_chunks_are_decoded_when_a_chunk_is_there() -> None:
+    """Each frame stands for 4 samples; chunks of 3 frames every 10 samples, of which the second clip has no whole one."""
+    stream = InChunks(lambda z: z.repeat_interleave(4, -1), frames=3, stride=10)
+    z = torch.arange(1.0, 9).repeat(2, 1, 1)
+    given = [
+        stream.push(z[..., :2], [2, 2]),
+        stream.push(z[..., 2:6], [4, 0]),
+        stream.push(z[..., 6:], [2, 0]),
+        stream.finish(),
+    ]
+    assert [{clip: wave.shape[-1] for clip, wave in part.items()} for part in given] == [{}, {0: 20, 1: 8}, {}, {0: 8}]
+    whole = torch.cat([part[0] for part in given if 0 in part], -1)[0]
+    assert whole[:10].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert whole[10:12].tolist() == pytest.approx([(2 * 3 + 1 * 4) / 3, (1 * 3 + 2 * 4) / 3])
+    assert whole[20:].tolist() == pytest.approx([(2 * 6 + 1 * 7) / 3, (1 * 6 + 2 * 7) / 3, 7, 7, 8, 8, 8, 8])
+    assert given[1][1][0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]

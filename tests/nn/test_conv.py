@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM, TimeGroupNorm, pad
+from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM, TimeGroupNorm, folded, pad
 
 CAUSAL = ConvStyle(causal=True, norm="none", pad_mode="constant")
 
@@ -102,3 +102,22 @@ def test_time_group_norm_is_torchs_and_takes_a_single_value() -> None:
     torch.testing.assert_close(norm(x), torchs(x))
     assert norm.state_dict().keys() == torchs.state_dict().keys()
     assert TimeGroupNorm(1)(torch.ones(1, 1, 1)).item() == 0.0
+
+
+def test_what_is_folded_is_the_same_without_the_norm() -> None:
+    torch.manual_seed(0)
+    style = ConvStyle(causal=True)
+    layers = nn.Sequential(
+        Conv1d(3, 4, kernel=5, dilation=2, style=style), ConvTranspose1d(4, 2, kernel=6, stride=3, style=style),
+        Conv1d(2, 2, kernel=1, style=CAUSAL), ResidualLSTM(2, 1),
+    )  # fmt: skip
+    twin, x = folded(layers), torch.randn(2, 3, 20)
+    torch.testing.assert_close(twin(x), layers(x))
+    assert not any("parametrizations" in name for name, _ in twin.named_parameters())
+    assert sum("parametrizations" in name for name, _ in layers.named_parameters()) == 4, "the module itself is left as it is"
+    assert twin[2].conv is layers[2].conv and twin[3].lstm is layers[3].lstm, "what has no norm is not copied"
+    assert twin[0].conv.bias is layers[0].conv.bias
+    weight = layers[0].conv.parametrizations.weight
+    torch.testing.assert_close(
+        twin[0].conv.weight, weight.original0 * weight.original1 / weight.original1.norm(dim=(1, 2), keepdim=True)
+    )

@@ -138,3 +138,26 @@ def test_a_cancelled_stream_leaves_nothing() -> None:
         before = len(steps)
         assert next(stream, None) is None and len(steps) == before < 400
         assert "cadenza ahead" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_stream_that_is_dropped_ends_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each window, so that what it holds in memory is freed."""
+    system = system_with(CODECS["causal"], context=50)
+    assert system.generator is not None
+    made, ended = system.generator.stream, []
+
+    def watched(*given: Any) -> Iterator[Any]:
+        try:
+            yield from made(*given)
+        finally:
+            ended.append(0)
+
+    monkeypatch.setattr(system.generator, "stream", watched)
+    for chunks in (1, 6):
+        ended.clear()
+        stream = system.stream("drums", seconds=60, stride=0.5)
+        for _ in range(chunks):
+            next(stream)
+        windows = len(ended)
+        del stream
+        assert len(ended) == windows + 1 and (windows > 0) == (chunks > 1)
