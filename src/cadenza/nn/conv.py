@@ -154,6 +154,8 @@ def folded(module: M) -> M:
     """A twin of the module for inference, without weight norm: what is normalised is computed once, not at each call."""
     if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
         return _bare(module) if is_parametrized(module) else module  # type: ignore[return-value]
+    if not module._modules:
+        return module
     twin = copy.copy(module)
     twin._modules = {name: None if part is None else folded(part) for name, part in module._modules.items()}
     return twin
