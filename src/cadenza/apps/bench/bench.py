@@ -14,12 +14,12 @@ import torch
 from cadenza.apps.bench import machine, sound
 from cadenza.apps.bench.bound import need
 from cadenza.apps.bench.curves import axis, curve
-from cadenza.apps.bench.equality import compared
+from cadenza.apps.bench.equality import equal
 from cadenza.apps.bench.fresh import Order, fresh
 from cadenza.apps.bench.geometry import Geometry, geometry, names, write
 from cadenza.apps.bench.machine import Bounds
 from cadenza.apps.bench.measure import Contestant, Job, Run, Say, alternate, computing, spread, summary
-from cadenza.apps.bench.ours import Ours, stored
+from cadenza.apps.bench.ours import Ours, known, stored
 from cadenza.apps.bench.peer import Peer, PeerConfig
 from cadenza.apps.bench.room import keeps
 from cadenza.apps.bench.sweep import cells, sweep
@@ -62,6 +62,8 @@ def bench(wish: Wish, *, say: Say = print) -> dict[str, Any]:
     """The report of a run, as the JSON has it."""
     for name in wish.curves:
         axis(name)  # says what there is not before the long part
+    for variant in wish.variants:
+        known(variant)
     with _placed(wish, say) as place:
         report = _opening(place)
         before = machine.measured(place.device, quick=wish.quick)
@@ -126,9 +128,8 @@ def _music(place: _Place, shape: Geometry | None, report: dict[str, Any], before
     job = Job(wish.seconds)
     report["job"] = asdict(job)
     if peer_configs:
-        report["equal"] = compared(
-            Ours(source, "float32", **where), Peer(Path(source), PeerConfig(), **where), Job(min(CHECKED, wish.seconds))
-        )
+        sides = Ours(source, "float32", **where), Peer(Path(source), PeerConfig(), **where)
+        report["equal"] = equal(*sides, min(CHECKED, wish.seconds))
         say(f"greedy float32 audio is the same, to {report['equal']['max_abs_difference']:.2g}")
     ours = [Ours(stored(source, variant, place.folder), variant, **where) for variant in wish.variants]
     if shape is None and not wish.threads and _small(ours):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from cadenza.apps.bench.library import library
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import near
-from cadenza.importers.published import MODELS, Language
+from cadenza.importers.published import MODELS, Language, Published
 
 WORDS = tuple(
     "slow fast warm bright soft loud calm tense solo piano drums choir strings bass organ flute guitar brass in a minor major "
@@ -73,9 +73,7 @@ def names() -> list[str]:
 
 def geometry(name: str, *, quick: bool = False) -> Geometry:
     """The geometry of that name; a tiny one of the same kind where it shall be `quick`."""
-    found = next((one for full, one in MODELS.items() if _short(full) == name), None)
-    if found is None:
-        raise BenchmarkError(f"there is no geometry '{name}'.{near(name, names())}")
+    found = _published(name)
     audio = {24000: _SOUND_24, 32000: _SOUND_32}[found.sample_rate]
     if quick:
         audio = {**audio, **_TINY_SOUND, **_TINY_RATE}
@@ -85,6 +83,18 @@ def geometry(name: str, *, quick: bool = False) -> Geometry:
     if quick:
         decoder |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}
     return Geometry(name, audio, _TINY_TEXT if quick else TEXT, decoder)
+
+
+def parameters(name: str) -> int:
+    """How many numbers the model of that name has, as it was published."""
+    return _published(name).parameters
+
+
+def _published(name: str) -> Published:
+    found = next((one for full, one in MODELS.items() if _short(full) == name), None)
+    if found is None:
+        raise BenchmarkError(f"there is no geometry '{name}'.{near(name, names())}")
+    return found
 
 
 def _short(name: str) -> str | None:
@@ -128,7 +138,10 @@ def write(geometry: Geometry, folder: Path, *, seed: int = 0) -> None:
 
 
 def drawn(geometry: Geometry, seed: int) -> Any:
-    """transformers' model as that library begins one, with codebooks of normal numbers, which it leaves at zero."""
+    """transformers' model with weights that all matter: what it writes depends on the text and on what it has written.
+
+    That library begins codebooks at zero, and a language model so near to it that only positions count.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = geometry.model()
@@ -137,6 +150,9 @@ def drawn(geometry: Geometry, seed: int) -> Any:
                 x.normal_()
             elif name.endswith((".inited", ".cluster_size")):
                 x.fill_(1)
+        for name, x in model.named_parameters():
+            if name.startswith(("decoder.", "enc_to_dec_proj.")) and x.ndim == 2:
+                x.normal_(std=0.5 if "embed_tokens" in name else x.shape[1] ** -0.5)
     return model
 
 

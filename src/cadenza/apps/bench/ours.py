@@ -85,8 +85,7 @@ def stored(model: str | Path, variant: str, place: Path) -> str | Path:
     """
     from cadenza.apps.api import find, load
 
-    if variant not in VARIANTS:
-        raise BenchmarkError(f"there is no variant '{variant}'.{near(variant, list(VARIANTS))}")
+    known(variant)
     if variant == "float32" and isinstance(find(model), Path):
         return model
     folder = place / f"ours-{variant}"
@@ -98,6 +97,12 @@ def stored(model: str | Path, variant: str, place: Path) -> str | Path:
     more: dict[str, Any] = {"quantize": variant}
     load(model, device="cpu", **more).save(folder)
     return folder
+
+
+def known(variant: str) -> None:
+    """Raises BenchmarkError for a form that there is not."""
+    if variant not in VARIANTS:
+        raise BenchmarkError(f"there is no variant '{variant}'.{near(variant, list(VARIANTS))}")
 
 
 def asking(job: Job) -> dict[str, Any]:

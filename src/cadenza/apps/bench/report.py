@@ -78,6 +78,8 @@ def _equal(report: dict[str, Any], stem: str) -> Iterator[str]:
     yield f"Ours and transformers, float32, greedy, {equal['seconds']:g} s."
     yield f"{codes}, of which {equal['distinct_codes']} kinds occur;"
     yield f"samples differ by {equal['max_abs_difference']:.2g} at most, where the loudest is {equal['peak']:.2g}."
+    if equal.get("prompts_tried", 1) > 1:
+        yield f"At {equal['prompts_tried'] - 1} other prompts they were not: rounding decides between codes that are near."
 
 
 def _results(report: dict[str, Any], stem: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from cadenza.apps.bench import machine
-from cadenza.apps.bench.geometry import Geometry, geometry, names
+from cadenza.apps.bench.geometry import Geometry, names, parameters
 from cadenza.apps.bench.peer import PeerConfig
 from cadenza.core.errors import BenchmarkError
 from cadenza.nn.packed import LIMIT
@@ -22,7 +22,7 @@ def keeps(shape: Geometry, variants: Sequence[str], peers: Sequence[PeerConfig],
         return True
     host = machine.available(torch.device("cpu"))
     if (wanted := _READING * 4 * shape.parameters + _BESIDE) > host:
-        fit = [name for name in names() if _READING * 4 * geometry(name).parameters + _BESIDE <= host]
+        fit = [name for name in names() if _READING * 4 * parameters(name) + _BESIDE <= host]
         raise BenchmarkError(
             f"{shape.name} has {shape.parameters / 1e9:.2f} billion parameters and takes {wanted / 1e9:.1f} GB while it is "
             f"built and read, but {host / 1e9:.1f} GB are free; what would fit: {', '.join(fit) or 'none; free memory'}"
