@@ -108,7 +108,8 @@ def needs(system: Parts, job: Job, course: Course, *, program: int = 0, stored: 
     always: dict[str, int] = {"program": program + CODE} if host else {}
     always |= {f"{name} weights": size for name, size in sizes.items()}
     always |= {f"{name} encoder": size for name, size in outside.items()}
-    phases = [_working(system, replace(job, frames=group)) for group in course.groups(job)]
+    kinds = {(max(group),) * len(group) for group in course.groups(job)}
+    phases = [_working(system, job.part(kind)) for kind in kinds]
     biggest = max(phases, key=lambda phase: sum(phase.values()))
     audio = _audio(system, job.frames)
     size = _itemsize(system.codec)

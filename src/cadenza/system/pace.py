@@ -186,7 +186,7 @@ def _timed(generator: Generator, spec: SystemSpec, job: Job, frames: list[int], 
         return _Timed(0.0, times[0] / sizes[0], 0.0, sizes[0])
     block = max(sizes[1:])
     each = statistics.median(took / size for took, size in zip(times[1:], sizes[1:], strict=True) if size == block)
-    return _Timed(times[0] - (sizes[0] - known) * each, each, sizes[0] + sum(sizes[1:]) / 2, block)
+    return _Timed(max(0.0, times[0] - (sizes[0] - known) * each), each, sizes[0] + sum(sizes[1:]) / 2, block)
 
 
 def _endless(generator: Generator) -> dict[str, Any]:
