@@ -97,8 +97,10 @@ def test_a_step_that_waits_is_not_recorded_and_still_done() -> None:
         return logits(x)
 
     generator._logits = waiting  # type: ignore[method-assign]
+    stream = torch.cuda.current_stream()
     with pytest.warns(UserWarning, match="no graph could be recorded"):
         assert torch.equal(written(generator), want)
+    assert torch.cuda.current_stream() == stream
     assert generator.graphs._kept is None
 
 

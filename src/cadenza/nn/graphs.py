@@ -49,8 +49,9 @@ class CudaRecorder(Recorder):
 
     def record(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.stream(torch.cuda.current_stream(self.device))  # which a recording that fails does not go back to
         # other threads may use the device meanwhile, to decode what is there already
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        with here, torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             run()
         self.pool = graph.pool()
         return graph.replay
