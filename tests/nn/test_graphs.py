@@ -149,3 +149,60 @@ def test_nothing_is_recorded_on_a_cpu() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Graphs().clear()
+
+
+def test_cuda_graphs_share_a_stream_and_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls that torch's documentation asks for, in a torch that only notes them: no GPU is needed."""
+    done: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            done.append(f"{self.name} waits for {other.name}")
+
+    class Within:
+        def __init__(self, what: Any, *, pool: Any = None, stream: Any = None, capture_error_mode: str = "") -> None:
+            self.said = (
+                f"on {what.name}" if isinstance(what, Stream) else f"{what.name}, {pool}, {stream.name}, {capture_error_mode}"
+            )
+
+        def __enter__(self) -> None:
+            done.append(self.said)
+
+        def __exit__(self, *_: Any) -> None:
+            done.append("end")
+
+    class Graph:
+        made = 0
+
+        def __init__(self) -> None:
+            Graph.made += 1
+            self.name = f"graph {Graph.made}"
+
+        def pool(self) -> str:
+            return "one pool"
+
+        def replay(self) -> None:
+            done.append(f"replay {self.name}")
+
+    here = Stream("here")
+    for name, fake in {"stream": Within, "graph": Within, "CUDAGraph": Graph}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
+    monkeypatch.setattr(graphs, "_beside", lambda _: Stream("beside"))
+    recorded = begun(Graphs(lambda _: recorder_for(torch.device("cuda", 0))), count())
+    for key in "ab":
+        recorded.repeat(lambda: done.append("run"), 3, key=key)
+    warm = ["beside waits for here", "on beside", "run", "end", "here waits for beside"]
+    assert done[:12] == [*warm, "on here", "graph 1, None, beside, thread_local", "run", "end", "end", *["replay graph 1"] * 2]
+    assert done[12:] == [
+        *warm,
+        "on here",
+        "graph 2, one pool, beside, thread_local",
+        "run",
+        "end",
+        "end",
+        *["replay graph 2"] * 2,
+    ]
