@@ -23,6 +23,7 @@ from cadenza.core.weights import Record
 from cadenza.nn.frozen import Borrowed, Borrower, fill, shrink
 from cadenza.nn.spiece import tokenizer_of
 from cadenza.nn.t5 import Sizes, T5Encoder
+from cadenza.nn.unfilled import unfilled
 from cadenza.nn.words import plain_words
 
 _GEMMA = "t5gemma"  # arXiv:2504.06225
@@ -251,7 +252,7 @@ class Encoder(Borrowed[nn.Module]):
         tables = () if self.gemma else (_TABLE,)
         dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
         with torch.inference_mode(False):
-            with torch.device("meta"):
+            with unfilled():
                 encoder = (self._gemma() if self.gemma else T5Encoder(Sizes.of(self.config)).eval()).to(dtype)
             if torch.get_default_device().type == "meta":
                 if narrow:
@@ -365,7 +366,7 @@ def _tiny() -> TemporaryDirectory[str]:
     _ended(tokenizer).save(str(folder / "tokenizer.json"))
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_heads": 4, "num_layers": 2, "vocab_size": len(vocabulary)}
     (folder / "config.json").write_text(json.dumps({"model_type": "t5", "pad_token_id": 0, **sizes}))
-    with torch.device("meta"):
+    with unfilled():
         shapes = Encoder(T5Spec(model=place.name, width=1)).build().state_dict()
     rng = torch.Generator().manual_seed(0)
     made = {key: torch.randn(x.shape, generator=rng) / x.shape[-1] ** 0.5 for key, x in shapes.items()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cadenza.core.pretrained import Pretrained, compare, refuse
 from cadenza.core.weights import PIECE, Record
 from cadenza.nn.quantized import OUTPUTS, QuantizedLinear, linears, quantize
+from cadenza.nn.unfilled import unfilled
 
 Network = TypeVar("Network", bound=nn.Module)
 _SCRATCH = 8 * PIECE  # bytes of a piece and of what is computed of it
@@ -63,7 +64,7 @@ class Borrowed(ABC, Generic[Network]):
 
     def _size(self, read: bool) -> int:
         together = read and not self.piecemeal
-        with torch.device("meta"):
+        with unfilled():
             network = self.build() if together else self.kept()
         size = sum(x.numel() * x.element_size() for x in network.state_dict().values())
         return 2 * size if together else size + read * min(size, _SCRATCH)  # files, and the copies made of them
@@ -113,16 +114,20 @@ def shrink(network: nn.Module, tables: tuple[str, ...]) -> None:
 def _putting(owner: nn.Module, name: str) -> Callable[[int, Tensor], None]:
     """What takes the rows of a weight from some row on; the weight is made here."""
     if isinstance(owner, QuantizedLinear) and name == "weight":
-        owner.packed, owner.scale = (torch.empty_like(x, device="cpu") for x in (owner.packed, owner.scale))
+        owner.packed, owner.scale = (_empty(x) for x in (owner.packed, owner.scale))
         return partial(_quantized, owner)
     there = getattr(owner, name)
-    made = torch.empty_like(there, device="cpu", requires_grad=False)
+    made = _empty(there)
     setattr(owner, name, nn.Parameter(made) if isinstance(there, nn.Parameter) else made)
 
     def put(at: int, x: Tensor) -> None:
         (made[at : at + len(x)] if x.ndim else made).copy_(x)
 
     return put
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="cpu")
 
 
 def _quantized(whole: QuantizedLinear, at: int, rows: Tensor) -> None:

@@ -62,6 +62,8 @@ class QuantizedLinear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().float()
         with torch.device(linear.weight.device):
             made = cls(linear.in_features, linear.out_features, kind=kind, bias=bias)
+        if linear.weight.is_meta:
+            return made
         weight = linear.weight.detach().float()
         weight = F.pad(weight, (0, made.packed.shape[1] * (2 if kind == "int8" else 4) - made.in_features))
         weight = F.pad(weight, (0, 0, 0, made.packed.shape[0] * OUTPUTS - made.out_features))

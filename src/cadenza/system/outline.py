@@ -5,6 +5,7 @@ from functools import cache
 
 import torch
 
+from cadenza.nn.unfilled import unfilled
 from cadenza.system.fitting import Needing
 from cadenza.system.forecast import Course, Job, Needs, needs
 from cadenza.system.spec import SystemSpec
@@ -13,7 +14,7 @@ from cadenza.system.system import System
 
 def outline(spec: SystemSpec, *, dtype: torch.dtype = torch.float32, quantize: str | None = None) -> System:
     """The system of a spec as it would be loaded, of tensors that hold nothing."""
-    with torch.device("meta"):
+    with unfilled():
         system = System(spec).to(dtype)
         if quantize is not None and system.generator is not None:
             system.generator.quantize(quantize)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from cadenza.core.types import Branch, Codes, Condition, Fused, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.generators.base import Generator, Plan
 from cadenza.nn.quantized import KINDS, fit, kind_of, suits
+from cadenza.nn.unfilled import unfilled
 from cadenza.samplers.guidance import strength, terms
 from cadenza.system import store, windows
 from cadenza.system.card import Card
@@ -124,7 +125,7 @@ class System(nn.Module):
     @classmethod
     def of(cls, stored: store.Stored, *, source: str) -> "System":
         """The system that was read from `source`, in evaluation mode, made of its weights as they are."""
-        with torch.device("meta"):  # where no numbers are drawn that the weights would replace
+        with unfilled():  # where no numbers are drawn that the weights would replace
             system = cls(stored.spec, stored.card)
             fit(system, stored.weights)
         store.check(stored.weights, system.state_dict(), source)
