@@ -1,5 +1,6 @@
 """Prints how often blocks were compiled, and whether codes stayed the same; a program, as torch compiles no checked shapes."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -52,6 +53,18 @@ def main() -> None:
         with patch.object(nn.Module, "compile", compile_whole):
             generator.transformer.compile_blocks()
         print(compiled, torch.equal(generator.generate(branches, plan).content, want), compiled)
+
+        def broken(graph: Any, _: Any) -> Any:
+            raise RuntimeError("no compiler is here")
+
+        backend = broken
+        torch._dynamo.reset()
+        with patch.object(nn.Module, "compile", compile_whole), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            generator.transformer.compile_blocks()
+            print(
+                torch.equal(generator.generate(branches, plan).content, want), *(str(each.message) for each in said), sep="\n"
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A pre-norm transformer that a decoder can walk step by step."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -100,9 +101,27 @@ class Transformer(nn.Module):
         return [block.style(vector)[:, None] for block in self.blocks]  # type: ignore[operator]
 
     def compile_blocks(self) -> None:
-        """Lets torch.compile fuse what a block does, the same for all; that takes some seconds when they first run."""
+        """Lets torch.compile fuse what a block does, the same for all; that takes some seconds when they first run.
+
+        Where it cannot, a warning says why, and the blocks go on as they are.
+        """
         for block in self.blocks:
             block.compile()
+
+    def _through(self, block: nn.Module, x: Tensor, **told: Any) -> Tensor:
+        """What a block makes of `x`, compiled if it can be."""
+        if block._compiled_call_impl is None:
+            return block(x, **told)
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return block(x, **told)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split("Set TORCHDYNAMO")[0].split())
+            warnings.warn(f"blocks are not compiled, which is slower: torch.compile failed ({reason})", stacklevel=4)
+            for each in self.blocks:
+                each._compiled_call_impl = None
+            return block(x, **told)
 
     def cache(self, batch: int, positions: int) -> Cache:
         """Empty buffers for `positions` positions of `batch` sequences."""
@@ -127,7 +146,8 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             memory = None if cache is None else cache.layers[i]
             tokens, style = None if source is None else source[i], None if styles is None else styles[i]
-            x = block(x, rotation=rotation, mask=mask, source=tokens, style=style, memory=memory, span=span, rng=rng)
+            told = {"rotation": rotation, "mask": mask, "source": tokens, "style": style, "memory": memory, "span": span}
+            x = self._through(block, x, rng=rng, **told)
         return self.norm(x)
 
 
