@@ -3,6 +3,10 @@ VENV ?= .venv
 PROMPT ?= slow solo piano in A minor, 80 bpm
 OUT ?= out.wav
 WORKERS ?= 2
+BENCH ?= musicgen-small
+# how transformers is best run on such a machine, where that has been found out (cadenza bench --sweep)
+SWEEP ?= $(lastword $(sort $(wildcard benchmarks/results/cpu-*/*-sweep/$(BENCH)-sweep.json)))
+BENCH_OPTIONS ?= $(if $(SWEEP),--peer-from $(SWEEP))
 
 # python3.11 where there is one, else the newest of those that fit, else whatever python3 is (it is checked below)
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python3.14; do \
@@ -11,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 export PROMPT OUT
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run setup test test-slow check types house format docs clean
+.PHONY: help run setup test test-slow check types house format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -45,6 +49,9 @@ format: $(VENV)/.dev ## puts the code in the form that `check` wants
 
 docs: $(VENV)/.dev ## draws the pictures of the docs anew
 	$(VENV)/bin/python docs/draw.py
+
+bench: $(VENV)/.dev ## how fast, beside transformers and the machine's own bound: make bench BENCH=musicgen-small
+	@env -u OMP_NUM_THREADS $(VENV)/bin/cadenza bench $(BENCH) $(BENCH_OPTIONS)
 
 clean: ## removes the environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

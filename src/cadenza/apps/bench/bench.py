@@ -85,7 +85,7 @@ def swept(wish: Wish, *, say: Say = print) -> dict[str, Any]:
             raise BenchmarkError("a sweep is of a language model; a codec has one configuration")
         keeps(shape, (), (PeerConfig(),), place.device)
         write(shape, place.folder / "model")
-        jobs = (Job(0.2), Job(0.4)) if wish.quick else (Job(2.0), Job(min(10.0, wish.seconds)))
+        jobs = (Job(wish.seconds / 4), Job(wish.seconds))
         configs = cells(place.device, compiled=not wish.quick)
         found = sweep(place.folder / "model", configs, device=place.device, threads=place.threads, jobs=jobs, say=say)
     return report | {"sweep": found}

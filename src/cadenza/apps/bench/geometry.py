@@ -152,7 +152,7 @@ def drawn(geometry: Geometry, seed: int) -> Any:
                 x.fill_(1)
         for name, x in model.named_parameters():
             if name.startswith(("decoder.", "enc_to_dec_proj.")) and x.ndim == 2:
-                x.normal_(std=0.5 if "embed_tokens" in name else x.shape[1] ** -0.5)
+                x.normal_(std=2.0 if "embed_tokens" in name else x.shape[1] ** -0.5)
     return model
 
 

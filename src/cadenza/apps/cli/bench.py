@@ -11,7 +11,9 @@ def bench(
         str,
         typer.Argument(help="musicgen-small, -medium, -large, musicgen-stereo-small, ..., encodec-24khz, -32khz, or starter."),
     ] = "musicgen-small",
-    seconds: Annotated[float, typer.Option(help="Length of the clip that is timed.")] = 30.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of the clip that is timed; 30, or 8 in a sweep, which begins with a quarter.")
+    ] = None,
     variants: Annotated[
         str, typer.Option(help="Forms of ours, of float32, bfloat16, float16, int8, int4.")
     ] = "float32,int8,int4",
@@ -45,14 +47,14 @@ def bench(
     from cadenza.apps.bench.sweep import best_of
     from cadenza.core.errors import BenchmarkError
 
-    if not seconds > 0:
+    if seconds is not None and not seconds > 0:
         raise BenchmarkError(f"--seconds must be above 0, got {seconds:g}")
     usual = (
         (PeerConfig(),) if device == "cpu" else (PeerConfig("bfloat16"), PeerConfig("bfloat16", cache="static", compiled=True))
     )
     wish = Wish(
         model,
-        seconds=0.4 if quick and seconds == 30.0 else seconds,
+        seconds=seconds or (0.4 if quick else 8.0 if sweep else 30.0),
         variants=_names(variants),
         peers=() if not peer else best_of(peer_from) if peer_from else usual,
         repeats=repeats,
