@@ -191,7 +191,7 @@ def _t5(folder: Path) -> Path:
 def _how(how: str) -> tuple[Any, str | None]:
     import torch
 
-    return (torch.bfloat16, how) if how in ("int8", "int4") else (getattr(torch, how), None)
+    return (torch.float32, how) if how in ("int8", "int4") else (getattr(torch, how), None)
 
 
 def _asked(model: str, seconds: str, clips: str) -> dict[str, Any]:
@@ -201,10 +201,8 @@ def _asked(model: str, seconds: str, clips: str) -> dict[str, Any]:
 def _foresee(model: str, seconds: str, clips: str, how: str) -> None:
     """What the planner says of a cell."""
     from cadenza.apps.api import find
-    from cadenza.apps.cli.generate import choose_threads
     from cadenza.apps.cli.planning import planned
     from cadenza.system import store
-    from cadenza.system.outline import outline
     from cadenza.system.pace import seconds as taken
     from cadenza.system.request import Request
 
@@ -213,7 +211,6 @@ def _foresee(model: str, seconds: str, clips: str, how: str) -> None:
     found = find(model)
     assert isinstance(found, Path)
     spec = store.look(found)
-    choose_threads(outline(spec))
     wanted = _asked(model, seconds, clips)
     fit = planned(found, Request.of(wanted.pop("request"), **wanted), dtype=dtype, quantize=quantize)
     took, _ = taken(spec, fit.job, fit.course)

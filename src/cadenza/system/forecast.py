@@ -9,13 +9,15 @@ from torch import nn
 
 from cadenza.codecs.base import Codec
 from cadenza.conditioners.base import Conditioners
+from cadenza.core.errors import RequestError
 from cadenza.core.types import Slot
 from cadenza.generators.base import Generator, Load
 from cadenza.nn.packed import beside
 from cadenza.samplers.guidance import terms
-from cadenza.system.request import Request
+from cadenza.system.request import Clip, Request
 from cadenza.system.spec import SystemSpec
 
+LONGEST = 3600  # seconds of a clip; more than this is rather a mistake
 CODE = 24 * 2**20  # of libraries, which the first computation brings into memory
 
 
@@ -44,11 +46,8 @@ class Job:
     @classmethod
     def of(cls, spec: SystemSpec, request: Request, **how: Any) -> "Job":
         """That of a request to a system; `how` are dtype, quantize and device."""
-        assert spec.generator is not None
-        rate, clips = spec.codec.sample_rate, request.clips()
-        usual = min(spec.defaults.seconds, spec.generator.context / spec.codec.grid.frame_rate)
-        seconds = [usual if clip.seconds is None else clip.seconds for clip in clips]
-        frames = tuple(spec.codec.frames_of(max(1, round(each * rate))) for each in seconds)
+        clips = request.clips()
+        frames = tuple(spec.codec.frames_of(samples_of(spec, clip)) for clip in clips)
         guided = [route.id for routes in spec.fusion.slots().values() for route in routes if route.guided]
         said = {name for clip in clips for name in clip.item} & set(guided)
         asked = terms(request.guided, spec.defaults.guidance, guided, said)
@@ -60,6 +59,16 @@ class Job:
     def part(self, frames: tuple[int, ...]) -> "Job":
         """The same of other clips."""
         return replace(self, frames=frames)
+
+
+def samples_of(spec: SystemSpec, clip: Clip) -> int:
+    """Samples of a clip; RequestError where it is too long to be meant."""
+    assert spec.generator is not None
+    window = spec.generator.context / spec.codec.grid.frame_rate
+    seconds = min(spec.defaults.seconds, window) if clip.seconds is None else clip.seconds
+    if seconds > LONGEST:
+        raise RequestError(f"{seconds:g} seconds are too long: a clip may have up to {LONGEST}; make several and join them")
+    return max(1, round(seconds * spec.codec.sample_rate))
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,14 @@ from cadenza.system.card import Card
 from cadenza.system.continuation import after, after_frames, check, known
 from cadenza.system.features import FeatureCache
 from cadenza.system.fitting import Fit, beside, fitted, groups
-from cadenza.system.forecast import Job
+from cadenza.system.forecast import Job, samples_of
 from cadenza.system.fusion import Keep, fuse, keep_only
 from cadenza.system.level import levelled
 from cadenza.system.reading import read
-from cadenza.system.request import Clip, Request
+from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
-LONGEST = 3600  # seconds of a clip; more than this is rather a mistake
 _ALONE = "this system is a codec alone: it encodes and decodes, but cannot generate"
 
 
@@ -166,8 +165,6 @@ class System(nn.Module):
         asked = Request.of(request, **fields)
         if self.generator is None:
             raise RequestError(_ALONE)
-        for clip in asked.clips():
-            self._samples(clip)
         device = str(self.device)
         dtype = next(self.generator.parameters()).dtype
         job = Job.of(self.spec, asked, dtype=dtype, device=device, quantize=self.quantized)
@@ -195,7 +192,7 @@ class System(nn.Module):
         if self.generator is None:
             raise RequestError(_ALONE)
         clips, rate, hop = request.clips(), self.codec.grid.frame_rate, self.spec.codec.hop
-        samples = torch.tensor([self._samples(clip) for clip in clips], device=self.device)
+        samples = torch.tensor([samples_of(self.spec, clip) for clip in clips], device=self.device)
         frames = torch.tensor([self.spec.codec.frames_of(each) for each in samples.tolist()], device=self.device)
         sampling = {**self.spec.defaults.sampling, **(request.sampling or {})}
         how = self.generator.spec.sampling.parse(sampling, source="sampling")
@@ -259,14 +256,6 @@ class System(nn.Module):
         if not 0 < stride < window:
             raise RequestError(f"a stride of {asked:g} seconds does not suit a window of {window / rate:g}; use less")
         return stride
-
-    def _samples(self, clip: Clip) -> int:
-        assert self.spec.generator is not None
-        window = self.spec.generator.context / self.codec.grid.frame_rate
-        seconds = min(self.spec.defaults.seconds, window) if clip.seconds is None else clip.seconds
-        if seconds > LONGEST:
-            raise RequestError(f"{seconds:g} seconds are too long: a clip may have up to {LONGEST}; make several and join them")
-        return max(1, round(seconds * self.spec.codec.sample_rate))
 
 
 def _share(progress: Progress, part: int, parts: int) -> Progress:

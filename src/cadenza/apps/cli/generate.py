@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ from cadenza.apps.cli.values import written
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
+    from cadenza.core.device import Choice
+    from cadenza.system.request import Request
     from cadenza.system.system import Progress, System
 
 
@@ -132,11 +135,12 @@ def generate(  # noqa: PLR0913
             "sampling": settings(sampling), "stride": stride, "loudness": loudness,
             **_beginnings(wanted, continue_from, only_new=only_new),
         }  # fmt: skip
-        Request.of([one.item for one in wanted], **asking)  # says what is wrong before a large model is read
-        chosen = choose(device, "half" if half else None)
+        named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
+        told = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
+        request = Request.of([{**told, **one.item} for one in wanted], **asking)  # says what is wrong before a model is read
+        chosen = _planned(model, request, choose(device, "half" if half else None), half, quantize, say=not streamed)
         system = load(model, device=chosen.device, dtype=chosen.dtype, quantize=quantize)  # type: ignore[arg-type]
         choose_threads(system)
-        named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
         given = controls(system, set_, named, wanted)
         items = [{**one.item, **given} for one in wanted]
         weights = f"{system.quantized} weights " if system.quantized else ""
@@ -163,6 +167,16 @@ def generate(  # noqa: PLR0913
         made = float(audio.lengths.sum()) / audio.sample_rate
         _say_faster(system, made, took)
         print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load, {weights}on {chosen}")
+
+
+def _planned(model: str, request: "Request", chosen: "Choice", half: bool, quantize: str | None, *, say: bool) -> "Choice":
+    """What is chosen, but for the dtype where nothing was asked for and only a narrower one fits; may say what it takes."""
+    from cadenza.apps.api import find
+    from cadenza.apps.cli.planning import planned
+
+    wish = {"device": str(chosen.device), "dtype": chosen.dtype if half else None, "quantize": quantize}
+    fit = planned(find(model), request, **wish, out=sys.stdout if say else None)  # type: ignore[arg-type]
+    return chosen if fit.job.dtype == chosen.dtype else replace(chosen, dtype=fit.job.dtype, reason=fit.why)
 
 
 def _say_made(name: str, seconds: float, system: "System", seed: int, more: str = "") -> None:

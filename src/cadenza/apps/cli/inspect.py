@@ -64,8 +64,8 @@ def _plan(
     """What clips of `seconds` with a prompt would take."""
     import torch
 
-    from cadenza.apps.cli.generate import choose_threads
     from cadenza.apps.cli.planning import planned
+    from cadenza.core.device import choose
     from cadenza.core.errors import RequestError
     from cadenza.core.memory import amount
     from cadenza.system.request import Request
@@ -82,9 +82,9 @@ def _plan(
         raise typer.BadParameter(str(error), param_hint="--memory") from None
     told = next(iter(system.conditioners), None)
     request = Request.of([{} if told is None else {told: None}] * batch, seconds=seconds)
-    choose_threads(system)
     computed = None if dtype is None else getattr(torch, dtype)
-    planned(found, request, dtype=computed, quantize=quantize, room=room, out=sys.stdout)
+    device = str(choose().device)
+    planned(found, request, device=device, dtype=computed, quantize=quantize, room=room, out=sys.stdout)
 
 
 def _show(system: "System") -> None:

@@ -1,8 +1,10 @@
 """What a run will take, said before it begins: bytes by what they are for, and seconds."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cadenza.core.errors import RequestError
 from cadenza.core.memory import free_on, resident, shown
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ def planned(
     found: "Path | Foreign",
     request: "Request",
     *,
+    device: str = "cpu",
     dtype: Any = None,
     quantize: str | None = None,
     room: int | None = None,
@@ -25,23 +28,30 @@ def planned(
 ) -> "Fit":
     """How a request to a model that is not loaded yet will be done; said in two lines where there is an `out`.
 
-    `dtype` is chosen by the memory where None, of which `room` bytes stand for what is free. RequestError says what would
-    fit where nothing does.
+    `dtype` is chosen by the memory where None, of which `room` bytes stand for what is free; the second line needs a
+    trial of a second or two, once a day. RequestError says what would fit where nothing does.
     """
     import torch
 
+    from cadenza.apps.cli.generate import choose_threads
+    from cadenza.nn.quantized import KINDS
     from cadenza.system import store
     from cadenza.system.fitting import fitted
-    from cadenza.system.forecast import Job
-    from cadenza.system.outline import to_load
+    from cadenza.system.forecast import Course, Job
+    from cadenza.system.outline import outline, to_load
 
-    spec = store.look(found) if isinstance(found, Path) else found.spec
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder, spec = (found, store.look(found)) if isinstance(found, Path) else (found.folder, found.spec)
+    if spec.generator is None:
+        raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
+    if quantize not in (None, *KINDS):
+        raise RequestError(f"there is no quantisation '{quantize}'; there are: {', '.join(KINDS)}")
+    quantize = quantize or _quantized(folder)
+    choose_threads(outline(spec))
     job = Job.of(spec, request, dtype=dtype or torch.float32, quantize=quantize, device=device)
-    needing = to_load(spec, program=resident, stored=_stored(found if isinstance(found, Path) else found.folder))
-    needing(job, _whole(job))  # imports all that counts as the program
+    needing = to_load(spec, program=resident, stored=_stored(folder))
+    needing(job, Course(len(job.frames)))  # imports all that counts as the program
     free = free_on(device) if room is None else room
-    if free is not None and device == "cpu" and room is None:
+    if free is not None and device.partition(":")[0] != "cuda" and room is None:
         free += resident()
     fit = fitted(spec, job, needing, room=free, narrow=dtype is None)
     if out is not None:
@@ -84,13 +94,20 @@ def _long(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes"
 
 
+def _quantized(folder: Path) -> str | None:
+    """What the weights of a system of ours are quantised to, by what their files say of them."""
+    from safetensors import SafetensorError, safe_open
+
+    with suppress(SafetensorError, OSError):  # of which more is said where they are read
+        for path in sorted(folder.glob("model*.safetensors")):
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    if key.startswith("generator.") and key.endswith(".packed"):
+                        return {"I8": "int8", "U8": "int4"}.get(file.get_slice(key).get_dtype())
+    return None
+
+
 def _stored(folder: Path) -> int:
     """Bytes in memory while weights are read: those of their files, and of one file more."""
     sizes = [path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern)]
     return sum(sizes) + max(sizes, default=0)
-
-
-def _whole(job: Any) -> Any:
-    from cadenza.system.forecast import Course
-
-    return Course(len(job.frames))
