@@ -15,12 +15,15 @@ from contract import promises
 from encoders import PIECES, TEXTS, model, part_of, run, theirs, tokens
 from language import spacy_package
 from safetensors.torch import load_file, save_file
+from tiny import TINY
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForTextEncoding, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from cadenza.conditioners.base import Conditioners
 from cadenza.core.errors import CheckpointError, SpecError
 from cadenza.nn.words import _tools
+from cadenza.system.spec import SystemSpec
+from cadenza.system.system import System
 
 
 @pytest.fixture
@@ -299,6 +302,34 @@ def test_normalising_needs_its_extra(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(CheckpointError, match=r"needs spacy.*pip install \"cadenza\[text\]\""):
         part_of(folder, normalize_text=True).prepare(["drums"])
+
+
+def test_a_narrow_encoder_is_near_the_exact_one(tmp_path: Path) -> None:
+    folder = model(tmp_path / "t5", d_model=128, d_kv=32, d_ff=256)
+    exact, narrow = part_of(folder, width=128), part_of(folder, width=128)
+    narrow.narrow()
+    size = narrow.outside()
+    assert size < 0.3 * exact.outside() and narrow.reading() <= 2 * size
+    assert 1e-4 < _apart(run(narrow, list(TEXTS)).x, run(exact, list(TEXTS)).x) < 0.03
+    held = narrow.pretrained.on(torch.device("cpu")).state_dict()
+    assert sum(x.nbytes for x in held.values()) == size and narrow.outside() == 0
+    assert {x.dtype for name, x in held.items() if name.endswith((".packed", "embed_tokens.weight"))} == {
+        torch.int8,
+        torch.bfloat16,
+    }
+
+
+def test_generating_from_text_needs_neither_transformers_nor_a_compiler(tmp_path: Path, folder: Path) -> None:
+    """Each takes seconds and more memory than a small model."""
+    prompt = {"type": "t5", "model": str(folder), "width": 16, "absent": "zeros"}
+    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "reads": [], "fusion": {"cross": ["prompt"]}})
+    System(spec).quantize("int8").save(tmp_path / "it")
+    code = (
+        "import sys\nfrom cadenza.apps.api import load\n"
+        f"load({str(tmp_path / 'it')!r}, device='cpu').generate('slow piano', seconds=0.1)\n"
+        "assert not {'transformers', 'sympy', 'torch._dynamo'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_spec_is_light(folder: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PIECE = 2**21  # bytes of a tensor that is read piece by piece, about
+PIECE = 2**20  # bytes of a tensor that is read piece by piece, about
 _HEADER = 100 * 2**20  # bytes of a header at most, as safetensors has it
 _DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},

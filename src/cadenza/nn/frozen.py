@@ -85,14 +85,13 @@ def fill(network: nn.Module, weights: Mapping[str, Record], *, source: str, narr
     compare(weights, network.state_dict(), source)
     if narrow is not None:
         shrink(network, narrow)
+    takes = {name: _putting(*_place(network, name)) for name in weights}  # all first, so that no gaps are left between them
     broken = []
     for name, record in weights.items():
-        above, _, last = name.rpartition(".")
-        owner = network.get_submodule(above)
-        finite, put = torch.ones((), dtype=torch.bool), _putting(owner, last)
+        finite = torch.ones((), dtype=torch.bool)
         for at, x in record.pieces(OUTPUTS):
             finite &= x.isfinite().all()
-            put(at, x)
+            takes[name](at, x)
         if not finite:
             broken.append(name)
     refuse(sorted(broken), source)
@@ -101,14 +100,18 @@ def fill(network: nn.Module, weights: Mapping[str, Record], *, source: str, narr
 def shrink(network: nn.Module, tables: tuple[str, ...]) -> None:
     """Gives a network on the meta device linear layers of 8 bits and bfloat16 for `tables`."""
     for name, part in linears(network):
-        above, _, last = name.rpartition(".")
         with torch.device("meta"):
             narrow = QuantizedLinear(part.in_features, part.out_features, kind="int8", bias=part.bias)
-        setattr(network.get_submodule(above), last, narrow)
+        setattr(*_place(network, name), narrow)
     for name in tables:
-        above, _, last = name.rpartition(".")
-        owner = network.get_submodule(above)
+        owner, last = _place(network, name)
         setattr(owner, last, nn.Parameter(getattr(owner, last).bfloat16()))
+
+
+def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that something is an attribute of, and how it is called there."""
+    above, _, last = name.rpartition(".")
+    return network.get_submodule(above), last
 
 
 def _putting(owner: nn.Module, name: str) -> Callable[[int, Tensor], None]:
