@@ -15,6 +15,7 @@ from cadenza.core.pretrained import Pretrained, check
 from cadenza.core.spec import Part
 from cadenza.core.types import Codes, Grid, Latents
 from cadenza.dsp.audio import Audio
+from cadenza.nn.conv import fold
 from cadenza.nn.quantized import narrow
 
 
@@ -138,8 +139,9 @@ class Codec(nn.Module, ABC):
         return next((x.device for x in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     def narrow(self) -> None:
-        """From here on keeps the weights of its LSTMs in 8 bits, without gradient."""
+        """From here on keeps the weights of its LSTMs in 8 bits and the others without their norm, not to be trained."""
         narrow(self)
+        fold(self)
 
     def load_from(self, model: str) -> None:
         """Takes the weights of the codec of the saved system `model`, a folder or a repository of the hub."""

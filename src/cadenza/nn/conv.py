@@ -150,6 +150,14 @@ def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Floa
     return x[..., : x.shape[-1] - short]
 
 
+def fold(module: nn.Module) -> None:
+    """Takes weight norm out of a module, in place: it keeps the weights that this makes."""
+    for above in list(module.modules()):
+        for name, part in above.named_children():
+            if isinstance(part, nn.Conv1d | nn.ConvTranspose1d) and is_parametrized(part):
+                setattr(above, name, _bare(part))
+
+
 def folded(module: M) -> M:
     """A twin of the module for inference, without weight norm: what is normalised is computed once, not at each call."""
     if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
@@ -165,7 +173,9 @@ def _bare(conv: Any) -> Any:
     kind = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
     shape: Any = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
     bare = kind(conv.in_channels, conv.out_channels, **shape, device="meta")
-    bare.weight, bare.bias = nn.Parameter(conv.weight.detach(), requires_grad=False), conv.bias
+    directions = conv.parametrizations.weight.original1
+    weight = directions if directions.is_meta else conv.weight  # for which torch would load its compiler there
+    bare.weight, bare.bias = nn.Parameter(weight.detach(), requires_grad=False), conv.bias
     return bare
 
 

@@ -225,10 +225,6 @@ def fit(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         name = key.removesuffix(".packed")
         if name == key or stored.dtype not in (torch.int8, torch.uint8):
             continue
-        parts = dict(module.named_modules())
-        lstm = name.rpartition(".")[0].rpartition(".")[0]  # of `lstm.inward.0`
-        if type(parts.get(lstm)) is nn.LSTM:
-            narrow(parts[lstm.rpartition(".")[0]])
         part = dict(module.named_modules()).get(name)
         if isinstance(part, QuantizedLinear):
             continue

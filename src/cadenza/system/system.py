@@ -126,17 +126,23 @@ class System(nn.Module):
         """The system that was read from `source`, in evaluation mode, made of its weights as they are."""
         with unfilled():  # where no numbers are drawn that the weights would replace
             system = cls(stored.spec, stored.card)
-            fit(system, stored.weights)
+            system._fit(stored.weights)
         store.check(stored.weights, system.state_dict(), source)
         system.conditioners = _conditioners(stored.spec)  # as these may hold more than weights
         system.load_state_dict(stored.weights, assign=True)
         if any(x.is_meta for x in chain(system.parameters(), system.buffers())):  # a part computes some of its tensors
             system = cls(stored.spec, stored.card)
-            fit(system, stored.weights)
+            system._fit(stored.weights)
             system.load_state_dict(stored.weights)
         if system.quantized is not None:
             system.conditioners.narrow()
         return system.eval().requires_grad_(False)
+
+    def _fit(self, weights: Mapping[str, Tensor]) -> None:
+        """Becomes a system that such weights are of, quantised or not."""
+        if any(key.endswith(".packed") for key in weights):
+            self.codec.narrow()
+        fit(self, weights)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Writes `system.json`, the weights (as `dtype`, or as they are), the card and what conditioners keep; never partly."""
