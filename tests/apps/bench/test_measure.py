@@ -53,6 +53,14 @@ def test_one_model_at_a_time_where_memory_is_short():
         assert len(held) <= 1 and (what in ("open", "close") or held == {name})
 
 
+def test_all_of_a_job_warms_where_graphs_are_of_one_length():
+    log: list[tuple[str, object]] = []
+    one = Noted("a", log)
+    one.device = torch.device("cuda")
+    alternate([one], Job(30.0), {"a": 1}, keep=True, say=lambda line: None)
+    assert [what for _, what in log if what != "open"] == [30.0, 30.0]
+
+
 def test_what_runs_come_to():
     runs = [Run({"text": 1.0, "lm": lm, "codec": 1.0}, 30.0, 1503) for lm in (13.0, 28.0, 8.0)]
     found = summary(runs)
@@ -84,18 +92,18 @@ def test_a_step_reads_what_the_arithmetic_of_the_paper_says():
     wanted = 14 * d * d * depth + 4 * 2048 * d + 2 * d * (3 * depth + 1)
     assert read_bytes(small()) == 2 * wanted
     assert read_bytes(small(torch.float32)) == 4 * wanted
-    found = need(small(), "bfloat16", Job(30.0, words=20), steps=1503)
+    found = need(small(), Job(30.0, words=20), steps=1503)
     assert found.memory == pytest.approx(2 * 2 * depth * 2 * d * (1500 / 2 + 21), rel=1e-6)
     assert found.operations == pytest.approx(2 * 2 * (14 * d * d * depth + 4 * 2048 * d), rel=0.12)  # and attention
 
 
 def test_the_bound_is_that_of_the_slower_of_memory_and_arithmetic():
-    found = need(small(), "bfloat16", Job(30.0), steps=1503)
+    found = need(small(), Job(30.0), steps=1503)
     memory = Bounds(read=43e9, copy=40e9, float32=1e15, bfloat16=1e15)
     assert found.rate(memory) == pytest.approx(43e9 / (found.weights + found.memory))
     assert 45 < found.rate(memory) < 55  # 871 MB a step
     assert found.rate(Bounds(1e15, 1e15, 100e9, 200e9)) == pytest.approx(200e9 / found.operations)
-    many = need(small(), "bfloat16", Job(30.0, batch=32), steps=1503)
+    many = need(small(), Job(30.0, batch=32), steps=1503)
     assert many.operations == pytest.approx(32 * found.operations) and many.weights == found.weights
     assert many.memory == pytest.approx(32 * found.memory)
 

@@ -163,7 +163,7 @@ def _small(ours: Sequence[Ours]) -> bool:
 def _beside(one: Ours, job: Job, runs: dict[str, list[Run]], bounds: Bounds, peers: Sequence[Peer]) -> dict[str, Any]:
     """One of ours beside the machine's bound and beside the peer."""
     mine = summary(runs[one.name])
-    needed = need(one.system.generator, one.variant, job, steps=mine["steps"])
+    needed = need(one.system.generator, job, steps=mine["steps"])
     rate = needed.rate(bounds)
     ratios = {peer.name: summary(runs[peer.name])["total_seconds"]["median"] for peer in peers}
     return {

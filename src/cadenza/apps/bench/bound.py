@@ -7,8 +7,8 @@ from torch import nn
 
 from cadenza.apps.bench.machine import Bounds
 from cadenza.apps.bench.measure import Job
-
-KEPT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 1}  # bytes of a number in the memory of keys and values
+from cadenza.nn.native import obstacle
+from cadenza.nn.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Need:
         return 1 / max((self.weights + self.memory) / bounds.bandwidth, self.operations / arithmetic)
 
 
-def need(generator: Any, variant: str, job: Job, *, steps: int) -> Need:
-    """What a step of a codec_lm needs, weights as they are stored, and the half of the clip's positions that is its mean."""
+def need(generator: Any, job: Job, *, steps: int) -> Need:
+    """What a step of a codec_lm needs: weights as they are stored, keys and values of half of the clip, which is the mean."""
     spec, rows = generator.spec, job.batch * job.branches
     cross = any("cross" in name for name, _ in generator.transformer.named_modules())
     positions = min(steps, spec.context) / 2
@@ -35,7 +35,14 @@ def need(generator: Any, variant: str, job: Job, *, steps: int) -> Need:
     block = (4 + 2 * cross + 2 * spec.mlp) * spec.width**2
     products = spec.depth * block + spec.width * (generator.rows * generator.special + int(spec.end_of_sequence))
     operations = 2 * rows * products + 4 * rows * spec.depth * spec.width * (positions + tokens)
-    return Need(read_bytes(generator), int(numbers * KEPT[variant]), int(operations))
+    return Need(read_bytes(generator), int(numbers * kept(generator)), int(operations))
+
+
+def kept(generator: nn.Module) -> int:
+    """Bytes of a number in the memory of keys and values: one where quantised weights are walked on a CPU."""
+    like = generator.get_submodule("transformer.norm").weight
+    narrow = any(isinstance(part, QuantizedLinear) for part in generator.modules())
+    return 1 if narrow and like.device.type == "cpu" and obstacle() is None else like.element_size()  # type: ignore[operator]
 
 
 def read_bytes(generator: nn.Module) -> int:

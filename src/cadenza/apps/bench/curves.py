@@ -50,8 +50,8 @@ def curve(axis: Axis, contestants: Sequence[Contestant], *, say: Say = print) ->
             if isinstance(one, Peer) and (reason := _too_much(axis, value, job, points[one.name])):
                 left_out.append(f"{one.name} at {value:g}: {reason}")
                 continue
-            if not points[one.name]:
-                one.timed(replace(job, seconds=min(1.0, job.seconds)))
+            if not points[one.name] or one.device.type == "cuda":
+                one.timed(one.warming(job))
             run = one.timed(job)
             point = {"at": value, "total": run.total, "times_real_time": run.times, "steps_per_second": run.rate}
             points[one.name].append(point | {"seconds": dict(run.parts)})

@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -66,6 +66,10 @@ class Contestant(ABC):
     def close(self) -> None:
         """Lets go of its memory."""
 
+    def warming(self, job: Job) -> Job:
+        """What warms it for a job: a second of that, or all on a GPU, where what is recorded beforehand is of one length."""
+        return job if self.device.type == "cuda" else replace(job, seconds=min(1.0, job.seconds))
+
     @abstractmethod
     def run(self, job: Job) -> Run:
         """The clips of a job, timed."""
@@ -101,9 +105,8 @@ def alternate(
 ) -> dict[str, list[Run]]:
     """Every contestant in turn until each has had its repeats, so that what else the machine does falls on all.
 
-    Each is warmed by a second of sound before it is timed. Without `keep` there is one model in memory at a time.
+    Each is warmed before it is timed. Without `keep` there is one model in memory at a time.
     """
-    warm = Job(min(1.0, job.seconds), job.batch, job.branches, job.words)
     found: dict[str, list[Run]] = {one.name: [] for one in contestants}
     for turn in range(max(repeats.values(), default=0)):
         for one in contestants:
@@ -111,7 +114,7 @@ def alternate(
                 continue
             if turn == 0 or not keep:
                 one.open()
-                one.timed(warm)
+                one.timed(one.warming(job))
             run = one.timed(job)
             found[one.name].append(run)
             steps = f"{run.rate:.2f} steps/s, " if run.steps else ""

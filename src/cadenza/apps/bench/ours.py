@@ -40,7 +40,8 @@ class Ours(Contestant):
         if self._system is None:
             from cadenza.apps.api import load
 
-            self._system = load(self.model, device=self.device, dtype=DTYPES.get(self.variant, torch.float32))
+            beside = torch.float32 if self.device.type == "cpu" else torch.bfloat16  # what is not quantised
+            self._system = load(self.model, device=self.device, dtype=DTYPES.get(self.variant, beside))
 
     def close(self) -> None:
         self._system = None

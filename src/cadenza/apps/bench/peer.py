@@ -41,6 +41,7 @@ class Peer(Contestant):
         self.threads = config.threads or threads
         self.name = f"transformers {config.label}"
         self._model: Any = None
+        self._room = 0  # steps that a static cache has room for at least, as code is compiled for one size
 
     @property
     def model(self) -> Any:
@@ -68,6 +69,10 @@ class Peer(Contestant):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def warming(self, job: Job) -> Job:
+        self._room = self._steps(job)
+        return super().warming(job)
+
     def run(self, job: Job) -> Run:
         return self.made(job)[0]
 
@@ -85,9 +90,7 @@ class Peer(Contestant):
 
         hook = model.text_encoder.register_forward_hook(lambda *_: marks.__setitem__("text", now(self.device)))
         model.audio_encoder.decode = tapped
-        lm = model.config.decoder
-        frames = round(job.seconds * model.config.audio_encoder.frame_rate)
-        taken = frames - 1 + lm.num_codebooks // lm.audio_channels
+        taken = self._steps(job)
         try:
             start = now(self.device)
             ids = self._read(job)
@@ -106,6 +109,11 @@ class Peer(Contestant):
         parts = {"text": marks["text"] - start, "lm": marks["codec"] - marks["text"], "codec": end - marks["codec"]}
         codes = torch.stack([each[0] for each in decoded], 2).flatten(1, 2)  # left and right in turn
         return Run(parts, job.seconds * job.batch, taken), codes, wave
+
+    def _steps(self, job: Job) -> int:
+        """Steps of a clip: the delay of the last codebook is added to its frames."""
+        lm, sound = self.model.config.decoder, self.model.config.audio_encoder
+        return round(job.seconds * sound.frame_rate) - 1 + lm.num_codebooks // lm.audio_channels
 
     def _read(self, job: Job) -> Tensor:
         """The ids of the prompts' tokens, all of one length."""
@@ -131,7 +139,7 @@ class Peer(Contestant):
         def given(*ids: Any, **rest: Any) -> dict[str, Any]:
             inputs = prepare(*ids, **rest)
             if inputs["past_key_values"] is None:
-                own = them.StaticCache(config=config, max_cache_len=taken + 1)
+                own = them.StaticCache(config=config, max_cache_len=max(taken, self._room) + 1)
                 inputs["past_key_values"] = them.EncoderDecoderCache(own, them.DynamicCache(config=config))
             return inputs
 

@@ -88,7 +88,9 @@ def _results(report: dict[str, Any], stem: str) -> Iterator[str]:
     job, results = report["job"], report["results"]
     yield f"## One clip of {job['seconds']:g} s" if job["batch"] == 1 else f"## {job['batch']} clips of {job['seconds']:g} s"
     yield ""
-    yield "In turn, in one process, the median of the runs (least to greatest). A clip of transformers sounds once it is whole."
+    yield "In turn, in one process, the median of the runs (least to greatest)."
+    if any(name.startswith("transformers") for name in results):
+        yield "A clip of transformers sounds once it is whole."
     yield ""
     music = any("steps" in one for one in results.values())
     parts = list(next(iter(results.values()))["seconds"])
@@ -119,12 +121,13 @@ def _bounds(report: dict[str, Any], stem: str) -> Iterator[str]:
     yield ""
     yield f"Measured in the same run, before and after: memory read {bounds['read'] / 1e9:.1f} GB/s, copied (both ways counted)"
     yield f"{bounds['copy'] / 1e9:.1f} GB/s; matrix product in float32 {bounds['float32'] / 1e9:.0f} GFLOP/s, in bfloat16"
-    yield f"{bounds['bfloat16'] / 1e9:.0f} GFLOP/s. The bound of a step is what it must read (weights as they are stored, keys"
-    yield "and values of half of the clip, which lies behind it on average) over the better of read and copy, or its operations"
-    yield "over the better matrix product where that takes longer."
+    yield f"{bounds['bfloat16'] / 1e9:.0f} GFLOP/s."
     rows = [(name, one["bound"]) for name, one in report["results"].items() if "bound" in one]
     if not rows:
         return
+    yield "The bound of a step is what it must read (weights as they are stored, keys and values of half of the clip, the mean"
+    yield "of what lies behind it) over the better of read and copy, or its operations over the better matrix product where"
+    yield "that takes longer."
     yield ""
     yield "| | weights, MB | keys and values, MB | GFLOP | bound, steps/s |"
     yield "|---|---|---|---|---|"

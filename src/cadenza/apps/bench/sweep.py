@@ -112,8 +112,8 @@ def _cell(peer: Peer, job: Job, wanted: torch.Tensor) -> dict[str, Any]:
 
 
 def _timed(peer: Peer, job: Job) -> float:
-    """Steps a second of a model that is then let go of, after a run that warms it, of the same length where compiled."""
-    peer.timed(job if peer.config.compiled else Job(min(1.0, job.seconds)))
+    """Steps a second of a model that is then let go of, after a run that warms it."""
+    peer.timed(peer.warming(job))
     rate = peer.timed(job).rate
     peer.close()
     return rate
