@@ -125,7 +125,8 @@ def _write(folder: Path, rows: list[dict[str, Any]], repeat: int) -> None:
         + "|---" * 11
         + "|"
     )
-    text = ["# What the planner foresees", "", __doc__.split("\n\n", 1)[1].split("\n\n", 1)[1].strip(), "", *said, "", head]
+    about = (__doc__ or "").strip().split("\n\n")[-1]
+    text = ["# What the planner foresees", "", about, "", *said, "", head]
     (folder / "README.md").write_text("\n".join([*text, *map(_line, rows)]) + "\n")
 
 
@@ -227,7 +228,7 @@ def _measure(model: str, seconds: str, clips: str, how: str) -> None:
 
     dtype, quantize = _how(how)
     more = {} if quantize is None else {"quantize": quantize}
-    system = cadenza.load(model, dtype=dtype, device="cpu", **more)
+    system = cadenza.load(model, dtype=dtype, device="cpu", **more)  # type: ignore[arg-type]
     choose_threads(system)
     wanted = _asked(model, seconds, clips)
     began = time.perf_counter()

@@ -18,6 +18,7 @@ def outline(spec: SystemSpec, *, dtype: torch.dtype = torch.float32, quantize: s
         system = System(spec).to(dtype)
         if quantize is not None and system.generator is not None:
             system.generator.quantize(quantize)  # type: ignore[arg-type]
+            system.codec.narrow()
             for part in system.conditioners.values():
                 part.narrow()  # type: ignore[operator]
     return system

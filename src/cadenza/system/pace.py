@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cadenza import __version__
+from cadenza.codecs.base import Codec
 from cadenza.core.errors import CadenzaError
 from cadenza.core.files import replacing
 from cadenza.core.types import Branch, Codes, Fused, Known, Latents, Slot, Tokens
@@ -198,6 +199,12 @@ def _endless(generator: Generator) -> dict[str, Any]:
     return {"may_end": False} if "may_end" in generator.spec.sampling.model_fields else {}
 
 
+def _narrowed(codec: Codec, job: Job) -> Codec:
+    if job.quantize is not None:
+        codec.narrow()
+    return codec
+
+
 def _clocked(stream: Iterator[Any], device: str) -> Iterator[tuple[int, float]]:
     """Frames or clips of each chunk, and the seconds that it took."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
@@ -212,7 +219,7 @@ def _clocked(stream: Iterator[Any], device: str) -> Iterator[tuple[int, float]]:
 
 def _decoding(spec: SystemSpec, job: Job) -> tuple[float, float]:
     """Seconds of beginning to decode, and of each frame of all clips."""
-    codec = _made_up(spec.codec.build, job)
+    codec = _made_up(lambda: _narrowed(spec.codec.build(), job), job)
     grid, clips = spec.codec.grid, len(job.frames)
     few, longest = min(clips, 2), max(job.frames)
     piece = spec.codec.at_once(longest, job.device.partition(":")[0])
