@@ -34,6 +34,29 @@ def test_a_folder_is_copied_beside_the_weights(tmp_path: Path, folder: Path) -> 
     assert found.within(tmp_path) == found, "only what was put there is looked for there"
 
 
+def test_a_narrow_encoder_is_copied_as_it_is(tmp_path: Path) -> None:
+    """With a quarter of the bytes; its weights in floating point are those that it computes with."""
+    folder = model(tmp_path / "t5", d_model=128, d_kv=32, d_ff=256)
+    part = part_of(folder, width=128)
+    part.narrow()
+    expected = run(part, list(TEXTS)).x
+    spec = part.keep(tmp_path, "prompt")
+    assert isinstance(spec, T5Spec)
+    whole, copied = (path / "model.safetensors" for path in (folder, tmp_path / "prompt"))
+    assert copied.stat().st_size < 0.3 * whole.stat().st_size
+    other = spec.within(tmp_path).build()
+    assert other.outside() == sum(x.nbytes for x in part.pretrained.on(torch.device("cpu")).state_dict().values())
+    assert torch.equal(run(other, list(TEXTS)).x, expected)
+    again = other.keep(tmp_path, "again")
+    assert isinstance(again, T5Spec) and torch.equal(run(again.within(tmp_path).build(), list(TEXTS)).x, expected)
+    dense, exact = other.pretrained.weights(), part.pretrained.weights()
+    assert dense.keys() == exact.keys()
+    for name, x in exact.items():
+        assert (dense[name].float() - x).abs().max() <= x.abs().max() / 250, name
+    with pytest.raises(CheckpointError, match="has weights of 8 bits, which cannot be trained; give the T5 they are of"):
+        spec.model_copy(update={"train": True}).within(tmp_path).build()
+
+
 def test_a_trained_encoder_leaves_its_weights_to_the_system(tmp_path: Path, folder: Path) -> None:
     part = part_of(folder, train=True)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import Gives, Tokens
 from cadenza.core.weights import Record
 from cadenza.nn.frozen import Borrowed, Borrower, fill, shrink
+from cadenza.nn.quantized import QuantizedLinear
 from cadenza.nn.spiece import tokenizer_of
 from cadenza.nn.t5 import Sizes, T5Encoder
 from cadenza.nn.unfilled import unfilled
@@ -32,6 +33,7 @@ _TABLE = "embed_tokens.weight"  # of what T5s read of each token
 _TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
 _BESIDE = (*_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 _ELSEWHERE = "weights_in_system"  # key of the config of a T5 that was trained: its weights are those of its system
+_NARROW = "quantized"  # key of the config of a T5 whose weights are stored in 8 bits
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -238,8 +240,12 @@ class Encoder(Borrowed[nn.Module]):
         return tied | {key.removeprefix("encoder."): x for key, x in named.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """The same, read."""
-        return {key: record.read() for key, record in self.records().items()}
+        """The same, read, in floating point."""
+        if not self.config.get(_NARROW):
+            return {key: record.read() for key, record in self.records().items()}
+        layers = {key: part for key, part in self.kept().named_modules() if isinstance(part, QuantizedLinear)}
+        dense = {f"{key}.weight": part.dense() for key, part in layers.items()}
+        return dense | {key: record.read() for key, record in self.records().items() if key.rpartition(".")[0] not in layers}
 
     def build(self) -> nn.Module:
         """An encoder of its own; on the meta device, to be filled later, its weights are not read."""
@@ -251,15 +257,21 @@ class Encoder(Borrowed[nn.Module]):
     def _made(self, *, narrow: bool) -> nn.Module:
         tables = () if self.gemma else (_TABLE,)
         dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
+        stored = bool(self.config.get(_NARROW))
+        if stored and self.spec.train:
+            raise CheckpointError(
+                f"'{self.spec.model}' has weights of 8 bits, which cannot be trained; give the T5 they are of"
+            )
         with torch.inference_mode(False):
+            outline = torch.get_default_device().type == "meta"
             with unfilled():
                 encoder = (self._gemma() if self.gemma else T5Encoder(Sizes.of(self.config)).eval()).to(dtype)
-            if torch.get_default_device().type == "meta":
-                if narrow:
+                if stored or (narrow and outline):
                     shrink(encoder, tables)
+            if outline:
                 return encoder
             weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.records()
-            fill(encoder, weights, source=self.spec.model, narrow=tables if narrow else None)
+            fill(encoder, weights, source=self.spec.model, narrow=tables if narrow and not stored else None)
             if self.gemma:
                 _turned(encoder)
         return encoder
@@ -291,16 +303,18 @@ class Encoder(Borrowed[nn.Module]):
         return {key: Record.of(torch.zeros(x.shape)) for key, x in encoder.state_dict().items()}
 
     def save(self, folder: Path, *, weights: bool) -> None:
-        """Writes a folder that is a T5 encoder with its tokenizer and nothing else."""
+        """Writes a folder that is a T5 encoder with its tokenizer and nothing else, in 8 bits where it is `narrow`."""
         folder.mkdir(parents=True)
-        config = self.config | self._alone | ({} if weights else {_ELSEWHERE: True})
+        narrow = weights and (self.narrow or bool(self.config.get(_NARROW)))
+        config = self.config | self._alone | ({} if weights else {_ELSEWHERE: True}) | ({_NARROW: "int8"} if narrow else {})
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tokenizer = self.source.require(*_TOKENIZER, of="a T5 with its tokenizer")
         for path in {tokenizer} | {tokenizer.with_name(name) for name in _BESIDE if self.source.folder}:
             if path.is_file():
                 (folder / path.name).write_bytes(path.read_bytes())
         if weights:
-            save_encoder(self.weights(), folder, shared=not self._alone)
+            held = self.kept().state_dict() if narrow else self.weights()
+            save_encoder(held, folder, shared=not self._alone)
 
 
 def save_encoder(weights: dict[str, Tensor], folder: Path, *, shared: bool = True) -> None:
