@@ -80,3 +80,16 @@ def test_a_codec_alone_has_nothing_to_plan(cadenza, tmp_path):
     System(SystemSpec.parse({"codec": TINY["codec"]})).save(tmp_path / "codec")
     status, _, err = cadenza("inspect", tmp_path / "codec", "--seconds", 3)
     assert status == 2 and "codec alone" in err
+
+
+def test_generate_refuses_before_it_reads_a_model(cadenza, model, monkeypatch, tmp_path):
+    monkeypatch.setenv("CADENZA_MEMORY", "2MB")
+    monkeypatch.setattr("cadenza.system.store.read", None)
+    status, _, err = cadenza("generate", "piano", "--model", model, "--out", tmp_path / "a.wav")
+    assert status == 2 and "too little memory" in err and not (tmp_path / "a.wav").exists()
+
+
+def test_generate_says_what_it_will_take(cadenza, model, tmp_path):
+    status, out, err = cadenza("generate", "piano", "--model", model, "--seconds", 0.2, "--out", tmp_path / "a.wav")
+    assert status == 0, err
+    assert out.startswith("memory: ") and "\ntime: about " in out and (tmp_path / "a.wav").exists()
