@@ -8,10 +8,13 @@ import pytest
 import torch
 from encoders import TEXTS, model, part_of, run, theirs
 from safetensors.torch import load_file, save_file
+from tiny import TINY
 
 from cadenza.conditioners.base import Conditioners, ConditionerSpec
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.system.spec import SystemSpec
+from cadenza.system.system import System
 
 
 @pytest.fixture
@@ -182,3 +185,17 @@ def test_what_is_wrong_with_a_request_is_said(folder: Path) -> None:
         part_of(folder).prepare(["drums", 7])
     with pytest.raises(CheckpointError, match="has a width of 16, not 32; mend `dim`"):
         part_of(folder, dim=32).prepare(["drums"])
+
+
+def test_an_encoder_that_is_read_in_no_time_is_not_held_between_requests(tmp_path: Path, folder: Path) -> None:
+    prompt = {"type": "t5", "model": str(folder), "width": 16, "absent": "zeros"}
+    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "reads": [], "fusion": {"cross": ["prompt"]}})
+    whole = System(spec).eval()
+    first = whole.frames("slow piano", seconds=0.1, seed=1).content
+    assert whole.conditioners["prompt"].pretrained._frozen is not None  # as its weights are read whole
+    whole.quantize("int8").save(tmp_path / "it")
+    system = System.load(tmp_path / "it")
+    encoder = system.conditioners["prompt"].pretrained
+    made = [system.frames("slow piano", seconds=0.1, seed=1).content for _ in range(2)]
+    assert encoder._frozen is None and encoder.size() > 0
+    assert torch.equal(*made) and made[0].shape == first.shape

@@ -136,6 +136,9 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
     def narrow(self) -> None:
         """From here on keeps the weights of a frozen encoder that is no part of its own in 8 bits; most have none."""
 
+    def rest(self) -> None:
+        """Lets go of what is read again in no time when it is next needed; most hold nothing such."""
+
     def fit(self, values: Iterable[Value | None]) -> None:
         """Learns from the training values what must stand before the first step, such as a vocabulary; most need nothing."""
 
@@ -241,6 +244,11 @@ class Conditioners(nn.ModuleDict):
         """Keeps the weights of frozen encoders beside the parts in 8 bits."""
         for part in self.values():
             part.narrow()  # type: ignore[operator]
+
+    def rest(self) -> None:
+        """Lets go of what takes memory and is read again in no time."""
+        for part in self.values():
+            part.rest()  # type: ignore[operator]
 
     def ids(self) -> list[str]:
         """The ids of an item that a part looks at."""

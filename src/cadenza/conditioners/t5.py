@@ -202,6 +202,10 @@ class Encoder(Borrowed[nn.Module]):
         return self.spec.dim or _width(self.config)
 
     @property
+    def light(self) -> bool:
+        return bool(self.config.get(_NARROW))
+
+    @property
     def pad(self) -> int:
         return self.config.get("pad_token_id") or self.config.get("encoder", {}).get("pad_token_id") or 0
 

@@ -46,6 +46,16 @@ class Borrowed(ABC, Generic[Network]):
             quantize(network, "int8")
         return network
 
+    @property
+    def light(self) -> bool:
+        """Whether reading it takes so little time that it need not be held while it is not used."""
+        return False
+
+    def rest(self) -> None:
+        """Lets go of a light one on the CPU until it is needed again."""
+        if self._frozen is not None and self.light and next(self._frozen.parameters()).device.type == "cpu":
+            self._frozen = None
+
     def on(self, device: torch.device) -> Network:
         """The frozen network, on a device."""
         if self._frozen is None:
@@ -154,6 +164,9 @@ class Borrower(nn.Module):
 
     def narrow(self) -> None:
         self.pretrained.narrow = True
+
+    def rest(self) -> None:
+        self.pretrained.rest()
 
     def outside(self) -> int:
         """Bytes of what is pretrained, not among the weights of the module, and still to be read."""

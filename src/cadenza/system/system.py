@@ -206,6 +206,7 @@ class System(nn.Module):
         if prompt is not None:
             check(prompt, frames, window=self.generator.spec.context, rate=rate)
         branches = self._branches([self.read(clip.item) for clip in clips], frames, request)
+        self.conditioners.rest()
         plan = Plan(
             frames,
             [clip.seed for clip in clips],
