@@ -13,14 +13,7 @@ _HUGE = 2**60  # stands for no limit in cgroups of the first version
 
 def resident(root: Path = ROOT) -> int:
     """Bytes of memory that this process takes now; 0 where the system does not say."""
-    found = _fields(root / "proc/self/status").get("VmRSS")
-    if found is not None:
-        return found
-    try:
-        import psutil  # type: ignore[import-not-found, import-untyped]
-    except ImportError:
-        return 0
-    return int(psutil.Process().memory_info().rss)
+    return _fields(root / "proc/self/status").get("VmRSS", 0)
 
 
 def free(root: Path = ROOT) -> int | None:
@@ -63,14 +56,7 @@ def shown(size: float) -> str:
 
 
 def _machine(root: Path) -> int | None:
-    available = _fields(root / "proc/meminfo").get("MemAvailable")
-    if available is not None:
-        return available
-    try:
-        import psutil  # type: ignore[import-not-found, import-untyped]
-    except ImportError:
-        return None
-    return int(psutil.virtual_memory().available)
+    return _fields(root / "proc/meminfo").get("MemAvailable")
 
 
 def _containers(root: Path) -> list[int]:

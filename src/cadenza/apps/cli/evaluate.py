@@ -23,7 +23,7 @@ def evaluate(
 ) -> None:
     """Measure adherence, copying, loudness and speed, or the codec alone; write JSON, Markdown and plots."""
     from cadenza.apps.api import load
-    from cadenza.apps.cli.generate import choose_threads
+    from cadenza.apps.cli.threads import choose_threads
     from cadenza.evaluation.codec import evaluate_codec
     from cadenza.evaluation.report import Extent
     from cadenza.evaluation.report import evaluate as evaluate_system

@@ -1,13 +1,11 @@
 """`cadenza generate`: a sentence in, a file out."""
 
-import os
 import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +14,7 @@ import typer
 from cadenza.apps.cli.asking import Asked, asked, controls, guidance, settings
 from cadenza.apps.cli.keeping import paths, tags
 from cadenza.apps.cli.streaming import PIPE, Meter, pour, route, standard_output
+from cadenza.apps.cli.threads import choose_threads
 from cadenza.apps.cli.values import written
 from cadenza.core.errors import RequestError
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from cadenza.core.device import Choice
     from cadenza.system.request import Request
     from cadenza.system.system import Progress, System
-
-
-SMALL = 50_000_000  # parameters; `starter` has 15 million: 4.3 times real time with one thread, 2.4 with two
 
 
 def generate(  # noqa: PLR0913
@@ -202,15 +198,6 @@ def _say_read(system: "System", items: list[dict[str, Any]]) -> None:
         found = {name: value for name, value in system.read(item).items() if name not in item}
         if found:
             print(f"read in the prompt: {', '.join(f'{name} {written(value)}' for name, value in found.items())}")
-
-
-def choose_threads(system: "System") -> None:
-    """One thread for a small model on a CPU: its matrices are done before a second one has woken up."""
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ and system.device.type in ("cpu", "meta"):
-        if sum(weight.numel() for weight in chain(system.parameters(), system.buffers())) < SMALL:
-            torch.set_num_threads(1)
 
 
 @contextmanager

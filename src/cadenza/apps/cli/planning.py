@@ -33,7 +33,7 @@ def planned(
     """
     import torch
 
-    from cadenza.apps.cli.generate import choose_threads
+    from cadenza.apps.cli.threads import choose_threads
     from cadenza.nn.quantized import KINDS
     from cadenza.system import store
     from cadenza.system.fitting import fitted
