@@ -22,7 +22,7 @@ help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 20
 
 run: $(VENV)/.run ## a sentence in, music out: make run PROMPT="..." OUT=out.wav
-	@env -u OMP_NUM_THREADS $(VENV)/bin/cadenza generate --out "$$OUT" -- "$$PROMPT"
+	@env -u OMP_NUM_THREADS $(VENV)/bin/cadenza generate --quantize int8 --out "$$OUT" -- "$$PROMPT"
 
 setup: $(VENV)/.dev ## the environment to work in, with tests and tools
 
@@ -65,7 +65,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; echo "venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@$(PIP) install --quiet -c constraints.txt -e .
+	@$(PIP) install --quiet -c constraints.txt -e '.[fast]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -43,7 +43,7 @@ class ConditionerSpec(Part):
     def gives(self) -> Gives:
         raise NotImplementedError(f"{type(self).__name__} must say what it gives")
 
-    def positions(self, frames: int) -> int:
+    def tokens(self, frames: int) -> int:
         """Vectors that a value becomes, for clips of so many frames; for a text as many as a sentence has, about."""
         return {"vector": 1, "tokens": _SENTENCE, "frames": frames}[self.gives]
 

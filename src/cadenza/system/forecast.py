@@ -159,7 +159,7 @@ def _working(system: Parts, job: Job) -> dict[str, int]:
     conditions = 0
     for slot, routes in spec.fusion.slots().items():
         each = [spec.conditioners[route.id] for route in routes]
-        positions[slot] = sum(part.positions(longest) for part in each) if slot in ("cross", "prepend") else longest
+        positions[slot] = sum(part.tokens(longest) for part in each) if slot in ("cross", "prepend") else longest
         if slot in ("add", "concat"):  # each is made, and spread over the frames in every branch
             conditions += sum(part.width for part in each) * rows * longest * _itemsize(generator)
     window = spec.generator.context if spec.generator.whole_context else min(longest, spec.generator.context)

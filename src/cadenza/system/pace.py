@@ -248,7 +248,7 @@ def _branches(spec: SystemSpec, job: Job, frames: int, generator: Generator) -> 
     def tokens(slot: Slot) -> Tokens | None:
         if slot not in widths:
             return None
-        n = sum(spec.conditioners[route.id].positions(frames) for route in spec.fusion.slots()[slot])
+        n = sum(spec.conditioners[route.id].tokens(frames) for route in spec.fusion.slots()[slot])
         return Tokens(filled(clips, n, widths[slot]), torch.ones(clips, n, dtype=torch.bool, device=like.device))
 
     over = {slot: filled(clips, frames, widths[slot]) for slot in ("add", "concat") if slot in widths}
