@@ -6,6 +6,7 @@ codebook 0 has, it is the end of the clip.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +22,7 @@ from cadenza.generators.base import Generator, GeneratorSpec, Load, Plan, known_
 from cadenza.nn.attention import prefix_mask, step_mask
 from cadenza.nn.cache import Cache
 from cadenza.nn.graphs import Graphs, Recorded
+from cadenza.nn.native import alone
 from cadenza.nn.packed import packed
 from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_frames, stack_steps
 from cadenza.nn.quantized import QuantizedLinear, widened
@@ -362,8 +364,10 @@ class CodecLM(Generator):
     @torch.inference_mode()
     def _advance(self, state: _State, first: int, last: int) -> None:
         """Writes the steps from `first` up to `last`; nothing in here may wait for the device."""
-        for step in range(first, last):
-            self._step(state, Span(step, step + 1))
+        walked = any(group.decoding is not None for group in state.groups)
+        with alone() if walked else nullcontext():
+            for step in range(first, last):
+                self._step(state, Span(step, step + 1))
 
     @torch.inference_mode()
     def _replay(self, recorded: Recorded[_State], first: int, last: int) -> None:
