@@ -108,6 +108,5 @@ def _quantized(folder: Path) -> str | None:
 
 
 def _stored(folder: Path) -> int:
-    """Bytes in memory while weights are read: those of their files, and of one file more."""
-    sizes = [path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern)]
-    return sum(sizes) + max(sizes, default=0)
+    """Bytes in memory once weights are read, as they are stored."""
+    return sum(path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern))
