@@ -173,8 +173,8 @@ def _bare(conv: Any) -> Any:
     kind = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
     shape: Any = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
     bare = kind(conv.in_channels, conv.out_channels, **shape, device="meta")
-    directions = conv.parametrizations.weight.original1
-    weight = directions if directions.is_meta else conv.weight  # for which torch would load its compiler there
+    normed: Any = conv.parametrizations.weight  # type: ignore[union-attr]
+    weight = normed.original1 if normed.original1.is_meta else conv.weight  # for which torch would load its compiler there
     bare.weight, bare.bias = nn.Parameter(weight.detach(), requires_grad=False), conv.bias
     return bare
 
