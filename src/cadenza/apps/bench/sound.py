@@ -15,50 +15,24 @@ from cadenza.dsp.audio import Audio
 TOLERANCE = 1e-4  # of samples, where the loudest is about 1
 
 
-class OurCodec(Contestant):
-    """The codec of a folder."""
+class _Sound(Contestant):
+    """A codec alone, of a folder."""
 
     def __init__(self, folder: Path, *, device: torch.device, threads: int) -> None:
-        self.folder, self.device, self.threads, self.name = folder, device, threads, "cadenza float32"
-        self._codec: Any = None
+        self.folder, self.device, self.threads = folder, device, threads
+        self._model: Any = None
 
-    def open(self) -> None:
-        from cadenza.apps.api import load
+    def read(self) -> Any:
+        """The codec, with its weights."""
+        raise NotImplementedError(f"{type(self).__name__} must say what is read")
 
-        if self._codec is None:
-            self._codec = load(self.folder, device=self.device).codec
-
-    def close(self) -> None:
-        self._codec = None
-        gc.collect()
-
-    def run(self, job: Job) -> Run:
-        return self.made(job)[0]
-
-    @torch.inference_mode()
     def made(self, job: Job) -> tuple[Run, Tensor, Tensor]:
         """The run, the codes [b k f] and the audio that comes back [b c t]."""
-        self.open()
-        spec = self._codec.spec
-        audio = Audio(noise(job, spec.sample_rate, self.device), spec.sample_rate)
-        start = now(self.device)
-        codes = self._codec.encode(audio)
-        middle = now(self.device)
-        back = self._codec.decode(codes)
-        end = now(self.device)
-        return Run({"encode": middle - start, "decode": end - middle}, job.seconds * job.batch), codes.ids, back.wave
-
-
-class PeerCodec(Contestant):
-    """EncodecModel of a folder, at its highest bandwidth."""
-
-    def __init__(self, folder: Path, *, device: torch.device, threads: int) -> None:
-        self.folder, self.device, self.threads, self.name = folder, device, threads, "transformers float32"
-        self._model: Any = None
+        raise NotImplementedError(f"{type(self).__name__} must encode and decode")
 
     def open(self) -> None:
         if self._model is None:
-            self._model = library().EncodecModel.from_pretrained(self.folder).to(self.device).eval()
+            self._model = self.read()
 
     def close(self) -> None:
         self._model = None
@@ -66,6 +40,39 @@ class PeerCodec(Contestant):
 
     def run(self, job: Job) -> Run:
         return self.made(job)[0]
+
+
+class OurCodec(_Sound):
+    """The codec of a folder."""
+
+    name = "cadenza float32"
+
+    def read(self) -> Any:
+        from cadenza.apps.api import load
+
+        return load(self.folder, device=self.device).codec
+
+    @torch.inference_mode()
+    def made(self, job: Job) -> tuple[Run, Tensor, Tensor]:
+        """The run, the codes [b k f] and the audio that comes back [b c t]."""
+        self.open()
+        spec = self._model.spec
+        audio = Audio(noise(job, spec.sample_rate, self.device), spec.sample_rate)
+        start = now(self.device)
+        codes = self._model.encode(audio)
+        middle = now(self.device)
+        back = self._model.decode(codes)
+        end = now(self.device)
+        return Run({"encode": middle - start, "decode": end - middle}, job.seconds * job.batch), codes.ids, back.wave
+
+
+class PeerCodec(_Sound):
+    """EncodecModel of a folder, at its highest bandwidth."""
+
+    name = "transformers float32"
+
+    def read(self) -> Any:
+        return library().EncodecModel.from_pretrained(self.folder).to(self.device).eval()
 
     @torch.inference_mode()
     def made(self, job: Job) -> tuple[Run, Tensor, Tensor]:

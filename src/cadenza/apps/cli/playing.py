@@ -138,7 +138,7 @@ class Program:
         try:
             self.process.stdin.close()
         except OSError:
-            pass
+            pass  # it has gone already; its status says how
         status = self.process.wait()
         if not self.said.closed:
             self.said.seek(0)
