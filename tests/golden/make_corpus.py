@@ -12,12 +12,10 @@ from typing import Any
 
 import mido
 
-from cadenza.data.corpus.captions import captions
-from cadenza.data.corpus.chance import Stream, stream
-from cadenza.data.corpus.compose import compose
-from cadenza.data.corpus.midi import smf
-from cadenza.data.corpus.render import events
-from cadenza.data.corpus.truth import truth
+from cadenza.corpus.captions import ground_truth, make_captions
+from cadenza.corpus.compose import compose_piece
+from cadenza.corpus.piece import RandomStream, random_stream
+from cadenza.corpus.render import midi_events, to_midi_bytes
 
 PATH = Path(__file__).parent / "corpus.json"
 PIECES = [(seed, index) for seed in (1, 500001) for index in range(12)]
@@ -30,18 +28,18 @@ def digest(value: Any) -> str:
 
 def digests(seed: int, index: int) -> dict[str, str]:
     """Key and tempo of a piece as text; hashes of its notes, other labels, MIDI events and captions."""
-    piece = compose(seed, index)
-    facts = truth(piece)
-    track = mido.MidiFile(file=io.BytesIO(smf(events(piece, 1000), 20_000))).tracks[0]
+    piece = compose_piece(seed, index)
+    labels = ground_truth(piece)
+    track = mido.MidiFile(file=io.BytesIO(to_midi_bytes(midi_events(piece, 1000), 20_000))).tracks[0]
     record = {
-        "piece": f"{facts['genre']}, {facts['key']}, {facts['tempo']:g} bpm",
-        "notes": digest(facts["notes"]),
-        "labels": digest({name: value for name, value in facts.items() if name != "notes"}),
+        "piece": f"{labels['genre']}, {labels['key']}, {labels['tempo']:g} bpm",
+        "notes": digest(labels["notes"]),
+        "labels": digest({name: value for name, value in labels.items() if name != "notes"}),
         "midi": digest([(message.time, message.hex()) for message in track if not message.is_meta]),
     }
     for split in ("train", "held_out"):
-        found = captions(facts, stream(seed, index, Stream.CAPTIONS), split)
-        record[split] = digest([(c.text, c.mentions, c.unseen) for c in found])
+        captions = make_captions(labels, random_stream(seed, index, RandomStream.CAPTIONS), split)
+        record[split] = digest([(c.text, c.mentions, c.unseen) for c in captions])
     return record
 
 

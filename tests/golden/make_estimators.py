@@ -9,8 +9,8 @@ from pathlib import Path
 
 import soundfile
 
-from cadenza.data.corpus.render import render_clips
-from cadenza.data.corpus.truth import truth
+from cadenza.corpus.captions import ground_truth
+from cadenza.corpus.render import render_clips
 
 SEED, COUNT, RATE = 800001, 4, 24000
 FOLDER = Path(__file__).parent / "estimators"
@@ -20,7 +20,7 @@ KEPT = ("seconds", "tempo", "key", "families", "lead_family", "instruments", "ch
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for i, (piece, wave) in enumerate(render_clips(SEED, range(COUNT), RATE)):
-        record = truth(piece)
+        record = ground_truth(piece)
         melody = [note for note in record["notes"] if note[4] == "melody"]
         soundfile.write(FOLDER / f"{i}.ogg", wave, RATE, format="OGG", subtype="VORBIS", compression_level=0.9)
         (FOLDER / f"{i}.json").write_text(json.dumps({**{name: record[name] for name in KEPT}, "notes": melody}) + "\n")

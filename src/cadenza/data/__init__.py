@@ -1,1 +1,1 @@
-"""Items and manifests, datasets of audio or codes, resumable loading, the procedural corpus."""
+"""Items and manifests, datasets of audio or codes, resumable loading."""

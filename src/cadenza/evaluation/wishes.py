@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from cadenza.data.corpus.vocabulary import INSTRUMENTS, TEMPI
+from cadenza.corpus.tables import load_tables
 from cadenza.evaluation.estimates import NO_PITCH_CLASS, TOLERANCE, Estimate
 from cadenza.evaluation.features import PITCH_HOP, SAMPLE_RATE
 from cadenza.evaluation.labels import key_class
@@ -174,17 +174,17 @@ def of_caption(text: str, mentions: Sequence[str], sidecar: Mapping[str, Any], f
 
 def _named(instrument: str, text: str) -> bool:
     """Whether a text holds one of an instrument's names as whole words."""
-    words = INSTRUMENTS[instrument]
-    return any(_holds(text, name) for name in (*words.train, *words.held_out))
+    phrases = load_tables().phrases["instrument"][instrument]
+    return any(_holds(text, name) for name in (*phrases.train, *phrases.held_out))
 
 
 def _pace(text: str, tempo: float) -> tuple[float, float] | None:
     """The range of the longest tempo phrase in a text that is true of the tempo."""
     found = [
-        (len(phrase), float(low), float(high))
-        for low, high, words in TEMPI
-        if low <= tempo <= high
-        for phrase in (*words.train, *words.held_out)
+        (len(phrase), float(term.low), float(term.high))
+        for term in load_tables().tempo_terms
+        if term.low <= tempo <= term.high
+        for phrase in (*term.phrases.train, *term.phrases.held_out)
         if _holds(text, phrase)
     ]
     return max(found)[1:] if found else None

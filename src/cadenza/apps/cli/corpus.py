@@ -14,12 +14,13 @@ def corpus(
     workers: Annotated[int | None, typer.Option(help="Processes; all cores by default.")] = None,
 ) -> None:
     """Compose and render a corpus of short pieces with exact labels and captions."""
-    from cadenza.data.corpus.build import build
+    from cadenza.corpus.build import build_corpus
 
-    report = build(out, hours=hours, seed=seed, split="held_out" if held_out else "train", workers=workers, progress=_say)
-    print(f"{out}: {report.clips} clips, {report.made} of them made now ({report.seconds / 3600:.2f} hours)")
+    split = "held_out" if held_out else "train"
+    report = build_corpus(out, hours=hours, seed=seed, split=split, workers=workers, progress=_print_progress)
+    print(f"{out}: {report.clips} clips, {report.rendered} of them rendered now ({report.seconds / 3600:.2f} hours)")
 
 
-def _say(done: int, total: int) -> None:
+def _print_progress(done: int, total: int) -> None:
     if done == total or done % 100 == 0:
         print(f"{done} of {total} clips", flush=True)
