@@ -1,4 +1,4 @@
-"""Corpora on disk: the same in any number of processes and after any interruption; these need FluidSynth."""
+"""Corpora on disk are equal for any number of processes and after any interruption; needs FluidSynth."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from cadenza.core.errors import DataError
-from cadenza.data.corpus import build, recaption
+from cadenza.corpus import build_corpus, rewrite_captions
 from cadenza.data.manifest import Manifest
 
 SEED, HOURS = 77, 0.011
@@ -25,23 +25,23 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     out = tmp_path_factory.mktemp("reference")
-    report = build(out, hours=HOURS, seed=SEED, workers=1)
+    report = build_corpus(out, hours=HOURS, seed=SEED, workers=1)
     return out, report
 
 
-def test_a_build_makes_what_it_reports(reference):
+def test_a_build_writes_the_clips_that_it_reports(reference):
     out, report = reference
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert report.clips == report.made == len(lines)
+    assert report.clips == report.rendered == len(lines)
     assert report.seconds >= HOURS * 3600 > report.seconds - 17
     for line in lines:
         info = soundfile.info(out / line["audio"])
         assert (info.samplerate, info.channels, info.subtype) == (24_000, 1, "PCM_16")
         assert info.frames == round(line["seconds"] * 24_000)
-        sidecar = json.loads((out / line["audio"]).with_suffix(".json").read_text())
-        assert sidecar["id"] == line["id"]
-        assert sidecar["seconds"] == line["seconds"]
-        assert len(sidecar["prompt"]) == len(sidecar["prompt_mentions"]) == 6
+        record = json.loads((out / line["audio"]).with_suffix(".json").read_text())
+        assert record["id"] == line["id"]
+        assert record["seconds"] == line["seconds"]
+        assert len(record["prompt"]) == len(record["prompt_mentions"]) == 6
 
 
 def test_the_corpus_names_its_soundfont_and_licence(reference):
@@ -53,7 +53,7 @@ def test_the_corpus_names_its_soundfont_and_licence(reference):
     assert record["fluidsynth"][0].isdigit()
 
 
-def test_the_manifest_is_one_that_data_reads(reference):
+def test_the_manifest_can_be_loaded_as_data(reference):
     out, report = reference
     manifest = Manifest.read(out / "manifest.jsonl")
     assert len(manifest) == report.clips
@@ -63,16 +63,16 @@ def test_the_manifest_is_one_that_data_reads(reference):
 
 
 def test_two_processes_make_the_same_files_as_one(reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["cadenza.data.corpus.build"], "BATCH", 2)
+    monkeypatch.setattr(sys.modules["cadenza.corpus.build"], "BATCH", 2)
     alone = tmp_path / "alone"
     pair = tmp_path / "pair"
-    build(alone, hours=HOURS, seed=SEED, workers=1)
-    build(pair, hours=HOURS, seed=SEED, workers=2)
+    build_corpus(alone, hours=HOURS, seed=SEED, workers=1)
+    build_corpus(pair, hours=HOURS, seed=SEED, workers=2)
     assert contents(pair) == contents(alone)
     assert list(contents(pair)) == list(contents(reference[0]))
 
 
-def test_what_was_lost_or_left_half_done_is_made_again_and_nothing_else(reference, tmp_path):
+def test_only_missing_and_incomplete_clips_are_rendered_again(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
     for name, data in full.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,17 +80,17 @@ def test_what_was_lost_or_left_half_done_is_made_again_and_nothing_else(referenc
     (out / "0000/000001.json").unlink()
     (out / "0000/000001.flac").write_bytes(b"half a file")
     kept = (out / "0000/000000.flac").stat().st_mtime_ns
-    report = build(out, hours=HOURS, seed=SEED, workers=1)
-    assert report.made == 1
+    report = build_corpus(out, hours=HOURS, seed=SEED, workers=1)
+    assert report.rendered == 1
     assert contents(out) == full
     assert (out / "0000/000000.flac").stat().st_mtime_ns == kept
 
 
-def test_a_killed_build_goes_on_where_it_was(reference, tmp_path):
+def test_a_killed_build_can_be_resumed(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
-    call = f"build(Path({str(out)!r}), hours={HOURS}, seed={SEED}, workers=1)"
-    code = f"from pathlib import Path; from cadenza.data.corpus import build; {call}"
-    source = str(Path(__file__).parents[3] / "src")
+    call = f"build_corpus(Path({str(out)!r}), hours={HOURS}, seed={SEED}, workers=1)"
+    code = f"from pathlib import Path; from cadenza.corpus import build_corpus; {call}"
+    source = str(Path(__file__).parents[2] / "src")
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": source})
     deadline = time.monotonic() + 120
     while process.poll() is None and not list(out.glob("0000/*.flac")) and time.monotonic() < deadline:
@@ -100,27 +100,27 @@ def test_a_killed_build_goes_on_where_it_was(reference, tmp_path):
     (out / "0000").mkdir(exist_ok=True)
     (out / f"0000/.000002.flac.{process.pid}-0badcafe.part").write_bytes(b"a draft of the killed process")
     complete = [n for n in contents(out) if n.endswith(".json") and n != "corpus.json"]
-    report = build(out, hours=HOURS, seed=SEED, workers=1)
-    assert report.made == report.clips - len(complete)
+    report = build_corpus(out, hours=HOURS, seed=SEED, workers=1)
+    assert report.rendered == report.clips - len(complete)
     assert contents(out) == full
 
 
 def test_more_hours_only_add_clips(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
-    build(out, hours=HOURS / 3, seed=SEED, workers=1)
+    build_corpus(out, hours=HOURS / 3, seed=SEED, workers=1)
     before = {n: d for n, d in contents(out).items() if n.startswith("0000/")}
     assert 0 < len(before) < len(full) - 2
-    build(out, hours=HOURS, seed=SEED, workers=1)
+    build_corpus(out, hours=HOURS, seed=SEED, workers=1)
     assert contents(out) == full
     assert {n: full[n] for n in before} == before
 
 
-def test_captions_are_written_anew_without_touching_audio(reference, tmp_path):
+def test_rewriting_captions_does_not_change_audio(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
-    build(out, hours=HOURS / 3, seed=SEED, workers=1)
+    build_corpus(out, hours=HOURS / 3, seed=SEED, workers=1)
     (out / "0000/000000.json").write_text("{}\n")
     kept = (out / "0000/000000.flac").stat().st_mtime_ns
-    assert recaption(out) > 0
+    assert rewrite_captions(out) > 0
     assert (out / "0000/000000.json").read_bytes() == full["0000/000000.json"]
     assert (out / "0000/000000.flac").stat().st_mtime_ns == kept
 
@@ -128,18 +128,18 @@ def test_captions_are_written_anew_without_touching_audio(reference, tmp_path):
 @pytest.mark.parametrize(("change", "message"), [({"seed": 78}, "seed"), ({"split": "held_out"}, "split")])
 def test_a_folder_holds_one_corpus(reference, change, message):
     with pytest.raises(DataError, match=f"has {message}"):
-        build(reference[0], **{"hours": HOURS, "seed": SEED, "workers": 1, **change})
+        build_corpus(reference[0], **{"hours": HOURS, "seed": SEED, "workers": 1, **change})
 
 
 @pytest.mark.parametrize("change", [{"hours": 0}, {"hours": -1}, {"hours": float("nan")}, {"seed": -1}, {"split": "test"}])
-def test_nonsense_is_refused_before_anything_is_written(tmp_path, change):
+def test_invalid_arguments_are_refused_before_anything_is_written(tmp_path, change):
     out = tmp_path / "out"
     with pytest.raises(DataError):
-        build(out, **{"hours": HOURS, "seed": SEED, "workers": 1, **change})
+        build_corpus(out, **{"hours": HOURS, "seed": SEED, "workers": 1, **change})
     assert not out.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        build(tmp_path / "file" / "out", hours=HOURS, seed=SEED, workers=1)
+        build_corpus(tmp_path / "file" / "out", hours=HOURS, seed=SEED, workers=1)
