@@ -9,9 +9,10 @@ import yaml
 
 from cadenza.corpus import tables
 from cadenza.corpus.arrangement import ACCOMPANIMENTS, STROKE_VELOCITY
+from cadenza.corpus.harmony import parse_numeral
 from cadenza.corpus.piece import TIME_SIGNATURES
 from cadenza.corpus.tables import load_tables
-from cadenza.corpus.theory import Key, parse_numeral
+from cadenza.corpus.theory import Key
 
 TABLES = load_tables()
 GOLDEN = Path(__file__).parents[1] / "golden"

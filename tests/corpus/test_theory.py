@@ -2,7 +2,8 @@
 
 import pytest
 
-from cadenza.corpus.theory import SCALES, TONICS, Key, chord_scale, lead_voices, parse_numeral
+from cadenza.corpus.harmony import parse_numeral
+from cadenza.corpus.theory import SCALES, TONICS, Key, chord_scale, lead_voices
 
 A_MINOR, C_MAJOR, B_FLAT_MAJOR = Key(9, "aeolian"), Key(0, "ionian"), Key(10, "ionian")
 

@@ -148,8 +148,10 @@ class _CaptionWriter:
             players = self._players(unseen)
             names = [name for i in self.instruments for name in tables.phrases["instrument"][i].held_out]
             return players, unseen and any(name in players for name in names)
-        group, value = ("instrument", self.instruments[0]) if field == "lead" else (field, labels.get(field))
-        phrases = tables.phrases[group].get(labels["texture"] if field == "ensemble" else value)
+        if field == "lead":
+            phrases = tables.phrases["instrument"][self.instruments[0]]
+        else:
+            phrases = tables.phrases[field].get(labels["texture" if field == "ensemble" else field])
         if phrases is None:
             return None, False
         return choice(rng, phrases.choose_split(held_out=unseen)), unseen and bool(phrases.held_out)

@@ -1,14 +1,19 @@
-"""Chord progressions: loops, transitions and the cadences that end a piece."""
+"""Chord progressions: Roman numerals, loops, transitions and the cadences that end a piece."""
 
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import numpy as np
 
 from .piece import ChordSpan, PiecePlan, bernoulli, choice, weighted_choice
 from .tables import load_tables
-from .theory import parse_numeral
+from .theory import SCALES, ChordSymbol, Key
+
+_DEGREES = {"i": 0, "ii": 1, "iii": 2, "iv": 3, "v": 4, "vi": 5, "vii": 6}
+_MAJOR_SUFFIXES = {"": "maj", "7": "7", "M7": "maj7", "o": "dim", "h7": "hdim7", "sus": "sus4", "6": "maj6"}
+_MINOR_SUFFIXES = {**_MAJOR_SUFFIXES, "": "min", "6": "min", "7": "min7"}
 
 
 def compose_progression(plan: PiecePlan, rng: np.random.Generator) -> tuple[ChordSpan, ...]:
@@ -54,3 +59,25 @@ def _choose_numerals(plan: PiecePlan, count: int, rng: np.random.Generator) -> l
             options = {n: w for n, w in options.items() if n in ("V", "V7")} or options
         numerals.append(weighted_choice(rng, options))
     return numerals
+
+
+@cache
+def parse_numeral(key: Key, numeral: str) -> ChordSymbol:
+    """Return the chord of a Roman numeral such as `V7`, `bVII`, `ii` or `V/V` in a key.
+
+    A capital numeral is major, a small one minor. Degrees are those of the key's own third, sixth and
+    seventh: `VI` in A minor is F major.
+    """
+    if "/" in numeral:
+        upper, target = numeral.split("/")
+        return parse_numeral(Key(parse_numeral(key, target).root, "ionian"), upper)
+    body = numeral.lstrip("b#")
+    shift = numeral.count("#") - (len(numeral) - len(numeral.lstrip("b")))
+    letters = "".join(c for c in body if c in "ivIV")
+    suffix = body[len(letters) :]
+    degree = _DEGREES[letters.lower()]
+    steps = SCALES[key.mode] if shift == 0 else SCALES["ionian"]
+    root = (key.tonic + steps[degree] + shift) % 12
+    if suffix == "o" and degree == 6:
+        root = (key.tonic + 11) % 12
+    return ChordSymbol(root, (_MINOR_SUFFIXES if letters.islower() else _MAJOR_SUFFIXES)[suffix])

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mido
 import numpy as np
@@ -43,9 +44,10 @@ FLUID_R3_SHA256 = "74594e8f4250680adf590507a306655a299935343583256f3b722c48a1bc1
 DRUM_CHANNEL = 9
 BASE_VOLUME = 88
 VOLUME, SOUND_OFF, RESET = 7, 120, 121  # MIDI controllers
-MESSAGE_ORDER = {"control_change": 0, "note_off": 1, "program_change": 2, "note_on": 3}  # at the same time
+MESSAGE_ORDER = ("control_change", "note_off", "program_change", "note_on")  # of messages at the same time
 GAP_MS, MARGIN_MS = 700, 250  # silence between pieces, and before the first and after the last
 
+MidiEvent = tuple[int, mido.Message]  # with its time in milliseconds
 LEVEL_DB = {"soft": -22.5, "medium": -19.0, "loud": -16.5, "building": -19.0, "fading": -19.0}
 MAX_PEAK = 0.97
 FADE_SECONDS = 0.25
@@ -60,13 +62,13 @@ def render_clips(seed: int, indices: Sequence[int], sample_rate: int) -> list[tu
 
 def render_pieces(pieces: Sequence[Piece]) -> list[np.ndarray]:
     """Render the dry audio of each piece, [t] at 48 kHz, which starts exactly at its first beat."""
-    starts, now, messages = [], GAP_MS + MARGIN_MS, []
+    starts, now, events = [], GAP_MS + MARGIN_MS, []
     for piece in pieces:
         now = math.ceil(now / 4) * 4
         starts.append(now)
-        messages += midi_events(piece, now)
+        events += midi_events(piece, now)
         now += math.ceil(piece.plan.seconds * 1000) + GAP_MS
-    audio = render_midi(to_midi_bytes(messages, now + MARGIN_MS))
+    audio = render_midi(to_midi_bytes(events, now + MARGIN_MS))
     clips = []
     for piece, start in zip(pieces, starts, strict=True):
         first = start * FLUIDSYNTH_RATE // 1000
@@ -86,13 +88,13 @@ def assign_channels(piece: Piece) -> dict[str, int]:
     return channels
 
 
-def midi_events(piece: Piece, start: int) -> list[mido.Message]:
-    """Return the messages of a piece that begins at `start`; their times are absolute, in milliseconds."""
+def midi_events(piece: Piece, start: int) -> list[MidiEvent]:
+    """Return the MIDI events of a piece that begins at `start` milliseconds."""
     channels = assign_channels(piece)
-    messages: list[mido.Message] = []
+    events: list[MidiEvent] = []
 
-    def add(kind: str, time: int, channel: int, **fields: int) -> None:
-        messages.append(mido.Message(kind, time=time, channel=channel, **fields))
+    def add(kind: str, time: int, channel: int, **fields: Any) -> None:
+        events.append((time, mido.Message(kind, channel=channel, **fields)))
 
     for part in piece.plan.parts:
         volume = round(BASE_VOLUME * 10 ** (part.instrument.trim / 40))
@@ -106,15 +108,15 @@ def midi_events(piece: Piece, start: int) -> list[mido.Message]:
     for channel in sorted(set(channels.values())):
         add("control_change", stop, channel, control=SOUND_OFF, value=0)
         add("control_change", stop + 20, channel, control=RESET, value=0)
-    return messages
+    return events
 
 
-def to_midi_bytes(messages: Iterable[mido.Message], end: int) -> bytes:
-    """Return a one-track MIDI file of messages at absolute milliseconds, one tick each, that ends at `end`."""
+def to_midi_bytes(events: Iterable[MidiEvent], end: int) -> bytes:
+    """Return a MIDI file with one track and one tick per millisecond that ends at `end`."""
     track, now = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500_000)]), 0
-    for message in sorted(messages, key=lambda m: (m.time, MESSAGE_ORDER[m.type], m.bytes())):
-        track.append(message.copy(time=message.time - now))
-        now = message.time
+    for time, message in sorted(events, key=lambda e: (e[0], MESSAGE_ORDER.index(e[1].dict()["type"]), e[1].bytes())):
+        track.append(message.copy(time=time - now))
+        now = time
     track.append(mido.MetaMessage("end_of_track", time=max(0, end - now)))
     buffer = io.BytesIO()
     mido.MidiFile(type=0, ticks_per_beat=500, tracks=[track]).save(file=buffer)

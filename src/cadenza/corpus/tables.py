@@ -135,7 +135,10 @@ def load_tables() -> Tables:
             name: {value: PhraseSet(**entry) for value, entry in entries.items()}
             for name, entries in captions["phrases"].items()
         },
-        tempo_terms=tuple(TempoTerm(*entry.pop("range"), PhraseSet(**entry)) for entry in captions["tempo"]),
+        tempo_terms=tuple(
+            TempoTerm(*entry["range"], phrases=PhraseSet(entry["train"], entry.get("held_out", ())))
+            for entry in captions["tempo"]
+        ),
         bpm=PhraseSet(**captions["bpm"]),
         tonics=captions["tonics"],
         templates=PhraseSet(**captions["templates"]),

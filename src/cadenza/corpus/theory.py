@@ -27,10 +27,6 @@ QUALITIES: dict[str, tuple[int, ...]] = {
     "maj6": (0, 4, 7, 9),
 }
 
-_DEGREES = {"i": 0, "ii": 1, "iii": 2, "iv": 3, "v": 4, "vi": 5, "vii": 6}
-_MAJOR_SUFFIXES = {"": "maj", "7": "7", "M7": "maj7", "o": "dim", "h7": "hdim7", "sus": "sus4", "6": "maj6"}
-_MINOR_SUFFIXES = {**_MAJOR_SUFFIXES, "": "min", "6": "min", "7": "min7"}
-
 
 @dataclass(frozen=True)
 class Key:
@@ -71,28 +67,6 @@ class ChordSymbol:
     def pitch_classes(self) -> tuple[int, ...]:
         """Root, third (or fourth), fifth and further tones as pitch classes."""
         return tuple((self.root + step) % 12 for step in QUALITIES[self.quality])
-
-
-@cache
-def parse_numeral(key: Key, numeral: str) -> ChordSymbol:
-    """Return the chord of a Roman numeral such as `V7`, `bVII`, `ii` or `V/V` in a key.
-
-    A capital numeral is major, a small one minor. Degrees are those of the key's own third, sixth and
-    seventh: `VI` in A minor is F major.
-    """
-    if "/" in numeral:
-        upper, target = numeral.split("/")
-        return parse_numeral(Key(parse_numeral(key, target).root, "ionian"), upper)
-    body = numeral.lstrip("b#")
-    shift = numeral.count("#") - (len(numeral) - len(numeral.lstrip("b")))
-    letters = "".join(c for c in body if c in "ivIV")
-    suffix = body[len(letters) :]
-    degree = _DEGREES[letters.lower()]
-    steps = SCALES[key.mode] if shift == 0 else SCALES["ionian"]
-    root = (key.tonic + steps[degree] + shift) % 12
-    if suffix == "o" and degree == 6:
-        root = (key.tonic + 11) % 12
-    return ChordSymbol(root, (_MINOR_SUFFIXES if letters.islower() else _MAJOR_SUFFIXES)[suffix])
 
 
 @cache
