@@ -25,7 +25,7 @@ ENCODEC_32 = {
     **{"type": "encodec", "sample_rate": 32000, "strides": [8, 5, 4, 4], "codebooks": 4, "bins": 2048, "filters": 64},
     **{"causal": False, "pad_mode": "reflect", "lstm_layers": 2},
 }
-LM = {"type": "codec_lm", "positions": "sinusoidal", "end_of_sequence": False, "context": 1500}
+LM = {"type": "codec_lm", "positions": "sinusoidal", "end_of_sequence": False, "max_frames": 1500}
 TEXT = {"type": "text", "dim": 256, "depth": 4, "heads": 4}
 
 
@@ -42,7 +42,7 @@ def _model(codec: dict[str, Any], width: int, depth: int, prompt: dict[str, Any]
 MODELS = {
     "w512": _model(ENCODEC_24, 512, 8, TEXT),
     "stereo": _model({"type": "stereo", "codec": ENCODEC_32}, 512, 8, TEXT),
-    "small": _model(ENCODEC_32, 1024, 24, {"type": "t5", "model": "T5", "absent": "zeros", "project": "always"}),
+    "small": _model(ENCODEC_32, 1024, 24, {"type": "t5", "model": "T5", "null_embedding": "zeros", "project": "always"}),
 }  # `small` is MusicGen's: its language model, EnCodec and an encoder as large as T5-base
 T5 = {"model_type": "t5", "pad_token_id": 0, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 12}
 T5 |= {"vocab_size": 32128, "decoder_start_token_id": 0}
@@ -156,7 +156,7 @@ def _build(model: str, folder: str) -> None:
     """A model of made-up weights, and the encoder that it needs, in a folder."""
     import torch
 
-    from cadenza.system.outline import outline
+    from cadenza.system.outline import build_on_meta
     from cadenza.system.spec import SystemSpec
     from cadenza.system.system import System
 
@@ -165,7 +165,7 @@ def _build(model: str, folder: str) -> None:
         text["model"] = str(_t5(Path(folder) / "T5"))
     spec = SystemSpec.parse(told)
     some = 0.02 * torch.randn(1 << 18, generator=torch.Generator().manual_seed(0))
-    made = {name: torch.ones_like(x, device="cpu") for name, x in outline(spec).state_dict().items()}
+    made = {name: torch.ones_like(x, device="cpu") for name, x in build_on_meta(spec).state_dict().items()}
     for x in made.values():
         if x.is_floating_point():
             x.copy_(some.repeat(-(-x.numel() // len(some)))[: x.numel()].view_as(x))
@@ -183,7 +183,7 @@ def _t5(folder: Path) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    from cadenza.conditioners.t5 import Encoder, T5Spec, save_encoder
+    from cadenza.conditioners.t5 import T5EncoderSource, T5Spec, save_encoder_weights
 
     if folder.exists():
         return folder
@@ -195,8 +195,8 @@ def _t5(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(T5))
     with torch.device("meta"):
-        shapes = Encoder(T5Spec(model=str(folder), width=1)).build().state_dict()
-    save_encoder({name: torch.full(x.shape, 0.01) for name, x in shapes.items()}, folder)
+        shapes = T5EncoderSource(T5Spec(model=str(folder), output_dim=1)).build().state_dict()
+    save_encoder_weights({name: torch.full(x.shape, 0.01) for name, x in shapes.items()}, folder)
     return folder
 
 
@@ -212,21 +212,21 @@ def _asked(model: str, seconds: str, clips: str) -> dict[str, Any]:
 
 def _foresee(model: str, seconds: str, clips: str, how: str) -> None:
     """What the planner says of a cell."""
-    from cadenza.apps.api import find
-    from cadenza.apps.cli.planning import planned
+    from cadenza.apps.api import resolve
+    from cadenza.apps.cli.planning import plan_before_loading
     from cadenza.system import store
-    from cadenza.system.pace import seconds as taken
+    from cadenza.system.pace import estimate_seconds as taken
     from cadenza.system.request import Request
 
     began = time.perf_counter()
     dtype, quantize = _how(how)
-    found = find(model)
+    found = resolve(model)
     assert isinstance(found, Path)
-    spec = store.look(found)
+    spec = store.load_spec(found)
     wanted = _asked(model, seconds, clips)
-    fit = planned(found, Request.of(wanted.pop("request"), **wanted), dtype=dtype, quantize=quantize)
+    fit = plan_before_loading(found, Request.from_input(wanted.pop("request"), **wanted), dtype=dtype, quantize=quantize)
     took, _ = taken(spec, fit.job, fit.course)
-    parts = fit.needs.parts()
+    parts = fit.needs.breakdown()
     print(json.dumps({"bytes": fit.needs.peak, "seconds": took, "parts": parts, "took": time.perf_counter() - began}))
 
 

@@ -18,7 +18,7 @@ from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
 from cadenza.codecs.encodec import EncodecSpec
-from cadenza.data.encoded import EncodedClips
+from cadenza.data.encoded import EncodedDataset
 
 TIMEOUT = 120
 
@@ -257,7 +257,7 @@ def test_a_folder_becomes_a_store(cadenza, model, tmp_path):
     (tmp_path / "3.wav").write_text("not audio")
     run = cadenza("encode", ".", "--model", model, "--out", "store", cwd=tmp_path)
     assert run.returncode == 0 and "3.wav" in run.stdout, run.stderr
-    assert len(EncodedClips(tmp_path / "store", frames=100)) == 6  # windows of 100 frames in 250
+    assert len(EncodedDataset(tmp_path / "store", frames=100)) == 6  # windows of 100 frames in 250
 
 
 TRAINING = """

@@ -16,8 +16,8 @@ from tiny import tiny_system
 
 from cadenza.apps.api import load
 from cadenza.apps.cli.main import main
-from cadenza.apps.cli.values import value
-from cadenza.dsp.audio import read
+from cadenza.apps.cli.values import parse_value
+from cadenza.dsp.audio import load_audio
 from cadenza.system.request import Request
 from cadenza.system.system import System
 
@@ -72,7 +72,7 @@ def test_an_audio_file_is_gone_on_from(generate, tmp_path, model):
     tone(tmp_path / "hum.wav", 0.16)
     assert generate("hum.wav", "--seconds", 0.32, "--seed", 1, "--out", "a.wav")[0] == 0
     system = tiny_system()
-    heard = system.codec.decode(system.codec.encode(read(tmp_path / "hum.wav"))).wave[0, 0].numpy()
+    heard = system.codec.decode(system.codec.encode(load_audio(tmp_path / "hum.wav"))).wave[0, 0].numpy()
     made = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
     loud = np.abs(made[:1000]).max() / np.abs(heard[:1000]).max()  # a wav is turned down where the clip is over full scale
     assert len(made) == 2560 and np.allclose(made[:1000], heard[:1000] * loud, atol=2e-3)
@@ -164,7 +164,7 @@ def asked_for(generate, monkeypatch):
         ids = SimpleNamespace(ids=lambda: ["prompt", *controls])
         system = SimpleNamespace(
             spec=SimpleNamespace(conditioners=parts), conditioners=ids, card=SimpleNamespace(name="m"),
-            device=SimpleNamespace(type="gpu"), quantized=None, generate=lambda items, **how: stop(None, items, **how),
+            device=SimpleNamespace(type="gpu"), quantization=None, generate=lambda items, **how: stop(None, items, **how),
         )  # fmt: skip
         monkeypatch.setattr("cadenza.apps.api.load", lambda *_, **__: system)
         monkeypatch.setattr(sys, "argv", list(map(str, ["cadenza", "generate", *arguments])))
@@ -220,7 +220,7 @@ def test_a_control_that_is_not_there_is_said_with_those_that_are(generate):
 
 def test_a_file_that_is_not_there_is_said():
     with pytest.raises(typer.BadParameter, match="no such file"):
-        value("nowhere.wav", "melody", "--melody")
+        parse_value("nowhere.wav", "melody", "--melody")
 
 
 def test_guidance_is_a_number_or_all_that_can_be_said_of_it(generate, monkeypatch):
@@ -237,10 +237,10 @@ def test_guidance_is_a_number_or_all_that_can_be_said_of_it(generate, monkeypatc
         status, _, complaint = generate("one at 90 bpm", "--seconds", 0.1, "--seed", 1, *said)
         assert (status, complaint) == (0, ""), said
     negative = {"prompt": "noise"}
-    scale = [Request.of("one", guidance=how["guidance"]).guided for how in asked]
+    scale = [Request.from_input("one", guidance=how["guidance"]).effective_guidance for how in asked]
     assert [one.scale for one in scale] == [2, None, 2, None, None]
     assert [one.negative for one in scale[:4]] == [(), (negative,), (negative,), (negative,)]
-    assert scale[3].emphasis == {"tempo": 2} and scale[3].rescale == 0.5 and scale[4].weights == {"all": 2}
+    assert scale[3].id_scales == {"tempo": 2} and scale[3].rescale == 0.5 and scale[4].weights == {"all": 2}
     assert scale[4].negative == ({"prompt": [(0.0, 1.0, "noise"), (1.0, None, "drums")]},)
 
 
@@ -277,7 +277,7 @@ def test_the_device_is_said_with_its_reason(generate) -> None:
 def test_with_quantised_weights(generate, model):
     status, said, err = generate("slow", "--quantize", "int8", "--seconds", 0.3, "--seed", 1, "--out", "a.wav")
     assert status == 0 and "int8 weights" in said, err
-    heard, made = read("a.wav").wave, load(model, quantize="int8").generate("slow", seconds=0.3, seed=1).wave
+    heard, made = load_audio("a.wav").wave, load(model, quantize="int8").generate("slow", seconds=0.3, seed=1).wave
     torch.testing.assert_close(heard, made[0].clamp(-1, 1)[None].expand_as(heard), atol=1e-3, rtol=0)
     status, _, err = generate("slow", "--quantize", "int3", "--seconds", 0.3)
     assert status == 2 and "no quantisation 'int3'; there are: int8, int4" in err

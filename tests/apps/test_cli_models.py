@@ -58,7 +58,7 @@ def test_import_in_half_the_size(cadenza, tmp_path):
 def test_import_in_8_bits(cadenza, tmp_path):
     musicgen_folder(tmp_path / "theirs")
     assert cadenza("import", tmp_path / "theirs", tmp_path / "narrow", "--quantize", "int8")[0] == 0
-    assert load(tmp_path / "narrow").quantized == "int8"
+    assert load(tmp_path / "narrow").quantization == "int8"
     wav = tmp_path / "a.wav"
     status, _, err = cadenza("generate", "sad", "--model", tmp_path / "narrow", "--seconds", 0.2, "--out", wav)
     assert status == 0 and soundfile.info(wav).frames == 1600, err

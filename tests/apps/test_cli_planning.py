@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
-from cadenza.core.memory import resident
+from cadenza.core.memory import process_rss
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_inspect_alone_plans_nothing(cadenza, model):
 
 
 def test_inspect_names_what_would_fit(cadenza, model):
-    room = resident() // 10**6 + 700  # MB: what this program takes grows with every test
+    room = process_rss() // 10**6 + 700  # MB: what this program takes grows with every test
     status, _, err = cadenza("inspect", model, "--seconds", 60, "--batch", 900, "--memory", f"{room}MB")
     assert status == 2 and "too little memory" in err and "are there" in err
     assert "what would fit: " in err and "instead of 900" in err

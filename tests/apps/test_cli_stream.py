@@ -20,9 +20,9 @@ from tiny import lively, tiny_system
 
 from cadenza.apps.cli import playing, streaming
 from cadenza.apps.cli.main import main
-from cadenza.apps.cli.streaming import Meter
+from cadenza.apps.cli.streaming import StreamMeter
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.files import integers
+from cadenza.dsp.files import to_pcm
 from cadenza.system.system import System
 
 LINE = (
@@ -56,7 +56,7 @@ def generate(model, tmp_path, capsysbinary, monkeypatch):
 
 
 def expected(prompt: str, seconds: float, seed: int) -> np.ndarray:
-    return integers(lively(tiny_system()).generate(prompt, seconds=seconds, seed=seed).wave[0].numpy().T, 16)
+    return to_pcm(lively(tiny_system()).generate(prompt, seconds=seconds, seed=seed).wave[0].numpy().T, 16)
 
 
 def same(read: np.ndarray, prompt: str, seconds: float, seed: int) -> None:
@@ -93,8 +93,8 @@ def test_an_mp3_in_a_pipe_is_decoded(generate):
 
 def test_files_grow(generate, tmp_path, monkeypatch):
     seen = []
-    whole = Meter.taken
-    monkeypatch.setattr(Meter, "taken", lambda self, chunk: (_lengths(tmp_path, seen), whole(self, chunk))[1])
+    whole = StreamMeter.record_chunk
+    monkeypatch.setattr(StreamMeter, "taken", lambda self, chunk: (_lengths(tmp_path, seen), whole(self, chunk))[1])
     status, out, said = generate("a", "b", "--stream", "--out", "{index}.wav", "--seconds", 0.5, "--seed", 3)
     assert status == 0 and b"1.wav: 0.5 s" in out and b"2.wav: 0.5 s" in out and re.search(LINE, said)
     for name, prompt in (("1.wav", "a"), ("2.wav", "b")):
@@ -139,8 +139,8 @@ def test_a_player_begins_with_a_lead(generate, player, monkeypatch):
     """It is given its first samples when half a second is made, which are several chunks."""
     player()
     taken = []
-    whole = Meter.taken
-    monkeypatch.setattr(Meter, "taken", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
+    whole = StreamMeter.record_chunk
+    monkeypatch.setattr(StreamMeter, "taken", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
     assert generate("a song", "--stream", "--seconds", 1.5, "--seed", 3)[0] == 0
     assert len(taken) > 40 and taken[0] >= streaming.LEAD
 
@@ -251,9 +251,9 @@ def test_a_meter_counts_what_a_listener_hears(monkeypatch):
     """Chunks of a second: the second comes in time, the third when nothing is left, the fourth in time again."""
     clock = iter([12.0, 12.9, 14.5, 15.4])
     monkeypatch.setattr(streaming, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    meter = Meter(True, started=10.0)
+    meter = StreamMeter(True, started=10.0)
     for _ in range(4):
-        meter.taken(Audio(torch.zeros(1, 1, 8000), 8000))
+        meter.record_chunk(Audio(torch.zeros(1, 1, 8000), 8000))
     assert (meter.first, meter.chunks, meter.underruns, meter.until) == (2.0, 4, 1, 16.5)
     meter.made, meter.busy = 4.0, 2.0
     assert str(meter) == "first audio after 2.0 s, 2.0x real time, 4 chunks, 1 underrun"

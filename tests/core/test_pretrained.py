@@ -14,7 +14,7 @@ from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import Pretrained, check
+from cadenza.core.pretrained import ModelSource, check_state_dict
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_without_a_network_nobody_waits(hub: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     start = time.monotonic()
     with pytest.raises(CheckpointError, match=r"no network \(Name or service not known\).*hf download someone/model --include"):
-        Pretrained("someone/model").find("config.json")
+        ModelSource("someone/model").optional_file("config.json")
     assert time.monotonic() - start < 5
 
 
@@ -50,11 +50,11 @@ def test_what_the_hub_says_is_passed_on(hub: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer(errors.RepositoryNotFoundError))
     with pytest.raises(CheckpointError, match="'someone/model'.*RepositoryNotFoundError: 404 Client Error"):
-        Pretrained("someone/model").find("config.json")
+        ModelSource("someone/model").optional_file("config.json")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer(errors.RemoteEntryNotFoundError))
-    assert Pretrained("someone/model").find("config.json") is None
+    assert ModelSource("someone/model").optional_file("config.json") is None
     with pytest.raises(CheckpointError, match="'someone/model' has no a or b, so it is not a part"):
-        Pretrained("someone/model").require("a", "b", of="a part")
+        ModelSource("someone/model").required_file("a", "b", of="a part")
 
 
 def test_what_is_downloaded_is_not_asked_for_again(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,28 +65,28 @@ def test_what_is_downloaded_is_not_asked_for_again(hub: Path, monkeypatch: pytes
     (folder.parents[1] / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer(RuntimeError))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
-    source = Pretrained("someone/model")
-    assert source.find("config.json") == folder / "config.json" and source.commit == "a" * 40
-    assert Pretrained("someone/other").commit is None and Pretrained("someone/other", "v1").commit == "v1"
+    source = ModelSource("someone/model")
+    assert source.optional_file("config.json") == folder / "config.json" and source.resolved_revision == "a" * 40
+    assert ModelSource("someone/other").resolved_revision is None and ModelSource("someone/other", "v1").resolved_revision == "v1"
 
 
 def test_only_the_shards_that_hold_something_wanted_are_read(tmp_path: Path) -> None:
     save_file({"a.x": torch.ones(1)}, tmp_path / "1.safetensors")
     shards = {"a.x": "1.safetensors", "b.x": "missing.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    source = Pretrained(str(tmp_path))
-    assert source.weights(("a.",)).keys() == {"a.x"}
+    source = ModelSource(str(tmp_path))
+    assert source.load_state_dict(("a.",)).keys() == {"a.x"}
     with pytest.raises(CheckpointError, match="has no missing.safetensors"):
-        source.weights(("a.", "b."))
+        source.load_state_dict(("a.", "b."))
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="config.json is not a mapping"):
-        source.json("config.json")
+        source.read_json("config.json")
 
 
 def test_weights_must_be_those_that_are_wanted() -> None:
     wanted = {"a": torch.zeros(2), "b": torch.zeros(1, dtype=torch.long)}
-    check({"a": torch.ones(2), "b": torch.ones(1, dtype=torch.long)}, wanted, "it")
+    check_state_dict({"a": torch.ones(2), "b": torch.ones(1, dtype=torch.long)}, wanted, "it")
     with pytest.raises(CheckpointError, match=r"1 missing \['b'\], 1 unknown \['c'\], 1 misshapen \['a is \(3,\) instead"):
-        check({"a": torch.ones(3), "c": torch.ones(1)}, wanted, "it")
+        check_state_dict({"a": torch.ones(3), "c": torch.ones(1)}, wanted, "it")
     with pytest.raises(CheckpointError, match=r"1 weights are not finite \(a\)"):
-        check({"a": torch.tensor([0.0, torch.nan]), "b": wanted["b"]}, wanted, "it")
+        check_state_dict({"a": torch.tensor([0.0, torch.nan]), "b": wanted["b"]}, wanted, "it")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cadenza.core import weights
 from cadenza.core.errors import CheckpointError
-from cadenza.core.weights import Record, records
+from cadenza.core.weights import LazyTensor, open_safetensors
 
 TENSORS = {
     "wide": torch.randn(70, 3, 5),
@@ -26,23 +26,23 @@ TENSORS = {
 
 def test_what_is_read_is_what_safetensors_reads(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "it.safetensors", {"format": "pt"})
-    expected, found = load_file(tmp_path / "it.safetensors"), records(tmp_path / "it.safetensors")
+    expected, found = load_file(tmp_path / "it.safetensors"), open_safetensors(tmp_path / "it.safetensors")
     assert found.keys() == expected.keys()
     for name, x in expected.items():
         assert found[name].shape == tuple(x.shape) and found[name].dtype == x.dtype
-        assert torch.equal(found[name].read(), x) and found[name].read().dtype == x.dtype
+        assert torch.equal(found[name].load(), x) and found[name].load().dtype == x.dtype
 
 
 def test_rows_come_in_pieces_that_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "PIECE", 10 * 15 * 4)
     save_file(TENSORS, tmp_path / "it.safetensors")
-    for record in (records(tmp_path / "it.safetensors")["wide"], Record.of(TENSORS["wide"])):
+    for record in (open_safetensors(tmp_path / "it.safetensors")["wide"], LazyTensor.from_tensor(TENSORS["wide"])):
         for multiple, sizes in {1: [10] * 7, 4: [8] * 8 + [6], 64: [64, 6]}.items():
-            pieces = list(record.pieces(multiple))
+            pieces = list(record.iter_row_chunks(multiple))
             assert [len(x) for _, x in pieces] == sizes
             assert all(torch.equal(x, TENSORS["wide"][at : at + len(x)]) for at, x in pieces)
-    for record in (records(tmp_path / "it.safetensors")["number"], Record.of(TENSORS["number"])):
-        assert [(at, x.item(), x.ndim) for at, x in record.pieces()] == [(0, 2.5, 0)]
+    for record in (open_safetensors(tmp_path / "it.safetensors")["number"], LazyTensor.from_tensor(TENSORS["number"])):
+        assert [(at, x.item(), x.ndim) for at, x in record.iter_row_chunks()] == [(0, 2.5, 0)]
 
 
 def _file(path: Path, header: Any, data: bytes = b"\0" * 8, size: int | None = None) -> Path:
@@ -73,16 +73,16 @@ def _file(path: Path, header: Any, data: bytes = b"\0" * 8, size: int | None = N
 def test_files_that_are_not_whole_are_refused(tmp_path: Path, header: Any, size: int | None) -> None:
     path = _file(tmp_path / "it.safetensors", header, size=size)
     with pytest.raises(CheckpointError, match="it.safetensors is not a whole safetensors file .*copy it again"):
-        records(path)
+        open_safetensors(path)
     for data in (b"", b"\0\0\0"):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-            records(path)
+            open_safetensors(path)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(100)}, tmp_path / "it.safetensors")
-    found = records(tmp_path / "it.safetensors")
+    found = open_safetensors(tmp_path / "it.safetensors")
     (tmp_path / "it.safetensors").write_bytes((tmp_path / "it.safetensors").read_bytes()[:-4])
     with pytest.raises(CheckpointError, match="has become shorter.*copy it again"):
-        found["a"].read()
+        found["a"].load()

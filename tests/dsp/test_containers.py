@@ -23,7 +23,7 @@ def test_segments_equal_the_same_part_of_the_whole(tmp_path, suffix, codec):
         out.mux(stream.encode(None))
     whole, rate = files.read(path)
     assert rate == 48_000 and whole.shape[1] == 2 and abs(len(whole) - samples.shape[1]) <= 2048
-    assert files.info(path).frames == len(whole)
+    assert files.probe(path).frames == len(whole)
     n = min(len(whole), samples.shape[1])
     assert ((whole[:n] - samples.T[:n]) ** 2).mean() < 0.01 * (samples**2).mean()
     for start, frames in [(0, 10), (1, 5000), (47_999, 48_001), (100_000, 960)]:

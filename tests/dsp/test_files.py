@@ -56,7 +56,7 @@ def test_lossy_formats_keep_length_and_sound(tmp_path, suffix):
     files.write(tmp_path / f"a{suffix}", samples, 48_000)
     back, rate = files.read(tmp_path / f"a{suffix}")
     assert back.shape == samples.shape and rate == 48_000
-    assert files.info(tmp_path / f"a{suffix}") == files.Info(48_000, 2, 96_000)
+    assert files.probe(tmp_path / f"a{suffix}") == files.AudioFileInfo(48_000, 2, 96_000)
     noise = ((back - samples) ** 2).mean() / (samples**2).mean()
     assert 10 * np.log10(noise) < -15
 
@@ -82,7 +82,7 @@ def test_a_long_vorbis_file_in_one_call(tmp_path):
         f"files.write({str(tmp_path / 'a.ogg')!r}, np.random.default_rng(0).uniform(-.3, .3, (44100 * 60, 2)), 44100)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert files.info(tmp_path / "a.ogg").frames == 44_100 * 60
+    assert files.probe(tmp_path / "a.ogg").frames == 44_100 * 60
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", *LOSSY])
@@ -205,13 +205,13 @@ except files.AudioError as error: print(error, os.listdir('m'))
 @pytest.mark.parametrize("suffix", [".wav", ".mp3"])
 def test_ctrl_c_while_writing(tmp_path, monkeypatch, suffix):
     calls = []
-    seek = files.Sink.write
+    seek = files.CallbackFile.write
 
     def interrupted(sink, data):
         calls.append(len(data))
         return seek(sink, data) if len(calls) < 3 else sink._keep(lambda: (_ for _ in ()).throw(KeyboardInterrupt), len(data))
 
-    monkeypatch.setattr(files.Sink, "write", interrupted)
+    monkeypatch.setattr(files.CallbackFile, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         files.write(tmp_path / f"a{suffix}", music(5.0, 48_000), 48_000)
     assert not list(tmp_path.iterdir())
@@ -227,7 +227,7 @@ def test_bad_files_are_named(tmp_path):
     soundfile.write(tmp_path / "none.wav", np.zeros((0, 1)), 8000)
     messages = {"junk.wav": "not audio", "empty.flac": "not audio", "notes.txt": "known formats: .wav", "dir.wav": "a folder"}
     for name, message in {**messages, "none.wav": "without a sample", "missing.wav": "no such file"}.items():
-        for use in (files.read, files.info):
+        for use in (files.read, files.probe):
             with pytest.raises(AudioError, match=f"{name}.*{message}"):
                 use(tmp_path / name)
 

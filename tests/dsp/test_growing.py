@@ -12,7 +12,7 @@ import soundfile
 
 from cadenza.core.errors import AudioError
 from cadenza.dsp import files
-from cadenza.dsp.growing import Growing, Sound
+from cadenza.dsp.growing import StreamingAudioWriter, StreamFormat
 
 RATE = 24000
 TAGS = {"title": "a häppy tune", "comment": "model tiny; seed 7", "software": "Cadenza", "license": "MIT"}
@@ -39,7 +39,7 @@ class Pipe(io.BytesIO):
 
 def piped(kind: str, samples: np.ndarray, step: int = 1000) -> bytes:
     pipe = Pipe()
-    with Growing(pipe, kind, Sound(RATE, samples.shape[1]), TAGS) as file:
+    with StreamingAudioWriter(pipe, kind, StreamFormat(RATE, samples.shape[1]), TAGS) as file:
         for start in range(0, len(samples), step):
             before = len(pipe.all)
             file.write(samples[start : start + step])
@@ -53,7 +53,7 @@ def test_a_wav_is_whole_after_each_piece(tmp_path: Path, channels: int) -> None:
     path, samples = tmp_path / "a.wav", tone(0.5, channels)
     files.write(tmp_path / "once.wav", samples, RATE)
     expected, _ = soundfile.read(tmp_path / "once.wav", dtype="int16", always_2d=True)
-    with Growing(path, ".wav", Sound(RATE, channels), TAGS) as file:
+    with StreamingAudioWriter(path, ".wav", StreamFormat(RATE, channels), TAGS) as file:
         assert not path.exists(), "nothing is made of nothing"
         for start in range(0, len(samples), 1111):
             file.write(samples[start : start + 1111])
@@ -71,7 +71,7 @@ def test_a_wav_is_whole_after_each_piece(tmp_path: Path, channels: int) -> None:
 def test_a_wav_in_a_pipe_is_read_to_its_end(tmp_path: Path, channels: int) -> None:
     samples = tone(0.5, channels)
     data = piped("wav", samples)
-    expected = files.integers(samples, 16)
+    expected = files.to_pcm(samples, 16)
     (tmp_path / "a.wav").write_bytes(data)
     read, rate = soundfile.read(tmp_path / "a.wav", dtype="int16", always_2d=True)
     assert rate == RATE and np.array_equal(read, expected)
@@ -84,14 +84,14 @@ def test_a_wav_in_a_pipe_is_read_to_its_end(tmp_path: Path, channels: int) -> No
 
 def test_raw_is_the_samples_alone() -> None:
     samples = tone(0.1, 2)
-    assert piped("raw", samples) == files.integers(samples, 16).astype("<i2").tobytes()
+    assert piped("raw", samples) == files.to_pcm(samples, 16).astype("<i2").tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_an_mp3_in_a_pipe_is_decoded_from_its_first_bytes_on(channels: int) -> None:
     samples = tone(2.0, channels)
     pipe = Pipe()
-    with Growing(pipe, "mp3", Sound(RATE, channels), TAGS) as file:
+    with StreamingAudioWriter(pipe, "mp3", StreamFormat(RATE, channels), TAGS) as file:
         file.write(samples[:RATE])
         early = len(pipe.all)
         file.write(samples[RATE:])
@@ -109,7 +109,7 @@ def test_an_mp3_in_a_pipe_is_decoded_from_its_first_bytes_on(channels: int) -> N
 @pytest.mark.parametrize("kind", ["flac", "ogg", "mp3", "aiff", "opus"])
 def test_other_kinds_are_whole_at_the_end(tmp_path: Path, kind: str) -> None:
     path, samples = tmp_path / f"a.{kind}", tone(1.0)
-    with Growing(path, kind, Sound(RATE, 1), TAGS) as file:
+    with StreamingAudioWriter(path, kind, StreamFormat(RATE, 1), TAGS) as file:
         for start in range(0, len(samples), 2000):
             file.write(samples[start : start + 2000])
     read, rate = soundfile.read(path)
@@ -120,7 +120,7 @@ def test_other_kinds_are_whole_at_the_end(tmp_path: Path, kind: str) -> None:
 
 def test_what_is_over_full_scale_is_clipped_and_counted(tmp_path: Path) -> None:
     samples = tone(0.1) * 4
-    with Growing(tmp_path / "a.wav", "wav", Sound(RATE, 1)) as file:
+    with StreamingAudioWriter(tmp_path / "a.wav", "wav", StreamFormat(RATE, 1)) as file:
         file.write(samples)
         assert file.clipped == int((np.abs(samples) > 1).sum()) > 100 and file.samples == len(samples)
     assert np.abs(soundfile.read(tmp_path / "a.wav")[0] - samples[:, 0].clip(-1, 1)).max() < 1e-4
@@ -134,18 +134,18 @@ def test_a_closed_pipe_is_an_error_of_the_writer(kind: str) -> None:
                 raise BrokenPipeError
             return super().write(data)
 
-    with pytest.raises(BrokenPipeError), Growing(Closed(), kind, Sound(RATE, 1)) as file:
+    with pytest.raises(BrokenPipeError), StreamingAudioWriter(Closed(), kind, StreamFormat(RATE, 1)) as file:
         for _ in range(20):
             file.write(tone(0.5))
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"a pipe: cannot write 'flac' while it is made; choose from raw, wav, mp3"):
-        Growing(Pipe(), "flac", Sound(RATE, 1))
+        StreamingAudioWriter(Pipe(), "flac", StreamFormat(RATE, 1))
     with pytest.raises(AudioError, match=r"a.xyz: cannot write 'xyz'.*wav"):
-        Growing(tmp_path / "a.xyz", ".xyz", Sound(RATE, 1))
+        StreamingAudioWriter(tmp_path / "a.xyz", ".xyz", StreamFormat(RATE, 1))
     with pytest.raises(AudioError, match="mp3 does not have 10000 Hz, only 8000"):
-        Growing(tmp_path / "a.mp3", "mp3", Sound(10000, 1))
-    with pytest.raises(AudioError, match="NaN or infinite"), Growing(tmp_path / "a.wav", "wav", Sound(RATE, 1)) as file:
+        StreamingAudioWriter(tmp_path / "a.mp3", "mp3", StreamFormat(10000, 1))
+    with pytest.raises(AudioError, match="NaN or infinite"), StreamingAudioWriter(tmp_path / "a.wav", "wav", StreamFormat(RATE, 1)) as file:
         file.write(np.full((3, 1), np.nan, np.float32))
     assert not list(tmp_path.iterdir())

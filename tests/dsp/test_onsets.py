@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.dsp.onsets import onsets
+from cadenza.dsp.onsets import detect_onsets
 
 RATE = 16000
 BANDS = [(20.0, 150.0), (150.0, 2500.0), (5000.0, 8000.0)]
@@ -28,17 +28,17 @@ def drums() -> Tensor:
 
 @pytest.mark.parametrize("gain", [1.0, 0.01])
 def test_each_band_hears_its_own_at_any_loudness(gain: float) -> None:
-    low, middle, high = onsets(gain * drums(), RATE, BANDS)
+    low, middle, high = detect_onsets(gain * drums(), RATE, BANDS)
     assert low == pytest.approx(KICKS, abs=0.02)
     assert high == pytest.approx(HATS, abs=0.02)
     assert middle == []
 
 
 def test_silence_and_a_steady_tone_have_none_after_their_start() -> None:
-    assert onsets(torch.zeros(RATE), RATE, BANDS) == [[], [], []]
+    assert detect_onsets(torch.zeros(RATE), RATE, BANDS) == [[], [], []]
     tone = torch.sin(2 * math.pi * 1000 * torch.arange(RATE) / RATE)
-    assert all(second < 0.05 for band in onsets(tone, RATE, BANDS) for second in band)
+    assert all(second < 0.05 for band in detect_onsets(tone, RATE, BANDS) for second in band)
 
 
 def test_a_wave_shorter_than_a_window_is_heard() -> None:
-    assert onsets(torch.zeros(10), RATE, BANDS) == [[], [], []]
+    assert detect_onsets(torch.zeros(10), RATE, BANDS) == [[], [], []]

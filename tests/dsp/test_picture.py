@@ -7,7 +7,7 @@ import torch
 from matplotlib.image import imread
 
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.picture import draw_spectrogram
+from cadenza.dsp.picture import save_spectrogram
 
 
 def test_a_note_shines_at_its_pitch(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_a_note_shines_at_its_pitch(tmp_path: Path) -> None:
     heights = []
     for hertz in (500.0, 4000.0):
         wave = torch.sin(2 * math.pi * hertz * torch.arange(24000) / 24000)
-        draw_spectrogram(Audio(wave[None, None], 24000), tmp_path / "note.png")
+        save_spectrogram(Audio(wave[None, None], 24000), tmp_path / "note.png")
         picture = imread(tmp_path / "note.png")[:, :, :3]
         column = picture[:, picture.shape[1] // 2].sum(1)
         column[column > 2.99] = 0  # the paper
@@ -29,5 +29,5 @@ def test_a_note_shines_at_its_pitch(tmp_path: Path) -> None:
 
 def test_silence_and_one_sample_can_be_drawn(tmp_path: Path) -> None:
     for wave in (torch.zeros(1, 2, 8000), torch.ones(1, 1, 1)):
-        draw_spectrogram(Audio(wave, 8000), tmp_path / "quiet.png")
+        save_spectrogram(Audio(wave, 8000), tmp_path / "quiet.png")
         assert imread(tmp_path / "quiet.png").size

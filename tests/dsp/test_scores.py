@@ -6,7 +6,7 @@ import mido
 import pytest
 
 from cadenza.core.errors import RequestError
-from cadenza.dsp.scores import melody, skyline
+from cadenza.dsp.scores import read_midi_melody, skyline
 
 
 def score(path: Path, notes: list[tuple[int, int, int]], channel: int = 0, tempo: int = 500_000) -> Path:
@@ -24,7 +24,7 @@ def score(path: Path, notes: list[tuple[int, int, int]], channel: int = 0, tempo
 
 
 def test_ticks_become_seconds_by_the_tempo(tmp_path: Path) -> None:
-    found = melody(score(tmp_path / "a.mid", [(0, 480, 60), (480, 720, 62)], tempo=1_000_000))
+    found = read_midi_melody(score(tmp_path / "a.mid", [(0, 480, 60), (480, 720, 62)], tempo=1_000_000))
     assert [pitch for *_, pitch in found] == [60, 62]
     assert [second for note in found for second in note[:2]] == pytest.approx([0, 1, 1, 1.5])
 
@@ -36,9 +36,9 @@ def test_the_highest_voice_is_the_melody() -> None:
 
 def test_percussion_alone_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no notes but percussion"):
-        melody(score(tmp_path / "drums.mid", [(0, 10, 36)], channel=9))
+        read_midi_melody(score(tmp_path / "drums.mid", [(0, 10, 36)], channel=9))
     (tmp_path / "text.mid").write_text("no score")
     with pytest.raises(RequestError, match=r"text.mid: not a readable MIDI file"):
-        melody(tmp_path / "text.mid")
+        read_midi_melody(tmp_path / "text.mid")
     with pytest.raises(RequestError, match=r"none.mid"):
-        melody(tmp_path / "none.mid")
+        read_midi_melody(tmp_path / "none.mid")

@@ -7,8 +7,8 @@ import pytest
 
 from cadenza.core.errors import AudioError
 from cadenza.dsp import files
-from cadenza.dsp.audio import read
-from cadenza.dsp.sections import Section
+from cadenza.dsp.audio import load_audio
+from cadenza.dsp.sections import ByteRange
 
 
 def inside(path, name="inner.wav", before=b"x" * 777):
@@ -16,7 +16,7 @@ def inside(path, name="inner.wav", before=b"x" * 777):
     outer = path.with_name("outer.bin")
     data = path.read_bytes()
     outer.write_bytes(before + data + b"y" * 999)
-    return Section(outer, len(before), len(data), name)
+    return ByteRange(outer, len(before), len(data), name)
 
 
 def test_a_section_is_a_file(tmp_path):
@@ -37,12 +37,12 @@ def test_audio_reads_the_same_inside_another_file(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     files.write(path, (0.5 * np.sin(t * 0.05 + (t / 20_000) ** 2))[:, None].astype(np.float32), 16_000)
     section = inside(path, f"a.{ending}")
-    assert files.info(section) == files.info(path)
+    assert files.probe(section) == files.probe(path)
     for start, frames in ((0, None), (30_000, 4000), (47_000, None)):
-        assert read(section, start, frames).wave.equal(read(path, start, frames).wave)
+        assert load_audio(section, start, frames).wave.equal(load_audio(path, start, frames).wave)
     whole, _ = files.read(path)
     for place in (section, path):
-        np.testing.assert_allclose(np.concatenate(list(files.blocks(place, 7000))), whole, atol=1e-6)
+        np.testing.assert_allclose(np.concatenate(list(files.iter_blocks(place, 7000))), whole, atol=1e-6)
 
 
 def test_a_container_inside_another_file(tmp_path):
@@ -56,21 +56,21 @@ def test_a_container_inside_another_file(tmp_path):
         out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     section = inside(path, "a.m4a")
-    assert files.info(section) == files.info(path)
-    assert read(section, 20_000, 5000).wave.equal(read(path, 20_000, 5000).wave)
+    assert files.probe(section) == files.probe(path)
+    assert load_audio(section, 20_000, 5000).wave.equal(load_audio(path, 20_000, 5000).wave)
 
 
 def test_what_is_wrong_is_named(tmp_path):
     (tmp_path / "a").write_bytes(b"no sound in here at all")
     with pytest.raises(AudioError, match=r"outer.bin:in.flac: not audio"):
-        files.info(inside(tmp_path / "a", "in.flac"))
+        files.probe(inside(tmp_path / "a", "in.flac"))
     with pytest.raises(AudioError, match=r"gone.bin:x.wav: cannot be opened"):
-        files.info(Section(tmp_path / "gone.bin", 0, 10, "x.wav"))
+        files.probe(ByteRange(tmp_path / "gone.bin", 0, 10, "x.wav"))
 
 
 def test_blocks_say_where_a_file_ends_too_early(tmp_path):
     path = tmp_path / "a.flac"
     files.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (40_000, 1)).astype(np.float32), 16_000)
     path.write_bytes(path.read_bytes()[:30_000])
-    with pytest.raises(files.CutShort, match="a.flac: .* of 40000 samples"):
-        list(files.blocks(path, 4096))
+    with pytest.raises(files.TruncatedAudioError, match="a.flac: .* of 40000 samples"):
+        list(files.iter_blocks(path, 4096))

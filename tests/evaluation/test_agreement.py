@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes
-from cadenza.evaluation.agreement import Agreement, Excerpt, compare, divergence, guided, nearness, predicted
+from cadenza.evaluation.agreement import Agreement, CodesExample, compare_systems, kl_divergence, apply_guidance, prediction_gap, teacher_forced_logits
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -27,19 +27,19 @@ def wide(seed: int = 0, **generator: object) -> System:
     return system.eval().requires_grad_(False)
 
 
-def excerpt(frames: int = 40, seed: int = 0) -> Excerpt:
-    return Excerpt(Codes(torch.randint(16, (1, 2, frames), generator=torch.Generator().manual_seed(seed))), ITEM)
+def excerpt(frames: int = 40, seed: int = 0) -> CodesExample:
+    return CodesExample(Codes(torch.randint(16, (1, 2, frames), generator=torch.Generator().manual_seed(seed))), ITEM)
 
 
 def test_divergence_is_that_of_torch_and_nothing_where_nothing_is_possible() -> None:
     full, other = torch.randn(2, 5, 7, 9)
     wanted = F.kl_div(other.log_softmax(-1), full.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-    torch.testing.assert_close(divergence(full, other), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(kl_divergence(full, other), wanted, atol=1e-5, rtol=1e-4)
     never = F.pad(torch.stack([full, other]), (0, 1), value=-torch.inf)
-    torch.testing.assert_close(divergence(*never), wanted, atol=1e-5, rtol=1e-4)
-    assert divergence(full, full).abs().max() == 0
+    torch.testing.assert_close(kl_divergence(*never), wanted, atol=1e-5, rtol=1e-4)
+    assert kl_divergence(full, full).abs().max() == 0
     two = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
-    assert float(divergence(*two)) == pytest.approx(0.5 * math.log(0.25 / 0.09))
+    assert float(kl_divergence(*two)) == pytest.approx(0.5 * math.log(0.25 / 0.09))
 
 
 def test_the_share_drawn_alike_is_how_far_two_cumulative_distributions_overlap() -> None:
@@ -48,7 +48,7 @@ def test_the_share_drawn_alike_is_how_far_two_cumulative_distributions_overlap()
     low = torch.maximum(F.pad(a[:-1], (1, 0)), F.pad(b[:-1], (1, 0)))
     wanted = (torch.minimum(a, b) - low).clamp(min=0).sum()
     full, other = (row.expand(2, 20_000, -1) for row in rows)
-    found = nearness(full, other, ids=torch.zeros(2, 20_000).long(), sampling=TokenSampling(top_k=0))
+    found = prediction_gap(full, other, ids=torch.zeros(2, 20_000).long(), sampling=TokenSampling(top_k=0))
     assert found.drawn.tolist() == pytest.approx([float(wanted)] * 2, abs=0.015)
     assert found.likeliest.tolist() == [float(rows[0].argmax() == rows[1].argmax())] * 2
     assert found.loss.tolist() == pytest.approx([float(rows[0].log_softmax(-1)[0] - rows[1].log_softmax(-1)[0])] * 2, abs=1e-4)
@@ -57,20 +57,20 @@ def test_the_share_drawn_alike_is_how_far_two_cumulative_distributions_overlap()
 def test_guided_goes_from_without_past_with_conditions() -> None:
     given, null = F.pad(torch.randn(2, 3, 5, 4), (0, 1), value=-torch.inf)
     for scale in (0.0, 1.0, 3.0):
-        found = guided(torch.stack([given, null]), scale)
+        found = apply_guidance(torch.stack([given, null]), scale)
         torch.testing.assert_close(found[..., :4], (null + scale * (given - null))[..., :4], atol=1e-5, rtol=1e-5)
         assert (found[..., 4] == -torch.inf).all()
 
 
 def test_predictions_have_the_loss_that_training_has() -> None:
     system, one = tiny_system(), excerpt()
-    logits = predicted(system, one)
+    logits = teacher_forced_logits(system, one)
     found = F.cross_entropy(logits[0].flatten(0, 1), one.codes.ids.flatten(), reduction="none").view(2, -1).mean(1)
-    conditions = system.condition(system.prepare([ITEM], frames=40))
+    conditions = system.encode_conditions(system.prepare([ITEM], frames=40))
     whole = replace(one.codes, ended=torch.tensor([True]))
     losses = system.generator.losses(whole, system.fuse(conditions, frames=40), torch.Generator())  # type: ignore[union-attr]
     assert found.tolist() == pytest.approx([float(losses["ce_0"]), float(losses["ce_1"])], rel=1e-4)
-    without = predicted(system, Excerpt(one.codes, {}))
+    without = teacher_forced_logits(system, CodesExample(one.codes, {}))
     torch.testing.assert_close(logits[1], without[1])
     torch.testing.assert_close(without[0], without[1])
     assert (logits[0] - logits[1]).abs().max() > 0.1, "what is asked matters"
@@ -79,7 +79,7 @@ def test_predictions_have_the_loss_that_training_has() -> None:
 @pytest.mark.parametrize("end", [False, True])
 def test_read_step_by_step_or_at_once_is_the_same_in_full_precision(end: bool) -> None:
     system = wide(end_of_sequence=end)
-    torch.testing.assert_close(predicted(system, excerpt(), stepwise=True), predicted(system, excerpt()), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(teacher_forced_logits(system, excerpt(), stepwise=True), teacher_forced_logits(system, excerpt()), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
@@ -87,9 +87,9 @@ def test_what_is_made_without_chance_is_what_is_predicted_step_by_step(kind: str
     system = wide()
     if kind is not None:
         system.quantize(kind)
-    made = system.frames(ITEM, seconds=0.1, seed=0, sampling={"temperature": 0})
+    made = system.generate_frames(ITEM, seconds=0.1, seed=0, sampling={"temperature": 0})
     assert isinstance(made, Codes) and made.ids.shape[-1] == 50
-    found = guided(predicted(system, Excerpt(made, ITEM), stepwise=True), 3.0)
+    found = apply_guidance(teacher_forced_logits(system, CodesExample(made, ITEM), stepwise=True), 3.0)
     assert torch.equal(found.argmax(-1), made.ids[0])
 
 
@@ -102,7 +102,7 @@ def test_fewer_bits_are_farther_away_and_the_same_model_is_not() -> None:
         for weight in noisy.generator.parameters():  # type: ignore[union-attr]
             weight.add_(0.2 * share * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
         others[f"noise {share}"] = noisy, False
-    found = compare(full, others, [excerpt(seed=seed) for seed in range(3)], scales=(1.0, 3.0))
+    found = compare_systems(full, others, [excerpt(seed=seed) for seed in range(3)], scales=(1.0, 3.0))
     for scale in (1.0, 3.0):
         same = found["same", scale]
         assert (same.clips, same.codes) == (3, 240)
@@ -117,11 +117,11 @@ def test_fewer_bits_are_farther_away_and_the_same_model_is_not() -> None:
 
 
 def test_bounds_hold_the_mean_of_the_clips() -> None:
-    one: Agreement = compare(
+    one: Agreement = compare_systems(
         wide(), {"int4": (wide().quantize("int4"), False)}, [excerpt(seed=seed) for seed in range(4)], scales=(1.0,)
     )["int4", 1.0]
     each = [
-        compare(wide(), {"int4": (wide().quantize("int4"), False)}, [excerpt(seed=seed)], scales=(1.0,))["int4", 1.0].divergence
+        compare_systems(wide(), {"int4": (wide().quantize("int4"), False)}, [excerpt(seed=seed)], scales=(1.0,))["int4", 1.0].divergence
         for seed in range(4)
     ]
     values = [measure.mean.value for measure in each]
@@ -133,6 +133,6 @@ def test_bounds_hold_the_mean_of_the_clips() -> None:
 def test_what_cannot_be_measured_is_refused() -> None:
     alone = System(SystemSpec.parse({"codec": TINY["codec"]}))
     with pytest.raises(RequestError, match="codec_lm"):
-        predicted(alone, excerpt())
+        teacher_forced_logits(alone, excerpt())
     with pytest.raises(RequestError, match="up to 20 frames"):
-        predicted(wide(context=20), excerpt(40))
+        teacher_forced_logits(wide(max_frames=20), excerpt(40))

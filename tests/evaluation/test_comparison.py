@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.evaluation.comparison import compared, gaps, overall
+from cadenza.evaluation.comparison import mean_gaps, score_gaps, overall_gap
 from cadenza.evaluation.estimates import Estimate
-from cadenza.evaluation.settings import Setting
-from cadenza.evaluation.wishes import Wish
+from cadenza.evaluation.settings import ControlSetting
+from cadenza.evaluation.wishes import AttributeTargets
 
 CLIPS = 24
 ROOM = 0.8  # from chance to ceiling
@@ -20,23 +20,23 @@ def estimate(tempo: float, key: int) -> Estimate:
     return Estimate(tempo, key, torch.zeros(2), 0, none, none, seconds=8.0)
 
 
-def case(wrong: int, *, hand: int = 0) -> tuple[list[Setting], Any, Any, Any]:
+def case(wrong: int, *, hand: int = 0) -> tuple[list[ControlSetting], Any, Any, Any]:
     """Two systems that obey, but for `wrong` tempi of the second, and `hand` keys of prompts without a reference."""
-    wishes = [Wish(tempo=60.0 + 7 * i, key=None if i % 2 else i % 24) for i in range(CLIPS)]
+    wishes = [AttributeTargets(tempo=60.0 + 7 * i, key=None if i % 2 else i % 24) for i in range(CLIPS)]
     asked = [
-        Setting("text", [{}] * CLIPS, wishes, [8.0] * CLIPS),
-        Setting("hand", [{}] * CLIPS, [Wish(key=3)] * CLIPS, [8.0] * CLIPS, references=False),
+        ControlSetting("text", [{}] * CLIPS, wishes, [8.0] * CLIPS),
+        ControlSetting("hand", [{}] * CLIPS, [AttributeTargets(key=3)] * CLIPS, [8.0] * CLIPS, references=False),
     ]
     right = [estimate(wish.tempo or 0, wish.key or 0) for wish in wishes]
     spoilt = [estimate(1.0, e.key) if i < wrong else e for i, e in enumerate(right)]
     first = {"text": [right], "hand": [[estimate(1.0, 3)] * CLIPS]}
     other = {"text": [spoilt], "hand": [[estimate(1.0, 4)] * hand + [estimate(1.0, 3)] * (CLIPS - hand)]}
-    measured = SimpleNamespace(room=ROOM)
+    measured = SimpleNamespace(ceiling_minus_chance=ROOM)
     return asked, first, other, {"text": {"tempo": measured, "key": measured}, "hand": {"key": measured}}
 
 
 def test_what_is_lost_is_a_part_of_a_with_bounds_around_it() -> None:
-    found = compared(gaps(*case(6, hand=12)))
+    found = mean_gaps(score_gaps(*case(6, hand=12)))
     assert set(found) == {"text", "hand"} and set(found["text"]) == {"tempo", "key"}
     lost = found["text"]["tempo"]
     assert lost.value == pytest.approx(-6 / CLIPS / ROOM)
@@ -50,8 +50,8 @@ def test_what_is_lost_is_a_part_of_a_with_bounds_around_it() -> None:
 
 def test_the_mean_of_all_counts_every_clip_once_and_no_prompt_without_a_reference() -> None:
     asked, *_ = one = case(6, hand=12)
-    lost = overall(gaps(*one), asked)
+    lost = overall_gap(score_gaps(*one), asked)
     shares = [(-1 / ROOM) / (1 if i % 2 else 2) if i < 6 else 0.0 for i in range(CLIPS)]  # half of them are asked for a key too
     assert lost.value == pytest.approx(sum(shares) / CLIPS) and lost.low < lost.value < lost.high <= 0
-    same = overall(gaps(*case(0)), asked)
+    same = overall_gap(score_gaps(*case(0)), asked)
     assert (same.value, same.low, same.high) == (0, 0, 0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cadenza.core.spec import Part
-from cadenza.evaluation.fit import FitConfig
+from cadenza.core.spec import RegisteredSpec
+from cadenza.evaluation.fit import EstimatorTrainingConfig
 from cadenza.system.spec import SystemSpec
 from cadenza.training.config import TrainingConfig
 
@@ -51,7 +51,7 @@ def hosts() -> set[str]:
 def test_every_config_parses() -> None:
     for path in CONFIGS:
         kind = TrainingConfig if re.search(r"^\s*\"?task\"?:", path.read_text(), re.M) else SystemSpec
-        kind = FitConfig if path.parent.name == "evaluation" else kind
+        kind = EstimatorTrainingConfig if path.parent.name == "evaluation" else kind
         spec = kind.read(path)
         assert kind.parse(json.loads(spec.to_json())) == spec
 
@@ -77,7 +77,7 @@ def test_text_files_end_with_a_line() -> None:
         assert "<" * 7 + " " not in text, f"{path} holds a conflict"
 
 
-def families() -> list[type[Part]]:
+def families() -> list[type[RegisteredSpec]]:
     from cadenza.codecs.base import CodecSpec  # noqa: PLC0415
     from cadenza.conditioners.base import ConditionerSpec  # noqa: PLC0415
     from cadenza.generators.base import GeneratorSpec  # noqa: PLC0415
@@ -87,9 +87,9 @@ def families() -> list[type[Part]]:
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.__name__)
-def test_every_part_is_filed_under_its_name_with_an_example(family: type[Part]) -> None:
-    for name in family.names():
-        part = family.find(name)
+def test_every_part_is_filed_under_its_name_with_an_example(family: type[RegisteredSpec]) -> None:
+    for name in family.registered_names():
+        part = family.lookup(name)
         if not part.__module__.startswith("cadenza."):
             continue  # a plug-in, such as another test's toy
         assert part.__module__ == f"{family.family}.{name}"

@@ -16,7 +16,7 @@ from transformers import ClapConfig, ClapModel
 from cadenza.conditioners.clap import ClapSpec, _drawn, _tiny
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
-from cadenza.importers.clap import convert
+from cadenza.importers.clap import convert_laion_clap
 
 HEADS = 2
 
@@ -87,19 +87,19 @@ def test_a_checkpoint_gives_the_vectors_of_its_model(tmp_path: Path, fusion: boo
     made = model(fusion=fusion)
     state = {f"module.{name}": x for name, x in laion(made, fusion=fusion).items()}
     path = saved(tmp_path / "music.pt", state, best=np.float64(0.5), step=np.int64(3), optimizer={"state": {}, "lr": 0.1})
-    convert(path, tmp_path / "clap", tokenizer=_tiny().name, heads=HEADS)
+    convert_laion_clap(path, tmp_path / "clap", tokenizer=_tiny().name, heads=HEADS)
     config = json.loads((tmp_path / "clap/config.json").read_text())
     assert config["audio_config"]["depths"] == [1, 2, 1, 1] and config["audio_config"]["enable_fusion"] == fusion
     again = ClapModel.from_pretrained(tmp_path / "clap").eval()
     wanted = made.state_dict()
     assert wanted.keys() == again.state_dict().keys()
     assert all(torch.equal(x, wanted[name]) for name, x in again.state_dict().items())
-    part = ClapSpec(model=str(tmp_path / "clap"), width=12, project="auto", absent="zeros").build().eval()
+    part = ClapSpec(model=str(tmp_path / "clap"), output_dim=12, project="auto", null_embedding="zeros").build().eval()
     sound = Audio(torch.randn(1, 1, 60000, generator=torch.Generator().manual_seed(0)), 48000)
     prepared = part.prepare(["drums", sound])
     assert prepared.tensors["mel"].shape == (2, 1, 1001, 64)
     with torch.no_grad():
-        x = part(part.features(prepared)).x[:, 0]
+        x = part(part.encode(prepared)).embeddings[:, 0]
         said = made.get_text_features(prepared.tensors["ids"][:1]).pooler_output[0]
         mel = prepared.tensors["mel"][1, :, None]
         heard = made.get_audio_features(
@@ -119,7 +119,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     def refused(said: str, held: dict[str, torch.Tensor], heads: int | None = HEADS, **beside: Any) -> None:
         path = saved(tmp_path / "a.pt", held, **beside)
         with pytest.raises(CheckpointError, match=said):
-            convert(path, tmp_path / "out", tokenizer=_tiny().name, heads=heads)
+            convert_laion_clap(path, tmp_path / "out", tokenizer=_tiny().name, heads=heads)
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
     lost = "audio_branch.layers.0.blocks.0.attn.proj.bias"
@@ -135,4 +135,4 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     with pytest.raises(CheckpointError, match="exists already"):
-        convert(tmp_path / "a.pt", tmp_path / "full", tokenizer=_tiny().name)
+        convert_laion_clap(tmp_path / "a.pt", tmp_path / "full", tokenizer=_tiny().name)

@@ -7,11 +7,11 @@ import torch
 from tiny import tiny_system
 
 from cadenza.core.errors import RequestError
-from cadenza.core.memory import amount
+from cadenza.core.memory import parse_bytes
 from cadenza.system import system as home
-from cadenza.system.fitting import SPARE, fitted, groups
-from cadenza.system.forecast import Course, Job, needs
-from cadenza.system.outline import to_load
+from cadenza.system.fitting import SPARE, plan_within_memory, split_request
+from cadenza.system.forecast import BatchPlan, GenerationJob, estimate_memory
+from cadenza.system.outline import estimator_for_unloaded
 from cadenza.system.request import Request
 
 MIB = 2**20
@@ -24,43 +24,43 @@ def system():
 
 @pytest.fixture(scope="module")
 def needing(system):
-    return to_load(system.spec, program=lambda: 100 * MIB, stored=0)
+    return estimator_for_unloaded(system.spec, program=lambda: 100 * MIB, stored=0)
 
 
-def asked(system, clips=8, seconds=1.8, **how) -> Job:
-    return Job.of(system.spec, Request.of(["piano"] * clips, seconds=seconds), **how)
+def asked(system, clips=8, seconds=1.8, **how) -> GenerationJob:
+    return GenerationJob.from_request(system.spec, Request.from_input(["piano"] * clips, seconds=seconds), **how)
 
 
 def test_with_room_all_is_done_at_once(system, needing):
     for room in (None, 2**40):
-        fit = fitted(system.spec, asked(system), needing, room=room, narrow=True)
-        assert fit.course == Course(8) and fit.job.dtype == torch.float32 and not fit.why
+        fit = plan_within_memory(system.spec, asked(system), needing, room=room, narrow=True)
+        assert fit.course == BatchPlan(8) and fit.job.dtype == torch.float32 and not fit.why
 
 
 def test_with_less_room_in_groups_and_then_in_bfloat16(system, needing):
     job = asked(system)
-    four, alone = (needing(job, Course(n, 24)).peak for n in (4, 1))
-    some = fitted(system.spec, job, needing, room=int(four * SPARE) + 1, narrow=True)
-    assert some.course.together == 4 and some.job.dtype == torch.float32
+    four, alone = (needing(job, BatchPlan(n, 24)).peak for n in (4, 1))
+    some = plan_within_memory(system.spec, job, needing, room=int(four * SPARE) + 1, narrow=True)
+    assert some.course.batch_size == 4 and some.job.dtype == torch.float32
     assert some.why.startswith("4 of 8 clips at a time") and some.needs.peak <= four
-    least = fitted(system.spec, job, needing, room=int(alone * SPARE) - 10_000, narrow=True)
+    least = plan_within_memory(system.spec, job, needing, room=int(alone * SPARE) - 10_000, narrow=True)
     assert least.job.dtype == torch.bfloat16 and "in bfloat16, as float32 does not fit" in least.why
     with pytest.raises(RequestError, match="--half"):  # where that was not to be chosen, it is proposed
-        fitted(system.spec, job, needing, room=int(alone * SPARE) - 10_000)
+        plan_within_memory(system.spec, job, needing, room=int(alone * SPARE) - 10_000)
 
 
 def test_what_is_proposed_fits(system, needing):
     job = asked(system, clips=40, seconds=60)
-    room = int(needing(asked(system, clips=10, seconds=60), Course(1, 24)).peak * SPARE)
+    room = int(needing(asked(system, clips=10, seconds=60), BatchPlan(1, 24)).peak * SPARE)
     with pytest.raises(RequestError, match="too little memory: .* are needed at least") as refusal:
-        fitted(system.spec, job, needing, room=room, narrow=True)
+        plan_within_memory(system.spec, job, needing, room=room, narrow=True)
     said = str(refusal.value)
     seconds, clips = (int(re.search(pattern, said)[1]) for pattern in (r"up to (\d+) s", r"(\d+) clips? instead of 40"))
     assert 1 < seconds < 60 and 10 <= clips < 40
 
     def fits(**change) -> bool:
         try:
-            fitted(system.spec, asked(system, **{"clips": 40, "seconds": 60, **change}), needing, room=room, narrow=True)
+            plan_within_memory(system.spec, asked(system, **{"clips": 40, "seconds": 60, **change}), needing, room=room, narrow=True)
         except RequestError:
             return False
         return True
@@ -71,7 +71,7 @@ def test_what_is_proposed_fits(system, needing):
 
 def test_nothing_fits_where_the_program_does_not(system, needing):
     with pytest.raises(RequestError, match="program 1.. MB.*50 MB are there; nothing of this model fits"):
-        fitted(system.spec, asked(system), needing, room=amount("50MB"), narrow=True)
+        plan_within_memory(system.spec, asked(system), needing, room=parse_bytes("50MB"), narrow=True)
 
 
 def test_a_system_refuses_before_it_takes_anything(system, monkeypatch):
@@ -92,10 +92,10 @@ def test_clips_are_the_same_in_groups(system, monkeypatch):
     items = ["piano", {"prompt": "drums", "tempo": 90}, None, {"key": "A minor"}, "violin"]
     told = []
     together = system.generate(items, progress=lambda done, total: told.append(done / total), **fields)
-    job = Job.of(system.spec, Request.of(items, **fields))
-    room = needs(system, job, Course(2, 24)).phases["generating"]
+    job = GenerationJob.from_request(system.spec, Request.from_input(items, **fields))
+    room = estimate_memory(system, job, BatchPlan(2, 24)).phases["generating"]
     monkeypatch.setattr(home, "free_on", lambda device: int(sum(room.values()) * 1.2))
-    assert 1 < system.plan(items, **fields).course.together < 5
+    assert 1 < system.plan(items, **fields).course.batch_size < 5
     told_in_groups = []
     apart = system.generate(items, progress=lambda done, total: told_in_groups.append(done / total), **fields)
     assert apart.lengths.tolist() == together.lengths.tolist()
@@ -106,13 +106,13 @@ def test_clips_are_the_same_in_groups(system, monkeypatch):
 
 def test_groups_of_a_request(system):
     beginning = tiny_system().generate(None, seconds=0.1)
-    request = Request.of(
+    request = Request.from_input(
         ["a", "b"], variations=2, seed=7, seconds=(1, 2), continue_from=[beginning, None], guidance={"negative": "c"}
     )
-    parts = groups(request, 3)
-    assert [len(part.clips()) for part in parts] == [3, 1]
-    for whole, own in zip(request.clips(), [clip for part in parts for clip in part.clips()], strict=True):
+    parts = split_request(request, 3)
+    assert [len(part.expand()) for part in parts] == [3, 1]
+    for whole, own in zip(request.expand(), [clip for part in parts for clip in part.expand()], strict=True):
         assert (own.item, own.seconds, own.seed) == (whole.item, whole.seconds, whole.seed)
         assert own.continue_from is whole.continue_from
-    assert [each for part in parts for each in part.negatives() or ()] == request.negatives()
-    assert groups(request, 4) == [request]
+    assert [each for part in parts for each in part.negative_items() or ()] == request.negative_items()
+    assert split_request(request, 4) == [request]

@@ -12,9 +12,9 @@ from cadenza.codecs.encodec import EncodecSpec
 from cadenza.codecs.oobleck import OobleckSpec
 from cadenza.core.types import Codes, Latents
 from cadenza.nn import packed as packing
-from cadenza.nn.cache import Cache
-from cadenza.system.forecast import Course, Job, needs
-from cadenza.system.outline import outline
+from cadenza.nn.cache import KVCache
+from cadenza.system.forecast import BatchPlan, GenerationJob, estimate_memory
+from cadenza.system.outline import build_on_meta
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 
@@ -48,14 +48,14 @@ def system():
     return tiny_system()
 
 
-def job(system, request, **fields) -> Job:
-    return Job.of(system.spec, Request.of(request, **fields))
+def job(system, request, **fields) -> GenerationJob:
+    return GenerationJob.from_request(system.spec, Request.from_input(request, **fields))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_are_those_of_the_system(dtype):
     real = tiny_system().to(dtype)
-    found = needs(outline(real.spec, dtype=dtype), job(real, "piano"), Course(1)).always
+    found = estimate_memory(build_on_meta(real.spec, dtype=dtype), job(real, "piano"), BatchPlan(1)).persistent
     for name, part in (("codec", real.codec), ("conditioners", real.conditioners), ("generator", real.generator)):
         assert found[f"{name} weights"] == sum(x.nbytes for x in (*part.parameters(), *part.buffers()))
 
@@ -68,9 +68,9 @@ def test_quantised_weights_are_those_of_the_system(kind):
     from cadenza.system.system import System
 
     real = System(spec).quantize(kind)
-    found = needs(outline(spec, quantize=kind), job(real, "piano"), Course(1)).always["generator weights"]
+    found = estimate_memory(build_on_meta(spec, quantize=kind), job(real, "piano"), BatchPlan(1)).persistent["generator weights"]
     assert found == sum(x.nbytes for x in (*real.generator.parameters(), *real.generator.buffers()))
-    assert found < needs(outline(spec), job(real, "piano"), Course(1)).always["generator weights"] / 2
+    assert found < estimate_memory(build_on_meta(spec), job(real, "piano"), BatchPlan(1)).persistent["generator weights"] / 2
 
 
 @pytest.mark.parametrize(
@@ -88,28 +88,28 @@ def test_quantised_weights_are_those_of_the_system(kind):
 def test_keys_and_values_are_those_that_are_made(system, monkeypatch, request_, fields):
     """The branches of guidance too, which are rows of them."""
     made = []
-    plain = Cache.empty.__func__
+    plain = KVCache.allocate.__func__
 
     def watched(cls, layers, shape, like):
         cache = plain(cls, layers, shape, like)
         made.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
         return cache
 
-    monkeypatch.setattr(Cache, "empty", classmethod(watched))
+    monkeypatch.setattr(KVCache, "empty", classmethod(watched))
     asked = job(system, request_, **fields)
     system.generate(request_, **fields)
-    found = needs(system, asked, Course(len(asked.frames))).phases["generating"]["keys and values"]
+    found = estimate_memory(system, asked, BatchPlan(len(asked.frames))).phases["generating"]["keys and values"]
     prefix = asked.branches * len(asked.frames) * 64 * 2 * 2 * 16 * 4  # tokens that stand in front are foreseen, not known
     assert abs(found - sum(made)) <= prefix
     assert found == pytest.approx(sum(made), rel=0.2)
 
 
 def test_packed_matrices_are_those_that_are_made(system):
-    twin = packing.packed(system.generator, 2)
+    twin = packing.pack_linears(system.generator, 2)
     made = [part.packed for part in twin.modules() if isinstance(part, packing.PackedLinear)]
-    assert made and packing.beside(system.generator, 2) == sum(x.numel() * x.element_size() for x in made)
-    assert packing.beside(system.generator, 2, device="cuda") == 0
-    assert packing.beside(outline(system.spec, dtype=torch.bfloat16).generator, 2) == 0
+    assert made and packing.packed_bytes(system.generator, 2) == sum(x.numel() * x.element_size() for x in made)
+    assert packing.packed_bytes(system.generator, 2, device="cuda") == 0
+    assert packing.packed_bytes(build_on_meta(system.spec, dtype=torch.bfloat16).generator, 2) == 0
 
 
 @pytest.mark.parametrize(
@@ -133,36 +133,36 @@ def test_packed_matrices_are_those_that_are_made(system):
 def test_a_codec_holds_about_what_it_says(spec, frames, clips):
     """Torch sees none of the copies that a convolution makes inside itself."""
     codec = spec.build().eval().requires_grad_(False)
-    rows = spec.grid.rows
+    rows = spec.format.channels
     given = Codes(torch.zeros(clips, rows, frames, dtype=torch.long))
-    if spec.grid.kind == "latents":
+    if spec.format.kind == "latents":
         given = Latents(torch.zeros(clips, rows, frames))
     with Live() as live:
         codec.decode(given)
-    said = spec.decoding(frames, clips=clips, itemsize=4)
-    weights = sum(x.nbytes for x in codec.synthesis.parameters())
+    said = spec.decode_memory_bytes(frames, clips=clips, itemsize=4)
+    weights = sum(x.nbytes for x in codec.decoder.parameters())
     assert 0.5 * (live.peak - weights) < said < 3 * live.peak
 
 
 def test_more_never_takes_less(system):
-    def peak(course: Course | None = None, **fields) -> int:
+    def peak(course: BatchPlan | None = None, **fields) -> int:
         clips = fields.pop("clips", 2)
-        return needs(system, job(system, [{"prompt": "piano", "tempo": 90}] * clips, **fields), course or Course(8)).peak
+        return estimate_memory(system, job(system, [{"prompt": "piano", "tempo": 90}] * clips, **fields), course or BatchPlan(8)).peak
 
     assert peak(seconds=1) < peak(seconds=2) < peak(seconds=30) < peak(seconds=60)
     assert peak(clips=1) < peak(clips=2) < peak(clips=8)
     assert peak(guidance=1) < peak(guidance=3) < peak(guidance={"scale": 3, "emphasis": {"tempo": 2}})
-    assert peak(Course(1), clips=8) < peak(Course(4), clips=8) < peak(Course(8), clips=8)
+    assert peak(BatchPlan(1), clips=8) < peak(BatchPlan(4), clips=8) < peak(BatchPlan(8), clips=8)
     deep = SystemSpec.parse({**TINY, "generator": {**TINY["generator"], "depth": 4}})
     assert (
-        needs(outline(deep), job(system, "piano"), Course(1)).peak
-        > needs(outline(system.spec), job(system, "piano"), Course(1)).peak
+        estimate_memory(build_on_meta(deep), job(system, "piano"), BatchPlan(1)).peak
+        > estimate_memory(build_on_meta(system.spec), job(system, "piano"), BatchPlan(1)).peak
     )
 
 
 def test_the_program_and_what_is_read_count(system):
-    sizes = needs(system, job(system, "piano"), Course(1))
-    assert needs(system, job(system, "piano"), Course(1), program=10**9).peak == sizes.peak + 10**9
-    large = needs(system, job(system, "piano"), Course(1), stored=10**9)
-    assert large.worst == "loading" and large.peak > 10**9 > sizes.peak
-    assert sum(large.parts().values()) == large.peak
+    sizes = estimate_memory(system, job(system, "piano"), BatchPlan(1))
+    assert estimate_memory(system, job(system, "piano"), BatchPlan(1), program=10**9).peak == sizes.peak + 10**9
+    large = estimate_memory(system, job(system, "piano"), BatchPlan(1), stored=10**9)
+    assert large.peak_phase == "loading" and large.peak > 10**9 > sizes.peak
+    assert sum(large.breakdown().values()) == large.peak

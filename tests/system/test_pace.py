@@ -8,21 +8,21 @@ import torch
 from tiny import tiny_system
 
 from cadenza.system import pace as home
-from cadenza.system.forecast import Course, Job
-from cadenza.system.pace import Pace, measured, pace, seconds
+from cadenza.system.forecast import BatchPlan, GenerationJob
+from cadenza.system.pace import SpeedEstimate, measured, pace, estimate_seconds
 from cadenza.system.request import Request
 
 FRAMES = ((50.0, 0.011), (150.0, 0.013), (250.0, 0.019))  # flat for a while, then steeper
-PACE = Pace(first=0.5, begin=0.25, frames=FRAMES, known=0.002, decoded=0.003, decoder=0.1, layers=(2, 24))
+PACE = SpeedEstimate(first=0.5, begin=0.25, frames=FRAMES, known=0.002, decoded=0.003, decoder=0.1, layers=(2, 24))
 
 
 @pytest.fixture(scope="module")
 def spec():
-    return tiny_system(context=400).spec
+    return tiny_system(max_frames=400).spec
 
 
-def job(spec, clips=1, seconds=2.0, **fields) -> Job:
-    return Job.of(spec, Request.of(["piano"] * clips, seconds=seconds, **fields))
+def job(spec, clips=1, seconds=2.0, **fields) -> GenerationJob:
+    return GenerationJob.from_request(spec, Request.from_input(["piano"] * clips, seconds=seconds, **fields))
 
 
 def written(frames: int, context: int, stride: int) -> float:
@@ -47,7 +47,7 @@ def test_windows_are_counted_as_they_are_written(frames):
 def test_groups_are_one_after_the_other(spec, monkeypatch):
     asked = []
     monkeypatch.setattr(home, "pace", lambda spec, job: asked.append(len(job.frames)) or PACE)
-    both, _ = seconds(spec, job(spec, clips=5), Course(2))
+    both, _ = estimate_seconds(spec, job(spec, clips=5), BatchPlan(2))
     assert asked == [2, 1]  # a pace for each size of group
     frames = job(spec).frames[0]
     assert both == pytest.approx(0.5 + 3 * written(frames, 400, 240))
@@ -59,7 +59,7 @@ def test_layers_that_were_not_timed_are_added(spec, monkeypatch):
     def told(spec, job, layers):
         frames = ((40.0, 0.002 + 0.001 * layers), (400.0, 0.002 + 0.003 * layers))
         each = {"begin": 0.1 + 0.01 * layers, "frames": frames, "known": 1e-4 * layers}
-        return Pace(first=0.3, decoded=0.0, decoder=0.0, layers=None, **each)
+        return SpeedEstimate(first=0.3, decoded=0.0, decoder=0.0, layers=None, **each)
 
     deep = spec.model_copy(update={"generator": spec.generator.model_copy(update={"depth": 24})})
     monkeypatch.setattr(home, "_generating", told)
@@ -86,7 +86,7 @@ def test_enough_layers_are_timed_to_be_read_from_memory(spec, monkeypatch):
 def test_a_trial_of_a_real_generator(spec):
     before = torch.get_rng_state()
     for dtype in (torch.float32, torch.bfloat16):
-        found = measured(spec, Job.of(spec, Request.of(["piano"] * 2, seconds=0.8), dtype=dtype))
+        found = measured(spec, GenerationJob.from_request(spec, Request.from_input(["piano"] * 2, seconds=0.8), dtype=dtype))
         assert found.at(20) > 0 and found.decoded > 0 and found.begin >= 0 and found.layers == (2, 2)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -97,7 +97,7 @@ def test_what_was_found_is_kept_for_a_day(spec, monkeypatch, tmp_path):
     monkeypatch.setenv("CADENZA_CACHE", str(tmp_path / "new"))
     assert [pace(spec, job(spec)) for _ in range(3)] == [PACE] * 3 and len(times) == 1
     pace(spec, job(spec, clips=2))
-    pace(spec, Job.of(spec, Request.of("piano", seconds=2), dtype=torch.bfloat16))
+    pace(spec, GenerationJob.from_request(spec, Request.from_input("piano", seconds=2), dtype=torch.bfloat16))
     pace(spec, job(spec, guidance=1))
     assert len(times) == 4  # each is another job
     file = tmp_path / "new" / "paces.json"

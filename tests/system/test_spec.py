@@ -11,12 +11,12 @@ from cadenza.system.spec import SystemSpec
 TINY = {
     "codec": {"type": "encodec", "sample_rate": 8000, "strides": [2, 4], "codebooks": 2, "bins": 16, "filters": 4},
     "conditioners": {
-        "prompt": {"type": "text", "width": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
-        "tempo": {"type": "number", "width": 16, "min": 40, "max": 200},
-        "key": {"type": "category", "width": 16, "values": ["C major", "A minor"]},
+        "prompt": {"type": "text", "output_dim": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
+        "tempo": {"type": "number", "output_dim": 16, "min": 40, "max": 200},
+        "key": {"type": "category", "output_dim": 16, "values": ["C major", "A minor"]},
     },
     "fusion": {"cross": ["prompt", "tempo"], "prepend": ["key"]},
-    "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "context": 64},
+    "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "max_frames": 64},
 }
 
 
@@ -35,13 +35,13 @@ def changed(**changes):
 def test_round_trip():
     spec = SystemSpec.parse(TINY)
     assert SystemSpec.parse(spec.to_dict()) == spec
-    assert spec.fusion.pairs() == [("cross", "prompt"), ("cross", "tempo"), ("prepend", "key")]
-    assert spec.widths() == {"cross": 16, "prepend": 16}
+    assert spec.fusion.slot_ids() == [("cross", "prompt"), ("cross", "tempo"), ("prepend", "key")]
+    assert spec.slot_dims() == {"cross": 16, "prepend": 16}
 
 
 def test_a_codec_alone_is_a_system():
     spec = SystemSpec.parse({"codec": TINY["codec"]})
-    assert spec.generator is None and spec.codec.hop == 8
+    assert spec.generator is None and spec.codec.hop_length == 8
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_generator_needs_frames_that_it_can_make(field: dict[str, Any], what: 
     for wrapped in (codec, {"type": "stereo", "codec": codec}):
         with pytest.raises(SpecError, match=what):
             SystemSpec.parse(
-                {"codec": wrapped, "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "context": 50}}
+                {"codec": wrapped, "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "max_frames": 50}}
             )
 
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cadenza.core.device import Precision, choose
+from cadenza.core.device import Precision, select_device
 from cadenza.core.errors import CheckpointError
-from cadenza.core.spec import near
-from cadenza.nn.native import obstacle
-from cadenza.nn.quantized import Kind, suits
+from cadenza.core.spec import did_you_mean
+from cadenza.nn.native import cpu_kernel_unavailable_reason
+from cadenza.nn.quantized import Kind, check_device_supports
 from cadenza.system import store
-from cadenza.system.features import PLACE, FeatureCache, place
+from cadenza.system.features import PLACE, FeatureCache, cache_dir
 from cadenza.system.system import System
 
 if TYPE_CHECKING:
-    from cadenza.importers.model import Foreign
+    from cadenza.importers.model import ForeignModel
 
 BUNDLED = Path(__file__).parents[1] / "bundled"  # systems that come with the package
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -38,47 +38,47 @@ def load(
     (`System.quantize`). Raises CheckpointError for what is not there, not whole, or of a kind that cannot be loaded.
     Where CADENZA_CACHE names a folder, what frozen encoders make of values is kept there.
     """
-    chosen = choose(device, dtype)
-    found = find(name)
+    chosen = select_device(device, dtype)
+    found = resolve(name)
     if isinstance(found, Path):
         system = System.load(found)
     else:
-        system = System.of(found.read(), source=str(found.folder))
+        system = System.from_saved(found.load(), source=str(found.folder))
     if quantize is not None:
         system.quantize(quantize)
-    if system.quantized is not None:
-        suits(system.quantized, chosen.device)
+    if system.quantization is not None:
+        check_device_supports(system.quantization, chosen.device)
     system = system.to(device=chosen.device, dtype=chosen.dtype)
-    if system.quantized and chosen.device.type == "cpu":
-        obstacle()  # compiles what is needed first, or finds it on disk, now rather than at the first request
-    if os.environ.get(PLACE) and place() is not None:
+    if system.quantization and chosen.device.type == "cpu":
+        cpu_kernel_unavailable_reason()  # compiles what is needed first, or finds it on disk, now rather than at the first request
+    if os.environ.get(PLACE) and cache_dir() is not None:
         system.cache = FeatureCache()
     return system
 
 
-def find(name: str | Path) -> "Path | Foreign":
+def resolve(name: str | Path) -> "Path | ForeignModel":
     """What `name` stands for: the folder of a system, or another library's model, whose weights are not read yet."""
     path = Path(name).expanduser()
     if (path / store.SPEC).exists():
         return path
-    if str(name) in bundled_names():
+    if str(name) in list_bundled():
         return BUNDLED / str(name)
     from cadenza.importers import foreign, hub
     from cadenza.importers.published import MODELS
 
     if path.is_dir():
-        return foreign.look(path)
+        return foreign.detect_model(path)
     if path.is_file():
-        raise foreign.refuse_file(path)
+        raise foreign.single_file_error(path)
     if not isinstance(name, Path) and _REPOSITORY.fullmatch(name) and (name in MODELS or not path.parent.is_dir()):
-        folder = hub.fetch(name)
+        folder = hub.download_snapshot(name)
         if (folder / store.SPEC).exists():
             return folder
-        return foreign.look(folder, name=name.partition("@")[0])
+        return foreign.detect_model(folder, name=name.partition("@")[0])
     raise CheckpointError(_nowhere(str(name)))
 
 
-def bundled_names() -> list[str]:
+def list_bundled() -> list[str]:
     """The systems that come with the package."""
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{store.SPEC}"))
 
@@ -89,4 +89,4 @@ def _nowhere(name: str) -> str:
     released = [model for model in MODELS if model.rpartition("/")[2] == name]
     if released:
         return f"there is no folder and no bundled model called '{name}'; in the hub it is '{released[0]}'"
-    return f"there is no folder and no bundled model called '{name}'.{near(name, [*bundled_names(), *MODELS])}"
+    return f"there is no folder and no bundled model called '{name}'.{did_you_mean(name, [*list_bundled(), *MODELS])}"

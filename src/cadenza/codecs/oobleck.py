@@ -11,17 +11,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.codecs.base import Codec, CodecSpec, Decoder, WholeDecoder
+from cadenza.codecs.base import Codec, CodecSpec, StreamingDecoder, BufferingDecoder
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec
-from cadenza.core.types import Codes, Grid, Latents
+from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn import oobleck
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class Stages(Spec):
+class OobleckStages(Spec):
     """Strides from the sample rate on; after each, channels are `filters` times the next of `multiples`."""
 
     strides: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(2, 4, 4, 8, 8), min_length=1)
@@ -36,8 +36,8 @@ class Stages(Spec):
         return self
 
     @property
-    def shape(self) -> oobleck.Stages:
-        return oobleck.Stages(self.strides, [self.filters * m for m in (1, *self.multiples)], self.snake)
+    def shape(self) -> oobleck.OobleckStages:
+        return oobleck.OobleckStages(self.strides, [self.filters * m for m in (1, *self.multiples)], self.snake)
 
 
 class OobleckSpec(CodecSpec):
@@ -49,8 +49,8 @@ class OobleckSpec(CodecSpec):
     type: Literal["oobleck"] = "oobleck"
     channels: int = Field(default=2, ge=1)
     latent: Positive = 64
-    encoder: Stages = Stages()
-    decoder: Stages | None = None
+    encoder: OobleckStages = OobleckStages()
+    decoder: OobleckStages | None = None
     bottleneck: Literal["vae", "none"] = "vae"
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     upsample: Literal["transposed", "nearest"] = "transposed"
@@ -58,19 +58,19 @@ class OobleckSpec(CodecSpec):
 
     @model_validator(mode="after")
     def _same_hop(self) -> Self:
-        if self.decoder is not None and (hop := math.prod(self.decoder.strides)) != self.hop:
-            raise ValueError(f"the strides of the decoder make {hop} samples a frame, those of the encoder {self.hop}")
+        if self.decoder is not None and (hop := math.prod(self.decoder.strides)) != self.hop_length:
+            raise ValueError(f"the strides of the decoder make {hop} samples a frame, those of the encoder {self.hop_length}")
         return self
 
     @property
-    def hop(self) -> int:
+    def hop_length(self) -> int:
         return math.prod(self.encoder.strides)
 
     @property
-    def grid(self) -> Grid:
-        return Grid("latents", self.sample_rate / self.hop, rows=self.latent)
+    def grid(self) -> FrameFormat:
+        return FrameFormat("latents", self.sample_rate / self.hop_length, channels=self.latent)
 
-    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
+    def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
         stages = (self.decoder or self.encoder).shape
         rates = [math.prod(stages.strides[level:]) for level in range(len(stages.widths))]
         widest = max(width * rate for width, rate in zip(stages.widths, rates, strict=True))
@@ -78,7 +78,7 @@ class OobleckSpec(CodecSpec):
 
     @classmethod
     def example(cls) -> "OobleckSpec":
-        return cls(sample_rate=8000, latent=4, encoder=Stages(strides=(2, 4), filters=4, multiples=(1, 2)))
+        return cls(sample_rate=8000, latent=4, encoder=OobleckStages(strides=(2, 4), filters=4, multiples=(1, 2)))
 
     def build(self) -> "Oobleck":
         return Oobleck(self)
@@ -97,7 +97,7 @@ class Oobleck(Codec):
         how = {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
         self.synthesis = oobleck.Decoder(stages, channels=spec.channels, latent=spec.latent, **how)
 
-    def moments(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b d f"], Float[Tensor, "b d f"]]:
+    def encode_distribution(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b d f"], Float[Tensor, "b d f"]]:
         """Mean and standard deviation of the frames of a wave, before `scale`; without a bottleneck that is 0."""
         x = self.analysis(wave)
         if self.spec.bottleneck == "none":
@@ -110,22 +110,22 @@ class Oobleck(Codec):
         self._check(audio)
         if levels is not None:
             raise RequestError("codec: its frames have no codebooks to choose from; leave levels out")
-        audio, hop = audio.to(self.device), self.spec.hop
+        audio, hop = audio.to(self.device), self.spec.hop_length
         samples = audio.wave.shape[-1]
         there = torch.arange(samples, device=self.device) < audio.lengths[:, None]
         wave = torch.where(there[:, None], audio.wave, 0).to(next(self.parameters()).dtype)
         wave = F.pad(wave, (0, -samples % hop))
-        frames = [self.spec.frames_of(length) for length in audio.lengths.tolist()]
+        frames = [self.spec.num_frames(length) for length in audio.lengths.tolist()]
         z = wave.new_zeros(len(audio), self.spec.latent, max(frames))
         for count, rows in _grouped(frames, self.device):
-            z[rows, :, :count] = (self.moments(wave[rows, :, : count * hop])[0] / self.spec.scale).to(z.dtype)
+            z[rows, :, :count] = (self.encode_distribution(wave[rows, :, : count * hop])[0] / self.spec.scale).to(z.dtype)
         return Latents(z, torch.tensor(frames, device=self.device), samples=audio.lengths)
 
     @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
         if not isinstance(frames, Latents):
             raise RequestError("codec: expected latents, got codes; decode them with the codec that made them")
-        frames, hop = frames.to(self.device), self.spec.hop
+        frames, hop = frames.to(self.device), self.spec.hop_length
         z = (frames.z * self.spec.scale).to(next(self.parameters()).dtype)
         lengths = frames.lengths.tolist()
         waves = z.new_zeros(len(z), self.spec.channels, max(lengths) * hop)
@@ -137,12 +137,12 @@ class Oobleck(Codec):
         samples = samples if frames.samples is None else torch.minimum(frames.samples, samples)
         return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
 
-    def decoder(self) -> Decoder:
+    def streaming_decoder(self) -> StreamingDecoder:
         """A stream that returns all at the end: a sample depends on ten frames to either side."""
-        return WholeDecoder(self)
+        return BufferingDecoder(self)
 
     @property
-    def latent_width(self) -> int:
+    def latent_dim(self) -> int:
         return self.spec.latent
 
     def _check(self, audio: Audio) -> None:

@@ -13,7 +13,7 @@ Precision = torch.dtype | Literal["float32", "bfloat16", "float16", "half"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class DeviceChoice:
     """A device, the dtype of the weights there, and why these."""
 
     device: torch.device
@@ -24,7 +24,7 @@ class Choice:
         return f"{self.device}, {_name(self.dtype)}: {self.reason}"
 
 
-def choose(device: str | torch.device | None = None, dtype: Precision | None = None) -> Choice:
+def select_device(device: str | torch.device | None = None, dtype: Precision | None = None) -> DeviceChoice:
     """The device and dtype to compute with; RequestError names what there is where something else is asked for.
 
     Without `device`, a GPU of NVIDIA (CUDA) or AMD (ROCm, which torch calls cuda too) if one answers, else the CPU;
@@ -35,17 +35,17 @@ def choose(device: str | torch.device | None = None, dtype: Precision | None = N
     """
     where, reason = _found() if device is None else (_asked(device), "the device that was asked for")
     if dtype is None:
-        return Choice(where, torch.float32, f"{reason}; float32 by default")
+        return DeviceChoice(where, torch.float32, f"{reason}; float32 by default")
     if dtype == "half":
         half, why = _half(where)
-        return Choice(where, half, f"{reason}; {why}")
+        return DeviceChoice(where, half, f"{reason}; {why}")
     exact = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if exact is None or exact not in DTYPES.values():
         raise RequestError(f"there is no dtype '{dtype}' to compute with; there are: {', '.join(DTYPES)}, half")
-    return Choice(where, exact, f"{reason}; the dtype that was asked for")
+    return DeviceChoice(where, exact, f"{reason}; the dtype that was asked for")
 
 
-def available() -> list[str]:
+def list_devices() -> list[str]:
     """The devices that torch sees, the CPU last."""
     there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return [*there, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
@@ -69,10 +69,10 @@ def _asked(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RequestError(f"there is no kind of device '{name}'; here there are: {', '.join(available())}") from None
-    whole = [torch.device(there) for there in available()]
+        raise RequestError(f"there is no kind of device '{name}'; here there are: {', '.join(list_devices())}") from None
+    whole = [torch.device(there) for there in list_devices()]
     if device.type not in ("meta", "cpu") and device not in whole and device not in [torch.device(d.type) for d in whole]:
-        raise RequestError(f"this machine, or this build of torch, has no device '{name}'; there are: {', '.join(available())}")
+        raise RequestError(f"this machine, or this build of torch, has no device '{name}'; there are: {', '.join(list_devices())}")
     if device.type == "cuda" and (problem := _problem(device)) is not None:
         raise RequestError(f"the device '{name}' does not answer ({problem}); there is also: cpu")
     return device

@@ -14,7 +14,7 @@ _DRAFT = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.part")  # .NAME.PROCESS-CHANCE.pa
 
 
 @contextmanager
-def replacing(path: str | Path, error: type[CadenzaError] = CadenzaError) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, error: type[CadenzaError] = CadenzaError) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block ends well and disappears when it does not; `error` if it cannot be."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -29,7 +29,7 @@ def replacing(path: str | Path, error: type[CadenzaError] = CadenzaError) -> Ite
             os.unlink(draft)
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_temp_files(folder: Path) -> None:
     """Removes the drafts in a folder whose process was killed."""
     for path in folder.iterdir():
         found = _DRAFT.fullmatch(path.name)

@@ -11,30 +11,30 @@ _UNITS |= {"g": 1e9, "gb": 1e9, "gib": 2**30, "t": 1e12, "tb": 1e12, "tib": 2**4
 _HUGE = 2**60  # stands for no limit in cgroups of the first version
 
 
-def resident(root: Path = ROOT) -> int:
+def process_rss(root: Path = ROOT) -> int:
     """Bytes of memory that this process takes now; 0 where the system does not say."""
     return _fields(root / "proc/self/status").get("VmRSS", 0)
 
 
-def free(root: Path = ROOT) -> int | None:
+def available_memory(root: Path = ROOT) -> int | None:
     """Bytes that this process may still take: those of the machine, or of the container; None where nothing says."""
     said = [_machine(root), *_containers(root)]
     if limit := os.environ.get(LIMIT, "").strip():
-        said.append(max(0, amount(limit) - resident(root)))
+        said.append(max(0, parse_bytes(limit) - process_rss(root)))
     known = [each for each in said if each is not None]
     return min(known) if known else None
 
 
-def free_on(device: str) -> int | None:
+def available_memory_on(device: str) -> int | None:
     """Bytes that are free on a device; None where nothing says."""
     if device.partition(":")[0] != "cuda":
-        return free()
+        return available_memory()
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def amount(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """Bytes by a number with its unit, such as 4GB or 512 MiB; ValueError where it is none."""
     plain = text.strip().lower()
     digits = plain.rstrip("bkmgti ")
@@ -48,7 +48,7 @@ def amount(text: str) -> int:
     return int(number)
 
 
-def shown(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes for people."""
     if size >= 0.9995e9:
         return f"{size / 1e9:.2f} GB" if size < 9.995e9 else f"{size / 1e9:.1f} GB"

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.weights import Record, records
+from cadenza.core.weights import LazyTensor, open_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first there is is r
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class ModelSource:
     """A model by the path of its folder, or by the name of its repository and a revision of that."""
 
     model: str
@@ -43,46 +43,46 @@ class Pretrained:
         return None
 
     @property
-    def commit(self) -> str | None:
+    def resolved_revision(self) -> str | None:
         """The full name of the revision, where the repository has been looked at on this machine."""
         path = None if self.folder else self._cached("config.json")
         parts = path.parts if path else ()
         return parts[parts.index("snapshots") + 1] if "snapshots" in parts else self.revision
 
-    def find(self, name: str) -> Path | None:
+    def optional_file(self, name: str) -> Path | None:
         """A file of the model, downloaded unless it is on this machine; None where the model has no such file."""
         if folder := self.folder:
             path = folder / name
             return path if path.is_file() else None
         return self._cached(name) or self._download(name)
 
-    def require(self, *names: str, of: str = "a model") -> Path:
+    def required_file(self, *names: str, of: str = "a model") -> Path:
         """The first of some files that the model has; `of` says of what it is a part."""
         for name in names:
-            if path := self.find(name):
+            if path := self.optional_file(name):
                 return path
         raise CheckpointError(
             f"'{self.model}' has no {' or '.join(names)}, so it is not {of} that can be read; "
             f"{'copy the whole folder again' if self.folder else 'choose another repository'}"
         )
 
-    def json(self, name: str, *, of: str = "a model") -> dict[str, Any]:
+    def read_json(self, name: str, *, of: str = "a model") -> dict[str, Any]:
         """The mapping in a JSON file of the model."""
-        return mapping(self.require(name, of=of))
+        return read_json_object(self.required_file(name, of=of))
 
-    def weights(self, prefixes: tuple[str, ...]) -> dict[str, "Tensor"]:
+    def load_state_dict(self, prefixes: tuple[str, ...]) -> dict[str, "Tensor"]:
         """The tensors whose names begin with one of `prefixes`; safetensors are preferred, and nothing can run code."""
-        return {key: record.read() for key, record in self.records(prefixes).items()}
+        return {key: record.load() for key, record in self.open_state_dict(prefixes).items()}
 
-    def records(self, prefixes: tuple[str, ...]) -> dict[str, Record]:
+    def open_state_dict(self, prefixes: tuple[str, ...]) -> dict[str, LazyTensor]:
         """The same tensors, to be read one by one."""
         for name in _WEIGHTS:
-            if path := self.find(name):
+            if path := self.optional_file(name):
                 return _under(prefixes, path)
-            if self.find(f"{name}.index.json"):
-                shards = self.json(f"{name}.index.json").get("weight_map", {})
+            if self.optional_file(f"{name}.index.json"):
+                shards = self.read_json(f"{name}.index.json").get("weight_map", {})
                 files = {file for key, file in shards.items() if key.startswith(prefixes)}
-                return {key: x for file in sorted(files) for key, x in _under(prefixes, self.require(file)).items()}
+                return {key: x for file in sorted(files) for key, x in _under(prefixes, self.required_file(file)).items()}
         if self.folder and (parts := sorted(self.folder.glob("model-*-of-*.safetensors"))):  # without an index, as we save
             return {key: x for path in parts for key, x in _under(prefixes, path).items()}
         raise CheckpointError(
@@ -124,7 +124,7 @@ class Pretrained:
         )
 
 
-def mapping(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file."""
     try:
         data = json.loads(path.read_text())
@@ -135,13 +135,13 @@ def mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def check(weights: Mapping[str, "Tensor"], wanted: Mapping[str, "Tensor"], source: str) -> None:
+def check_state_dict(weights: Mapping[str, "Tensor"], wanted: Mapping[str, "Tensor"], source: str) -> None:
     """Raises CheckpointError unless every wanted weight is there in its shape and finite, and no other."""
-    compare(weights, wanted, source)
-    refuse([key for key in sorted(wanted) if not weights[key].isfinite().all()], source)
+    compare_state_dicts(weights, wanted, source)
+    raise_if_not_finite([key for key in sorted(wanted) if not weights[key].isfinite().all()], source)
 
 
-def compare(weights: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
+def compare_state_dicts(weights: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
     """Raises CheckpointError unless every wanted weight is there in its shape, and no other."""
     missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     shapes = [
@@ -156,15 +156,15 @@ def compare(weights: Mapping[str, Any], wanted: Mapping[str, Any], source: str) 
         )
 
 
-def refuse(broken: Sequence[str], source: str) -> None:
+def raise_if_not_finite(broken: Sequence[str], source: str) -> None:
     """Raises CheckpointError that names weights with numbers that are not finite, if there are any."""
     if broken:
         raise CheckpointError(f"'{source}': {len(broken)} weights are not finite ({', '.join(broken[:5])}); get another copy")
 
 
-def _under(prefixes: tuple[str, ...], path: Path) -> dict[str, Record]:
+def _under(prefixes: tuple[str, ...], path: Path) -> dict[str, LazyTensor]:
     if path.suffix == ".safetensors":
-        return {key: record for key, record in records(path).items() if key.startswith(prefixes)}
+        return {key: record for key, record in open_safetensors(path).items() if key.startswith(prefixes)}
     import torch
 
     try:
@@ -173,7 +173,7 @@ def _under(prefixes: tuple[str, ...], path: Path) -> dict[str, Record]:
         raise CheckpointError(f"{path} holds more than weights and is not opened, as that could run code: {error}") from None
     except (OSError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a whole file of weights ({error}); copy it again") from None
-    return {key: Record.of(x) for key, x in held.items() if key.startswith(prefixes)}
+    return {key: LazyTensor.from_tensor(x) for key, x in held.items() if key.startswith(prefixes)}
 
 
 def _unreachable() -> str:

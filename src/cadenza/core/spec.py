@@ -29,7 +29,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(explain(cls, data, error, source)) from None
+            raise SpecError(format_validation_error(cls, data, error, source)) from None
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -48,42 +48,42 @@ class Spec(BaseModel):
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-class Part(Spec):
+class RegisteredSpec(Spec):
     """A spec of an open family; its `type` names the file that defines it."""
 
     family: ClassVar[str] = ""  # the package in which members are filed; set once, by the family's base
-    members: ClassVar[dict[str, Any]] = {}
+    registry: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if "family" in cls.__dict__:
-            cls.members = {}
+            cls.registry = {}
         elif "type" in cls.model_fields:
             name = cls.model_fields["type"].default
-            other = cls.members.setdefault(name, cls)
+            other = cls.registry.setdefault(name, cls)
             if other.__module__ != cls.__module__:
                 raise SpecError(f"{cls.family}: '{name}' is filed twice, in {other.__module__} and {cls.__module__}")
 
     @classmethod
-    def names(cls) -> list[str]:
+    def registered_names(cls) -> list[str]:
         """Every member's name, without importing any of them."""
         package = importlib.import_module(cls.family)
         filed = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"}
         plugged = {point.name for point in entry_points(group=cls.family)}
-        return sorted(filed | plugged | set(cls.members))
+        return sorted(filed | plugged | set(cls.registry))
 
     @classmethod
-    def find(cls, name: str) -> type[Self]:
+    def lookup(cls, name: str) -> type[Self]:
         """The spec class filed under `name`; raises ValueError with the nearest names."""
-        if name not in cls.members:
+        if name not in cls.registry:
             for point in entry_points(group=cls.family, name=name):
                 point.load()
-        if name not in cls.members and name in cls.names():
+        if name not in cls.registry and name in cls.registered_names():
             importlib.import_module(f"{cls.family}.{name}")
-        if name not in cls.members:
-            raise ValueError(f"no {cls.family.rpartition('.')[2].removesuffix('s')} called '{name}'.{near(name, cls.names())}")
-        return cls.members[name]
+        if name not in cls.registry:
+            raise ValueError(f"no {cls.family.rpartition('.')[2].removesuffix('s')} called '{name}'.{did_you_mean(name, cls.registered_names())}")
+        return cls.registry[name]
 
     @model_validator(mode="wrap")
     @classmethod
@@ -91,24 +91,24 @@ class Part(Spec):
         if "family" not in cls.__dict__ or not isinstance(data, dict):
             return handler(data)
         if "type" not in data:
-            raise ValueError(f"'type' is missing.{near('', cls.names())}")
-        return cls.find(str(data["type"])).model_validate(data)
+            raise ValueError(f"'type' is missing.{did_you_mean('', cls.registered_names())}")
+        return cls.lookup(str(data["type"])).model_validate(data)
 
 
-def near(name: str, names: list[str]) -> str:
+def did_you_mean(name: str, names: list[str]) -> str:
     """The end of an error message: the closest known name, or all of them."""
     close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean '{close[0]}'?" if close else f" Choose from: {', '.join(names)}."
 
 
-def explain(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
+def format_validation_error(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
     """The lines of an error message: every mistake with its place and the mend."""
     lines = [f"{source}: {error.error_count()} mistake{'s' if error.error_count() > 1 else ''}"]
     for mistake in error.errors():
         *path, last = mistake["loc"] or ("(root)",)
         what = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
-            what = f"unknown field.{near(str(last), _fields(cls, data, path))}"
+            what = f"unknown field.{did_you_mean(str(last), _fields(cls, data, path))}"
         elif mistake["type"] not in {"value_error", "missing"}:
             what += f", got {mistake['input']!r}"
         lines.append(f"  {'.'.join(map(str, [*path, last]))}: {what}")
@@ -134,7 +134,7 @@ def _member(owners: list[Any], node: Any) -> Any:
     """Which of the specs that may stand somewhere describes `node`: the one with its `type`, or the first."""
     tagged = [owner for owner in owners if _tag(node) and _default_type(owner) == _tag(node)]
     owner: Any = next(iter([*tagged, *owners]), None)
-    return owner.find(_tag(node)) if "family" in getattr(owner, "__dict__", {}) and _tag(node) else owner
+    return owner.lookup(_tag(node)) if "family" in getattr(owner, "__dict__", {}) and _tag(node) else owner
 
 
 def _tag(node: Any) -> str | None:

@@ -12,7 +12,7 @@ _KEYS = {"start", "end", "value"}
 _CLOSE = 1e-6  # seconds; ends and starts nearer than this meet
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """A value from `start` to `end`, in seconds; None holds as no value does."""
 
     start: float
@@ -27,11 +27,11 @@ class Timeline:
     Spans may overlap, and both values hold then; where there is none, no value does.
     """
 
-    spans: tuple[Span, ...]
+    spans: tuple[TimeSpan, ...]
     fade: float = 0.0
 
     @classmethod
-    def of(cls, value: Any) -> "Timeline | None":
+    def parse(cls, value: Any) -> "Timeline | None":
         """The timeline that a value is, or None where it is a value like any other; RequestError for a wrong one.
 
         It is a list of (start, end, value), or of mappings of these names, where an end of None is open; or
@@ -50,15 +50,15 @@ class Timeline:
             return cls(_sorted(spans), float(fade))
         return cls(_sorted(value)) if _spans(value) else None
 
-    def since(self, start: float) -> "Timeline":
+    def shifted(self, start: float) -> "Timeline":
         """The same with seconds that count from `start` on."""
-        return Timeline(tuple(Span(a - start, b - start, value) for a, b, value in self.spans), self.fade)
+        return Timeline(tuple(TimeSpan(a - start, b - start, value) for a, b, value in self.spans), self.fade)
 
-    def at(self, second: float) -> Any:
+    def value_at(self, second: float) -> Any:
         """The value that holds then, the one that began last where there are several; None where there is none."""
         return next((value for start, end, value in reversed(self.spans) if start <= second < end), None)
 
-    def rows(self) -> list[tuple[float, float, float, float]]:
+    def bounds_with_fades(self) -> list[tuple[float, float, float, float]]:
         """Of each span its start, its end, and the seconds of the fade at either, no longer than what meets there."""
         found = []
         for i, (start, end, _) in enumerate(self.spans):
@@ -82,7 +82,7 @@ def _span(entry: Any) -> bool:
     return _number(entry[0]) and (entry[1] is None or _number(entry[1]))
 
 
-def _sorted(entries: Any) -> tuple[Span, ...]:
+def _sorted(entries: Any) -> tuple[TimeSpan, ...]:
     """The spans, checked."""
     spans = []
     for entry in entries:
@@ -90,7 +90,7 @@ def _sorted(entries: Any) -> tuple[Span, ...]:
         end = math.inf if end is None else end
         if not _number(start) or not _number(end) or math.isnan(end) or not -math.inf < start < end:
             raise RequestError(f"a span of a timeline must start, in seconds, and end after that or not at all; got {entry!r}")
-        spans.append(Span(float(start), float(end), value))
+        spans.append(TimeSpan(float(start), float(end), value))
     return tuple(sorted(spans, key=lambda span: span.start))
 
 

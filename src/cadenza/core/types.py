@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Grid:
+class FrameFormat:
     """What a codec's output looks like: all that a generator may know of a codec."""
 
     kind: Literal["codes", "latents"]
     frame_rate: float  # frames per second
-    rows: int  # codebooks, or latent channels
+    channels: int  # codebooks, or latent channels
     cardinality: int = 0  # entries of a codebook; codes only
 
 
@@ -52,11 +52,11 @@ class Codes:
             yield Codes(self.ids[i : i + 1, :, :length], self.lengths[i : i + 1], samples, scale, ended)
 
     @property
-    def content(self) -> Int[Tensor, "b k f"]:
+    def data(self) -> Int[Tensor, "b k f"]:
         """What every kind of frames has: `ids` here, `z` in Latents."""
         return self.ids
 
-    def like(self, content: Int[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> "Codes":
+    def with_data(self, content: Int[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> "Codes":
         """Other frames of this kind."""
         return Codes(content, lengths)  # type: ignore[arg-type]  # filled in
 
@@ -65,7 +65,7 @@ class Codes:
         return replace(self, **moved)
 
     @classmethod
-    def join(cls, chunks: Sequence["Codes"]) -> "Codes":
+    def cat(cls, chunks: Sequence["Codes"]) -> "Codes":
         """Successive chunks of the same clips as one; only the chunk in which a clip ends may be shorter."""
         ids = torch.cat([chunk.ids for chunk in chunks], -1)
         return cls(ids, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)), scale=chunks[0].scale)
@@ -92,11 +92,11 @@ class Latents:
             yield Latents(self.z[i : i + 1, :, :length], self.lengths[i : i + 1], samples)
 
     @property
-    def content(self) -> Float[Tensor, "b d f"]:
+    def data(self) -> Float[Tensor, "b d f"]:
         """What every kind of frames has: `z` here, `ids` in Codes."""
         return self.z
 
-    def like(self, content: Float[Tensor, "b d f"], lengths: Int[Tensor, " b"] | None = None) -> "Latents":
+    def with_data(self, content: Float[Tensor, "b d f"], lengths: Int[Tensor, " b"] | None = None) -> "Latents":
         """Other frames of this kind."""
         return Latents(content, lengths)  # type: ignore[arg-type]  # filled in
 
@@ -105,22 +105,22 @@ class Latents:
         return replace(self, **moved)
 
     @classmethod
-    def join(cls, chunks: Sequence["Latents"]) -> "Latents":
+    def cat(cls, chunks: Sequence["Latents"]) -> "Latents":
         """Successive chunks of the same clips as one; only the chunk in which a clip ends may be shorter."""
         z = torch.cat([chunk.z for chunk in chunks], -1)
         return cls(z, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)))
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownFrames:
     """Frames already decided (True in `mask`): continuation, inpainting and windows are one thing."""
 
-    value: Codes | Latents
+    frames: Codes | Latents
     mask: Bool[Tensor, "b f"]
 
 
 Slot = Literal["cross", "prepend", "add", "concat", "global"]
-Gives = Literal["vector", "tokens", "frames"]  # one vector a clip, a set of tokens, or one vector a frame
+ConditionKind = Literal["vector", "tokens", "frames"]  # one vector a clip, a set of tokens, or one vector a frame
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ class Condition:
     start and end in seconds from the start of the clip, and the seconds of the cross-fade at either.
     """
 
-    x: Float[Tensor, "b n d"]
+    embeddings: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
     present: Bool[Tensor, " b"]
-    null: Float[Tensor, "m d"] | None = None
+    null_embedding: Float[Tensor, "m d"] | None = None
     spans: Float[Tensor, "b s 4"] | None = None
 
 
 @dataclass(frozen=True)
-class Tokens:
+class MaskedSequence:
     """Vectors with the mask of those that are real; a row without any contributes exactly nothing.
 
     `bias` is added to the logits of attention at each frame: the logarithm of a token's weight there, -inf for none.
@@ -153,7 +153,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Curve:
+class InterpolatedCondition:
     """Vectors that a generator spreads over the steps of its own sequence; `lengths` of them are real."""
 
     x: Float[Tensor, "b n d"]
@@ -162,24 +162,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedConditions:
     """All that a generator ever sees of conditioning."""
 
-    cross: Tokens | None = None  # attended to by every block
-    prepend: Tokens | None = None  # put before the sequence
+    cross: MaskedSequence | None = None  # attended to by every block
+    prepend: MaskedSequence | None = None  # put before the sequence
     add: Float[Tensor, "b f d"] | None = None  # added to every frame
     concat: Float[Tensor, "b f e"] | None = None  # beside every frame
-    glob: Float[Tensor, "b g"] | None = None  # slot `global`: modulates every block
-    steps: tuple[Curve, ...] | None = None  # slot `add` where it is aligned to steps
+    global_vector: Float[Tensor, "b g"] | None = None  # slot `global`: modulates every block
+    interpolated: tuple[InterpolatedCondition, ...] | None = None  # slot `add` where it is aligned to steps
 
 
 @dataclass(frozen=True)
-class Branch:
+class GuidanceBranch:
     """One term of guidance; the weights of a request's branches sum to 1, and so do those where guidance does not hold."""
 
     weight: float
-    fused: Fused
-    plain: float = 0.0  # its weight where guidance does not hold
+    fused: FusedConditions
+    unguided_weight: float = 0.0  # its weight where guidance does not hold
 
 
 def _fill_lengths(owner: Codes | Latents, x: Tensor) -> None:

@@ -28,32 +28,32 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Record:
+class LazyTensor:
     """A tensor that has not been read; `rows(a, b)` reads what lies at a to b of its first dimension."""
 
     shape: tuple[int, ...]
     dtype: "torch.dtype"
-    rows: Callable[[int, int], "Tensor"]
+    read_rows: Callable[[int, int], "Tensor"]
 
     @classmethod
-    def of(cls, x: "Tensor") -> "Record":
+    def from_tensor(cls, x: "Tensor") -> "LazyTensor":
         """A tensor that is there already."""
         return cls(tuple(x.shape), x.dtype, lambda a, b: x[a:b] if x.ndim else x)
 
-    def read(self) -> "Tensor":
+    def load(self) -> "Tensor":
         """The whole tensor."""
-        return self.rows(0, self.shape[0] if self.shape else 1)
+        return self.read_rows(0, self.shape[0] if self.shape else 1)
 
-    def pieces(self, multiple: int = 1) -> Iterator[tuple[int, "Tensor"]]:
+    def iter_row_chunks(self, multiple: int = 1) -> Iterator[tuple[int, "Tensor"]]:
         """Its rows from the first to the last, some at a time, and where they begin; their number is a `multiple`'s."""
         count = self.shape[0] if self.shape else 1
         row = max(1, math.prod(self.shape[1:]) * self.dtype.itemsize)
         step = max(1, PIECE // row // multiple) * multiple
         for a in range(0, count, step):
-            yield a, self.rows(a, min(a + step, count))
+            yield a, self.read_rows(a, min(a + step, count))
 
 
-def records(path: Path) -> dict[str, Record]:
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a safetensors file by their names; CheckpointError unless the file is whole."""
     import torch
 
@@ -72,7 +72,7 @@ def records(path: Path) -> dict[str, Record]:
             dtype = getattr(torch, _DTYPES[told["dtype"]])
             if start != end or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
                 raise ValueError(f"'{name}' does not lie where it should")
-            found[name] = Record(shape, dtype, partial(_rows, path, 8 + size + start, shape, dtype))
+            found[name] = LazyTensor(shape, dtype, partial(_rows, path, 8 + size + start, shape, dtype))
             end = stop
         if end != room:
             raise ValueError(f"{room} bytes of weights instead of {end}")

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from cadenza.core.errors import DataError
-from cadenza.data.clips import padded
-from cadenza.data.items import Draw, chosen, draw_rng, held_out
-from cadenza.dsp.audio import Audio, read
+from cadenza.data.clips import crop_or_pad
+from cadenza.data.items import SampleIndex, pick_alternatives, sample_rng, select_holdout
+from cadenza.dsp.audio import Audio, load_audio
 
 _MEND = "return a mapping such as {'audio': wave, 'prompt': text}"
 
 
-class Adapted(Dataset[dict[str, Any]]):
+class TorchDatasetAdapter(Dataset[dict[str, Any]]):
     """Items of segments like those of `Clips`, from a dataset of mappings with item ids, or of tuples in any order.
 
     In a tuple the one float tensor is the audio, the one string the prompt, and mappings are metadata; anything else
@@ -43,34 +43,34 @@ class Adapted(Dataset[dict[str, Any]]):
     def name(self, index: int) -> str:
         return str(self.places[index])
 
-    def split(self, count: int) -> tuple["Adapted", "Adapted"]:
+    def split(self, count: int) -> tuple["TorchDatasetAdapter", "TorchDatasetAdapter"]:
         """The data set without, and as fixed segments with only, `count` items held out by the hash of their indices."""
         if not 0 <= count < len(self):
             raise DataError(f"cannot hold out {count} of {len(self)} items; leave at least one to train on")
-        out = held_out(map(str, self.places), count)
+        out = select_holdout(map(str, self.places), count)
         rest, held = copy(self), copy(self)
         rest.places = [place for place in self.places if str(place) not in out]
         held.places, held.fixed = [place for place in self.places if str(place) in out], True
         return rest, held
 
-    def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
-        draw = draw if isinstance(draw, Draw) else Draw(draw)
-        rng = None if self.fixed else draw_rng(self.seed, draw)
+    def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
+        draw = draw if isinstance(draw, SampleIndex) else SampleIndex(draw)
+        rng = None if self.fixed else sample_rng(self.seed, draw)
         where = f"item {self.name(draw.index)} of {type(self.dataset).__name__}"
-        item = as_mapping(self.dataset[self.places[draw.index]], where)
+        item = to_item(self.dataset[self.places[draw.index]], where)
         rate = item.pop("sample_rate", None) or self.data_rate
-        whole = as_audio(item.pop("audio"), rate, where)
+        whole = to_audio(item.pop("audio"), rate, where)
         wanted = -(-self.samples * whole.sample_rate // self.sample_rate)
         spare = max(0, whole.wave.shape[-1] - wanted)
         start = 0 if rng is None else rng.randint(0, spare)
         part = Audio(whole.wave[..., start : start + wanted], whole.sample_rate)
-        wave = part.resample(self.sample_rate).mix(self.channels).wave
+        wave = part.resample(self.sample_rate).to_channels(self.channels).wave
         times = {"seconds_start": start / whole.sample_rate, "seconds_total": whole.wave.shape[-1] / whole.sample_rate}
-        audio = padded(wave, self.samples, self.sample_rate)
-        return {"id": self.name(draw.index), **times, **chosen(item, rng), "audio": audio}
+        audio = crop_or_pad(wave, self.samples, self.sample_rate)
+        return {"id": self.name(draw.index), **times, **pick_alternatives(item, rng), "audio": audio}
 
 
-def as_mapping(raw: Any, where: str) -> dict[str, Any]:
+def to_item(raw: Any, where: str) -> dict[str, Any]:
     """What a user's dataset returned, as a mapping with "audio"; DataError that names the choices if that is a guess."""
     if isinstance(raw, Mapping):
         if "audio" not in raw:
@@ -100,10 +100,10 @@ def as_mapping(raw: Any, where: str) -> dict[str, Any]:
     return item
 
 
-def as_audio(value: Any, sample_rate: int | None, where: str) -> Audio:
+def to_audio(value: Any, sample_rate: int | None, where: str) -> Audio:
     """One clip from an `Audio`, a path, or a wave [t] or [c, t] of a declared sample rate."""
     if isinstance(value, str | Path):
-        return read(value)
+        return load_audio(value)
     if isinstance(value, Audio):
         if len(value) != 1:
             raise DataError(f"{where}: its audio is a batch of {len(value)}; give one clip an item")

@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import Dataset
 
 from cadenza.core.errors import DataError
-from cadenza.core.types import Codes, Grid, Latents
-from cadenza.data.items import Draw, Segment, ToItem, chain, chosen, draw_rng, held_out, kept
+from cadenza.core.types import Codes, FrameFormat, Latents
+from cadenza.data.items import SampleIndex, SegmentInfo, ToItem, compose, pick_alternatives, sample_rng, select_holdout, select_keys
 from cadenza.dsp.audio import Audio
 
 _OF_THE_CUT = (
@@ -34,7 +34,7 @@ _OF_THE_CUT = (
 
 
 @dataclass(frozen=True)
-class Array:
+class PreEncodedClip:
     """One encoded clip: its file, what is beside it, and how much of it is real."""
 
     id: str
@@ -46,27 +46,27 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Arrays:
+class PreEncodedFolder:
     """Encoded clips in a fixed order, and how items are made of them."""
 
-    clips: Sequence[Array]
+    clips: Sequence[PreEncodedClip]
     to_item: ToItem | None = None
     random_crop: bool = True  # otherwise only the beginning of each clip is used
     frames: int | None = None  # of a window, where the data say it
 
-    def then(self, to_item: ToItem) -> Self:
+    def with_transform(self, to_item: ToItem) -> Self:
         """The same clips, with `to_item` made of what is an item so far."""
-        return replace(self, to_item=chain(self.to_item, to_item))
+        return replace(self, to_item=compose(self.to_item, to_item))
 
 
-class ArrayClips(Dataset[dict[str, Any]]):
+class PreEncodedDataset(Dataset[dict[str, Any]]):
     """Windows of `frames` frames of a codec's `grid`, short clips padded with zeros and with their true length.
 
     A clip counts as often as it holds whole windows (at least once); without random crops, once and from its start.
     """
 
     def __init__(
-        self, arrays: Arrays, *, frames: int, grid: Grid, seed: int = 0, fixed: bool = False,
+        self, arrays: PreEncodedFolder, *, frames: int, grid: FrameFormat, seed: int = 0, fixed: bool = False,
         ids: Collection[str] | None = None, to_item: ToItem | None = None,
     ) -> None:  # fmt: skip
         self.frames = frames if arrays.frames is None else arrays.frames
@@ -75,7 +75,7 @@ class ArrayClips(Dataset[dict[str, Any]]):
         if not arrays.clips:
             raise DataError("no encoded clip to learn from; give a folder of .npy files")
         self.clips, self.grid, self.seed, self.fixed, self.ids = list(arrays.clips), grid, seed, fixed, ids
-        self.random_crop, self.to_item = arrays.random_crop, chain(arrays.to_item, to_item)
+        self.random_crop, self.to_item = arrays.random_crop, compose(arrays.to_item, to_item)
         self.places = self._places()
 
     def __len__(self) -> int:
@@ -88,9 +88,9 @@ class ArrayClips(Dataset[dict[str, Any]]):
     def name(self, index: int) -> str:
         return self.clips[self.places[index][0]].id
 
-    def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
-        draw = draw if isinstance(draw, Draw) else Draw(draw)
-        rng = None if self.fixed else draw_rng(self.seed, draw)
+    def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
+        draw = draw if isinstance(draw, SampleIndex) else SampleIndex(draw)
+        rng = None if self.fixed else sample_rng(self.seed, draw)
         which, part = self.places[draw.index]
         clip = self.clips[which]
         spare = max(0, clip.frames - self.frames) if self.random_crop else 0
@@ -99,14 +99,14 @@ class ArrayClips(Dataset[dict[str, Any]]):
         found = torch.from_numpy(np.array(self._array(clip)[:, start : start + length]))
         signal = self._signal(found, length)
         total = clip.start + clip.frames / self.frame_rate if clip.total is None else clip.total
-        segment = Segment(clip.id, str(clip.path), clip.start + start / self.frame_rate, total, rng, _no_audio)
+        segment = SegmentInfo(clip.id, str(clip.path), clip.start + start / self.frame_rate, total, rng, _no_audio)
         item = clip.metadata if self.to_item is None else self.to_item(dict(clip.metadata), segment)
         if item is None:
             raise DataError(f"{clip.path}: encoded clips cannot be rejected; leave it out of the folder")
         times = {"seconds_start": segment.start, "seconds_total": segment.total}
-        return {**times, **chosen(kept(item, self.ids), rng), "id": clip.id, self.grid.kind: signal}
+        return {**times, **pick_alternatives(select_keys(item, self.ids), rng), "id": clip.id, self.grid.kind: signal}
 
-    def described(self) -> list[dict[str, Any]]:
+    def metadata_items(self) -> list[dict[str, Any]]:
         """The item of each clip without its frames and without chance."""
         plain = copy(self)
         plain.fixed = True
@@ -117,7 +117,7 @@ class ArrayClips(Dataset[dict[str, Any]]):
         """The data set without, and as fixed windows with only, `count` clips held out by the hash of their ids."""
         if not 0 <= count < len(self.clips):
             raise DataError(f"cannot hold out {count} of {len(self.clips)} clips; leave at least one to train on")
-        out = held_out((clip.id for clip in self.clips), count)
+        out = select_holdout((clip.id for clip in self.clips), count)
         rest, held = copy(self), copy(self)
         rest.clips = [clip for clip in self.clips if clip.id not in out]
         held.clips, held.fixed = [clip for clip in self.clips if clip.id in out], True
@@ -128,13 +128,13 @@ class ArrayClips(Dataset[dict[str, Any]]):
         counts = [max(1, clip.frames // self.frames) if self.random_crop else 1 for clip in self.clips]
         return [(clip, part) for clip, count in enumerate(counts) for part in range(count)]
 
-    def _array(self, clip: Array) -> np.ndarray:
-        found = load(clip.path)
+    def _array(self, clip: PreEncodedClip) -> np.ndarray:
+        found = load_array(clip.path)
         kind = "codes" if np.issubdtype(found.dtype, np.integer) else "latents"
-        if kind != self.grid.kind or len(found) != self.grid.rows:
+        if kind != self.grid.kind or len(found) != self.grid.channels:
             raise DataError(
                 f"{clip.path}: holds {kind} of {len(found)} rows, and this system's codec makes {self.grid.kind} of "
-                f"{self.grid.rows}; encode the audio with this codec"
+                f"{self.grid.channels}; encode the audio with this codec"
             )
         if kind == "codes" and found.size and not 0 <= int(found.min()) <= int(found.max()) < self.grid.cardinality:
             raise DataError(
@@ -149,7 +149,7 @@ class ArrayClips(Dataset[dict[str, Any]]):
         return (Codes if codes else Latents)(room, torch.tensor([length]))
 
 
-def load(path: Path) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
     """The array [rows, frames] in a file, mapped and not read; a leading axis of one is taken off."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -161,7 +161,7 @@ def load(path: Path) -> np.ndarray:
     return found
 
 
-def arrays_in(folder: str | Path, *, prefix: str = "", random_crop: bool = True) -> Arrays:
+def scan_pre_encoded(folder: str | Path, *, prefix: str = "", random_crop: bool = True) -> PreEncodedFolder:
     """The encoded clips under a folder, in order of path, or those that its `filelist.txt` names."""
     folder = Path(folder)
     listed = folder / "filelist.txt"
@@ -175,17 +175,17 @@ def arrays_in(folder: str | Path, *, prefix: str = "", random_crop: bool = True)
     if not paths:
         raise DataError(f"{folder}: no .npy file in it; give a folder that pre_encode wrote")
     clips = [_array(path, prefix + path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
-    return Arrays(clips, random_crop=random_crop)
+    return PreEncodedFolder(clips, random_crop=random_crop)
 
 
-def is_arrays(path: str | Path) -> bool:
+def is_pre_encoded(path: str | Path) -> bool:
     """Whether a path is a folder of encoded clips: it or a folder in it has a `.npy` with its `.json`."""
     path = Path(path)
     found = next(path.rglob("*.npy"), None) if path.is_dir() else None
     return found is not None and found.with_suffix(".json").exists()
 
 
-def _array(path: Path, name: str) -> Array:
+def _array(path: Path, name: str) -> PreEncodedClip:
     beside = path.with_suffix(".json")
     try:
         data = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
@@ -193,13 +193,13 @@ def _array(path: Path, name: str) -> Array:
         raise DataError(f"{beside}: cannot be read: {error}; encode the clip again") from None
     if not isinstance(data, Mapping):
         raise DataError(f"{beside}: must hold a mapping from id to value, not a {type(data).__name__}")
-    frames = load(path).shape[1]
+    frames = load_array(path).shape[1]
     mask = np.asarray(data.get("padding_mask") or [], dtype=float).reshape(-1)
     real = int(mask.sum()) if len(mask) == frames and mask.any() else frames
     metadata = {key: value for key, value in data.items() if key not in (*_OF_THE_CUT, "id", "audio")}
     total = data.get("seconds_total")
     start = data.get("seconds_start")
-    return Array(name, path, real, metadata, _seconds(start) or 0.0, _seconds(total))
+    return PreEncodedClip(name, path, real, metadata, _seconds(start) or 0.0, _seconds(total))
 
 
 def _seconds(value: Any) -> float | None:

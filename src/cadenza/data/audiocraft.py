@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.core.errors import DataError
-from cadenza.data.manifest import Clip, Manifest, sidecars, unique
-from cadenza.data.music import clean
+from cadenza.data.manifest import ManifestClip, Manifest, read_sidecars, check_unique_ids
+from cadenza.data.music import clean_metadata
 
 FILES = ("data.jsonl", "data.jsonl.gz")
 LOOKED = 16  # clips of which one must be found, or the paths are wrong
@@ -24,24 +24,24 @@ _KNOWN = ("path", "duration", "sample_rate", "amplitude", "weight", "info_path")
 
 
 @dataclass(frozen=True)
-class MusicClip(Clip):
+class MusicClip(ManifestClip):
     """A clip whose metadata is cleaned as music's, from `info` (a JSON file or `archive.zip:member`) or its sidecars."""
 
     info_path: str | None = None
 
     def metadata(self) -> dict[str, Any]:
         assert isinstance(self.audio, Path)
-        beside = sidecars(self.audio) if self.info_path is None else _info(self.info_path)
-        return clean({**beside, **self.inline})
+        beside = read_sidecars(self.audio) if self.info_path is None else _info(self.info_path)
+        return clean_metadata({**beside, **self.inline})
 
 
-def read(path: str | Path) -> Manifest:
+def load_audiocraft_manifest(path: str | Path) -> Manifest:
     """The manifest in a file; opens none of the audio, whose files are missed when they are read."""
     path = Path(path)
     clips = [_clip(path, number, line) for number, line in _lines(path) if line.strip()]
     if not clips:
         raise DataError(f'{path}: lists no clip; a line is like {{"path": "a.wav", "duration": 30.0, "sample_rate": 32000}}')
-    unique(clips, path)
+    check_unique_ids(clips, path)
     folder = _folder(path, clips)
     return Manifest(folder, [_placed(clip, folder) for clip in clips])
 

@@ -10,17 +10,17 @@ from safetensors import SafetensorError, safe_open
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import AudioError, DataError
 from cadenza.core.types import Codes, Latents
-from cadenza.data.items import Broken, Report
-from cadenza.data.manifest import Clip, Manifest
-from cadenza.data.store import Header, header_of, write_shard
-from cadenza.dsp.audio import Audio, read
+from cadenza.data.items import Broken, ReadReport
+from cadenza.data.manifest import ManifestClip, Manifest
+from cadenza.data.store import StoreHeader, parse_header, write_shard
+from cadenza.dsp.audio import Audio, load_audio
 
 SHARD = 512  # clips a shard
 _PLAIN = (str, int, float, bool)
 BATCH = 120.0  # seconds of audio encoded at a time; a longer clip is encoded in sections of this
 
 
-def encode(  # noqa: PLR0913
+def encode_dataset(  # noqa: PLR0913
     manifest: Manifest,
     codec: Codec,
     folder: str | Path,
@@ -29,7 +29,7 @@ def encode(  # noqa: PLR0913
     keep: Collection[str] | None = None,
     broken: Broken = "raise",
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> ReadReport:
     """Fills `folder` with the codes or latents of all clips; finished shards stay as they are.
 
     Metadata of the clips goes along: that under the ids in `keep`, or else all that is text, a number,
@@ -38,16 +38,16 @@ def encode(  # noqa: PLR0913
     """
     folder = Path(folder)
     starts = range(0, len(manifest), shard)
-    header = Header.of(codec, manifest.digest(), len(starts))
+    header = StoreHeader.of(codec, manifest.digest(), len(starts))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be made: {error.strerror}; choose another place") from None
-    report = Report()
+    report = ReadReport()
     for number, start in enumerate(starts):
         clips = manifest.clips[start : start + shard]
         path = folder / f"shard-{number:05d}.safetensors"
-        mine = Header(**{**vars(header), "shard": number})
+        mine = StoreHeader(**{**vars(header), "shard": number})
         if not _finished(path, mine, codec):
             rows, lines = [], []
             for clip, audio in _readable(clips, codec, report, broken):
@@ -63,26 +63,26 @@ def encode(  # noqa: PLR0913
     return report
 
 
-def _readable(clips: Sequence[Clip], codec: Codec, report: Report, broken: Broken) -> Iterator[tuple[Clip, Audio]]:
+def _readable(clips: Sequence[ManifestClip], codec: Codec, report: ReadReport, broken: Broken) -> Iterator[tuple[ManifestClip, Audio]]:
     for clip in clips:
         try:
             clip.metadata()
-            yield clip, read(clip.audio).resample(codec.spec.sample_rate).mix(codec.spec.channels)
+            yield clip, load_audio(clip.audio).resample(codec.spec.sample_rate).to_channels(codec.spec.channels)
         except (AudioError, DataError) as error:
-            report.note(clip.id, str(error), broken)
+            report.add_broken(clip.id, str(error), broken)
 
 
 @torch.no_grad()
-def _encoded(codec: Codec, clips: Sequence[tuple[Clip, Audio]]) -> list[tuple[Clip, dict[str, Any]]]:
+def _encoded(codec: Codec, clips: Sequence[tuple[ManifestClip, Audio]]) -> list[tuple[ManifestClip, dict[str, Any]]]:
     """What a shard keeps of each clip."""
     if not clips:
         return []
-    section = max(1, int(BATCH * codec.spec.sample_rate) // codec.spec.hop) * codec.spec.hop
+    section = max(1, int(BATCH * codec.spec.sample_rate) // codec.spec.hop_length) * codec.spec.hop_length
     if len(clips) > 1 and any(int(audio.lengths) > section for _, audio in clips):
         return [row for clip in clips for row in _encoded(codec, [clip])]
-    if int(clips[0][1].lengths) > section and not codec.spec.chunked:
+    if int(clips[0][1].lengths) > section and not codec.spec.uses_chunks:
         return [(clips[0][0], _long(codec, clips[0][1], section))]
-    frames = codec.encode(Audio.stack([audio for _, audio in clips]))
+    frames = codec.encode(Audio.pad_and_stack([audio for _, audio in clips]))
     return [(clip, _row(part, audio)) for (clip, audio), part in zip(clips, frames, strict=True)]
 
 
@@ -103,7 +103,7 @@ def _row(frames: Codes | Latents, audio: Audio) -> dict[str, Any]:
     return {"frames": kept, "samples": int(audio.lengths), "scale": None if scale is None else scale[0].cpu()}
 
 
-def _line(clip: Clip, keep: Collection[str] | None) -> dict[str, Any]:
+def _line(clip: ManifestClip, keep: Collection[str] | None) -> dict[str, Any]:
     found = clip.metadata()
     wanted = {key: value for key, value in found.items() if (_plain(value) if keep is None else key in keep)}
     return {**wanted, "id": clip.id}
@@ -119,16 +119,16 @@ def _timed(entry: Any) -> bool:
     return isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, _PLAIN) for part in entry)
 
 
-def _finished(path: Path, header: Header, codec: Codec) -> bool:
+def _finished(path: Path, header: StoreHeader, codec: Codec) -> bool:
     """Whether a shard is there already; DataError if what is there is another store's."""
     if not path.exists():
         return False
     try:
         with safe_open(path, "pt") as file:
-            found = header_of(file.metadata(), path)
+            found = parse_header(file.metadata(), path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); delete it and start again") from None
-    found.require(codec, path)
+    found.check_codec(codec, path)
     if found != header:
         raise DataError(f"{path}: was made from other clips or other shard sizes; choose a new folder, or delete this one")
     return path.with_suffix(".jsonl").exists()

@@ -18,7 +18,7 @@ class Histogram:
     counts: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, values: Sequence[float], edges: Sequence[float]) -> "Histogram":
+    def from_values(cls, values: Sequence[float], edges: Sequence[float]) -> "Histogram":
         """The values between given edges, without the empty ends."""
         if not values:
             return cls()
@@ -30,14 +30,14 @@ class Histogram:
         return cls(tuple(edges[first : last + 2]), tuple(counts[first : last + 1]))
 
     @classmethod
-    def of_lengths(cls, seconds: Sequence[float]) -> "Histogram":
+    def of_durations(cls, seconds: Sequence[float]) -> "Histogram":
         """Seconds in steps that grow with them."""
-        return cls.of(seconds, (0.0, *_STEPS, math.inf))
+        return cls.from_values(seconds, (0.0, *_STEPS, math.inf))
 
     @classmethod
-    def of_levels(cls, levels: Sequence[float]) -> "Histogram":
+    def of_loudness(cls, levels: Sequence[float]) -> "Histogram":
         """Levels in LUFS in steps of 3, silence for itself."""
-        return cls.of(levels, (-math.inf, *range(-69, 1, 3), math.inf))
+        return cls.from_values(levels, (-math.inf, *range(-69, 1, 3), math.inf))
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Plain data, where None is an open end."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from cadenza.core.errors import AudioError
 from cadenza.dsp import files
 from cadenza.dsp.resample import resample
-from cadenza.dsp.sections import Section
+from cadenza.dsp.sections import ByteRange
 
 NEAR = 5.0  # dB between fingerprints, root mean square, within which two files are listened to
 SAME = 0.9  # correlation of the waves from which on they are the same
@@ -22,8 +22,8 @@ NEIGHBOURS = 8  # of each file that are listened to at most
 _ROWS = 1024
 
 
-def alike(
-    places: Sequence[Path | Section], prints: Float[np.ndarray, "b n"], *,
+def find_near_duplicates(
+    places: Sequence[Path | ByteRange], prints: Float[np.ndarray, "b n"], *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[int, tuple[int, float]]:  # fmt: skip
     """For each file that is the same as an earlier one: the number of that one, and the correlation of their waves."""
@@ -36,7 +36,7 @@ def alike(
         if other in found or first == other:
             continue
         try:
-            same = correlation(heard(first), heard(other))
+            same = peak_correlation(heard(first), heard(other))
         except AudioError:
             continue  # its own fault says what is wrong with it
         if same >= SAME:
@@ -44,7 +44,7 @@ def alike(
     return found
 
 
-def correlation(one: Float[Tensor, " n"], other: Float[Tensor, " m"]) -> float:
+def peak_correlation(one: Float[Tensor, " n"], other: Float[Tensor, " m"]) -> float:
     """The largest correlation of two waves over shifts of up to two seconds, either way up, where both sound."""
     size = 1 << (len(one) + len(other)).bit_length()
     crossed = torch.fft.rfft(one, size) * torch.fft.rfft(other, size).conj()
@@ -77,9 +77,9 @@ def _near(prints: Float[np.ndarray, "b n"]) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _wave(place: Path | Section) -> Float[Tensor, " n"]:
+def _wave(place: Path | ByteRange) -> Float[Tensor, " n"]:
     """The beginning of a file in mono, with its highs raised so that they count."""
-    header = files.info(place)
+    header = files.probe(place)
     samples, rate = files.read(place, 0, max(1, round(SECONDS * header.sample_rate)))
     wave = resample(torch.from_numpy(samples.mean(1)), rate, RATE)
     return torch.cat([wave[:1], wave[1:] - 0.95 * wave[:-1]])

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from cadenza.dsp import files
 from cadenza.dsp.loudness import loudness
-from cadenza.dsp.sections import Section
+from cadenza.dsp.sections import ByteRange
 
 BLOCK = 30.0  # seconds held at a time
 WINDOW = 0.1  # seconds over which levels are taken
@@ -24,7 +24,7 @@ RANGE = 50.0  # dB below the loudest band that count
 
 
 @dataclass(frozen=True)
-class Measured:
+class AudioStats:
     """One file: levels are of full scale 1, `print` is alike for files that sound alike."""
 
     sample_rate: int
@@ -38,25 +38,25 @@ class Measured:
     offset: float  # the mean of the channel where it is largest
     clipped: float  # fraction of samples
     crests: int  # stretches of clipped samples
-    dead: int  # channels without sound, while another has some
+    silent_channels: int  # channels without sound, while another has some
     correlation: float  # of left and right, 1 in mono
     finite: bool
-    print: Float[np.ndarray, " n"]
+    fingerprint: Float[np.ndarray, " n"]
 
 
-def measure(place: Path | Section) -> Measured:
+def analyze_file(place: Path | ByteRange) -> AudioStats:
     """What a file is like; AudioError where it cannot be read, CutShort where it ends too early."""
-    header = files.info(place)
+    header = files.probe(place)
     tally = _Tally(header.sample_rate, header.channels)
-    for samples in files.blocks(place, max(1, round(BLOCK * header.sample_rate))):
+    for samples in files.iter_blocks(place, max(1, round(BLOCK * header.sample_rate))):
         tally.add(samples)
-    return tally.result(digest(place))
+    return tally.result(file_sha256(place))
 
 
-def digest(place: Path | Section) -> str:
+def file_sha256(place: Path | ByteRange) -> str:
     """A hash of a file's bytes."""
     made = hashlib.sha256()
-    with place.open() if isinstance(place, Section) else open(place, "rb") as file:
+    with place.open() if isinstance(place, ByteRange) else open(place, "rb") as file:
         while piece := file.read(1 << 20):
             made.update(piece)
     return made.hexdigest()
@@ -85,7 +85,7 @@ class _Tally:
         if self.channels == 2:
             self.cross += float(np.dot(samples[:, 0].astype(np.float64), samples[:, 1]))
         for channel in range(self.channels):
-            count, crests = clipping(samples[:, channel])
+            count, crests = count_clipping(samples[:, channel])
             self.clipped[channel] += count
             self.crests[channel] += crests
         self.levels.append(_levels(samples, max(1, round(WINDOW * self.rate))))
@@ -96,13 +96,13 @@ class _Tally:
             self.bands += np.stack([levels, levels**2])
             self.heard += 1
 
-    def result(self, digest: str) -> Measured:
+    def result(self, digest: str) -> AudioStats:
         levels = np.concatenate(self.levels)
         power = np.sqrt(self.squares.prod()) if self.channels == 2 else 0.0
         power_of_loud = sum(n * p for n, p in self.powers) / max(1, sum(n for n, _ in self.powers))
         top = float(self.peaks.max())
         worst = int(self.clipped.argmax())
-        return Measured(
+        return AudioStats(
             sample_rate=self.rate,
             channels=self.channels,
             seconds=self.frames / self.rate,
@@ -114,10 +114,10 @@ class _Tally:
             offset=float(np.abs(self.sums).max() / self.frames),
             clipped=float(self.clipped[worst] / self.frames),
             crests=int(self.crests[worst]),
-            dead=int((self.peaks < 1e-3 * top).sum()) if top else 0,
+            silent_channels=int((self.peaks < 1e-3 * top).sum()) if top else 0,
             correlation=float(self.cross / power) if power > 0 else 1.0,
             finite=self.finite,
-            print=self._print(),
+            fingerprint=self._print(),
         )
 
     def _print(self) -> Float[np.ndarray, " n"]:
@@ -129,7 +129,7 @@ class _Tally:
         return np.concatenate([mean - mean.mean(), spread]).astype(np.float32)
 
 
-def clipping(x: Float[np.ndarray, " t"]) -> tuple[int, int]:
+def count_clipping(x: Float[np.ndarray, " t"]) -> tuple[int, int]:
     """Samples in flat tops that a wave runs into with a step, and how many such tops there are.
 
     Below full scale the wave must also have been on its way there, as a cut crest is and a square wave is not.

@@ -12,38 +12,38 @@ from typing import Any
 from pydantic import Field
 
 from cadenza.core.spec import Spec
-from cadenza.data.items import Item, Segment
+from cadenza.data.items import Item, SegmentInfo
 
 _NOTHING = ("", "none", "nan", "null", "n/a")  # what stands for no value where a value was demanded
 MERGED = ("key", "bpm", "genre", "moods", "instrument", "keywords")  # the fields that can enter the text
 
 
-def text(value: Any) -> str | None:
+def clean_text(value: Any) -> str | None:
     """A text on one line, or None where it says nothing."""
     if not isinstance(value, str) or value.strip().lower() in _NOTHING:
         return None
     return " ".join(value.split())
 
 
-def keyword(value: Any) -> str | None:
+def clean_keyword(value: Any) -> str | None:
     """A word or phrase in lower case."""
-    found = text(value)
+    found = clean_text(value)
     return None if found is None else found.lower()
 
 
-def keywords(value: Any) -> list[str] | None:
+def clean_keywords(value: Any) -> list[str] | None:
     """Phrases in lower case, each once, from a list or from one text with commas or semicolons."""
     parts = re.split(r"[,;]", value) if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-    return list(dict.fromkeys(found for part in parts if (found := keyword(part)))) or None
+    return list(dict.fromkeys(found for part in parts if (found := clean_keyword(part)))) or None
 
 
-def key(value: Any) -> str | None:
+def parse_key(value: Any) -> str | None:
     """One musical key; a text that names several is no value."""
-    found = text(value)
+    found = clean_text(value)
     return None if found is None or "," in found else found
 
 
-def bpm(value: Any) -> float | None:
+def parse_bpm(value: Any) -> float | None:
     """A tempo over zero, from a number or a text that is one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -54,39 +54,39 @@ def bpm(value: Any) -> float | None:
     return found if 0 < found < math.inf else None
 
 
-def description(value: Any) -> str | list[str] | None:
+def clean_description(value: Any) -> str | list[str] | None:
     """A text, or several to choose from."""
     if isinstance(value, list | tuple):
-        return [found for part in value if (found := text(part))] or None
-    return text(value)
+        return [found for part in value if (found := clean_text(part))] or None
+    return clean_text(value)
 
 
 FIELDS: dict[str, Callable[[Any], Any]] = {
-    "title": text,
-    "artist": text,
-    "key": key,
-    "bpm": bpm,
-    "genre": keyword,
-    "moods": keywords,
-    "keywords": keywords,
-    "description": description,
-    "name": keyword,
-    "instrument": keyword,
+    "title": clean_text,
+    "artist": clean_text,
+    "key": parse_key,
+    "bpm": parse_bpm,
+    "genre": clean_keyword,
+    "moods": clean_keywords,
+    "keywords": clean_keywords,
+    "description": clean_description,
+    "name": clean_keyword,
+    "instrument": clean_keyword,
 }
 
 
-def clean(metadata: Item) -> dict[str, Any]:
+def clean_metadata(metadata: Item) -> dict[str, Any]:
     """The metadata with each music field in its type or absent, and `prompt` as the description unless it is there."""
     fields = {name: make(metadata[name]) for name, make in FIELDS.items() if name in metadata}
     rest = {name: value for name, value in metadata.items() if name not in FIELDS}
     cleaned = {**rest, **{name: value for name, value in fields.items() if value is not None}}
-    if description(cleaned.get("prompt")) is None:
+    if clean_description(cleaned.get("prompt")) is None:
         cleaned.pop("prompt", None)
         cleaned |= {"prompt": cleaned["description"]} if "description" in cleaned else {}
     return cleaned
 
 
-class MusicText(Spec):
+class PromptMixer(Spec):
     """A function to items that now and then adds `field: value` pairs to the prompt, in any order, as AudioCraft does.
 
     AudioCraft calls the probabilities merge_text_p, drop_desc_p and drop_other_p; its code keeps a field with the last
@@ -101,8 +101,8 @@ class MusicText(Spec):
     drop: dict[str, float] = {}  # field -> how often it is absent altogether
     exact: bool = False
 
-    def __call__(self, metadata: dict[str, Any], segment: Segment) -> dict[str, Any]:
-        item, rng = clean(metadata), segment.rng
+    def __call__(self, metadata: dict[str, Any], segment: SegmentInfo) -> dict[str, Any]:
+        item, rng = clean_metadata(metadata), segment.rng
         if rng is None:
             return item if "prompt" in item else _with(item, self._pairs(item))
         dropped = {name for name, often in self.drop.items() if rng.random() < often}

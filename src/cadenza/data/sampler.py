@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import Sampler
 
 from cadenza.core.errors import DataError
-from cadenza.data.items import Draw
+from cadenza.data.items import SampleIndex
 
 
-class Batches(Sampler[list[Draw]]):
+class BatchSampler(Sampler[list[SampleIndex]]):
     """Batches of draws: shuffled epochs end to end, so that batches are full and span their borders.
 
     `world` processes with batches of `batch` see together what one sees with `world * batch`. The whole state is
@@ -33,19 +33,19 @@ class Batches(Sampler[list[Draw]]):
         """Times that every item has been drawn before the next batch."""
         return self.position * self.batch * self.world // self.size
 
-    def at(self, position: int) -> list[Draw]:
+    def batch_at(self, position: int) -> list[SampleIndex]:
         """This process's part of batch number `position`."""
         first = (position * self.world + self.rank) * self.batch
         return [self._draw(place) for place in range(first, first + self.batch)]
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         while True:
             self.position += 1
-            yield self.at(self.position - 1)
+            yield self.batch_at(self.position - 1)
 
-    def start(self, position: int) -> "Batches":
+    def from_position(self, position: int) -> "BatchSampler":
         """The same sequence from batch number `position` on."""
-        again = Batches(self.size, self.batch, seed=self.seed, rank=self.rank, world=self.world, shuffle=self.shuffle)
+        again = BatchSampler(self.size, self.batch, seed=self.seed, rank=self.rank, world=self.world, shuffle=self.shuffle)
         again.position = position
         return again
 
@@ -65,9 +65,9 @@ class Batches(Sampler[list[Draw]]):
         vars(self).update(state)
         self._order = lru_cache(maxsize=2)(self._permutation)
 
-    def _draw(self, place: int) -> Draw:
+    def _draw(self, place: int) -> SampleIndex:
         epoch, inside = divmod(place, self.size)
-        return Draw(self._order(epoch)[inside] if self.shuffle else inside, epoch)
+        return SampleIndex(self._order(epoch)[inside] if self.shuffle else inside, epoch)
 
     def _permutation(self, epoch: int) -> list[int]:
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()[:8], "little", signed=True)

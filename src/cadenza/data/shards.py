@@ -15,21 +15,21 @@ from typing import Any
 from urllib.parse import unquote
 
 from cadenza.core.errors import AudioError, DataError
-from cadenza.core.files import replacing
-from cadenza.data.items import Broken, Report
-from cadenza.data.manifest import Clip, Manifest, unique
+from cadenza.core.files import atomic_write
+from cadenza.data.items import Broken, ReadReport
+from cadenza.data.manifest import ManifestClip, Manifest, check_unique_ids
 from cadenza.dsp import files
-from cadenza.dsp.sections import Section
+from cadenza.dsp.sections import ByteRange
 
 _END = 1024  # zero bytes that end a tar
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShardSample:
     """The members of a shard that share a key, by extension."""
 
     key: str
-    members: dict[str, Section]
+    members: dict[str, ByteRange]
 
     def metadata(self) -> dict[str, Any]:
         """The mapping in its `.json`; its `.txt` as `prompt` and its `.cls` as `class`, which count less, as does `text`."""
@@ -43,22 +43,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class ShardClip(Clip):
+class ShardClip(ManifestClip):
     """A clip inside a shard."""
 
-    sample: Sample = Sample("", {})
+    sample: ShardSample = ShardSample("", {})
 
     def metadata(self) -> dict[str, Any]:
         return {**self.sample.metadata(), **self.inline}
 
 
-def shards_in(path: str | Path) -> list[Path]:
+def list_shards(path: str | Path) -> list[Path]:
     """The tar files that a path stands for, in order: itself, or those in the folder."""
     path = Path(path)
     return [path] if path.is_file() else sorted(found for found in path.glob("*.tar") if not found.name.startswith("."))
 
 
-def index(shard: str | Path) -> list[Sample]:
+def index_shard(shard: str | Path) -> list[ShardSample]:
     """The samples of a shard in order, from its headers alone; DataError that names the place where it is damaged."""
     shard = Path(shard)
     size, last, found = 0, None, {}
@@ -83,37 +83,37 @@ def index(shard: str | Path) -> list[Sample]:
     if last is None:
         raise DataError(f"{shard}: an empty tar; leave it out")
     _whole(shard, last, size)
-    return [Sample(key, members) for key, members in found.items()]
+    return [ShardSample(key, members) for key, members in found.items()]
 
 
-def read(paths: Iterable[str | Path], *, broken: Broken = "skip") -> tuple[Manifest, Report]:
+def load_shards(paths: Iterable[str | Path], *, broken: Broken = "skip") -> tuple[Manifest, ReadReport]:
     """The clips of shards in order, and a report that names what is broken in them; a damaged shard is an error."""
     paths = [Path(path) for path in paths]
-    clips, report = [], Report()
-    samples = [(shard, sample) for shard in paths for sample in index(shard)]
+    clips, report = [], ReadReport()
+    samples = [(shard, sample) for shard in paths for sample in index_shard(shard)]
     keys = [sample.key for _, sample in samples]
     apart = len(set(keys)) < len(keys)  # the same keys in several shards: then the shard is a part of the id
     for shard, sample in samples:
         name = f"{shard.stem}/{unquote(sample.key)}" if apart else unquote(sample.key)
         try:
             audio = _audio(shard, sample)
-            header = files.info(audio)
+            header = files.probe(audio)
         except (AudioError, DataError) as error:
-            report.note(name, str(error), broken)
+            report.add_broken(name, str(error), broken)
             continue
         clips.append(ShardClip(name, audio, header.seconds, header.sample_rate, header.channels, {}, sample=sample))
     report.read = len(clips)
     if not clips:
         where = paths[0].parent if paths else "the shards"
         raise DataError(f"{where}: no sample with audio ({', '.join(files.SUFFIXES)}) in {len(paths)} shards: {report}")
-    unique(clips, paths[0].parent)
+    check_unique_ids(clips, paths[0].parent)
     return Manifest(paths[0].parent, clips), report
 
 
 def write_shards(
     manifest: Manifest, folder: str | Path, *, clips: int = 1000, broken: Broken = "raise",
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:  # fmt: skip
+) -> ReadReport:  # fmt: skip
     """Fills a new folder with shards of so many clips: the bytes of each audio file as they are, and its metadata.
 
     Ids come back when the shards are read. A shard is whole or not there.
@@ -125,17 +125,17 @@ def write_shards(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be made: {error.strerror}; choose another place") from None
-    if there := shards_in(folder):
+    if there := list_shards(folder):
         raise DataError(f"{folder}: holds {len(there)} shards already; choose an empty folder, or delete them")
-    report = Report()
+    report = ReadReport()
     for number, start in enumerate(range(0, len(manifest), clips)):
         path = folder / f"shard-{number:05d}.tar"
-        with replacing(path, DataError) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        with atomic_write(path, DataError) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for clip in manifest.clips[start : start + clips]:
                 try:
                     members = list(_members(clip))
                 except (AudioError, DataError, OSError) as error:
-                    report.note(clip.id, str(error), broken)
+                    report.add_broken(clip.id, str(error), broken)
                     continue
                 for name, data in members:
                     header = tarfile.TarInfo(name)
@@ -146,7 +146,7 @@ def write_shards(
     return report
 
 
-def _file(found: dict[str, dict[str, Section]], shard: Path, member: tarfile.TarInfo) -> None:
+def _file(found: dict[str, dict[str, ByteRange]], shard: Path, member: tarfile.TarInfo) -> None:
     """Notes a member under its key, which goes to the first dot of the file's name."""
     place, slash, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, extension = name.partition(".")
@@ -155,10 +155,10 @@ def _file(found: dict[str, dict[str, Section]], shard: Path, member: tarfile.Tar
     members = found.setdefault(place + slash + stem, {})
     if extension.lower() in members:
         raise DataError(f"{shard}: '{member.name}' is there twice; write the shard again with a key for each sample")
-    members[extension.lower()] = Section(shard, member.offset_data, member.size, member.name)
+    members[extension.lower()] = ByteRange(shard, member.offset_data, member.size, member.name)
 
 
-def _audio(shard: Path, sample: Sample) -> Section:
+def _audio(shard: Path, sample: ShardSample) -> ByteRange:
     found = [member for extension, member in sample.members.items() if f".{extension}" in files.SUFFIXES]
     if len(found) != 1:
         there = ", ".join(sample.members)
@@ -167,7 +167,7 @@ def _audio(shard: Path, sample: Sample) -> Section:
     return found[0]
 
 
-def _read(member: Section, name: str) -> dict[str, Any]:
+def _read(member: ByteRange, name: str) -> dict[str, Any]:
     try:
         said = member.read_bytes().decode("utf-8")
         found = {name: " ".join(said.split())} if name else json.loads(said)
@@ -180,8 +180,8 @@ def _read(member: Section, name: str) -> dict[str, Any]:
     return found
 
 
-def _members(clip: Clip) -> Iterator[tuple[str, bytes]]:
-    files.info(clip.audio)  # nothing that cannot be read is written
+def _members(clip: ManifestClip) -> Iterator[tuple[str, bytes]]:
+    files.probe(clip.audio)  # nothing that cannot be read is written
     data = clip.audio.read_bytes()
     key = _key(clip.id)
     yield f"{key}{clip.audio.suffix.lower()}", data

@@ -15,15 +15,15 @@ from pydantic import Field, field_validator, model_validator
 from cadenza.core.errors import DataError, SpecError
 from cadenza.core.spec import Spec
 from cadenza.data import shards
-from cadenza.data.arrays import Array, Arrays, arrays_in
-from cadenza.data.items import Item, Report, Segment, ToItem
-from cadenza.data.manifest import Manifest, build
+from cadenza.data.arrays import PreEncodedClip, PreEncodedFolder, scan_pre_encoded
+from cadenza.data.items import Item, ReadReport, SegmentInfo, ToItem
+from cadenza.data.manifest import Manifest, scan_folder
 from cadenza.dsp.audio import Audio
 
 ToItems = ToItem | Mapping[str, ToItem] | None  # one for all data sets, or one by the id of each
 
 
-class Entry(Spec):
+class DatasetEntry(Spec):
     """One data set of a config."""
 
     id: str = Field(min_length=1)
@@ -34,17 +34,17 @@ class Entry(Spec):
     latent_crop_length: int | None = Field(None, ge=1)  # where their guide puts it
 
     @model_validator(mode="after")
-    def _local(self) -> "Entry":
+    def _local(self) -> "DatasetEntry":
         if self.s3_path is not None or self.path is None or self.path.startswith(("s3://", "pipe:", "http:", "https:")):
             raise ValueError(f"'{self.id}' is not on this machine; fetch it, and give the folder as 'path'")
         return self
 
 
-class Config(Spec):
+class DatasetConfig(Spec):
     """A whole config, with what has no effect here and what has an effect that is not offered."""
 
     dataset_type: Literal["audio_dir", "wds", "s3", "pre_encoded"]
-    datasets: tuple[Entry, ...] = Field(min_length=1)
+    datasets: tuple[DatasetEntry, ...] = Field(min_length=1)
     random_crop: bool | None = None
     latent_crop_length: int | None = Field(None, ge=1)
     min_length_sec: float | None = Field(None, ge=0)
@@ -68,7 +68,7 @@ class Config(Spec):
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> "Config":
+    def _fits(self) -> "DatasetConfig":
         if self.latent_extension.removeprefix(".") != "npy":
             raise ValueError(f"latent_extension '{self.latent_extension}' is not known; there is: npy")
         if self.pre_encoded:
@@ -81,7 +81,7 @@ class Config(Spec):
         return self
 
 
-def read(path: str | Path, *, to_item: ToItems = None) -> tuple[Manifest | Arrays, Report]:
+def load_dataset_config(path: str | Path, *, to_item: ToItems = None) -> tuple[Manifest | PreEncodedFolder, ReadReport]:
     """The clips that a config names, and what is broken among them; relative paths start from the current folder.
 
     A path that is not there is looked for beside the config too.
@@ -92,32 +92,32 @@ def read(path: str | Path, *, to_item: ToItems = None) -> tuple[Manifest | Array
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as JSON: {error}") from None
     try:
-        config = Config.parse(data, source=str(path))
+        config = DatasetConfig.parse(data, source=str(path))
     except SpecError as error:
         raise DataError(str(error)) from None
     functions = _functions(config, to_item, path)
     roots = {entry.id: _root(entry, path) for entry in config.datasets}
-    chosen = BySource(functions) if functions else None
+    chosen = PerDatasetTransform(functions) if functions else None
     if config.dataset_type == "pre_encoded":
         clips = [
-            clip for name, root in roots.items() for clip in arrays_in(root, prefix=f"{name}/").clips if _long(clip, config)
+            clip for name, root in roots.items() for clip in scan_pre_encoded(root, prefix=f"{name}/").clips if _long(clip, config)
         ]
         if not clips:
             raise DataError(f"{path}: no clip is of a length from min_length_sec to max_length_sec; widen them")
         lengths = {config.latent_crop_length, *(entry.latent_crop_length for entry in config.datasets)} - {None}
         if len(lengths) > 1:
             raise DataError(f"{path}: latent_crop_length is said differently in several places; say it once")
-        return Arrays(clips, chosen, bool(config.random_crop), next(iter(lengths), None)), Report(read=len(clips))
-    found, report = [], Report()
+        return PreEncodedFolder(clips, chosen, bool(config.random_crop), next(iter(lengths), None)), ReadReport(read=len(clips))
+    found, report = [], ReadReport()
     for name, root in roots.items():
-        manifest, there = build(root) if config.dataset_type == "audio_dir" else shards.read(_shards(root))
+        manifest, there = scan_folder(root) if config.dataset_type == "audio_dir" else shards.load_shards(_shards(root))
         found += [replace(clip, id=f"{name}/{clip.id}") for clip in manifest.clips]
         report.broken |= {f"{name}/{broken}": reason for broken, reason in there.broken.items()}
     report.read = len(found)
     return Manifest(path.parent, found, chosen, config.random_crop is not False), report
 
 
-def kind(path: str | Path) -> str | None:
+def dataset_type(path: str | Path) -> str | None:
     """The `dataset_type` that a JSON file says, or None where it is no such config."""
     path = Path(path)
     try:
@@ -128,18 +128,18 @@ def kind(path: str | Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class BySource:
+class PerDatasetTransform:
     """The function to items of the data set that a clip is from, whose id its own begins with."""
 
     functions: Mapping[str, ToItem]
 
-    def __call__(self, metadata: dict[str, Any], segment: Segment) -> Item | None:
+    def __call__(self, metadata: dict[str, Any], segment: SegmentInfo) -> Item | None:
         names = [name for name in self.functions if segment.id.startswith(f"{name}/")]
         return self.functions[max(names, key=len)](metadata, segment) if names else metadata
 
 
 @dataclass(frozen=True)
-class custom_metadata:  # noqa: N801  # used as a function
+class CustomMetadata:  # noqa: N801  # used as a function
     """A `get_custom_metadata(info, audio)` of stable-audio-tools as a `to_item`, for who trusts it.
 
     `__reject__` rejects the segment and `__audio__` adds sounds; `audio` [c, t] is the segment's, read for it.
@@ -147,7 +147,7 @@ class custom_metadata:  # noqa: N801  # used as a function
 
     function: Callable[[dict[str, Any], Any], Mapping[str, Any]]
 
-    def __call__(self, metadata: dict[str, Any], segment: Segment) -> Item | None:
+    def __call__(self, metadata: dict[str, Any], segment: SegmentInfo) -> Item | None:
         audio = segment.audio
         times = {"seconds_start": int(segment.start), "seconds_total": -int(-segment.total // 1)}
         info = {**metadata, **times, "path": segment.source, "relpath": segment.id.partition("/")[2]}
@@ -161,7 +161,7 @@ class custom_metadata:  # noqa: N801  # used as a function
         return {**metadata, **made, **sounds}
 
 
-def _functions(config: Config, to_item: ToItems, path: Path) -> dict[str, ToItem]:
+def _functions(config: DatasetConfig, to_item: ToItems, path: Path) -> dict[str, ToItem]:
     """The function of each data set that has one; DataError for a module that nobody vouches for."""
     names = [entry.id for entry in config.datasets]
     functions = {} if to_item is None else dict(to_item) if isinstance(to_item, Mapping) else dict.fromkeys(names, to_item)
@@ -177,7 +177,7 @@ def _functions(config: Config, to_item: ToItems, path: Path) -> dict[str, ToItem
     return functions
 
 
-def _root(entry: Entry, config: Path) -> Path:
+def _root(entry: DatasetEntry, config: Path) -> Path:
     places = [Path(entry.path or ""), config.parent / (entry.path or "")]
     for place in places:
         if place.exists():
@@ -186,13 +186,13 @@ def _root(entry: Entry, config: Path) -> Path:
 
 
 def _shards(root: Path) -> list[Path]:
-    found = shards.shards_in(root)
+    found = shards.list_shards(root)
     if not found:
         raise DataError(f"{root}: no .tar file in it; give a folder of shards, or dataset_type audio_dir for loose files")
     return found
 
 
-def _long(clip: Array, config: Config) -> bool:
+def _long(clip: PreEncodedClip, config: DatasetConfig) -> bool:
     if clip.total is None:
         return True
     return (config.min_length_sec or 0) <= clip.total <= (config.max_length_sec or clip.total)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import DataError
-from cadenza.core.files import replacing
+from cadenza.core.files import atomic_write
 from cadenza.data.items import Item
 
 FORMAT = 1
@@ -29,7 +29,7 @@ _KEY = "cadenza"
 
 
 @dataclass(frozen=True)
-class Header:
+class StoreHeader:
     """What a shard says of itself; shards of one store differ in `shard` alone."""
 
     kind: Literal["codes", "latents"]
@@ -48,14 +48,14 @@ class Header:
     @classmethod
     def of(cls, codec: Codec, clips: str, shards: int) -> Self:
         """What every shard made by a codec says."""
-        grid, spec = codec.grid, codec.spec
-        made = {"codec": spec.to_dict(), "weights": weights_digest(codec), "hop": spec.hop, "sample_rate": spec.sample_rate}
-        seen = {"kind": grid.kind, "frame_rate": grid.frame_rate, "rows": grid.rows, "cardinality": grid.cardinality}
+        grid, spec = codec.format, codec.spec
+        made = {"codec": spec.to_dict(), "weights": codec_sha256(codec), "hop": spec.hop_length, "sample_rate": spec.sample_rate}
+        seen = {"kind": grid.kind, "frame_rate": grid.frame_rate, "rows": grid.channels, "cardinality": grid.cardinality}
         return cls(**made, **seen, clips=clips, shards=shards)
 
-    def require(self, codec: Codec, source: str | Path) -> None:
+    def check_codec(self, codec: Codec, source: str | Path) -> None:
         """DataError unless exactly this codec, weights included, made the store."""
-        spec, weights = codec.spec.to_dict(), weights_digest(codec)
+        spec, weights = codec.spec.to_dict(), codec_sha256(codec)
         if self.codec == spec and self.weights == weights:
             return
         changed = [key for key in {**self.codec, **spec} if self.codec.get(key) != spec.get(key)]
@@ -63,7 +63,7 @@ class Header:
         raise DataError(f"{source}: was made by another codec: {how}; encode the audio again with this codec in a new folder")
 
 
-class Shard:
+class StoreShard:
     """One pair of files; the frames are read from the mapped file piece by piece, the lines by offset."""
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +71,7 @@ class Shard:
         self._file: Any = None
         try:
             with safe_open(path, "pt") as file:
-                self.header = header_of(file.metadata(), path)
+                self.header = parse_header(file.metadata(), path)
                 self.offsets: list[int] = file.get_tensor("offsets").tolist()
                 self.samples: list[int] = file.get_tensor("samples").tolist()
                 self.scale = file.get_tensor("scale") if "scale" in file.keys() else None  # noqa: SIM118
@@ -99,7 +99,7 @@ class Shard:
         return part.to(torch.long if self.header.kind == "codes" else torch.float32).T.contiguous()
 
 
-class Store:
+class EncodedStore:
     """All shards of a folder, or one packed file, as one sequence of clips."""
 
     def __init__(self, path: str | Path, *, codec: Codec | None = None) -> None:
@@ -108,7 +108,7 @@ class Store:
         paths = [path] if path.is_file() else sorted(path.glob("shard-*.safetensors"))
         if not paths:
             raise DataError(f"{path}: holds no encoded store; make one with `cadenza encode`")
-        self.shards = [Shard(each) for each in paths]
+        self.shards = [StoreShard(each) for each in paths]
         self.header = self.shards[0].header
         missing = sorted(set(range(self.header.shards)) - {shard.header.shard for shard in self.shards})
         if missing:
@@ -117,7 +117,7 @@ class Store:
             if _same(shard.header) != _same(self.header):
                 raise DataError(f"{shard.path}: belongs to another store than {self.shards[0].path}; keep stores apart")
         if codec is not None:
-            self.header.require(codec, path)
+            self.header.check_codec(codec, path)
         self._ends = [0]
         for shard in self.shards:
             self._ends.append(self._ends[-1] + len(shard))
@@ -125,24 +125,24 @@ class Store:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def find(self, clip: int) -> tuple[Shard, int]:
+    def locate(self, clip: int) -> tuple[StoreShard, int]:
         """The shard that holds a clip, and its number there."""
         which = bisect.bisect_right(self._ends, clip) - 1
         return self.shards[which], clip - self._ends[which]
 
     def length(self, clip: int) -> int:
         """Frames of a clip."""
-        shard, inside = self.find(clip)
+        shard, inside = self.locate(clip)
         return shard.offsets[inside + 1] - shard.offsets[inside]
 
     def metadata(self, clip: int) -> dict[str, Any]:
-        shard, inside = self.find(clip)
+        shard, inside = self.locate(clip)
         return shard.metadata(inside)
 
     def pack(self, path: str | Path) -> Path:
         """The whole store as one `.safetensors` with its `.jsonl`, to be carried elsewhere and read in the same way."""
-        header = Header(**{**asdict(self.header), "shards": 1, "shard": 0})
-        clips = [self.find(clip) for clip in range(len(self))]
+        header = StoreHeader(**{**asdict(self.header), "shards": 1, "shard": 0})
+        clips = [self.locate(clip) for clip in range(len(self))]
         rows = [{"frames": s.frames(i, 0, s.offsets[i + 1] - s.offsets[i]).T, "samples": s.samples[i]} for s, i in clips]
         for row, (shard, i) in zip(rows, clips, strict=True):
             row["scale"] = None if shard.scale is None else shard.scale[i]
@@ -151,7 +151,7 @@ class Store:
         return path
 
 
-def write_shard(path: Path, header: Header, rows: Sequence[Mapping[str, Any]], metadata: Sequence[Item]) -> None:
+def write_shard(path: Path, header: StoreHeader, rows: Sequence[Mapping[str, Any]], metadata: Sequence[Item]) -> None:
     """Writes metadata, then tensors; a shard whose tensors are there is whole. `rows` have frames [f, k], samples, scale."""
     dtype = torch.uint16 if header.kind == "codes" else torch.float16
     lengths = [len(row["frames"]) for row in rows]
@@ -163,24 +163,24 @@ def write_shard(path: Path, header: Header, rows: Sequence[Mapping[str, Any]], m
         wide = max(scale.shape[-1] for scale in scales)  # a codec in chunks has one for each of a clip's
         tensors["scale"] = torch.stack([torch.nn.functional.pad(scale, (0, wide - scale.shape[-1])) for scale in scales])
     lines = "".join(json.dumps(dict(item), ensure_ascii=False) + "\n" for item in metadata)
-    with replacing(path.with_suffix(".jsonl"), DataError) as file:
+    with atomic_write(path.with_suffix(".jsonl"), DataError) as file:
         file.write(lines.encode())
-    with replacing(path, DataError) as file:
+    with atomic_write(path, DataError) as file:
         file.write(save(tensors, {_KEY: json.dumps(asdict(header))}))
 
 
-def header_of(metadata: Mapping[str, str] | None, path: Path) -> Header:
+def parse_header(metadata: Mapping[str, str] | None, path: Path) -> StoreHeader:
     """The header among a safetensors file's metadata."""
     try:
         data = json.loads((metadata or {})[_KEY])
         if data["format"] != FORMAT:
             raise DataError(f"{path}: store format {data['format']} is not known to this release; upgrade cadenza")
-        return Header(**{field.name: data[field.name] for field in fields(Header)})
+        return StoreHeader(**{field.name: data[field.name] for field in fields(StoreHeader)})
     except (KeyError, json.JSONDecodeError):
         raise DataError(f"{path}: a safetensors file, but no encoded store") from None
 
 
-def weights_digest(codec: Codec) -> str:
+def codec_sha256(codec: Codec) -> str:
     """A hash of a codec's weights, wherever they are."""
     digest = hashlib.sha256()
     for name, x in sorted(codec.state_dict().items()):
@@ -189,5 +189,5 @@ def weights_digest(codec: Codec) -> str:
     return digest.hexdigest()
 
 
-def _same(header: Header) -> dict[str, Any]:
+def _same(header: StoreHeader) -> dict[str, Any]:
     return {key: value for key, value in asdict(header).items() if key != "shard"}

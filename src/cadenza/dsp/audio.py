@@ -29,7 +29,7 @@ class Audio:
             object.__setattr__(self, "lengths", full)
 
     @classmethod
-    def stack(cls, clips: Sequence["Audio"]) -> "Audio":
+    def pad_and_stack(cls, clips: Sequence["Audio"]) -> "Audio":
         """Clips of one sample rate and channel count as one batch, padded with zeros at the end."""
         kinds = {(clip.sample_rate, clip.wave.shape[1]) for clip in clips}
         if len(kinds) != 1:
@@ -61,9 +61,9 @@ class Audio:
         """The same sound at another sample rate, each clip by itself so that padding does not leak."""
         if sample_rate == self.sample_rate:
             return self
-        return Audio.stack([Audio(resample(c.wave, self.sample_rate, sample_rate), sample_rate) for c in self])
+        return Audio.pad_and_stack([Audio(resample(c.wave, self.sample_rate, sample_rate), sample_rate) for c in self])
 
-    def mix(self, channels: int) -> "Audio":
+    def to_channels(self, channels: int) -> "Audio":
         """The same sound in mono (mean of the channels) or copied to `channels`."""
         if self.wave.shape[1] == channels:
             return self
@@ -78,7 +78,7 @@ class Audio:
         return paths
 
 
-def read(path: Place, start: int = 0, frames: int | None = None) -> Audio:
+def load_audio(path: Place, start: int = 0, frames: int | None = None) -> Audio:
     """An audio file, or `frames` samples of it from `start`, as a batch of one clip."""
     samples, sample_rate = files.read(path, start, frames)
     return Audio(torch.from_numpy(samples.T.copy())[None], sample_rate)

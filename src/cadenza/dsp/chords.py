@@ -52,13 +52,13 @@ class Chord:
 
     root: int | None
     bass: int | None
-    tones: frozenset[int]
+    pitch_classes: frozenset[int]
 
 
 NO_CHORD = Chord(None, None, frozenset())
 
 
-def chord(name: str) -> Chord:
+def parse_chord(name: str) -> Chord:
     """The chord of a name such as `Am`, `Bbmaj7`, `G7/B` or `A:min7/b3`, or `N` for none; RequestError names what is none."""
     text = name.strip()
     if text.lower() in _NONE:
@@ -73,12 +73,12 @@ def chord(name: str) -> Chord:
         close = difflib.get_close_matches(quality, _QUALITIES, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "there are m, 7, maj7, m7, dim, aug, sus4, 6, 9, m7b5 and more"
         raise RequestError(f"'{name}': there is no chord quality '{quality}'; {hint}")
-    root = pitch_class(found[1] + found[2])
+    root = parse_pitch_class(found[1] + found[2])
     low = root if not bass else _bass(name, bass, root)
     return Chord(root, low, frozenset((root + tone) % 12 for tone in tones) | {low})
 
 
-def pitch_class(name: str) -> int:
+def parse_pitch_class(name: str) -> int:
     """0 for C to 11 for B, with any number of sharps and flats; RequestError for what is no note."""
     found = re.fullmatch(_NOTE, name.strip())
     if found is None:
@@ -89,7 +89,7 @@ def pitch_class(name: str) -> int:
 def _bass(name: str, text: str, root: int) -> int:
     """A note, or a degree of the root's major scale."""
     if re.fullmatch(_NOTE, text):
-        return pitch_class(text)
+        return parse_pitch_class(text)
     if degree := re.fullmatch(r"([#♯b♭]*)(\d+)", text):
         step = int(degree[2]) - 1
         return (root + _DEGREES[step % 7] + _shift(degree[1])) % 12

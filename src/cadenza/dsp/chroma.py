@@ -30,7 +30,7 @@ def chroma_filters(sample_rate: int, n_fft: int, *, bins: int = 12) -> Float[Ten
     return weighted.roll(-3 * (bins // 12), 0).float()  # from A to C
 
 
-def chroma(wave: Float[Tensor, "*b t"], filters: Float[Tensor, "k f"], *, hop: int) -> Float[Tensor, "*b n k"]:
+def chromagram(wave: Float[Tensor, "*b t"], filters: Float[Tensor, "k f"], *, hop: int) -> Float[Tensor, "*b n k"]:
     """The strength of each pitch class over that of the strongest one in a frame; all 0 in silence.
 
     There are 1 + t // hop frames, around the samples 0, hop, ...; a wave shorter than the window is first put into the
@@ -49,6 +49,6 @@ def chroma_frames(samples: int, n_fft: int, hop: int) -> int:
     return 1 + max(samples, n_fft) // hop
 
 
-def strongest(x: Float[Tensor, "*b n k"]) -> Float[Tensor, "*b n k"]:
+def one_hot_argmax(x: Float[Tensor, "*b n k"]) -> Float[Tensor, "*b n k"]:
     """1 at the strongest pitch class of each frame, at the first of equals, and 0 at the others."""
     return F.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)

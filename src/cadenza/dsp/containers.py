@@ -9,18 +9,18 @@ import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp.sections import Section
+from cadenza.dsp.sections import ByteRange
 
 PREROLL = 1.0  # seconds decoded before a segment; with less, Opus has not settled
 
 
-def info(path: Path | Section) -> tuple[int, int, int]:
+def probe_ffmpeg(path: Path | ByteRange) -> tuple[int, int, int]:
     """Sample rate, channels and samples a channel; decodes the file, as no container's header is exact."""
-    samples, sample_rate = read(path, 0, None)
+    samples, sample_rate = read_ffmpeg(path, 0, None)
     return sample_rate, samples.shape[1], len(samples)
 
 
-def read(path: Path | Section, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:
+def read_ffmpeg(path: Path | ByteRange, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:
     """Samples `[start, start + frames)` of the first audio stream of a file."""
     av = _av(path)
     if isinstance(path, Path) and not path.is_file():
@@ -39,9 +39,9 @@ def read(path: Path | Section, start: int, frames: int | None) -> tuple[Float[np
     return samples, rate
 
 
-def _source(path: Path | Section) -> AbstractContextManager[Any]:
+def _source(path: Path | ByteRange) -> AbstractContextManager[Any]:
     """What ffmpeg is to open: the path, or an open file that closes itself."""
-    return path.open() if isinstance(path, Section) else nullcontext(str(path))
+    return path.open() if isinstance(path, ByteRange) else nullcontext(str(path))
 
 
 def _decode(container: Any, stream: Any, start: int, stop: int | None) -> np.ndarray:
@@ -74,7 +74,7 @@ def _floats(frame: Any) -> np.ndarray:
     return (data.astype(np.float32) / scale).T
 
 
-def _av(path: Path | Section) -> Any:
+def _av(path: Path | ByteRange) -> Any:
     try:
         av = importlib.import_module("av")
     except ImportError as error:

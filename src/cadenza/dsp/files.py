@@ -16,15 +16,15 @@ import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
-from cadenza.core.files import replacing
-from cadenza.dsp.sections import Place, Section
+from cadenza.core.files import atomic_write
+from cadenza.dsp.sections import Place, ByteRange
 
 BLOCK = 65_536  # frames a write; libsndfile's Vorbis encoder crashes on one long buffer (libsndfile#1023)
 RUN_IN = 16_384  # samples decoded before a segment where a decoder depends on what went before
 FULL = 10 ** (-0.1 / 20)  # where `peak="normalize"` puts the peak: -0.1 dBFS
 
 
-class Format(NamedTuple):
+class FileFormat(NamedTuple):
     """How libsndfile calls what a suffix stands for."""
 
     name: str
@@ -33,26 +33,26 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    ".wav": Format("WAV", "PCM_16"),
-    ".flac": Format("FLAC", "PCM_16"),
-    ".ogg": Format("OGG", "VORBIS"),
-    ".oga": Format("OGG", "VORBIS"),
-    ".opus": Format("OGG", "OPUS", (8000, 12000, 16000, 24000, 48000)),
-    ".mp3": Format("MP3", "MPEG_LAYER_III", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
-    ".aiff": Format("AIFF", "PCM_16"),
-    ".aif": Format("AIFF", "PCM_16"),
+    ".wav": FileFormat("WAV", "PCM_16"),
+    ".flac": FileFormat("FLAC", "PCM_16"),
+    ".ogg": FileFormat("OGG", "VORBIS"),
+    ".oga": FileFormat("OGG", "VORBIS"),
+    ".opus": FileFormat("OGG", "OPUS", (8000, 12000, 16000, 24000, 48000)),
+    ".mp3": FileFormat("MP3", "MPEG_LAYER_III", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
+    ".aiff": FileFormat("AIFF", "PCM_16"),
+    ".aif": FileFormat("AIFF", "PCM_16"),
 }
 CONTAINERS = (".m4a", ".aac", ".mp4", ".m4b", ".mov", ".mkv", ".webm", ".wma", ".ac3", ".amr")  # read only
 SUFFIXES = (*FORMATS, *CONTAINERS)  # what counts as audio in a folder
 _FLOATS = ("FLOAT", "DOUBLE")
 
 
-class CutShort(AudioError):
+class TruncatedAudioError(AudioError):
     """An audio file ends before what its header promises."""
 
 
 @dataclass(frozen=True)
-class Info:
+class AudioFileInfo:
     """What a file's header says."""
 
     sample_rate: int
@@ -64,14 +64,14 @@ class Info:
         return self.frames / self.sample_rate
 
 
-def info(path: Place) -> Info:
+def probe(path: Place) -> AudioFileInfo:
     """Rate, channels and length of an audio file, without decoding it; AudioError if it is empty or cut short."""
     if _foreign(path):
         from cadenza.dsp import containers
 
-        return Info(*containers.info(_place(path)))
+        return AudioFileInfo(*containers.probe_ffmpeg(_place(path)))
     with _opened(path) as file:
-        return Info(file.samplerate, file.channels, file.frames)
+        return AudioFileInfo(file.samplerate, file.channels, file.frames)
 
 
 def read(path: Place, start: int = 0, frames: int | None = None) -> tuple[Float[np.ndarray, "t c"], int]:
@@ -81,7 +81,7 @@ def read(path: Place, start: int = 0, frames: int | None = None) -> tuple[Float[
     if _foreign(path):
         from cadenza.dsp import containers
 
-        samples, sample_rate = containers.read(_place(path), start, frames)
+        samples, sample_rate = containers.read_ffmpeg(_place(path), start, frames)
     else:
         samples, sample_rate = _read(path, start, frames)
     if not np.isfinite(samples).all():
@@ -89,7 +89,7 @@ def read(path: Place, start: int = 0, frames: int | None = None) -> tuple[Float[
     return samples, sample_rate
 
 
-def blocks(path: Place, frames: int) -> Iterator[Float[np.ndarray, "t c"]]:
+def iter_blocks(path: Place, frames: int) -> Iterator[Float[np.ndarray, "t c"]]:
     """A whole file in pieces of `frames` samples, NaN included; CutShort where it cannot be decoded to its end."""
     import soundfile
 
@@ -104,7 +104,7 @@ def blocks(path: Place, frames: int) -> Iterator[Float[np.ndarray, "t c"]]:
             try:
                 samples = _part(path, file, done, wanted)  # soundfile seeks after each read, which is not exact either
             except soundfile.LibsndfileError as error:
-                raise CutShort(f"{path}: damaged after {done} of {file.frames} samples ({_reason(error)})") from error
+                raise TruncatedAudioError(f"{path}: damaged after {done} of {file.frames} samples ({_reason(error)})") from error
             if len(samples) < wanted:
                 raise _ended(path, done + len(samples), file.frames)
             done += wanted
@@ -135,8 +135,8 @@ def write(
     if (
         subtype.startswith("PCM_") and subtype != "PCM_U8"
     ):  # libsndfile's own scaling by 2^n - 1 is not the inverse of its reading
-        samples = integers(samples, int(subtype.removeprefix("PCM_S").removeprefix("PCM_")))
-    with replacing(path, AudioError) as file:
+        samples = to_pcm(samples, int(subtype.removeprefix("PCM_S").removeprefix("PCM_")))
+    with atomic_write(path, AudioError) as file:
         _encode(path, file, samples, (sample_rate, form.name, subtype, tags or {}))
 
 
@@ -144,7 +144,7 @@ def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str
     import soundfile
 
     sample_rate, name, subtype, tags = how
-    sink = Sink(file)
+    sink = CallbackFile(file)
     try:
         with soundfile.SoundFile(cast(BinaryIO, sink), "w", sample_rate, samples.shape[1], subtype, format=name) as out:
             for key, text in tags.items():
@@ -161,7 +161,7 @@ def _encode(path: Path, file: BinaryIO, samples: np.ndarray, how: tuple[int, str
     sink.check()
 
 
-class Sink:
+class CallbackFile:
     """A file for libsndfile that keeps what goes wrong inside its callbacks, where an exception would be lost."""
 
     def __init__(self, file: Any) -> None:
@@ -196,7 +196,7 @@ class Sink:
         self._keep(lambda: self.file.flush() or 0, 0)
 
 
-def _form(path: Path, sample_rate: int) -> Format:
+def _form(path: Path, sample_rate: int) -> FileFormat:
     if path.suffix.lower() not in FORMATS:
         what = f"cannot write '{path.suffix}' files" if path.suffix else "its name does not say the kind of file"
         raise AudioError(f"{path}: {what}; choose from: {', '.join(FORMATS)}")
@@ -234,14 +234,14 @@ def _within(path: Path, samples: np.ndarray, peak: str) -> np.ndarray:
     return samples * np.float32(FULL / top)
 
 
-def integers(samples: np.ndarray, bits: int) -> np.ndarray:
+def to_pcm(samples: np.ndarray, bits: int) -> np.ndarray:
     """The nearest integers of a word of `bits`, in the upper bits of what libsndfile takes."""
     whole = np.round(samples.astype(np.float64) * 2 ** (bits - 1)).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return whole.astype(np.int16) if bits == 16 else (whole.astype(np.int64) << (32 - bits)).astype(np.int32)
 
 
-def _place(path: Place) -> Path | Section:
-    return path if isinstance(path, Section) else Path(path)
+def _place(path: Place) -> Path | ByteRange:
+    return path if isinstance(path, ByteRange) else Path(path)
 
 
 def _foreign(path: Place) -> bool:
@@ -272,8 +272,8 @@ def _part(path: Place, file: Any, start: int, wanted: int) -> np.ndarray:
     return file.read(start - early + wanted, dtype="float32", always_2d=True)[start - early :]
 
 
-def _ended(path: Place, found: int, promised: int) -> CutShort:
-    return CutShort(f"{path}: cut short: {found} of {promised} samples are there; make or fetch it again")
+def _ended(path: Place, found: int, promised: int) -> TruncatedAudioError:
+    return TruncatedAudioError(f"{path}: cut short: {found} of {promised} samples are there; make or fetch it again")
 
 
 @contextmanager
@@ -287,19 +287,19 @@ def _opened(path: Place) -> Iterator[Any]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(
-                soundfile.SoundFile(stack.enter_context(path.open()) if isinstance(path, Section) else path)
+                soundfile.SoundFile(stack.enter_context(path.open()) if isinstance(path, ByteRange) else path)
             )
         except (soundfile.LibsndfileError, OSError) as error:
             raise AudioError(_unreadable(path, error)) from error
         if _cut_short(path, file):
-            raise CutShort(f"{path}: cut short: the file ends before its data does; make or fetch it again")
+            raise TruncatedAudioError(f"{path}: cut short: the file ends before its data does; make or fetch it again")
         if file.frames <= 0:
             raise AudioError(f"{path}: an audio file without a sample")
         yield file
 
 
-def _unreadable(path: Path | Section, error: Exception) -> str:
-    if isinstance(path, Section):
+def _unreadable(path: Path | ByteRange, error: Exception) -> str:
+    if isinstance(path, ByteRange):
         return f"{path}: not audio, or damaged ({_reason(error)})"
     if not path.exists():
         return f"{path}: no such file"
@@ -316,7 +316,7 @@ def _reason(error: Exception) -> str:
     return text.strip().rstrip(".:") or type(error).__name__
 
 
-def _cut_short(path: Path | Section, file: Any) -> bool:
+def _cut_short(path: Path | ByteRange, file: Any) -> bool:
     """Whether a wav's or aiff's data or an ogg's last page goes on past the end of the file; libsndfile ignores it."""
     if file.format in ("WAV", "WAVEX"):
         found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
@@ -332,7 +332,7 @@ def _cut_short(path: Path | Section, file: Any) -> bool:
     return False
 
 
-def _landing(path: Path | Section, file: Any, start: int) -> int:
+def _landing(path: Path | ByteRange, file: Any, start: int) -> int:
     """Where to seek so that decoding on to `start` is exact: libsndfile errs in mp3 and on the last page of Vorbis."""
     if file.format == "MP3":
         return max(0, start - RUN_IN)
@@ -344,8 +344,8 @@ def _landing(path: Path | Section, file: Any, start: int) -> int:
     return max(0, min([start, *(end - RUN_IN for end in ends[-1:])])) if ends else 0
 
 
-def _tail(path: Path | Section) -> bytes:
+def _tail(path: Path | ByteRange) -> bytes:
     """The end of an ogg file, with its last two pages of at most 65,307 bytes."""
-    with path.open() if isinstance(path, Section) else open(path, "rb") as raw:
+    with path.open() if isinstance(path, ByteRange) else open(path, "rb") as raw:
         raw.seek(max(0, raw.seek(0, os.SEEK_END) - 2 * 65_307))
         return raw.read()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp.files import FORMATS, Sink, integers
+from cadenza.dsp.files import FORMATS, CallbackFile, to_pcm
 
 PIPED = ("raw", "wav", "mp3")  # kinds that need no way back to what was written
 UNKNOWN = 0xFFFFFFFF  # the length in a wav header of what has no end yet, as players of pipes take it
@@ -18,17 +18,17 @@ MP3 = {"bitrate_mode": "CONSTANT", "compression_level": 0.2}  # about 128 kbit/s
 _INFO = {"title": b"INAM", "artist": b"IART", "software": b"ISFT", "comment": b"ICMT", "copyright": b"ICOP"}
 
 
-class Sound(NamedTuple):
+class StreamFormat(NamedTuple):
     """What a header says."""
 
     sample_rate: int
     channels: int
 
 
-class Outlet(Protocol):
+class AudioSink(Protocol):
     """Where the samples of one clip go as they are made."""
 
-    sound: Sound
+    sound: StreamFormat
 
     @property
     def samples(self) -> int:
@@ -46,14 +46,14 @@ class Outlet(Protocol):
 
 
 @runtime_checkable
-class Pipe(Protocol):
+class BinaryWriter(Protocol):
     """What takes bytes."""
 
     def write(self, data: bytes, /) -> int: ...
     def flush(self) -> None: ...
 
 
-class Growing:
+class StreamingAudioWriter:
     """An audio file to which samples are added.
 
     `target` is the path of a file, which is made at the first samples, or something open to write to. `kind` is `raw`
@@ -61,7 +61,7 @@ class Growing:
     turned down afterwards: what is over full scale is clipped, and counted in `clipped`.
     """
 
-    def __init__(self, target: Path | Pipe, kind: str, sound: Sound, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(self, target: Path | BinaryWriter, kind: str, sound: StreamFormat, tags: Mapping[str, str] | None = None) -> None:
         kind = kind.lower().lstrip(".")
         kinds = PIPED if not isinstance(target, Path) else ("raw", *(suffix[1:] for suffix in FORMATS))
         name = str(target) if isinstance(target, Path) else "a pipe"
@@ -111,11 +111,11 @@ class Growing:
 class _Raw:
     """Samples of 16 bits and nothing else."""
 
-    def __init__(self, file: Any, whole: Growing) -> None:
+    def __init__(self, file: Any, whole: StreamingAudioWriter) -> None:
         self.file, self.whole = file, whole
 
     def add(self, samples: np.ndarray) -> None:
-        self.file.write(integers(samples, 16).astype("<i2").tobytes())
+        self.file.write(to_pcm(samples, 16).astype("<i2").tobytes())
 
     def settle(self) -> None:
         pass
@@ -127,7 +127,7 @@ class _Raw:
 class _Wav(_Raw):
     """A header before them, corrected each time where there is a way back; else it says that the length is not known."""
 
-    def __init__(self, file: Any, whole: Growing) -> None:
+    def __init__(self, file: Any, whole: StreamingAudioWriter) -> None:
         super().__init__(file, whole)
         self.seekable = file.seekable()
         file.write(self._header(0 if self.seekable else None))
@@ -152,12 +152,12 @@ class _Wav(_Raw):
 class _Encoded:
     """What libsndfile makes of them."""
 
-    def __init__(self, file: Any, whole: Growing) -> None:
+    def __init__(self, file: Any, whole: StreamingAudioWriter) -> None:
         import soundfile
 
         name, subtype, _ = FORMATS[f".{whole.kind}"]
         self.whole_numbers = subtype.startswith("PCM_")
-        self.sink = Sink(file) if isinstance(whole.target, Path) else _Forward(file)
+        self.sink = CallbackFile(file) if isinstance(whole.target, Path) else _Forward(file)
         how: dict[str, Any] = MP3 if name == "MP3" else {}
         rate, channels = whole.sound
         self.out = soundfile.SoundFile(cast(BinaryIO, self.sink), "w", rate, channels, subtype, format=name, **how)
@@ -166,7 +166,7 @@ class _Encoded:
                 setattr(self.out, key, text)
 
     def add(self, samples: np.ndarray) -> None:
-        self.out.write(integers(samples, 16) if self.whole_numbers else samples.astype(np.float32))
+        self.out.write(to_pcm(samples, 16) if self.whole_numbers else samples.astype(np.float32))
         self.sink.check()
 
     def settle(self) -> None:
@@ -177,7 +177,7 @@ class _Encoded:
         self.sink.check()
 
 
-class _Forward(Sink):
+class _Forward(CallbackFile):
     """A pipe that takes what comes next, and drops what would correct the beginning."""
 
     def __init__(self, file: Any) -> None:

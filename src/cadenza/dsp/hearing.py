@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from cadenza.core.errors import AudioError, RequestError
-from cadenza.dsp.audio import Audio, read
+from cadenza.dsp.audio import Audio, load_audio
 
 
-def heard(values: Sequence[Any], sample_rate: int, *, channels: int = 1) -> Audio:
+def load_condition_audio(values: Sequence[Any], sample_rate: int, *, channels: int = 1) -> Audio:
     """Values, each Audio of one clip or the path of a file, as one batch; RequestError says what cannot be heard."""
-    return Audio.stack([_one(value).resample(sample_rate).mix(channels) for value in values])
+    return Audio.pad_and_stack([_one(value).resample(sample_rate).to_channels(channels) for value in values])
 
 
 def silence(sample_rate: int, *, samples: int = 1) -> Audio:
@@ -23,7 +23,7 @@ def silence(sample_rate: int, *, samples: int = 1) -> Audio:
 def _one(value: Any) -> Audio:
     if isinstance(value, str | Path):
         try:
-            value = read(value)
+            value = load_audio(value)
         except AudioError as error:
             raise RequestError(str(error)) from None
     if not isinstance(value, Audio):

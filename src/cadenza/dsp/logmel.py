@@ -15,7 +15,7 @@ _FLOOR = 1e-10  # of the power in a band, -100 dB
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LogMelFrontend:
     """How a sound becomes pictures: `bands` from `f_min` to `f_max` Hz every `hop` samples of windows of `samples`.
 
     A shorter sound is one window: padded with zeros (`pad`), after whole repetitions (`repeatpad`), or full of them
@@ -26,7 +26,7 @@ class Pictures:
     samples: int
     hop: int
     n_fft: int
-    bands: int
+    n_mels: int
     f_min: float
     f_max: float
     scale: Literal["htk", "slaney"]
@@ -35,15 +35,15 @@ class Pictures:
     @property
     def shape(self) -> tuple[int, int]:
         """Frames and bands of a picture."""
-        return self.samples // self.hop + 1, self.bands
+        return self.samples // self.hop + 1, self.n_mels
 
     def __call__(self, wave: Float[Tensor, " t"], *, stride: float) -> Float[Tensor, "w f m"]:
         """A picture every `stride` seconds, in decibels; what is left at the end is in none."""
-        parts = self.windows(wave, max(1, round(stride * self.sample_rate)))
+        parts = self.split_windows(wave, max(1, round(stride * self.sample_rate)))
         power = stft(parts.double(), self.n_fft, hop=self.hop).abs().square()  # double: quiet bands beside loud ones
         return 10 * torch.log10((self.filters @ power).clamp(min=_FLOOR)).transpose(1, 2).float()
 
-    def windows(self, wave: Float[Tensor, " t"], stride: int) -> Float[Tensor, "w s"]:
+    def split_windows(self, wave: Float[Tensor, " t"], stride: int) -> Float[Tensor, "w s"]:
         size = self.samples
         if wave.shape[-1] >= size:
             return wave.unfold(-1, size, stride)
@@ -54,11 +54,11 @@ class Pictures:
     @cached_property
     def filters(self) -> Float[Tensor, "m bins"]:
         if self.scale == "htk":
-            return mel_filters(self.sample_rate, self.n_fft, mels=self.bands, f_min=self.f_min, f_max=self.f_max).double()
-        return slaney_filters(self.sample_rate, self.n_fft, mels=self.bands, f_min=self.f_min, f_max=self.f_max)
+            return mel_filters(self.sample_rate, self.n_fft, mels=self.n_mels, f_min=self.f_min, f_max=self.f_max).double()
+        return slaney_mel_filters(self.sample_rate, self.n_fft, mels=self.n_mels, f_min=self.f_min, f_max=self.f_max)
 
 
-def slaney_filters(
+def slaney_mel_filters(
     sample_rate: int, n_fft: int, *, mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Float[Tensor, "mels bins"]:
     """Triangles of area 1 on the mel scale of Slaney's Auditory Toolbox (1998): linear to 1 kHz, logarithmic above."""

@@ -15,7 +15,7 @@ _LEAST = 0.05  # seconds between two onsets of a band
 _FLOOR = 1e-2  # of the loudest bin: what is quieter does not count
 
 
-def onsets(
+def detect_onsets(
     wave: Float[Tensor, " t"], sample_rate: int, bands: Sequence[tuple[float, float]], *, rise: float = 0.25
 ) -> list[list[float]]:
     """Of each band, from low to high in Hz, the seconds at which it grows louder at once.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cadenza.core.errors import AudioError
-from cadenza.core.files import replacing
+from cadenza.core.files import atomic_write
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.spectra import mel_filters, mel_spectrogram
 
@@ -18,9 +18,9 @@ WINDOW, MELS = 2048, 128
 LOWEST = 30.0  # Hz
 
 
-def spectrogram(axes: Any, audio: Audio) -> Any:
+def plot_spectrogram(axes: Any, audio: Audio) -> Any:
     """Draws the first clip, mixed to mono, as the power in 128 mel bands, in dB below its loudest point; gives the image."""
-    wave = next(iter(audio)).mix(1).wave.detach().float().cpu()
+    wave = next(iter(audio)).to_channels(1).wave.detach().float().cpu()
     power = mel_spectrogram(wave, mel_filters(audio.sample_rate, WINDOW, mels=MELS, f_min=LOWEST), hop=WINDOW // 8)[0, 0]
     level = 10 * (power / power.max().clamp_min(1e-10)).clamp_min(10 ** (-DEPTH / 10)).log10()
     extent = (0.0, wave.shape[-1] / audio.sample_rate, 0.0, float(MELS))
@@ -33,17 +33,17 @@ def spectrogram(axes: Any, audio: Audio) -> Any:
     return image
 
 
-def draw_spectrogram(audio: Audio, path: str | Path, *, title: str = "") -> None:
+def save_spectrogram(audio: Audio, path: str | Path, *, title: str = "") -> None:
     """The first clip's spectrogram as a file with a scale."""
-    drawn = figure((9, 3))
+    drawn = new_figure((9, 3))
     axes = drawn.add_subplot()
-    image = spectrogram(axes, audio)
+    image = plot_spectrogram(axes, audio)
     axes.set_title(title)
     drawn.colorbar(image, label="dB", pad=0.01)
-    save(drawn, path)
+    save_figure(drawn, path)
 
 
-def figure(size: tuple[float, float]) -> "Figure":
+def new_figure(size: tuple[float, float]) -> "Figure":
     """An empty figure of this size in inches; AudioError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -52,12 +52,12 @@ def figure(size: tuple[float, float]) -> "Figure":
     return Figure(figsize=size, dpi=110, layout="constrained")
 
 
-def save(drawn: "Figure", path: str | Path) -> None:
+def save_figure(drawn: "Figure", path: str | Path) -> None:
     """Writes a figure whole or not at all, in the format that the end of its name says (png without one)."""
     kind, known = Path(path).suffix.lstrip(".").lower() or "png", drawn.canvas.get_supported_filetypes()
     if kind not in known:
         raise AudioError(f"{path}: no picture can be written as '.{kind}'; choose from: {', '.join(known)}")
-    with replacing(path, AudioError) as file:
+    with atomic_write(path, AudioError) as file:
         drawn.savefig(file, format=kind)
 
 

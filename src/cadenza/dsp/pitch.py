@@ -12,7 +12,7 @@ _DIP = 0.15  # how unlike the periods of a voiced frame may be
 _QUIET = 0.02  # of the loudest frame: below this, nothing sounds
 
 
-def pitches(
+def estimate_pitch(
     wave: Float[Tensor, " t"], sample_rate: int, frame_rate: float, *, low: float = 65.0, high: float = 1000.0
 ) -> Float[Tensor, " f"]:
     """MIDI pitch in the middle of each frame, NaN where no voice sounds.
@@ -51,7 +51,7 @@ def pitches(
     return torch.where(voiced, 69 - 12 * (440 * period).log2(), torch.nan)
 
 
-def notes(pitch: Float[Tensor, " f"], frame_rate: float, *, shortest: float = 0.06) -> list[tuple[float, float, int]]:
+def segment_notes(pitch: Float[Tensor, " f"], frame_rate: float, *, shortest: float = 0.06) -> list[tuple[float, float, int]]:
     """Runs of one semitone as (start, end, MIDI pitch) in seconds, without those of less than `shortest` seconds."""
     steps = [None if math.isnan(value) else round(value) for value in pitch.tolist()]
     found, first = [], 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from cadenza.core.errors import AudioError
 
 
-def length(samples: int, before: int, after: int) -> int:
+def resampled_length(samples: int, before: int, after: int) -> int:
     """How many samples `samples` at rate `before` become at rate `after`: the exact quotient, rounded up."""
     return -(-samples * after // before)
 
@@ -20,8 +20,8 @@ def resample(wave: Float[Tensor, "*rest t"], before: int, after: int) -> Float[T
     if before <= 0 or after <= 0:
         raise AudioError(f"resample: cannot go from {before} Hz to {after} Hz; sample rates are positive")
     if before == after or wave.numel() == 0:
-        return wave if before == after else wave.new_zeros(*wave.shape[:-1], length(wave.shape[-1], before, after))
-    wanted = length(wave.shape[-1], before, after)
+        return wave if before == after else wave.new_zeros(*wave.shape[:-1], resampled_length(wave.shape[-1], before, after))
+    wanted = resampled_length(wave.shape[-1], before, after)
     rows = wave.detach().to("cpu", torch.float32).reshape(-1, wave.shape[-1]).numpy()
     out = np.zeros((len(rows), wanted), dtype=np.float32)
     for row, target in zip(rows, out, strict=True):

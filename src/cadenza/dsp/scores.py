@@ -7,7 +7,7 @@ from cadenza.core.errors import RequestError
 _DRUMS = 9  # the channel of percussion
 
 
-def melody(path: str | Path) -> list[tuple[float, float, int]]:
+def read_midi_melody(path: str | Path) -> list[tuple[float, float, int]]:
     """The highest notes of a MIDI file, without percussion, as (start, end, MIDI pitch) in seconds."""
     return skyline(_notes(path, drums=False))
 
@@ -29,7 +29,7 @@ def skyline(notes: list[tuple[float, float, int]]) -> list[tuple[float, float, i
     return line
 
 
-def strikes(path: str | Path) -> list[tuple[float, int]]:
+def read_midi_drums(path: str | Path) -> list[tuple[float, int]]:
     """The starts of a MIDI file's percussion, as (seconds, General MIDI drum)."""
     return [(start, pitch) for start, _, pitch in _notes(path, drums=True)]
 

@@ -8,7 +8,7 @@ from cadenza.core.errors import AudioError
 
 
 @dataclass(frozen=True)
-class Section:
+class ByteRange:
     """`size` bytes of `file` from byte `start`, called `name` there; each `open` is a reading of its own."""
 
     file: Path
@@ -33,7 +33,7 @@ class Section:
 
 
 class _Range(io.RawIOBase):
-    def __init__(self, section: Section) -> None:
+    def __init__(self, section: ByteRange) -> None:
         try:
             self._file = open(section.file, "rb")  # closed by `close`
         except OSError as error:
@@ -67,4 +67,4 @@ class _Range(io.RawIOBase):
         super().close()
 
 
-Place = str | Path | Section  # where an audio file is
+Place = str | Path | ByteRange  # where an audio file is

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import Pretrained
+from cadenza.core.pretrained import ModelSource
 from cadenza.dsp.audio import Audio
 
 _NETS = ("demucs.htdemucs.HTDemucs", "demucs.hdemucs.HDemucs", "demucs.demucs.Demucs")
@@ -45,19 +45,19 @@ class Separator:
         return tuple(self._net.sources)
 
     @torch.no_grad()
-    def stems(self, wave: Float[Tensor, "1 t"], sample_rate: int) -> dict[str, Float[Tensor, "1 t"]]:
+    def separate(self, wave: Float[Tensor, "1 t"], sample_rate: int) -> dict[str, Float[Tensor, "1 t"]]:
         """Each stem of a mono mix, as loud as it is in there, without any chance."""
         net = self._net.to(wave.device)
         from demucs.apply import apply_model
 
-        mix = Audio(wave[None].float(), sample_rate).resample(net.samplerate).mix(net.audio_channels).wave
+        mix = Audio(wave[None].float(), sample_rate).resample(net.samplerate).to_channels(net.audio_channels).wave
         with torch.autocast(wave.device.type, enabled=False):
             parts = apply_model(net, mix, shifts=0, split=True)
-        found = Audio(parts[0], net.samplerate).mix(1).resample(sample_rate).wave[..., : wave.shape[-1]]
+        found = Audio(parts[0], net.samplerate).to_channels(1).resample(sample_rate).wave[..., : wave.shape[-1]]
         missing = wave.shape[-1] - found.shape[-1]
         return dict(zip(self.sources, torch.nn.functional.pad(found, (0, missing)), strict=True))
 
-    def frozen(self) -> tuple[Any, dict[str, Tensor]]:
+    def cache_fingerprint(self) -> tuple[Any, dict[str, Tensor]]:
         """All that the stems depend on: what its files say of its nets, and their weights."""
         return self._said, self._net.state_dict()
 
@@ -70,7 +70,7 @@ class Separator:
     def _files(self) -> list[Path]:
         """The list of its nets first, then each of them."""
         if folder := self.folder:
-            lists, source = sorted(folder.glob("*.yaml")), Pretrained(self.model)
+            lists, source = sorted(folder.glob("*.yaml")), ModelSource(self.model)
             if len(lists) != 1:
                 raise CheckpointError(
                     f"'{self.model}' has {len(lists)} files *.yaml, a Demucs has one that lists its nets; copy it"
@@ -83,13 +83,13 @@ class Separator:
                 raise CheckpointError(
                     f"there is no folder '{self.model}'; give the folder of a Demucs, or a name such as htdemucs"
                 )
-            source, name = Pretrained(f"{DEFAULT_NAMESPACE}/{hf_repo_name(self.model)}"), f"{self.model}.yaml"
-        listed = source.require(name, of="a Demucs")
+            source, name = ModelSource(f"{DEFAULT_NAMESPACE}/{hf_repo_name(self.model)}"), f"{self.model}.yaml"
+        listed = source.required_file(name, of="a Demucs")
         try:
             nets = list(yaml.safe_load(listed.read_text())["models"])
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise CheckpointError(f"{listed} does not list the nets of a Demucs ({error!r}); copy it again") from None
-        return [listed, *(source.require(f"{net}.safetensors", of="a Demucs") for net in nets)]
+        return [listed, *(source.required_file(f"{net}.safetensors", of="a Demucs") for net in nets)]
 
     @cached_property
     def _said(self) -> list[Any]:

@@ -26,7 +26,7 @@ class Interval:
 class Adherence:
     """A = (score - chance) / (ceiling - chance), and what it is made of."""
 
-    a: Interval
+    value: Interval
     score: Interval
     chance: float
     ceiling: float
@@ -34,7 +34,7 @@ class Adherence:
     seeds: int
 
 
-def pairings(
+def score_matrix(
     outputs: Sequence[Sequence[Any]],
     requests: Sequence[Any],
     score: Callable[[Any, Any], float],
@@ -79,7 +79,7 @@ def adherence(
     return Adherence(_interval(_ratio(*plain), _ratio(*drawn)), _interval(plain[0], drawn[0]), chance, ceiling, clips, seeds)
 
 
-def difference(
+def paired_difference(
     with_control: Float[Tensor, "seeds n"], without: Float[Tensor, "seeds n"], *, rng: torch.Generator, draws: int = DRAWS
 ) -> Interval:
     """A control's own effect: the mean score with it minus that without it, on the same clips and seeds."""
@@ -91,9 +91,9 @@ def difference(
     return _interval(gap.mean()[None], means)
 
 
-def rate(values: Float[Tensor, " n"], *, rng: torch.Generator, draws: int = DRAWS) -> Interval:
+def bootstrap_mean(values: Float[Tensor, " n"], *, rng: torch.Generator, draws: int = DRAWS) -> Interval:
     """The mean of one value a clip, with its bounds."""
-    return difference(values[None], torch.zeros_like(values)[None], rng=rng, draws=draws)
+    return paired_difference(values[None], torch.zeros_like(values)[None], rng=rng, draws=draws)
 
 
 def _parts(table: Tensor, reference: Tensor, seeds: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,18 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Branch, Codes
-from cadenza.evaluation.adherence import Interval, rate
+from cadenza.core.types import GuidanceBranch, Codes
+from cadenza.evaluation.adherence import Interval, bootstrap_mean
 from cadenza.generators.codec_lm import CodecLM
 from cadenza.nn.patterns import build_sequence, revert_logits
-from cadenza.samplers.guidance import combine, stack
-from cadenza.samplers.tokens import sample, uniforms
-from cadenza.system.fusion import keep_only
+from cadenza.samplers.guidance import weighted_sum, batch_branches
+from cadenza.samplers.tokens import sample_tokens, uniform_noise
+from cadenza.system.fusion import branch_keep_mask
 from cadenza.system.system import System
 
 
 @dataclass(frozen=True)
-class Excerpt:
+class CodesExample:
     """The codes of one clip and the item that asks for it."""
 
     codes: Codes
@@ -31,7 +31,7 @@ class Excerpt:
 
 
 @dataclass(frozen=True)
-class Nearness:
+class PredictionGap:
     """Of one clip, for each codebook: nats of KL divergence a code, shares of codes that agree, nats lost on the true codes."""
 
     divergence: Float[Tensor, " k"]
@@ -41,7 +41,7 @@ class Nearness:
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeanWithInterval:
     """A mean over clips with its bounds, and that of each codebook."""
 
     mean: Interval
@@ -49,19 +49,19 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class QuantizationReport:
     """What several clips say of a model beside the same one in full precision."""
 
-    divergence: Measure  # KL(full || other), nats a code
-    likeliest: Measure  # share of codes of which both find the same value likeliest
-    drawn: Measure  # share of codes that the same uniform number draws from both
-    loss: Measure  # cross-entropy of the true codes above that of full precision, nats a code
+    divergence: MeanWithInterval  # KL(full || other), nats a code
+    likeliest: MeanWithInterval  # share of codes of which both find the same value likeliest
+    drawn: MeanWithInterval  # share of codes that the same uniform number draws from both
+    loss: MeanWithInterval  # cross-entropy of the true codes above that of full precision, nats a code
     clips: int
     codes: int
 
 
 @torch.inference_mode()
-def predicted(system: System, excerpt: Excerpt, *, stepwise: bool = False) -> Float[Tensor, "2 k f v"]:
+def teacher_forced_logits(system: System, excerpt: CodesExample, *, stepwise: bool = False) -> Float[Tensor, "2 k f v"]:
     """The logits of every code given those before it, with the conditions and without.
 
     `stepwise` reads step after step in the way in which clips are made, which on the CPU is the compiled walk with keys
@@ -71,85 +71,85 @@ def predicted(system: System, excerpt: Excerpt, *, stepwise: bool = False) -> Fl
     if not isinstance(lm, CodecLM):
         raise RequestError("agreement is measured of generators that write codes step by step (codec_lm)")
     codes, device = excerpt.codes, system.device
-    if len(codes) != 1 or codes.ids.shape[-1] > lm.spec.context:
+    if len(codes) != 1 or codes.ids.shape[-1] > lm.spec.max_frames:
         raise RequestError(
-            f"an excerpt is one clip of up to {lm.spec.context} frames (generator.context), "
+            f"an excerpt is one clip of up to {lm.spec.max_frames} frames (generator.max_frames), "
             f"got {len(codes)} of {codes.ids.shape[-1]}"
         )
-    pattern = lm.spec.pattern.pattern(lm.rows, codes.ids.shape[-1])
+    pattern = lm.spec.pattern.pattern(lm.num_codebooks, codes.ids.shape[-1])
     branches = _branches(system, excerpt.item, codes.lengths.to(device))
-    sequence, inside = build_sequence(pattern, codes.ids.to(device), lm.special)
+    sequence, inside = build_sequence(pattern, codes.ids.to(device), lm.special_token_id)
     sequence = sequence.expand(len(branches), -1, -1)
-    frame = pattern.frame.to(device).where(inside, -1).expand(len(branches), -1, -1)
-    fused = stack(branches, 1)
+    frame = pattern.frame_at_step.to(device).where(inside, -1).expand(len(branches), -1, -1)
+    fused = batch_branches(branches, 1)
     if stepwise:
-        logits = torch.stack([each.clone() for each in lm.walk(sequence, fused, frame)], 2)
+        logits = torch.stack([each.clone() for each in lm.iter_logits(sequence, fused, frame)], 2)
     else:
         logits = lm(sequence, fused, frame).transpose(1, 2)
     return revert_logits(pattern, logits.float())[0]
 
 
-def guided(logits: Float[Tensor, "2 k f v"], scale: float) -> Float[Tensor, "k f v"]:
+def apply_guidance(logits: Float[Tensor, "2 k f v"], scale: float) -> Float[Tensor, "k f v"]:
     """Logits with conditions and without as guidance of this scale combines them; a value that neither has stays impossible."""
     never = logits[0] == -torch.inf
-    return combine(logits, (scale, 1 - scale))[0].masked_fill(never, -torch.inf)
+    return weighted_sum(logits, (scale, 1 - scale))[0].masked_fill(never, -torch.inf)
 
 
-def divergence(full: Float[Tensor, "*b v"], other: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
+def kl_divergence(full: Float[Tensor, "*b v"], other: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
     """KL(full || other) of the distributions of which these are logits, in nats."""
     p, q = full.double().log_softmax(-1), other.double().log_softmax(-1)
     return (p.exp() * (p - q).masked_fill(p == -torch.inf, 0)).sum(-1).float()
 
 
-def nearness(
+def prediction_gap(
     full: Float[Tensor, "k f v"], other: Float[Tensor, "k f v"], *, ids: Int[Tensor, "k f"], sampling: Any, seed: int = 0
-) -> Nearness:
+) -> PredictionGap:
     """How near the logits of a clip's codes are to those in full precision."""
-    uniform = uniforms([seed], 0, ids.shape[1], ids.shape[0])[0].to(full.device)
-    drawn = [sample(logits, uniform, sampling) for logits in (full, other)]
+    uniform = uniform_noise([seed], 0, ids.shape[1], ids.shape[0])[0].to(full.device)
+    drawn = [sample_tokens(logits, uniform, sampling) for logits in (full, other)]
     spoken = [logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0] for logits in (full, other)]
-    return Nearness(
-        divergence(full, other).mean(-1),
+    return PredictionGap(
+        kl_divergence(full, other).mean(-1),
         (full.argmax(-1) == other.argmax(-1)).float().mean(-1),
         (drawn[0] == drawn[1]).float().mean(-1),
         (spoken[0] - spoken[1]).mean(-1),
     )
 
 
-def agreement(found: Sequence[Nearness], *, codes: int) -> Agreement:
+def summarize(found: Sequence[PredictionGap], *, codes: int) -> QuantizationReport:
     """The means over clips, with the bounds that drawing clips anew gives."""
-    tables = {name: torch.stack([vars(each)[name] for each in found]).cpu() for name in Nearness.__annotations__}
+    tables = {name: torch.stack([vars(each)[name] for each in found]).cpu() for name in PredictionGap.__annotations__}
     measures = {
-        name: Measure(rate(table.mean(1), rng=torch.Generator().manual_seed(0)), tuple(table.mean(0).tolist()))
+        name: MeanWithInterval(bootstrap_mean(table.mean(1), rng=torch.Generator().manual_seed(0)), tuple(table.mean(0).tolist()))
         for name, table in tables.items()
     }
-    return Agreement(**measures, clips=len(found), codes=codes)
+    return QuantizationReport(**measures, clips=len(found), codes=codes)
 
 
-def compare(
-    full: System, others: Mapping[str, tuple[System, bool]], excerpts: Iterable[Excerpt], *, scales: Sequence[float]
-) -> dict[tuple[str, float], Agreement]:
+def compare_systems(
+    full: System, others: Mapping[str, tuple[System, bool]], excerpts: Iterable[CodesExample], *, scales: Sequence[float]
+) -> dict[tuple[str, float], QuantizationReport]:
     """The agreement of each of `others`, a system and whether it reads stepwise, at each scale of guidance."""
     sampling = full.generator.spec.sampling.parse(full.spec.defaults.sampling, source="sampling")  # type: ignore[union-attr]
-    found: dict[tuple[str, float], list[Nearness]] = {(name, scale): [] for name in others for scale in scales}
+    found: dict[tuple[str, float], list[PredictionGap]] = {(name, scale): [] for name in others for scale in scales}
     codes = 0
     for seed, excerpt in enumerate(excerpts):
-        known, ids = predicted(full, excerpt), excerpt.codes.ids[0].to(full.device)
+        known, ids = teacher_forced_logits(full, excerpt), excerpt.codes.ids[0].to(full.device)
         codes += ids.numel()
         for name, (system, stepwise) in others.items():
-            logits = predicted(system, excerpt, stepwise=stepwise).to(known.device)
+            logits = teacher_forced_logits(system, excerpt, stepwise=stepwise).to(known.device)
             for scale in scales:
-                pair = guided(known, scale), guided(logits, scale)
-                found[name, scale].append(nearness(*pair, ids=ids, sampling=sampling, seed=seed))
-    return {key: agreement(each, codes=codes) for key, each in found.items()}
+                pair = apply_guidance(known, scale), apply_guidance(logits, scale)
+                found[name, scale].append(prediction_gap(*pair, ids=ids, sampling=sampling, seed=seed))
+    return {key: summarize(each, codes=codes) for key, each in found.items()}
 
 
-def _branches(system: System, item: Mapping[str, Any], lengths: Int[Tensor, "1"]) -> list[Branch]:
+def _branches(system: System, item: Mapping[str, Any], lengths: Int[Tensor, "1"]) -> list[GuidanceBranch]:
     """What a clip is asked by, and what guidance compares it with."""
     frames = int(lengths.max())
-    conditions = system.condition(system.prepare([system.read(item)], frames=frames))
-    nothing = keep_only(system.spec.fusion, [()], system.device)
+    conditions = system.encode_conditions(system.prepare([system.extract_prompt_values(item)], frames=frames))
+    nothing = branch_keep_mask(system.spec.fusion, [()], system.device)
     return [
-        Branch(weight, system.fuse(conditions, frames=frames, keep=keep, lengths=lengths))
+        GuidanceBranch(weight, system.fuse(conditions, frames=frames, keep=keep, lengths=lengths))
         for weight, keep in ((1.0, None), (0.0, nothing))
     ]

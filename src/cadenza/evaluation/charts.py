@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.picture import figure, save, spectrogram
+from cadenza.dsp.picture import new_figure, save_figure, plot_spectrogram
 
 
-def draw_scores(report: Any, path: Path) -> None:
+def plot_adherence(report: Any, path: Path) -> None:
     """A bar for each attribute in each setting, with the bounds of its adherence."""
     rows = [
-        (f"{attribute}, {setting}", one.adherence.a)
+        (f"{attribute}, {setting}", one.adherence.value)
         for setting, attributes in report.scores.items()
         for attribute, one in attributes.items()
-        if not math.isnan(one.adherence.a.value)
+        if not math.isnan(one.adherence.value.value)
     ]
-    drawn = figure((7, 0.6 + 0.32 * max(1, len(rows))))
+    drawn = new_figure((7, 0.6 + 0.32 * max(1, len(rows))))
     axes = drawn.add_subplot()
     for place, (_, a) in enumerate(rows):
         axes.barh(place, a.value, color="#4c72b0", height=0.6)
@@ -26,26 +26,26 @@ def draw_scores(report: Any, path: Path) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.set(xlim=(min([0.0, *(a.low for _, a in rows)]) - 0.05, 1.1), xlabel="adherence: 0 chance, 1 reference renders")
-    save(drawn, path)
+    save_figure(drawn, path)
 
 
-def draw_pairs(made: Sequence[Audio], references: Sequence[Audio], titles: Sequence[str], path: Path) -> None:
+def plot_spectrogram_pairs(made: Sequence[Audio], references: Sequence[Audio], titles: Sequence[str], path: Path) -> None:
     """Mel spectrograms of generated clips on the left, of the references through the codec on the right."""
-    drawn = figure((12, 2.2 * max(1, len(made))))
+    drawn = new_figure((12, 2.2 * max(1, len(made))))
     grid = drawn.subplots(len(made), 2, squeeze=False)
     for row, pair, title in zip(grid, zip(made, references, strict=True), titles, strict=True):
         for axes, clip, side in zip(row, pair, ("generated", "reference through the codec"), strict=True):
-            spectrogram(axes, clip)
+            plot_spectrogram(axes, clip)
             axes.set_title(f"{side}: {title}"[:90], fontsize=7)
             axes.set(xlabel="", ylabel="", yticks=[])
-    save(drawn, path)
+    save_figure(drawn, path)
 
 
-def draw_bars(values: dict[str, float], title: str, path: Path) -> None:
+def plot_bars(values: dict[str, float], title: str, path: Path) -> None:
     """One bar a name."""
-    drawn = figure((7, 0.8 + 0.3 * max(1, len(values))))
+    drawn = new_figure((7, 0.8 + 0.3 * max(1, len(values))))
     axes = drawn.add_subplot()
     axes.barh(list(values), list(values.values()), color="#4c72b0")
     axes.invert_yaxis()
     axes.set(title=title)
-    save(drawn, path)
+    save_figure(drawn, path)

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from cadenza.core.types import Codes
 from cadenza.data.manifest import Manifest
-from cadenza.data.source import manifest_of
-from cadenza.dsp.audio import Audio, read
+from cadenza.data.source import load_manifest
+from cadenza.dsp.audio import Audio, load_audio
 from cadenza.dsp.fidelity import mel_distance, si_sdr
-from cadenza.evaluation.charts import draw_bars
+from cadenza.evaluation.charts import plot_bars
 from cadenza.evaluation.estimates import Accuracy, accuracy
 from cadenza.evaluation.estimators import load_estimators
-from cadenza.evaluation.labels import truth_of
-from cadenza.evaluation.settings import Reference, references
-from cadenza.evaluation.write import number, text, write_json
+from cadenza.evaluation.labels import labels_from_sidecar
+from cadenza.evaluation.settings import Reference, sample_references
+from cadenza.evaluation.write import format_score, write_text, write_json
 from cadenza.system.system import System
 
 FLOOR = {"tempo": 0.95, "key": 0.95, "family": 0.95, "melody": 0.9}  # of the clean score, at least
@@ -26,7 +26,7 @@ USE = 0.8
 
 
 @dataclass(frozen=True)
-class FamilyLoss:
+class FamilyQuality:
     """How a codec treats the clips led by one family."""
 
     clips: int
@@ -42,9 +42,9 @@ class CodecReport:
     estimators: str
     clips: int
     clean: Accuracy
-    through: Accuracy
-    kept: dict[str, float]  # score through the codec over clean score
-    families: dict[str, FamilyLoss]
+    coded: Accuracy
+    retained: dict[str, float]  # score through the codec over clean score
+    families: dict[str, FamilyQuality]
     si_sdr: float
     mel: float
     use: list[float]  # share of each codebook's entries that occur
@@ -61,18 +61,18 @@ def evaluate_codec(
     progress: Callable[[str], None] = lambda line: None,
 ) -> CodecReport:
     """What survives the codec of a system, on held-out clips with known truths; written into `out` if given."""
-    manifest = held_out if isinstance(held_out, Manifest) else manifest_of(held_out)[0]
-    listen, refs = load_estimators(), references(manifest, clips)
+    manifest = held_out if isinstance(held_out, Manifest) else load_manifest(held_out)[0]
+    listen, refs = load_estimators(), sample_references(manifest, clips)
     clean, through, truths, losses, counts = [], [], [], [], None
     for done, ref in enumerate(refs, 1):
-        audio = read(ref.clip.audio).resample(system.codec.spec.sample_rate).mix(system.codec.spec.channels)
+        audio = load_audio(ref.clip.audio).resample(system.codec.spec.sample_rate).to_channels(system.codec.spec.channels)
         frames = system.codec.encode(audio.to(system.device))
         made = system.codec.decode(frames).to("cpu")
         clean += listen(audio)
         through += listen(made)
-        truths.append(truth_of(ref.truth, len(clean[-1].chords), families=listen.families))
+        truths.append(labels_from_sidecar(ref.truth, len(clean[-1].chords), families=listen.families))
         losses.append(_distances(made, audio))
-        counts = _counted(frames, system.codec.grid.cardinality, counts) if isinstance(frames, Codes) else None
+        counts = _counted(frames, system.codec.format.cardinality, counts) if isinstance(frames, Codes) else None
         if done % 20 == 0 or done == len(refs):
             progress(f"{done} of {len(refs)} clips through the codec")
     before, after = accuracy(clean, truths), accuracy(through, truths)
@@ -83,8 +83,8 @@ def evaluate_codec(
         estimators=listen.sha256,
         clips=len(refs),
         clean=before,
-        through=after,
-        kept=kept,
+        coded=after,
+        retained=kept,
         families=_by_family(refs, losses),
         si_sdr=_mean([d for d, _ in losses]),
         mel=_mean([m for _, m in losses]),
@@ -115,12 +115,12 @@ def _codebooks(counts: Tensor) -> tuple[list[float], list[float]]:
     return (counts > 0).float().mean(-1).tolist(), (2**bits).tolist()
 
 
-def _by_family(refs: Sequence[Reference], losses: Sequence[tuple[float, float]]) -> dict[str, FamilyLoss]:
+def _by_family(refs: Sequence[Reference], losses: Sequence[tuple[float, float]]) -> dict[str, FamilyQuality]:
     found: dict[str, list[tuple[float, float]]] = {}
     for ref, loss in zip(refs, losses, strict=True):
         found.setdefault(ref.truth["lead_family"], []).append(loss)
     return {
-        name: FamilyLoss(len(xs), _mean([d for d, _ in xs]), _mean([m for _, m in xs])) for name, xs in sorted(found.items())
+        name: FamilyQuality(len(xs), _mean([d for d, _ in xs]), _mean([m for _, m in xs])) for name, xs in sorted(found.items())
     }
 
 
@@ -132,8 +132,8 @@ def _mean(values: Sequence[float]) -> float:
 def _write(report: CodecReport, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(report, out / "codec.json")
-    text(markdown(report), out / "codec.md")
-    draw_bars(
+    write_text(markdown(report), out / "codec.md")
+    plot_bars(
         {name: loss.si_sdr for name, loss in report.families.items()}, "SI-SDR in dB by leading family", out / "codec.png"
     )
 
@@ -143,18 +143,18 @@ def markdown(report: CodecReport) -> str:
     lines = [
         f"# The codec of {report.system}",
         "",
-        f"{report.clips} held-out clips; estimators {report.estimators[:12]}; SI-SDR {number(report.si_sdr)} dB, "
-        f"mel distance {number(report.mel)} dB.",
+        f"{report.clips} held-out clips; estimators {report.estimators[:12]}; SI-SDR {format_score(report.si_sdr)} dB, "
+        f"mel distance {format_score(report.mel)} dB.",
         "",
         "| estimate | clean | through | kept | floor |",
         "|---|---|---|---|---|",
     ]
-    clean, through = asdict(report.clean), asdict(report.through)
-    for name, kept in report.kept.items():
+    clean, through = asdict(report.clean), asdict(report.coded)
+    for name, kept in report.retained.items():
         floor = f"{FLOOR[name]:.2f}" if name in FLOOR else ""
-        lines.append(f"| {name} | {number(clean[name])} | {number(through[name])} | {number(kept)} | {floor} |")
+        lines.append(f"| {name} | {format_score(clean[name])} | {format_score(through[name])} | {format_score(kept)} | {floor} |")
     lines += ["", "| led by | clips | SI-SDR dB | mel distance dB |", "|---|---|---|---|"]
-    lines += [f"| {n} | {f.clips} | {number(f.si_sdr)} | {number(f.mel)} |" for n, f in report.families.items()]
+    lines += [f"| {n} | {f.clips} | {format_score(f.si_sdr)} | {format_score(f.mel)} |" for n, f in report.families.items()]
     if report.use:
         lines += ["", "| codebook | entries used | perplexity |", "|---|---|---|"]
         lines += [f"| {i} | {u:.1%} | {p:.0f} |" for i, (u, p) in enumerate(zip(report.use, report.perplexity, strict=True))]

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cadenza.evaluation.adherence import Interval, difference
-from cadenza.evaluation.scores import Heard, Measured
-from cadenza.evaluation.settings import Setting
+from cadenza.evaluation.adherence import Interval, paired_difference
+from cadenza.evaluation.scores import Heard, AttributeResult
+from cadenza.evaluation.settings import ControlSetting
 from cadenza.evaluation.wishes import ATTRIBUTES
 
 Gaps = dict[str, dict[str, Float[Tensor, "seeds n"]]]  # by setting and attribute
 
 
-def gaps(asked: Sequence[Setting], first: Heard, other: Heard, found: Mapping[str, Mapping[str, Measured]]) -> Gaps:
+def score_gaps(asked: Sequence[ControlSetting], first: Heard, other: Heard, found: Mapping[str, Mapping[str, AttributeResult]]) -> Gaps:
     """By how much each clip of `other` scores above that of `first`, as a part of the first's A, which `found` holds.
 
     NaN where a request says nothing of an attribute.
@@ -23,26 +23,26 @@ def gaps(asked: Sequence[Setting], first: Heard, other: Heard, found: Mapping[st
     for setting in asked:
         for attribute, measured in found[setting.name].items():
             own, others = (_scored(attribute, setting, heard[setting.name]) for heard in (first, other))
-            gaps.setdefault(setting.name, {})[attribute] = (others - own) / measured.room
+            gaps.setdefault(setting.name, {})[attribute] = (others - own) / measured.ceiling_minus_chance
     return gaps
 
 
-def compared(found: Gaps) -> dict[str, dict[str, Interval]]:
+def mean_gaps(found: Gaps) -> dict[str, dict[str, Interval]]:
     """The mean gap in each attribute of each setting, with bounds."""
     return {name: {attribute: _mean(gap) for attribute, gap in row.items()} for name, row in found.items()}
 
 
-def overall(found: Gaps, settings: Sequence[Setting]) -> Interval:
+def overall_gap(found: Gaps, settings: Sequence[ControlSetting]) -> Interval:
     """The mean over clips of a clip's mean gap over all that it is asked in, in the settings that ask for references."""
     rows = [gap for setting in settings if setting.references for gap in found[setting.name].values()]
     return _mean(torch.stack(rows).nanmean(0))
 
 
-def _scored(attribute: str, setting: Setting, heard: Sequence[Sequence[object]]) -> Float[Tensor, "seeds n"]:
+def _scored(attribute: str, setting: ControlSetting, heard: Sequence[Sequence[object]]) -> Float[Tensor, "seeds n"]:
     met = ATTRIBUTES[attribute]
     return torch.tensor([[met(e, wish) for e, wish in zip(clips, setting.wishes, strict=True)] for clips in heard])  # type: ignore[arg-type]
 
 
 def _mean(gap: Float[Tensor, "seeds n"]) -> Interval:
     known = gap[:, ~gap.isnan().any(0)]
-    return difference(known, torch.zeros_like(known), rng=torch.Generator().manual_seed(0))
+    return paired_difference(known, torch.zeros_like(known), rng=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.features import PARTS, SEMITONES, hear
+from cadenza.evaluation.features import PARTS, SEMITONES, extract_features
 
 WINDOW, STEP = 48, 6  # pitch frames: 3.84 s, every half second
 _POOL = 3  # pitch frames of a cell: a quarter of a second
@@ -18,7 +18,7 @@ QUANTILE = 0.01
 
 
 @dataclass(frozen=True)
-class Copies:
+class MemorizationReport:
     """The share of clips nearer to the training set than all but 1 % of unseen reference clips."""
 
     rate: float
@@ -28,11 +28,11 @@ class Copies:
     training_clips: int
 
 
-def fingerprints(audio: Audio) -> list[Float[Tensor, "windows 128"]]:
+def audio_fingerprints(audio: Audio) -> list[Float[Tensor, "windows 128"]]:
     """Unit vectors of what each clip plays in overlapping windows of four seconds, blind to level and colour."""
     prints = []
     for clip in audio:
-        pitch = hear(clip).pitch[0]
+        pitch = extract_features(clip).pitch[0]
         semitones = pitch.unflatten(0, (SEMITONES, PARTS)).amax(1)[_LOW:_HIGH]
         cells = torch.nn.functional.avg_pool1d(semitones[None], _POOL, ceil_mode=True)[0]
         size, step = WINDOW // _POOL, STEP // _POOL
@@ -49,7 +49,7 @@ def _projection() -> Float[Tensor, "m 128"]:
     return torch.randn(size, _WIDTH, generator=torch.Generator().manual_seed(0)) / _WIDTH**0.5
 
 
-def nearest(clips: Sequence[Tensor], training: Tensor, *, chunk: int = 65536) -> Float[Tensor, " n"]:
+def nearest_distances(clips: Sequence[Tensor], training: Tensor, *, chunk: int = 65536) -> Float[Tensor, " n"]:
     """The distance of each clip's nearest window to any window of the training set."""
     found = []
     for prints in clips:
@@ -58,13 +58,13 @@ def nearest(clips: Sequence[Tensor], training: Tensor, *, chunk: int = 65536) ->
     return torch.tensor(found)
 
 
-def copies(
+def memorization_rate(
     generated: Sequence[Tensor],
     reference: Sequence[Tensor],
     training: Iterable[Tensor],
     *,
     progress: Callable[[int], None] | None = None,
-) -> Copies:
+) -> MemorizationReport:
     """The copy rate of fingerprinted clips; `training` gives one clip's fingerprints after the other."""
     known = []
     for done, prints in enumerate(training, 1):
@@ -72,7 +72,7 @@ def copies(
         if progress is not None:
             progress(done)
     table = torch.cat(known)
-    made, usual = nearest(generated, table), nearest(reference, table)
+    made, usual = nearest_distances(generated, table), nearest_distances(reference, table)
     threshold = float(torch.quantile(usual, QUANTILE))
     rate = float((made < threshold).float().mean())
-    return Copies(rate, threshold, [round(x, 4) for x in made.tolist()], float(usual.median()), len(known))
+    return MemorizationReport(rate, threshold, [round(x, 4) for x in made.tolist()], float(usual.median()), len(known))

@@ -13,7 +13,7 @@ _FLOORS = (20.0, 0.25)  # what the logarithms of `features` multiply magnitudes 
 
 
 @dataclass(frozen=True)
-class Change:
+class FeatureAugmentation:
     """One drawn change of a clip: shifted by semitones, played `speed` times as fast, cut out, discoloured."""
 
     semitones: int
@@ -22,7 +22,7 @@ class Change:
     frames: int
 
 
-def draw(frames: int, rng: torch.Generator) -> Change:
+def sample_augmentation(frames: int, rng: torch.Generator) -> FeatureAugmentation:
     """A change of a clip of this many frames: mostly whole clips, else at least six seconds of them."""
     uniform = torch.rand(5, generator=rng).tolist()
     semitones = int(uniform[0] * 9) - 4 if uniform[1] < 0.6 else 0
@@ -30,11 +30,11 @@ def draw(frames: int, rng: torch.Generator) -> Change:
     shortest = min(75, frames)
     length = frames if uniform[4] < 0.6 else shortest + int((uniform[4] - 0.6) / 0.4 * (frames - shortest + 1))
     first = int(torch.rand(1, generator=rng) * (frames - length + 1))
-    return Change(semitones, speed, first, length)
+    return FeatureAugmentation(semitones, speed, first, length)
 
 
-def changed(
-    pitch: Float[Tensor, "rows f"], bands: Float[Tensor, "n g"], change: Change, rng: torch.Generator
+def augment_features(
+    pitch: Float[Tensor, "rows f"], bands: Float[Tensor, "n g"], change: FeatureAugmentation, rng: torch.Generator
 ) -> tuple[Float[Tensor, "rows u"], Float[Tensor, "n v"]]:
     """Features of the changed clip, with random colour, noise and gain on top."""
     ratio = bands.shape[-1] // pitch.shape[-1]
@@ -51,7 +51,7 @@ def changed(
     return _coloured(pitch, bands, rng)
 
 
-def moved(wanted: Tensor, change: Change) -> Tensor:
+def augment_labels(wanted: Tensor, change: FeatureAugmentation) -> Tensor:
     """Frame-wise classes of the changed clip, pitch not yet moved."""
     wanted = wanted[change.first : change.first + change.frames]
     frames = max(1, round(change.frames / change.speed))

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cadenza.evaluation.features import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
-from cadenza.evaluation.labels import NO_MELODY, UNKNOWN, Truth
-from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, Guesses
-from cadenza.evaluation.timed import Chart
+from cadenza.evaluation.labels import NO_MELODY, UNKNOWN, ClipLabels
+from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorOutputs
+from cadenza.evaluation.timed import ChordTimeline
 
 TOLERANCE = 0.04  # a tempo is right within 4 % (Gouyon et al. 2006)
 NO_PITCH_CLASS = 12
@@ -34,12 +34,12 @@ class Estimate:
     seconds: float = math.nan  # until nothing sounds any more
 
     @cached_property
-    def chart(self) -> Chart:
+    def chord_timeline(self) -> ChordTimeline:
         """Its chords as spans of time."""
-        return Chart.of_frames(self.chords.tolist(), SAMPLE_RATE / PITCH_HOP)
+        return ChordTimeline.of_frames(self.chords.tolist(), SAMPLE_RATE / PITCH_HOP)
 
 
-def decode(guesses: Guesses, lengths: Sequence[int], thresholds: Float[Tensor, " n"] | None = None) -> list[Estimate]:
+def decode_outputs(guesses: EstimatorOutputs, lengths: Sequence[int], thresholds: Float[Tensor, " n"] | None = None) -> list[Estimate]:
     """The most likely classes of every clip; `thresholds` are the families' probabilities that count as 0.5."""
     families = guesses.families
     if thresholds is not None:
@@ -48,7 +48,7 @@ def decode(guesses: Guesses, lengths: Sequence[int], thresholds: Float[Tensor, "
     chords = guesses.chords.argmax(1)
     return [
         Estimate(
-            tempo_of(guesses.tempo[i]),
+            decode_tempo(guesses.tempo[i]),
             int(guesses.key[i].argmax()),
             families[i].sigmoid(),
             int(guesses.lead[i].argmax()),
@@ -59,7 +59,7 @@ def decode(guesses: Guesses, lengths: Sequence[int], thresholds: Float[Tensor, "
     ]
 
 
-def tempo_of(logits: Float[Tensor, " tempi"]) -> float:
+def decode_tempo(logits: Float[Tensor, " tempi"]) -> float:
     """The centre of the 4 % of the tempo axis that holds the most probability, in beats a minute."""
     chances = logits.float().softmax(-1)
     around = torch.nn.functional.avg_pool1d(chances[None], 5, 1, 2, count_include_pad=True)[0]
@@ -78,12 +78,12 @@ def pitch_classes(chances: Float[Tensor, "b semitones f"]) -> Float[Tensor, "b 1
     return folded.index_add(1, place, chances)
 
 
-def tempo_right(estimated: float, wanted: float) -> float:
+def tempo_accuracy(estimated: float, wanted: float) -> float:
     """1 within 4 % of the wanted tempo, else 0."""
     return float(abs(estimated - wanted) <= TOLERANCE * wanted)
 
 
-def chords_right(estimated: Int[Tensor, " f"], wanted: Int[Tensor, " f"]) -> float:
+def chord_accuracy(estimated: Int[Tensor, " f"], wanted: Int[Tensor, " f"]) -> float:
     """The share of frames with the right major-minor class, of those whose truth is known; NaN without any."""
     frames = min(len(estimated), len(wanted))
     known = wanted[:frames] != UNKNOWN
@@ -92,7 +92,7 @@ def chords_right(estimated: Int[Tensor, " f"], wanted: Int[Tensor, " f"]) -> flo
     return float((estimated[:frames] == wanted[:frames])[known].float().mean())
 
 
-def melody_right(estimated: Int[Tensor, " f"], wanted: Int[Tensor, " f"]) -> float:
+def melody_accuracy(estimated: Int[Tensor, " f"], wanted: Int[Tensor, " f"]) -> float:
     """The share of frames with the right melody pitch class, of those in which a melody sounds; NaN without any.
 
     `wanted` counts semitones as in `Truth` (raw pitch-class accuracy, Salamon et al. 2014).
@@ -118,7 +118,7 @@ class Accuracy:
     melody: float
 
 
-def accuracy(estimates: Sequence[Estimate], truths: Sequence[Truth]) -> Accuracy:
+def accuracy(estimates: Sequence[Estimate], truths: Sequence[ClipLabels]) -> Accuracy:
     """The scores of estimates on clips whose truth is known."""
     pairs = list(zip(estimates, truths, strict=True))
     present = torch.stack([e.families >= 0.5 for e in estimates])
@@ -126,14 +126,14 @@ def accuracy(estimates: Sequence[Estimate], truths: Sequence[Truth]) -> Accuracy
     each = f1(present, wanted)
     there = wanted.any(0)
     return Accuracy(
-        _mean([tempo_right(e.tempo, t.tempo) for e, t in pairs if t.tempo > 0]),
+        _mean([tempo_accuracy(e.tempo, t.tempo) for e, t in pairs if t.tempo > 0]),
         _mean([float(e.key == t.key) for e, t in pairs if t.key != UNKNOWN]),
         float(f1(present.flatten()[:, None], wanted.flatten()[:, None])),
         float(each[there].mean()) if there.any() else float("nan"),
         tuple(each.tolist()),
         _mean([float(e.lead == t.lead) for e, t in pairs if t.lead != UNKNOWN]),
-        _mean([chords_right(e.chords, t.chords) for e, t in pairs]),
-        _mean([melody_right(e.melody, t.melody) for e, t in pairs]),
+        _mean([chord_accuracy(e.chords, t.chords) for e, t in pairs]),
+        _mean([melody_accuracy(e.melody, t.melody) for e, t in pairs]),
     )
 
 

@@ -12,20 +12,20 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.files import replacing
+from cadenza.core.files import atomic_write
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.estimates import Estimate, decode
-from cadenza.evaluation.features import dominant, hear
+from cadenza.evaluation.estimates import Estimate, decode_outputs
+from cadenza.evaluation.features import dominant_pitch_class, extract_features
 from cadenza.evaluation.network import EstimatorNet
-from cadenza.evaluation.rhythm import beats, onsets, rise
-from cadenza.evaluation.soundness import sounding
+from cadenza.evaluation.rhythm import track_beats, pick_onsets, onset_strength
+from cadenza.evaluation.soundness import last_sound_seconds
 
 FOLDER = Path(__file__).parent / "weights"
 _WEIGHTS, _RECORD = "estimators.safetensors", "estimators.json"
 
 
 @dataclass(frozen=True)
-class Estimators:
+class AttributeEstimator:
     """A trained network, what its family answers mean and from which probability on they count."""
 
     net: EstimatorNet
@@ -38,16 +38,16 @@ class Estimators:
         """What is heard in every clip, each by itself."""
         found = []
         for done, clip in enumerate(audio, 1):
-            heard = hear(clip)
-            estimate = decode(self.net(heard), heard.lengths.tolist(), self.thresholds)[0]
-            strength = rise(heard.bands[0])
+            heard = extract_features(clip)
+            estimate = decode_outputs(self.net(heard), heard.lengths.tolist(), self.thresholds)[0]
+            strength = onset_strength(heard.bands[0])
             found.append(
                 replace(
                     estimate,
-                    chroma=dominant(heard.pitch[0]),
-                    beats=beats(strength, estimate.tempo),
-                    onsets=onsets(strength),
-                    seconds=sounding(clip.wave[0], clip.sample_rate),
+                    chroma=dominant_pitch_class(heard.pitch[0]),
+                    beats=track_beats(strength, estimate.tempo),
+                    onsets=pick_onsets(strength),
+                    seconds=last_sound_seconds(clip.wave[0], clip.sample_rate),
                 )
             )
             if progress is not None:
@@ -55,7 +55,7 @@ class Estimators:
         return found
 
 
-def load_estimators(folder: Path = FOLDER) -> Estimators:
+def load_estimators(folder: Path = FOLDER) -> AttributeEstimator:
     """The estimators in a folder, the bundled ones by default; CheckpointError if a byte of the weights is not as recorded."""
     try:
         record = json.loads((folder / _RECORD).read_text())
@@ -70,10 +70,10 @@ def load_estimators(folder: Path = FOLDER) -> Estimators:
         )
     net = EstimatorNet(len(record["families"]), width=record["width"], folded=record["folded"])
     net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load(data).items()})
-    return Estimators(net.eval(), tuple(record["families"]), torch.tensor(record["thresholds"]), found)
+    return AttributeEstimator(net.eval(), tuple(record["families"]), torch.tensor(record["thresholds"]), found)
 
 
-def save_estimators(estimators: Estimators, folder: Path, *, notes: dict[str, Any]) -> str:
+def save_estimators(estimators: AttributeEstimator, folder: Path, *, notes: dict[str, Any]) -> str:
     """Writes weights as float16 with a record of their hash and of how they were made; returns the hash."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in estimators.net.state_dict().items()}
@@ -87,8 +87,8 @@ def save_estimators(estimators: Estimators, folder: Path, *, notes: dict[str, An
         "folded": estimators.net.folded,
         **notes,
     }
-    with replacing(folder / _WEIGHTS) as file:
+    with atomic_write(folder / _WEIGHTS) as file:
         file.write(data)
-    with replacing(folder / _RECORD) as file:
+    with atomic_write(folder / _RECORD) as file:
         file.write((json.dumps(record, indent=2) + "\n").encode())
     return digest

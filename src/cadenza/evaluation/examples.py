@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from cadenza.core.errors import DataError
-from cadenza.data.manifest import Clip, Manifest
-from cadenza.dsp.audio import read
-from cadenza.evaluation.features import BAND_HOP, PITCH_HOP, Heard, hear
-from cadenza.evaluation.labels import Truth, truth_of
+from cadenza.data.manifest import ManifestClip, Manifest
+from cadenza.dsp.audio import load_audio
+from cadenza.evaluation.features import BAND_HOP, PITCH_HOP, EstimatorFeatures, extract_features
+from cadenza.evaluation.labels import ClipLabels, labels_from_sidecar
 
 _RATIO = PITCH_HOP // BAND_HOP
 
 
-def known(manifest: Manifest) -> list[tuple[Clip, dict[str, Any]]]:
+def labelled_clips(manifest: Manifest) -> list[tuple[ManifestClip, dict[str, Any]]]:
     """The clips whose truth is written beside them, with it; raises DataError where there are none."""
     found = [(clip, metadata) for clip in manifest.clips if "tempo" in (metadata := clip.metadata())]
     if not found:
@@ -28,13 +28,13 @@ def known(manifest: Manifest) -> list[tuple[Clip, dict[str, Any]]]:
 
 
 @dataclass(frozen=True)
-class Examples:
+class FeatureDataset:
     """Features of many clips, one after the other along time, with their truths."""
 
     pitch: np.ndarray  # [frames, rows] float16
     bands: np.ndarray  # [frames * 8, n] float16
     bounds: list[int]  # first pitch frame of each clip, then the end
-    truths: list[Truth]
+    truths: list[ClipLabels]
 
     def __len__(self) -> int:
         return len(self.truths)
@@ -47,28 +47,28 @@ class Examples:
         return pitch.T, bands.T
 
 
-def examples(
+def load_features(
     manifest: Manifest, families: Sequence[str], *, cache: str | Path, progress: Callable[[int], None] | None = None
-) -> Examples:
+) -> FeatureDataset:
     """The clips of a manifest; their features are computed at the first call and read from `cache` later."""
     cache = Path(cache)
-    clips, truths = zip(*known(manifest), strict=True)
+    clips, truths = zip(*labelled_clips(manifest), strict=True)
     names = [clip.id for clip in clips]
     index = cache / "index.json"
     if not index.exists() or json.loads(index.read_text())["clips"] != names:
         _compute(clips, names, cache, progress)
     bounds = json.loads(index.read_text())["bounds"]
     lengths = np.diff(bounds).tolist()
-    found = [truth_of(truth, frames, families=families) for truth, frames in zip(truths, lengths, strict=True)]
+    found = [labels_from_sidecar(truth, frames, families=families) for truth, frames in zip(truths, lengths, strict=True)]
     pitch, bands = (np.load(cache / f"{name}.npy", mmap_mode="r") for name in ("pitch", "bands"))
-    return Examples(pitch, bands, bounds, found)
+    return FeatureDataset(pitch, bands, bounds, found)
 
 
-def _compute(clips: Sequence[Clip], names: list[str], cache: Path, progress: Callable[[int], None] | None) -> None:
+def _compute(clips: Sequence[ManifestClip], names: list[str], cache: Path, progress: Callable[[int], None] | None) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     pitch, bands, bounds = [], [], [0]
     for done, clip in enumerate(clips, 1):
-        heard = hear(read(clip.audio))
+        heard = extract_features(load_audio(clip.audio))
         pitch.append(heard.pitch[0].T.numpy().astype(np.float16))
         bands.append(heard.bands[0].T.numpy().astype(np.float16))
         bounds.append(bounds[-1] + len(pitch[-1]))
@@ -79,7 +79,7 @@ def _compute(clips: Sequence[Clip], names: list[str], cache: Path, progress: Cal
     (cache / "index.json").write_text(json.dumps({"clips": names, "bounds": bounds}))
 
 
-def together(features: Sequence[tuple[Tensor, Tensor]]) -> Heard:
+def collate_features(features: Sequence[tuple[Tensor, Tensor]]) -> EstimatorFeatures:
     """Features of several clips as a batch, padded with zeros."""
     lengths = torch.tensor([pitch.shape[-1] for pitch, _ in features])
     longest = int(lengths.max())
@@ -87,4 +87,4 @@ def together(features: Sequence[tuple[Tensor, Tensor]]) -> Heard:
     bands = torch.zeros(len(features), features[0][1].shape[0], longest * _RATIO)
     for i, (p, b) in enumerate(features):
         pitch[i, :, : p.shape[-1]], bands[i, :, : b.shape[-1]] = p, b
-    return Heard(pitch, bands, lengths)
+    return EstimatorFeatures(pitch, bands, lengths)

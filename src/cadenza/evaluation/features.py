@@ -22,7 +22,7 @@ _FAINT = 1e-5  # share of the loudest frame's energy
 
 
 @dataclass(frozen=True)
-class Heard:
+class EstimatorFeatures:
     """Features of a batch of clips; `lengths` are true pitch frames, and a pitch frame is eight band frames."""
 
     pitch: Float[Tensor, "b rows f"]
@@ -30,9 +30,9 @@ class Heard:
     lengths: Int[Tensor, " b"]
 
 
-def hear(audio: Audio) -> Heard:
+def extract_features(audio: Audio) -> EstimatorFeatures:
     """Features of every clip by itself, at 24 kHz in mono and at one loudness, padded with zeros at the end."""
-    clips = [_hear(clip.wave[0, 0]) for clip in audio.mix(1).resample(SAMPLE_RATE)]
+    clips = [_hear(clip.wave[0, 0]) for clip in audio.to_channels(1).resample(SAMPLE_RATE)]
     lengths = torch.tensor([pitch.shape[-1] for pitch, _ in clips])
     longest = int(lengths.max())
     pitch = torch.zeros(len(clips), SEMITONES * PARTS, longest)
@@ -40,10 +40,10 @@ def hear(audio: Audio) -> Heard:
     for i, (p, b) in enumerate(clips):
         pitch[i, :, : p.shape[-1]] = p
         bands[i, :, : b.shape[-1]] = b
-    return Heard(pitch, bands, lengths)
+    return EstimatorFeatures(pitch, bands, lengths)
 
 
-def dominant(pitch: Float[Tensor, "rows f"]) -> Int[Tensor, " f"]:
+def dominant_pitch_class(pitch: Float[Tensor, "rows f"]) -> Int[Tensor, " f"]:
     """The pitch class with the most energy in every frame, from 0 for C; 12 where next to nothing sounds."""
     energy = torch.expm1(pitch).square().unflatten(0, (SEMITONES, PARTS)).sum(1)
     folded = energy.new_zeros(12, pitch.shape[-1]).index_add(0, (torch.arange(SEMITONES) + LOWEST) % 12, energy)

@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.core.spec import Spec
-from cadenza.data.source import manifest_of
-from cadenza.evaluation.distortion import Change, changed, draw, moved
-from cadenza.evaluation.estimates import Estimate, accuracy, decode
-from cadenza.evaluation.estimators import Estimators, save_estimators
-from cadenza.evaluation.examples import Examples, examples, together
-from cadenza.evaluation.features import Heard
-from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, Truth
-from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorNet, Guesses
-from cadenza.evaluation.write import finite
+from cadenza.data.source import load_manifest
+from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, sample_augmentation, augment_labels
+from cadenza.evaluation.estimates import Estimate, accuracy, decode_outputs
+from cadenza.evaluation.estimators import AttributeEstimator, save_estimators
+from cadenza.evaluation.examples import FeatureDataset, load_features, collate_features
+from cadenza.evaluation.features import EstimatorFeatures
+from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, ClipLabels
+from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorNet, EstimatorOutputs
+from cadenza.evaluation.write import json_safe
 
 
-class FitConfig(Spec):
+class EstimatorTrainingConfig(Spec):
     """How the estimators are trained; `families` are those of the corpus, in the order of the answers."""
 
     families: tuple[str, ...]
@@ -37,7 +37,7 @@ class FitConfig(Spec):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EstimatorTargets:
     """Targets of a batch, UNKNOWN where there is none."""
 
     tempo: Tensor  # [b] beats a minute
@@ -50,7 +50,7 @@ class Wanted:
 
 
 def train_estimators(
-    config: FitConfig, data: Examples, *, validation: Examples, report: Callable[[dict[str, float]], None] = lambda row: None
+    config: EstimatorTrainingConfig, data: FeatureDataset, *, validation: FeatureDataset, report: Callable[[dict[str, float]], None] = lambda row: None
 ) -> tuple[EstimatorNet, Tensor]:
     """The trained network with the probability at which each family counts as present."""
     rng = torch.Generator().manual_seed(config.seed)
@@ -78,16 +78,16 @@ def train_estimators(
                 schedule.step()
                 total += float(loss.detach())
             if epoch % 3 == 2 or epoch == config.epochs - 1:
-                scores = asdict(accuracy(estimates_of(net, validation), validation.truths))
+                scores = asdict(accuracy(predict(net, validation), validation.truths))
                 scores.pop("families")
                 row = {"epoch": epoch + 1, "minutes": (time.monotonic() - began) / 60, "loss": total / (steps // config.epochs)}
                 report({**row, **scores})
                 net.train()
     net.eval()
-    return net, thresholds(net, data)
+    return net, tune_thresholds(net, data)
 
 
-def loss_terms(guesses: Guesses, wanted: Wanted) -> dict[str, Tensor]:
+def loss_terms(guesses: EstimatorOutputs, wanted: EstimatorTargets) -> dict[str, Tensor]:
     """Cross-entropy of every answer, tempo against a bell of 2 % around the truth."""
     step = STEPS * torch.log2(wanted.tempo.clamp(min=1) / SLOWEST)
     bell = torch.exp(-0.5 * ((torch.arange(TEMPI) - step[:, None]) / 1.2).square())
@@ -117,18 +117,18 @@ def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def estimates_of(net: EstimatorNet, data: Examples, at: Tensor | None = None) -> list[Estimate]:
+def predict(net: EstimatorNet, data: FeatureDataset, at: Tensor | None = None) -> list[Estimate]:
     """What the network hears in every clip, each by itself."""
     net.eval()
     found = []
     for i in range(len(data)):
-        heard = together([data.features(i)])
-        found += decode(net(heard), heard.lengths.tolist(), at)
+        heard = collate_features([data.features(i)])
+        found += decode_outputs(net(heard), heard.lengths.tolist(), at)
     return found
 
 
 @torch.inference_mode()
-def thresholds(net: EstimatorNet, data: Examples, most: int = 400) -> Tensor:
+def tune_thresholds(net: EstimatorNet, data: FeatureDataset, most: int = 400) -> Tensor:
     """The probability at which each family is best called present, on (some of) the training clips changed anew."""
     net.eval()
     rng = torch.Generator().manual_seed(0)
@@ -146,23 +146,23 @@ def thresholds(net: EstimatorNet, data: Examples, most: int = 400) -> Tensor:
     return grid[smooth.argmax(-1)]
 
 
-def _drawn(data: Examples, which: Sequence[int], rng: torch.Generator) -> tuple[Heard, Wanted]:
+def _drawn(data: FeatureDataset, which: Sequence[int], rng: torch.Generator) -> tuple[EstimatorFeatures, EstimatorTargets]:
     """A batch of changed clips with what is true of them now."""
     features, truths, changes = [], [], []
     for i in which:
         pitch, bands = data.features(i)
-        change = draw(pitch.shape[-1], rng)
-        features.append(changed(pitch, bands, change, rng))
+        change = sample_augmentation(pitch.shape[-1], rng)
+        features.append(augment_features(pitch, bands, change, rng))
         truths.append(data.truths[i])
         changes.append(change)
-    heard = together(features)
+    heard = collate_features(features)
     frames = heard.pitch.shape[-1]
     rows = [_wanted(truth, change, frames) for truth, change in zip(truths, changes, strict=True)]
-    return heard, Wanted(*(torch.stack(column) for column in zip(*rows, strict=True)))
+    return heard, EstimatorTargets(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-def _wanted(truth: Truth, change: Change, frames: int) -> tuple[Tensor, ...]:
-    chords, melody = (F.pad(moved(x, change), (0, frames), value=UNKNOWN)[:frames] for x in (truth.chords, truth.melody))
+def _wanted(truth: ClipLabels, change: FeatureAugmentation, frames: int) -> tuple[Tensor, ...]:
+    chords, melody = (F.pad(augment_labels(x, change), (0, frames), value=UNKNOWN)[:frames] for x in (truth.chords, truth.melody))
     up = change.semitones
     key = truth.key if truth.key == UNKNOWN else (truth.key % 12 + up) % 12 + truth.key // 12 * 12
     harmonic = (chords != UNKNOWN) & (chords != NO_CHORD)
@@ -170,33 +170,33 @@ def _wanted(truth: Truth, change: Change, frames: int) -> tuple[Tensor, ...]:
     sounds = (melody != UNKNOWN) & (melody != NO_MELODY)
     melody = torch.where(sounds, (melody + up).clamp(0, NO_MELODY - 1), melody)
     tempo = torch.tensor(truth.tempo * change.speed)
-    playing = torch.stack([moved(row, change) for row in truth.playing]).float()
+    playing = torch.stack([augment_labels(row, change) for row in truth.playing]).float()
     playing = F.pad(playing, (0, frames), value=UNKNOWN)[:, :frames:2]
     return tempo, torch.tensor(key), truth.families.float(), playing, torch.tensor(truth.lead), chords, melody
 
 
-def fix_estimators(
+def train_and_freeze(
     config: str | Path, corpus: str | Path, *, validation: str | Path, out: str | Path, progress: Callable[[str], None] = print
 ) -> str:
     """Trains on a corpus and writes the weights with their record into `out`; returns the hash. Features stay in `out`."""
-    settings, out = FitConfig.read(config), Path(out)
+    settings, out = EstimatorTrainingConfig.read(config), Path(out)
     data, unseen = (
-        examples(manifest_of(folder)[0], settings.families, cache=out / f"features-{name}")
+        load_features(load_manifest(folder)[0], settings.families, cache=out / f"features-{name}")
         for name, folder in (("training", corpus), ("validation", validation))
     )
     net, at = train_estimators(settings, data, validation=unseen, report=lambda row: progress(_line(row)))
     net = net.half().float()  # as it is stored
-    score = accuracy(estimates_of(net, unseen, at), unseen.truths)
+    score = accuracy(predict(net, unseen, at), unseen.truths)
     progress(_line({name: value for name, value in asdict(score).items() if isinstance(value, float)}))
     notes = {
         "config": settings.to_dict(),
-        "trained_on": described(corpus),
-        "validation": {**described(validation), **finite(asdict(score))},
+        "trained_on": corpus_record(corpus),
+        "validation": {**corpus_record(validation), **json_safe(asdict(score))},
     }
-    return save_estimators(Estimators(net, settings.families, at), out, notes=notes)
+    return save_estimators(AttributeEstimator(net, settings.families, at), out, notes=notes)
 
 
-def described(corpus: str | Path) -> dict[str, Any]:
+def corpus_record(corpus: str | Path) -> dict[str, Any]:
     """Seed, hours and split of a corpus, as its own record says."""
     record = json.loads((Path(corpus) / "corpus.json").read_text())
     return {name: record[name] for name in ("seed", "hours", "split")}

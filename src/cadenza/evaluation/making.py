@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from cadenza.dsp import files
-from cadenza.dsp.audio import Audio, read
-from cadenza.evaluation.settings import Setting
+from cadenza.dsp.audio import Audio, load_audio
+from cadenza.evaluation.settings import ControlSetting
 from cadenza.system.system import System
 
 BATCH = 8
@@ -21,14 +21,14 @@ SEED_STEP = 10_000  # clip i of seed s is made with seed s * 10,000 + i in every
 
 
 @dataclass(frozen=True)
-class Maker:
+class ClipGenerator:
     """A system with a folder for what it makes."""
 
     system: System
     folder: Path
     guidance: float | None = None
 
-    def clips(self, setting: Setting, seed: int, *, progress: Callable[[int, int], None]) -> list[Audio]:
+    def generate_cached(self, setting: ControlSetting, seed: int, *, progress: Callable[[int, int], None]) -> list[Audio]:
         """The clips of a setting, each a batch of one."""
         folder = self._folder(setting)
         maker = self if setting.reads else self._unread()
@@ -36,41 +36,41 @@ class Maker:
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
-            made = maker.make(
+            made = maker.generate(
                 [setting.items[i] for i in batch], [setting.seconds[i] for i in batch], [seed * SEED_STEP + i for i in batch]
             )
             for i, clip in zip(batch, made, strict=True):
                 files.write(paths[i], clip.wave[0].float().cpu().numpy().T, clip.sample_rate, subtype="FLOAT")
             progress(len(paths) - len(missing) + start + len(batch), len(paths))
-        return [read(path) for path in paths]
+        return [load_audio(path) for path in paths]
 
-    def make(self, items: list[dict[str, Any]], seconds: Sequence[float], seeds: Sequence[int]) -> Audio:
+    def generate(self, items: list[dict[str, Any]], seconds: Sequence[float], seeds: Sequence[int]) -> Audio:
         """Clips of these items, together."""
         return self.system.generate(items, seconds=list(seconds), seed=list(seeds), guidance=self.guidance)
 
-    def _unread(self) -> "Maker":
+    def _unread(self) -> "ClipGenerator":
         """The same system, but for values in texts, which it does not read."""
         system = copy(self.system)
         system.spec = self.system.spec.model_copy(update={"reads": ()})
         return replace(self, system=system)
 
-    def speed(self, item: dict[str, Any], seconds: float, *, clips: int) -> float:
+    def realtime_factor(self, item: dict[str, Any], seconds: float, *, clips: int) -> float:
         """Seconds of audio made per second of time, for `clips` at once, after one that does not count."""
-        self.make([item], [min(1.0, seconds)], [0])
+        self.generate([item], [min(1.0, seconds)], [0])
         began = time.perf_counter()
-        made = self.make([item] * clips, [seconds] * clips, list(range(clips)))
+        made = self.generate([item] * clips, [seconds] * clips, list(range(clips)))
         return int(made.lengths.sum()) / made.sample_rate / (time.perf_counter() - began)
 
-    def _folder(self, setting: Setting) -> Path:
+    def _folder(self, setting: ControlSetting) -> Path:
         """A folder for exactly this system, guidance, items and lengths."""
         asked = json.dumps([setting.items, setting.seconds, setting.reads, self.guidance], sort_keys=True, default=str)
-        name = hashlib.sha256((asked + fingerprint(self.system)).encode()).hexdigest()[:12]
+        name = hashlib.sha256((asked + system_hash(self.system)).encode()).hexdigest()[:12]
         folder = self.folder / f"{setting.name}-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
-def fingerprint(system: System) -> str:
+def system_hash(system: System) -> str:
     """A hash of a system's spec and weights."""
     digest = hashlib.sha256(system.spec.to_json().encode())
     for name, value in sorted(system.state_dict().items()):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.evaluation.features import BAND_HOP, BANDS, PARTS, PITCH_HOP, SAMPLE_RATE, SEMITONES, Heard
+from cadenza.evaluation.features import BAND_HOP, BANDS, PARTS, PITCH_HOP, SAMPLE_RATE, SEMITONES, EstimatorFeatures
 
 SLOWEST, STEPS = 44.0, 45  # beats a minute of the first tempo class; classes per octave
 TEMPI = 98  # up to 196 beats a minute
@@ -22,7 +22,7 @@ _SIZE = 4096  # Fourier transform of onsets: 41 seconds, half of them zeros
 
 
 @dataclass(frozen=True)
-class Guesses:
+class EstimatorOutputs:
     """Logits; key and chords count twelve majors from C, then twelve minors, then (chords) none."""
 
     tempo: Float[Tensor, "b tempi"]
@@ -76,7 +76,7 @@ class EstimatorNet(nn.Module):
         )
         self.tempo = nn.Linear(sound, TEMPI)
 
-    def forward(self, heard: Heard) -> Guesses:
+    def forward(self, heard: EstimatorFeatures) -> EstimatorOutputs:
         mask = torch.arange(heard.pitch.shape[-1], device=heard.pitch.device) < heard.lengths[:, None]
         x = self._pitches(heard.pitch, mask)
         crowd = torch.cat([x.mean(2), x.amax(2)], 1)
@@ -92,7 +92,7 @@ class EstimatorNet(nn.Module):
         chords = chords.repeat_interleave(2, -1)[..., : mask.shape[-1]]
         tempo = self._tempo(heard.bands, mask) + self.tempo(sound)
         key = self._key(chroma, mask[:, ::2])
-        return Guesses(tempo, key, self.families(sound), self.playing(moments), self.lead(sound), chords, melody)
+        return EstimatorOutputs(tempo, key, self.families(sound), self.playing(moments), self.lead(sound), chords, melody)
 
     def _pitches(self, pitch: Float[Tensor, "b rows f"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b w s f"]:
         """Every semitone beside its harmonics, after a few convolutions."""
@@ -136,12 +136,12 @@ class EstimatorNet(nn.Module):
     def _tempo(self, bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b tempi"]:
         """How strongly the onsets repeat at each tempo, seen together with its multiples and fractions."""
         there = repeat(mask, "b f -> b 1 (f r)", r=PITCH_HOP // BAND_HOP)
-        axis = self.pulse(pulses(bands, there)).squeeze(1)
+        axis = self.pulse(tempogram(bands, there)).squeeze(1)
         first = round(STEPS * math.log2(SLOWEST / _AXIS_SLOWEST))
         return axis[:, first : first + TEMPI]
 
 
-def pulses(bands: Float[Tensor, "b n g"], there: Bool[Tensor, "b 1 g"]) -> Float[Tensor, "b m axis"]:
+def tempogram(bands: Float[Tensor, "b n g"], there: Bool[Tensor, "b 1 g"]) -> Float[Tensor, "b m axis"]:
     """Autocorrelation and Fourier transform of onset strengths on one axis of log tempo (Grosche & Müller 2011)."""
     rise = F.relu(bands[..., 2:] - bands[..., :-2])
     rise = F.pad(rise, (1, 1)) * F.pad(there, (0, 2))[..., 2:]  # the cut at a clip's end is no onset

@@ -7,20 +7,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cadenza.core.types import Codes
-from cadenza.dsp.picture import figure, save
+from cadenza.dsp.picture import new_figure, save_figure
 
 NUMBERED = 400  # cells up to which each says its code
 _GOLDEN = 0.6180339887498949  # turns of hue from one code to the next: neighbours look unlike
 
 
-def draw_codes(codes: Codes, path: str | Path, *, frame_rate: float, seconds: float = 1.0) -> None:
+def plot_codes(codes: Codes, path: str | Path, *, frame_rate: float, seconds: float = 1.0) -> None:
     """The first `seconds` of the first clip: a row a codebook, a cell a frame, equal codes in equal colours."""
     shown = min(int(codes.lengths[0]), max(1, round(seconds * frame_rate)))
     ids = codes.ids[0, :, :shown].cpu().numpy()
     rows = len(ids)
-    drawn = figure((min(14.0, 1.6 + 0.19 * max(shown, 24)), 1.1 + 0.36 * rows))
+    drawn = new_figure((min(14.0, 1.6 + 0.19 * max(shown, 24)), 1.1 + 0.36 * rows))
     axes = drawn.add_subplot()
-    axes.imshow(colours(ids), aspect="auto", interpolation="nearest")
+    axes.imshow(code_colors(ids), aspect="auto", interpolation="nearest")
     axes.hlines(np.arange(1, rows) - 0.5, -0.5, shown - 0.5, color="white", linewidth=3)
     if ids.size <= NUMBERED:
         axes.vlines(np.arange(1, shown) - 0.5, -0.5, rows - 0.5, color="white", linewidth=1)
@@ -32,10 +32,10 @@ def draw_codes(codes: Codes, path: str | Path, *, frame_rate: float, seconds: fl
     step = max(1, round(shown / 10))
     axes.set_xticks(range(0, shown, step))
     axes.set_xlabel(f"frame ({frame_rate:g} a second)")
-    save(drawn, path)
+    save_figure(drawn, path)
 
 
-def colours(ids: Int[np.ndarray, "k f"]) -> Float[np.ndarray, "k f 3"]:
+def code_colors(ids: Int[np.ndarray, "k f"]) -> Float[np.ndarray, "k f 3"]:
     """A colour for each code: hues spread by the golden section, all equally light in the Oklab space (Ottosson 2020)."""
     turn = 2 * np.pi * ((ids * _GOLDEN) % 1.0)
     light, a, b = np.full(ids.shape, 0.8), 0.1 * np.cos(turn), 0.1 * np.sin(turn)

@@ -1,6 +1,6 @@
 """What others report for the same attributes, on data, estimators and outputs of their own: to be read beside, not against."""
 
-PUBLISHED: dict[str, str] = {
+PUBLISHED_RESULTS: dict[str, str] = {
     "melody": "MuseControlLite .64 (melody accuracy)",
     "chroma": "MusicGen-melody .44 (cosine to the reference)",
     "chords": "MusiConGen .73 (majmin)",

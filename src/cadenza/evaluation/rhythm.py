@@ -16,7 +16,7 @@ _STEADY = 400.0  # how dearly a beat pays for being early or late, per squared l
 _FAINT = 0.1  # share of the usual strength below which the first and last beats are none
 
 
-def rise(bands: Float[Tensor, "n g"]) -> np.ndarray:
+def onset_strength(bands: Float[Tensor, "n g"]) -> np.ndarray:
     """How much louder the bands become at each frame; a clip that begins with a sound begins with an onset."""
     x = np.pad(bands.float().numpy(), ((0, 0), (2 * _LAG, 0)))
     change = np.maximum(x[:, _LAG:] - x[:, :-_LAG], 0).mean(0)
@@ -25,7 +25,7 @@ def rise(bands: Float[Tensor, "n g"]) -> np.ndarray:
     return change
 
 
-def onsets(strength: np.ndarray) -> Float[Tensor, " n"]:
+def pick_onsets(strength: np.ndarray) -> Float[Tensor, " n"]:
     """The times in seconds of peaks in `rise` that stand out from what is around them."""
     smooth = _smoothed(strength, _SMOOTH - 2)
     frames = len(smooth)
@@ -39,7 +39,7 @@ def onsets(strength: np.ndarray) -> Float[Tensor, " n"]:
     return _seconds(found)
 
 
-def beats(strength: np.ndarray, tempo: float) -> Float[Tensor, " n"]:
+def track_beats(strength: np.ndarray, tempo: float) -> Float[Tensor, " n"]:
     """The times in seconds of the beats at about this tempo that fall best on rises (Ellis 2007, by dynamic programming)."""
     smooth = _smoothed(strength, _SMOOTH)
     smooth = smooth / max(float(smooth.std()), 1e-6)

@@ -17,7 +17,7 @@ FULL, SHARE = 0.999, 1e-4  # samples at full scale, and the share of them that c
 
 
 @dataclass(frozen=True)
-class Soundness:
+class AudioHealth:
     """Rates over clips, and the mean and standard deviation of the loudness of those that sound."""
 
     silent: float
@@ -27,12 +27,12 @@ class Soundness:
     lufs_spread: float
 
 
-def soundness(clips: Sequence[Audio]) -> Soundness:
+def audio_health(clips: Sequence[Audio]) -> AudioHealth:
     """How sound some clips are, each a batch of one."""
     waves = [clip.wave[0].detach().float().cpu() for clip in clips]
     levels = torch.tensor([loudness(wave, clip.sample_rate) for wave, clip in zip(waves, clips, strict=True)])
     heard = levels[levels > QUIET]
-    return Soundness(
+    return AudioHealth(
         float((levels <= QUIET).float().mean()),
         _share([longest_gap(wave, clip.sample_rate) > GAP for wave, clip in zip(waves, clips, strict=True)]),
         _share([bool((wave.abs() >= FULL).float().mean() > SHARE) for wave in waves]),
@@ -51,7 +51,7 @@ def longest_gap(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
     return longest * size / sample_rate
 
 
-def sounding(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
+def last_sound_seconds(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
     """The second at which the last twentieth of a second that is not silent ends, 0 if none is there."""
     size = max(1, sample_rate // 20)
     loud = torch.nonzero(~_quiet(wave, size))

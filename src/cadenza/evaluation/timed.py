@@ -12,14 +12,14 @@ BEAT, ONSET = 0.07, 0.05  # seconds by which a beat, an onset may be early or la
 
 
 @dataclass(frozen=True)
-class Chart:
+class ChordTimeline:
     """Chord classes, as in `Truth`, between one bound in seconds and the next."""
 
     bounds: np.ndarray  # [n + 1]
     classes: np.ndarray  # [n]
 
     @classmethod
-    def of(cls, spans: Iterable[Sequence[Any]]) -> "Chart":
+    def of(cls, spans: Iterable[Sequence[Any]]) -> "ChordTimeline":
         """The chart of (start, end, name in Harte's syntax); between spans no chord sounds."""
         bounds, classes = [0.0], []
         for start, end, name in sorted(spans, key=lambda span: span[0]):
@@ -32,16 +32,16 @@ class Chart:
         return cls(np.array(bounds), np.array(classes, dtype=int))
 
     @classmethod
-    def of_frames(cls, classes: Sequence[int], rate: float) -> "Chart":
+    def of_frames(cls, classes: Sequence[int], rate: float) -> "ChordTimeline":
         """The chart of one class a frame."""
         found = np.asarray(classes, dtype=int)
         starts = np.flatnonzero(np.diff(found, prepend=-1))
         return cls(np.append(starts, len(found)) / rate, found[starts])
 
-    def until(self, second: float) -> "Chart":
+    def truncate(self, second: float) -> "ChordTimeline":
         """The same chart without what comes later."""
         kept = int((self.bounds[:-1] < second).sum())
-        return Chart(np.minimum(self.bounds[: kept + 1], second), self.classes[:kept])
+        return ChordTimeline(np.minimum(self.bounds[: kept + 1], second), self.classes[:kept])
 
     def at(self, seconds: np.ndarray) -> np.ndarray:
         """The classes at some times, no chord outside the chart."""
@@ -50,14 +50,14 @@ class Chart:
         return np.append(self.classes, NO_CHORD)[np.where((place >= 0) & (place < outside), place, outside)]
 
 
-def overlap(heard: Chart, wanted: Chart) -> float:
+def majmin_accuracy(heard: ChordTimeline, wanted: ChordTimeline) -> float:
     """The share of time with the right major-minor class, of that whose class is known (`majmin` of mir_eval)."""
     seconds, is_, ought = _together(heard, wanted)
     known = ought != UNKNOWN
     return float((seconds * (is_ == ought))[known].sum() / seconds[known].sum()) if seconds[known].sum() > 0 else float("nan")
 
 
-def chart_iou(heard: Chart, wanted: Chart) -> float:
+def chart_iou(heard: ChordTimeline, wanted: ChordTimeline) -> float:
     """The seconds in which both have the same chord over those that either covers with its own (time, chord).
 
     As in JASCO (arXiv:2406.10970), but for major-minor classes; no chord is nothing to cover.
@@ -85,7 +85,7 @@ def events_f1(heard: np.ndarray, wanted: np.ndarray, tolerance: float) -> float:
     return 2 * matched / (len(heard) + len(wanted))
 
 
-def agreement(heard: np.ndarray, wanted: np.ndarray, silent: int) -> float:
+def pitch_class_cosine(heard: np.ndarray, wanted: np.ndarray, silent: int) -> float:
     """The mean cosine between one-hot chromas, given as classes a frame, where something was wanted; NaN where nothing was."""
     frames = min(len(heard), len(wanted))
     there = wanted != silent
@@ -94,7 +94,7 @@ def agreement(heard: np.ndarray, wanted: np.ndarray, silent: int) -> float:
     return float(((heard[:frames] == wanted[:frames]) & there[:frames]).sum() / there.sum())
 
 
-def _together(heard: Chart, wanted: Chart) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _together(heard: ChordTimeline, wanted: ChordTimeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The seconds of every stretch in which neither chart changes within the wanted one, and the classes of both."""
     end = wanted.bounds[-1]
     bounds = np.union1d(wanted.bounds, heard.bounds[(heard.bounds > wanted.bounds[0]) & (heard.bounds < end)])

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cadenza.core.files import replacing
+from cadenza.core.files import atomic_write
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.adherence import Interval
-from cadenza.evaluation.charts import draw_pairs, draw_scores
-from cadenza.evaluation.published import PUBLISHED
+from cadenza.evaluation.charts import plot_spectrogram_pairs, plot_adherence
+from cadenza.evaluation.published import PUBLISHED_RESULTS
 from cadenza.evaluation.scores import SHOWN_BY
-from cadenza.evaluation.settings import BUT, Setting, said
+from cadenza.evaluation.settings import BUT, ControlSetting, display_name
 
 SHOWN = 4  # clips drawn beside their references
 MEANT = {
@@ -26,36 +26,36 @@ MEANT = {
 }
 
 
-def write(
-    report: Any, out: Path, *, made: Mapping[str, Sequence[Audio]], through: Sequence[Audio], asked: Sequence[Setting]
+def save_report(
+    report: Any, out: Path, *, made: Mapping[str, Sequence[Audio]], through: Sequence[Audio], asked: Sequence[ControlSetting]
 ) -> None:
     """`report.json`, `report.md`, `adherence.png`, `clips.png` in a folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(report, out / "report.json")
-    text(markdown(report), out / "report.md")
-    draw_scores(report, out / "adherence.png")
+    write_text(markdown(report), out / "report.md")
+    plot_adherence(report, out / "adherence.png")
     first = next((setting for setting in asked if setting.given and setting.references), asked[0])
     titles = [str(item.get("prompt") or item) for item in first.items[:SHOWN]]
-    draw_pairs(list(made[first.name][:SHOWN]), list(through[:SHOWN]), titles, out / "clips.png")
+    plot_spectrogram_pairs(list(made[first.name][:SHOWN]), list(through[:SHOWN]), titles, out / "clips.png")
 
 
 def write_json(report: Any, path: Path) -> None:
     """A report as JSON; what is not a number is null."""
-    text(json.dumps(finite(asdict(report)), indent=2) + "\n", path)
+    write_text(json.dumps(json_safe(asdict(report)), indent=2) + "\n", path)
 
 
-def text(content: str, path: Path) -> None:
+def write_text(content: str, path: Path) -> None:
     """A text file, complete or absent."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content.encode())
 
 
-def finite(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Plain data in which numbers that are not finite are None, the others rounded to 1e-4."""
     if isinstance(value, Mapping):
-        return {str(key): finite(inner) for key, inner in value.items()}
+        return {str(key): json_safe(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [json_safe(inner) for inner in value]
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else None
     return value
@@ -77,15 +77,15 @@ def markdown(report: Any) -> str:
     for setting, attributes in report.scores.items():
         for name, one in attributes.items():
             a = one.adherence
-            effect = "" if one.effect is None else bounded(one.effect)
+            effect = "" if one.effect is None else format_interval(one.effect)
             row = [
-                meant(setting),
+                setting_label(setting),
                 name,
                 one.asked,
-                bounded(a.a),
-                number(a.score.value),
-                number(a.chance),
-                number(a.ceiling),
+                format_interval(a.value),
+                format_score(a.score.value),
+                format_score(a.chance),
+                format_score(a.ceiling),
                 effect,
             ]
             lines.append(_row(row))
@@ -94,7 +94,7 @@ def markdown(report: Any) -> str:
     for name, s in report.soundness.items():
         level = f"{s.lufs:.1f} ± {s.lufs_spread:.1f} LUFS"
         off = f"{report.off[name]:.2f} s" if name in report.off else ""
-        lines.append(_row([meant(name), f"{s.silent:.1%}", f"{s.holes:.1%}", f"{s.clipping:.1%}", level, off]))
+        lines.append(_row([setting_label(name), f"{s.silent:.1%}", f"{s.holes:.1%}", f"{s.clipping:.1%}", level, off]))
     lines += ["", "Speed: " + ", ".join(f"{value:.1f}× real time {name}" for name, value in report.speed.items()) + "."]
     if report.copies is not None:
         c = report.copies
@@ -106,7 +106,7 @@ def markdown(report: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def meant(setting: str) -> str:
+def setting_label(setting: str) -> str:
     """What a setting is called in a report."""
     if setting.startswith(BUT):
         return f"everything but {setting.removeprefix(BUT)}"
@@ -125,11 +125,11 @@ def _controls(report: Any) -> list[str]:
     ]
     rows = []
     for attribute, control in SHOWN_BY.items():
-        alone = report.scores.get(said(control), {}).get(attribute)
+        alone = report.scores.get(display_name(control), {}).get(attribute)
         together = report.scores.get("all", {}).get(attribute)
         if alone or together:
             cells = [cell for one in (alone, together) for cell in _cells(one)]
-            rows.append(_row([attribute, said(control), *cells, PUBLISHED.get(attribute, "")]))
+            rows.append(_row([attribute, display_name(control), *cells, PUBLISHED_RESULTS.get(attribute, "")]))
     return lines + rows if rows else []
 
 
@@ -137,8 +137,8 @@ def _cells(one: Any) -> tuple[str, str]:
     """A and the own effect as a part of it."""
     if one is None:
         return "", ""
-    effect = "" if one.effect is None or not one.room else number(one.effect.value / one.room)
-    return bounded(one.adherence.a), effect
+    effect = "" if one.effect is None or not one.ceiling_minus_chance else format_score(one.effect.value / one.ceiling_minus_chance)
+    return format_interval(one.adherence.value), effect
 
 
 def _changes(report: Any) -> list[str]:
@@ -154,7 +154,7 @@ def _changes(report: Any) -> list[str]:
         _row(["---"] * (1 + len(attributes))),
     ]
     for control, row in report.changes.items():
-        lines.append(_row([said(control), *(bounded(row[name]) if name in row else "" for name in attributes)]))
+        lines.append(_row([display_name(control), *(format_interval(row[name]) if name in row else "" for name in attributes)]))
     return lines
 
 
@@ -162,12 +162,12 @@ def _row(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def number(value: float) -> str:
+def format_score(value: float) -> str:
     """Two digits, or a dash for what could not be measured."""
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
-def bounded(interval: Interval) -> str:
+def format_interval(interval: Interval) -> str:
     """A value with its bounds."""
     known = math.isfinite(interval.value)
-    return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})" if known else "–"
+    return f"{format_score(interval.value)} ({format_score(interval.low)} to {format_score(interval.high)})" if known else "–"

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
 from cadenza.importers import chroma, style
-from cadenza.importers.audiocraft_fuser import fusion_of
+from cadenza.importers.audiocraft_fuser import convert_fuser
 from cadenza.importers.chroma import MELODY
 from cadenza.importers.layout import compare
-from cadenza.importers.package import Package
-from cadenza.importers.section import Section
+from cadenza.importers.package import AudiocraftPackage
+from cadenza.importers.section import ConfigReader
 from cadenza.importers.style import STYLE
-from cadenza.importers.weights import in_memory, part
+from cadenza.importers.weights import to_float32_copy, strip_prefix
 from cadenza.system.spec import SystemSpec
 
 PROMPT = "prompt"  # how a text is called here; there it is 'description'
@@ -28,58 +28,58 @@ _MISSING = {
 }
 
 
-def text_of(held: Package, whole: Section, width: int, *, seconds: float) -> tuple[dict[str, Any], dict[str, Any], float]:
+def convert_conditioners(held: AudiocraftPackage, whole: ConfigReader, width: int, *, seconds: float) -> tuple[dict[str, Any], dict[str, Any], float]:
     """The conditioners and the fusion of a package trained on segments of `seconds`, and the scale of positions in `cross`."""
-    parts = whole.within("conditioners")
-    parts.within("args", {}).without_effect(["merge_text_conditions_p", "drop_desc_p"])
+    parts = whole.subsection("conditioners")
+    parts.subsection("args", {}).ignore(["merge_text_conditions_p", "drop_desc_p"])
     specs = {}
-    for name in parts.left():
-        section = parts.within(name)
-        kind = section.take("model", str)
+    for name in parts.unread_keys():
+        section = parts.subsection(name)
+        kind = section.get("model", str)
         if kind == "t5":
             specs[name] = _t5(held, name, section, width)
         elif kind == "chroma_stem":
-            block = section.within(kind)
-            section.all_seen()
-            specs[name] = chroma.of_audiocraft(block, seconds=seconds, width=width)
+            block = section.subsection(kind)
+            section.reject_unread()
+            specs[name] = chroma.chroma_spec_from_audiocraft(block, seconds=seconds, width=width)
         elif kind == "style":
-            block = section.within(kind)
-            section.all_seen()
+            block = section.subsection(kind)
+            section.reject_unread()
             heard = held.weights.get(f"condition_provider.conditioners.{name}.embed.weight")
             dim = 1 if heard is None else heard.shape[-1]
-            specs[name] = style.of_audiocraft(block, folder=held.path.parent, dim=dim, width=width)
+            specs[name] = style.style_spec_from_audiocraft(block, folder=held.path.parent, dim=dim, width=width)
         else:
             needs = _MISSING.get(kind, f"a conditioner of the type '{kind}'")
-            parts.refuse(
+            parts.unsupported(
                 name, f"needs {needs}, '{kind}', which this release does not have yet; load a model that only reads text"
             )
     specs = dict(sorted(specs.items(), key=lambda item: item[1]["type"] != "t5"))  # there too texts come first
-    fuser = whole.within("fuser")
+    fuser = whole.subsection("fuser")
     for slot in ("sum", "input_interpolate"):
         if names := [name for name in fuser.data.get(slot) or [] if specs.get(name, {}).get("type") == "t5"]:
-            fuser.refuse(slot, f"adds the text '{names[0]}' to the codes, which has not their length; use cross or prepend")
+            fuser.unsupported(slot, f"adds the text '{names[0]}' to the codes, which has not their length; use cross or prepend")
     names = {name: _ours(name, specs) for name in specs}
-    fusion, positions = fusion_of(fuser, names | {name: name for name in parts.data if name not in (*names, "args")})
+    fusion, positions = convert_fuser(fuser, names | {name: name for name in parts.data if name not in (*names, "args")})
     return {names[name]: spec for name, spec in specs.items()}, fusion, positions
 
 
-def text_weights(state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+def convert_conditioner_weights(state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """Takes the conditioners' weights out of a package's, and gives them by our names."""
     ours: dict[str, Tensor] = {}
     for name, conditioner in spec.conditioners.items():
         stem = _stem(name, conditioner, state)
         held = {key.removeprefix(stem): state.pop(key) for key in list(state) if key.startswith(stem)}
-        own = part(wanted, f"conditioners.{name}.")
+        own = strip_prefix(wanted, f"conditioners.{name}.")
         kind = conditioner.type  # type: ignore[attr-defined]
         if kind == "style":
-            found = style.weights_of(held, source=source)
+            found = style.convert_style_weights(held, source=source)
             compare(found, {key: x.shape for key, x in own.items()}, source=f"{source}, {stem} by our names")
         else:
-            held = chroma.without_window(held, conditioner, source=source) if kind == "chroma" else _one_table(held)
+            held = chroma.drop_stft_window(held, conditioner, source=source) if kind == "chroma" else _one_table(held)
             names = {_theirs(key): key for key in own}
             compare(held, {there: own[key].shape for there, key in names.items()}, source=source)
             found = {names[there]: x for there, x in held.items()}
-        ours |= {f"conditioners.{name}.{key}": x for key, x in in_memory(found).items()}
+        ours |= {f"conditioners.{name}.{key}": x for key, x in to_float32_copy(found).items()}
     return ours
 
 
@@ -98,11 +98,11 @@ def _one_table(held: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: x for key, x in held.items() if key != "t5.encoder.embed_tokens.weight" or "t5.shared.weight" not in held}
 
 
-def _t5(held: Package, name: str, section: Section, width: int) -> dict[str, Any]:
-    t5 = section.within("t5")
-    section.all_seen()
-    model = t5.take("name", str)
-    t5.without_effect(["device", "autocast_dtype", "cache_dir"])
+def _t5(held: AudiocraftPackage, name: str, section: ConfigReader, width: int) -> dict[str, Any]:
+    t5 = section.subsection("t5")
+    section.reject_unread()
+    model = t5.get("name", str)
+    t5.ignore(["device", "autocast_dtype", "cache_dir"])
     projection = held.weights.get(f"condition_provider.conditioners.{name}.output_proj.weight")
     if projection is None or projection.ndim != 2:
         raise CheckpointError(
@@ -113,13 +113,13 @@ def _t5(held: Package, name: str, section: Section, width: int) -> dict[str, Any
         "type": "t5",
         "model": _named(model, held.path.parent),
         "dim": projection.shape[1],
-        "width": width,
-        "absent": "zeros",
-        "train": t5.take("finetune", bool, False),
-        "normalize_text": t5.take("normalize_text", bool, False),
-        "word_dropout": t5.take("word_dropout", (float, int), 0.0),
+        "output_dim": width,
+        "null_embedding": "zeros",
+        "train": t5.get("finetune", bool, False),
+        "normalize_text": t5.get("normalize_text", bool, False),
+        "word_dropout": t5.get("word_dropout", (float, int), 0.0),
     }
-    t5.all_seen()
+    t5.reject_unread()
     return spec
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import Pretrained
+from cadenza.core.pretrained import ModelSource
 from cadenza.importers.layout import compare
-from cadenza.importers.weights import check_finite, in_memory, tensors_of, unpickle
+from cadenza.importers.weights import check_finite, to_float32_copy, as_state_dict, load_torch_file
 from cadenza.nn.clap import COMPUTED
 
 _LEFT_OUT = (  # computed from settings, heads of other tasks, and layers that only LAION's loss sees
@@ -41,7 +41,7 @@ _LINEAR = {"0": "linear1", "2": "linear2"}  # of a projection, with what bends b
 _HEAD = 64  # width of a head of RoBERTa's; that of HTS-AT's heads is in the weights
 
 
-def convert(checkpoint: str | Path, folder: str | Path, *, tokenizer: str, heads: int | None = None) -> None:
+def convert_laion_clap(checkpoint: str | Path, folder: str | Path, *, tokenizer: str, heads: int | None = None) -> None:
     """Writes `folder`, new, from a `.pt` file and RoBERTa's tokenizer (FacebookAI/roberta-base, or a folder of it).
 
     `heads` are those of the text tower, where they are not 64 wide. CheckpointError for what cannot be read safely, is
@@ -50,10 +50,10 @@ def convert(checkpoint: str | Path, folder: str | Path, *, tokenizer: str, heads
     checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already; choose an empty or a new folder")
-    words = Pretrained(tokenizer).require("tokenizer.json", of="a tokenizer")
-    state = read(checkpoint)
-    config = config_of(state, heads=heads, source=str(checkpoint))
-    weights = renamed(state)
+    words = ModelSource(tokenizer).required_file("tokenizer.json", of="a tokenizer")
+    state = load_laion_checkpoint(checkpoint)
+    config = infer_config(state, heads=heads, source=str(checkpoint))
+    weights = rename_to_transformers(state)
     compare(weights, _shapes(config), source=str(checkpoint))
     check_finite(weights, source=str(checkpoint))
     fused = config["audio_config"]["enable_fusion"]
@@ -67,7 +67,7 @@ def convert(checkpoint: str | Path, folder: str | Path, *, tokenizer: str, heads
         (draft / "preprocessor_config.json").write_text(json.dumps(sounds, indent=2) + "\n")
         (draft / "tokenizer.json").write_bytes(words.read_bytes())
         save_file(
-            {name: x.contiguous() for name, x in in_memory(weights).items()}, draft / "model.safetensors", {"format": "pt"}
+            {name: x.contiguous() for name, x in to_float32_copy(weights).items()}, draft / "model.safetensors", {"format": "pt"}
         )
         (draft / "model.safetensors").chmod(0o644)
         draft.chmod(0o755)
@@ -78,7 +78,7 @@ def convert(checkpoint: str | Path, folder: str | Path, *, tokenizer: str, heads
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def read(checkpoint: Path) -> dict[str, Tensor]:
+def load_laion_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint that are those of the model; beside tensors and plain data it may hold numbers of numpy."""
     import numpy as np
 
@@ -86,15 +86,15 @@ def read(checkpoint: Path) -> dict[str, Tensor]:
     scalar: Any = np.float64(0).__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     with torch.serialization.safe_globals([*names, (np.dtype, "numpy.dtype"), *kinds]):
-        held = unpickle(checkpoint)
+        held = load_torch_file(checkpoint)
     held = held.get("state_dict", held) if isinstance(held, Mapping) else held
-    state = tensors_of(held, source=str(checkpoint))
+    state = as_state_dict(held, source=str(checkpoint))
     state = {name.removeprefix("module."): x for name, x in state.items()}  # as training in several processes names them
     unused = (*COMPUTED, ".attn_mask")
     return {name: x for name, x in state.items() if not name.startswith(_LEFT_OUT) and not name.endswith(unused)}
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights by transformers' names; a name that no rule knows stays, and is then one too many."""
     found: dict[str, Tensor] = {}
     for name, x in state.items():
@@ -117,7 +117,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def config_of(state: Mapping[str, Tensor], *, heads: int | None, source: str) -> dict[str, Any]:
+def infer_config(state: Mapping[str, Tensor], *, heads: int | None, source: str) -> dict[str, Any]:
     """The config of transformers' ClapModel for the weights; what they do not show is as in all models of LAION."""
     if "audio_branch.patch_embed.proj.weight" not in state or "text_branch.embeddings.word_embeddings.weight" not in state:
         kinds = sorted({name.partition(".")[0] for name in state})[:5]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cadenza.core.errors import CheckpointError
 from cadenza.importers import audiocraft, codec, musicgen
-from cadenza.importers.hub import config_of
-from cadenza.importers.model import Foreign
+from cadenza.importers.hub import read_config
+from cadenza.importers.model import ForeignModel
 from cadenza.importers.package import CODEC, EXPORT, LM
 from cadenza.importers.weights import has_weights
 
@@ -19,27 +19,27 @@ _NOT_YET = {
 }
 
 
-def look(folder: Path, *, name: str | None = None) -> Foreign:
+def detect_model(folder: Path, *, name: str | None = None) -> ForeignModel:
     """The model in a folder, understood from its configs; `name` is what it is called where it came from.
 
     CheckpointError says what the folder is instead, or which settings of it cannot be honoured.
     """
     own = (folder / "config.json").exists() and has_weights(folder)  # a whole repository may have both: this needs nothing else
     if (folder / LM).exists() and not own:
-        return audiocraft.look(folder, name=name)
+        return audiocraft.inspect_audiocraft_lm(folder, name=name)
     if (folder / CODEC).exists() and not own:
-        return codec.look_audiocraft(folder, name=name)
+        return codec.inspect_audiocraft_encodec(folder, name=name)
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
             f"{folder} holds an adapter (PEFT), not a model; merge it into its model first (`merge_and_unload`)"
         )
     if (folder / "config.json").exists():
-        config = config_of(folder)
+        config = read_config(folder)
         kind = config.get("model_type")
         if kind in ("musicgen", "musicgen_melody"):
-            return musicgen.look(folder, config, name=name)
+            return musicgen.inspect_musicgen(folder, config, name=name)
         if kind == "encodec":
-            return codec.look_transformers(folder, config, name=name)
+            return codec.inspect_transformers_encodec(folder, config, name=name)
         raise CheckpointError(
             f"{folder}: a model of the type {kind!r} cannot be loaded: "
             f"{_NOT_YET.get(str(kind), 'of the layout of transformers these can be: musicgen, musicgen_melody, encodec')}"
@@ -47,7 +47,7 @@ def look(folder: Path, *, name: str | None = None) -> Foreign:
     raise CheckpointError(f"{folder} {_instead(folder)}")
 
 
-def refuse_file(path: Path) -> CheckpointError:
+def single_file_error(path: Path) -> CheckpointError:
     """What to say of a single file that is given in place of a model."""
     if path.suffix in (".th", ".ckpt"):
         return CheckpointError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import mapping
+from cadenza.core.pretrained import read_json_object
 from cadenza.importers.package import CODEC, LM
 from cadenza.importers.weights import has_weights
 
@@ -12,7 +12,7 @@ SMALL = ["*.json", "*.md", "*.model", "*.txt", "*.yaml"]  # what stands beside w
 FIRST, SECOND = ["*.safetensors"], ["*.bin"]  # the other kind is asked for only where the first is not there
 
 
-def fetch(name: str, *, of: str = "") -> Path:
+def download_snapshot(name: str, *, of: str = "") -> Path:
     """The folder of the repository `name` (or `name@revision`), downloaded where it is not here yet.
 
     CheckpointError says what to download and where to put it where the hub cannot be reached; a download that was
@@ -39,9 +39,9 @@ def _model(folder: Path) -> bool:
     )
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The mapping in a folder's config.json."""
-    return mapping(folder / "config.json")
+    return read_json_object(folder / "config.json")
 
 
 def _download(repository: str, revision: str | None, patterns: list[str], of: str) -> Path:

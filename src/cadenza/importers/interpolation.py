@@ -12,7 +12,7 @@ _DEPTH = 32  # references to references
 
 
 @dataclass(frozen=True)
-class Interpolated:
+class InterpolatedConfig:
     """A config whose values may refer to each other.
 
     `${a.b}` counts from the root, `${.b}` and `${..b}` from where it stands. A reference that is the whole of a text

@@ -12,7 +12,7 @@ from cadenza.system.system import System
 
 
 @dataclass(frozen=True)
-class Layout:
+class KeyMap:
     """Our names, each with the foreign weights that it is, one below the other in equal shares."""
 
     names: Mapping[str, tuple[str, ...]]
@@ -26,7 +26,7 @@ class Layout:
             found |= {one: (rows // len(theirs), *rest) for one in theirs}
         return found
 
-    def ours(self, theirs: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    def import_weights(self, theirs: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
         """Our weights in float32, in memory of their own.
 
         CheckpointError unless the foreign ones are exactly those that `wanted` is made of.
@@ -34,7 +34,7 @@ class Layout:
         compare(theirs, self.shapes(wanted), source=source)
         return {name: torch.cat([theirs[one] for one in parts]).float() for name, parts in self.names.items()}
 
-    def theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def export_weights(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The foreign weights for ours."""
         split = {}
         for name, parts in self.names.items():
@@ -58,7 +58,7 @@ def compare(state: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], *,
         )
 
 
-def lm_layout(depth: int, rows: int, *, cross: bool, bias: bool = False) -> Layout:
+def musicgen_key_map(depth: int, rows: int, *, cross: bool, bias: bool = False) -> KeyMap:
     """A MusicGen language model as transformers names it, from `model.decoder.` and `lm_heads.` on."""
     ends = ("weight", "bias") if bias else ("weight",)
     stem = "model.decoder."
@@ -81,10 +81,10 @@ def lm_layout(depth: int, rows: int, *, cross: bool, bias: bool = False) -> Layo
         norms |= {"norm_cross": "encoder_attn_layer_norm"} if cross else {}
         names |= {f"{ours}{a}.{end}": (f"{theirs}{b}.{end}",) for a, b in norms.items() for end in ("weight", "bias")}
     names |= {f"transformer.norm.{end}": (f"{stem}layer_norm.{end}",) for end in ("weight", "bias")}
-    return Layout(names)
+    return KeyMap(names)
 
 
-def wanted_of(spec: SystemSpec) -> dict[str, Tensor]:
+def expected_state_dict(spec: SystemSpec) -> dict[str, Tensor]:
     """The names and shapes of the weights that a system has, on the meta device."""
     with torch.device("meta"):
         return System(spec).state_dict()

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cadenza.system.card import Card
+from cadenza.system.card import ModelCard
 
 SPDX = {  # as model hubs spell licences -> as the SPDX list does
     **{name.lower(): name for name in ("MIT", "Apache-2.0", "BSD-3-Clause", "GPL-3.0", "AGPL-3.0", "LGPL-3.0")},
@@ -20,7 +20,7 @@ RELEASED = {  # weights whose licence is known by their name: Meta's, as their r
 }
 
 
-def card_of(folder: Path, *, name: str | None = None, summary: str) -> Card:
+def model_card_for(folder: Path, *, name: str | None = None, summary: str) -> ModelCard:
     """What is known of the weights in a folder: from its own README first, then from the model's name."""
     front = _front_matter(folder / "README.md")
     called = str(name or front.get("name") or folder.name)
@@ -33,7 +33,7 @@ def card_of(folder: Path, *, name: str | None = None, summary: str) -> Card:
         notice = f"Imported from {called}; the weights are under {licence}, {where}."
     else:
         notice = f"Imported from {called}, which came without a licence: find it out before you publish or sell anything."
-    return Card(name=called.rpartition("/")[2], license=licence or "unknown", summary=summary, notice=notice)
+    return ModelCard(name=called.rpartition("/")[2], license=licence or "unknown", summary=summary, notice=notice)
 
 
 def _by_name(name: str) -> str | None:

@@ -9,34 +9,34 @@ import yaml
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.interpolation import Interpolated
-from cadenza.importers.weights import tensors_of, unpickle
+from cadenza.importers.interpolation import InterpolatedConfig
+from cadenza.importers.weights import as_state_dict, load_torch_file
 
 LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
 _BOOKKEEPING = {"version", "exported"}
 
 
 @dataclass(frozen=True)
-class Package:
+class AudiocraftPackage:
     """What a file holds; `pretrained` is the name of another model where the file is only a pointer to that."""
 
     path: Path
-    config: Interpolated
+    config: InterpolatedConfig
     weights: Mapping[str, Tensor]
     pretrained: str | None = None
 
 
-def package(path: Path) -> Package:
+def load_package(path: Path) -> AudiocraftPackage:
     """The package in a file; CheckpointError where it is none, and what to do with a training checkpoint."""
-    held = unpickle(path)
+    held = load_torch_file(path)
     if not isinstance(held, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(held).__name__}, not a package of AudioCraft; export the model with AudioCraft"
         )
-    empty = Interpolated({}, f"{path}: xp.cfg")
+    empty = InterpolatedConfig({}, f"{path}: xp.cfg")
     if isinstance(held.get("pretrained"), str) and "best_state" not in held:
         _nothing_else(held, {"pretrained"}, path)
-        return Package(path, empty, {}, held["pretrained"])
+        return AudiocraftPackage(path, empty, {}, held["pretrained"])
     state, text = held.get("best_state"), held.get("xp.cfg")
     nested = isinstance(state, Mapping) and isinstance(state.get("model"), Mapping)
     if nested or {"optimizer", "history", "fsdp_best_state", "model"} & held.keys():
@@ -50,7 +50,7 @@ def package(path: Path) -> Package:
     _nothing_else(held, {"best_state", "xp.cfg"}, path)
     if not isinstance(text, str):
         raise CheckpointError(f"{path}: xp.cfg is a {type(text).__name__}, not the text of a YAML config. {EXPORT}")
-    return Package(path, Interpolated(_yaml(text, path), empty.source), tensors_of(state, source=f"{path}: best_state"))
+    return AudiocraftPackage(path, InterpolatedConfig(_yaml(text, path), empty.source), as_state_dict(state, source=f"{path}: best_state"))
 
 
 EXPORT = (

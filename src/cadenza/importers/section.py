@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.spec import near
+from cadenza.core.spec import did_you_mean
 
 _MISSING = object()
 
 
-class Section:
+class ConfigReader:
     """The keys of a foreign config that are still to be accounted for; mistakes are kept until `close` says them all."""
 
     def __init__(self, data: Any, *, source: str, mistakes: list[str] | None = None) -> None:
@@ -24,12 +24,12 @@ class Section:
     def __contains__(self, key: str) -> bool:
         return key in self.data
 
-    def take(self, key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
         """The value of a key that counts; without a default it must be there."""
         self.seen.add(key)
         value = self.data.get(key, default)
         if value is _MISSING:
-            self.mistakes.append(f"{self.source}.{key}: is missing{near_end(key, self.data)}")
+            self.mistakes.append(f"{self.source}.{key}: is missing{did_you_mean_suffix(key, self.data)}")
             return _blank(kind)
         if value is default:
             return value
@@ -40,50 +40,50 @@ class Section:
             return _blank(kind)
         return value
 
-    def expect(self, key: str, *allowed: Any, why: str = "is not supported") -> None:
+    def require_value(self, key: str, *allowed: Any, why: str = "is not supported") -> None:
         """Refuses a key that has a value other than these; a key that is not there has the first of them."""
         self.seen.add(key)
         value = self.data.get(key, allowed[0])
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
             self.mistakes.append(f"{self.source}.{key}: {value!r} {why}; only {' or '.join(map(repr, allowed))} can be loaded")
 
-    def within(self, key: str, default: Any = _MISSING) -> "Section":
+    def subsection(self, key: str, default: Any = _MISSING) -> "ConfigReader":
         """The section under a key."""
         self.seen.add(key)
         value = self.data.get(key, default)
         if value is _MISSING:
-            self.mistakes.append(f"{self.source}.{key}: is missing{near_end(key, self.data)}")
+            self.mistakes.append(f"{self.source}.{key}: is missing{did_you_mean_suffix(key, self.data)}")
             value = {}
-        return Section(value, source=f"{self.source}.{key}", mistakes=self.mistakes)
+        return ConfigReader(value, source=f"{self.source}.{key}", mistakes=self.mistakes)
 
-    def refuse(self, key: str, message: str) -> None:
+    def unsupported(self, key: str, message: str) -> None:
         """Notes that a key cannot be honoured."""
         self.seen.add(key)
         self.mistakes.append(f"{self.source}.{key}: {message}")
 
-    def without_effect(self, keys: Iterable[str]) -> None:
+    def ignore(self, keys: Iterable[str]) -> None:
         """Keys that change nothing of what the model computes."""
         self.seen.update(keys)
 
-    def left(self) -> list[str]:
+    def unread_keys(self) -> list[str]:
         """The keys that nothing has asked for."""
         return [key for key in self.data if key not in self.seen]
 
-    def all_seen(self) -> None:
+    def reject_unread(self) -> None:
         """Refuses, by name, every key that nothing has asked for."""
-        for key in self.left():
+        for key in self.unread_keys():
             self.mistakes.append(f"{self.source}.{key}: {self.data[key]!r} is a setting that this release does not know")
 
-    def close(self) -> None:
+    def raise_errors(self) -> None:
         """Raises CheckpointError with every mistake noted in this section and those within it."""
         if self.mistakes:
             count = f"{len(self.mistakes)} setting{'s' if len(self.mistakes) > 1 else ''} cannot be honoured"
             raise CheckpointError("\n  ".join([f"{count}:", *self.mistakes]))
 
 
-def near_end(key: str, data: Mapping[str, Any]) -> str:
+def did_you_mean_suffix(key: str, data: Mapping[str, Any]) -> str:
     """What to say after 'is missing': the key that was perhaps meant."""
-    hint = near(key, list(data))
+    hint = did_you_mean(key, list(data))
     return f".{hint}" if hint.startswith(" Did") else ""
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
 from cadenza.core.errors import SpecError
-from cadenza.core.pretrained import mapping
-from cadenza.core.spec import near
+from cadenza.core.pretrained import read_json_object
+from cadenza.core.spec import did_you_mean
 from cadenza.dsp.audio import Audio
-from cadenza.importers.section import Section
-from cadenza.importers.stable_audio_types import TYPES, Checkpoint, Context
+from cadenza.importers.section import ConfigReader
+from cadenza.importers.stable_audio_types import TYPES, ExternalCheckpoint, ImportContext
 from cadenza.system.spec import FusionSpec
 
 _ROUTES = {
@@ -38,12 +38,12 @@ _LATER = {
 
 
 @dataclass(frozen=True)
-class Conditioning:
+class ConditioningConfig:
     """What a config describes; `fusion` is None where it does not say what goes where."""
 
     conditioners: dict[str, ConditionerSpec]
     fusion: FusionSpec | None
-    checkpoints: dict[str, Checkpoint]  # files of weights beside the model's own, by id
+    checkpoints: dict[str, ExternalCheckpoint]  # files of weights beside the model's own, by id
 
     def item(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Their metadata as an item: lists of one value are that value, tensors [c t] of sounds are Audio."""
@@ -61,9 +61,9 @@ class Conditioning:
         return _heard(value, rate)
 
 
-def conditioning_of(
+def load_conditioning(
     config: Mapping[str, Any] | str | Path, *, folder: Path | None = None, converted: Mapping[str, str | Path] | None = None
-) -> Conditioning:
+) -> ConditioningConfig:
     """The conditioning of a model's config: a JSON file, what is in one, its `conditioning`, or an object that holds that.
 
     Encoders are looked for in `folder`, by default that of the file, then taken for names in the hub. `converted` are
@@ -72,40 +72,40 @@ def conditioning_of(
     """
     if not isinstance(config, Mapping):
         path = Path(config)
-        config, folder = mapping(path), folder or path.parent
+        config, folder = read_json_object(path), folder or path.parent
     whole, place = config, ""
     if "conditioning" not in whole and "configs" not in whole:
         whole, place = config.get("model", {}), "model."
     block = whole if "configs" in whole else whole.get("conditioning")
-    section = Section(block, source=f"{place}conditioning")
-    codec = Section(whole["pretransform"], source=f"{place}pretransform") if "pretransform" in whole else None
+    section = ConfigReader(block, source=f"{place}conditioning")
+    codec = ConfigReader(whole["pretransform"], source=f"{place}pretransform") if "pretransform" in whole else None
     found = _conditioning(
-        section, Context(folder, codec, config.get("sample_rate"), converted or {}), whole.get("diffusion"), place
+        section, ImportContext(folder, codec, config.get("sample_rate"), converted or {}), whole.get("diffusion"), place
     )
-    section.close()
+    section.raise_errors()
     return found
 
 
-def _conditioning(section: Section, context: Context, diffusion: Any, place: str) -> Conditioning:
-    width = section.take("cond_dim", int)
-    fallbacks = section.take("default_keys", dict, {})
-    encoded = section.take("pre_encoded_keys", list, [])
+def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any, place: str) -> ConditioningConfig:
+    width = section.get("cond_dim", int)
+    fallbacks = section.get("default_keys", dict, {})
+    encoded = section.get("pre_encoded_keys", list, [])
     specs: dict[str, ConditionerSpec] = {}
-    checkpoints: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, ExternalCheckpoint] = {}
     names: list[str] = []
-    for i, entry in enumerate(section.take("configs", list)):
-        inner = Section(entry, source=f"{section.source}.configs[{i}]", mistakes=section.mistakes)
-        name, kind, settings = inner.take("id", str), inner.take("type", str), inner.within("config")
-        inner.all_seen()
+    for i, entry in enumerate(section.get("configs", list)):
+        inner = ConfigReader(entry, source=f"{section.source}.configs[{i}]", mistakes=section.mistakes)
+        name, kind, settings = inner.get("id", str), inner.get("type", str), inner.subsection("config")
+        inner.reject_unread()
         names.append(name)
         before = len(section.mistakes)
         if names.count(name) > 1:
-            inner.refuse("id", f"'{name}' is the id of another conditioner too; rename one")
+            inner.unsupported("id", f"'{name}' is the id of another conditioner too; rename one")
         elif kind not in TYPES:
             what = f"needs {_LATER[kind]}, which this release does not have" if kind in _LATER else "is no known type"
-            inner.refuse("type", f"'{kind}' {what}.{near(kind, list(TYPES))}")
+            inner.unsupported("type", f"'{kind}' {what}.{did_you_mean(kind, list(TYPES))}")
         else:
-            spec, checkpoint = _spec(kind, settings, context.of(settings.take("output_dim", int, width)))
+            spec, checkpoint = _spec(kind, settings, context.of(settings.get("output_dim", int, width)))
             spec |= {"fallback": fallbacks[name]} if name in fallbacks else {}
             if name in encoded:
                 spec = _given(spec)
@@ -121,18 +121,18 @@ def _conditioning(section: Section, context: Context, diffusion: Any, place: str
     for key, ids in (("default_keys", fallbacks), ("pre_encoded_keys", encoded)):
         for name in ids:
             if name not in names:
-                section.refuse(f"{key}.{name}", f"is no id of a conditioner.{near(name, names)}")
-    section.all_seen()
+                section.unsupported(f"{key}.{name}", f"is no id of a conditioner.{did_you_mean(name, names)}")
+    section.reject_unread()
     fusion = (
-        None if diffusion is None else _fusion(Section(diffusion, source=f"{place}diffusion", mistakes=section.mistakes), names)
+        None if diffusion is None else _fusion(ConfigReader(diffusion, source=f"{place}diffusion", mistakes=section.mistakes), names)
     )
-    return Conditioning(specs, fusion, checkpoints)
+    return ConditioningConfig(specs, fusion, checkpoints)
 
 
-def _spec(kind: str, settings: Section, context: Context) -> tuple[dict[str, Any], Checkpoint | None]:
+def _spec(kind: str, settings: ConfigReader, context: ImportContext) -> tuple[dict[str, Any], ExternalCheckpoint | None]:
     """What a type makes of its settings."""
     spec, checkpoint = TYPES[kind](settings, context)
-    settings.all_seen()
+    settings.reject_unread()
     return {"width": context.width, "absent": "zeros"} | spec, checkpoint
 
 
@@ -144,17 +144,17 @@ def _given(spec: dict[str, Any]) -> dict[str, Any]:
         kind = "vector"
     shared = {key: spec[key] for key in ("width", "fallback") if key in spec}
     along = "columns" if kind == "frames" else "rows"
-    return {"type": "encoded", "absent": "zeros", "kind": kind, "along": along, "project": "auto", **shared}
+    return {"type": "encoded", "null_embedding": "zeros", "kind": kind, "along": along, "project": "auto", **shared}
 
 
-def _fusion(section: Section, names: list[str]) -> FusionSpec:
+def _fusion(section: ConfigReader, names: list[str]) -> FusionSpec:
     """Where `diffusion` sends each id; those that it does not name are read and not used."""
     slots: dict[str, Any] = {}
     for key, slot in _ROUTES.items():
-        ids = section.take(key, list, [])
+        ids = section.get(key, list, [])
         for name in ids:
             if name not in names and not (slot == "concat" and name in _RESERVED):
-                section.refuse(key, f"names '{name}', which is no id of a conditioner.{near(str(name), names)}")
+                section.unsupported(key, f"names '{name}', which is no id of a conditioner.{did_you_mean(str(name), names)}")
         slots[slot] = [{"id": name, **_KEPT.get(slot, {})} for name in ids if name in names]
     used = {name for key in _ROUTES for name in section.data.get(key, []) or []}
     return FusionSpec.parse({**slots, "ignore": [name for name in names if name not in used]}, source=section.source)

@@ -7,78 +7,78 @@ from typing import Any
 from torch import Tensor
 
 from cadenza.importers.layout import compare
-from cadenza.importers.section import Section
-from cadenza.importers.weights import in_memory
+from cadenza.importers.section import ConfigReader
+from cadenza.importers.weights import to_float32_copy
 
 _ENDS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
-def codec_of(section: Section, sample_rate: int) -> dict[str, Any]:
+def convert_pretransform(section: ConfigReader, sample_rate: int) -> dict[str, Any]:
     """The codec that a `pretransform` describes; what cannot be honoured is noted in the section."""
-    kind = section.take("type", str, "autoencoder")
+    kind = section.get("type", str, "autoencoder")
     if kind != "autoencoder":
-        section.refuse("type", f"'{kind}' is a pretransform that this release does not have; there is: autoencoder")
+        section.unsupported("type", f"'{kind}' is a pretransform that this release does not have; there is: autoencoder")
         return {}
-    scale = section.take("scale", (float, int), 1.0)
-    section.without_effect(["enable_grad", "model_half", "iterate_batch", "chunked", "gradient_checkpointing"])
-    whole = section.within("config")
-    section.all_seen()
-    encoder, down = _network(whole.within("encoder"), "in_channels")
-    decoder, up = _network(whole.within("decoder"), "out_channels")
-    latent = whole.take("latent_dim", int)
-    whole.expect("downsampling_ratio", _product(encoder["strides"]), why="is not the product of the encoder's strides")
-    channels = whole.take("io_channels", int)
+    scale = section.get("scale", (float, int), 1.0)
+    section.ignore(["enable_grad", "model_half", "iterate_batch", "chunked", "gradient_checkpointing"])
+    whole = section.subsection("config")
+    section.reject_unread()
+    encoder, down = _network(whole.subsection("encoder"), "in_channels")
+    decoder, up = _network(whole.subsection("decoder"), "out_channels")
+    latent = whole.get("latent_dim", int)
+    whole.require_value("downsampling_ratio", _product(encoder["strides"]), why="is not the product of the encoder's strides")
+    channels = whole.get("io_channels", int)
     for key in ("in_channels", "out_channels"):
-        whole.expect(key, channels, None, why="differs from io_channels")
-    down.expect("in_channels", channels, why="differs from io_channels")
-    up.expect("out_channels", channels, why="differs from io_channels")
-    up.expect("latent_dim", latent, why="differs from that of the autoencoder")
+        whole.require_value(key, channels, None, why="differs from io_channels")
+    down.require_value("in_channels", channels, why="differs from io_channels")
+    up.require_value("out_channels", channels, why="differs from io_channels")
+    up.require_value("latent_dim", latent, why="differs from that of the autoencoder")
     bottleneck = "none"
     if whole.data.get("bottleneck") is not None:
-        inner = whole.within("bottleneck")
-        bottleneck = inner.take("type", str)
-        inner.without_effect(["requires_grad", "config"])
-        inner.all_seen()
+        inner = whole.subsection("bottleneck")
+        bottleneck = inner.get("type", str)
+        inner.ignore(["requires_grad", "config"])
+        inner.reject_unread()
         if bottleneck != "vae":
-            inner.refuse("type", f"'{bottleneck}' is a bottleneck that this release does not have; there is: vae, or none")
+            inner.unsupported("type", f"'{bottleneck}' is a bottleneck that this release does not have; there is: vae, or none")
     else:
-        whole.without_effect(["bottleneck"])
-    down.expect("latent_dim", latent * (2 if bottleneck == "vae" else 1), why="does not suit the bottleneck")
-    whole.expect("pretransform", None)
-    whole.all_seen()
-    spec = {"type": "oobleck", "sample_rate": sample_rate, "channels": channels, "latent": latent, "scale": float(scale)}
-    spec |= {"bottleneck": bottleneck, "tanh": up.take("final_tanh", bool, True), "encoder": encoder}
-    spec |= {"upsample": "nearest" if up.take("use_nearest_upsample", bool, False) else "transposed"}
+        whole.ignore(["bottleneck"])
+    down.require_value("latent_dim", latent * (2 if bottleneck == "vae" else 1), why="does not suit the bottleneck")
+    whole.require_value("pretransform", None)
+    whole.reject_unread()
+    spec = {"type": "oobleck_vae", "sample_rate": sample_rate, "channels": channels, "latent": latent, "scale": float(scale)}
+    spec |= {"bottleneck": bottleneck, "tanh": up.get("final_tanh", bool, True), "encoder": encoder}
+    spec |= {"upsample": "nearest" if up.get("use_nearest_upsample", bool, False) else "transposed"}
     for side in (down, up):
-        side.all_seen()
+        side.reject_unread()
     return spec | ({} if decoder == encoder else {"decoder": decoder})
 
 
-def codec_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+def convert_pretransform_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """Weights of a pretransform by the names of our codec, of which `wanted` has the shapes."""
     names = {_theirs(name): name for name in wanted}
     compare(state, {there: wanted[here].shape for there, here in names.items()}, source=source)
-    return {names[there]: x for there, x in in_memory(state).items()}
+    return {names[there]: x for there, x in to_float32_copy(state).items()}
 
 
-def _network(section: Section, channels: str) -> tuple[dict[str, Any], Section]:
+def _network(section: ConfigReader, channels: str) -> tuple[dict[str, Any], ConfigReader]:
     """The stages of an encoder or decoder, and the section of its other settings."""
-    kind = section.take("type", str)
-    section.without_effect(["requires_grad"])
-    section.expect("soft_clip", False, why="is not offered")
+    kind = section.get("type", str)
+    section.ignore(["requires_grad"])
+    section.require_value("soft_clip", False, why="is not offered")
     if kind != "oobleck":
-        section.refuse("type", f"'{kind}' is an autoencoder that this release does not have; there is: oobleck")
-    inner = section.within("config")
-    section.all_seen()
-    inner.expect("antialias_activation", False, why="is not offered")
+        section.unsupported("type", f"'{kind}' is an autoencoder that this release does not have; there is: oobleck")
+    inner = section.subsection("config")
+    section.reject_unread()
+    inner.require_value("antialias_activation", False, why="is not offered")
     stages = {
-        "strides": inner.take("strides", list, [2, 4, 8, 8]),
-        "filters": inner.take("channels", int, 128),
-        "multiples": inner.take("c_mults", list, [1, 2, 4, 8]),
-        "snake": inner.take("use_snake", bool, False),
+        "strides": inner.get("strides", list, [2, 4, 8, 8]),
+        "filters": inner.get("channels", int, 128),
+        "multiples": inner.get("c_mults", list, [1, 2, 4, 8]),
+        "snake": inner.get("use_snake", bool, False),
     }
     for key in (channels, "latent_dim"):
-        inner.take(key, int)
+        inner.get(key, int)
     return stages, inner
 
 

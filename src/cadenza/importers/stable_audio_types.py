@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cadenza.importers.section import Section
-from cadenza.importers.stable_audio_codec import codec_of
+from cadenza.importers.section import ConfigReader
+from cadenza.importers.stable_audio_codec import convert_pretransform
 
 _OWNERS = {"t5-": "google-t5/", "flan-t5-": "google/", "t5-v1_1-": "google/"}
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ExternalCheckpoint:
     """A file of weights that a config names, and what the config says of the model in it."""
 
     path: str
@@ -21,16 +21,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Context:
+class ImportContext:
     """What settings of one conditioner rest on."""
 
     folder: Path | None  # where encoders may lie
-    pretransform: Section | None  # that of the model
+    pretransform: ConfigReader | None  # that of the model
     sample_rate: int | None  # that of the model
     converted: Mapping[str, str | Path]  # files of weights that a config names -> folders that were made of them
     width: int = 1
 
-    def of(self, width: int) -> "Context":
+    def of(self, width: int) -> "ImportContext":
         return replace(self, width=width)
 
     def model(self, name: str) -> str:
@@ -41,113 +41,113 @@ class Context:
         return owner + name
 
 
-Made = tuple[dict[str, Any], Checkpoint | None]
+Made = tuple[dict[str, Any], ExternalCheckpoint | None]
 
 
-def _t5(settings: Section, context: Context) -> Made:
-    model = context.model(settings.take("t5_model_name", str, "t5-base"))
+def _t5(settings: ConfigReader, context: ImportContext) -> Made:
+    model = context.model(settings.get("t5_model_name", str, "t5-base"))
     return _text_encoder(model, settings), None
 
 
-def _t5gemma(settings: Section, context: Context) -> Made:
-    return _text_encoder(context.model(settings.take("model_name", str, "google/t5gemma-b-b-ul2")), settings), None
+def _t5gemma(settings: ConfigReader, context: ImportContext) -> Made:
+    return _text_encoder(context.model(settings.get("model_name", str, "google/t5gemma-b-b-ul2")), settings), None
 
 
-def _text_encoder(model: str, settings: Section) -> dict[str, Any]:
-    settings.expect("padding_mode", "zero", why="is another way to pad than this release has")
-    length = settings.take("max_length", int, 128)
+def _text_encoder(model: str, settings: ConfigReader) -> dict[str, Any]:
+    settings.require_value("padding_mode", "zero", why="is another way to pad than this release has")
+    length = settings.get("max_length", int, 128)
     return {
-        **{"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty": "read"},
-        **{"train": settings.take("enable_grad", bool, False), "project": _project(settings)},
+        **{"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty_text": "read"},
+        **{"train": settings.get("enable_grad", bool, False), "project": _project(settings)},
     }
 
 
-def _clap_text(settings: Section, context: Context) -> Made:
+def _clap_text(settings: ConfigReader, context: ImportContext) -> Made:
     checkpoint, model = _clap(settings, context)
-    features, layer = settings.take("use_text_features", bool, False), settings.take("feature_layer_ix", int, -1)
-    spec = {"type": "clap", "model": model, "reads": "text", "empty": "read", "project": _project(settings)}
+    features, layer = settings.get("use_text_features", bool, False), settings.get("feature_layer_ix", int, -1)
+    spec = {"type": "clap", "model": model, "modalities": "text", "empty_text": "read", "project": _project(settings)}
     spec |= {"layer": layer, "pad_to": "max_length"} if features else {}
-    return spec | {"train": settings.take("finetune", bool, False)}, checkpoint
+    return spec | {"train": settings.get("finetune", bool, False)}, checkpoint
 
 
-def _clap_audio(settings: Section, context: Context) -> Made:
+def _clap_audio(settings: ConfigReader, context: ImportContext) -> Made:
     checkpoint, model = _clap(settings, context)
-    spec = {"type": "clap", "model": model, "reads": "audio", "project": _project(settings)}
-    return spec | {"train": settings.take("finetune", bool, False)}, checkpoint
+    spec = {"type": "clap", "model": model, "modalities": "audio", "project": _project(settings)}
+    return spec | {"train": settings.get("finetune", bool, False)}, checkpoint
 
 
-def _clap(settings: Section, context: Context) -> tuple[Checkpoint, str]:
+def _clap(settings: ConfigReader, context: ImportContext) -> tuple[ExternalCheckpoint, str]:
     """The file of the towers, and the folder that was made of it, or the same again where there is none yet."""
-    path, tower = settings.take("clap_ckpt_path", str), settings.take("audio_model_type", str, "HTSAT-base")
-    return Checkpoint(path, tower, settings.take("enable_fusion", bool, True)), str(context.converted.get(path, path))
+    path, tower = settings.get("clap_ckpt_path", str), settings.get("audio_model_type", str, "HTSAT-base")
+    return ExternalCheckpoint(path, tower, settings.get("enable_fusion", bool, True)), str(context.converted.get(path, path))
 
 
-def _phoneme(settings: Section, context: Context) -> Made:
-    spec = {"type": "phoneme", "vocabulary": "g2p_en", "positions": False, "max_length": settings.take("max_length", int, 1024)}
+def _phoneme(settings: ConfigReader, context: ImportContext) -> Made:
+    spec = {"type": "phoneme", "vocabulary": "g2p_en", "positions": False, "max_length": settings.get("max_length", int, 1024)}
     return spec | {"project": _project(settings) == "always"}, None
 
 
-def _int(settings: Section, context: Context) -> Made:
-    return {"type": "int", "min": settings.take("min_val", int, 0), "max": settings.take("max_val", int, 512)}, None
+def _int(settings: ConfigReader, context: ImportContext) -> Made:
+    return {"type": "int", "min": settings.get("min_val", int, 0), "max": settings.get("max_val", int, 512)}, None
 
 
-def _number(settings: Section, context: Context) -> Made:
-    settings.expect("fourier_features_type", "learned", why="are features that this release does not have")
-    low, high = settings.take("min_val", (float, int), 0), settings.take("max_val", (float, int), 1)
+def _number(settings: ConfigReader, context: ImportContext) -> Made:
+    settings.require_value("fourier_features_type", "learned", why="are features that this release does not have")
+    low, high = settings.get("min_val", (float, int), 0), settings.get("max_val", (float, int), 1)
     return {"type": "number", "min": low, "max": high, "bands": 128, "frequencies": "learned"}, None
 
 
-def _list(settings: Section, context: Context) -> Made:
-    return {"type": "category", "values": settings.take("options", list), "exact": True, "unknown": "learned"}, None
+def _list(settings: ConfigReader, context: ImportContext) -> Made:
+    return {"type": "category", "values": settings.get("options", list), "exact": True, "unknown": "learned"}, None
 
 
-def _lut(settings: Section, context: Context) -> Made:
-    tokenizer = {"type": "vocab", "model": context.model(settings.take("tokenizer_name", str))}
-    tokenizer |= {"special_tokens": settings.take("special_tokens", list, [])}
-    length, positions = settings.take("max_length", int, 1024), settings.take("use_abs_pos_emb", bool, False)
+def _lut(settings: ConfigReader, context: ImportContext) -> Made:
+    tokenizer = {"type": "vocab", "model": context.model(settings.get("tokenizer_name", str))}
+    tokenizer |= {"special_tokens": settings.get("special_tokens", list, [])}
+    length, positions = settings.get("max_length", int, 1024), settings.get("use_abs_pos_emb", bool, False)
     spec = {"type": "lut", "tokenizer": tokenizer, "max_length": length, "pad_to": "max_length", "positions": positions}
     return spec | {"empty": "read", "project": _project(settings)}, None
 
 
-def _pretransform(settings: Section, context: Context) -> Made:
+def _pretransform(settings: ConfigReader, context: ImportContext) -> Made:
     codec, checkpoint = _codec(settings, context)
     return {"type": "waveform", "codec": codec, "project": "auto"}, checkpoint
 
 
-def _source_mix(settings: Section, context: Context) -> Made:
+def _source_mix(settings: ConfigReader, context: ImportContext) -> Made:
     codec, checkpoint = _codec(settings, context)
-    spec = {"type": "source_mix", "codec": codec, "sources": settings.take("source_keys", list, [])}
-    settings.without_effect(["source_length"])  # the learned null is as long as the clip
+    spec = {"type": "source_mix", "codec": codec, "sources": settings.get("source_keys", list, [])}
+    settings.ignore(["source_length"])  # the learned null is as long as the clip
     return spec | {
-        "given": "frames" if settings.take("pre_encoded", bool, False) else "audio",
-        "absent": "learned" if settings.take("allow_null_source", bool, False) else "zeros",
+        "given": "frames" if settings.get("pre_encoded", bool, False) else "audio",
+        "absent": "learned" if settings.get("allow_null_source", bool, False) else "zeros",
     }, checkpoint
 
 
-def _codec(settings: Section, context: Context) -> tuple[dict[str, Any], Checkpoint | None]:
+def _codec(settings: ConfigReader, context: ImportContext) -> tuple[dict[str, Any], ExternalCheckpoint | None]:
     """The codec of a conditioner that hears, of its own or that of the model."""
-    rate = settings.take("sample_rate", int)
-    settings.without_effect(["save_pretransform"])  # says whose weights a checkpoint holds, which is seen in it
-    path = settings.take("pretransform_ckpt_path", str, None)
-    if not settings.take("use_model_pretransform", bool, False):
-        return codec_of(settings.within("pretransform_config"), rate), Checkpoint(path) if path else None
-    settings.without_effect(["pretransform_config"])
+    rate = settings.get("sample_rate", int)
+    settings.ignore(["save_pretransform"])  # says whose weights a checkpoint holds, which is seen in it
+    path = settings.get("pretransform_ckpt_path", str, None)
+    if not settings.get("use_model_pretransform", bool, False):
+        return convert_pretransform(settings.subsection("pretransform_config"), rate), ExternalCheckpoint(path) if path else None
+    settings.ignore(["pretransform_config"])
     if context.pretransform is None:
-        settings.refuse(
+        settings.unsupported(
             "use_model_pretransform", "there is no pretransform of a model here; give the config of the whole model"
         )
         return {}, None
     if context.sample_rate not in (None, rate):
-        settings.refuse("sample_rate", f"{rate} is not that of the model, {context.sample_rate}, whose pretransform it uses")
-    theirs = Section(context.pretransform.data, source=context.pretransform.source, mistakes=settings.mistakes)
-    return codec_of(theirs, rate), None
+        settings.unsupported("sample_rate", f"{rate} is not that of the model, {context.sample_rate}, whose pretransform it uses")
+    theirs = ConfigReader(context.pretransform.data, source=context.pretransform.source, mistakes=settings.mistakes)
+    return convert_pretransform(theirs, rate), None
 
 
-def _project(settings: Section) -> str:
-    return "always" if settings.take("project_out", bool, False) else "auto"
+def _project(settings: ConfigReader) -> str:
+    return "always" if settings.get("project_out", bool, False) else "auto"
 
 
-TYPES: dict[str, Callable[[Section, Context], Made]] = {
+TYPES: dict[str, Callable[[ConfigReader, ImportContext], Made]] = {
     "t5": _t5,
     "t5gemma": _t5gemma,
     "clap_text": _clap_text,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.section import Section
+from cadenza.importers.section import ConfigReader
 
 STYLE = "style"  # how it is called here; there it is 'self_wav'
 _MERT = "m-a-p/MERT-v1-95M"
@@ -27,40 +27,40 @@ _NAMES = (  # AudioCraft's -> ours
 )
 
 
-def of_audiocraft(style: Section, *, folder: Path, dim: int, width: int) -> dict[str, Any]:
+def style_spec_from_audiocraft(style: ConfigReader, *, folder: Path, dim: int, width: int) -> dict[str, Any]:
     """The style of a package; what it listens with is a folder beside the package, or named in the hub."""
-    style.expect("model_name", "mert", why="is heard with a codec of its own, whose weights are not in the package")
-    style.without_effect(["sample_rate", "encodec_checkpoint", "encodec_n_q", "device"])  # of that codec; MERT hears 24 kHz
-    style.without_effect(["compute_mask", "num_codebooks_lm", "ds_rate_compression"])  # of the loss
-    style.without_effect(["q_dropout", "rvq_threshold_ema_dead_code", "use_middle_of_segment"])
-    style.expect("batch_norm", True)
-    scale = style.take("transformer_scale", str, "default")
+    style.require_value("model_name", "mert", why="is heard with a codec of its own, whose weights are not in the package")
+    style.ignore(["sample_rate", "encodec_checkpoint", "encodec_n_q", "device"])  # of that codec; MERT hears 24 kHz
+    style.ignore(["compute_mask", "num_codebooks_lm", "ds_rate_compression"])  # of the loss
+    style.ignore(["q_dropout", "rvq_threshold_ema_dead_code", "use_middle_of_segment"])
+    style.require_value("batch_norm", True)
+    scale = style.get("transformer_scale", str, "default")
     if scale not in _SCALES:
-        style.refuse("transformer_scale", f"'{scale}' is not known; it is one of {', '.join(_SCALES)}")
+        style.unsupported("transformer_scale", f"'{scale}' is not known; it is one of {', '.join(_SCALES)}")
     hidden, heads, depth = _SCALES.get(scale, _SCALES["default"])
     beside = folder / _MERT.rpartition("/")[2]
-    lasting = style.take("varying_lengths", (list, type(None)), (1.5, 4.5))
+    lasting = style.get("varying_lengths", (list, type(None)), (1.5, 4.5))
     spec = {
         "type": "style",
         "model": str(beside) if (beside / "config.json").exists() else _MERT,
         "dim": dim,
-        "width": width,
+        "output_dim": width,
         "hidden": hidden,
         "heads": heads,
         "depth": depth,
-        "levels": style.take("n_q_out", int, 6),
-        "used": style.take("eval_q", int, 3),
-        "bins": style.take("bins", int, 1024),
-        "every": style.take("ds_factor", int, 15),
-        "seconds": style.take("length", float, 3.0),
-        "lasting": list(lasting) if lasting else None,
-        "absent": "zeros",
+        "levels": style.get("n_q_out", int, 6),
+        "eval_q": style.get("eval_q", int, 3),
+        "bins": style.get("bins", int, 1024),
+        "downsample": style.get("ds_factor", int, 15),
+        "seconds": style.get("length", float, 3.0),
+        "train_seconds_range": list(lasting) if lasting else None,
+        "null_embedding": "zeros",
     }
-    style.all_seen()
+    style.reject_unread()
     return spec
 
 
-def weights_of(held: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
+def convert_style_weights(held: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """A style's weights by our names, the averages of its codebooks as shares; unknown ones keep their names."""
     ours: dict[str, Tensor] = {}
     for name, x in held.items():

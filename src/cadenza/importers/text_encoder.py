@@ -17,17 +17,17 @@ SETTINGS = frozenset(  # of a T5, which transformers reads itself
 TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
 
 
-def check(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> None:
+def check_t5_weights(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> None:
     """Raises CheckpointError unless these are the weights of the encoder; the embedding may be there under both its names."""
     held = dict(state)
     if "shared.weight" in held:
         held.pop("encoder.embed_tokens.weight", None)
     elif "encoder.embed_tokens.weight" in held:
         held["shared.weight"] = held.pop("encoder.embed_tokens.weight")
-    compare(held, shapes(config), source=source)
+    compare(held, expected_t5_shapes(config), source=source)
 
 
-def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def expected_t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The weights of a T5 encoder (arXiv:1910.10683) by transformers' names; a gate makes the feed-forward two matrices."""
     width, hidden = config.get("d_model", 512), config.get("d_ff", 2048)
     heads = config.get("num_heads", 8)

@@ -39,7 +39,7 @@ def has_weights(folder: Path) -> bool:
 def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file."""
     if path.suffix != ".safetensors":
-        return tensors_of(unpickle(path), source=str(path))
+        return as_state_dict(load_torch_file(path), source=str(path))
     _whole(path)
     try:
         return load_file(path)
@@ -47,7 +47,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from None
 
 
-def unpickle(path: Path) -> Any:
+def load_torch_file(path: Path) -> Any:
     """What a `torch.save` file holds, if that is tensors and plain data; anything else in it is refused and not run."""
     _whole(path)
     zipped = zipfile.is_zipfile(path)
@@ -66,7 +66,7 @@ def unpickle(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged or cut short ({reason}); download or copy it again") from None
 
 
-def tensors_of(value: Any, *, source: str) -> dict[str, Tensor]:
+def as_state_dict(value: Any, *, source: str) -> dict[str, Tensor]:
     """A mapping of names to tensors, or a CheckpointError that says what there is instead."""
     if not isinstance(value, Mapping):
         raise CheckpointError(f"{source}: holds {_kind(value)} instead of weights by name")
@@ -86,12 +86,12 @@ def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
         )
 
 
-def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
 
-def in_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_float32_copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights in float32, in memory of their own: a file may be overwritten while they are in use."""
     return {name: x.to(torch.float32 if x.is_floating_point() else x.dtype, copy=True) for name, x in state.items()}
 

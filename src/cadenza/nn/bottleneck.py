@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cadenza.nn.quantize import ResidualQuantizer
+from cadenza.nn.quantize import ResidualVectorQuantizer
 
 
-class BatchNorm(nn.Module):
+class MaskedBatchNorm(nn.Module):
     """Vectors over the mean and deviation of each of their numbers: in training those of the real vectors of a batch."""
 
     running_mean: Tensor
@@ -35,13 +35,13 @@ class BatchNorm(nn.Module):
         return (x - mean) * (var + self.eps).rsqrt()
 
 
-class Bottleneck(nn.Module):
+class VariableRVQ(nn.Module):
     """What is left of vectors in a sum of entries of `levels` codebooks; the gradient goes straight through."""
 
     def __init__(self, dim: int, *, levels: int, bins: int) -> None:
         super().__init__()
-        self.norm = BatchNorm(dim)
-        self.quantizer = ResidualQuantizer(dim, codebooks=levels, bins=bins)
+        self.norm = MaskedBatchNorm(dim)
+        self.quantizer = ResidualVectorQuantizer(dim, codebooks=levels, bins=bins)
 
     def forward(
         self,
@@ -55,11 +55,11 @@ class Bottleneck(nn.Module):
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             flat = self.norm(x.float(), mask)
             residual, total = flat.detach(), torch.zeros_like(flat)
-            for level, book in enumerate(self.quantizer.books):
+            for level, book in enumerate(self.quantizer.codebooks):
                 here = (mask & (level < levels)[:, None])[..., None]
                 ids = book.nearest(residual.flatten(0, 1)).view(mask.shape)
                 if self.training and rng is not None and bool(here.any()):
-                    book.learn(residual[here[..., 0]], ids[here[..., 0]], rng)
+                    book.ema_update(residual[here[..., 0]], ids[here[..., 0]], rng)
                 chosen = torch.where(here, book(ids), 0)
                 total, residual = total + chosen, residual - chosen
             return flat + (total - flat).detach()

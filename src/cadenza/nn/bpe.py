@@ -14,14 +14,14 @@ _KEPT = 1 << 16  # words whose pieces are remembered
 Merges = list[tuple[int, int]]
 
 
-class Pieces:
+class BPETokenizer:
     """Words to the ids of their pieces, by the merges learnt first."""
 
     def __init__(self, merges: Sequence[tuple[int, int]] = ()) -> None:
         self._id = {pair: BYTES + i for i, pair in enumerate(merges)}
         self._known: dict[str, list[int]] = {}
 
-    def split(self, word: str) -> list[int]:
+    def encode_word(self, word: str) -> list[int]:
         """The ids of a word's pieces; every word has some."""
         if word in self._known:
             return self._known[word]
@@ -36,7 +36,7 @@ class Pieces:
         return ids
 
 
-def learn(counts: Mapping[str, int], pieces: int) -> Merges:
+def train_bpe(counts: Mapping[str, int], pieces: int) -> Merges:
     """At most `pieces` merges, the most frequent pair first; of equals the one with the lowest ids."""
     words = [(list(word.encode("utf-8", "replace")), count) for word, count in sorted(counts.items())]
     frequency: Counter[tuple[int, int]] = Counter()

@@ -6,34 +6,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cadenza.nn.span import Span
+from cadenza.nn.span import PositionRange
 
 
 @dataclass
-class KeyValues:
+class LayerKVCache:
     """One layer's keys and values of all positions so far."""
 
     keys: Float[Tensor, "b h n d"]
     values: Float[Tensor, "b h n d"]
 
-    def write(
-        self, keys: Float[Tensor, "b h n d"], values: Float[Tensor, "b h n d"], span: Span
+    def update(
+        self, keys: Float[Tensor, "b h n d"], values: Float[Tensor, "b h n d"], span: PositionRange
     ) -> tuple[Float[Tensor, "b h m d"], Float[Tensor, "b h m d"]]:
         """Everything below the end of the span, whose positions are new."""
         assert span.end <= self.keys.shape[2], f"position {span.end} does not fit a cache of {self.keys.shape[2]}"
-        span.write(self.keys, 2, keys)
-        span.write(self.values, 2, values)
+        span.scatter_(self.keys, 2, keys)
+        span.scatter_(self.values, 2, values)
         return self.keys[:, :, : span.end], self.values[:, :, : span.end]
 
 
 @dataclass
-class Cache:
+class KVCache:
     """Keys and values of every layer."""
 
-    layers: list[KeyValues]
+    layers: list[LayerKVCache]
 
     @classmethod
-    def empty(cls, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> "Cache":
+    def allocate(cls, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> "KVCache":
         """Buffers of `shape` (batch, heads, positions, head width) on the device and in the dtype of `like`."""
         make = lambda: torch.zeros(shape, dtype=like.dtype, device=like.device)  # noqa: E731
-        return cls([KeyValues(make(), make()) for _ in range(layers)])
+        return cls([LayerKVCache(make(), make()) for _ in range(layers)])

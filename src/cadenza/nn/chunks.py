@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.nn.streams import Stream
+from cadenza.nn.streams import BatchStream
 
 
 @dataclass(frozen=True)
-class Chunks:
+class ChunkLayout:
     """A chunk of `length` samples begins every `stride` samples while there are samples left; the last are shorter."""
 
     length: int
@@ -28,7 +28,7 @@ class Chunks:
         return [(start, min(start + self.length, samples)) for start in range(0, samples, self.stride)]
 
 
-class Overlap:
+class OverlapAdder:
     """Chunks that begin every `stride` samples, added up one after the other.
 
     Where several cover a sample, it is their mean, weighted by a triangle as wide as the first chunk, which no other
@@ -58,12 +58,12 @@ class Overlap:
         self.total, self.weight = total[..., self.stride :].clone(), weight[self.stride :]
         return (total[..., : self.stride] / weight[: self.stride]).to(chunk.dtype)
 
-    def finish(self) -> Float[Tensor, "b c t"]:
+    def flush(self) -> Float[Tensor, "b c t"]:
         """The samples after all chunks."""
         assert self.total is not None and self.weight is not None, "there was no chunk"
         return self.total / self.weight
 
-    def of(self, rows: list[int]) -> "Overlap":
+    def select(self, rows: list[int]) -> "OverlapAdder":
         """The same for some clips of the batch."""
         part = copy(self)
         part.total = None if self.total is None else self.total[rows]
@@ -72,23 +72,23 @@ class Overlap:
 
 def overlap_add(chunks: Sequence[Float[Tensor, "b c _"]], stride: int) -> Float[Tensor, "b c t"]:
     """Chunks that begin every `stride` samples as one wave, as `Overlap` adds them up."""
-    overlap = Overlap(stride)
+    overlap = OverlapAdder(stride)
     done = [overlap.push(chunk) for chunk in chunks]
-    return torch.cat([*done, overlap.finish().to(chunks[0].dtype)], -1)
+    return torch.cat([*done, overlap.flush().to(chunks[0].dtype)], -1)
 
 
-class InChunks(Stream):
+class ChunkedStream(BatchStream):
     """Clips whose frames are those of whole chunks one after another; each is decoded when its last frame has come."""
 
     gain: Float[Tensor, "b s"] | None = None  # of each clip's chunks; the caller sets it where there is one
 
     def __init__(self, decoder: Callable[[Tensor], Tensor], *, frames: int, stride: int) -> None:
         self.decoder, self.frames = decoder, frames  # of a whole chunk
-        self.overlap = Overlap(stride)
+        self.overlap = OverlapAdder(stride)
         self.waiting: Tensor | None = None
         self.number = 0  # of chunks decoded
 
-    def run(self, z: Tensor | None, *, last: bool) -> Tensor | None:
+    def step(self, z: Tensor | None, *, last: bool) -> Tensor | None:
         if z is not None:
             self.waiting = z if self.waiting is None else torch.cat([self.waiting, z], -1)
         done = []
@@ -96,14 +96,14 @@ class InChunks(Stream):
             done.append(self.overlap.push(self._decoded(self.waiting[..., : self.frames])))
             self.waiting = self.waiting[..., self.frames :].clone()
         if last and self.number:
-            done.append(self.overlap.finish().to(self.dtype))
+            done.append(self.overlap.flush().to(self.dtype))
         return torch.cat(done, -1) if done else None
 
-    def of(self, rows: list[int]) -> "InChunks":
+    def select(self, rows: list[int]) -> "ChunkedStream":
         part = copy(self)
         part.clips = None if self.clips is None else [self.clips[row] for row in rows]
         part.waiting = None if self.waiting is None else self.waiting[rows]
-        part.overlap = self.overlap.of(rows)
+        part.overlap = self.overlap.select(rows)
         return part
 
     def _decoded(self, z: Tensor) -> Tensor:

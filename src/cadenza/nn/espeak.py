@@ -18,7 +18,7 @@ _LINE = 200  # characters that the program is given at once; it cuts lines of a 
 _BETWEEN = "[[ptptptpt]]"  # phonemes spelled out, in a line between two clauses; no text has that many stops in a row
 
 
-def phonemes(texts: Sequence[str], language: str) -> list[str]:
+def phonemize(texts: Sequence[str], language: str) -> list[str]:
     """The phonemes of each text in a language that espeak-ng knows, words apart, with the marks between clauses.
 
     The program is run once for all texts. A text without anything to say gives an empty text.

@@ -20,19 +20,19 @@ Run = Callable[[], Any]
 State = TypeVar("State")
 
 
-class Recorder(ABC):
+class GraphCapturer(ABC):
     """Records what runs do on a device."""
 
     @abstractmethod
-    def warm(self, run: Run) -> None:
+    def warmup(self, run: Run) -> None:
         """Does it, in the way in which it will be recorded, so that everything is set up."""
 
     @abstractmethod
-    def record(self, run: Run) -> Run:
+    def capture(self, run: Run) -> Run:
         """What does the same again, each time it is called; does not do it yet. Raises RuntimeError where it cannot be."""
 
 
-class CudaRecorder(Recorder):
+class CUDAGraphCapturer(GraphCapturer):
     """Records CUDA graphs, one after the other in the same memory: none may run while another one does."""
 
     def __init__(self, device: torch.device) -> None:
@@ -40,14 +40,14 @@ class CudaRecorder(Recorder):
         self.stream = _beside(device)
         self.pool: Any = None
 
-    def warm(self, run: Run) -> None:
+    def warmup(self, run: Run) -> None:
         here = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(here)
         with torch.cuda.stream(self.stream):
             run()
         here.wait_stream(self.stream)
 
-    def record(self, run: Run) -> Run:
+    def capture(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
         here = torch.cuda.stream(torch.cuda.current_stream(self.device))  # which a recording that fails does not go back to
         # other threads may use the device meanwhile, to decode what is there already
@@ -64,18 +64,18 @@ def _beside(device: torch.device) -> torch.cuda.Stream:
 
 
 @dataclass
-class Recorded(Generic[State]):
+class GraphRunner(Generic[State]):
     """Runs over one state, recorded by key."""
 
     state: State
     signature: Hashable
-    recorder: Recorder | None  # None: each run is done by itself
+    recorder: GraphCapturer | None  # None: each run is done by itself
     runs: dict[Hashable, Run] = field(default_factory=dict)
 
-    def repeat(self, run: Run, times: int, *, key: Hashable) -> None:
+    def run(self, run: Run, times: int, *, key: Hashable) -> None:
         """Does `run` `times` times; the first of a key sets up what recording needs, and the others are replayed."""
         if self.recorder is not None and key not in self.runs and times:
-            self.recorder.warm(run)
+            self.recorder.warmup(run)
             times -= 1
             if times:
                 self._record(self.recorder, run, key)
@@ -83,9 +83,9 @@ class Recorded(Generic[State]):
         for _ in range(times):
             again()
 
-    def _record(self, recorder: Recorder, run: Run, key: Hashable) -> None:
+    def _record(self, recorder: GraphCapturer, run: Run, key: Hashable) -> None:
         try:
-            self.runs[key] = recorder.record(run)
+            self.runs[key] = recorder.capture(run)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
@@ -95,23 +95,23 @@ class Recorded(Generic[State]):
             self.runs.clear()
 
 
-class Graphs:
+class GraphCache:
     """What a model has recorded over states of one shape; the last one, if not too large, serves the next request."""
 
-    def __init__(self, recorder: "Callable[[torch.device], Recorder | None] | None" = None) -> None:
+    def __init__(self, recorder: "Callable[[torch.device], GraphCapturer | None] | None" = None) -> None:
         """`recorder` makes what records on a device, None where nothing does; by default CUDA graphs where there are any."""
-        self.recorder = recorder or recorder_for
-        self._kept: Recorded[Any] | None = None
+        self.recorder = recorder or capturer_for
+        self._kept: GraphRunner[Any] | None = None
 
     def __reduce__(self) -> Any:
         return type(self), (self.recorder,)  # a copy of a model records its own
 
-    def here(self, module: nn.Module) -> bool:
+    def is_supported(self, module: nn.Module) -> bool:
         """Whether anything records where a module is."""
         return self.recorder(next(module.parameters()).device) is not None
 
     @torch.inference_mode()
-    def begin(self, state: State, module: nn.Module) -> Recorded[State] | None:
+    def acquire(self, state: State, module: nn.Module) -> GraphRunner[State] | None:
         """A place to record runs of `module` over a state: one that was kept, holding this state now, or a new one.
 
         None where nothing records, which is everywhere but on a GPU. Nobody else gets it until it is given to `keep`.
@@ -120,16 +120,16 @@ class Graphs:
         if recorder is None:
             return None
         kept, self._kept = self._kept, None
-        signature = (shape(state), *(x.data_ptr() for x in chain(module.parameters(), module.buffers())))
+        signature = (state_signature(state), *(x.data_ptr() for x in chain(module.parameters(), module.buffers())))
         if kept is None or kept.signature != signature:
-            return Recorded(state, signature, recorder)
-        for old, new in zip(tensors(kept.state), tensors(state), strict=True):
+            return GraphRunner(state, signature, recorder)
+        for old, new in zip(iter_tensors(kept.state), iter_tensors(state), strict=True):
             old.copy_(new)
         return kept
 
-    def keep(self, recorded: Recorded[Any]) -> None:
+    def release(self, recorded: GraphRunner[Any]) -> None:
         """Leaves what was recorded for the next request, which must find it at rest."""
-        if recorded.recorder is not None and sum(x.nbytes for x in tensors(recorded.state)) <= LIMIT:
+        if recorded.recorder is not None and sum(x.nbytes for x in iter_tensors(recorded.state)) <= LIMIT:
             self._kept = recorded
 
     def clear(self) -> None:
@@ -137,25 +137,25 @@ class Graphs:
         self._kept = None
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
+def capturer_for(device: torch.device) -> GraphCapturer | None:
     """CUDA graphs on a GPU of NVIDIA or AMD; nothing elsewhere."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+    return CUDAGraphCapturer(device) if device.type == "cuda" else None
 
 
-def shape(state: Any) -> Hashable:
+def state_signature(state: Any) -> Hashable:
     """What two states have in common that the same recorded runs can serve: everything but the numbers in their tensors."""
     if isinstance(state, Tensor):
         return (*state.shape, state.dtype, state.device)
     parts = _parts(state)
-    return state if parts is None else (type(state), *map(shape, parts))
+    return state if parts is None else (type(state), *map(state_signature, parts))
 
 
-def tensors(state: Any) -> Iterator[Tensor]:
+def iter_tensors(state: Any) -> Iterator[Tensor]:
     """The tensors of a state, in order."""
     if isinstance(state, Tensor):
         yield state
     for part in _parts(state) or ():
-        yield from tensors(part)
+        yield from iter_tensors(part)
 
 
 def _parts(state: Any) -> list[Any] | None:

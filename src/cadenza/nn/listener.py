@@ -10,21 +10,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import check
-from cadenza.nn.frozen import Borrowed
+from cadenza.core.pretrained import check_state_dict
+from cadenza.nn.frozen import FrozenEncoder
 
 _KINDS = {"hubert": "hubert", "mert_model": "hubert", "wav2vec2": "wav2vec2", "wavlm": "wavlm"}  # MERT is a HuBERT of music
 _OTHERWISE = {"feature_extractor_cqt": (False, None), "deepnorm": (False, None), "attention_relax": (-1.0, None)}  # what is not
 _OF_TRAINING = ("masked_spec_embed", "quantizer.", "project_", "encoder_mask_emb", "final_proj.", "label_embs", "lm_head.")
 
 
-class Listener(Borrowed[nn.Module]):
+class HubertEncoder(FrozenEncoder[nn.Module]):
     """The frozen model of a spec, which names it by `model` and `revision`."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """What config.json says; CheckpointError where that is another kind of model."""
-        config = self.source.json("config.json", of="a model that listens")
+        config = self.source.read_json("config.json", of="a model that listens")
         kind = config.get("model_type")
         if kind not in _KINDS:
             raise CheckpointError(f"'{self.source.model}' is a {kind!r}; give a model of one of the types {', '.join(_KINDS)}")
@@ -43,7 +43,7 @@ class Listener(Borrowed[nn.Module]):
     def weights(self) -> dict[str, Tensor]:
         """The weights as they are stored, by today's names, without those that only its own training needs."""
         found: dict[str, Tensor] = {}
-        for name, x in self.source.weights(("",)).items():
+        for name, x in self.source.load_state_dict(("",)).items():
             head, _, rest = name.partition(".")
             key = rest if head in _KINDS.values() else name
             key = key.replace(".weight_g", ".parametrizations.weight.original0")
@@ -65,7 +65,7 @@ class Listener(Borrowed[nn.Module]):
                 model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
             state, weights = model.state_dict(), self.weights()
             wanted = {name: x for name, x in state.items() if not name.startswith(_OF_TRAINING)}
-            check(weights, wanted, self.source.model)
+            check_state_dict(weights, wanted, self.source.model)
             rest = {name: torch.zeros(x.shape) for name, x in state.items() if name not in wanted}
             model.load_state_dict({name: x.float() for name, x in weights.items()} | rest, assign=True)
         return model.requires_grad_(False)

@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cadenza.nn.conv import Carried, ResidualLSTM
-from cadenza.nn.seanet import Decoder, Seanet
-from cadenza.nn.streams import Stream
+from cadenza.nn.conv import StreamState, ResidualLSTM
+from cadenza.nn.seanet import Decoder, SeanetConfig
+from cadenza.nn.streams import BatchStream
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """Frames that layers see on either side of one: those before the LSTM, and those after it, up to the wave."""
 
     before: int
     after: int
 
     @classmethod
-    def of(cls, shape: Seanet) -> "Reach":
+    def of(cls, shape: SeanetConfig) -> "ReceptiveField":
         def side(kernel: int, dilation: int = 1) -> int:
             seen = (kernel - 1) * dilation
             return seen if shape.style.causal else math.ceil(seen / 2)
@@ -34,7 +34,7 @@ class Reach:
 
 
 @dataclass
-class Stretch:
+class BufferedLayers:
     """Layers that see `reach` frames to either side and give `rate` samples a frame, over a sequence that grows."""
 
     layers: Sequence[nn.Module]
@@ -62,34 +62,34 @@ class Stretch:
         self.kept, self.first, self.done = self.kept[..., drop:], self.first + drop, ready
         return y
 
-    def of(self, rows: list[int]) -> "Stretch":
+    def select(self, rows: list[int]) -> "BufferedLayers":
         """The same for some clips of the batch."""
         return replace(self, kept=None if self.kept is None else self.kept[rows])
 
 
-class Lookahead(Stream):
+class LookaheadStream(BatchStream):
     """Each frame as soon as those are known that its samples depend on."""
 
-    def __init__(self, decoder: Decoder, shape: Seanet) -> None:
-        layers, reach, hop = list(decoder.layers), Reach.of(shape), math.prod(shape.strides)
+    def __init__(self, decoder: Decoder, shape: SeanetConfig) -> None:
+        layers, reach, hop = list(decoder.layers), ReceptiveField.of(shape), math.prod(shape.strides)
         place = next((i for i, layer in enumerate(layers) if isinstance(layer, ResidualLSTM)), None)
         self.memory = None if place is None else layers[place]
-        self.before = None if place is None else Stretch(layers[:place], reach.before, 1)
+        self.before = None if place is None else BufferedLayers(layers[:place], reach.before, 1)
         rest = layers if place is None else layers[place + 1 :]
-        self.after = Stretch(rest, reach.after + (reach.before if place is None else 0), hop)
-        self.carried: Carried = {}
+        self.after = BufferedLayers(rest, reach.after + (reach.before if place is None else 0), hop)
+        self.carried: StreamState = {}
 
-    def run(self, z: Tensor | None, *, last: bool) -> Tensor | None:
+    def step(self, z: Tensor | None, *, last: bool) -> Tensor | None:
         z = None if z is not None and z.shape[-1] == 0 else z
         if self.before is not None and self.memory is not None:
             z = self.before.push(z, last=last)
             z = None if z is None else self.memory(z, self.carried)
         return self.after.push(z, last=last)
 
-    def of(self, rows: list[int]) -> "Lookahead":
+    def select(self, rows: list[int]) -> "LookaheadStream":
         part = copy(self)
         part.clips = None if self.clips is None else [self.clips[row] for row in rows]
-        part.before = None if self.before is None else self.before.of(rows)
-        part.after = self.after.of(rows)
+        part.before = None if self.before is None else self.before.select(rows)
+        part.after = self.after.select(rows)
         part.carried = {layer: tuple(x[:, rows] for x in state) for layer, state in self.carried.items()}
         return part

@@ -23,7 +23,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def packed(module: M, rows: int) -> M:
+def pack_linears(module: M, rows: int) -> M:
     """A twin of the module for products with `rows` rows; the module itself where that is no help.
 
     It takes two thirds of the time for one row, and a quarter for three, which then cost little more than one. A model
@@ -37,7 +37,7 @@ def packed(module: M, rows: int) -> M:
     return _twin(module, rows, beside=beside)
 
 
-def beside(module: nn.Module, rows: int, *, device: str = "cpu") -> int:
+def packed_bytes(module: nn.Module, rows: int, *, device: str = "cpu") -> int:
     """Bytes of the packed matrices that `packed` lays beside a module's own on a device."""
     weights = list(module.parameters())
     plain = device == "cpu" and all(w.dtype == torch.float32 for w in weights) and torch.backends.mkldnn.is_available()

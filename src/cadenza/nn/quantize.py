@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizerOutput:
     """Quantised latents with a straight-through gradient, their codes, and the commitment loss."""
 
     latents: Float[Tensor, "b d f"]
@@ -38,7 +38,7 @@ class Codebook(nn.Module):
         self.register_buffer("total", self.embed / bins)
 
     @property
-    def bins(self) -> int:
+    def codebook_size(self) -> int:
         return self.embed.shape[0]
 
     def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
@@ -50,38 +50,38 @@ class Codebook(nn.Module):
         return F.embedding(ids, self.embed)
 
     @torch.no_grad()
-    def learn(self, x: Float[Tensor, "n d"], ids: Int[Tensor, " n"], rng: torch.Generator) -> None:
+    def ema_update(self, x: Float[Tensor, "n d"], ids: Int[Tensor, " n"], rng: torch.Generator) -> None:
         """Moves the averages towards one batch, of all processes together, then puts vectors of it in place of dead entries."""
-        counts = torch.bincount(ids, minlength=self.bins).to(x.dtype)
+        counts = torch.bincount(ids, minlength=self.codebook_size).to(x.dtype)
         sums = torch.zeros_like(self.total).index_add_(0, ids, x)
-        picks = torch.randint(2**62, (self.bins,), generator=rng).to(x.device)
+        picks = torch.randint(2**62, (self.codebook_size,), generator=rng).to(x.device)
         seen, candidates = _pool(x, picks, counts, sums)
         self.usage.lerp_(counts / seen, 1.0 - self.decay)
         self.total.lerp_(sums / seen, 1.0 - self.decay)
-        dead = self.usage < self.dead / self.bins
-        self.usage.masked_fill_(dead, 1.0 / self.bins)
-        self.total.copy_(torch.where(dead[:, None], candidates / self.bins, self.total))
+        dead = self.usage < self.dead / self.codebook_size
+        self.usage.masked_fill_(dead, 1.0 / self.codebook_size)
+        self.total.copy_(torch.where(dead[:, None], candidates / self.codebook_size, self.total))
         self.embed.copy_(self.total / _smooth(self.usage)[:, None])
 
     @torch.no_grad()
-    def fit(self, x: Float[Tensor, "n d"], rng: torch.Generator, *, rounds: int = 30) -> None:
+    def kmeans_init(self, x: Float[Tensor, "n d"], rng: torch.Generator, *, rounds: int = 30) -> None:
         """k-means of `x` from random members of it; an entry that loses all its members starts anew from a random one."""
-        start = torch.randperm(len(x), generator=rng).to(x.device)[torch.arange(self.bins, device=x.device) % len(x)]
+        start = torch.randperm(len(x), generator=rng).to(x.device)[torch.arange(self.codebook_size, device=x.device) % len(x)]
         self.embed.copy_(x[start])
         for _ in range(rounds):
             ids = self.nearest(x)
-            counts = torch.bincount(ids, minlength=self.bins).to(x.dtype)
+            counts = torch.bincount(ids, minlength=self.codebook_size).to(x.dtype)
             means = torch.zeros_like(self.embed).index_add_(0, ids, x) / counts.clamp(min=1.0)[:, None]
-            fresh = x[torch.randint(len(x), (self.bins,), generator=rng).to(x.device)]
+            fresh = x[torch.randint(len(x), (self.codebook_size,), generator=rng).to(x.device)]
             self.embed.copy_(torch.where(counts[:, None] > 0, means, fresh))
-        self.usage.fill_(1.0 / self.bins)
-        self.total.copy_(self.embed / self.bins)
+        self.usage.fill_(1.0 / self.codebook_size)
+        self.total.copy_(self.embed / self.codebook_size)
         if _processes() > 1:
             for buffer in (self.embed, self.usage, self.total):
                 distributed.broadcast(buffer, 0)
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualVectorQuantizer(nn.Module):
     """Each codebook quantises what the ones before it left over."""
 
     def __init__(self, dim: int, *, codebooks: int, bins: int) -> None:
@@ -89,36 +89,36 @@ class ResidualQuantizer(nn.Module):
         self.levels = nn.ModuleList(Codebook(bins, dim) for _ in range(codebooks))
 
     @property
-    def books(self) -> list[Codebook]:
+    def codebooks(self) -> list[Codebook]:
         return cast(list[Codebook], list(self.levels))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.books[0].embed.dtype
+        return self.codebooks[0].embed.dtype
 
-    def forward(self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None) -> QuantizerOutput:
         """The first `levels` codebooks (all by default) applied in training; they learn from `z` where `rng` is given."""
         with torch.autocast(z.device.type, enabled=False):
             flat = rearrange(z.float(), "b d f -> (b f) d")
             residual, losses, codes = flat, [], []
-            for book in self.books[:levels]:
+            for book in self.codebooks[:levels]:
                 ids = book.nearest(residual.detach())
                 chosen = book(ids)
                 if rng is not None:
-                    book.learn(residual.detach(), ids, rng)
+                    book.ema_update(residual.detach(), ids, rng)
                 losses.append(F.mse_loss(residual, chosen))
                 residual = residual - chosen
                 codes.append(ids)
             quantized = flat + (flat - residual - flat).detach()
         latents = rearrange(quantized, "(b f) d -> b d f", b=len(z))
         ids = rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
-        return Quantized(latents, ids, torch.stack(losses).mean())
+        return QuantizerOutput(latents, ids, torch.stack(losses).mean())
 
     def encode(self, z: Float[Tensor, "b d f"], *, levels: int | None = None) -> Int[Tensor, "b k f"]:
         """The nearest entry of each of the first `levels` codebooks (all by default)."""
         residual = rearrange(z.float(), "b d f -> (b f) d")
         codes = []
-        for book in self.books[:levels]:
+        for book in self.codebooks[:levels]:
             ids = book.nearest(residual)
             residual = residual - book(ids)
             codes.append(ids)
@@ -126,15 +126,15 @@ class ResidualQuantizer(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b k f"]) -> Float[Tensor, "b d f"]:
         """The sum of the chosen vectors of as many leading codebooks as are given."""
-        chosen = [book(ids) for book, ids in zip(self.books, codes.unbind(1), strict=False)]
+        chosen = [book(ids) for book, ids in zip(self.codebooks, codes.unbind(1), strict=False)]
         return rearrange(torch.stack(chosen).sum(0), "b f d -> b d f")
 
     @torch.no_grad()
-    def fit(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+    def kmeans_init(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         """k-means of the latents for the first codebook, then of what is left for each next one."""
         residual = latents.float()
-        for book in self.books:
-            book.fit(residual, rng)
+        for book in self.codebooks:
+            book.kmeans_init(residual, rng)
             residual = residual - book(book.nearest(residual))
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.native import obstacle, obstacle_on_gpu
+from cadenza.nn.native import cpu_kernel_unavailable_reason, gpu_kernel_unavailable_reason
 
 if TYPE_CHECKING:
-    from cadenza.nn.native.linear import Matrix
+    from cadenza.nn.native.linear import PackedWeight
 
 M = TypeVar("M", bound=nn.Module)
 Kind = Literal["int8", "int4"]
@@ -50,14 +50,14 @@ class QuantizedLinear(nn.Module):
             self.register_buffer("scale", torch.empty(tiles * OUTPUTS))
             self.offset = None
         else:
-            self.groups = inputs // group_of(inputs)
+            self.groups = inputs // int4_group_size(inputs)
             self.register_buffer("packed", torch.empty(tiles, pairs // 2, OUTPUTS, 2, dtype=torch.uint8))
             for name in ("scale", "offset"):
                 self.register_buffer(name, torch.empty(tiles, self.groups, OUTPUTS, dtype=torch.bfloat16))
         self.register_buffer("bias", bias)
 
     @classmethod
-    def of(cls, linear: nn.Linear, kind: Kind) -> "QuantizedLinear":
+    def from_linear(cls, linear: nn.Linear, kind: Kind) -> "QuantizedLinear":
         """The nearest to a linear layer."""
         bias = None if linear.bias is None else linear.bias.detach().float()
         with torch.device(linear.weight.device):
@@ -85,13 +85,13 @@ class QuantizedLinear(nn.Module):
         return self.packed
 
     @property
-    def matrix(self) -> "Matrix":
+    def packed_weight(self) -> "PackedWeight":
         """What the kernel reads."""
-        from cadenza.nn.native.linear import Matrix
+        from cadenza.nn.native.linear import PackedWeight
 
-        return Matrix(self.packed, self.scale, self.offset, self.bias, self.in_features, self.out_features, self.groups)
+        return PackedWeight(self.packed, self.scale, self.offset, self.bias, self.in_features, self.out_features, self.groups)
 
-    def dense(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "o i"]:
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "o i"]:
         """The weight as it is meant."""
         tiles = len(self.packed)
         if self.kind == "int8":
@@ -106,21 +106,21 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         rows = x.shape[:-1].numel()
-        if x.device.type == "cpu" and rows <= MANY and obstacle() is None:
-            from cadenza.nn.native.linear import multiply
+        if x.device.type == "cpu" and rows <= MANY and cpu_kernel_unavailable_reason() is None:
+            from cadenza.nn.native.linear import linear
 
             return (
-                multiply(self.matrix, x.reshape(rows, self.in_features).float())
+                linear(self.packed_weight, x.reshape(rows, self.in_features).float())
                 .view(*x.shape[:-1], self.out_features)
                 .to(x.dtype)
             )
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if x.device.type == "cuda" and self.kind == "int8" and 0 < rows <= FEW and obstacle_on_gpu() is None:
+        if x.device.type == "cuda" and self.kind == "int8" and 0 < rows <= FEW and gpu_kernel_unavailable_reason() is None:
             from cadenza.nn.native import gpu
 
-            y = gpu.multiply(x.reshape(rows, -1), self.packed, self.scale, outputs=self.out_features)
+            y = gpu.int8_matmul(x.reshape(rows, -1), self.packed, self.scale, outputs=self.out_features)
             return (y if bias is None else y + bias).view(*x.shape[:-1], self.out_features)
-        return F.linear(x, self.dense(x.dtype), bias)
+        return F.linear(x, self.dequantize(x.dtype), bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}"
@@ -139,16 +139,16 @@ class QuantizedLSTM(nn.Module):
         super().__init__()
         self.width = lstm.hidden_size
         weights = [(layer[0], layer[1], layer[2].detach() + layer[3].detach()) for layer in lstm.all_weights]
-        self.inward = nn.ModuleList(QuantizedLinear.of(_linear(w, bias), "int8") for w, _, bias in weights)
-        self.again = nn.ModuleList(QuantizedLinear.of(_linear(w, None), "int8") for _, w, _ in weights)
+        self.input_proj = nn.ModuleList(QuantizedLinear.from_linear(_linear(w, bias), "int8") for w, _, bias in weights)
+        self.recurrent_proj = nn.ModuleList(QuantizedLinear.from_linear(_linear(w, None), "int8") for _, w, _ in weights)
 
     def forward(
         self, x: Float[Tensor, "f b d"], past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Float[Tensor, "f b d"], tuple[Tensor, Tensor]]:
         """Outputs, and the last hidden and cell states [l b d] of the layers."""
-        h, c = x.new_zeros(2, len(self.again), x.shape[1], self.width) if past is None else past
+        h, c = x.new_zeros(2, len(self.recurrent_proj), x.shape[1], self.width) if past is None else past
         ends, dtype = [], x.dtype
-        for layer, (inward, again) in enumerate(zip(self.inward, self.again, strict=True)):
+        for layer, (inward, again) in enumerate(zip(self.input_proj, self.recurrent_proj, strict=True)):
             x, end = _recurrent(again, inward(x), (h[layer], c[layer]))  # type: ignore[arg-type]
             x = x.to(dtype)
             ends.append(end)
@@ -157,11 +157,11 @@ class QuantizedLSTM(nn.Module):
 
 
 def _recurrent(again: QuantizedLinear, gates: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    if gates.device.type == "cpu" and obstacle() is None:
-        from cadenza.nn.native.recurrent import recur
+    if gates.device.type == "cpu" and cpu_kernel_unavailable_reason() is None:
+        from cadenza.nn.native.recurrent import lstm_layer
 
-        return recur(again.matrix, gates, state)
-    (h, c), weight, outputs = state, again.dense(gates.dtype), []
+        return lstm_layer(again.packed_weight, gates, state)
+    (h, c), weight, outputs = state, again.dequantize(gates.dtype), []
     for now in gates:
         enter, forget, new, leave = (now + F.linear(h, weight)).chunk(4, -1)
         c = forget.sigmoid() * c + enter.sigmoid() * new.tanh()
@@ -179,7 +179,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear
 
 
-def group_of(inputs: int) -> int:
+def int4_group_size(inputs: int) -> int:
     """Inputs that share a scale in int4; RequestError where none of the sizes divides them."""
     for size in GROUPS:
         if inputs % size == 0:
@@ -188,38 +188,38 @@ def group_of(inputs: int) -> int:
     raise RequestError(f"int4 needs a number of inputs that {sizes} divides, and a layer has {inputs}; use int8")
 
 
-def quantize(module: nn.Module, kind: Kind, *, gently: tuple[str, ...] = ()) -> None:
+def quantize_linears(module: nn.Module, kind: Kind, *, gently: tuple[str, ...] = ()) -> None:
     """Makes every linear layer below `module` a quantised one, in place; int8 where its name ends in one of `gently`.
 
     RequestError, and nothing is changed, where int4 does not suit a layer.
     """
-    parts = dict(linears(module))
+    parts = dict(named_linears(module))
     kinds: dict[str, Kind] = {name: "int8" if name.endswith(gently) else kind for name in parts}
     for name, part in parts.items():
         if kinds[name] == "int4":
             try:
-                group_of(part.in_features)
+                int4_group_size(part.in_features)
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
     for name, part in parts.items():
-        _put(module, name, QuantizedLinear.of(part, kinds[name]))
+        _put(module, name, QuantizedLinear.from_linear(part, kinds[name]))
 
 
-def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def named_linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The linear layers below a module and their names."""
     for name, part in list(module.named_modules()):
         if type(part) is nn.Linear:
             yield name, part
 
 
-def narrow(module: nn.Module) -> None:
+def quantize_lstms(module: nn.Module) -> None:
     """Makes every LSTM below `module` one of int8, in place."""
     for name, part in list(module.named_modules()):
         if type(part) is nn.LSTM:
             _put(module, name, QuantizedLSTM(part))
 
 
-def fit(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def prepare_for_checkpoint(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Gives `module` the quantised layers that stored weights are of; CheckpointError where it has no such layer."""
     for key, stored in weights.items():
         name = key.removesuffix(".packed")
@@ -235,13 +235,13 @@ def fit(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             _put(module, name, QuantizedLinear(part.in_features, part.out_features, kind=kind, bias=part.bias))
 
 
-def kind_of(module: nn.Module) -> str | None:
+def quantization_of(module: nn.Module) -> str | None:
     """What the weights below a module are quantised to: the narrowest of their kinds, None where none is."""
     kinds = {part.kind for part in module.modules() if isinstance(part, QuantizedLinear)}
     return next((kind for kind in reversed(KINDS) if kind in kinds), None)
 
 
-def suits(kind: str, device: torch.device) -> None:
+def check_device_supports(kind: str, device: torch.device) -> None:
     """RequestError where a device does not compute with weights of 8 or 4 bits."""
     if device.type not in ON:
         raise RequestError(
@@ -249,12 +249,12 @@ def suits(kind: str, device: torch.device) -> None:
         )
 
 
-def widened(module: M) -> M:
+def dequantized_if_unsupported(module: M) -> M:
     """The module, or where its quantised layers cannot be computed with quickly a twin with their weights in float32."""
-    device, kind = next(module.parameters()).device.type, kind_of(module)
-    if device == "cuda" and kind == "int8" and (reason := obstacle_on_gpu()) is not None:
+    device, kind = next(module.parameters()).device.type, quantization_of(module)
+    if device == "cuda" and kind == "int8" and (reason := gpu_kernel_unavailable_reason()) is not None:
         warnings.warn(f"int8 weights are written out for each product, which takes more time: {reason}", stacklevel=3)
-    if device != "cpu" or kind is None or (reason := obstacle()) is None:
+    if device != "cpu" or kind is None or (reason := cpu_kernel_unavailable_reason()) is None:
         return module
     warnings.warn(f"{kind} weights are computed with as float32, in more memory and time: {reason}", stacklevel=3)
     return _wide(module)
@@ -262,7 +262,7 @@ def widened(module: M) -> M:
 
 def _wide(module: Any) -> Any:
     if isinstance(module, QuantizedLinear):
-        return _linear(module.dense(), module.bias)
+        return _linear(module.dequantize(), module.bias)
     twin = copy.copy(module)
     twin._modules = {name: None if part is None else _wide(part) for name, part in module._modules.items()}
     return twin

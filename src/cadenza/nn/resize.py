@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def resized(
+def resample_sequence(
     x: Float[Tensor, "b n d"],
     lengths: Int[Tensor, " b"],
     to: Int[Tensor, " b"],

@@ -8,12 +8,12 @@ from torch import Tensor
 BUCKET = 256  # places; as many more are read at once where the host does not know how many there are
 
 
-def bucket(places: int) -> int:
+def round_up_to_bucket(places: int) -> int:
     """The next multiple of BUCKET."""
     return -(-places // BUCKET) * BUCKET
 
 
-class Span(NamedTuple):
+class PositionRange(NamedTuple):
     """The places from `at` up to `end`; where `at` lies on the device, that one place, which is somewhere below `end`.
 
     Work that is recorded and replayed (`nn.graphs`) takes no number from the host, so it finds its place on the device.
@@ -22,23 +22,23 @@ class Span(NamedTuple):
     at: int | Int[Tensor, "1"]
     end: int
 
-    def moved(self, by: int) -> "Span":
-        return Span(self.at + by, self.end + by)
+    def shifted(self, by: int) -> "PositionRange":
+        return PositionRange(self.at + by, self.end + by)
 
     @property
-    def held(self) -> bool:
+    def on_device(self) -> bool:
         """Whether it lies on the device."""
         return not isinstance(self.at, int)
 
-    def bucketed(self) -> "Span":
+    def padded_to_bucket(self) -> "PositionRange":
         """The same place below the next multiple of BUCKET, where it lies on the device."""
-        return Span(self.at, bucket(self.end)) if self.held else self
+        return PositionRange(self.at, round_up_to_bucket(self.end)) if self.on_device else self
 
-    def of(self, x: Shaped[Tensor, "..."], dim: int) -> Shaped[Tensor, "..."]:
+    def gather(self, x: Shaped[Tensor, "..."], dim: int) -> Shaped[Tensor, "..."]:
         """What `x` holds there: a view, or a copy of the one place on the device."""
         return x.narrow(dim, self.at, self.end - self.at) if isinstance(self.at, int) else x.index_select(dim, self.at)
 
-    def write(self, x: Shaped[Tensor, "..."], dim: int, value: Shaped[Tensor, "..."]) -> None:
+    def scatter_(self, x: Shaped[Tensor, "..."], dim: int, value: Shaped[Tensor, "..."]) -> None:
         """Puts `value` there."""
         if isinstance(self.at, int):
             x.narrow(dim, self.at, self.end - self.at).copy_(value)

@@ -12,7 +12,7 @@ _TEXT, _SCORE, _KIND = 1, 2, 3  # fields of a piece
 _WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
 
 
-def tokenizer_of(path: Path) -> Tokenizer:
+def load_sentencepiece(path: Path) -> Tokenizer:
     """The tokenizer in a `.model` file, without marks around a text; ValueError where it is no unigram model."""
     try:
         fields = list(_fields(path.read_bytes()))

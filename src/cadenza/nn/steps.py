@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.core.types import Curve, Tokens
-from cadenza.nn.positions import sinusoids
-from cadenza.nn.resize import resized
+from cadenza.core.types import InterpolatedCondition, MaskedSequence
+from cadenza.nn.positions import sinusoidal_embedding
+from cadenza.nn.resize import resample_sequence
 
 
-def at_frames(x: Float[Tensor, "b f d"], frame: Int[Tensor, "b k s"]) -> Float[Tensor, "b s d"]:
+def frames_to_steps(x: Float[Tensor, "b f d"], frame: Int[Tensor, "b k s"]) -> Float[Tensor, "b s d"]:
     """Frame t's vector at the step whose output predicts codebook 0 of frame t, nothing at the others."""
     coming = F.pad(frame[:, 0, 1:], (0, 1), value=-1)
     there = (coming >= 0) & (coming < x.shape[1])
@@ -22,32 +22,32 @@ def at_frames(x: Float[Tensor, "b f d"], frame: Int[Tensor, "b k s"]) -> Float[T
     return x.gather(1, index).masked_fill(~there[..., None], 0)
 
 
-def over_steps(curve: Curve, frame: Int[Tensor, "b k s"]) -> Float[Tensor, "b s d"]:
+def interpolate_to_steps(curve: InterpolatedCondition, frame: Int[Tensor, "b k s"]) -> Float[Tensor, "b s d"]:
     """A curve stretched over all steps of each item, from the first up to the last that holds a frame."""
     steps = frame.shape[2]
     used = ((frame >= 0).any(1) * torch.arange(1, steps + 1, device=frame.device)).amax(1)
-    return resized(curve.x, curve.lengths, used, size=steps, mode=curve.resize)
+    return resample_sequence(curve.x, curve.lengths, used, size=steps, mode=curve.resize)
 
 
-def latest(frame: Int[Tensor, "b k s"], frames: int) -> Int[Tensor, "b s"]:
+def latest_predicted_frame(frame: Int[Tensor, "b k s"], frames: int) -> Int[Tensor, "b s"]:
     """The latest of the frames that a step's output predicts, within `frames`; the first where it predicts none."""
     return F.pad(frame[:, :, 1:], (0, 1), value=-1).amax(1).clamp(0, frames - 1)
 
 
-def biased(tokens: Tokens, frame: Int[Tensor, "b k s"], prefix: int) -> Tokens:
+def expand_token_bias(tokens: MaskedSequence, frame: Int[Tensor, "b k s"], prefix: int) -> MaskedSequence:
     """Tokens whose bias is that of each position, after a prefix that hears what the first step does."""
     if tokens.bias is None:
         return tokens
-    moment = latest(frame, tokens.bias.shape[2])
+    moment = latest_predicted_frame(frame, tokens.bias.shape[2])
     moment = torch.cat([moment[:, :1].expand(-1, prefix), moment], 1)
     index = moment[:, None].expand(-1, tokens.bias.shape[1], -1)
-    return Tokens(tokens.x, tokens.mask, tokens.bias.gather(2, index))
+    return MaskedSequence(tokens.x, tokens.mask, tokens.bias.gather(2, index))
 
 
-def placed(tokens: Tokens, scale: float, *, attend_padding: bool) -> Tokens:
+def add_token_positions(tokens: MaskedSequence, scale: float, *, attend_padding: bool) -> MaskedSequence:
     """Tokens with sinusoids of their places added; padding has a place only where it is attended to."""
     if attend_padding:
         places = torch.arange(tokens.x.shape[1], device=tokens.x.device).expand(len(tokens.x), -1)
     else:
         places = tokens.mask.cumsum(1) - tokens.mask.long()
-    return Tokens(tokens.x + scale * sinusoids(places, tokens.x.shape[-1]).to(tokens.x.dtype), tokens.mask, tokens.bias)
+    return MaskedSequence(tokens.x + scale * sinusoidal_embedding(places, tokens.x.shape[-1]).to(tokens.x.dtype), tokens.mask, tokens.bias)

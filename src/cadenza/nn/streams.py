@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Stream(ABC):
+class BatchStream(ABC):
     """What comes out, put together, is the network's answer to each whole clip."""
 
     clips: list[int] | None = None  # those that have not ended, in the order of the rows; None before the first piece
@@ -22,21 +22,21 @@ class Stream(ABC):
         given = {}
         for row, clip in enumerate(clips):
             if row not in rows:
-                given |= _by_clip([clip], self.of([row]).run(z[[clip], :, : lengths[clip]], last=True))
+                given |= _by_clip([clip], self.select([row]).step(z[[clip], :, : lengths[clip]], last=True))
         if len(rows) < len(clips):
-            vars(self).update(vars(self.of(rows)))
-        return given | (_by_clip(self.clips, self.run(z[self.clips], last=False)) if rows else {})
+            vars(self).update(vars(self.select(rows)))
+        return given | (_by_clip(self.clips, self.step(z[self.clips], last=False)) if rows else {})
 
-    def finish(self) -> dict[int, Float[Tensor, "c t"]]:
+    def flush(self) -> dict[int, Float[Tensor, "c t"]]:
         """The last samples of each clip that had not ended."""
-        return _by_clip(self.clips, self.run(None, last=True)) if self.clips else {}
+        return _by_clip(self.clips, self.step(None, last=True)) if self.clips else {}
 
     @abstractmethod
-    def run(self, z: Float[Tensor, "r d f"] | None, *, last: bool) -> Float[Tensor, "r c t"] | None:
+    def step(self, z: Float[Tensor, "r d f"] | None, *, last: bool) -> Float[Tensor, "r c t"] | None:
         """The samples of all rows that are now determined, if any; after the `last` frames all of them."""
 
     @abstractmethod
-    def of(self, rows: list[int]) -> Self:
+    def select(self, rows: list[int]) -> Self:
         """The same for some of the rows, with `clips` of their own."""
 
 

@@ -34,7 +34,7 @@ class _Idle(TorchFunctionMode):
 
 
 @contextmanager
-def unfilled() -> Iterator[None]:
+def init_empty_weights() -> Iterator[None]:
     """Everything that is made within lies on the meta device."""
     with torch.device("meta"), _Idle():
         yield

@@ -19,22 +19,22 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*#?|#")
 _SIGNS = str.maketrans({"♯": "#", "♭": "b", "’": "'"})
 
 
-def row_of(word: str, rows: int) -> int:
+def hash_to_row(word: str, rows: int) -> int:
     """Which of `rows` rows a word has: its SHA-256 as a number, modulo `rows`; two words may share one."""
     return int.from_bytes(hashlib.sha256(word.encode()).digest()) % rows
 
 
-def normal_words(text: str) -> list[str]:
+def split_normalized_words(text: str) -> list[str]:
     """Runs of letters and digits, whatever their case, width and composition; marks between them are left out."""
     return _WORD.findall(unicodedata.normalize("NFKC", text.translate(_SIGNS)).casefold())
 
 
-def plain_words(text: str) -> str:
+def lemmatize(text: str) -> str:
     """The lemmas of an English text without its stop words and marks, numbers spelled out."""
-    return " ".join(content_words([text])[0])
+    return " ".join(spacy_tokens([text])[0])
 
 
-def content_words(
+def spacy_tokens(
     texts: Sequence[str], *, model: str = MODEL, lemmas: bool = True, stop_words: bool = False
 ) -> list[list[str]]:
     """The words of each text by a language model, as AudioCraft reads them: numbers spelled out, marks left out.
@@ -49,7 +49,7 @@ def content_words(
     return [[word.lemma_ if lemmas else word.text for word in words if word.text not in _MARKS] for words in said]
 
 
-def language_model(model: str) -> Path:
+def find_spacy_model(model: str) -> Path:
     """The folder of one of spaCy's language models, given that folder or the name of an installed package."""
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -77,7 +77,7 @@ def _tools(model: str) -> tuple[Any, Any]:
             f"reading texts with spaCy needs {error.name}, which is not installed: "
             'pip install "cadenza[text]", or set normalize_text: false (`t5`) or tokenizer: words (`lut`)'
         ) from None
-    folder = language_model(model)
+    folder = find_spacy_model(model)
     try:
         return spacy.load(folder), speech.num2words
     except (OSError, ValueError, KeyError) as error:

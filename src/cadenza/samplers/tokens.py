@@ -23,10 +23,10 @@ class TokenSampling(Spec):
     temperature: float = Field(default=1.0, ge=0, le=100, allow_inf_nan=False)
     top_k: int = Field(default=250, ge=0)  # draw among the k likeliest; 0: among all
     top_p: float = Field(default=0.0, ge=0, le=1)  # draw among the likeliest that together reach p; 0: among all
-    may_end: bool = True  # whether the model may end an item before the frames asked for
+    allow_eos: bool = True  # whether the model may end an item before the frames asked for
 
 
-def uniforms(seeds: Sequence[int], first_frame: int, frames: int, codebooks: int) -> Float[Tensor, "b k f"]:
+def uniform_noise(seeds: Sequence[int], first_frame: int, frames: int, codebooks: int) -> Float[Tensor, "b k f"]:
     """Numbers in [0, 1), each a pure function of (seed, absolute frame, codebook)."""
     blocks = range(first_frame // _BLOCK, (first_frame + frames + _BLOCK - 1) // _BLOCK)
     drawn = [[[_draw(seed, row, block) for block in blocks] for row in range(codebooks)] for seed in seeds]
@@ -41,7 +41,7 @@ def _draw(seed: int, row: int, block: int) -> np.ndarray:
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def sample(
+def sample_tokens(
     logits: Float[Tensor, "*shape v"], uniform: Float[Tensor, "*shape"], sampling: TokenSampling
 ) -> Int[Tensor, "*shape"]:
     """One token for each row of logits."""

@@ -11,7 +11,7 @@ T = TypeVar("T")
 POLL = 0.2  # seconds between two looks at what no notice comes of: Ctrl-C, the end of the program
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """The chunks of `stream`, of which at most `chunks` are made and not yet taken.
 
     Making goes on while the consumer plays or writes. What goes wrong in the stream is raised in the consumer, after the

@@ -10,7 +10,7 @@ from cadenza.core.spec import Spec
 FILE = "README.md"
 
 
-class Card(Spec):
+class ModelCard(Spec):
     """The front matter of a model card, and its text."""
 
     name: str = "unnamed"
@@ -24,7 +24,7 @@ class Card(Spec):
         return f"---\n{head}---\n\n# {self.name}\n\n{self.summary}\n\n{self.notice}\n"
 
     @classmethod
-    def of(cls, folder: Path) -> "Card":
+    def from_folder(cls, folder: Path) -> "ModelCard":
         """The card in a system's folder; an unnamed one of unknown licence where there is none."""
         path = folder / FILE
         if not path.exists():

@@ -9,18 +9,18 @@ from safetensors.torch import save
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.core.errors import DataError
-from cadenza.core.files import replacing
+from cadenza.core.files import atomic_write
 from cadenza.core.types import Codes
 
 
-def write_codes(path: str | Path, codes: Codes, codec: CodecSpec) -> None:
+def save_codes(path: str | Path, codes: Codes, codec: CodecSpec) -> None:
     """Writes a safetensors file of `ids`, `lengths` and, where known, `samples` and `scale`; never partly."""
     tensors = {name: value.cpu().contiguous() for name, value in vars(codes).items() if value is not None}
-    with replacing(path, DataError) as file:
+    with atomic_write(path, DataError) as file:
         file.write(save(tensors, {"codec": json.dumps(codec.to_dict())}))
 
 
-def read_codes(path: str | Path, codec: CodecSpec) -> Codes:
+def load_codes(path: str | Path, codec: CodecSpec) -> Codes:
     """The codes in a file; DataError if another codec made them or they do not suit its grid."""
     try:
         with safe_open(path, "pt") as file:
@@ -36,6 +36,6 @@ def read_codes(path: str | Path, codec: CodecSpec) -> Codes:
         raise DataError(f"{path}: holds no codes ({', '.join(tensors) or 'nothing'}); write it with `cadenza encode`")
     codes = Codes(**tensors)
     grid = codec.grid
-    if codes.ids.shape[1] > grid.rows or int(codes.ids.min()) < 0 or int(codes.ids.max()) >= grid.cardinality:
-        raise DataError(f"{path}: codes must be {grid.rows} rows of 0 to {grid.cardinality - 1}; encode the audio again")
+    if codes.ids.shape[1] > grid.channels or int(codes.ids.min()) < 0 or int(codes.ids.max()) >= grid.cardinality:
+        raise DataError(f"{path}: codes must be {grid.channels} rows of 0 to {grid.cardinality - 1}; encode the audio again")
     return codes

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cadenza import __version__
-from cadenza.conditioners.base import Conditioners, Prepared
+from cadenza.conditioners.base import ConditionerSet, PreparedInputs
 from cadenza.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _DIGEST = 16  # bytes of the check before an entry
 
 
 @runtime_checkable
-class Frozen(Protocol):
+class CacheableEncoder(Protocol):
     """A conditioner whose features are worth keeping.
 
     `padded` names the tensors that are padded along their first axis, each with the mask or the count that says how far,
@@ -46,17 +46,17 @@ class Frozen(Protocol):
     """
 
     spec: Any
-    padded: Mapping[str, str]
-    passing: tuple[str, ...]
+    padding_masks: Mapping[str, str]
+    uncached_inputs: tuple[str, ...]
 
-    def worth(self, prepared: Prepared) -> bool: ...
+    def is_cacheable(self, prepared: PreparedInputs) -> bool: ...
 
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None: ...
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None: ...
 
-    def features(self, prepared: Prepared) -> Prepared: ...
+    def features(self, prepared: PreparedInputs) -> PreparedInputs: ...
 
 
-def place() -> Path | None:
+def cache_dir() -> Path | None:
     """The folder that the environment names, else the one for caches on this platform; None where it is off."""
     said = os.environ.get(PLACE, "").strip()
     if said.lower() in ("off", "0", "no", "false"):
@@ -81,7 +81,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
-        found = place() if folder is None else Path(folder).expanduser()
+        found = cache_dir() if folder is None else Path(folder).expanduser()
         if found is None:
             raise DataError(f"the cache is off ({PLACE}); unset that, or give a folder")
         self.folder, self.limit = found, limit
@@ -103,15 +103,15 @@ class FeatureCache:
         return int(self._use(len, 0))
 
     @torch.no_grad()
-    def features(
-        self, parts: Conditioners, prepared: Mapping[str, Prepared], device: torch.device | str
-    ) -> dict[str, Prepared]:
+    def encode(
+        self, parts: ConditionerSet, prepared: Mapping[str, PreparedInputs], device: torch.device | str
+    ) -> dict[str, PreparedInputs]:
         """The same as `parts.features` on a device, of which what is there is not made again."""
         made = {}
         for name, values in prepared.items():
             part: Any = parts[name]
-            kept = isinstance(part, Frozen) and len(values.present) and part.worth(values)
-            source = part.frozen() if kept else None
+            kept = isinstance(part, CacheableEncoder) and len(values.present) and part.is_cacheable(values)
+            source = part.cache_fingerprint() if kept else None
             if source is None:
                 made[name] = part.features(values.to(device))
             else:
@@ -123,7 +123,7 @@ class FeatureCache:
             self._store.close()
             self._store = None
 
-    def _features(self, part: Frozen, stem: bytes, prepared: Prepared, device: torch.device | str) -> Prepared:
+    def _features(self, part: CacheableEncoder, stem: bytes, prepared: PreparedInputs, device: torch.device | str) -> PreparedInputs:
         host = prepared.to("cpu")
         rows = [_row(host.tensors, i, part) for i in range(len(host.present))]
         keys = [_hashed(stem, row) for row in rows]
@@ -131,16 +131,16 @@ class FeatureCache:
         self.found += sum(held[key] is not None for key in keys)
         if missing := {key: i for i, key in enumerate(keys) if held[key] is None}:
             chosen = torch.tensor(list(missing.values()))
-            asked = Prepared({name: x[chosen] for name, x in host.tensors.items()}, host.present[chosen])
+            asked = PreparedInputs({name: x[chosen] for name, x in host.tensors.items()}, host.present[chosen])
             new = part.features(asked.to(device)).to("cpu")
             for j, key in enumerate(missing):
                 held[key] = _row(new.tensors, j, part)
                 self._put(key, held[key])
             self.made += len(missing)
         rows = [held[key] for key in keys]
-        tensors = {name: _stacked(name, rows, part.padded, host.tensors).to(device) for name in rows[0]}
-        tensors |= {name: prepared.tensors[name].to(device) for name in part.passing}
-        return Prepared(tensors, prepared.present.to(device))
+        tensors = {name: _stacked(name, rows, part.padding_masks, host.tensors).to(device) for name in rows[0]}
+        tensors |= {name: prepared.tensors[name].to(device) for name in part.uncached_inputs}
+        return PreparedInputs(tensors, prepared.present.to(device))
 
     def _stem(self, part: Any, source: tuple[Any, Mapping[str, Tensor]]) -> bytes:
         """A hash of all but the values; weights are read again only where they have been written to."""
@@ -180,7 +180,7 @@ class FeatureCache:
 
         try:
             if self._store is None:
-                self._store = opened(self.folder, self.limit)
+                self._store = open_cache(self.folder, self.limit)
             return action(self._store)
         except diskcache.Timeout:
             return otherwise
@@ -191,7 +191,7 @@ class FeatureCache:
             return otherwise
 
 
-def opened(folder: Path, limit: int) -> "diskcache.Cache":
+def open_cache(folder: Path, limit: int) -> "diskcache.Cache":
     """The folder's database of bytes by bytes; entries of any other kind, which could run code, are not read."""
     import diskcache
 
@@ -210,12 +210,12 @@ def _on(x: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if x is None else x.to(device)
 
 
-def _row(tensors: Mapping[str, Tensor], i: int, part: Frozen) -> dict[str, Tensor]:
+def _row(tensors: Mapping[str, Tensor], i: int, part: CacheableEncoder) -> dict[str, Tensor]:
     """An item of a batch alone, without what pads it and what passes the encoders by."""
     row = {}
     for name, x in tensors.items():
-        if name not in part.passing:
-            by = tensors.get(part.padded.get(name, ""))
+        if name not in part.uncached_inputs:
+            by = tensors.get(part.padding_masks.get(name, ""))
             row[name] = x[i] if by is None else x[i, : _reach(by[i])]
     return row
 

@@ -6,42 +6,42 @@ from dataclasses import dataclass, replace
 import torch
 
 from cadenza.core.errors import RequestError
-from cadenza.core.memory import shown
-from cadenza.system.forecast import Course, Job, Needs, Parts, needs
+from cadenza.core.memory import format_bytes
+from cadenza.system.forecast import BatchPlan, GenerationJob, MemoryEstimate, SystemLike, estimate_memory
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 
 SPARE = 1.05  # of what is foreseen, that must be free: it is not exact
 _PIECES = (None, 24)  # frames decoded at a time: as the codec likes, or few
-_SMALLEST = Course(1, _PIECES[-1])
+_SMALLEST = BatchPlan(1, _PIECES[-1])
 _QUANTIZED = ("int8", "int4")
 
 
 @dataclass(frozen=True)
-class Fit:
+class Plan:
     """A job with its course and what it needs; `why` says what was chosen because of the memory, if anything."""
 
-    job: Job
-    course: Course
-    needs: Needs
+    job: GenerationJob
+    course: BatchPlan
+    needs: MemoryEstimate
     why: str = ""
 
 
-Needing = Callable[[Job, Course], Needs]
+Needing = Callable[[GenerationJob, BatchPlan], MemoryEstimate]
 
 
-def fitted(spec: SystemSpec, job: Job, needing: Needing, *, room: int | None, narrow: bool = False, new: bool = True) -> Fit:
+def plan_within_memory(spec: SystemSpec, job: GenerationJob, needing: Needing, *, room: int | None, narrow: bool = False, new: bool = True) -> Plan:
     """How a job can be done in `room` bytes, or in any number of them if that is None.
 
     First all clips together, then in smaller groups, then where `narrow` allows it in bfloat16. RequestError says what
     else would fit where nothing of that does; a `new` system could be loaded in other ways.
     """
 
-    def tried(job: Job) -> Fit | None:
+    def tried(job: GenerationJob) -> Plan | None:
         for course in _courses(job):
             found = needing(job, course)
             if room is None or found.peak * SPARE <= room:
-                return Fit(job, course, found, _why(job, course))
+                return Plan(job, course, found, _why(job, course))
         return None
 
     if found := tried(job):
@@ -50,7 +50,7 @@ def fitted(spec: SystemSpec, job: Job, needing: Needing, *, room: int | None, na
     if plain and narrow and (found := tried(replace(job, dtype=torch.bfloat16))):
         return replace(found, why="; ".join(filter(None, ["in bfloat16, as float32 does not fit", found.why])))
 
-    def possible(job: Job) -> bool:
+    def possible(job: GenerationJob) -> bool:
         try:
             return needing(job, _SMALLEST).peak * SPARE <= (room or 0)
         except RequestError:  # of other dimensions, or for another device
@@ -60,27 +60,27 @@ def fitted(spec: SystemSpec, job: Job, needing: Needing, *, room: int | None, na
     would += [f"--quantize {kind}" for kind in _QUANTIZED if plain and possible(replace(job, quantize=kind))]
     would += _smaller(spec, job, possible)
     least = needing(job, _SMALLEST)
-    parts = ", ".join(f"{name} {shown(size)}" for name, size in sorted(least.parts().items(), key=lambda part: -part[1])[:3])
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(least.breakdown().items(), key=lambda part: -part[1])[:3])
     mend = f"what would fit: {', or '.join(would)}" if would else "nothing of this model fits; take a smaller one"
     raise RequestError(
-        f"too little memory: {shown(least.peak)} are needed at least ({parts}, ...), {shown(room or 0)} are there; {mend}"
+        f"too little memory: {format_bytes(least.peak)} are needed at least ({parts}, ...), {format_bytes(room or 0)} are there; {mend}"
     )
 
 
-def beside(system: Parts) -> Needing:
+def estimator_for_loaded(system: SystemLike) -> Needing:
     """What jobs need beside a system that is there."""
 
-    def needing(job: Job, course: Course) -> Needs:
-        found = needs(system, job, course)
-        encoders = {name: size for name, size in found.always.items() if name.endswith("encoder")}
-        return Needs(encoders, found.phases)
+    def needing(job: GenerationJob, course: BatchPlan) -> MemoryEstimate:
+        found = estimate_memory(system, job, course)
+        encoders = {name: size for name, size in found.persistent.items() if name.endswith("encoder")}
+        return MemoryEstimate(encoders, found.phases)
 
     return needing
 
 
-def groups(request: Request, together: int) -> list[Request]:
+def split_request(request: Request, together: int) -> list[Request]:
     """A request as several, of so many clips each."""
-    clips, negatives = request.clips(), request.negatives()
+    clips, negatives = request.expand(), request.negative_items()
     if together >= len(clips):
         return [request]
     parts = []
@@ -101,35 +101,35 @@ def groups(request: Request, together: int) -> list[Request]:
     return parts
 
 
-def _courses(job: Job) -> Iterator[Course]:
+def _courses(job: GenerationJob) -> Iterator[BatchPlan]:
     """From the quickest to the smallest."""
     together = len(job.frames)
     while True:
         for piece in _PIECES:
-            yield Course(together, piece)
+            yield BatchPlan(together, piece)
         if together == 1:
             return
         together = -(-together // 2)
 
 
-def _why(job: Job, course: Course) -> str:
-    together = f"{course.together} of {len(job.frames)} clips at a time" if course.together < len(job.frames) else ""
-    pieces = f"{course.piece} frames decoded at a time" if course.piece else ""
+def _why(job: GenerationJob, course: BatchPlan) -> str:
+    together = f"{course.batch_size} of {len(job.frames)} clips at a time" if course.batch_size < len(job.frames) else ""
+    pieces = f"{course.decode_chunk_frames} frames decoded at a time" if course.decode_chunk_frames else ""
     said = " and ".join(filter(None, [together, pieces]))
     return f"{said}, as the memory asks" if said else ""
 
 
-def _smaller(spec: SystemSpec, job: Job, possible: Callable[[Job], bool]) -> list[str]:
+def _smaller(spec: SystemSpec, job: GenerationJob, possible: Callable[[GenerationJob], bool]) -> list[str]:
     """Shorter clips and fewer of them, where these would fit."""
     rate = spec.codec.grid.frame_rate
     seconds = _most(int(max(job.frames) / rate), lambda n: possible(_cut(job, round(n * rate))))
-    fewer = _most(len(job.frames), lambda n: possible(job.part(job.frames[:n])))
+    fewer = _most(len(job.frames), lambda n: possible(job.with_frames(job.frames[:n])))
     would = [f"clips of up to {seconds} s"] * bool(seconds)
     return would + [f"{fewer} clip{'s' if fewer > 1 else ''} instead of {len(job.frames)}"] * bool(fewer)
 
 
-def _cut(job: Job, frames: int) -> Job:
-    return job.part(tuple(min(frames, each) for each in job.frames))
+def _cut(job: GenerationJob, frames: int) -> GenerationJob:
+    return job.with_frames(tuple(min(frames, each) for each in job.frames))
 
 
 def _most(above: int, possible: Callable[[int], bool]) -> int:

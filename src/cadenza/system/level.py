@@ -6,7 +6,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.dsp.loudness import loudness, normalize
 
 
-def levelled(audio: Audio, lufs: float) -> Audio:
+def normalize_loudness(audio: Audio, lufs: float) -> Audio:
     """Each clip at `lufs`, or, with a warning, as near below it as its peaks allow; silence stays silence."""
     clips = []
     for i, clip in enumerate(audio):
@@ -15,4 +15,4 @@ def levelled(audio: Audio, lufs: float) -> Audio:
         if -70 < reached < lufs - 0.1:
             warnings.warn(f"clip {i + 1} stays at {reached:.1f} LUFS: {lufs:g} would clip its peaks", stacklevel=3)
         clips.append(Audio(wave[None].to(audio.wave), clip.sample_rate))
-    return Audio.stack(clips)
+    return Audio.pad_and_stack(clips)

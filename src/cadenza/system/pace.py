@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from cadenza import __version__
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import CadenzaError
-from cadenza.core.files import replacing
-from cadenza.core.types import Branch, Codes, Fused, Known, Latents, Slot, Tokens
-from cadenza.generators.base import Generator, Plan
-from cadenza.nn.unfilled import unfilled
-from cadenza.system.features import place
-from cadenza.system.forecast import Course, Job
+from cadenza.core.files import atomic_write
+from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, KnownFrames, Latents, Slot, MaskedSequence
+from cadenza.generators.base import Generator, GenerationInputs
+from cadenza.nn.unfilled import init_empty_weights
+from cadenza.system.features import cache_dir
+from cadenza.system.forecast import BatchPlan, GenerationJob
 from cadenza.system.spec import SystemSpec
 from cadenza.system.windows import SHARE
 
@@ -36,11 +36,11 @@ FAR = 384  # frames in front of the second place that is timed
 DEAR = 0.05  # share of the whole that it may take to come to another place
 KEPT = 24 * 3600  # seconds
 _FILE = "paces.json"
-_HELD: "dict[str, Pace]" = {}  # by this process, where nothing is to be kept
+_HELD: "dict[str, SpeedEstimate]" = {}  # by this process, where nothing is to be kept
 
 
 @dataclass(frozen=True)
-class Pace:
+class SpeedEstimate:
     """Seconds of all clips together: of the first time in a process, of beginning, of a known frame, of decoding one.
 
     `frames` are places in a clip, each with the seconds of a frame there, between which these change evenly.
@@ -73,23 +73,23 @@ class Pace:
             first, known = first + stride, context - stride
 
 
-def seconds(spec: SystemSpec, job: Job, course: Course) -> tuple[float, Pace]:
+def estimate_seconds(spec: SystemSpec, job: GenerationJob, course: BatchPlan) -> tuple[float, SpeedEstimate]:
     """What a job takes, and the pace of its largest group of clips."""
     assert spec.generator is not None
-    paces: dict[int, Pace] = {}
-    total, context = 0.0, spec.generator.context
+    paces: dict[int, SpeedEstimate] = {}
+    total, context = 0.0, spec.generator.max_frames
     stride = round(job.stride * spec.codec.grid.frame_rate) if job.stride else max(1, round(SHARE * context))
-    for group in course.groups(job):
+    for group in course.batches(job):
         if len(group) not in paces:
-            paces[len(group)] = pace(spec, job.part(group))
+            paces[len(group)] = pace(spec, job.with_frames(group))
         total += paces[len(group)].seconds(max(group), context=context, stride=stride)
     largest = paces[max(paces)]
     return largest.first + total, largest
 
 
-def pace(spec: SystemSpec, job: Job) -> Pace:
+def pace(spec: SystemSpec, job: GenerationJob) -> SpeedEstimate:
     """The pace of a group of clips, found now or less than a day ago."""
-    file = place()
+    file = cache_dir()
     file = None if file is None else file / _FILE
     key = _key(spec, job)
     known = _HELD if file is None else _read(file)
@@ -106,7 +106,7 @@ def pace(spec: SystemSpec, job: Job) -> Pace:
 
 
 @torch.inference_mode()
-def measured(spec: SystemSpec, job: Job) -> Pace:
+def measured(spec: SystemSpec, job: GenerationJob) -> SpeedEstimate:
     """The pace by measurement, which takes a second or two and a little memory."""
     assert spec.generator is not None
     decoder, decoded = _decoding(spec, job)
@@ -128,7 +128,7 @@ def measured(spec: SystemSpec, job: Job) -> Pace:
     return replace(whole, decoded=decoded, decoder=decoder, layers=(some, layers))
 
 
-def _some(spec: SystemSpec, job: Job, layers: int) -> int:
+def _some(spec: SystemSpec, job: GenerationJob, layers: int) -> int:
     """Layers that are timed: enough to be read from memory as all of them are, not from the processor's cache."""
     assert spec.generator is not None
     two, one = (_bytes(spec, job, n) for n in (2, 1))
@@ -136,20 +136,20 @@ def _some(spec: SystemSpec, job: Job, layers: int) -> int:
     return layers if layers <= 3 else min(layers, max(2, 2 * round(want / max(1, two - one) / 2)))
 
 
-def _bytes(spec: SystemSpec, job: Job, layers: int) -> int:
-    with unfilled():
+def _bytes(spec: SystemSpec, job: GenerationJob, layers: int) -> int:
+    with init_empty_weights():
         generator = _build(spec, job, layers)
     return sum(x.numel() * x.element_size() for x in (*generator.parameters(), *generator.buffers()))
 
 
-def _generating(spec: SystemSpec, job: Job, layers: int | None) -> Pace:
+def _generating(spec: SystemSpec, job: GenerationJob, layers: int | None) -> SpeedEstimate:
     """The pace of a generator of so many layers, where decoding takes no time."""
     generator = _made_up(lambda: _build(spec, job, layers), job)
-    longest = min(max(job.frames), generator.spec.context)
+    longest = min(max(job.frames), generator.spec.max_frames)
     frames = [min(each, longest) for each in job.frames]
     cold = _timed(generator, spec, job, frames, 0, blocks=1)
     near = _timed(generator, spec, job, frames, 0)
-    found = Pace(max(0.0, cold.begin - near.begin), near.begin, ((near.place, near.frame),), 0.0, 0.0, 0.0, None)
+    found = SpeedEstimate(max(0.0, cold.begin - near.begin), near.begin, ((near.place, near.frame),), 0.0, 0.0, 0.0, None)
     for known in (min(FAR, longest // 2), round(0.8 * longest)):
         reading = known * found.known
         if known < found.frames[-1][0] + 4 * near.block or reading > DEAR * longest * found.at(longest / 2):
@@ -170,16 +170,16 @@ class _Timed:
     block: int
 
 
-def _timed(generator: Generator, spec: SystemSpec, job: Job, frames: list[int], known: int, *, blocks: int = BLOCKS) -> _Timed:
+def _timed(generator: Generator, spec: SystemSpec, job: GenerationJob, frames: list[int], known: int, *, blocks: int = BLOCKS) -> _Timed:
     """What is found once `known` frames are given, over a few blocks of frames."""
     grid, device, clips = spec.codec.grid, job.device, len(frames)
     told = None
     if known:
-        content = torch.zeros(clips, grid.rows, known, dtype=torch.long if grid.kind == "codes" else torch.float32)
+        content = torch.zeros(clips, grid.channels, known, dtype=torch.long if grid.kind == "codes" else torch.float32)
         value = Codes(content) if grid.kind == "codes" else Latents(content)
-        told = Known(value.to(device), torch.ones(clips, known, dtype=torch.bool, device=device))
+        told = KnownFrames(value.to(device), torch.ones(clips, known, dtype=torch.bool, device=device))
     sampling = generator.spec.sampling.parse({**spec.defaults.sampling, **_endless(generator)}, source="defaults.sampling")
-    plan = Plan(torch.tensor(frames, device=device), list(range(clips)), sampling, told, two_step=job.two_step)
+    plan = GenerationInputs(torch.tensor(frames, device=device), list(range(clips)), sampling, told, two_step_cfg=job.two_step)
     times, sizes = [], []
     with closing(generator.stream(_branches(spec, job, max(frames), generator), plan)) as stream:  # type: ignore[type-var]
         for size, took in _clocked(stream, device):
@@ -199,9 +199,9 @@ def _endless(generator: Generator) -> dict[str, Any]:
     return {"may_end": False} if "may_end" in generator.spec.sampling.model_fields else {}
 
 
-def _narrowed(codec: Codec, job: Job) -> Codec:
+def _narrowed(codec: Codec, job: GenerationJob) -> Codec:
     if job.quantize is not None:
-        codec.narrow()
+        codec.quantize_()
     return codec
 
 
@@ -213,19 +213,19 @@ def _clocked(stream: Iterator[Any], device: str) -> Iterator[tuple[int, float]]:
     for chunk in stream:
         wait()
         now = time.perf_counter()
-        yield chunk.content.shape[-1] if hasattr(chunk, "content") else len(chunk), now - began
+        yield chunk.data.shape[-1] if hasattr(chunk, "content") else len(chunk), now - began
         began = time.perf_counter()
 
 
-def _decoding(spec: SystemSpec, job: Job) -> tuple[float, float]:
+def _decoding(spec: SystemSpec, job: GenerationJob) -> tuple[float, float]:
     """Seconds of beginning to decode, and of each frame of all clips."""
     codec = _made_up(lambda: _narrowed(spec.codec.build(), job), job)
     grid, clips = spec.codec.grid, len(job.frames)
     few, longest = min(clips, 2), max(job.frames)
-    piece = spec.codec.at_once(longest, job.device.partition(":")[0])
+    piece = spec.codec.decode_chunk_frames(longest, job.device.partition(":")[0])
 
     def decode(frames: int) -> float:
-        content = torch.zeros(few, grid.rows, frames, dtype=torch.long if grid.kind == "codes" else torch.float32)
+        content = torch.zeros(few, grid.channels, frames, dtype=torch.long if grid.kind == "codes" else torch.float32)
         value = (Codes(content) if grid.kind == "codes" else Latents(content)).to(job.device)
         return next(_clocked(map(codec.decode, [value]), job.device))[1]
 
@@ -237,39 +237,39 @@ def _decoding(spec: SystemSpec, job: Job) -> tuple[float, float]:
     return max(0.0, short - each * piece), each * clips / few
 
 
-def _branches(spec: SystemSpec, job: Job, frames: int, generator: Generator) -> list[Branch]:
+def _branches(spec: SystemSpec, job: GenerationJob, frames: int, generator: Generator) -> list[GuidanceBranch]:
     """Made-up conditions, as many and as wide as those of the system."""
     like = next(generator.parameters())
-    widths, clips = spec.widths(), len(job.frames)
+    widths, clips = spec.slot_dims(), len(job.frames)
 
     def filled(*shape: int) -> Tensor:
         return torch.full(shape, 0.1, dtype=like.dtype, device=like.device)
 
-    def tokens(slot: Slot) -> Tokens | None:
+    def tokens(slot: Slot) -> MaskedSequence | None:
         if slot not in widths:
             return None
-        n = sum(spec.conditioners[route.id].tokens(frames) for route in spec.fusion.slots()[slot])
-        return Tokens(filled(clips, n, widths[slot]), torch.ones(clips, n, dtype=torch.bool, device=like.device))
+        n = sum(spec.conditioners[route.id].num_tokens(frames) for route in spec.fusion.routes_by_slot()[slot])
+        return MaskedSequence(filled(clips, n, widths[slot]), torch.ones(clips, n, dtype=torch.bool, device=like.device))
 
     over = {slot: filled(clips, frames, widths[slot]) for slot in ("add", "concat") if slot in widths}
     glob = filled(clips, widths["global"]) if "global" in widths else None
-    fused = Fused(tokens("cross"), tokens("prepend"), over.get("add"), over.get("concat"), glob)
-    return [Branch(1.0 / job.branches, fused, 1.0 / job.branches) for _ in range(job.branches)]
+    fused = FusedConditions(tokens("cross"), tokens("prepend"), over.get("add"), over.get("concat"), glob)
+    return [GuidanceBranch(1.0 / job.branches, fused, 1.0 / job.branches) for _ in range(job.branches)]
 
 
-def _build(spec: SystemSpec, job: Job, layers: int | None) -> Generator:
+def _build(spec: SystemSpec, job: GenerationJob, layers: int | None) -> Generator:
     assert spec.generator is not None
     thin = spec.generator if layers is None else spec.generator.thinned(layers)
-    generator = thin.build(spec.codec.grid, spec.widths()).to(job.dtype)
+    generator = thin.build(spec.codec.grid, spec.slot_dims()).to(job.dtype)
     if job.quantize is not None:
         generator.quantize(job.quantize)  # type: ignore[arg-type]
     return generator
 
 
-def _made_up(build: Callable[[], Any], job: Job) -> Any:
+def _made_up(build: Callable[[], Any], job: GenerationJob) -> Any:
     """A module whose numbers are a few small ones over and over, which is soon done."""
     with torch.inference_mode(False), torch.no_grad():
-        with unfilled():
+        with init_empty_weights():
             module: nn.Module = build().to(job.dtype)
         module = module.to_empty(device=job.device).eval().requires_grad_(False)
         some = 0.02 * torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
@@ -291,7 +291,7 @@ def _processor_cache() -> int:
     return found if found > 0 else 32 * 2**20
 
 
-def _key(spec: SystemSpec, job: Job) -> str:
+def _key(spec: SystemSpec, job: GenerationJob) -> str:
     """What a pace depends on, as a hash: parts, clips, how they are computed, machine and versions."""
     name = torch.cuda.get_device_name(job.device) if job.device.startswith("cuda") else _processor()
     parts = [spec.to_dict(), [len(job.frames), min(max(job.frames), 2 * FAR)], job.branches, job.two_step]
@@ -306,16 +306,16 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()} {os.cpu_count()}"
 
 
-def _pace(kept: dict[str, Any]) -> Pace:
+def _pace(kept: dict[str, Any]) -> SpeedEstimate:
     """A pace as JSON has it."""
     tuples = {
         "frames": tuple((place, took) for place, took in kept["frames"]),
         "layers": kept["layers"] and tuple(kept["layers"]),
     }
-    return Pace(**{name: kept[name] for name in Pace.__dataclass_fields__} | tuples)
+    return SpeedEstimate(**{name: kept[name] for name in SpeedEstimate.__dataclass_fields__} | tuples)
 
 
-def _read(file: Path | None) -> dict[str, Pace]:
+def _read(file: Path | None) -> dict[str, SpeedEstimate]:
     """What is kept and not too old."""
     try:
         return {key: _pace(value) for key, value in _entries(file).items()}
@@ -323,9 +323,9 @@ def _read(file: Path | None) -> dict[str, Pace]:
         return {}
 
 
-def _keep(file: Path, key: str, found: Pace) -> None:
+def _keep(file: Path, key: str, found: SpeedEstimate) -> None:
     entries = {**_entries(file), key: {**asdict(found), "at": time.time()}}
-    with replacing(file) as writing:
+    with atomic_write(file) as writing:
         writing.write(json.dumps(entries, indent=1).encode())
 
 

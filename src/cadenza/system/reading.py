@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import field_validator
 
-from cadenza.conditioners.base import Conditioners
+from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec
 from cadenza.core.timeline import Timeline
 
 
-class Reading(Spec):
+class PromptPattern(Spec):
     """Where the text under the id `of` matches `pattern`, its first group is the value of the id `to`.
 
     A pattern knows case; write (?i:...) where case does not matter. The last match in a text counts,
@@ -36,14 +36,14 @@ class Reading(Spec):
         return value
 
 
-def read(item: Mapping[str, Any], readings: Iterable[Reading], conditioners: Conditioners) -> dict[str, Any]:
+def extract_prompt_values(item: Mapping[str, Any], readings: Iterable[PromptPattern], conditioners: ConditionerSet) -> dict[str, Any]:
     """The item with what its texts say; a value that it has itself stays, one that its conditioner refuses is left out."""
     found = dict(item)
     for reading in readings:
         given = item.get(reading.of)
         if found.get(reading.to) is not None:
             continue
-        line = Timeline.of(given)
+        line = Timeline.parse(given)
         if line is None:
             value = _said(reading, given, conditioners)
         else:
@@ -54,7 +54,7 @@ def read(item: Mapping[str, Any], readings: Iterable[Reading], conditioners: Con
     return found
 
 
-def _said(reading: Reading, text: Any, conditioners: Conditioners) -> str | float | None:
+def _said(reading: PromptPattern, text: Any, conditioners: ConditionerSet) -> str | float | None:
     """What a text says last, if it is one and that can be used."""
     for match in re.findall(reading.pattern, text)[-1:] if isinstance(text, str) else ():
         value = _value(match)
@@ -70,7 +70,7 @@ def _value(text: str) -> str | float:
         return text
 
 
-def _usable(conditioners: Conditioners, name: str, value: Any) -> bool:
+def _usable(conditioners: ConditionerSet, name: str, value: Any) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the value is used

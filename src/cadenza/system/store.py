@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
 from cadenza.core.errors import CheckpointError
-from cadenza.core.weights import records
+from cadenza.core.weights import open_safetensors
 from cadenza.system.card import FILE as CARD
-from cadenza.system.card import Card
+from cadenza.system.card import ModelCard
 from cadenza.system.spec import SystemSpec
 
 SPEC = "system.json"
@@ -27,18 +27,18 @@ MANY_BYTES = 2**30  # weights that are not easy to carry anyhow are split into f
 
 
 @dataclass(frozen=True)
-class Stored:
+class SavedSystem:
     """What a system's folder holds."""
 
     spec: SystemSpec
-    card: Card
+    card: ModelCard
     weights: dict[str, Tensor]
 
 
 Keep = Callable[[Path], Mapping[str, ConditionerSpec]]  # of Conditioners: puts files into a folder, gives the specs to save
 
 
-def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = None, keep: Keep | None = None) -> None:
+def save_system(stored: SavedSystem, folder: str | Path, *, dtype: torch.dtype | None = None, keep: Keep | None = None) -> None:
     """Writes the folder whole or not at all; an earlier system there is replaced, anything else is refused.
 
     `keep` puts there what conditioners need beside their weights.
@@ -73,27 +73,27 @@ def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = Non
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(folder: str | Path) -> Stored:
+def load_system(folder: str | Path) -> SavedSystem:
     """What a folder holds; raises CheckpointError where something is missing, damaged or not finite."""
     folder = Path(folder)
     if not (folder / SPEC).exists():
         raise CheckpointError(f"{folder} holds no {SPEC}; give the folder that `save` or training wrote")
-    spec, weights = look(folder), _weights(folder)
+    spec, weights = load_spec(folder), _weights(folder)
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{folder}: weight '{name}' is not finite; the training that wrote it had failed")
-    return Stored(spec, Card.of(folder), weights)
+    return SavedSystem(spec, ModelCard.from_folder(folder), weights)
 
 
-def look(folder: str | Path) -> SystemSpec:
+def load_spec(folder: str | Path) -> SystemSpec:
     """The spec of the system in a folder, with what its conditioners keep there found."""
     folder = Path(folder)
     spec = SystemSpec.read(folder / SPEC)
-    here = {name: part.within(folder) for name, part in spec.conditioners.items()}
+    here = {name: part.resolve_paths(folder) for name, part in spec.conditioners.items()}
     return spec.model_copy(update={"conditioners": here})
 
 
-def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+def check_state_dict(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
     """Raises CheckpointError unless every wanted weight is there in its shape, and no other."""
     missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     shapes = [
@@ -115,7 +115,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     if match := re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", files[0].name):
         if len(files) != int(match[1]):
             raise CheckpointError(f"{folder} holds {len(files)} of {int(match[1])} weight files; copy the missing ones")
-    return {name: record.read() for file in files for name, record in records(file).items()}
+    return {name: record.load() for file in files for name, record in open_safetensors(file).items()}
 
 
 def _copy(x: Tensor, dtype: torch.dtype) -> Tensor:

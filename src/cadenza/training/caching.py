@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cadenza.conditioners.base import Conditioners
+from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import CadenzaError, DataError
 from cadenza.data import source as sources
-from cadenza.data.encoded import EncodedClips
+from cadenza.data.encoded import EncodedDataset
 from cadenza.data.items import ToItem
-from cadenza.system.features import FeatureCache, Frozen
+from cadenza.system.features import FeatureCache, CacheableEncoder
 from cadenza.system.system import System
 
 
 @dataclass
-class Filled:
+class CacheReport:
     """What `fill` did: values that were in the cache, that were made, and that could not be, with the reason by clip."""
 
     parts: list[str]  # conditioners that have features to keep
@@ -28,20 +28,20 @@ class Filled:
         return f"{self.made} values made, {self.found} were there, for {', '.join(self.parts)}{lost}"
 
 
-def fill(
+def precompute_features(
     system: System, data: str | Path, cache: FeatureCache, *, to_item: ToItem | None = None, batch: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Filled:  # fmt: skip
+) -> CacheReport:  # fmt: skip
     """Fills the cache with the features of all values that the data's metadata gives; what is there is not made again.
 
     `progress` hears clips done and clips in all. DataError where no conditioner has features to keep.
     """
     every: Any = system.conditioners.items()
-    frozen: dict[str, Any] = {name: part for name, part in every if isinstance(part, Frozen) and part.frozen() is not None}
-    parts = Conditioners(frozen)
+    frozen: dict[str, Any] = {name: part for name, part in every if isinstance(part, CacheableEncoder) and part.cache_fingerprint() is not None}
+    parts = ConditionerSet(frozen)
     if not len(parts):
         raise DataError("no conditioner of this model has a frozen encoder whose features are kept; there is nothing to fill")
-    clips, said = _clips(system, data, to_item), Filled(list(parts))
+    clips, said = _clips(system, data, to_item), CacheReport(list(parts))
     before = cache.found, cache.made
     for start in range(0, len(clips), batch):
         here = clips[start : start + batch]
@@ -58,16 +58,16 @@ def fill(
     return said
 
 
-def _make(parts: Conditioners, items: Sequence[Mapping[str, Any]], cache: FeatureCache, system: System) -> None:
-    cache.features(parts, parts.prepare(items), system.device)
+def _make(parts: ConditionerSet, items: Sequence[Mapping[str, Any]], cache: FeatureCache, system: System) -> None:
+    cache.encode(parts, parts.prepare(items), system.device)
 
 
 def _clips(system: System, data: str | Path, to_item: ToItem | None) -> list[Mapping[str, Any]]:
     """What is known of each clip, without its audio."""
-    found, _ = sources.dataset(data, system.codec, seconds=1.0, ids=system.conditioners.ids(), to_item=to_item)
-    if isinstance(found, EncodedClips):
+    found, _ = sources.open_dataset(data, system.codec, seconds=1.0, ids=system.conditioners.input_ids(), to_item=to_item)
+    if isinstance(found, EncodedDataset):
         return [found.store.metadata(clip) for clip in sorted({clip for clip, _ in found.places})]
-    return list(found.described())
+    return list(found.metadata_items())
 
 
 def _variants(clip: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

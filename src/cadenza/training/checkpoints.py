@@ -36,7 +36,7 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     """Adds a checkpoint, then removes all but the newest `keep_last`; raises and leaves no trace if it cannot."""
     target = folder / f"step-{checkpoint.step:08d}"
     temporary: Path | None = None
@@ -53,7 +53,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
         os.replace(temporary, target)
         _sync(folder)
     except (OSError, SafetensorError) as error:
-        older = steps(folder)
+        older = list_checkpoint_steps(folder)
         kept = f"the checkpoint of step {older[-1]} is intact" if older else "there is no earlier checkpoint"
         raise CheckpointError(
             f"{target}: the checkpoint could not be written: {error}; {kept}. "
@@ -62,12 +62,12 @@ def write(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-    for step in steps(folder)[:-keep_last]:
+    for step in list_checkpoint_steps(folder)[:-keep_last]:
         shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
     return target
 
 
-def steps(folder: Path) -> list[int]:
+def list_checkpoint_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, oldest first."""
     try:
         names = os.listdir(folder)
@@ -76,9 +76,9 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None where there is none; `say` hears of damaged ones."""
-    found = steps(folder)
+    found = list_checkpoint_steps(folder)
     for step in reversed(found):
         path = folder / f"step-{step:08d}"
         try:
@@ -90,7 +90,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def clear(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process left half written."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)

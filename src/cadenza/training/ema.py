@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Ema:
+class EMA:
     """The average of a module's parameters; its buffers stay what they are.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
@@ -28,7 +28,7 @@ class Ema:
 
     @contextmanager
     @torch.no_grad()
-    def applied(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The module has the averaged weights inside, its own again afterwards, whatever happens."""
         own = {key: x.clone() for key, x in self._live.items()}
         _copy(self.average, self._live)

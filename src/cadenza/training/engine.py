@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cadenza.core.errors import TrainingError
-from cadenza.training.optim import Group
+from cadenza.training.optim import OptimizerGroup
 
 
-class Engine:
+class DistributedContext:
     """What `accelerate launch` decided: which process this is and where it computes.
 
     Modules are not wrapped, because a task calls whatever method it likes; gradients are averaged over the
@@ -37,30 +37,30 @@ class Engine:
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
-    def backward(self, loss: Tensor, group: Group) -> None:
+    def backward(self, loss: Tensor, group: OptimizerGroup) -> None:
         """Adds the loss's gradient to the parameters of that group and to no others."""
         self.accelerator.backward(group.scaler.scale(loss), inputs=list(group.parameters.values()))
 
-    def mean(self, values: Tensor) -> Tensor:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
         """The mean over the processes."""
         return self.accelerator.reduce(values, "mean") if self.processes > 1 else values  # type: ignore[return-value]
 
     @torch.no_grad()
-    def average_gradients(self, group: Group) -> None:
+    def all_reduce_gradients(self, group: OptimizerGroup) -> None:
         """Gradients become their mean over the processes; a parameter that none of them used keeps none."""
         if self.processes == 1:
             return
         parameters = list(group.parameters.values())
         used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
-        for bucket in _buckets([p for p, n in zip(parameters, self.mean(used).tolist(), strict=True) if n > 0]):
+        for bucket in _buckets([p for p, n in zip(parameters, self.all_reduce_mean(used).tolist(), strict=True) if n > 0]):
             for p in bucket:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            flat = self.mean(torch.cat([p.grad.flatten() for p in bucket if p.grad is not None]))
+            flat = self.all_reduce_mean(torch.cat([p.grad.flatten() for p in bucket if p.grad is not None]))
             for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 p.grad = part.view_as(p)
 
     @torch.no_grad()
-    def share(self, modules: Iterable[nn.Module], *, buffers_only: bool = False) -> None:
+    def broadcast(self, modules: Iterable[nn.Module], *, buffers_only: bool = False) -> None:
         """Every process gets the first one's weights and buffers."""
         if self.processes == 1:
             return
@@ -78,26 +78,26 @@ class Engine:
 
         return gather_object([value])
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
-    def place(self, batch: Any) -> Any:
+    def to_device(self, batch: Any) -> Any:
         """The batch on the device, whatever it is made of."""
-        return placed(batch, self.device)
+        return to_device(batch, self.device)
 
 
-def placed(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
     """Tensors and things with `to`, inside mappings, sequences and dataclasses, moved to a device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {key: placed(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: placed(getattr(batch, f.name), device) for f in fields(batch) if f.init})
+        return replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch) if f.init})
     if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
-        return type(batch)(placed(value, device) for value in batch)
+        return type(batch)(to_device(value, device) for value in batch)
     return batch
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TextIO
 
 from cadenza.core.errors import TrainingError
-from cadenza.core.files import replacing
+from cadenza.core.files import atomic_write
 from cadenza.dsp.audio import Audio
 from cadenza.training.trackers import Tracker
 
 FILE = "log.jsonl"
 
 
-class Log:
+class RunLogger:
     """Writes `log.jsonl`, flushed line by line, and tells the trackers.
 
     Opened at a step, it drops what an earlier process wrote beyond that step, so that no step is there twice.
@@ -35,7 +35,7 @@ class Log:
                 f"{self.path}: cannot be written: {error}; allow writing there or choose another folder"
             ) from None
 
-    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+    def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One record; `kind` is `train` or `valid` and stands before each name in the trackers."""
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
@@ -43,16 +43,16 @@ class Log:
         except OSError as error:
             raise self._full(error) from None
         for tracker in self.trackers:
-            tracker.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+            tracker.log_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def _full(self, error: OSError) -> TrainingError:
         return TrainingError(f"{self.path}: cannot be written: {error}; free space, then start again to continue")
 
-    def sample(self, step: int, name: str, audio: Audio, picture: Path) -> None:
+    def log_audio(self, step: int, name: str, audio: Audio, picture: Path) -> None:
         for tracker in self.trackers:
-            tracker.sample(step, name, audio, picture)
+            tracker.log_audio(step, name, audio, picture)
 
-    def sync(self) -> None:
+    def fsync(self) -> None:
         """What was written survives a power cut."""
         try:
             os.fsync(self._file.fileno())
@@ -66,7 +66,7 @@ class Log:
             tracker.close()
 
 
-class Ticker:
+class ProgressPrinter:
     """A line of progress on a terminal, or now and then where there is none."""
 
     def __init__(self, total: int, *, quiet: bool = False, every: float = 30.0) -> None:
@@ -77,7 +77,7 @@ class Ticker:
         self._steps = 0
         self._seconds = 0.0
 
-    def tick(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+    def update(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """One more step is done, which heard so many seconds of audio (0 when that is not known)."""
         self._steps += 1
         self._seconds += seconds
@@ -89,9 +89,9 @@ class Ticker:
         heard = f"  {self._seconds / max(now - self._start, 1e-9):.1f} audio-s/s" if self._seconds else ""
         losses = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.endswith("/loss"))
         line = f"step {step}/{self.total}  {losses}  {speed:.2f} steps/s{heard}  ETA {_clock((self.total - step) / speed)}"
-        self.say(line, end="" if self._terminal and step < self.total else "\n")
+        self.print(line, end="" if self._terminal and step < self.total else "\n")
 
-    def say(self, line: str, end: str = "\n") -> None:
+    def print(self, line: str, end: str = "\n") -> None:
         if not self.quiet:
             print(f"\r\x1b[K{line}" if self._terminal else line, end=end, file=sys.stderr, flush=True)
 
@@ -110,5 +110,5 @@ def _cut(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a killed process was in the middle of this line
-    with replacing(path, TrainingError) as file:
+    with atomic_write(path, TrainingError) as file:
         file.write("".join(kept).encode())

@@ -14,7 +14,7 @@ _FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass
-class Group:
+class OptimizerGroup:
     """One of a task's modules with all that its learning needs."""
 
     name: str
@@ -26,7 +26,7 @@ class Group:
     clip: float | None
 
 
-def optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -> dict[str, Group]:
+def build_optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -> dict[str, OptimizerGroup]:
     """An AdamW (Loshchilov & Hutter 2019) for each module; a parameter may belong to one group only."""
     if unknown := set(config.groups) - set(modules):
         raise TrainingError(f"groups names {sorted(unknown)}, but this task has: {', '.join(modules)}")
@@ -39,14 +39,14 @@ def optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -> dict
         for key, parameter in parameters.items():
             if owners.setdefault(id(parameter), name) != name:
                 raise TrainingError(f"'{key}' belongs to two groups, '{owners[id(parameter)]}' and '{name}'; keep one")
-        own = config.group(name)
+        own = config.optimizer_for(name)
         assert own.lr is not None and own.betas is not None and own.weight_decay is not None
         devices = {p.device.type for p in parameters.values()}
-        groups[name] = Group(
+        groups[name] = OptimizerGroup(
             name,
             module,
             parameters,
-            torch.optim.AdamW(decayed(module, own.weight_decay), lr=own.lr, betas=own.betas, fused=devices <= set(_FUSED)),
+            torch.optim.AdamW(weight_decay_groups(module, own.weight_decay), lr=own.lr, betas=own.betas, fused=devices <= set(_FUSED)),
             torch.amp.GradScaler(next(iter(devices)), enabled=config.precision == "fp16"),
             own.lr,
             own.clip,
@@ -54,7 +54,7 @@ def optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -> dict
     return groups
 
 
-def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Parameter groups in which only matrices decay: no biases, gains, norms, embeddings or single vectors."""
     embeddings = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
     decay: list[nn.Parameter] = []
@@ -67,7 +67,7 @@ def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     return [group for group in both if group["params"]]
 
 
-def rate(step: int, config: TrainingConfig) -> float:
+def lr_multiplier(step: int, config: TrainingConfig) -> float:
     """The learning rate of step `step` (from 0) as a fraction: linear warm-up, then by `schedule`.
 
     Half a cosine goes down to `final`; the inverse square root (Vaswani et al. 2017, eq. 3) falls from 1, and without end.
@@ -77,4 +77,4 @@ def rate(step: int, config: TrainingConfig) -> float:
     if config.schedule == "inverse_sqrt":
         return (max(1, config.warmup) / (step + 1)) ** 0.5
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
-    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from cadenza.core.errors import TrainingError
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.picture import draw_spectrogram
+from cadenza.dsp.picture import save_spectrogram
 
 
-def write(folder: Path, name: str, audio: Audio) -> list[tuple[str, Audio, Path]]:
+def save_samples(folder: Path, name: str, audio: Audio) -> list[tuple[str, Audio, Path]]:
     """`name-1.wav`, `name-1.png`, ... in the folder; the names, the clips and their pictures."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -18,6 +18,6 @@ def write(folder: Path, name: str, audio: Audio) -> list[tuple[str, Audio, Path]
         clip = Audio(clip.wave.detach().float().cpu(), clip.sample_rate)  # noqa: PLW2901
         path = folder / f"{name}-{i}.wav"
         clip.save(path)
-        draw_spectrogram(clip, path.with_suffix(".png"), title=f"{name} {i}")
+        save_spectrogram(clip, path.with_suffix(".png"), title=f"{name} {i}")
         written.append((f"{name}-{i}", clip, path.with_suffix(".png")))
     return written

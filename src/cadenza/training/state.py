@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from cadenza.core.errors import CheckpointError
 from cadenza.training.checkpoints import Checkpoint
-from cadenza.training.ema import Ema
-from cadenza.training.optim import Group
+from cadenza.training.ema import EMA
+from cadenza.training.optim import OptimizerGroup
 
 
-def capture(groups: Mapping[str, Group], memory: nn.Module, ema: Ema | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture_state(groups: Mapping[str, OptimizerGroup], memory: nn.Module, ema: EMA | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights, buffers, optimiser states, scalers and averages of every group, and the task's memory."""
     tensors = {f"memory/{key}": x for key, x in memory.state_dict().items()}
     plain: dict[str, Any] = {"scalers": {}, "optimizers": {}}
@@ -35,7 +35,7 @@ def capture(groups: Mapping[str, Group], memory: nn.Module, ema: Ema | None) -> 
 
 
 @torch.no_grad()
-def restore(groups: Mapping[str, Group], memory: nn.Module, ema: Ema | None, checkpoint: Checkpoint) -> None:
+def restore_state(groups: Mapping[str, OptimizerGroup], memory: nn.Module, ema: EMA | None, checkpoint: Checkpoint) -> None:
     """The reverse of `capture`, strict in both directions: CheckpointError names what differs."""
     tensors, plain = checkpoint.tensors, checkpoint.state
     left = set(tensors) - _load("the task's memory", "memory/", memory, tensors)
@@ -59,7 +59,7 @@ def restore(groups: Mapping[str, Group], memory: nn.Module, ema: Ema | None, che
         raise CheckpointError(f"the checkpoint holds what this task does not have: {', '.join(unknown[:5])}")
 
 
-def random_state(rng: torch.Generator) -> dict[str, Any]:
+def rng_state(rng: torch.Generator) -> dict[str, Any]:
     """Where every source of chance of this process stands; plain data."""
     kind, keys, *rest = np.random.get_state()
     cuda = [x.tolist() for x in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
@@ -91,7 +91,7 @@ def _load(what: str, prefix: str, module: nn.Module, tensors: Mapping[str, Tenso
     return {prefix + key for key in weights}
 
 
-def _restore_optimizer(group: Group, tensors: Mapping[str, Tensor]) -> set[str]:
+def _restore_optimizer(group: OptimizerGroup, tensors: Mapping[str, Tensor]) -> set[str]:
     """Fills an optimiser; the names of the tensors that went there."""
     known = group.optimizer.state_dict()
     taken: set[str] = set()

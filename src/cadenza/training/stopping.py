@@ -9,16 +9,16 @@ from types import FrameType
 _ASKS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class StopSignal:
     """Which signal asked the run to stop, if any."""
 
     name: str | None = None
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def graceful_stop() -> Iterator[StopSignal]:
     """The first signal is noted; a second one raises KeyboardInterrupt."""
-    stop = Stop()
+    stop = StopSignal()
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.name is not None:

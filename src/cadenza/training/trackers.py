@@ -12,20 +12,20 @@ from cadenza.dsp.audio import Audio
 class Tracker(Protocol):
     """Takes scalars and samples of a step; steps never go back."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def sample(self, step: int, name: str, audio: Audio, picture: Path) -> None: ...
+    def log_audio(self, step: int, name: str, audio: Audio, picture: Path) -> None: ...
 
     def close(self) -> None: ...
 
 
-def trackers(names: tuple[str, ...], folder: Path, name: str, step: int) -> list[Tracker]:
+def build_trackers(names: tuple[str, ...], folder: Path, name: str, step: int) -> list[Tracker]:
     """The trackers of those names for a run that stands at a step."""
-    known = {"tensorboard": lambda: TensorBoard(folder, step), "wandb": lambda: WandB(folder, name)}
+    known = {"tensorboard": lambda: TensorBoardTracker(folder, step), "wandb": lambda: WandbTracker(folder, name)}
     return [known[tracker]() for tracker in names]
 
 
-class TensorBoard:
+class TensorBoardTracker:
     """Event files in the run's folder `tensorboard`; what a killed process wrote beyond `step` is hidden."""
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -64,7 +64,7 @@ class TensorBoard:
             raise TrainingError(f"{self._folder}: cannot be written: {error}; free space, or set trackers: []") from None
 
 
-class WandB:
+class WandbTracker:
     """One Weights & Biases run for a folder, however often it is resumed."""
 
     def __init__(self, folder: Path, name: str) -> None:

@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cadenza.apps.bench import room
-from cadenza.apps.bench.bench import Wish, bench
-from cadenza.apps.bench.curves import axis, curve
-from cadenza.apps.bench.equality import compared
-from cadenza.apps.bench.fresh import Order, fresh
+from cadenza.apps.bench.bench import BenchConfig, run_benchmark
+from cadenza.apps.bench.curves import sweep_axis, run_curve
+from cadenza.apps.bench.equality import compare_outputs
+from cadenza.apps.bench.fresh import SubprocessJob, run_in_subprocess
 from cadenza.apps.bench.geometry import geometry, write
-from cadenza.apps.bench.measure import Job
-from cadenza.apps.bench.ours import Ours, stored
-from cadenza.apps.bench.peer import Peer, PeerConfig
-from cadenza.apps.bench.sweep import best_of, cells, sweep, table
-from cadenza.apps.bench.targets import targets
+from cadenza.apps.bench.measure import BenchJob
+from cadenza.apps.bench.ours import CadenzaRunner, prepare_variant
+from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
+from cadenza.apps.bench.sweep import best_configs, sweep_configs, run_sweep, sweep_table
+from cadenza.apps.bench.targets import check_targets
 from cadenza.apps.cli.main import main
 from cadenza.core.errors import BenchmarkError
 
@@ -75,14 +75,14 @@ def test_a_run_from_end_to_end(cadenza, tmp_path):
 
 @pytest.mark.parametrize("name", ["encodec-24khz", "encodec-32khz"])
 def test_codecs_alone(name):
-    report = bench(Wish(name, 0.4, repeats=2, threads=1, quick=True), say=quiet)
+    report = run_benchmark(BenchConfig(name, 0.4, repeats=2, threads=1, quick=True), say=quiet)
     assert report["equal"]["share_of_codes_that_differ"] <= 1e-3
     assert [len(one["seconds"]["decode"]["all"]) for one in report["results"].values()] == [2, 2]
     assert set(report["results"]["cadenza float32"]["seconds"]) == {"encode", "decode"}
 
 
 def test_what_is_ours_alone():
-    report = bench(Wish("starter", 0.4, ("float32",), repeats=1, fresh=False, quick=True), say=quiet)
+    report = run_benchmark(BenchConfig("starter", 0.4, ("float32",), repeats=1, fresh=False, quick=True), say=quiet)
     assert list(report["results"]) == ["cadenza float32"] and "equal" not in report
     assert report["results"]["cadenza float32"]["threads"] == 1  # as the program runs it
 
@@ -93,50 +93,50 @@ def test_other_weights_are_not_the_same_sound(folder, tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     state["decoder.lm_heads.1.weight"] = state["decoder.lm_heads.1.weight"].flip(0).contiguous()
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    peer = Peer(folder, PeerConfig(), **WHERE)
-    assert compared(Ours(folder, "float32", **WHERE), peer, Job(0.4))["frames"] == 20
+    peer = TransformersRunner(folder, TransformersConfig(), **WHERE)
+    assert compare_outputs(CadenzaRunner(folder, "float32", **WHERE), peer, BenchJob(0.4))["frames"] == 20
     with pytest.raises(BenchmarkError, match="% of the codes differ"):
-        compared(Ours(tmp_path, "float32", **WHERE), peer, Job(0.4))
+        compare_outputs(CadenzaRunner(tmp_path, "float32", **WHERE), peer, BenchJob(0.4))
 
 
 def test_a_process_of_its_own_says_what_it_held(folder, tmp_path):
-    kept = stored(folder, "bfloat16", tmp_path)
-    found = fresh(Order(str(kept), 0.8, 1, "cpu", variant="bfloat16", streamed=True))
+    kept = prepare_variant(folder, "bfloat16", tmp_path)
+    found = run_in_subprocess(SubprocessJob(str(kept), 0.8, 1, "cpu", variant="bfloat16", streamed=True))
     moments = [found["seconds"][name] for name in ("imported", "loaded", "first sound", "end")]
     assert moments == sorted(moments) and moments[0] > 0 and found["pieces"] > 1
     memory = found["memory"]
-    parameters = sum(x.numel() for x in Ours(folder, "float32", **WHERE).system.generator.parameters())
+    parameters = sum(x.numel() for x in CadenzaRunner(folder, "float32", **WHERE).system.generator.parameters())
     assert memory["language model"] == 2 * parameters
     assert memory["peak"] >= memory["after loading"] >= memory["libraries"] > 50e6
     with pytest.raises(BenchmarkError, match="there is no folder"):
-        fresh(Order(str(tmp_path / "nothing"), 0.4, 1, "cpu", variant="float32"))
+        run_in_subprocess(SubprocessJob(str(tmp_path / "nothing"), 0.4, 1, "cpu", variant="float32"))
 
 
 def test_a_sweep_finds_the_best_and_keeps_what_does_not_run(folder, tmp_path):
-    configs = [PeerConfig(), PeerConfig(cache="static"), PeerConfig("bfloat16", "eager"), PeerConfig(attention="none such")]
-    found = sweep(folder, configs, **WHERE, jobs=(Job(0.2), Job(0.4)), say=quiet)
-    rows = {PeerConfig(**row["config"]): row for row in found["cells"]}
-    assert "error" in rows[configs[3]] and "does not run" in "\n".join(table(found))
+    configs = [TransformersConfig(), TransformersConfig(cache="static"), TransformersConfig("bfloat16", "eager"), TransformersConfig(attention="none such")]
+    found = run_sweep(folder, configs, **WHERE, jobs=(BenchJob(0.2), BenchJob(0.4)), say=quiet)
+    rows = {TransformersConfig(**row["config"]): row for row in found["cells"]}
+    assert "error" in rows[configs[3]] and "does not run" in "\n".join(sweep_table(found))
     assert rows[configs[0]]["same_codes"] == rows[configs[1]]["same_codes"] == 1.0
     finals = {config: row["final_steps_per_second"] for config, row in rows.items() if "final_steps_per_second" in row}
-    assert PeerConfig(**found["best"]) == max(finals, key=lambda config: finals[config])
+    assert TransformersConfig(**found["best"]) == max(finals, key=lambda config: finals[config])
     path = tmp_path / "sweep.json"
     path.write_text(json.dumps({"sweep": found}))
-    assert best_of(path)[0].dtype == "float32" and PeerConfig(**found["best"]) in best_of(path)
+    assert best_configs(path)[0].dtype == "float32" and TransformersConfig(**found["best"]) in best_configs(path)
     path.write_text("{}")
     with pytest.raises(BenchmarkError, match="is no sweep"):
-        best_of(path)
+        best_configs(path)
 
 
 def test_the_cells_of_a_sweep_are_different_and_begin_with_the_usual():
     for kind in ("cpu", "cuda"):
-        found = list(cells(torch.device(kind)))
-        assert found[0] == PeerConfig() and len(set(found)) == len(found) >= 8
+        found = list(sweep_configs(torch.device(kind)))
+        assert found[0] == TransformersConfig() and len(set(found)) == len(found) >= 8
 
 
 def test_a_point_that_takes_the_peer_too_long_is_left_out(folder, monkeypatch):
     monkeypatch.setattr("cadenza.apps.bench.curves.PATIENCE", 0.0)
-    found = curve(axis("batch", quick=True), [Peer(folder, PeerConfig(), **WHERE)], say=quiet)
+    found = run_curve(sweep_axis("batch", quick=True), [TransformersRunner(folder, TransformersConfig(), **WHERE)], say=quiet)
     assert [point["at"] for points in found["points"].values() for point in points] == [1]
     assert "at 2: it might take more than 0 s" in found["left_out"][0]
 
@@ -154,7 +154,7 @@ def test_targets_are_reached_or_missed_or_not_measured():
     }
     held = {"cadenza int8, streamed": {"memory": {"peak": 1.1e9}}, "cadenza int8, whole": {"memory": {"peak": 1.3e9}}}
     report = {"model": "musicgen-small", "device": "cpu", "quick": False, "job": {"seconds": 30.0}, "results": results}
-    found = {one["what"]: one["reached"] for one in targets(report | {"fresh": held})}
+    found = {one["what"]: one["reached"] for one in check_targets(report | {"fresh": held})}
     assert found == {
         "int8: times real time, end to end": True,
         "int8: steps a second": False,
@@ -166,7 +166,7 @@ def test_targets_are_reached_or_missed_or_not_measured():
         "int8: peak resident memory, streamed, GB": True,
         "int8: peak resident memory, whole, GB": False,
     }
-    assert targets(report | {"job": {"seconds": 2.0}}) == [] and targets(report | {"quick": True}) == []
+    assert check_targets(report | {"job": {"seconds": 2.0}}) == [] and check_targets(report | {"quick": True}) == []
 
 
 def test_a_model_too_large_is_refused_before_it_is_built(monkeypatch):
@@ -175,11 +175,11 @@ def test_a_model_too_large_is_refused_before_it_is_built(monkeypatch):
     with pytest.raises(
         BenchmarkError, match="what would fit: musicgen-small, musicgen-stereo-small, encodec-24khz, encodec-32khz"
     ):
-        room.keeps(shape, ("float32",), (PeerConfig(),), torch.device("cpu"))
+        room.fits_in_memory(shape, ("float32",), (TransformersConfig(),), torch.device("cpu"))
     small = geometry("musicgen-small")
-    assert not room.keeps(small, ("float32", "int8"), (PeerConfig(),), torch.device("cpu"))  # one after the other
+    assert not room.fits_in_memory(small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu"))  # one after the other
     monkeypatch.setattr(room.machine, "available", lambda device: 40 * 10**9)
-    assert room.keeps(small, ("float32", "int8"), (PeerConfig(),), torch.device("cpu"))
+    assert room.fits_in_memory(small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

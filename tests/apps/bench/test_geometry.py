@@ -5,12 +5,12 @@ import torch
 from tokenizers import Tokenizer
 
 import cadenza
-from cadenza.apps.bench.geometry import WORDS, drawn, geometry, names, prompt, write
+from cadenza.apps.bench.geometry import WORDS, random_model, geometry, list_geometries, dummy_prompt, write
 from cadenza.core.errors import BenchmarkError
 from cadenza.importers.published import MODELS
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_geometries())
 def test_a_geometry_has_as_many_parameters_as_was_published(name):
     published = next(one for full, one in MODELS.items() if full.rpartition("/")[2].replace("_", "-") == name)
     assert abs(geometry(name).parameters / published.parameters - 1) < 1e-3
@@ -18,7 +18,7 @@ def test_a_geometry_has_as_many_parameters_as_was_published(name):
 
 def test_all_sizes_of_musicgen_and_two_codecs_are_there():
     sizes = {f"musicgen-{sides}{size}" for sides in ("", "stereo-") for size in ("small", "medium", "large")}
-    assert set(names()) == sizes | {"encodec-24khz", "encodec-32khz"}
+    assert set(list_geometries()) == sizes | {"encodec-24khz", "encodec-32khz"}
 
 
 def test_what_there_is_not():
@@ -29,7 +29,7 @@ def test_what_there_is_not():
 def test_weights_are_those_of_the_seed_and_codebooks_are_not_empty():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same, other = (drawn(geometry("encodec-24khz", quick=True), seed).state_dict() for seed in (0, 0, 1))
+    one, same, other = (random_model(geometry("encodec-24khz", quick=True), seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     books = [name for name in one if name.endswith("codebook.embed")]
     assert books and all(one[name].std() > 0.5 and not torch.equal(one[name], other[name]) for name in books)
@@ -40,7 +40,7 @@ def test_a_word_is_a_token(tmp_path):
     write(geometry("musicgen-small", quick=True), tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for words in (1, 20, 250):
-        ids = tokenizer.encode(prompt(words)).ids
+        ids = tokenizer.encode(dummy_prompt(words)).ids
         assert len(ids) == words + 1 and ids[-1] == 1 and 2 not in ids  # the end, and nothing unknown
     assert len(WORDS) + 3 <= 64  # the tiny vocabulary
 
@@ -49,9 +49,9 @@ def test_a_word_is_a_token(tmp_path):
 def test_a_tiny_model_hears_its_prompt(tmp_path, name, channels, rows):
     write(geometry(name, quick=True), tmp_path)
     system = cadenza.load(tmp_path, device="cpu")
-    assert system.spec.codec.channels == channels and system.codec.grid.rows == rows
+    assert system.spec.codec.channels == channels and system.codec.format.channels == rows
     ids = [
-        system.frames(text, seconds=0.6, sampling={"temperature": 0}, guidance=3.0).content for text in ("slow piano", "drums")
+        system.generate_frames(text, seconds=0.6, sampling={"temperature": 0}, guidance=3.0).data for text in ("slow piano", "drums")
     ]
     assert not torch.equal(*ids)
     wave = system.generate("slow piano", seconds=0.6, seed=1).wave

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from cadenza.apps.bench import machine, sound
-from cadenza.apps.bench.bound import need
-from cadenza.apps.bench.curves import axis, curve
-from cadenza.apps.bench.equality import equal
-from cadenza.apps.bench.fresh import Order, fresh
-from cadenza.apps.bench.geometry import Geometry, geometry, names, write
-from cadenza.apps.bench.machine import Bounds
-from cadenza.apps.bench.measure import Contestant, Job, Run, Say, alternate, computing, spread, summary
-from cadenza.apps.bench.ours import Ours, known, stored
-from cadenza.apps.bench.peer import Peer, PeerConfig
-from cadenza.apps.bench.room import keeps
-from cadenza.apps.bench.sweep import cells, sweep
-from cadenza.apps.bench.targets import targets
+from cadenza.apps.bench.bound import step_cost
+from cadenza.apps.bench.curves import sweep_axis, run_curve
+from cadenza.apps.bench.equality import check_equal_output
+from cadenza.apps.bench.fresh import SubprocessJob, run_in_subprocess
+from cadenza.apps.bench.geometry import ModelGeometry, geometry, list_geometries, write
+from cadenza.apps.bench.machine import MachineLimits
+from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, Say, run_interleaved, torch_threads, summarize_values, summarize_runs
+from cadenza.apps.bench.ours import CadenzaRunner, check_variant, prepare_variant
+from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
+from cadenza.apps.bench.room import fits_in_memory
+from cadenza.apps.bench.sweep import sweep_configs, run_sweep
+from cadenza.apps.bench.targets import check_targets
 from cadenza.core.errors import BenchmarkError
 
 CHECKED = 2.0  # seconds of audio that are shown to be equal
@@ -31,13 +31,13 @@ ONE_THREAD = 50_000_000  # parameters below which the second thread costs more t
 
 
 @dataclass(frozen=True)
-class Wish:
+class BenchConfig:
     """What a run shall measure."""
 
     model: str
     seconds: float = 30.0
     variants: tuple[str, ...] = ("float32", "int8", "int4")
-    peers: tuple[PeerConfig, ...] = (PeerConfig(),)
+    peers: tuple[TransformersConfig, ...] = (TransformersConfig(),)
     repeats: int = 3
     peer_repeats: int = 1
     threads: int = 0  # 0: all cores
@@ -51,53 +51,53 @@ class Wish:
 class _Place:
     """Where a run takes place."""
 
-    wish: Wish
+    wish: BenchConfig
     folder: Path
     device: torch.device
     threads: int
     say: Say
 
 
-def bench(wish: Wish, *, say: Say = print) -> dict[str, Any]:
+def run_benchmark(wish: BenchConfig, *, say: Say = print) -> dict[str, Any]:
     """The report of a run, as the JSON has it."""
     for name in wish.curves:
-        axis(name)  # says what there is not before the long part
+        sweep_axis(name)  # says what there is not before the long part
     for variant in wish.variants:
-        known(variant)
+        check_variant(variant)
     with _placed(wish, say) as place:
         report = _opening(place)
-        before = machine.measured(place.device, quick=wish.quick)
-        if wish.model not in names():
+        before = machine.measure_limits(place.device, quick=wish.quick)
+        if wish.model not in list_geometries():
             _music(place, None, report, before)
         elif (shape := geometry(wish.model, quick=wish.quick)).decoder is None:
             _codec(place, shape, report, before)
         else:
             _music(place, shape, report, before)
-    return report | {"targets": targets(report)}
+    return report | {"targets": check_targets(report)}
 
 
-def swept(wish: Wish, *, say: Say = print) -> dict[str, Any]:
+def sweep(wish: BenchConfig, *, say: Say = print) -> dict[str, Any]:
     """The report of a sweep over the configurations of the peer."""
     with _placed(wish, say) as place:
         report = _opening(place)
         shape = geometry(wish.model, quick=wish.quick)
         if shape.decoder is None:
             raise BenchmarkError("a sweep is of a language model; a codec has one configuration")
-        keeps(shape, (), (PeerConfig(),), place.device)
+        fits_in_memory(shape, (), (TransformersConfig(),), place.device)
         write(shape, place.folder / "model")
-        jobs = (Job(wish.seconds / 4), Job(wish.seconds))
-        configs = cells(place.device, compiled=not wish.quick)
-        found = sweep(place.folder / "model", configs, device=place.device, threads=place.threads, jobs=jobs, say=say)
+        jobs = (BenchJob(wish.seconds / 4), BenchJob(wish.seconds))
+        configs = sweep_configs(place.device, compiled=not wish.quick)
+        found = run_sweep(place.folder / "model", configs, device=place.device, threads=place.threads, jobs=jobs, say=say)
     return report | {"sweep": found}
 
 
 @contextmanager
-def _placed(wish: Wish, say: Say) -> Iterator[_Place]:
+def _placed(wish: BenchConfig, say: Say) -> Iterator[_Place]:
     device = torch.device(wish.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("torch sees no GPU here; use --device cpu")
-    threads = wish.threads or machine.cores()
-    with computing(threads), tempfile.TemporaryDirectory(prefix="cadenza-bench-") as folder:
+    threads = wish.threads or machine.cpu_count()
+    with torch_threads(threads), tempfile.TemporaryDirectory(prefix="cadenza-bench-") as folder:
         yield _Place(wish, Path(folder), device, threads, say)
 
 
@@ -108,64 +108,64 @@ def _opening(place: _Place) -> dict[str, Any]:
         "device": place.device.type,
         "date": machine.today(),
         "command": shlex.join(["cadenza", *sys.argv[1:]]),
-        "machine": machine.described(place.device),
+        "machine": machine.describe_machine(place.device),
         "threads": place.threads,
     }
 
 
-def _music(place: _Place, shape: Geometry | None, report: dict[str, Any], before: Bounds) -> None:
+def _music(place: _Place, shape: ModelGeometry | None, report: dict[str, Any], before: MachineLimits) -> None:
     """A language model and its codec: a geometry, or a model that is ours alone."""
     wish, say, where = place.wish, place.say, {"device": place.device, "threads": place.threads}
     source: str | Path = wish.model
     peer_configs = wish.peers if shape is not None else ()
     keep = True
     if shape is not None:
-        keep = keeps(shape, wish.variants, peer_configs, place.device)
+        keep = fits_in_memory(shape, wish.variants, peer_configs, place.device)
         say(f"drawing random weights of {wish.model}{', tiny' if wish.quick else ''}")
         source = place.folder / "model"
         write(shape, source)
         report["parameters"] = shape.parameters
-    job = Job(wish.seconds)
+    job = BenchJob(wish.seconds)
     report["job"] = asdict(job)
     if peer_configs:
-        sides = Ours(source, "float32", **where), Peer(Path(source), PeerConfig(), **where)
-        report["equal"] = equal(*sides, min(CHECKED, wish.seconds))
+        sides = CadenzaRunner(source, "float32", **where), TransformersRunner(Path(source), TransformersConfig(), **where)
+        report["equal"] = check_equal_output(*sides, min(CHECKED, wish.seconds))
         say(f"greedy float32 audio is the same, to {report['equal']['max_abs_difference']:.2g}")
-    ours = [Ours(stored(source, variant, place.folder), variant, **where) for variant in wish.variants]
+    ours = [CadenzaRunner(prepare_variant(source, variant, place.folder), variant, **where) for variant in wish.variants]
     if shape is None and not wish.threads and _small(ours):
         for one in ours:
             one.threads = 1
-    peers = [Peer(Path(source), config, **where) for config in peer_configs]
-    contestants: list[Contestant] = [*ours, *peers]
+    peers = [TransformersRunner(Path(source), config, **where) for config in peer_configs]
+    contestants: list[Runner] = [*ours, *peers]
     repeats = {one.name: wish.repeats for one in ours} | {one.name: wish.peer_repeats for one in peers}
-    runs = alternate(contestants, job, repeats, keep=keep, say=say)
-    bounds = before.better(machine.measured(place.device, quick=wish.quick))
+    runs = run_interleaved(contestants, job, repeats, keep=keep, say=say)
+    bounds = before.max_with(machine.measure_limits(place.device, quick=wish.quick))
     report |= {"bounds": asdict(bounds) | {"bandwidth": bounds.bandwidth}}
-    report["results"] = {name: summary(each) for name, each in runs.items()}
+    report["results"] = {name: summarize_runs(each) for name, each in runs.items()}
     for one in ours:
         report["results"][one.name] |= _beside(one, job, runs, bounds, peers) | {"threads": one.threads}
-        report["results"][one.name]["first_sound"] = spread([one.first(job) for _ in range(wish.repeats)])
+        report["results"][one.name]["first_sound"] = summarize_values([one.time_to_first_audio(job) for _ in range(wish.repeats)])
         if not keep:
             one.close()
     if wish.curves:
         measured = _chosen(ours, peers, runs)
-        report["curves"] = {name: curve(axis(name, quick=wish.quick), measured, say=say) for name in wish.curves}
+        report["curves"] = {name: run_curve(sweep_axis(name, quick=wish.quick), measured, say=say) for name in wish.curves}
     for one in contestants:
         one.close()
     if wish.fresh:
         report["fresh"] = dict(_fresh(place, ours, peers))
 
 
-def _small(ours: Sequence[Ours]) -> bool:
+def _small(ours: Sequence[CadenzaRunner]) -> bool:
     return bool(ours) and sum(x.numel() for x in ours[0].system.parameters()) < ONE_THREAD
 
 
-def _beside(one: Ours, job: Job, runs: dict[str, list[Run]], bounds: Bounds, peers: Sequence[Peer]) -> dict[str, Any]:
+def _beside(one: CadenzaRunner, job: BenchJob, runs: dict[str, list[TimedRun]], bounds: MachineLimits, peers: Sequence[TransformersRunner]) -> dict[str, Any]:
     """One of ours beside the machine's bound and beside the peer."""
-    mine = summary(runs[one.name])
-    needed = need(one.system.generator, job, steps=mine["steps"])
-    rate = needed.rate(bounds)
-    ratios = {peer.name: summary(runs[peer.name])["total_seconds"]["median"] for peer in peers}
+    mine = summarize_runs(runs[one.name])
+    needed = step_cost(one.system.generator, job, steps=mine["steps"])
+    rate = needed.roofline_steps_per_second(bounds)
+    ratios = {peer.name: summarize_runs(runs[peer.name])["total_seconds"]["median"] for peer in peers}
     return {
         "bound": asdict(needed) | {"steps_per_second": rate},
         "share_of_bound": mine["steps_per_second"]["median"] / rate,
@@ -173,42 +173,42 @@ def _beside(one: Ours, job: Job, runs: dict[str, list[Run]], bounds: Bounds, pee
     }
 
 
-def _chosen(ours: Sequence[Ours], peers: Sequence[Peer], runs: dict[str, list[Run]]) -> list[Contestant]:
+def _chosen(ours: Sequence[CadenzaRunner], peers: Sequence[TransformersRunner], runs: dict[str, list[TimedRun]]) -> list[Runner]:
     """Of both sides the quickest."""
-    quickest = lambda side: min(side, key=lambda one: summary(runs[one.name])["total_seconds"]["median"])  # noqa: E731
+    quickest = lambda side: min(side, key=lambda one: summarize_runs(runs[one.name])["total_seconds"]["median"])  # noqa: E731
     return [quickest(side) for side in (ours, peers) if side]
 
 
-def _fresh(place: _Place, ours: Sequence[Ours], peers: Sequence[Peer]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _fresh(place: _Place, ours: Sequence[CadenzaRunner], peers: Sequence[TransformersRunner]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every contestant in a process of its own; ours once chunk by chunk and once all at once."""
     common: dict[str, Any] = {"seconds": place.wish.seconds, "device": place.wish.device}
     for one in ours:
         for streamed in (True, False):
-            found = fresh(Order(str(one.model), threads=one.threads, variant=one.variant, streamed=streamed, **common))
+            found = run_in_subprocess(SubprocessJob(str(one.model), threads=one.threads, variant=one.variant, streamed=streamed, **common))
             name = f"{one.name}, {'streamed' if streamed else 'whole'}"
             place.say(f"{name}, in a process of its own: {found['memory']['peak'] / 1e9:.2f} GB at most")
             yield name, found
     for peer in peers:
-        found = fresh(Order(str(peer.folder), threads=peer.threads, peer=asdict(peer.config), **common))
+        found = run_in_subprocess(SubprocessJob(str(peer.folder), threads=peer.threads, peer=asdict(peer.config), **common))
         place.say(f"{peer.name}, in a process of its own: {found['memory']['peak'] / 1e9:.2f} GB at most")
         yield peer.name, found
 
 
-def _codec(place: _Place, shape: Geometry, report: dict[str, Any], before: Bounds) -> None:
+def _codec(place: _Place, shape: ModelGeometry, report: dict[str, Any], before: MachineLimits) -> None:
     """A codec alone."""
     wish, where = place.wish, {"device": place.device, "threads": place.threads}
-    keeps(shape, (), (), place.device)
-    folder, job = place.folder / "model", Job(wish.seconds)
+    fits_in_memory(shape, (), (), place.device)
+    folder, job = place.folder / "model", BenchJob(wish.seconds)
     write(shape, folder)
-    ours, peer = sound.OurCodec(folder, **where), sound.PeerCodec(folder, **where)
-    sides: list[Contestant] = [ours, peer] if wish.peers else [ours]
+    ours, peer = sound.CadenzaCodecRunner(folder, **where), sound.TransformersCodecRunner(folder, **where)
+    sides: list[Runner] = [ours, peer] if wish.peers else [ours]
     report |= {"parameters": shape.parameters, "job": asdict(job)}
     if wish.peers:
-        report["equal"] = sound.same(ours, peer, Job(min(CHECKED, wish.seconds)))
-    runs = alternate(sides, job, {one.name: wish.repeats for one in sides}, keep=True, say=place.say)
-    bounds = before.better(machine.measured(place.device, quick=wish.quick))
+        report["equal"] = sound.check_equal_codec(ours, peer, BenchJob(min(CHECKED, wish.seconds)))
+    runs = run_interleaved(sides, job, {one.name: wish.repeats for one in sides}, keep=True, say=place.say)
+    bounds = before.max_with(machine.measure_limits(place.device, quick=wish.quick))
     report |= {"bounds": asdict(bounds) | {"bandwidth": bounds.bandwidth}}
-    report["results"] = {name: summary(each) for name, each in runs.items()}
+    report["results"] = {name: summarize_runs(each) for name, each in runs.items()}
     if wish.peers:
         mine, theirs = (report["results"][one.name]["total_seconds"]["median"] for one in (ours, peer))
         report["results"][ours.name]["faster_than"] = {peer.name: theirs / mine}

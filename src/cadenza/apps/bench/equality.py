@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from cadenza.apps.bench.measure import Job
-from cadenza.apps.bench.ours import Ours, asking
-from cadenza.apps.bench.peer import Peer
+from cadenza.apps.bench.measure import BenchJob
+from cadenza.apps.bench.ours import CadenzaRunner, request_fields
+from cadenza.apps.bench.peer import TransformersRunner
 from cadenza.core.errors import BenchmarkError
 
 TOLERANCE = 1e-3  # of the loudest sample: both sum in float32, in orders of their own
@@ -15,29 +15,29 @@ TOLERANCE = 1e-3  # of the loudest sample: both sum in float32, in orders of the
 WORDS = (20, 23, 29)  # of the prompts that are tried: two codes may be so near to each other that rounding decides
 
 
-def equal(ours: Ours, peer: Peer, seconds: float) -> dict[str, Any]:
+def check_equal_output(ours: CadenzaRunner, peer: TransformersRunner, seconds: float) -> dict[str, Any]:
     """How far codes and audio of both are apart for the first prompt at which they are the same; BenchmarkError for none."""
     for tried, words in enumerate(WORDS, 1):
         try:
-            return compared(ours, peer, Job(seconds, words=words)) | {"prompts_tried": tried}
+            return compare_outputs(ours, peer, BenchJob(seconds, words=words)) | {"prompts_tried": tried}
         except BenchmarkError:
             if words == WORDS[-1]:
                 raise
     raise AssertionError("there are prompts")
 
 
-def compared(ours: Ours, peer: Peer, job: Job) -> dict[str, Any]:
+def compare_outputs(ours: CadenzaRunner, peer: TransformersRunner, job: BenchJob) -> dict[str, Any]:
     """How far codes and audio of both are apart, one model after the other in memory.
 
     BenchmarkError where they are not the same.
     """
     system = ours.system
     with torch.inference_mode():
-        codes: Any = system.frames(job.items(), sampling={"temperature": 0}, **asking(job))
+        codes: Any = system.generate_frames(job.items(), sampling={"temperature": 0}, **request_fields(job))
         mine, ids = system.codec.decode(codes).wave.float().cpu(), codes.ids.cpu()
     del system
     ours.close()
-    _, theirs, wave = peer.made(job, greedy=True)
+    _, theirs, wave = peer.generate(job, greedy=True)
     wave, theirs = wave.float().cpu(), theirs.cpu()
     peer.close()
     if mine.shape != wave.shape or ids.shape != theirs.shape:

@@ -12,7 +12,7 @@ from cadenza.core.errors import BenchmarkError
 
 
 @dataclass(frozen=True)
-class Order:
+class SubprocessJob:
     """What the process shall do; `peer` are the fields of a PeerConfig, `variant` is one of ours."""
 
     model: str
@@ -24,7 +24,7 @@ class Order:
     streamed: bool = False  # ours, chunk by chunk, or all at once
 
 
-def fresh(order: Order) -> dict[str, Any]:
+def run_in_subprocess(order: SubprocessJob) -> dict[str, Any]:
     """Seconds since the start of the process, and bytes of main memory by what they are for."""
     asked = json.dumps(asdict(order) | {"started": time.time()})
     done = subprocess.run([sys.executable, "-m", __name__, asked], check=False, capture_output=True, text=True)
@@ -40,46 +40,46 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from cadenza.apps.bench import machine
-    from cadenza.apps.bench.measure import Job, now
-    from cadenza.apps.bench.ours import Ours, sizes
-    from cadenza.apps.bench.peer import Peer, PeerConfig
+    from cadenza.apps.bench.measure import BenchJob, synchronized_time
+    from cadenza.apps.bench.ours import CadenzaRunner, weight_bytes_by_part
+    from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
 
-    order = Order(**{name: value for name, value in asked.items() if name != "started"})
-    device, job, moments = torch.device(order.device), Job(order.seconds), {}
+    order = SubprocessJob(**{name: value for name, value in asked.items() if name != "started"})
+    device, job, moments = torch.device(order.device), BenchJob(order.seconds), {}
 
     def mark(name: str) -> None:
-        now(device)
+        synchronized_time(device)
         moments[name] = time.time() - asked["started"]
 
     torch.set_num_threads(order.threads)
     library = _ours_imported if order.variant else _peer_imported
     library()
     mark("imported")
-    memory: dict[str, int] = {"libraries": machine.resident()}
+    memory: dict[str, int] = {"libraries": machine.process_rss()}
     pieces = 0
     if order.variant:
-        ours = Ours(order.model, order.variant, device=device, threads=order.threads)
+        ours = CadenzaRunner(order.model, order.variant, device=device, threads=order.threads)
         ours.open()
         mark("loaded")
-        memory["after loading"] = machine.resident()
+        memory["after loading"] = machine.process_rss()
         if order.streamed:
-            for pieces, _ in enumerate(ours.heard(job), 1):
+            for pieces, _ in enumerate(ours.iter_stream_times(job), 1):
                 if pieces == 1:
                     mark("first sound")
         else:
             ours.run(job)
         mark("end")
-        memory |= sizes(ours.system)
+        memory |= weight_bytes_by_part(ours.system)
     else:
-        peer = Peer(Path(order.model), PeerConfig(**order.peer or {}), device=device, threads=order.threads)
+        peer = TransformersRunner(Path(order.model), TransformersConfig(**order.peer or {}), device=device, threads=order.threads)
         peer.open()
         mark("loaded")
-        memory["after loading"] = machine.resident()
+        memory["after loading"] = machine.process_rss()
         run = peer.run(job)
         mark("end")
         memory |= _peer_sizes(peer.model)
-        return {"seconds": moments, "memory": memory | {"peak": machine.peak()}, "run": asdict(run), **_device(device)}
-    return {"seconds": moments, "memory": memory | {"peak": machine.peak()}, "pieces": pieces, **_device(device)}
+        return {"seconds": moments, "memory": memory | {"peak": machine.peak_rss()}, "run": asdict(run), **_device(device)}
+    return {"seconds": moments, "memory": memory | {"peak": machine.peak_rss()}, "pieces": pieces, **_device(device)}
 
 
 def _ours_imported() -> None:
@@ -87,9 +87,9 @@ def _ours_imported() -> None:
 
 
 def _peer_imported() -> None:
-    from cadenza.apps.bench.library import library
+    from cadenza.apps.bench.library import import_transformers
 
-    library()
+    import_transformers()
 
 
 def _peer_sizes(model: Any) -> dict[str, int]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from cadenza.apps.bench.library import library
+from cadenza.apps.bench.library import import_transformers
 from cadenza.core.errors import BenchmarkError
-from cadenza.core.spec import near
-from cadenza.importers.published import MODELS, Language, Published
+from cadenza.core.spec import did_you_mean
+from cadenza.importers.published import MODELS, LMGeometry, PublishedModel
 
 WORDS = tuple(
     "slow fast warm bright soft loud calm tense solo piano drums choir strings bass organ flute guitar brass in a minor major "
@@ -37,7 +37,7 @@ _TINY_RATE = {
 
 
 @dataclass(frozen=True)
-class Geometry:
+class ModelGeometry:
     """The fields of transformers' configs; without a language model, a codec alone."""
 
     name: str
@@ -54,7 +54,7 @@ class Geometry:
 
     def model(self) -> Any:
         """transformers' model, on the default device, as that library begins one."""
-        peer = library()
+        peer = import_transformers()
         sound = peer.EncodecConfig(**self.audio)
         if self.decoder is None or self.text is None:
             return peer.EncodecModel(sound).eval()
@@ -66,23 +66,23 @@ class Geometry:
         return peer.MusicgenForConditionalGeneration(config).eval()
 
 
-def names() -> list[str]:
+def list_geometries() -> list[str]:
     """What can be built."""
     return [short for name in MODELS if (short := _short(name)) is not None]
 
 
-def geometry(name: str, *, quick: bool = False) -> Geometry:
+def geometry(name: str, *, quick: bool = False) -> ModelGeometry:
     """The geometry of that name; a tiny one of the same kind where it shall be `quick`."""
     found = _published(name)
     audio = {24000: _SOUND_24, 32000: _SOUND_32}[found.sample_rate]
     if quick:
         audio = {**audio, **_TINY_SOUND, **_TINY_RATE}
     if found.language is None:
-        return Geometry(name, audio)
+        return ModelGeometry(name, audio)
     decoder = _decoder(found.language, bins=audio["codebook_size"])
     if quick:
         decoder |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}
-    return Geometry(name, audio, _TINY_TEXT if quick else TEXT, decoder)
+    return ModelGeometry(name, audio, _TINY_TEXT if quick else TEXT, decoder)
 
 
 def parameters(name: str) -> int:
@@ -90,10 +90,10 @@ def parameters(name: str) -> int:
     return _published(name).parameters
 
 
-def _published(name: str) -> Published:
+def _published(name: str) -> PublishedModel:
     found = next((one for full, one in MODELS.items() if _short(full) == name), None)
     if found is None:
-        raise BenchmarkError(f"there is no geometry '{name}'.{near(name, names())}")
+        raise BenchmarkError(f"there is no geometry '{name}'.{did_you_mean(name, list_geometries())}")
     return found
 
 
@@ -101,11 +101,11 @@ def _short(name: str) -> str | None:
     """The name without its owner, of those whose parts can be built here: `musicgen-small`, `encodec-24khz`."""
     published, short = MODELS[name], name.rpartition("/")[2].replace("_", "-")
     language = published.language
-    plain = published.sample_rate in (24000, 32000) if language is None else not language.hears
+    plain = published.sample_rate in (24000, 32000) if language is None else not language.audio_condition
     return short if plain and published.layout == "transformers" else None
 
 
-def _decoder(language: Language, *, bins: int) -> dict[str, Any]:
+def _decoder(language: LMGeometry, *, bins: int) -> dict[str, Any]:
     return {
         "hidden_size": language.width,
         "num_hidden_layers": language.depth,
@@ -120,9 +120,9 @@ def _decoder(language: Language, *, bins: int) -> dict[str, Any]:
     }
 
 
-def write(geometry: Geometry, folder: Path, *, seed: int = 0) -> None:
+def write(geometry: ModelGeometry, folder: Path, *, seed: int = 0) -> None:
     """A model of that geometry with weights drawn from `seed`, and a tokenizer of a word a token, in a folder."""
-    model = drawn(geometry, seed)
+    model = random_model(geometry, seed)
     if geometry.decoder is not None:
         bins = geometry.decoder["vocab_size"]
         special = dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), bins)
@@ -137,7 +137,7 @@ def write(geometry: Geometry, folder: Path, *, seed: int = 0) -> None:
         _tokenizer(folder)
 
 
-def drawn(geometry: Geometry, seed: int) -> Any:
+def random_model(geometry: ModelGeometry, seed: int) -> Any:
     """transformers' model with weights that all matter: what it writes depends on the text and on what it has written.
 
     That library begins codebooks at zero, and a language model so near to it that only positions count.
@@ -156,7 +156,7 @@ def drawn(geometry: Geometry, seed: int) -> Any:
     return model
 
 
-def prompt(words: int) -> str:
+def dummy_prompt(words: int) -> str:
     """A text of so many words, each of which is a token."""
     return " ".join(WORDS[(7 * i + i // len(WORDS)) % len(WORDS)] for i in range(words))
 

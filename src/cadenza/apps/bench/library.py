@@ -5,7 +5,7 @@ from typing import Any
 from cadenza.core.errors import BenchmarkError
 
 
-def library() -> Any:
+def import_transformers() -> Any:
     """transformers, where it has MusicGen, told to be quiet."""
     try:
         import transformers

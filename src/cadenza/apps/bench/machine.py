@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cadenza.apps.bench.measure import now
+from cadenza.apps.bench.measure import synchronized_time
 from cadenza.core.errors import BenchmarkError
 
 LIBRARIES = ("cadenza", "torch", "transformers", "numba", "numpy")
@@ -20,7 +20,7 @@ _BUFFER = 2**29  # bytes, beyond all caches of a CPU
 
 
 @dataclass(frozen=True)
-class Bounds:
+class MachineLimits:
     """The best of several tries, a second: bytes read and copied (both ways counted), operations of a matrix product."""
 
     read: float
@@ -33,12 +33,12 @@ class Bounds:
         """Bytes a second that nothing on this machine was seen to exceed."""
         return max(self.read, self.copy)
 
-    def better(self, other: "Bounds") -> "Bounds":
+    def max_with(self, other: "MachineLimits") -> "MachineLimits":
         """The best of both."""
-        return Bounds(*(max(a, b) for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return MachineLimits(*(max(a, b) for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
 
-def measured(device: torch.device, *, quick: bool = False, tries: int = 5) -> Bounds:
+def measure_limits(device: torch.device, *, quick: bool = False, tries: int = 5) -> MachineLimits:
     """Bounds with the number of threads that torch has."""
     size = _BUFFER // 32 if quick else 4 * _BUFFER if device.type == "cuda" else _BUFFER
     source = torch.ones(size // 4, device=device)
@@ -53,7 +53,7 @@ def measured(device: torch.device, *, quick: bool = False, tries: int = 5) -> Bo
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         rates[dtype] = 2 * side**3 / _best(device, lambda a=a, b=b: a @ b, tries)
-    return Bounds(read, copy, rates[torch.float32], rates[torch.bfloat16])
+    return MachineLimits(read, copy, rates[torch.float32], rates[torch.bfloat16])
 
 
 def _best(device: torch.device, action: Callable[[], Any], tries: int) -> float:
@@ -61,19 +61,19 @@ def _best(device: torch.device, action: Callable[[], Any], tries: int) -> float:
     action()
     times = []
     for _ in range(tries):
-        start = now(device)
+        start = synchronized_time(device)
         action()
-        times.append(now(device) - start)
+        times.append(synchronized_time(device) - start)
     return min(times)
 
 
-def described(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """What the report says of the machine."""
     found: dict[str, Any] = {
-        "kind": kind(device),
+        "kind": machine_id(device),
         "cpu": _cpu(),
-        "cores": cores(),
-        "memory_bytes": memory(),
+        "cores": cpu_count(),
+        "memory_bytes": total_memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
@@ -85,31 +85,31 @@ def described(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def kind(device: torch.device) -> str:
+def machine_id(device: torch.device) -> str:
     """The name of the folder for results of machines like this one."""
     if device.type == "cuda":
         return "gpu-" + re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
-    return f"{device.type}-{cores()}-cores" if device.type == "cpu" else device.type
+    return f"{device.type}-{cpu_count()}-cores" if device.type == "cpu" else device.type
 
 
-def cores() -> int:
+def cpu_count() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> int:
+def total_memory() -> int:
     """Bytes of main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
-def available(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
     """Bytes that can be had now; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return _field("/proc/meminfo", "MemAvailable")
 
 
-def peak() -> int:
+def peak_rss() -> int:
     """The most bytes of main memory that this process has held."""
     if found := _field("/proc/self/status", "VmHWM"):
         return found
@@ -121,7 +121,7 @@ def peak() -> int:
     return most if platform.system() == "Darwin" else 1024 * most
 
 
-def resident() -> int:
+def process_rss() -> int:
     """Bytes of main memory that this process holds; 0 where the system does not say."""
     return _field("/proc/self/status", "VmRSS")
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from cadenza.apps.bench.geometry import prompt
+from cadenza.apps.bench.geometry import dummy_prompt
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchJob:
     """Clips of `seconds`, `batch` of them, under `branches` answers of guidance, from a prompt of `words` tokens."""
 
     seconds: float
@@ -25,11 +25,11 @@ class Job:
     words: int = 20
 
     def items(self) -> list[dict[str, str]]:
-        return [{"prompt": prompt(self.words)} for _ in range(self.batch)]
+        return [{"prompt": dummy_prompt(self.words)} for _ in range(self.batch)]
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """Seconds of one run by part; `steps` are those of the language model, `audio` seconds of sound that were made."""
 
     parts: Mapping[str, float]
@@ -46,12 +46,12 @@ class Run:
         return self.steps / self.parts["lm"] if self.steps else 0.0
 
     @property
-    def times(self) -> float:
+    def realtime_factor(self) -> float:
         """Times real time, from the text to the last sample."""
         return self.audio / self.total
 
 
-class Contestant(ABC):
+class Runner(ABC):
     """A library with a model in one form; open only while it is needed."""
 
     name: str
@@ -66,22 +66,22 @@ class Contestant(ABC):
     def close(self) -> None:
         """Lets go of its memory."""
 
-    def warming(self, job: Job) -> Job:
+    def warmup_job(self, job: BenchJob) -> BenchJob:
         """What warms it for a job: a second of that, or all on a GPU, where what is recorded beforehand is of one length."""
         return job if self.device.type == "cuda" else replace(job, seconds=min(1.0, job.seconds))
 
     @abstractmethod
-    def run(self, job: Job) -> Run:
+    def run(self, job: BenchJob) -> TimedRun:
         """The clips of a job, timed."""
 
-    def timed(self, job: Job) -> Run:
+    def timed(self, job: BenchJob) -> TimedRun:
         """A run with the number of threads that belongs to it."""
-        with computing(self.threads):
+        with torch_threads(self.threads):
             return self.run(job)
 
 
 @contextmanager
-def computing(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Lets torch compute with that many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -91,7 +91,7 @@ def computing(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def now(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
     """The clock, once the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -100,43 +100,43 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def alternate(
-    contestants: Sequence[Contestant], job: Job, repeats: Mapping[str, int], *, keep: bool, say: Say = print
-) -> dict[str, list[Run]]:
+def run_interleaved(
+    contestants: Sequence[Runner], job: BenchJob, repeats: Mapping[str, int], *, keep: bool, say: Say = print
+) -> dict[str, list[TimedRun]]:
     """Every contestant in turn until each has had its repeats, so that what else the machine does falls on all.
 
     Each is warmed before it is timed. Without `keep` there is one model in memory at a time.
     """
-    found: dict[str, list[Run]] = {one.name: [] for one in contestants}
+    found: dict[str, list[TimedRun]] = {one.name: [] for one in contestants}
     for turn in range(max(repeats.values(), default=0)):
         for one in contestants:
             if turn >= repeats[one.name]:
                 continue
             if turn == 0 or not keep:
                 one.open()
-                one.timed(one.warming(job))
+                one.timed(one.warmup_job(job))
             run = one.timed(job)
             found[one.name].append(run)
             steps = f"{run.rate:.2f} steps/s, " if run.steps else ""
-            say(f"{one.name}: {steps}{run.times:.3f}x real time ({run.total:.1f} s, turn {turn + 1})")
+            say(f"{one.name}: {steps}{run.realtime_factor:.3f}x real time ({run.total:.1f} s, turn {turn + 1})")
             if not keep:
                 one.close()
     return found
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
+def summarize_values(values: Sequence[float]) -> dict[str, Any]:
     """The median, the least, the greatest and all values."""
     return {"median": median(values), "min": min(values), "max": max(values), "all": list(values)}
 
 
-def summary(runs: Sequence[Run]) -> dict[str, Any]:
+def summarize_runs(runs: Sequence[TimedRun]) -> dict[str, Any]:
     """What several runs of one job come to."""
     found = {
         "audio_seconds": runs[0].audio,
-        "times_real_time": spread([run.times for run in runs]),
-        "seconds": {name: spread([run.parts[name] for run in runs]) for name in runs[0].parts},
-        "total_seconds": spread([run.total for run in runs]),
+        "times_real_time": summarize_values([run.realtime_factor for run in runs]),
+        "seconds": {name: summarize_values([run.parts[name] for run in runs]) for name in runs[0].parts},
+        "total_seconds": summarize_values([run.total for run in runs]),
     }
     if runs[0].steps:
-        found |= {"steps": runs[0].steps, "steps_per_second": spread([run.rate for run in runs])}
+        found |= {"steps": runs[0].steps, "steps_per_second": summarize_values([run.rate for run in runs])}
     return found

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cadenza.apps.bench.measure import Contestant, Job, Run, computing, now
+from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, torch_threads, synchronized_time
 from cadenza.core.errors import BenchmarkError
-from cadenza.core.spec import near
+from cadenza.core.spec import did_you_mean
 
 if TYPE_CHECKING:
     from cadenza.dsp.audio import Audio
@@ -22,7 +22,7 @@ QUANTISED = ("int8", "int4")
 VARIANTS = (*DTYPES, *QUANTISED)
 
 
-class Ours(Contestant):
+class CadenzaRunner(Runner):
     """`cadenza.load` of a folder or a name that is stored as `variant` (see `stored`)."""
 
     def __init__(self, model: str | Path, variant: str, *, device: torch.device, threads: int) -> None:
@@ -49,45 +49,45 @@ class Ours(Contestant):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def run(self, job: Job) -> Run:
+    def run(self, job: BenchJob) -> TimedRun:
         system, marks = self.system, {}
-        hook = system.conditioners.register_forward_hook(lambda *_: marks.__setitem__("text", now(self.device)))
+        hook = system.conditioners.register_forward_hook(lambda *_: marks.__setitem__("text", synchronized_time(self.device)))
         try:
-            start = now(self.device)
-            codes = system.frames(job.items(), **asking(job))
-            made = now(self.device)
+            start = synchronized_time(self.device)
+            codes = system.generate_frames(job.items(), **request_fields(job))
+            made = synchronized_time(self.device)
             system.codec.decode(codes)
-            end = now(self.device)
+            end = synchronized_time(self.device)
         finally:
             hook.remove()
         parts = {"text": marks["text"] - start, "lm": made - marks["text"], "codec": end - made}
-        return Run(parts, job.seconds * job.batch, steps(system, int(codes.lengths.max())))
+        return TimedRun(parts, job.seconds * job.batch, num_decoding_steps(system, int(codes.lengths.max())))
 
-    def heard(self, job: Job) -> Iterator["tuple[float, Audio]"]:
+    def iter_stream_times(self, job: BenchJob) -> Iterator["tuple[float, Audio]"]:
         """Seconds since the call and the next piece of sound, as the clips are streamed."""
-        start = now(self.device)
-        with closing(self.system.stream(job.items(), **asking(job))) as chunks:  # type: ignore[type-var]  # a generator
+        start = synchronized_time(self.device)
+        with closing(self.system.stream(job.items(), **request_fields(job))) as chunks:  # type: ignore[type-var]  # a generator
             for chunk in chunks:
                 if int(chunk.lengths.max()) > 0:
-                    yield now(self.device) - start, chunk
+                    yield synchronized_time(self.device) - start, chunk
 
-    def first(self, job: Job) -> float:
+    def time_to_first_audio(self, job: BenchJob) -> float:
         """Seconds from the call to the first sound."""
-        with computing(self.threads), closing(self.heard(job)) as pieces:  # type: ignore[type-var]  # a generator function's
+        with torch_threads(self.threads), closing(self.iter_stream_times(job)) as pieces:  # type: ignore[type-var]  # a generator function's
             for moment, _ in pieces:
                 return moment
         raise BenchmarkError("the stream ended without a sound")
 
 
-def stored(model: str | Path, variant: str, place: Path) -> str | Path:
+def prepare_variant(model: str | Path, variant: str, place: Path) -> str | Path:
     """Where `model` lies as `variant`: itself, or below `place`, saved as a user would keep it.
 
     BenchmarkError where this build has no such form.
     """
-    from cadenza.apps.api import find, load
+    from cadenza.apps.api import resolve, load
 
-    known(variant)
-    if variant == "float32" and isinstance(find(model), Path):
+    check_variant(variant)
+    if variant == "float32" and isinstance(resolve(model), Path):
         return model
     folder = place / f"ours-{variant}"
     if variant in DTYPES:
@@ -100,26 +100,26 @@ def stored(model: str | Path, variant: str, place: Path) -> str | Path:
     return folder
 
 
-def known(variant: str) -> None:
+def check_variant(variant: str) -> None:
     """Raises BenchmarkError for a form that there is not."""
     if variant not in VARIANTS:
-        raise BenchmarkError(f"there is no variant '{variant}'.{near(variant, list(VARIANTS))}")
+        raise BenchmarkError(f"there is no variant '{variant}'.{did_you_mean(variant, list(VARIANTS))}")
 
 
-def asking(job: Job) -> dict[str, Any]:
+def request_fields(job: BenchJob) -> dict[str, Any]:
     """The fields of a request; three branches are what a prompt adds, counted double, and a negative prompt."""
     scale: Any = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "emphasis": {"prompt": 1.5}, "negative": "drums over bass"}}[job.branches]
     return {"seconds": job.seconds, "seed": 0, "guidance": scale}
 
 
-def steps(system: "System", frames: int) -> int:
+def num_decoding_steps(system: "System", frames: int) -> int:
     """Steps that the language model takes for clips of `frames` frames, in windows where they are longer than one."""
     from cadenza.system.windows import SHARE
 
     generator: Any = system.generator
-    rows, context = generator.grid.rows, generator.spec.context
+    rows, context = generator.format.channels, generator.spec.max_frames
     asked = system.spec.defaults.stride
-    stride = max(1, round(SHARE * context)) if asked is None else round(asked * generator.grid.frame_rate)
+    stride = max(1, round(SHARE * context)) if asked is None else round(asked * generator.format.frame_rate)
     taken, first = 0, 0
     while True:
         window, shared = min(context, frames - first), context - stride if first else 0
@@ -129,10 +129,10 @@ def steps(system: "System", frames: int) -> int:
         first += stride
 
 
-def sizes(system: "System") -> dict[str, int]:
+def weight_bytes_by_part(system: "System") -> dict[str, int]:
     """Bytes of the weights by part, encoders that are borrowed included."""
     parts: Any = system.conditioners.values()
-    borrowed = [part.pretrained.on(system.device) for part in parts if hasattr(part, "pretrained")]
+    borrowed = [part.pretrained.get(system.device) for part in parts if hasattr(part, "pretrained")]
     return {
         "language model": _bytes(system.generator),
         "text encoder": sum(map(_bytes, [system.conditioners, *borrowed])),

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadenza.apps.bench.library import library
-from cadenza.apps.bench.measure import Contestant, Job, Run, now
+from cadenza.apps.bench.library import import_transformers
+from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, synchronized_time
 from cadenza.core.errors import BenchmarkError
 
 
 @dataclass(frozen=True)
-class PeerConfig:
+class TransformersConfig:
     """How transformers is asked to compute."""
 
     dtype: str = "float32"
@@ -33,10 +33,10 @@ class PeerConfig:
         return ", ".join(parts + ([f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.threads else []))
 
 
-class Peer(Contestant):
+class TransformersRunner(Runner):
     """MusicgenForConditionalGeneration of a folder."""
 
-    def __init__(self, folder: Path, config: PeerConfig, *, device: torch.device, threads: int) -> None:
+    def __init__(self, folder: Path, config: TransformersConfig, *, device: torch.device, threads: int) -> None:
         self.folder, self.config, self.device = folder, config, device
         self.threads = config.threads or threads
         self.name = f"transformers {config.label}"
@@ -51,7 +51,7 @@ class Peer(Contestant):
     def open(self) -> None:
         if self._model is not None:
             return
-        self._model = library().MusicgenForConditionalGeneration.from_pretrained(
+        self._model = import_transformers().MusicgenForConditionalGeneration.from_pretrained(
             self.folder,
             dtype=getattr(torch, self.config.dtype),
             attn_implementation={"decoder": self.config.attention, "text_encoder": "eager", "audio_encoder": "eager"},
@@ -69,14 +69,14 @@ class Peer(Contestant):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def warming(self, job: Job) -> Job:
+    def warmup_job(self, job: BenchJob) -> BenchJob:
         self._room = self._steps(job)
-        return super().warming(job)
+        return super().warmup_job(job)
 
-    def run(self, job: Job) -> Run:
-        return self.made(job)[0]
+    def run(self, job: BenchJob) -> TimedRun:
+        return self.generate(job)[0]
 
-    def made(self, job: Job, *, greedy: bool = False) -> tuple[Run, Tensor, Tensor]:
+    def generate(self, job: BenchJob, *, greedy: bool = False) -> tuple[TimedRun, Tensor, Tensor]:
         """The run, its codes [b k f] and its audio [b c t]."""
         if job.branches > 2:
             raise BenchmarkError("transformers computes one or two branches of guidance, not three")
@@ -84,15 +84,15 @@ class Peer(Contestant):
         decode = model.audio_encoder.decode
 
         def tapped(codes: Tensor, *rest: Any, **named: Any) -> Any:
-            marks.setdefault("codec", now(self.device))
+            marks.setdefault("codec", synchronized_time(self.device))
             decoded.append(codes)
             return decode(codes, *rest, **named)
 
-        hook = model.text_encoder.register_forward_hook(lambda *_: marks.__setitem__("text", now(self.device)))
+        hook = model.text_encoder.register_forward_hook(lambda *_: marks.__setitem__("text", synchronized_time(self.device)))
         model.audio_encoder.decode = tapped
         taken = self._steps(job)
         try:
-            start = now(self.device)
+            start = synchronized_time(self.device)
             ids = self._read(job)
             with torch.inference_mode(), self._cached(taken):
                 wave = model.generate(
@@ -102,20 +102,20 @@ class Peer(Contestant):
                     max_new_tokens=taken,
                     guidance_scale=3.0 if job.branches == 2 else 1.0,
                 )
-            end = now(self.device)
+            end = synchronized_time(self.device)
         finally:
             hook.remove()
             model.audio_encoder.decode = decode
         parts = {"text": marks["text"] - start, "lm": marks["codec"] - marks["text"], "codec": end - marks["codec"]}
         codes = torch.stack([each[0] for each in decoded], 2).flatten(1, 2)  # left and right in turn
-        return Run(parts, job.seconds * job.batch, taken), codes, wave
+        return TimedRun(parts, job.seconds * job.batch, taken), codes, wave
 
-    def _steps(self, job: Job) -> int:
+    def _steps(self, job: BenchJob) -> int:
         """Steps of a clip: the delay of the last codebook is added to its frames."""
         lm, sound = self.model.config.decoder, self.model.config.audio_encoder
         return round(job.seconds * sound.frame_rate) - 1 + lm.num_codebooks // lm.audio_channels
 
-    def _read(self, job: Job) -> Tensor:
+    def _read(self, job: BenchJob) -> Tensor:
         """The ids of the prompts' tokens, all of one length."""
         from tokenizers import Tokenizer
 
@@ -132,7 +132,7 @@ class Peer(Contestant):
         if self.config.cache != "static":
             yield
             return
-        model, them = self.model, library()
+        model, them = self.model, import_transformers()
         prepare, config = model.prepare_inputs_for_generation, model.config.decoder
 
         @wraps(prepare)  # whose signature is looked at

@@ -5,29 +5,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cadenza.apps.bench.curves import draw
-from cadenza.apps.bench.sweep import table
+from cadenza.apps.bench.curves import plot_curve
+from cadenza.apps.bench.sweep import sweep_table
 from cadenza.core.errors import BenchmarkError
 
 _PARTS = ("language model", "text encoder", "codec", "libraries")
 
 
-def save(report: dict[str, Any], folder: Path) -> Path:
+def save_report(report: dict[str, Any], folder: Path) -> Path:
     """Writes the files of a report, named by its model, and gives the Markdown's path."""
     stem = report["model"].replace("/", "-") + ("-sweep" if "sweep" in report else "")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
         for name, curve in report.get("curves", {}).items():
-            draw(curve, f"{report['model']}: {name}", folder / f"{stem}-{name}.png")
+            plot_curve(curve, f"{report['model']}: {name}", folder / f"{stem}-{name}.png")
         path = folder / f"{stem}.md"
-        path.write_text("\n".join(markdown(report, stem)) + "\n")
+        path.write_text("\n".join(to_markdown(report, stem)) + "\n")
     except OSError as error:
         raise BenchmarkError(f"{folder}: the report cannot be written ({error.strerror}); choose another --out") from None
     return path
 
 
-def markdown(report: dict[str, Any], stem: str) -> Iterator[str]:
+def to_markdown(report: dict[str, Any], stem: str) -> Iterator[str]:
     """The report's lines."""
     machine = report["machine"]
     gigabytes = machine["memory_bytes"] / 1e9
@@ -186,7 +186,7 @@ def _sweep(report: dict[str, Any], stem: str) -> Iterator[str]:
         return
     yield "## Configurations of transformers"
     yield ""
-    yield from table(report["sweep"])
+    yield from sweep_table(report["sweep"])
 
 
 def _all(report: dict[str, Any], stem: str) -> Iterator[str]:

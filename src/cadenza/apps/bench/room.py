@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from cadenza.apps.bench import machine
-from cadenza.apps.bench.geometry import Geometry, names, parameters
-from cadenza.apps.bench.peer import PeerConfig
+from cadenza.apps.bench.geometry import ModelGeometry, list_geometries, parameters
+from cadenza.apps.bench.peer import TransformersConfig
 from cadenza.core.errors import BenchmarkError
 from cadenza.nn.packed import LIMIT
 
@@ -15,14 +15,14 @@ _READING = 2.2  # times its size in float32 that a model takes while it is read 
 _BESIDE = 1.5e9  # bytes of libraries, of keys and values, of what a codec computes with
 
 
-def keeps(shape: Geometry, variants: Sequence[str], peers: Sequence[PeerConfig], device: torch.device) -> bool:
+def fits_in_memory(shape: ModelGeometry, variants: Sequence[str], peers: Sequence[TransformersConfig], device: torch.device) -> bool:
     """Whether all models fit beside each other; BenchmarkError where not even one of them does, naming what would."""
-    free = machine.available(device)
+    free = machine.available_memory(device)
     if not free:
         return True
-    host = machine.available(torch.device("cpu"))
+    host = machine.available_memory(torch.device("cpu"))
     if (wanted := _READING * 4 * shape.parameters + _BESIDE) > host:
-        fit = [name for name in names() if _READING * 4 * parameters(name) + _BESIDE <= host]
+        fit = [name for name in list_geometries() if _READING * 4 * parameters(name) + _BESIDE <= host]
         raise BenchmarkError(
             f"{shape.name} has {shape.parameters / 1e9:.2f} billion parameters and takes {wanted / 1e9:.1f} GB while it is "
             f"built and read, but {host / 1e9:.1f} GB are free; what would fit: {', '.join(fit) or 'none; free memory'}"
@@ -37,7 +37,7 @@ def keeps(shape: Geometry, variants: Sequence[str], peers: Sequence[PeerConfig],
     return sum(each) + _READING * 4 * shape.parameters + _BESIDE <= free
 
 
-def _of(shape: Geometry, form: str, *, ours: bool, device: torch.device) -> float:
+def _of(shape: ModelGeometry, form: str, *, ours: bool, device: torch.device) -> float:
     """Bytes of a model once it is read; ours in float32 on a CPU lies there twice, where it is not too large for that."""
     twice = 2 if ours and form == "float32" and device.type == "cpu" and shape.parameters <= 1.5 * LIMIT else 1
     return twice * _BYTES[form] * shape.parameters + (0 if form in ("float32", "bfloat16", "float16") else 7e8)

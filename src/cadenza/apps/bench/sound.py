@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadenza.apps.bench.library import library
-from cadenza.apps.bench.measure import Contestant, Job, Run, now
+from cadenza.apps.bench.library import import_transformers
+from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, synchronized_time
 from cadenza.core.errors import BenchmarkError
 from cadenza.dsp.audio import Audio
 
 TOLERANCE = 1e-4  # of samples, where the loudest is about 1
 
 
-class _Sound(Contestant):
+class _Sound(Runner):
     """A codec alone, of a folder."""
 
     def __init__(self, folder: Path, *, device: torch.device, threads: int) -> None:
@@ -26,7 +26,7 @@ class _Sound(Contestant):
         """The codec, with its weights."""
         raise NotImplementedError(f"{type(self).__name__} must say what is read")
 
-    def made(self, job: Job) -> tuple[Run, Tensor, Tensor]:
+    def made(self, job: BenchJob) -> tuple[TimedRun, Tensor, Tensor]:
         """The run, the codes [b k f] and the audio that comes back [b c t]."""
         raise NotImplementedError(f"{type(self).__name__} must encode and decode")
 
@@ -38,11 +38,11 @@ class _Sound(Contestant):
         self._model = None
         gc.collect()
 
-    def run(self, job: Job) -> Run:
+    def run(self, job: BenchJob) -> TimedRun:
         return self.made(job)[0]
 
 
-class OurCodec(_Sound):
+class CadenzaCodecRunner(_Sound):
     """The codec of a folder."""
 
     name = "cadenza float32"
@@ -53,48 +53,48 @@ class OurCodec(_Sound):
         return load(self.folder, device=self.device).codec
 
     @torch.inference_mode()
-    def made(self, job: Job) -> tuple[Run, Tensor, Tensor]:
+    def made(self, job: BenchJob) -> tuple[TimedRun, Tensor, Tensor]:
         """The run, the codes [b k f] and the audio that comes back [b c t]."""
         self.open()
         spec = self._model.spec
-        audio = Audio(noise(job, spec.sample_rate, self.device), spec.sample_rate)
-        start = now(self.device)
+        audio = Audio(random_audio(job, spec.sample_rate, self.device), spec.sample_rate)
+        start = synchronized_time(self.device)
         codes = self._model.encode(audio)
-        middle = now(self.device)
+        middle = synchronized_time(self.device)
         back = self._model.decode(codes)
-        end = now(self.device)
-        return Run({"encode": middle - start, "decode": end - middle}, job.seconds * job.batch), codes.ids, back.wave
+        end = synchronized_time(self.device)
+        return TimedRun({"encode": middle - start, "decode": end - middle}, job.seconds * job.batch), codes.ids, back.wave
 
 
-class PeerCodec(_Sound):
+class TransformersCodecRunner(_Sound):
     """EncodecModel of a folder, at its highest bandwidth."""
 
     name = "transformers float32"
 
     def read(self) -> Any:
-        return library().EncodecModel.from_pretrained(self.folder).to(self.device).eval()
+        return import_transformers().EncodecModel.from_pretrained(self.folder).to(self.device).eval()
 
     @torch.inference_mode()
-    def made(self, job: Job) -> tuple[Run, Tensor, Tensor]:
+    def made(self, job: BenchJob) -> tuple[TimedRun, Tensor, Tensor]:
         """As ours."""
         self.open()
         config = self._model.config
-        wave = noise(job, config.sampling_rate, self.device)
-        start = now(self.device)
+        wave = random_audio(job, config.sampling_rate, self.device)
+        start = synchronized_time(self.device)
         coded = self._model.encode(wave, bandwidth=config.target_bandwidths[-1])
-        middle = now(self.device)
+        middle = synchronized_time(self.device)
         back = self._model.decode(coded.audio_codes, coded.audio_scales).audio_values
-        end = now(self.device)
-        return Run({"encode": middle - start, "decode": end - middle}, job.seconds * job.batch), coded.audio_codes[0], back
+        end = synchronized_time(self.device)
+        return TimedRun({"encode": middle - start, "decode": end - middle}, job.seconds * job.batch), coded.audio_codes[0], back
 
 
-def noise(job: Job, sample_rate: int, device: torch.device) -> Tensor:
+def random_audio(job: BenchJob, sample_rate: int, device: torch.device) -> Tensor:
     """Clips [b 1 t] of quiet noise, the same each time."""
     rng = torch.Generator().manual_seed(0)
     return (0.1 * torch.randn(job.batch, 1, round(job.seconds * sample_rate), generator=rng)).to(device)
 
 
-def same(ours: OurCodec, peer: PeerCodec, job: Job) -> dict[str, Any]:
+def check_equal_codec(ours: CadenzaCodecRunner, peer: TransformersCodecRunner, job: BenchJob) -> dict[str, Any]:
     """How far codes and audio of both are apart; BenchmarkError where they are not the same.
 
     A vector may lie as near to one entry of a codebook as to another, so one code in a thousand may differ; the audio

@@ -6,7 +6,7 @@ from typing import Any
 GIGA = 1e9
 
 
-def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
+def check_targets(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Each target of the model on this kind of device: what, what is wanted, what was measured, whether it is reached."""
     if report["quick"] or report.get("job", {}).get("seconds") != 30.0:
         return []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cadenza.apps.cli.values import json_of, number, timeline, value
+from cadenza.apps.cli.values import parse_json, parse_number, parse_timeline, parse_value
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClipPrompt:
     """One clip that is asked for: its item, and the audio it goes on from if any."""
 
     item: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Asked:
         return str(prompt or (self.continue_from.stem if self.continue_from else ""))
 
 
-def asked(words: Sequence[str], prompts: Path | None) -> list[Asked]:
+def parse_prompts(words: Sequence[str], prompts: Path | None) -> list[ClipPrompt]:
     """The clips that prompts, audio files and a file of prompts ask for."""
     found = [_word(word) for word in words]
     if prompts is not None:
@@ -42,22 +42,22 @@ def asked(words: Sequence[str], prompts: Path | None) -> list[Asked]:
     return found
 
 
-def controls(
-    system: "System", pairs: Sequence[str], named: Mapping[str, str | None], wanted: Sequence[Asked]
+def parse_controls(
+    system: "System", pairs: Sequence[str], named: Mapping[str, str | None], wanted: Sequence[ClipPrompt]
 ) -> dict[str, Any]:
     """The values of `id=value` pairs and of options named after controls, of which no clip that is wanted has one yet.
 
     RequestError names a control that the system has not, and those it has.
     """
     given = [(name, text, f"--{name}") for name, text in named.items() if text is not None]
-    given += [(*pair(text, "--set"), f"--set {text}") for text in pairs]
+    given += [(*parse_pair(text, "--set"), f"--set {text}") for text in pairs]
     found = {}
     for name, text, option in given:
         said = [i for i, one in enumerate(wanted, 1) if name in one.item]
         if name in found or said:
             where = "is set twice" if name in found else f"has a value in clip {said[0]} already"
             raise typer.BadParameter(f"'{text}': '{name}' {where}; leave one out", param_hint=option)
-        if name not in (there := system.conditioners.ids()):
+        if name not in (there := system.conditioners.input_ids()):
             close = difflib.get_close_matches(name, there, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             known = ", ".join(there) or "none"
@@ -65,21 +65,21 @@ def controls(
         if not text.strip():
             raise typer.BadParameter("is empty; say a value or leave it out", param_hint=option)
         part = system.spec.conditioners.get(name)
-        found[name] = value(text, part.widget if part else "text", option)
+        found[name] = parse_value(text, part.widget if part else "text", option)
     return found
 
 
-def settings(pairs: Sequence[str]) -> dict[str, float]:
+def parse_sampling(pairs: Sequence[str]) -> dict[str, float]:
     """`name=value` pairs of sampling."""
-    named = [(text, *pair(text, "--sampling")) for text in pairs]
-    return {name: number(said, "--sampling", said=text) for text, name, said in named}
+    named = [(text, *parse_pair(text, "--sampling")) for text in pairs]
+    return {name: parse_number(said, "--sampling", said=text) for text, name, said in named}
 
 
-def guidance(text: str | None, negative: str | None) -> Any:
+def parse_guidance(text: str | None, negative: str | None) -> Any:
     """A scale, or the fields of Guidance, with a negative prompt where there is one; None where nothing is said."""
     said: Any = None
     if text is not None:
-        said = json_of(text, "--guidance") if text.lstrip()[:1] == "{" else number(text, "--guidance")
+        said = parse_json(text, "--guidance") if text.lstrip()[:1] == "{" else parse_number(text, "--guidance")
     if negative is None:
         return said
     if not negative.strip():
@@ -90,7 +90,7 @@ def guidance(text: str | None, negative: str | None) -> Any:
     return {**fields, "negative": _prompt(negative)}
 
 
-def pair(text: str, option: str) -> tuple[str, str]:
+def parse_pair(text: str, option: str) -> tuple[str, str]:
     """`name=value`, neither of them empty."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip() or not value.strip():
@@ -98,7 +98,7 @@ def pair(text: str, option: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _word(word: str) -> Asked:
+def _word(word: str) -> ClipPrompt:
     """A prompt, nothing where the word is empty, or where a file has that name the audio or codes to go on from."""
     from cadenza.dsp.files import SUFFIXES
 
@@ -110,20 +110,20 @@ def _word(word: str) -> Asked:
     if not there and path.suffix.lower() in (*SUFFIXES, ".safetensors"):
         raise RequestError(f"{word}: no such file to go on from; if these are words, leave '{path.suffix}' out of them")
     if not there:
-        return Asked(_prompt(word) if word.strip() else {})
+        return ClipPrompt(_prompt(word) if word.strip() else {})
     if path.suffix.lower() not in (*SUFFIXES, ".safetensors"):
         raise RequestError(
             f"{word}: a file, but neither audio nor codes to go on from; if it holds prompts, use --prompts {word}"
         )
-    return Asked(continue_from=path)
+    return ClipPrompt(continue_from=path)
 
 
 def _prompt(text: str) -> dict[str, Any]:
     """A prompt, or several with the seconds in which each holds."""
-    return {"prompt": timeline(text) or text}
+    return {"prompt": parse_timeline(text) or text}
 
 
-def _lines(path: Path) -> list[Asked]:
+def _lines(path: Path) -> list[ClipPrompt]:
     """A clip for each line: a prompt, or in a .jsonl file an item of ids and values."""
     kind = path.suffix.lower()
     if kind == ".json":
@@ -136,7 +136,7 @@ def _lines(path: Path) -> list[Asked]:
     found = []
     for place, line in enumerate(lines, 1):
         if line.strip():
-            found.append(Asked(_item(line, path, place) if kind == ".jsonl" else _prompt(line.strip())))
+            found.append(ClipPrompt(_item(line, path, place) if kind == ".jsonl" else _prompt(line.strip())))
     if not found:
         raise RequestError(f"{path}: no line with a prompt in it")
     return found

@@ -41,22 +41,22 @@ def bench(
     import torch
 
     from cadenza.apps.bench import machine, report
-    from cadenza.apps.bench.bench import Wish, swept
-    from cadenza.apps.bench.bench import bench as run
-    from cadenza.apps.bench.peer import PeerConfig
-    from cadenza.apps.bench.sweep import best_of
+    from cadenza.apps.bench.bench import BenchConfig, run_sweep
+    from cadenza.apps.bench.bench import run_benchmark as run
+    from cadenza.apps.bench.peer import TransformersConfig
+    from cadenza.apps.bench.sweep import best_configs
     from cadenza.core.errors import BenchmarkError
 
     if seconds is not None and not seconds > 0:
         raise BenchmarkError(f"--seconds must be above 0, got {seconds:g}")
     usual = (
-        (PeerConfig(),) if device == "cpu" else (PeerConfig("bfloat16"), PeerConfig("bfloat16", cache="static", compiled=True))
+        (TransformersConfig(),) if device == "cpu" else (TransformersConfig("bfloat16"), TransformersConfig("bfloat16", cache="static", compiled=True))
     )
-    wish = Wish(
+    wish = BenchConfig(
         model,
         seconds=seconds or (0.4 if quick else 8.0 if sweep else 30.0),
         variants=_names(variants),
-        peers=() if not peer else best_of(peer_from) if peer_from else usual,
+        peers=() if not peer else best_configs(peer_from) if peer_from else usual,
         repeats=repeats,
         peer_repeats=peer_repeats,
         threads=threads,
@@ -65,10 +65,10 @@ def bench(
         fresh=fresh,
         curves=_names(curves),
     )
-    found = swept(wish, say=_say) if sweep else run(wish, say=_say)
-    kind = machine.kind(torch.device(device))
+    found = run_sweep(wish, say=_say) if sweep else run(wish, say=_say)
+    kind = machine.machine_id(torch.device(device))
     folder = out or Path("benchmarks/results") / kind / f"{machine.today()}-{'sweep' if sweep else 'bench'}"
-    path = report.save(found, folder)
+    path = report.save_report(found, folder)
     _say(path.read_text())
     _say(f"written to {folder}")
 

@@ -25,7 +25,7 @@ def encode(
     from cadenza.apps.api import load
 
     system = load(model)
-    levels = None if bandwidth is None else system.spec.codec.levels_for(bandwidth)
+    levels = None if bandwidth is None else system.spec.codec.num_codebooks_for_bandwidth(bandwidth)
     if audio.is_dir() or audio.suffix in (".jsonl", ".gz", ".tar", ".json"):
         if levels is not None:
             raise typer.BadParameter("a store to train on has all codebooks; leave it out", param_hint="--bandwidth")
@@ -35,42 +35,42 @@ def encode(
     else:
         codes = _encode_one(system, audio, out, levels)
         if plot is not None:
-            _draw(codes, plot, system.codec.grid.frame_rate)
+            _draw(codes, plot, system.codec.format.frame_rate)
 
 
 def _encode_all(system: "System", source: Path, out: Path) -> None:
     """Fills a store with the codes of every clip; an interrupted one is continued."""
-    from cadenza.data.encode import encode
-    from cadenza.data.source import manifest_of
+    from cadenza.data.encode import encode_dataset
+    from cadenza.data.source import load_manifest
 
-    manifest, found = manifest_of(source)
+    manifest, found = load_manifest(source)
     if found.broken:
         print(found)
-    report = encode(manifest, system.codec, out, broken="skip", progress=lambda done, total: print(f"{done} of {total} clips"))
+    report = encode_dataset(manifest, system.codec, out, broken="skip", progress=lambda done, total: print(f"{done} of {total} clips"))
     print(f"{out}: {report}")
 
 
 def _encode_one(system: "System", audio: Path, out: Path, levels: int | None) -> "Codes":
     from cadenza.core.errors import RequestError
     from cadenza.core.types import Codes
-    from cadenza.dsp.audio import read
-    from cadenza.system.codes import write_codes
+    from cadenza.dsp.audio import load_audio
+    from cadenza.system.codes import save_codes
 
-    given = read(audio)
-    heard = given.resample(system.spec.codec.sample_rate).mix(system.spec.codec.channels)
+    given = load_audio(audio)
+    heard = given.resample(system.spec.codec.sample_rate).to_channels(system.spec.codec.channels)
     codes = system.codec.encode(heard, levels=levels)
     if not isinstance(codes, Codes):
         raise RequestError("this codec makes continuous latents; choose another model")
-    write_codes(out, codes, system.spec.codec)
+    save_codes(out, codes, system.spec.codec)
     _, rows, frames = codes.ids.shape
     print(f"{out}: {rows} codebooks x {frames} frames for {given.wave.shape[-1] / given.sample_rate:.2f} s")
     return codes
 
 
 def _draw(codes: "Codes", path: Path, frame_rate: float) -> None:
-    from cadenza.evaluation.plots import draw_codes
+    from cadenza.evaluation.plots import plot_codes
 
-    draw_codes(codes, path, frame_rate=frame_rate)
+    plot_codes(codes, path, frame_rate=frame_rate)
     print(path)
 
 
@@ -81,9 +81,9 @@ def decode(
 ) -> None:
     """Turn codes back into audio."""
     from cadenza.apps.api import load
-    from cadenza.system.codes import read_codes
+    from cadenza.system.codes import load_codes
 
     system = load(model)
-    audio = system.codec.decode(read_codes(codes, system.spec.codec).to(system.device))
+    audio = system.codec.decode(load_codes(codes, system.spec.codec).to(system.device))
     for path in audio.save(out):
         print(f"{path}: {audio.wave.shape[-1] / audio.sample_rate:.2f} s")

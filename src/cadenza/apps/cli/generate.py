@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cadenza.apps.cli.asking import Asked, asked, controls, guidance, settings
-from cadenza.apps.cli.keeping import paths, tags
-from cadenza.apps.cli.streaming import PIPE, Meter, pour, route, standard_output
+from cadenza.apps.cli.asking import ClipPrompt, parse_prompts, parse_controls, parse_guidance, parse_sampling
+from cadenza.apps.cli.keeping import output_paths, file_tags
+from cadenza.apps.cli.streaming import PIPE, StreamMeter, write_stream, resolve_target, audio_on_stdout
 from cadenza.apps.cli.threads import choose_threads
-from cadenza.apps.cli.values import written
+from cadenza.apps.cli.values import format_value
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from cadenza.core.device import Choice
+    from cadenza.core.device import DeviceChoice
     from cadenza.system.request import Request
     from cadenza.system.system import Progress, System
 
@@ -109,7 +109,7 @@ def generate(  # noqa: PLR0913
     ] = None,
 ) -> None:
     """Make music from a sentence."""
-    wanted = asked(what or [], prompts)
+    wanted = parse_prompts(what or [], prompts)
     seed = secrets.randbelow(2**31) if seed is None else seed
     seeds = [seed + j for _ in wanted for j in range(variations)]
     titles = [one.title for one in wanted for _ in range(variations)]
@@ -118,33 +118,33 @@ def generate(  # noqa: PLR0913
         raise RequestError("--loudness is set when a clip is whole; leave it out, or leave out --stream")
     if not streamed and format_ is not None:
         raise typer.BadParameter("is for --out -; the name of a file says its kind", param_hint="--format")
-    to = route(out, format_, lambda out: paths(out, titles, seeds), len(seeds)) if streamed else None
-    files = [] if streamed else paths(out or "out.wav", titles, seeds)
-    with standard_output(out):
+    to = resolve_target(out, format_, lambda out: output_paths(out, titles, seeds), len(seeds)) if streamed else None
+    files = [] if streamed else output_paths(out or "out.wav", titles, seeds)
+    with audio_on_stdout(out):
         started = time.perf_counter()
         from cadenza.apps.api import load
-        from cadenza.core.device import choose
+        from cadenza.core.device import select_device
         from cadenza.system.request import Request
 
         asking: dict[str, Any] = {
-            "seconds": seconds, "seed": seed, "guidance": guidance(guidance_, negative), "variations": variations,
-            "sampling": settings(sampling), "stride": stride, "loudness": loudness,
+            "seconds": seconds, "seed": seed, "guidance": parse_guidance(guidance_, negative), "variations": variations,
+            "sampling": parse_sampling(sampling), "stride": stride, "loudness": loudness,
             **_beginnings(wanted, continue_from, only_new=only_new),
         }  # fmt: skip
         named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
         told = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
-        request = Request.of([{**told, **one.item} for one in wanted], **asking)  # says what is wrong before a model is read
-        chosen = _planned(model, request, choose(device, "half" if half else None), half, quantize, say=not streamed)
+        request = Request.from_input([{**told, **one.item} for one in wanted], **asking)  # says what is wrong before a model is read
+        chosen = _planned(model, request, select_device(device, "half" if half else None), half, quantize, say=not streamed)
         system = load(model, device=chosen.device, dtype=chosen.dtype, quantize=quantize)  # type: ignore[arg-type]
         choose_threads(system)
-        given = controls(system, set_, named, wanted)
+        given = parse_controls(system, set_, named, wanted)
         items = [{**one.item, **given} for one in wanted]
-        weights = f"{system.quantized} weights " if system.quantized else ""
+        weights = f"{system.quantization} weights " if system.quantization else ""
         ready = time.perf_counter()
-        noted = (tags(title, own, system.card) for title, own in zip(titles, seeds, strict=True))
+        noted = (file_tags(title, own, system.card) for title, own in zip(titles, seeds, strict=True))
         if to is not None:
-            meter = Meter(to.played, live=sys.stderr.isatty())
-            outlets = pour(system.stream(items, **asking), to, meter, list(noted))
+            meter = StreamMeter(to.played, live=sys.stderr.isatty())
+            outlets = write_stream(system.stream(items, **asking), to, meter, list(noted))
             _say_read(system, items)
             for name, own, outlet in zip(to.names, seeds, outlets, strict=False):
                 _say_made(name, outlet.samples / outlet.sound.sample_rate, system, own)
@@ -165,13 +165,13 @@ def generate(  # noqa: PLR0913
         print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load, {weights}on {chosen}")
 
 
-def _planned(model: str, request: "Request", chosen: "Choice", half: bool, quantize: str | None, *, say: bool) -> "Choice":
+def _planned(model: str, request: "Request", chosen: "DeviceChoice", half: bool, quantize: str | None, *, say: bool) -> "DeviceChoice":
     """What is chosen, but for the dtype where nothing was asked for and only a narrower one fits; may say what it takes."""
-    from cadenza.apps.api import find
-    from cadenza.apps.cli.planning import planned
+    from cadenza.apps.api import resolve
+    from cadenza.apps.cli.planning import plan_before_loading
 
     wish = {"device": str(chosen.device), "dtype": chosen.dtype if half else None, "quantize": quantize}
-    fit = planned(find(model), request, **wish, out=sys.stdout if say else None)  # type: ignore[arg-type]
+    fit = plan_before_loading(resolve(model), request, **wish, out=sys.stdout if say else None)  # type: ignore[arg-type]
     return chosen if fit.job.dtype == chosen.dtype else replace(chosen, dtype=fit.job.dtype, reason=fit.why)
 
 
@@ -182,11 +182,11 @@ def _say_made(name: str, seconds: float, system: "System", seed: int, more: str 
 
 def _say_faster(system: "System", made: float, took: float) -> None:
     """What would be faster, where seconds of music came slower than they are heard."""
-    if 2 <= made < took and system.device.type == "cpu" and system.quantized is None:
+    if 2 <= made < took and system.device.type == "cpu" and system.quantization is None:
         print("slower than real time: --quantize int8 is several times as fast on a CPU", file=sys.stderr)
 
 
-def _beginnings(wanted: list[Asked], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
+def _beginnings(wanted: list[ClipPrompt], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
     """The fields of the request that say what clips go on from."""
     own = [one.continue_from or all_from for one in wanted]
     return {"continue_from": tuple(own), "keep_prompt": not only_new} if any(own) else {}
@@ -195,9 +195,9 @@ def _beginnings(wanted: list[Asked], all_from: Path | None, *, only_new: bool) -
 def _say_read(system: "System", items: list[dict[str, Any]]) -> None:
     """What the prompts said in numbers."""
     for item in items:
-        found = {name: value for name, value in system.read(item).items() if name not in item}
+        found = {name: value for name, value in system.extract_prompt_values(item).items() if name not in item}
         if found:
-            print(f"read in the prompt: {', '.join(f'{name} {written(value)}' for name, value in found.items())}")
+            print(f"read in the prompt: {', '.join(f'{name} {format_value(value)}' for name, value in found.items())}")
 
 
 @contextmanager

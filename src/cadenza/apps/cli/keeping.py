@@ -11,14 +11,14 @@ from cadenza import __version__
 from cadenza.core.errors import AudioError
 
 if TYPE_CHECKING:
-    from cadenza.system.card import Card
+    from cadenza.system.card import ModelCard
 
 FIELDS = ("index", "seed", "prompt")
 TITLE = 200  # characters of a prompt that go into a tag
 SLUG = 40  # and into a file's name
 
 
-def paths(out: str, titles: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+def output_paths(out: str, titles: Sequence[str], seeds: Sequence[int]) -> list[Path]:
     """A file for each clip: `out` with {index}, {seed} and {prompt} filled in, or several numbered `out-1`, `out-2`, ..."""
     _known(out)
     if any(f"{{{name}" in out for name in FIELDS):
@@ -38,7 +38,7 @@ def paths(out: str, titles: Sequence[str], seeds: Sequence[int]) -> list[Path]:
     return found
 
 
-def tags(title: str, seed: int, card: "Card") -> dict[str, str]:
+def file_tags(title: str, seed: int, card: "ModelCard") -> dict[str, str]:
     """The text fields of a clip's file: prompt, model, seed, licence of the weights."""
     comment = f"model {card.name}; seed {seed}; weights under {card.license}"
     return {"title": title[:TITLE], "software": f"Cadenza {__version__}", "comment": comment, "license": card.license}

@@ -42,12 +42,12 @@ def models(
 
 def _released() -> list[_Line]:
     """What comes with the package, then what the hub has."""
-    from cadenza.apps.api import BUNDLED, bundled_names
+    from cadenza.apps.api import BUNDLED, list_bundled
     from cadenza.importers.published import MODELS
 
-    own = [_saved(BUNDLED / name, name) for name in bundled_names()]
+    own = [_saved(BUNDLED / name, name) for name in list_bundled()]
     return own + [
-        _Line(name, model.licence, model.about + (" (on this machine)" if _downloaded(name) else ""), model.parameters)
+        _Line(name, model.license, model.about + (" (on this machine)" if _downloaded(name) else ""), model.parameters)
         for name, model in MODELS.items()
     ]
 
@@ -57,10 +57,10 @@ def _saved(folder: Path, name: str | None = None) -> _Line:
     from safetensors import SafetensorError, safe_open
 
     from cadenza.core.errors import CadenzaError
-    from cadenza.system.card import Card
+    from cadenza.system.card import ModelCard
 
     try:
-        card, count = Card.of(folder), 0
+        card, count = ModelCard.from_folder(folder), 0
         for path in sorted(folder.rglob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())

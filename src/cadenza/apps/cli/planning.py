@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cadenza.core.errors import RequestError
-from cadenza.core.memory import free_on, resident, shown
+from cadenza.core.memory import available_memory_on, process_rss, format_bytes
 
 if TYPE_CHECKING:
-    from cadenza.importers.model import Foreign
-    from cadenza.system.fitting import Fit
-    from cadenza.system.pace import Pace
+    from cadenza.importers.model import ForeignModel
+    from cadenza.system.fitting import Plan
+    from cadenza.system.pace import SpeedEstimate
     from cadenza.system.request import Request
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.th", "*.pt", "*.ckpt")
 
 
-def planned(
-    found: "Path | Foreign",
+def plan_before_loading(
+    found: "Path | ForeignModel",
     request: "Request",
     *,
     device: str = "cpu",
@@ -25,7 +25,7 @@ def planned(
     quantize: str | None = None,
     room: int | None = None,
     out: TextIO | None = None,
-) -> "Fit":
+) -> "Plan":
     """How a request to a model that is not loaded yet will be done; said in two lines where there is an `out`.
 
     `dtype` is chosen by the memory where None, of which `room` bytes stand for what is free; the second line needs a
@@ -36,51 +36,51 @@ def planned(
     from cadenza.apps.cli.threads import choose_threads
     from cadenza.nn.quantized import KINDS
     from cadenza.system import store
-    from cadenza.system.fitting import fitted
-    from cadenza.system.forecast import Course, Job
-    from cadenza.system.outline import outline, to_load
+    from cadenza.system.fitting import plan_within_memory
+    from cadenza.system.forecast import BatchPlan, GenerationJob
+    from cadenza.system.outline import build_on_meta, estimator_for_unloaded
 
-    folder, spec = (found, store.look(found)) if isinstance(found, Path) else (found.folder, found.spec)
+    folder, spec = (found, store.load_spec(found)) if isinstance(found, Path) else (found.folder, found.spec)
     if spec.generator is None:
         raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
     if quantize not in (None, *KINDS):
         raise RequestError(f"there is no quantisation '{quantize}'; there are: {', '.join(KINDS)}")
     quantize = quantize or _quantized(folder)
-    choose_threads(outline(spec))
-    job = Job.of(spec, request, dtype=dtype or torch.float32, quantize=quantize, device=device)
-    needing = to_load(spec, program=resident, stored=_stored(folder))
-    needing(job, Course(len(job.frames)))  # imports all that counts as the program
-    free = free_on(device) if room is None else room
+    choose_threads(build_on_meta(spec))
+    job = GenerationJob.from_request(spec, request, dtype=dtype or torch.float32, quantize=quantize, device=device)
+    needing = estimator_for_unloaded(spec, program=process_rss, stored=_stored(folder))
+    needing(job, BatchPlan(len(job.frames)))  # imports all that counts as the program
+    free = available_memory_on(device) if room is None else room
     if free is not None and device.partition(":")[0] != "cuda" and room is None:
-        free += resident()
-    fit = fitted(spec, job, needing, room=free, narrow=dtype is None)
+        free += process_rss()
+    fit = plan_within_memory(spec, job, needing, room=free, narrow=dtype is None)
     if out is not None:
         print(_memory(fit, free), file=out)
         print(_time(spec, fit), file=out)
     return fit
 
 
-def _memory(fit: "Fit", room: int | None) -> str:
-    parts = sorted(fit.needs.parts().items(), key=lambda part: -part[1])
-    said = ", ".join(f"{name} {shown(size)}" for name, size in parts)
-    there = "" if room is None else f" of {shown(room)}"
+def _memory(fit: "Plan", room: int | None) -> str:
+    parts = sorted(fit.needs.breakdown().items(), key=lambda part: -part[1])
+    said = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    there = "" if room is None else f" of {format_bytes(room)}"
     why = f"; {fit.why}" if fit.why else ""
-    return f"memory: {shown(fit.needs.peak)}{there} at the peak, while {fit.needs.worst}: {said}{why}"
+    return f"memory: {format_bytes(fit.needs.peak)}{there} at the peak, while {fit.needs.peak_phase}: {said}{why}"
 
 
-def _time(spec: Any, fit: "Fit") -> str:
+def _time(spec: Any, fit: "Plan") -> str:
     import torch
 
-    from cadenza.system.pace import seconds
+    from cadenza.system.pace import estimate_seconds
 
-    took, pace = seconds(spec, fit.job, fit.course)
-    made = sum(fit.job.frames) / spec.codec.grid.frame_rate
+    took, pace = estimate_seconds(spec, fit.job, fit.course)
+    made = sum(fit.job.frames) / spec.codec.format.frame_rate
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     where = threads if fit.job.device == "cpu" else fit.job.device
     return f"time: about {_long(took)} on {where} ({made / took:.1f}x real time), loading aside: {_basis(pace)}"
 
 
-def _basis(pace: "Pace") -> str:
+def _basis(pace: "SpeedEstimate") -> str:
     """What the seconds rest on."""
     layers = f" of {pace.layers[0]} of {pace.layers[1]} layers" if pace.layers and pace.layers[0] < pace.layers[1] else ""
     each = [f"{1e3 * took:.3g} ms" for _, took in pace.frames]

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp.files import integers
-from cadenza.dsp.growing import Growing, Outlet, Sound
+from cadenza.dsp.files import to_pcm
+from cadenza.dsp.growing import StreamingAudioWriter, AudioSink, StreamFormat
 
 # what each program is told to play from its standard input: the kind of audio it is given there, and its options
 PROGRAMS: Mapping[str, tuple[str, str]] = {
@@ -28,20 +28,20 @@ NONE = (
 )
 
 
-class Player(Outlet, Protocol):
+class Player(AudioSink, Protocol):
     """What plays the samples that it is given, in its own time: `close` waits until everything was heard."""
 
     def stop(self) -> None:
         """Falls silent at once."""
 
 
-def find() -> Callable[[Sound], Player]:
+def find_player() -> Callable[[StreamFormat], Player]:
     """What makes a player of the first kind that is at hand; AudioError says what to install where there is none."""
     if (device := _device()) is not None:
-        return lambda sound: Device(device, sound)
+        return lambda sound: PortAudioPlayer(device, sound)
     for name in PROGRAMS:
         if (path := shutil.which(name)) is not None:
-            return lambda sound: Program(name, path, sound)
+            return lambda sound: SubprocessPlayer(name, path, sound)
     raise AudioError(NONE)
 
 
@@ -59,11 +59,11 @@ def _device() -> Any:
 
 
 @dataclass
-class Device:
+class PortAudioPlayer:
     """The default output of the machine, through PortAudio."""
 
     library: Any
-    sound: Sound
+    sound: StreamFormat
     clipped: int = 0
     samples: int = 0
     stream: Any = field(init=False)
@@ -80,7 +80,7 @@ class Device:
         self.clipped += int((np.abs(samples) > 1).sum())
         self.samples += len(samples)
         try:
-            self.stream.write(integers(samples, 16).tobytes())
+            self.stream.write(to_pcm(samples, 16).tobytes())
         except self.library.PortAudioError as error:
             raise AudioError(f"the audio device has failed: {error}") from error
 
@@ -93,10 +93,10 @@ class Device:
         self.stream.close()
 
 
-class Program:
+class SubprocessPlayer:
     """A program that plays what it reads."""
 
-    def __init__(self, name: str, path: str, sound: Sound) -> None:
+    def __init__(self, name: str, path: str, sound: StreamFormat) -> None:
         kind, options = PROGRAMS[name]
         options = options.format(rate=sound.sample_rate, channels=sound.channels)
         self.name, self.sound, self.said = name, sound, tempfile.TemporaryFile()
@@ -104,7 +104,7 @@ class Program:
             [path, *options.split()], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self.said
         )
         assert self.process.stdin is not None
-        self.audio = Growing(self.process.stdin, kind, sound)
+        self.audio = StreamingAudioWriter(self.process.stdin, kind, sound)
 
     @property
     def clipped(self) -> int:

@@ -15,7 +15,7 @@ from cadenza.core.errors import AudioError
 
 if TYPE_CHECKING:
     from cadenza.dsp.audio import Audio
-    from cadenza.dsp.growing import Outlet, Sound
+    from cadenza.dsp.growing import AudioSink, StreamFormat
 
 PIPE = "-"  # what --out says where audio goes to the standard output
 PLAYED, WRITTEN = 64, 8  # chunks made ahead of a player, which must not wait, and of what only takes
@@ -23,19 +23,19 @@ LEAD = 0.5  # seconds made before a player begins, so that a chunk that is late 
 
 
 @dataclass(frozen=True)
-class Route:
+class StreamTarget:
     """Where clips go: something that makes the outlet of each, once it is known how they sound."""
 
     names: Sequence[str]  # of the clips
-    make: Callable[[int, "Sound", Mapping[str, str]], "Outlet"]  # of a clip by its number, with the tags of its file
+    make: Callable[[int, "StreamFormat", Mapping[str, str]], "AudioSink"]  # of a clip by its number, with the tags of its file
     ahead: int  # chunks
     played: bool = False
     kept: bool = False  # in files
 
 
-def route(out: str | None, form: str | None, files: Callable[[str], Sequence[Path]], clips: int) -> Route:
+def resolve_target(out: str | None, form: str | None, files: Callable[[str], Sequence[Path]], clips: int) -> StreamTarget:
     """Played where nothing is said, a pipe for `-`, else files that grow; mistakes are said before any work."""
-    from cadenza.dsp.growing import PIPED, Growing
+    from cadenza.dsp.growing import PIPED, StreamingAudioWriter
 
     if form is not None and form not in PIPED:
         raise typer.BadParameter(f"'{form}' is none of {', '.join(PIPED)}", param_hint="--format")
@@ -44,23 +44,23 @@ def route(out: str | None, form: str | None, files: Callable[[str], Sequence[Pat
     if out is not None and out != PIPE:
         paths = files(out)
         names = [str(path) for path in paths]
-        return Route(names, lambda i, sound, tags: Growing(paths[i], paths[i].suffix, sound, tags), WRITTEN, kept=True)
+        return StreamTarget(names, lambda i, sound, tags: StreamingAudioWriter(paths[i], paths[i].suffix, sound, tags), WRITTEN, kept=True)
     if clips > 1:
         mend = "play one at a time, or write files with --out song.wav"
         raise AudioError(f"{clips} clips cannot go one way at once; {mend}")
     if out is None:
         from cadenza.apps.cli import playing
 
-        player = playing.find()
-        return Route(["played"], lambda _, sound, __: player(sound), PLAYED, played=True)
+        player = playing.find_player()
+        return StreamTarget(["played"], lambda _, sound, __: player(sound), PLAYED, played=True)
     if sys.stdout.isatty():
         raise AudioError("audio is not for a terminal; pipe it to a program, or name a file with --out")
     pipe = sys.stdout.buffer  # kept here, as nothing else may write there from now on
-    return Route(["written"], lambda _, sound, tags: Growing(pipe, form or "wav", sound, tags), WRITTEN)
+    return StreamTarget(["written"], lambda _, sound, tags: StreamingAudioWriter(pipe, form or "wav", sound, tags), WRITTEN)
 
 
 @dataclass
-class Meter:
+class StreamMeter:
     """How fast a stream is made, and whether what plays it has run dry."""
 
     playing: bool = False
@@ -78,7 +78,7 @@ class Meter:
         """Seconds of audio made in a second."""
         return self.made / self.busy if self.busy else 0.0
 
-    def timed(self, stream: Iterator["Audio"]) -> Iterator["Audio"]:
+    def time_stream(self, stream: Iterator["Audio"]) -> Iterator["Audio"]:
         """The stream, timed."""
         with closing(stream):  # type: ignore[type-var]  # a generator function's
             before = self.started
@@ -91,7 +91,7 @@ class Meter:
                 yield chunk
                 before = time.perf_counter()
 
-    def taken(self, chunk: "Audio") -> None:
+    def record_chunk(self, chunk: "Audio") -> None:
         """Counts a chunk that its consumer is given."""
         now, seconds = time.perf_counter(), chunk.wave.shape[-1] / chunk.sample_rate
         if self.first is None:
@@ -104,7 +104,7 @@ class Meter:
             line = f"{self.made:.1f} s made, {self.speed:.1f}x real time{ahead}"
             print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
 
-    def clear(self) -> None:
+    def clear_line(self) -> None:
         """Takes the live line away."""
         if self.live and self.chunks:
             print(f"\r{'':<60}\r", end="", file=sys.stderr, flush=True)
@@ -115,30 +115,30 @@ class Meter:
         return f"{first}, {self.speed:.1f}x real time, {self.chunks} chunks{dry}"
 
 
-def pour(chunks: Iterator["Audio"], to: Route, meter: Meter, tags: Sequence[Mapping[str, str]]) -> "list[Outlet]":
+def write_stream(chunks: Iterator["Audio"], to: StreamTarget, meter: StreamMeter, tags: Sequence[Mapping[str, str]]) -> "list[AudioSink]":
     """Chunks into the outlets of their clips, which it gives back, made in a thread while they are taken.
 
     Whatever ends it early, nothing more is made, and what was written stays.
     """
-    from cadenza.dsp.growing import Sound
-    from cadenza.system.ahead import Ahead
+    from cadenza.dsp.growing import StreamFormat
+    from cadenza.system.ahead import Prefetcher
 
-    outlets: list[Outlet] = []
-    ahead = Ahead(meter.timed(chunks), chunks=to.ahead)
+    outlets: list[AudioSink] = []
+    ahead = Prefetcher(meter.time_stream(chunks), chunks=to.ahead)
     try:
         with closing(ahead):
             for chunk in _led(ahead) if to.played else ahead:
                 if not outlets:
-                    sound = Sound(chunk.sample_rate, chunk.wave.shape[1])
+                    sound = StreamFormat(chunk.sample_rate, chunk.wave.shape[1])
                     outlets += [to.make(i, sound, each) for i, each in enumerate(tags)]
-                meter.taken(chunk)
+                meter.record_chunk(chunk)
                 for outlet, clip in zip(outlets, chunk, strict=True):
                     if clip.wave.shape[-1]:
                         outlet.write(clip.wave[0].float().cpu().numpy().T)
         for outlet in outlets:
             outlet.close()
     except BaseException:
-        meter.clear()
+        meter.clear_line()
         for name, outlet in zip(to.names, outlets, strict=False):
             with suppress(OSError):
                 getattr(outlet, "stop", outlet.close)()
@@ -146,7 +146,7 @@ def pour(chunks: Iterator["Audio"], to: Route, meter: Meter, tags: Sequence[Mapp
                 print(f"{name}: ends after {outlet.samples / outlet.sound.sample_rate:.1f} s", file=sys.stderr)
         raise
     finally:
-        meter.clear()
+        meter.clear_line()
     for name, outlet in zip(to.names, outlets, strict=True):
         if outlet.clipped:
             print(
@@ -170,7 +170,7 @@ def _led(chunks: Iterator["Audio"]) -> Iterator["Audio"]:
 
 
 @contextmanager
-def standard_output(out: str | None) -> Iterator[None]:
+def audio_on_stdout(out: str | None) -> Iterator[None]:
     """Leaves the standard output to audio where that goes there: what is printed goes to the standard error."""
     if out != PIPE:
         yield

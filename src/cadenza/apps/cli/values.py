@@ -14,20 +14,20 @@ _FILES = {"audio", "melody", "drums", "stems", "codes", "file"}  # widgets whose
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?|end)\s*:\s*(.*\S)\s*", re.DOTALL)
 
 
-def value(text: str, widget: str, option: str) -> Any:
+def parse_value(text: str, widget: str, option: str) -> Any:
     """A value for a control of this widget.
 
     JSON where it begins as such; `0-8: piano; 8-end: strings` as a list of (start, end, value), in seconds; else a
     number, the path of a file, or the text itself, as the widget has it. BadParameter names what cannot be read.
     """
     if text.lstrip()[:1] in {"[", "{"}:
-        return json_of(text, option)
-    if (spans := timeline(text)) is not None:
+        return parse_json(text, option)
+    if (spans := parse_timeline(text)) is not None:
         return [(start, end, _one(said, widget, option)) for start, end, said in spans]
     return _one(text, widget, option)
 
 
-def timeline(text: str) -> list[tuple[float, float | None, str]] | None:
+def parse_timeline(text: str) -> list[tuple[float, float | None, str]] | None:
     """The spans that a text such as `0-8: piano; 8-end: strings` says, None for one that is not of this form."""
     found = [_SPAN.fullmatch(part) for part in text.split(";") if part.strip()]
     if not found or not all(found):
@@ -35,12 +35,12 @@ def timeline(text: str) -> list[tuple[float, float | None, str]] | None:
     return [(float(m[1]), None if m[2] == "end" else float(m[2]), m[3]) for m in found if m]
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a command line writes it."""
     if isinstance(value, Timeline):
         ends = ["end" if math.isinf(span.end) else f"{span.end:g}" for span in value.spans]
         each = [
-            f"{span.start:g}-{end}: {written(span.value)}"
+            f"{span.start:g}-{end}: {format_value(span.value)}"
             for span, end in zip(value.spans, ends, strict=True)
             if span.value is not None
         ]
@@ -48,7 +48,7 @@ def written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def number(text: str, option: str, *, said: str = "") -> float:
+def parse_number(text: str, option: str, *, said: str = "") -> float:
     """A number; `said` is what it was a part of."""
     try:
         return float(text)
@@ -56,7 +56,7 @@ def number(text: str, option: str, *, said: str = "") -> float:
         raise typer.BadParameter(f"'{said or text}' is not a number", param_hint=option) from None
 
 
-def json_of(text: str, option: str) -> Any:
+def parse_json(text: str, option: str) -> Any:
     """What a text says in JSON."""
     try:
         return json.loads(text)
@@ -67,7 +67,7 @@ def json_of(text: str, option: str) -> Any:
 
 def _one(text: str, widget: str, option: str) -> Any:
     if widget == "number":
-        return number(text, option)
+        return parse_number(text, option)
     if widget in _FILES:
         return _file(text, option)
     return text

@@ -8,7 +8,7 @@ import torch
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_torch_thread() -> Iterator[None]:
     """Keeps torch to the calling thread: others of its own that had some work wait 9 ms for more, on a walk's cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -19,23 +19,23 @@ def alone() -> Iterator[None]:
 
 
 @cache
-def obstacle() -> str | None:
+def cpu_kernel_unavailable_reason() -> str | None:
     """Why nothing can be compiled here; None where it can."""
     try:
         from numba.core.errors import NumbaError
     except ImportError:
         return "numba is not installed; pip install 'cadenza[fast]'"
-    from cadenza.nn.native.linear import attempt
+    from cadenza.nn.native.linear import self_test
 
     try:
-        attempt()
+        self_test()
     except (NumbaError, RuntimeError, OSError) as error:  # of LLVM, and of the folder where compiled code is kept
         return f"numba cannot compile here: {str(error).strip().partition(chr(10))[0]}"
     return None
 
 
 @cache
-def obstacle_on_gpu() -> str | None:
+def gpu_kernel_unavailable_reason() -> str | None:
     """Why nothing can be compiled for the GPU; None where it can."""
     from subprocess import CalledProcessError
 
@@ -44,7 +44,7 @@ def obstacle_on_gpu() -> str | None:
     if gpu.triton is None:
         return "Triton is not installed; torch's builds for GPUs bring it"
     try:
-        gpu.attempt()
+        gpu.self_test()
     except (RuntimeError, OSError, CalledProcessError, gpu.triton.TritonError) as error:  # it also needs a C compiler
         return f"Triton cannot compile here: {str(error).strip().partition(chr(10))[0]}"
     return None

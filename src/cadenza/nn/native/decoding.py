@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.nn.attention import Source
+from cadenza.nn.attention import CrossKV
 from cadenza.nn.native import kernel
-from cadenza.nn.positions import Rotation
+from cadenza.nn.positions import RotaryTable
 from cadenza.nn.quantized import QuantizedLinear
 from cadenza.nn.transformer import Block, Transformer
 
@@ -21,7 +21,7 @@ OVER = 2**62  # meetings: so many that nobody waits for another one
 SMALL = 2**26  # bytes of weights that one worker has read before a second one would be of use
 
 
-class Decoding:
+class QuantizedDecoder:
     """The memory of a batch of sequences and the threads that extend it; `close` ends these.
 
     `rotation`, `valid` [b n] and the biases of `source` are those of all positions that will come.
@@ -33,8 +33,8 @@ class Decoding:
         head: QuantizedLinear,
         *,
         valid: Bool[Tensor, "b n"] | None,
-        rotation: Rotation | None,
-        source: list[Source] | None,
+        rotation: RotaryTable | None,
+        source: list[CrossKV] | None,
         styles: list[Float[Tensor, "b 1 e"]] | None,
         shape: tuple[int, int],
     ) -> None:
@@ -54,10 +54,10 @@ class Decoding:
             if real is not None:
                 alive = real.expand(self.batch, -1, -1)[..., 0].to(torch.uint8).contiguous().numpy()
         token_room = -(-tokens // BLOCK) * BLOCK
-        self.model = kernel.Model(
+        self.model = kernel.DecoderTables(
             np.stack([self._layer(i, block, source, styles) for i, block in enumerate(blocks)]),
             np.array(self._pointers((transformer.norm.weight.float(), transformer.norm.bias.float())), np.int64),
-            np.array(head.matrix.numbers(), np.int64),
+            np.array(head.packed_weight.descriptor(), np.int64),
             np.array([self.heads, self.batch, self.room, tokens, token_room], np.int64),
             np.float32(transformer.norm.eps),
             _none(2) if valid is None else _biased(valid).numpy(),
@@ -68,11 +68,11 @@ class Decoding:
         self.work = self._work([part for part in transformer.modules() if isinstance(part, QuantizedLinear)] + [head])
         self.crew = ThreadPoolExecutor(self.workers - 1, "walk") if self.workers > 1 else None
 
-    def _work(self, parts: list[QuantizedLinear]) -> kernel.Work:
+    def _work(self, parts: list[QuantizedLinear]) -> kernel.Workspace:
         rows, workers = max(ROWS, self.batch), self.workers
         widest, outputs = max(part.in_features for part in parts), max(part.out_features for part in parts[:-1])
         longest = max(self.room, int(self.model.sizes[4]))
-        return kernel.Work(
+        return kernel.Workspace(
             y=np.empty((rows, max(widest, outputs)), np.float32),
             numbers=np.empty((workers, rows, widest + widest % 2), np.int16),
             scale=np.empty((workers, rows), np.float32),
@@ -85,7 +85,7 @@ class Decoding:
             counter=np.zeros(1, np.int64),
         )
 
-    def _layer(self, number: int, block: Block, source: list[Source] | None, styles: list[Tensor] | None) -> np.ndarray:
+    def _layer(self, number: int, block: Block, source: list[CrossKV] | None, styles: list[Tensor] | None) -> np.ndarray:
         row = np.zeros(kernel.COLUMNS, np.int64)
         for place, norm in ((kernel.NORM, block.norm1), (kernel.NORM_CROSS, block.norm_cross), (kernel.NORM_MLP, block.norm2)):
             if norm is not None:
@@ -110,7 +110,7 @@ class Decoding:
         self.kept.append(tensors)
         return [x.data_ptr() for x in tensors]
 
-    def feed(self, x: Float[Tensor, "b n d"], at: int) -> None:
+    def prefill(self, x: Float[Tensor, "b n d"], at: int) -> None:
         """Positions from `at` on, of which nothing is asked."""
         each = max(1, ROWS // self.batch)
         for first in range(0, x.shape[1], each):
@@ -133,12 +133,12 @@ class Decoding:
                 part[:, 0, at : at + n].expand(self.batch, -1, -1).reshape(len(rows), -1).contiguous().numpy()
                 for part in self.rotation
             )
-        arguments = (self.turn, self.model, kernel.Rows(rows, position, cos, sin), self.work, logits)
+        arguments = (self.turn, self.model, kernel.StepRows(rows, position, cos, sin), self.work, logits)
         running = []
         try:
             for worker in range(1, self.workers):
-                running.append(self.crew.submit(kernel.walk, (worker, self.workers), *arguments))  # type: ignore[union-attr]
-            self.turn = kernel.walk((0, self.workers), *arguments)
+                running.append(self.crew.submit(kernel.decode_step, (worker, self.workers), *arguments))  # type: ignore[union-attr]
+            self.turn = kernel.decode_step((0, self.workers), *arguments)
         except BaseException:  # such as Ctrl-C before this thread has begun; the others wait for it
             self.work.counter[0] = OVER
             raise
@@ -153,7 +153,7 @@ class Decoding:
 
 def _numbers(linear: nn.Module) -> list[int]:
     assert isinstance(linear, QuantizedLinear)
-    return linear.matrix.numbers()
+    return linear.packed_weight.descriptor()
 
 
 def _none(dimensions: int) -> np.ndarray:
@@ -169,7 +169,7 @@ def _biased(mask: Tensor) -> Tensor:
 
 def _memory(heads: int, positions: int, width: int) -> tuple[Tensor, ...]:
     """Empty keys, their scales, values and theirs."""
-    each, pairs = kernel.value_shape(width, positions)
+    each, pairs = kernel.value_tile_shape(width, positions)
     return (
         torch.empty(heads, positions // 64, (width + 1) // 2, 64, 2, dtype=torch.int8),
         torch.empty(heads, positions),
@@ -178,7 +178,7 @@ def _memory(heads: int, positions: int, width: int) -> tuple[Tensor, ...]:
     )
 
 
-def _kept(source: Source, batch: int) -> tuple[Tensor, ...]:
+def _kept(source: CrossKV, batch: int) -> tuple[Tensor, ...]:
     """Keys and values of a condition in the same form."""
     keys, values = (x.expand(batch, -1, -1, -1).flatten(0, 1).float() for x in source[:2])
     positions, width = -(-keys.shape[1] // BLOCK) * BLOCK, keys.shape[2]

@@ -20,7 +20,7 @@ TILE = 64  # outputs side by side
 PAIRS = 256  # of inputs that a program holds at a time, over its rows; as many as its registers hold
 
 
-def multiply(
+def int8_matmul(
     x: Float[Tensor, "b i"],
     packed: Int8[Tensor, "t p 64 2"],
     scale: Float[Tensor, " n"],
@@ -38,10 +38,10 @@ def multiply(
     return y[:rows]
 
 
-def attempt() -> None:
+def self_test() -> None:
     """A small product on the GPU; raises what compiling or running it does."""
     x, packed = torch.ones(1, 2, device="cuda"), torch.ones(1, 1, TILE, 2, dtype=torch.int8, device="cuda")
-    multiply(x, packed, torch.ones(TILE, device="cuda"), outputs=TILE).sum().item()
+    int8_matmul(x, packed, torch.ones(TILE, device="cuda"), outputs=TILE).sum().item()
 
 
 def _multiply(x, packed, scale, y, pairs, outputs, held: constexpr, block: constexpr):  # pyright: ignore[reportInvalidTypeForm]

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from cadenza.nn.native.rows import FAST, exp, gelu, normed, rounded, to_bytes, turned
-from cadenza.nn.native.simd import arrive, give_way, look, pause, read_float, tile4, tile8, write_byte, write_float
+from cadenza.nn.native.rows import FAST, exp, gelu, layer_norm_row, quantize_int16, quantize_int8, apply_rotary_row
+from cadenza.nn.native.simd import atomic_increment, thread_yield, atomic_load, cpu_pause, read_float, int4_tile_kernel, int8_tile_kernel, write_byte, write_float
 
 
-class Inputs(NamedTuple):
+class QuantizedRows(NamedTuple):
     """Rows that a matrix reads: numbers of 16 bits, what one stands for, and their sums in each group of inputs."""
 
     numbers: np.ndarray  # int16 [rows, inputs]
@@ -22,7 +22,7 @@ class Inputs(NamedTuple):
     sums: np.ndarray  # int32 [rows, groups]
 
 
-class Kept(NamedTuple):
+class HeadKV(NamedTuple):
     """Keys and values of one head of one sequence, by their addresses, and the shape of the values' tiles."""
 
     keys: int
@@ -33,7 +33,7 @@ class Kept(NamedTuple):
     pairs: int  # of positions in it
 
 
-class Desk(NamedTuple):
+class WorkerScratch(NamedTuple):
     """What a worker computes on."""
 
     room: np.ndarray  # float32 [widest]
@@ -43,7 +43,7 @@ class Desk(NamedTuple):
     ones: np.ndarray  # float32 [64]
 
 
-class Model(NamedTuple):
+class DecoderTables(NamedTuple):
     """A transformer, its head and the memory of a batch."""
 
     layers: np.ndarray  # int64 [depth, COLUMNS]
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     alive: np.ndarray  # uint8 [sequences, positions or 1], 0 where the source contributes nothing, likewise
 
 
-class Rows(NamedTuple):
+class StepRows(NamedTuple):
     """What is fed: consecutive positions of each sequence."""
 
     x: np.ndarray  # float32 [rows, width]; becomes what comes out
@@ -65,7 +65,7 @@ class Rows(NamedTuple):
     sin: np.ndarray
 
 
-class Work(NamedTuple):
+class Workspace(NamedTuple):
     """Room for all workers: that of each in its place, and what they share."""
 
     y: np.ndarray  # float32 [rows, widest]
@@ -87,11 +87,11 @@ PACKED, SCALE, OFFSET, BIAS, INPUTS, OUTPUTS, GROUPS = range(7)
 COLUMNS = 64
 PLAIN, ADD, GELU = 0, 1, 2  # what becomes of a product: written, added to what is there, or its GELU written
 
-_ROWS8 = tuple(tile8(rows, 4) for rows in (1, 2, 3, 4))
-_ROWS4 = tuple(tile4(rows) for rows in (1, 2, 3, 4))
+_ROWS8 = tuple(int8_tile_kernel(rows, 4) for rows in (1, 2, 3, 4))
+_ROWS4 = tuple(int4_tile_kernel(rows) for rows in (1, 2, 3, 4))
 _one8, _two8, _three8, _four8 = _ROWS8
 _one4, _two4, _three4, _four4 = _ROWS4
-_narrow1, _narrow2, _narrow3 = (tile8(1, vectors) for vectors in (1, 2, 3))
+_narrow1, _narrow2, _narrow3 = (int8_tile_kernel(1, vectors) for vectors in (1, 2, 3))
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -108,10 +108,10 @@ def _summed(row, linear, sums):
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def taken(x, linear, inputs):
+def quantize_rows(x, linear, inputs):
     """Rounds the rows that a matrix is about to read."""
     for r in range(inputs.scale.shape[0]):
-        inputs.scale[r] = rounded(x[r], linear[INPUTS], inputs.numbers[r])
+        inputs.scale[r] = quantize_int16(x[r], linear[INPUTS], inputs.numbers[r])
         _summed(inputs.numbers[r], linear, inputs.sums[r])
 
 
@@ -120,13 +120,13 @@ def _taken_normed(x, norm, eps, style, linear, inputs, room):
     """The same of their norms; `style`: where what scales and shifts the first sequence lies, and how many rows have one."""
     rows, dim = x.shape
     for r in range(rows):
-        normed(x[r], norm, eps, style[0] + (r // style[1]) * dim * 16 if style[0] else 0, room)
-        inputs.scale[r] = rounded(room, dim, inputs.numbers[r])
+        layer_norm_row(x[r], norm, eps, style[0] + (r // style[1]) * dim * 16 if style[0] else 0, room)
+        inputs.scale[r] = quantize_int16(room, dim, inputs.numbers[r])
         _summed(inputs.numbers[r], linear, inputs.sums[r])
 
 
 @njit(error_model="numpy")  # nothing is contracted, as that would hang on how many rows are computed together
-def product(linear, inputs, share, part, out, how):
+def matmul_tiles(linear, inputs, share, part, out, how):
     """A worker's share, (worker, workers), of the rows times a matrix; `how` they get into `out` [rows, outputs]."""
     rows, outputs, groups = inputs.scale.shape[0], linear[OUTPUTS], linear[GROUPS]
     tiles, pairs = (outputs + 63) // 64, (linear[INPUTS] + 1) // 2
@@ -207,13 +207,13 @@ def _written(linear, got, factor, out, first, how):
 def _keep(key, value, numbers, kept, at):
     """Writes the key and the value of a head at a position."""
     width = key.shape[0]
-    write_float(kept.key_scales, at, to_bytes(key, numbers))
+    write_float(kept.key_scales, at, quantize_int8(key, numbers))
     base = kept.keys + (at // 64) * ((width + 1) // 2) * 128 + (at % 64) * 2
     for i in range(width):
         write_byte(base + (i // 2) * 128, i % 2, np.int8(numbers[i]))
     if width % 2:
         write_byte(base + (width // 2) * 128, 1, np.int8(0))
-    write_float(kept.value_scales, at, to_bytes(value, numbers))
+    write_float(kept.value_scales, at, quantize_int8(value, numbers))
     for i in range(width):
         tile, j = i // kept.each, i % kept.each
         write_byte(kept.values + (tile * kept.pairs + at // 2) * kept.each * 2, j * 2 + at % 2, np.int8(numbers[i]))
@@ -223,7 +223,7 @@ def _keep(key, value, numbers, kept, at):
 def _attended(q, numbers, kept, n, bias, desk):
     """Puts what a head makes of `n` positions where its query was; 0 where `bias`, at an address or 0, leaves none."""
     width, scores = q.shape[0], desk.scores
-    factor = rounded(q, width, numbers) / np.float32(np.sqrt(np.float32(width)))
+    factor = quantize_int16(q, width, numbers) / np.float32(np.sqrt(np.float32(width)))
     half, x, to = (width + 1) // 2, numbers.ctypes.data, scores.ctypes.data
     for tile in range((n + 63) // 64):
         _one8(kept.keys + tile * half * 128, kept.key_scales + tile * 256, half, x, 0, to + tile * 256)
@@ -244,7 +244,7 @@ def _attended(q, numbers, kept, n, bias, desk):
         p = exp(scores[i] - top) if scores[i] > np.float32(-1e30) else np.float32(0)
         total += p
         scores[i] = p * read_float(kept.value_scales, i)
-    factor = rounded(scores, n, desk.probable) / total
+    factor = quantize_int16(scores, n, desk.probable) / total
     pairs, x, ones, to = (n + 1) // 2, desk.probable.ctypes.data, desk.ones.ctypes.data, desk.part.ctypes.data
     for tile in range((width + kept.each - 1) // kept.each):
         values = kept.values + tile * kept.pairs * kept.each * 2
@@ -264,18 +264,18 @@ def _attended(q, numbers, kept, n, bias, desk):
 def _met(counter, turn, workers):
     """Waits until every worker has come here, and gives the turn they will next wait for."""
     turn += workers
-    arrive(counter)  # type: ignore[reportCallIssue]
+    atomic_increment(counter)  # type: ignore[reportCallIssue]
     spins = 0
-    while look(counter) < turn:
-        pause()
+    while atomic_load(counter) < turn:
+        cpu_pause()
         spins += 1
         if spins > 2000:
-            give_way()
+            thread_yield()
     return turn
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def value_shape(width, positions):
+def value_tile_shape(width, positions):
     """Outputs of a tile of values, and pairs of positions in it."""
     tiles = (width + 63) // 64
     return (width + tiles * 16 - 1) // (tiles * 16) * 16, positions // 2
@@ -284,8 +284,8 @@ def value_shape(width, positions):
 @njit(fastmath=FAST, error_model="numpy")
 def _kept(place, pair, positions, width):
     """The keys and values of a head of a sequence, among those whose addresses are in `place`."""
-    each, pairs = value_shape(width, positions)
-    return Kept(
+    each, pairs = value_tile_shape(width, positions)
+    return HeadKV(
         place[0] + pair * (positions // 64) * ((width + 1) // 2) * 128,
         place[1] + pair * positions * 4,
         place[2] + pair * pairs * ((width + each - 1) // each * each) * 2,
@@ -298,12 +298,12 @@ def _kept(place, pair, positions, width):
 @njit(fastmath=FAST, error_model="numpy")
 def _own(work, worker, rows):
     """A worker's part of the room."""
-    inputs = Inputs(work.numbers[worker], work.scale[worker][:rows], work.sums[worker])
-    return inputs, Desk(work.room[worker], work.scores[worker], work.probable[worker], work.part[worker], work.ones)
+    inputs = QuantizedRows(work.numbers[worker], work.scale[worker][:rows], work.sums[worker])
+    return inputs, WorkerScratch(work.room[worker], work.scores[worker], work.probable[worker], work.part[worker], work.ones)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def walk(share, turn, model, rows, work, logits):
+def decode_step(share, turn, model, rows, work, logits):
     """Takes the rows through all layers, in place, and what the head makes of them to `logits` unless that has no size.
 
     `share` is (worker, workers), `turn` how often workers have met before; how often they have then is given back.
@@ -321,7 +321,7 @@ def walk(share, turn, model, rows, work, logits):
         qkv, out, cross_q, cross_out = layer[QKV:OUT], layer[OUT:CROSS_Q], layer[CROSS_Q:CROSS_OUT], layer[CROSS_OUT:UP]
         up, down, style = layer[UP:DOWN], layer[DOWN:COLUMNS], layer[STYLE]
         _taken_normed(x, layer[NORM:NORM_CROSS], eps, (style, each), qkv, inputs, room)
-        product(qkv, inputs, share, part, y, PLAIN)
+        matmul_tiles(qkv, inputs, share, part, y, PLAIN)
         turn = _met(counter, turn, workers)
         for pair in mine:
             s, h = pair // heads, pair % heads
@@ -331,17 +331,17 @@ def walk(share, turn, model, rows, work, logits):
                 q, k = y[r, h * width : (h + 1) * width], y[r, dim + h * width : dim + (h + 1) * width]
                 v = y[r, 2 * dim + h * width : 2 * dim + (h + 1) * width]
                 if rows.cos.shape[0]:
-                    turned(q, rows.cos[r], rows.sin[r], room)
-                    turned(k, rows.cos[r], rows.sin[r], room)
+                    apply_rotary_row(q, rows.cos[r], rows.sin[r], room)
+                    apply_rotary_row(k, rows.cos[r], rows.sin[r], room)
                 _keep(k, v, inputs.numbers[0], kept, rows.position[r])
                 _attended(q, inputs.numbers[0], kept, rows.position[r] + 1, seen, desk)
         turn = _met(counter, turn, workers)
-        taken(y, out, inputs)
-        product(out, inputs, share, part, x, ADD)
+        quantize_rows(y, out, inputs)
+        matmul_tiles(out, inputs, share, part, x, ADD)
         turn = _met(counter, turn, workers)
         if layer[SOURCE]:
             _taken_normed(x, layer[NORM_CROSS:NORM_MLP], eps, (0, each), cross_q, inputs, room)
-            product(cross_q, inputs, share, part, y, PLAIN)
+            matmul_tiles(cross_q, inputs, share, part, y, PLAIN)
             turn = _met(counter, turn, workers)
             for pair in mine:
                 s, h = pair // heads, pair % heads
@@ -354,26 +354,26 @@ def walk(share, turn, model, rows, work, logits):
                         seen = model.source_bias.ctypes.data + s * strides[0] + moment * strides[1]
                     _attended(y[r, h * width : (h + 1) * width], inputs.numbers[0], kept, tokens, seen, desk)
             turn = _met(counter, turn, workers)
-            taken(y, cross_out, inputs)
+            quantize_rows(y, cross_out, inputs)
             for r in range(x.shape[0]):
-                if model.alive.shape[0] and not model.alive[r // each, min(rows.position[r], model.alive.shape[1] - 1)]:
+                if model.any_valid.shape[0] and not model.any_valid[r // each, min(rows.position[r], model.any_valid.shape[1] - 1)]:
                     inputs.scale[r] = -1
-            product(cross_out, inputs, share, part, x, ADD)
+            matmul_tiles(cross_out, inputs, share, part, x, ADD)
             turn = _met(counter, turn, workers)
         _taken_normed(x, layer[NORM_MLP:STYLE], eps, (style + dim * 8 if style else 0, each), up, inputs, room)
-        product(up, inputs, share, part, y, GELU)
+        matmul_tiles(up, inputs, share, part, y, GELU)
         turn = _met(counter, turn, workers)
-        taken(y, down, inputs)
-        product(down, inputs, share, part, x, ADD)
+        quantize_rows(y, down, inputs)
+        matmul_tiles(down, inputs, share, part, x, ADD)
         turn = _met(counter, turn, workers)
     if logits.shape[0]:
         _taken_normed(x, model.last, eps, (0, each), model.head, inputs, room)
-        product(model.head, inputs, share, part, logits, PLAIN)
+        matmul_tiles(model.head, inputs, share, part, logits, PLAIN)
     return _met(counter, turn, workers)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def multiplied(linear, x, inputs, part, out):
+def linear_forward(linear, x, inputs, part, out):
     """The rows of `x` through one matrix."""
-    taken(x, linear, inputs)
-    product(linear, inputs, (0, 1), part, out, PLAIN)
+    quantize_rows(x, linear, inputs)
+    matmul_tiles(linear, inputs, (0, 1), part, out, PLAIN)

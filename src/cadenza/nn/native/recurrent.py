@@ -9,7 +9,7 @@ from numba import njit
 from torch import Tensor
 
 from cadenza.nn.native import kernel
-from cadenza.nn.native.linear import Matrix, room
+from cadenza.nn.native.linear import PackedWeight, scratch
 from cadenza.nn.native.rows import FAST, exp
 
 
@@ -18,8 +18,8 @@ def _recur(linear: Any, gates: Any, h: Any, c: Any, inputs: Any, part: Any, y: A
     """`gates` [f, b, 4 d]: input, forget, new, output, as the inputs say; `h` and `c` are left as they end."""
     one, width = np.float32(1), h.shape[1]
     for t in range(gates.shape[0]):
-        kernel.taken(h, linear, inputs)
-        kernel.product(linear, inputs, (0, 1), part, y, kernel.PLAIN)
+        kernel.quantize_rows(h, linear, inputs)
+        kernel.matmul_tiles(linear, inputs, (0, 1), part, y, kernel.PLAIN)
         for b in range(h.shape[0]):
             now, again = gates[t, b], y[b]
             for j in range(width):
@@ -32,13 +32,13 @@ def _recur(linear: Any, gates: Any, h: Any, c: Any, inputs: Any, part: Any, y: A
                 out[t, b, j] = h[b, j]
 
 
-def recur(
-    matrix: Matrix, gates: Float[Tensor, "f b g"], state: tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]
+def lstm_layer(
+    matrix: PackedWeight, gates: Float[Tensor, "f b g"], state: tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]
 ) -> tuple[Float[Tensor, "f b d"], tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]]:
     """What an LSTM gives at each frame, and its state after the last; `gates` are what the inputs say to the gates."""
     h, c = (x.float().contiguous().clone() for x in state)
     rows, out = len(h), torch.empty(*gates.shape[:2], matrix.inputs)
-    inputs, part = room(matrix, rows)
-    y, numbers = np.empty((rows, matrix.outputs), np.float32), np.array(matrix.numbers(), np.int64)
+    inputs, part = scratch(matrix, rows)
+    y, numbers = np.empty((rows, matrix.outputs), np.float32), np.array(matrix.descriptor(), np.int64)
     _recur(numbers, gates.float().contiguous().numpy(), h.numpy(), c.numpy(), inputs, part, y, out.numpy())
     return out, (h, c)

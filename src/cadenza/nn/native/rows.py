@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from cadenza.nn.native.simd import float_of_bits, nearest, read_float
+from cadenza.nn.native.simd import bitcast_float32, round_half_even, read_float
 
 FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # of floats in any order; there are infinities
 _MOST = np.float32(32767)
@@ -13,7 +13,7 @@ _MOST = np.float32(32767)
 def exp(x):
     """e to a float32, between -87 and 88, to 2 in the last place."""
     x = min(max(x, np.float32(-87)), np.float32(88))
-    n = nearest(x * np.float32(1.44269504))  # type: ignore[reportCallIssue]
+    n = round_half_even(x * np.float32(1.44269504))  # type: ignore[reportCallIssue]
     whole = np.float32(n)
     r = (x - whole * np.float32(0.693359375)) + whole * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
@@ -23,7 +23,7 @@ def exp(x):
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = (p * r) * r + r + np.float32(1)
-    return p * float_of_bits(np.int32((n + np.int32(127)) << np.int32(23)))
+    return p * bitcast_float32(np.int32((n + np.int32(127)) << np.int32(23)))
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -41,7 +41,7 @@ def gelu(x):
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def rounded(values, n, out):
+def quantize_int16(values, n, out):
     """Writes int16 and gives what one of them stands for; an odd last one gets a 0 beside it."""
     top = np.float32(0)
     for i in range(n):
@@ -51,14 +51,14 @@ def rounded(values, n, out):
         return np.float32(0)
     to = _MOST / top
     for i in range(n):
-        out[i] = np.int16(nearest(values[i] * to))  # type: ignore[reportCallIssue]
+        out[i] = np.int16(round_half_even(values[i] * to))  # type: ignore[reportCallIssue]
     if n % 2:
         out[n] = 0
     return top / _MOST
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def normed(x, norm, eps, style, out):
+def layer_norm_row(x, norm, eps, style, out):
     """The layer norm of a row, scaled and shifted where `style` is the address of both."""
     n, weight, bias = x.shape[0], norm[0], norm[1]
     total = np.float32(0)
@@ -78,7 +78,7 @@ def normed(x, norm, eps, style, out):
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def to_bytes(values, numbers):
+def quantize_int8(values, numbers):
     """Numbers of 8 bits, and what one of them stands for."""
     top = np.float32(0)
     for i in range(values.shape[0]):
@@ -88,12 +88,12 @@ def to_bytes(values, numbers):
         return np.float32(0)
     to = np.float32(127) / top
     for i in range(values.shape[0]):
-        numbers[i] = np.int16(nearest(values[i] * to))  # type: ignore[reportCallIssue]
+        numbers[i] = np.int16(round_half_even(values[i] * to))  # type: ignore[reportCallIssue]
     return top / np.float32(127)
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def turned(x, cos, sin, room):
+def apply_rotary_row(x, cos, sin, room):
     """Turns a query or key by its position."""
     n = x.shape[0]
     for i in range(n):

@@ -108,7 +108,7 @@ def _min(b: Builder, x: Value, y: Value) -> Value:
     return b.select(b.icmp_signed("<", x, y), x, y)
 
 
-def tile8(rows: int, vectors: int) -> Any:
+def int8_tile_kernel(rows: int, vectors: int) -> Any:
     """(weights, scale, pairs, x, stride, out): out [rows, 16 vectors] = scale * (weights x) for a tile of int8.
 
     `x` are int16, `stride` bytes from row to row; `scale` and `out` are float32.
@@ -149,7 +149,7 @@ def tile8(rows: int, vectors: int) -> Any:
     return multiply
 
 
-def tile4(rows: int) -> Any:
+def int4_tile_kernel(rows: int) -> Any:
     """(weights, scale, offset, groups, quads, x, stride, sums, summed, out): as `tile8` for a tile of int4, 64 wide.
 
     A byte holds two inputs, two pairs apart: the lower half that of the first. In each of `groups` groups of 4 `quads`
@@ -244,7 +244,7 @@ read_byte, write_byte = _at_address(_I8, types.int8, 1)
 
 
 @intrinsic
-def float_of_bits(typing: Any, bits: Any) -> Any:
+def bitcast_float32(typing: Any, bits: Any) -> Any:
     """The float32 that 32 bits stand for."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
@@ -254,7 +254,7 @@ def float_of_bits(typing: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def nearest(typing: Any, value: Any) -> Any:
+def round_half_even(typing: Any, value: Any) -> Any:
     """The nearest int32 of a float32, the even one of two."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
@@ -265,7 +265,7 @@ def nearest(typing: Any, value: Any) -> Any:
 
 
 @intrinsic
-def arrive(typing: Any, counter: Any) -> Any:
+def atomic_increment(typing: Any, counter: Any) -> Any:
     """Adds 1 to the int64 at an address for every thread to see, and gives what was there."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
@@ -275,7 +275,7 @@ def arrive(typing: Any, counter: Any) -> Any:
 
 
 @intrinsic
-def look(typing: Any, counter: Any) -> Any:
+def atomic_load(typing: Any, counter: Any) -> Any:
     """The int64 at an address as other threads left it."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
@@ -285,7 +285,7 @@ def look(typing: Any, counter: Any) -> Any:
 
 
 @intrinsic
-def pause(typing: Any) -> Any:
+def cpu_pause(typing: Any) -> Any:
     """A moment for the processor while a thread waits."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
@@ -297,7 +297,7 @@ def pause(typing: Any) -> Any:
 
 
 @intrinsic
-def give_way(typing: Any) -> Any:
+def thread_yield(typing: Any) -> Any:
     """Lets other threads of the machine run."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:

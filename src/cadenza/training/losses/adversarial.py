@@ -12,7 +12,7 @@ Adversarial = Literal["hinge", "hinge2", "mse"]
 Logits = Sequence[Float[Tensor, "b ..."]]
 
 
-def critic_loss(real: Logits, fake: Logits, kind: Adversarial = "hinge") -> Float[Tensor, " scales"]:
+def discriminator_loss(real: Logits, fake: Logits, kind: Adversarial = "hinge") -> Float[Tensor, " scales"]:
     """For each sub-discriminator, how badly it tells real from fake."""
     if kind == "mse":
         return torch.stack([(1.0 - r).square().mean() + f.square().mean() for r, f in zip(real, fake, strict=True)])
@@ -31,7 +31,7 @@ def generator_loss(fake: Logits, kind: Adversarial = "hinge") -> Float[Tensor, "
     return torch.stack(losses).mean()
 
 
-def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Float[Tensor, ""]:
+def feature_matching_loss(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Float[Tensor, ""]:
     """L1 between a critic's features of real and fake: the mean over layers, then over sub-discriminators."""
     scales = [
         torch.stack([F.l1_loss(f, r.detach()) for r, f in zip(reals, fakes, strict=True)]).mean()

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 
 @dataclass(frozen=True)
-class Balanced:
+class BalancedLoss:
     """`loss` has the balanced gradient with respect to the output but no meaning as a number.
 
     `shares` are those of the norms before balancing.
@@ -48,7 +48,7 @@ class Balancer(nn.Module):
         self.register_buffer("norms", torch.zeros(len(self.weights)))
         self.register_buffer("mass", torch.zeros(len(self.weights)))
 
-    def forward(self, losses: Mapping[str, Tensor], output: Float[Tensor, "b ..."]) -> Balanced:
+    def forward(self, losses: Mapping[str, Tensor], output: Float[Tensor, "b ..."]) -> BalancedLoss:
         """The balance of those losses that have a weight; a loss may be missing at some steps."""
         names = [name for name in self.weights if name in losses]
         places = torch.tensor([list(self.weights).index(name) for name in names], device=self.norms.device)
@@ -61,7 +61,7 @@ class Balancer(nn.Module):
             (losses[name].detach() * scale for name, scale in zip(names, scales, strict=True)), scales.new_zeros(())
         )
         shares = dict(zip(names, average / average.sum().clamp(min=1e-12), strict=True))
-        return Balanced((output * gradient.detach()).sum(), effective, shares)
+        return BalancedLoss((output * gradient.detach()).sum(), effective, shares)
 
     def _norm(self, grad: Tensor) -> Tensor:
         return grad.flatten(1).norm(dim=1).mean() if self.per_item else grad.norm()

@@ -12,7 +12,7 @@ from cadenza.dsp.spectra import mel_filters, mel_spectrogram, stft
 FLOOR = 1e-5
 
 
-class MultiScaleMel(nn.Module):
+class MultiScaleMelLoss(nn.Module):
     """L1 of mel spectra plus weighted MSE of their logarithms over several window sizes (EnCodec eq. 3).
 
     The second term weighs sqrt(window - 1) if `weighted` and else 1; `normalized` divides spectra by the window's
@@ -48,7 +48,7 @@ class MultiScaleMel(nn.Module):
         return loss / self.total
 
 
-class LogMel(nn.Module):
+class LogMelLoss(nn.Module):
     """L1 of log10 mel spectra."""
 
     def __init__(self, sample_rate: int, *, n_fft: int = 1024, hop: int = 256, mels: int = 80, f_min: float = 0.0) -> None:
@@ -56,11 +56,11 @@ class LogMel(nn.Module):
         self.hop = hop
         self.register_buffer("filters", mel_filters(sample_rate, n_fft, mels=mels, f_min=f_min), persistent=False)
 
-    def spectrum(self, wave: Float[Tensor, "b c t"]) -> Float[Tensor, "b c mels frames"]:
+    def log_mel(self, wave: Float[Tensor, "b c t"]) -> Float[Tensor, "b c mels frames"]:
         return torch.log10(mel_spectrogram(wave, self.get_buffer("filters"), hop=self.hop) + FLOOR)
 
     def forward(self, x: Float[Tensor, "b c t"], y: Float[Tensor, "b c t"]) -> Float[Tensor, ""]:
-        return F.l1_loss(self.spectrum(x), self.spectrum(y))
+        return F.l1_loss(self.log_mel(x), self.log_mel(y))
 
 
 def stft_loss(
@@ -72,7 +72,7 @@ def stft_loss(
     return convergence, F.l1_loss(mags[0].log(), mags[1].log())
 
 
-def multi_resolution_stft(
+def multi_resolution_stft_loss(
     x: Float[Tensor, "b c t"],
     y: Float[Tensor, "b c t"],
     *,
