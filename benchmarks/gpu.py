@@ -24,9 +24,9 @@ from cadenza.apps.api import load
 from cadenza.apps.bench import machine
 from cadenza.apps.bench.bound import step_cost
 from cadenza.apps.bench.geometry import geometry, write
-from cadenza.apps.bench.measure import BenchJob, run_interleaved, synchronized_time, summarize_runs
-from cadenza.apps.bench.ours import DTYPES, CadenzaRunner, request_fields, prepare_variant
-from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
+from cadenza.apps.bench.measure import BenchJob, run_interleaved, summarize_runs, synchronized_time
+from cadenza.apps.bench.ours import DTYPES, CadenzaRunner, prepare_variant, request_fields
+from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
 from cadenza.core.device import select_device
 from cadenza.nn.graphs import CUDAGraphCapturer, GraphCache, GraphCapturer, Run
 
@@ -104,7 +104,9 @@ def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         bounds = bounds.max_with(machine.measure_limits(device, quick=asked.quick))
         generator: Any = forms[0].system.generator
         kept_as = asked.variant if asked.variant in DTYPES else "bfloat16"  # keys and values, on a GPU
-        bound = step_cost(generator, kept_as, job, steps=round(asked.seconds * generator.format.frame_rate)).roofline_steps_per_second(bounds)
+        bound = step_cost(
+            generator, kept_as, job, steps=round(asked.seconds * generator.frame_format.frame_rate)
+        ).roofline_steps_per_second(bounds)
         report = {
             "model": asked.model,
             "machine": machine.describe_machine(device),
@@ -113,13 +115,17 @@ def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             "bound_steps_per_second": bound,
             "results": {name: summarize_runs(each) for name, each in runs.items()},
             "summary": {
-                name: line([run.rate for run in each], [run.realtime_factor for run in each], bound) for name, each in runs.items()
+                name: line([run.rate for run in each], [run.realtime_factor for run in each], bound)
+                for name, each in runs.items()
             },
             "attention_us": attention(generator, device),
         }
         if asked.batch:
             together = run_interleaved(forms[:1], BenchJob(asked.seconds, asked.batch), {forms[0].name: 2}, keep=True)
-            report["together"] = {"clips": asked.batch, "times_real_time": max(run.realtime_factor for run in together[forms[0].name])}
+            report["together"] = {
+                "clips": asked.batch,
+                "times_real_time": max(run.realtime_factor for run in together[forms[0].name]),
+            }
         forms[0].close()
         return report
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cadenza.core.types import GuidanceBranch, FusedConditions, FrameFormat, MaskedSequence
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.packed import pack_linears
@@ -70,7 +70,9 @@ def filled(spec: CodecLMSpec, dtype: torch.dtype) -> CodecLM:
 @torch.inference_mode()
 def step_time(lm: CodecLM, count: int, steps: int, clock: Callable[[], float]) -> float:
     """Seconds a step takes, in the middle of a clip's first second."""
-    tokens = lambda: MaskedSequence(torch.randn(1, 20, lm.spec.width).to(lm.embedding.weight), torch.ones(1, 20, dtype=torch.bool))  # noqa: E731
+    tokens = lambda: MaskedSequence(
+        torch.randn(1, 20, lm.spec.width).to(lm.embedding.weight), torch.ones(1, 20, dtype=torch.bool)
+    )  # noqa: E731
     branches = nonzero_branches([GuidanceBranch(weight, FusedConditions(cross=tokens())) for weight in WEIGHTS[count]])
     patterns: Any = [Delay().pattern(4, 2 * steps)]
     first, state = lm._begin(branches, GenerationInputs(torch.tensor([2 * steps]), [0], TokenSampling()), patterns)

@@ -22,7 +22,7 @@ from cadenza.data.source import load_manifest
 from cadenza.dsp.audio import load_audio
 from cadenza.evaluation.adherence import Interval
 from cadenza.evaluation.agreement import CodesExample, MeanWithInterval, compare_systems
-from cadenza.evaluation.comparison import mean_gaps, score_gaps, overall_gap
+from cadenza.evaluation.comparison import mean_gaps, overall_gap, score_gaps
 from cadenza.evaluation.estimates import Estimate
 from cadenza.evaluation.estimators import load_estimators
 from cadenza.evaluation.making import ClipGenerator
@@ -55,7 +55,7 @@ def main() -> None:
     systems |= {kind: cadenza.load(asked.model, device="cpu", quantize=kind) for kind in asked.kinds}
     listen = load_estimators()
     full = systems[FULL]
-    longest = full.spec.generator.max_frames / full.codec.format.frame_rate  # type: ignore[union-attr]
+    longest = full.spec.generator.max_frames / full.codec.frame_format.frame_rate  # type: ignore[union-attr]
     refs = sample_references(load_manifest(asked.data)[0], asked.clips)
     asking = EvaluationSet(refs, listen.families, list(full.conditioners), longest, bool(full.spec.prompt_patterns))
     if asked.only != "adherence":

@@ -58,7 +58,7 @@ def tokens(folder: Path) -> None:
     from cadenza.evaluation.plots import plot_codes
 
     codec: Any = cadenza.load("starter", device="cpu").codec
-    plot_codes(codec.encode(_clip()), folder / "tokens.png", frame_rate=codec.format.frame_rate)
+    plot_codes(codec.encode(_clip()), folder / "tokens.png", frame_rate=codec.frame_format.frame_rate)
     _slim(folder / "tokens.png")
 
 

@@ -23,9 +23,13 @@ def test_the_same_samples(name, size):
     spec = SPECS[name]
     torch.manual_seed(0)
     codec = spec.build().eval().requires_grad_(False)
-    lengths, grid = torch.tensor([100, 61, 7]), spec.format
-    codes = Codes(torch.randint(0, 16, (3, grid.channels, 100)), lengths, samples=lengths * spec.hop_length - 3)
-    frames = codes if grid.kind == "codes" else Latents(torch.randn(3, grid.channels, 100), lengths, samples=codes.samples)
+    lengths, frame_format = torch.tensor([100, 61, 7]), spec.frame_format
+    codes = Codes(torch.randint(0, 16, (3, frame_format.channels, 100)), lengths, samples=lengths * spec.hop_length - 3)
+    frames = (
+        codes
+        if frame_format.kind == "codes"
+        else Latents(torch.randn(3, frame_format.channels, 100), lengths, samples=codes.samples)
+    )
     whole, by = codec.decode(frames), codec.decode_chunked(frames, size)
     assert by.lengths.tolist() == whole.lengths.tolist() == codes.samples.tolist()
     for one, other in zip(by, whole, strict=True):

@@ -232,7 +232,7 @@ def test_data_of_earlier_specs_is_unchanged() -> None:
 
 def test_grid_follows_from_the_strides() -> None:
     spec = EncodecSpec(sample_rate=24000, strides=(3, 4, 5, 8), codebooks=4, bins=1024)
-    assert spec.hop_length == 480 and spec.grid == FrameFormat("codes", 50.0, channels=4, cardinality=1024)
+    assert spec.hop_length == 480 and spec.frame_format == FrameFormat("codes", 50.0, channels=4, cardinality=1024)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_the_defaults_are_as_large_as_stable_audio_open() -> None:
         codec = OobleckSpec(sample_rate=44100).build()
     assert sum(x.numel() for x in codec.analysis.parameters()) == 77_989_888
     assert sum(x.numel() for x in codec.synthesis.parameters()) == 78_122_626
-    assert codec.spec.hop_length == 2048 and codec.format.channels == 64
+    assert codec.spec.hop_length == 2048 and codec.frame_format.channels == 64
 
 
 def test_snake() -> None:

@@ -18,8 +18,10 @@ def test_everything_follows_from_the_mono_codec() -> None:
     spec = CodecSpec.parse({"type": "stereo", "codec": MONO})
     assert spec.to_dict().keys() == {"type", "codec"} and CodecSpec.parse(spec.to_dict()) == spec
     assert (spec.sample_rate, spec.channels, spec.hop_length) == (8000, 2, 32)
-    assert spec.grid == FrameFormat("codes", 250.0, channels=4, cardinality=16)
-    assert spec.num_codebooks_for_bandwidth(2.0) == 2 and spec.num_codebooks_for_bandwidth(4.0) == 4  # 1 kbit/s a codebook of each side
+    assert spec.frame_format == FrameFormat("codes", 250.0, channels=4, cardinality=16)
+    assert (
+        spec.num_codebooks_for_bandwidth(2.0) == 2 and spec.num_codebooks_for_bandwidth(4.0) == 4
+    )  # 1 kbit/s a codebook of each side
 
 
 def test_even_rows_are_left_and_odd_rows_right() -> None:

@@ -1,4 +1,4 @@
-"""The beats conditioner: the same grid from a tempo and from times."""
+"""The beats conditioner: the same frame format from a tempo and from times."""
 
 import math
 from typing import Any

@@ -8,7 +8,12 @@ import torch
 from cadenza.conditioners.category import CategoryConditioner, CategorySpec
 from cadenza.core.errors import RequestError, SpecError
 
-FIELDS = {"type": "category", "output_dim": 4, "values": ["A minor", "A# minor", "C major"], "aliases": {"Bb minor": "A# minor"}}
+FIELDS = {
+    "type": "category",
+    "output_dim": 4,
+    "values": ["A minor", "A# minor", "C major"],
+    "aliases": {"Bb minor": "A# minor"},
+}
 
 
 def category(**fields: object) -> CategoryConditioner:

@@ -54,7 +54,9 @@ def extractor(fusion: bool = False) -> ClapFeatureExtractor:
 
 
 def part_of(folder: Path | str, **fields: Any) -> CLAPConditioner:
-    spec = ClapSpec.parse({"type": "clap", "model": str(folder), "output_dim": 12, "project": "auto", "null_embedding": "zeros"} | fields)
+    spec = ClapSpec.parse(
+        {"type": "clap", "model": str(folder), "output_dim": 12, "project": "auto", "null_embedding": "zeros"} | fields
+    )
     return spec.build().eval()
 
 

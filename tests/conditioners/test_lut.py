@@ -17,13 +17,17 @@ from transformers import PreTrainedTokenizerFast
 from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
 from cadenza.conditioners.lut import LUTConditioner, LutSpec
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
-from cadenza.nn.words import _tools, spacy_tokens, split_normalized_words, lemmatize, hash_to_row
+from cadenza.nn.words import _tools, hash_to_row, lemmatize, spacy_tokens, split_normalized_words
 
 TEXTS = ["slow piano in a minor, 80 bpm", "drums", "the violins was singing"]
 
 
 def part_of(tokenizer: Any, **fields: Any) -> LUTConditioner:
-    return LutSpec.parse({"type": "lut", "output_dim": 4, "null_embedding": "zeros", "tokenizer": tokenizer} | fields).build().eval()
+    return (
+        LutSpec.parse({"type": "lut", "output_dim": 4, "null_embedding": "zeros", "tokenizer": tokenizer} | fields)
+        .build()
+        .eval()
+    )
 
 
 def ids(part: LUTConditioner, text: str | None) -> list[int]:

@@ -72,7 +72,11 @@ def test_what_has_no_sound_is_absent() -> None:
         warnings.simplefilter("error")
         assert part.prepare(["", "  ", None, {"phonemes": ""}, {"phonemes": "a"}]).present.tolist() == [False] * 4 + [True]
     made = part(part.encode(part.prepare([None, {"phonemes": "ab"}, {"phonemes": "a"}])))
-    assert not made.embeddings[0].any() and not made.embeddings[2, 1].any() and made.mask.tolist() == [[False] * 2, [True] * 2, [True, False]]
+    assert (
+        not made.embeddings[0].any()
+        and not made.embeddings[2, 1].any()
+        and made.mask.tolist() == [[False] * 2, [True] * 2, [True, False]]
+    )
 
 
 def test_long_texts_are_cut_with_a_warning() -> None:

@@ -51,7 +51,9 @@ def test_a_narrow_encoder_is_copied_as_it_is(tmp_path: Path) -> None:
     assert other.unloaded_bytes() == sum(x.nbytes for x in part.pretrained.get(torch.device("cpu")).state_dict().values())
     assert torch.equal(run(other, list(TEXTS)).embeddings, expected)
     again = other.save_assets(tmp_path, "again")
-    assert isinstance(again, T5Spec) and torch.equal(run(again.resolve_paths(tmp_path).build(), list(TEXTS)).embeddings, expected)
+    assert isinstance(again, T5Spec) and torch.equal(
+        run(again.resolve_paths(tmp_path).build(), list(TEXTS)).embeddings, expected
+    )
     dense, exact = other.pretrained.load_state_dict(), part.pretrained.load_state_dict()
     assert dense.keys() == exact.keys()
     for name, x in exact.items():

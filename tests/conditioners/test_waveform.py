@@ -15,7 +15,7 @@ from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.core.types import Codes, Condition, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.system import store
-from cadenza.system.features import FeatureCache, CacheableEncoder
+from cadenza.system.features import CacheableEncoder, FeatureCache
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -30,7 +30,9 @@ def noise(samples: int, *, rate: int = 800, channels: int = 1) -> Audio:
 
 def waveform(**fields: Any) -> WaveformConditioner:
     torch.manual_seed(0)
-    return WaveformSpec.parse({"type": "waveform", "output_dim": 4, "codec": ENCODEC, "project": "auto", **fields}).build().eval()
+    return (
+        WaveformSpec.parse({"type": "waveform", "output_dim": 4, "codec": ENCODEC, "project": "auto", **fields}).build().eval()
+    )
 
 
 def mix(**fields: Any) -> SourceMixConditioner:

@@ -15,7 +15,12 @@ from cadenza.codecs.encodec import Encodec
 from cadenza.codecs.stereo import Stereo, StereoSpec
 from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
-from cadenza.importers.encodec import spec_from_transformers, spec_from_audiocraft, weights_from_transformers, weights_from_audiocraft
+from cadenza.importers.encodec import (
+    spec_from_audiocraft,
+    spec_from_transformers,
+    weights_from_audiocraft,
+    weights_from_transformers,
+)
 from cadenza.importers.interpolation import InterpolatedConfig
 from cadenza.importers.weights import strip_prefix
 
@@ -28,7 +33,9 @@ def codec_of(folder: Path, prefix: str = "") -> Encodec:
     config = json.loads((folder / "config.json").read_text())
     spec = spec_from_transformers(config["audio_encoder"] if prefix else config, source="config.json")
     codec = spec.build()
-    codec.load_state_dict(weights_from_transformers(strip_prefix(load_file(folder / "model.safetensors"), prefix), spec, source="weights"))
+    codec.load_state_dict(
+        weights_from_transformers(strip_prefix(load_file(folder / "model.safetensors"), prefix), spec, source="weights")
+    )
     return codec.eval()
 
 

@@ -42,7 +42,9 @@ def test_the_transformer_reads_what_audiocraft_fuses(kit: Kit, case: str, paddin
     fusion = FusionSpec.parse(routes[0])
     fused = fuse(conditions, fusion, frames=steps)
     widths: Any = dict.fromkeys(fusion.routes_by_slot(), width)
-    spec = CodecLMSpec(width=width, depth=1, heads=1, attend_padding=padding, cross_attention_pos_emb_scale=routes[1], end_of_sequence=False)
+    spec = CodecLMSpec(
+        width=width, depth=1, heads=1, attend_padding=padding, cross_attention_pos_emb_scale=routes[1], end_of_sequence=False
+    )
     lm = CodecLM(spec, FrameFormat("codes", 50.0, 1, batch * steps), widths)
     with torch.no_grad():  # every step of every item has an embedding of its own
         lm.embedding.weight[:-1] = x.flatten(0, 1)

@@ -39,14 +39,14 @@ def logits(system: System, given: list[Any], codes: Tensor) -> tuple[Tensor, Ten
     conditions = system.encode_conditions(system.prepare(given))
     spec: Any = system.spec.generator
     pattern = spec.pattern.pattern(codes.shape[1], codes.shape[2])
-    sequence, _ = build_sequence(pattern, codes, system.codec.format.cardinality)
+    sequence, _ = build_sequence(pattern, codes, system.codec.frame_format.cardinality)
     fused = system.fuse(conditions, frames=codes.shape[2])
     assert system.generator is not None
     return system.generator(sequence, fused, pattern.frame_at_step.expand(len(codes), -1, -1)).transpose(1, 2), sequence
 
 
 def made(system: System, texts: Any, frames: int, **fields: Any) -> Tensor:
-    codes = system.generate_frames(texts, seconds=frames / system.codec.format.frame_rate, sampling=GREEDY, **fields)
+    codes = system.generate_frames(texts, seconds=frames / system.codec.frame_format.frame_rate, sampling=GREEDY, **fields)
     assert isinstance(codes, Codes)
     return codes.ids
 

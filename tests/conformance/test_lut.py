@@ -24,7 +24,14 @@ def test_audiocraft(kit: Kit) -> None:
             assert hash_to_row(word, int(bins)) == row, (word, bins)
     bins, dim = expected["lut.embed.weight"].shape
     width = len(expected["lut.output_proj.bias"])
-    spec = LutSpec(tokenizer=WholeTextTokenizer(bins=bins), dim=dim, output_dim=width, project="always", null_embedding="zeros", empty_text="read")
+    spec = LutSpec(
+        tokenizer=WholeTextTokenizer(bins=bins),
+        dim=dim,
+        output_dim=width,
+        project="always",
+        null_embedding="zeros",
+        empty_text="read",
+    )
     part = spec.build().eval()
     names = {"embed.weight": "table.weight", "output_proj.weight": "out.weight", "output_proj.bias": "out.bias"}
     part.load_state_dict({ours: expected[f"lut.{name}"] for name, ours in names.items()})

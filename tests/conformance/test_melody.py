@@ -30,7 +30,7 @@ def forced(system: System, items: list[Any], codes: Tensor) -> tuple[Tensor, Ten
     """Teacher-forced logits [b k s v], the sequence of codes that they are of, and the prefix before it."""
     spec: Any = system.spec.generator
     pattern = spec.pattern.pattern(codes.shape[1], codes.shape[2])
-    sequence, _ = build_sequence(pattern, codes, system.codec.format.cardinality)
+    sequence, _ = build_sequence(pattern, codes, system.codec.frame_format.cardinality)
     fused = system.fuse(system.encode_conditions(system.prepare(items)), frames=codes.shape[2])
     assert system.generator is not None
     logits = system.generator(sequence, fused, pattern.frame_at_step.expand(len(codes), -1, -1)).transpose(1, 2)
@@ -38,7 +38,9 @@ def forced(system: System, items: list[Any], codes: Tensor) -> tuple[Tensor, Ten
 
 
 def made(system: System, items: Any, want: Tensor, **fields: Any) -> Tensor:
-    codes = system.generate_frames(items, seconds=want.shape[-1] / system.codec.format.frame_rate, sampling=GREEDY, **fields)
+    codes = system.generate_frames(
+        items, seconds=want.shape[-1] / system.codec.frame_format.frame_rate, sampling=GREEDY, **fields
+    )
     assert isinstance(codes, Codes)
     return codes.ids
 

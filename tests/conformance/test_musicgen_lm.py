@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, FrameFormat, KnownFrames, Slot, MaskedSequence
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, MaskedSequence, Slot
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import Delay, build_sequence, revert_logits
@@ -94,7 +94,9 @@ def test_audiocrafts_greedy_codes(kit: Kit, name: str, slot: Slot) -> None:
 
     def run(cond: Tensor, scale: float, frames: int, known: KnownFrames | None = None, null: Tensor | None = None) -> Tensor:
         batch = len(cond)
-        plan = GenerationInputs(torch.full((batch,), frames), [0] * batch, TokenSampling(temperature=0), known, two_step_cfg=null is not None)
+        plan = GenerationInputs(
+            torch.full((batch,), frames), [0] * batch, TokenSampling(temperature=0), known, two_step_cfg=null is not None
+        )
         nothing = told(slot, torch.zeros_like(cond) if null is None else null)
         out = generator.generate([GuidanceBranch(scale, told(slot, cond)), GuidanceBranch(1 - scale, nothing)], plan)
         assert isinstance(out, Codes)
@@ -181,7 +183,9 @@ def test_transformers_logits_and_codes_with_masked_padding(kit: Kit, name: str) 
             logits = generator(inputs, FusedConditions(cross=null), frame).transpose(1, 2).flatten(0, 1)
             torch.testing.assert_close(logits, want["single.tf_logits_null"], **TOLERANCE)
             assert torch.equal(logits, generator(inputs, FusedConditions(), frame).transpose(1, 2).flatten(0, 1))
-    single, batch = (MaskedSequence(want[f"{x}.text_projected"], want[f"{x}.attention_mask"].bool()) for x in ("single", "batch"))
+    single, batch = (
+        MaskedSequence(want[f"{x}.text_projected"], want[f"{x}.attention_mask"].bool()) for x in ("single", "batch")
+    )
     second = MaskedSequence(batch.x[1:2], batch.mask[1:2])  # padded, which changes nothing here
     for group, told, scale in (
         ("greedy_gs1", FusedConditions(single), 1.0),
@@ -192,7 +196,12 @@ def test_transformers_logits_and_codes_with_masked_padding(kit: Kit, name: str) 
     ):
         whole, prompt = want[f"{group}.codes"], want.get(f"{group}.prompt_codes")
         known = None if prompt is None else KnownFrames(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
-        plan = GenerationInputs(torch.full((len(whole),), whole.shape[-1]), [0] * len(whole), TokenSampling(temperature=0), known)
+        plan = GenerationInputs(
+            torch.full((len(whole),), whole.shape[-1]), [0] * len(whole), TokenSampling(temperature=0), known
+        )
         for two_step in (False, True):
-            out = generator.generate([GuidanceBranch(scale, told), GuidanceBranch(1 - scale, FusedConditions())], replace(plan, two_step_cfg=two_step))
+            out = generator.generate(
+                [GuidanceBranch(scale, told), GuidanceBranch(1 - scale, FusedConditions())],
+                replace(plan, two_step_cfg=two_step),
+            )
             assert isinstance(out, Codes) and torch.equal(out.ids, whole), group

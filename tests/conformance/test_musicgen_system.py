@@ -27,7 +27,7 @@ def opened(folder: Path) -> tuple[System, list[dict[str, str]], dict[str, Tensor
 
 
 def frames(system: System, what: Any, want: Tensor, **fields: Any) -> Tensor:
-    seconds = want.shape[-1] / system.codec.format.frame_rate
+    seconds = want.shape[-1] / system.codec.frame_format.frame_rate
     return system.generate_frames(what, seconds=seconds, sampling=GREEDY, **fields).data
 
 
@@ -72,7 +72,7 @@ def test_transformers_codes_and_audio(kit: Kit, name: str) -> None:
         codes = want[f"{group}.codes"]
         assert torch.equal(frames(system, what, codes, **fields), codes), group
         if f"{group}.audio" in want:
-            seconds = codes.shape[-1] / system.codec.format.frame_rate
+            seconds = codes.shape[-1] / system.codec.frame_format.frame_rate
             audio = system.generate(what, seconds=seconds, sampling=GREEDY, **fields)
             torch.testing.assert_close(audio.wave, want[f"{group}.audio"], atol=1e-4, rtol=1e-3)
 

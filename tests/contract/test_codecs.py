@@ -69,15 +69,15 @@ def gives_back_every_length(spec: CodecSpec) -> None:
 
 
 def has_the_grid_it_says(spec: CodecSpec) -> None:
-    codec, grid = built(spec), spec.grid
-    assert codec.format == grid and math.isclose(spec.hop_length * grid.frame_rate, spec.sample_rate)
+    codec, frame_format = built(spec), spec.frame_format
+    assert codec.frame_format == frame_format and math.isclose(spec.hop_length * frame_format.frame_rate, spec.sample_rate)
     for whole in (1, 2, 9):
         frames = codec.encode(noise(spec, whole * spec.hop_length))
-        assert content(frames).shape == (1, grid.channels, whole)
+        assert content(frames).shape == (1, frame_format.channels, whole)
         assert codec.encode(noise(spec, whole * spec.hop_length + 1)).lengths.tolist() == [whole + 1]
-        assert isinstance(frames, Codes if grid.kind == "codes" else Latents)
+        assert isinstance(frames, Codes if frame_format.kind == "codes" else Latents)
         if isinstance(frames, Codes):
-            assert 0 <= int(frames.ids.min()) and int(frames.ids.max()) < grid.cardinality
+            assert 0 <= int(frames.ids.min()) and int(frames.ids.max()) < frame_format.cardinality
             assert codec.decode(Codes(frames.ids, scale=frames.scale)).lengths.tolist() == [whole * spec.hop_length]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cadenza.conditioners.base import ConditionerSet, ConditionerSpec, FramewiseConditionerSpec
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, FrameFormat, Slot
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, Slot
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.samplers.guidance import cfg_branches
@@ -50,7 +50,9 @@ class Task:
         parts, items = ConditionerSet({"it": spec.build()}), [{"it": value} for value in values]
         parts.fit(items)
         widths: dict[Slot, int] = {slot: spec.output_dim}
-        lm = CodecLMSpec(**sizes, end_of_sequence=False, max_frames=frames).build(FrameFormat("codes", 10.0, 1, len(values) + 1), widths)
+        lm = CodecLMSpec(**sizes, end_of_sequence=False, max_frames=frames).build(
+            FrameFormat("codes", 10.0, 1, len(values) + 1), widths
+        )
         return cls(parts, FusionSpec.parse({slot: [route]}), lm, items, frames)
 
     def clips(self, times: int = 1) -> Codes:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, FrameFormat, KnownFrames, Latents, Slot, MaskedSequence
-from cadenza.generators.base import Generator, GeneratorSpec, GenerationInputs
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, Latents, MaskedSequence, Slot
+from cadenza.generators.base import GenerationInputs, Generator, GeneratorSpec
 
 Example = tuple[GeneratorSpec, FrameFormat, dict[Slot, int]]
 FRAMES = [23, 9, 16]
@@ -24,8 +24,8 @@ def example(name: str) -> Example:
 
 def built(name: str) -> Generator:
     """The generator with weights large enough that what it is told matters."""
-    spec, grid, widths = example(name)
-    generator = spec.build(grid, widths).eval()
+    spec, frame_format, widths = example(name)
+    generator = spec.build(frame_format, widths).eval()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -45,7 +45,9 @@ def conditions(widths: dict[Slot, int], batch: int = 3, frames: int = 23) -> Fus
     def vectors(slot: Slot, *shape: int) -> Tensor | None:
         return torch.randn(batch, *shape, widths[slot], generator=rng) if slot in widths else None
 
-    return FusedConditions(tokens("cross"), tokens("prepend"), vectors("add", frames), vectors("concat", frames), vectors("global"))
+    return FusedConditions(
+        tokens("cross"), tokens("prepend"), vectors("add", frames), vectors("concat", frames), vectors("global")
+    )
 
 
 def item(fused: FusedConditions, i: int) -> FusedConditions:
@@ -56,7 +58,9 @@ def item(fused: FusedConditions, i: int) -> FusedConditions:
             return None
         return MaskedSequence(tokens.x[i : i + 1, tokens.mask[i]], tokens.mask[i : i + 1, tokens.mask[i]])
 
-    vectors = {name: None if x is None else x[i : i + 1] for name, x in vars(fused).items() if not isinstance(x, MaskedSequence)}
+    vectors = {
+        name: None if x is None else x[i : i + 1] for name, x in vars(fused).items() if not isinstance(x, MaskedSequence)
+    }
     framed = {name: vectors[name][:, : FRAMES[i]] for name in ("add", "concat") if vectors.get(name) is not None}
     vectors |= framed
     return FusedConditions(**{**vectors, "cross": alone(fused.cross), "prepend": alone(fused.prepend)})
@@ -75,16 +79,21 @@ def content(frames: Codes | Latents) -> Tensor:
     return frames.ids if isinstance(frames, Codes) else frames.z
 
 
-def target(grid: FrameFormat, batch: int = 3, frames: int = 23) -> Codes | Latents:
+def target(frame_format: FrameFormat, batch: int = 3, frames: int = 23) -> Codes | Latents:
     rng = torch.Generator().manual_seed(2)
-    if grid.kind == "codes":
-        ids = torch.randint(grid.cardinality, (batch, grid.channels, frames), generator=rng)
+    if frame_format.kind == "codes":
+        ids = torch.randint(frame_format.cardinality, (batch, frame_format.channels, frames), generator=rng)
         return Codes(ids, torch.tensor(FRAMES[:batch]), ended=torch.tensor([True, False, True])[:batch])
-    return Latents(torch.randn(batch, grid.channels, frames, generator=rng), torch.tensor(FRAMES[:batch]))
+    return Latents(torch.randn(batch, frame_format.channels, frames, generator=rng), torch.tensor(FRAMES[:batch]))
 
 
 def run(
-    generator: Generator, branches: list[GuidanceBranch], *, frames: list[int], seeds: list[int], known: KnownFrames | None = None
+    generator: Generator,
+    branches: list[GuidanceBranch],
+    *,
+    frames: list[int],
+    seeds: list[int],
+    known: KnownFrames | None = None,
 ) -> list[Tensor]:
     """What is generated for each item, without padding."""
     plan = GenerationInputs(torch.tensor(frames), seeds, generator.spec.sampling(), known)
@@ -96,54 +105,54 @@ def guided(fused: FusedConditions) -> list[GuidanceBranch]:
 
 
 def says_what_it_is(name: str) -> None:
-    spec, grid, widths = example(name)
+    spec, frame_format, widths = example(name)
     assert spec.type == name  # type: ignore[attr-defined]
     assert type(spec).__module__.endswith(f".{name}") and set(widths) <= spec.slots
-    spec.validate_inputs(grid, widths)
+    spec.validate_inputs(frame_format, widths)
     spec.sampling.parse({})
 
 
 def round_trips(name: str) -> None:
-    spec, grid, widths = example(name)
+    spec, frame_format, widths = example(name)
     assert GeneratorSpec.parse(json.loads(spec.to_json())) == spec
-    generator, other = built(name), spec.build(grid, widths)
+    generator, other = built(name), spec.build(frame_format, widths)
     other.load_state_dict(load(save(generator.state_dict())))
     assert all(torch.equal(a, b) for a, b in zip(generator.parameters(), other.parameters(), strict=True))
 
 
 def refuses_what_does_not_fit(name: str) -> None:
-    spec, grid, widths = example(name)
+    spec, frame_format, widths = example(name)
     with pytest.raises(ValueError, match="codes|latents"):
-        spec.validate_inputs(replace(grid, kind="latents" if grid.kind == "codes" else "codes"), widths)
+        spec.validate_inputs(replace(frame_format, kind="latents" if frame_format.kind == "codes" else "codes"), widths)
     for slot in {"cross", "prepend", "add", "concat", "global"} - spec.slots:
         with pytest.raises(ValueError, match=slot):
-            spec.validate_inputs(grid, {slot: 8})
+            spec.validate_inputs(frame_format, {slot: 8})
 
 
 def learns(name: str) -> None:
-    spec, grid, widths = example(name)
+    spec, frame_format, widths = example(name)
     torch.manual_seed(0)
-    generator = spec.build(grid, widths).train()
-    terms = generator.losses(target(grid), conditions(widths), torch.Generator().manual_seed(3))
+    generator = spec.build(frame_format, widths).train()
+    terms = generator.losses(target(frame_format), conditions(widths), torch.Generator().manual_seed(3))
     assert all(term.dim() == 0 and term.isfinite() for term in terms.values())
     terms["loss"].backward()
     for key, parameter in generator.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
-    again = generator.losses(target(grid), conditions(widths), torch.Generator().manual_seed(3))
+    again = generator.losses(target(frame_format), conditions(widths), torch.Generator().manual_seed(3))
     assert all(torch.equal(terms[key], again[key]) for key in terms)
     optimiser = torch.optim.Adam(generator.parameters(), 3e-3)
     loss = first = terms["loss"]
     for _ in range(30):
         optimiser.zero_grad()
-        loss = generator.losses(target(grid), conditions(widths), torch.Generator().manual_seed(3))["loss"]
+        loss = generator.losses(target(frame_format), conditions(widths), torch.Generator().manual_seed(3))["loss"]
         loss.backward()
         optimiser.step()
     assert loss < 0.8 * first
 
 
 def the_loss_ignores_padding(name: str) -> None:
-    _, grid, widths = example(name)
-    generator, whole, fused = built(name), target(grid), conditions(widths)
+    _, frame_format, widths = example(name)
+    generator, whole, fused = built(name), target(frame_format), conditions(widths)
     spoilt = content(whole).clone()
     fused_other = conditions(widths)
     for i, length in enumerate(FRAMES):
@@ -167,7 +176,7 @@ def gives_the_frames_asked_for(name: str) -> None:
     whole = generator.generate([GuidanceBranch(1.0, conditions(example(name)[2]))], plan)
     assert torch.equal(torch.cat([content(chunk) for chunk in chunks], -1), content(whole))
     if isinstance(whole, Codes):
-        assert 0 <= whole.ids.min() and whole.ids.max() < generator.grid.cardinality
+        assert 0 <= whole.ids.min() and whole.ids.max() < generator.frame_format.cardinality
 
 
 def the_same_alone_and_in_any_batch(name: str) -> None:
@@ -228,10 +237,10 @@ def guidance_is_a_weighted_sum(name: str) -> None:
 
 
 def known_frames_are_kept(name: str) -> None:
-    _, grid, widths = example(name)
+    _, frame_format, widths = example(name)
     generator, fused = built(name), conditions(widths)
     mask = torch.arange(23) < torch.tensor([7, 0, 16])[:, None]
-    value = target(grid)
+    value = target(frame_format)
     got = run(generator, guided(fused), frames=FRAMES, seeds=SEEDS, known=KnownFrames(value, mask))
     assert torch.equal(got[0][:, :7], content(value)[0, :, :7]) and torch.equal(got[2], content(value)[2, :, :16])
     free = run(generator, guided(fused), frames=FRAMES, seeds=SEEDS)
@@ -252,7 +261,9 @@ def closing_stops_the_work(name: str) -> None:
     module = next(module for module in generator.modules() if isinstance(module, torch.nn.LayerNorm))
     module.register_forward_hook(lambda *_: calls.append(0))
     longest = generator.spec.max_frames
-    stream = generator.stream([GuidanceBranch(1.0, FusedConditions())], GenerationInputs(torch.tensor([longest]), [0], generator.spec.sampling()))
+    stream = generator.stream(
+        [GuidanceBranch(1.0, FusedConditions())], GenerationInputs(torch.tensor([longest]), [0], generator.spec.sampling())
+    )
     assert not calls  # nothing runs before it is asked for
     next(stream)
     before = len(calls)

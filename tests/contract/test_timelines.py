@@ -16,7 +16,9 @@ def test_values_that_change_are_those_of_their_spans(name: str) -> None:
     part = spec.build().eval()
     for parameter in part.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    assert part.handles_timelines or all(Timeline.parse(value) is None for value in values), "set `timed`, or give values another form"
+    assert part.handles_timelines or all(Timeline.parse(value) is None for value in values), (
+        "set `timed`, or give values another form"
+    )
     if part.handles_timelines:
         return
     parts = ConditionerSet({"it": part})
@@ -29,4 +31,6 @@ def test_values_that_change_are_those_of_their_spans(name: str) -> None:
     for row, first, value in ((0, 0, one), (0, n, other), (1, 0, other)):
         alone: Condition = part(part.encode(part.prepare([value])))
         mask = out.mask[row, first : first + n]
-        torch.testing.assert_close(out.embeddings[row, first : first + n][mask], alone.embeddings[0][alone.mask[0]], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            out.embeddings[row, first : first + n][mask], alone.embeddings[0][alone.mask[0]], atol=1e-5, rtol=1e-4
+        )

@@ -57,7 +57,9 @@ def test_the_gpu_is_taken_where_it_answers_and_the_reason_names_it(machine: Any)
 )
 def test_half_is_what_the_device_has(machine: Any, there: dict[str, Any], device: str | None, half: torch.dtype) -> None:
     machine(**there)
-    assert select_device(device, "half").dtype == half and str(half).removeprefix("torch.") in select_device(device, "half").reason
+    assert (
+        select_device(device, "half").dtype == half and str(half).removeprefix("torch.") in select_device(device, "half").reason
+    )
     assert select_device(device).dtype == torch.float32
 
 

@@ -67,7 +67,9 @@ def test_what_is_downloaded_is_not_asked_for_again(hub: Path, monkeypatch: pytes
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
     source = ModelSource("someone/model")
     assert source.optional_file("config.json") == folder / "config.json" and source.resolved_revision == "a" * 40
-    assert ModelSource("someone/other").resolved_revision is None and ModelSource("someone/other", "v1").resolved_revision == "v1"
+    assert (
+        ModelSource("someone/other").resolved_revision is None and ModelSource("someone/other", "v1").resolved_revision == "v1"
+    )
 
 
 def test_only_the_shards_that_hold_something_wanted_are_read(tmp_path: Path) -> None:

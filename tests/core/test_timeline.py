@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cadenza.core.errors import RequestError
-from cadenza.core.timeline import TimeSpan, Timeline
+from cadenza.core.timeline import Timeline, TimeSpan
 
 
 @pytest.mark.parametrize(
@@ -58,5 +58,9 @@ def test_a_wrong_timeline_is_an_error(value: object) -> None:
 def test_spans_fade_where_they_meet_and_nowhere_else() -> None:
     line = Timeline.parse({"timeline": [(0, 8, "a"), (8, 9, "b"), (10, None, "c")], "fade": 2.0})
     assert line is not None
-    assert line.bounds_with_fades() == [(0, 8, 0, 1.0), (8, 9, 1.0, 0), (10, math.inf, 0, 0)]  # no longer than the second that meets
+    assert line.bounds_with_fades() == [
+        (0, 8, 0, 1.0),
+        (8, 9, 1.0, 0),
+        (10, math.inf, 0, 0),
+    ]  # no longer than the second that meets
     assert line.shifted(3).bounds_with_fades()[0] == (-3, 5, 0, 1.0)

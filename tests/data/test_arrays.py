@@ -7,7 +7,7 @@ from arrays import LATENTS, encoded
 
 from cadenza.core.errors import DataError
 from cadenza.core.types import FrameFormat
-from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder, scan_pre_encoded, is_pre_encoded
+from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder, is_pre_encoded, scan_pre_encoded
 from cadenza.data.items import SampleIndex
 from cadenza.data.loader import collate
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def test_windows_say_where_they_are(folder):
-    data = PreEncodedDataset(scan_pre_encoded(folder), frames=25, grid=LATENTS)
+    data = PreEncodedDataset(scan_pre_encoded(folder), frames=25, frame_format=LATENTS)
     assert [data.name(i) for i in range(len(data))] == ["0/000"] * 4 + ["0/001"] + ["1/ü"] * 2 and data.frame_rate == 25
     starts, prompts = set(), set()
     for epoch in range(1000):
@@ -43,7 +43,7 @@ def test_windows_say_where_they_are(folder):
 
 
 def test_fixed_split_and_described(folder):
-    data = PreEncodedDataset(scan_pre_encoded(folder), frames=25, grid=LATENTS, ids={"prompt"})
+    data = PreEncodedDataset(scan_pre_encoded(folder), frames=25, frame_format=LATENTS, ids={"prompt"})
     rest, held = data.split(1)
     names = [{part.name(i) for i in range(len(part))} for part in (rest, held)]
     assert len(names[0]) == 2 and len(names[1]) == 1 and not names[0] & names[1]
@@ -55,29 +55,31 @@ def test_fixed_split_and_described(folder):
 
 def test_functions_and_crops_at_the_start(folder):
     arrays = PreEncodedFolder(scan_pre_encoded(folder).clips, random_crop=False, frames=10)
-    data = PreEncodedDataset(arrays.with_transform(lambda item, segment: {**item, "where": segment.start}), frames=99, grid=LATENTS)
+    data = PreEncodedDataset(
+        arrays.with_transform(lambda item, segment: {**item, "where": segment.start}), frames=99, frame_format=LATENTS
+    )
     assert len(data) == 3 and data.frames == 10
-    assert {(data[SampleIndex(0, epoch)]["where"], float(data[SampleIndex(0, epoch)]["latents"].z[0, 0, 0])) for epoch in range(20)} == {
-        (10, 0)
-    }
+    assert {
+        (data[SampleIndex(0, epoch)]["where"], float(data[SampleIndex(0, epoch)]["latents"].z[0, 0, 0])) for epoch in range(20)
+    } == {(10, 0)}
     with pytest.raises(DataError, match="no audio"):
-        PreEncodedDataset(arrays.with_transform(lambda item, segment: {"x": segment.audio}), frames=9, grid=LATENTS)[0]
+        PreEncodedDataset(arrays.with_transform(lambda item, segment: {"x": segment.audio}), frames=9, frame_format=LATENTS)[0]
     with pytest.raises(DataError, match="cannot be rejected"):
-        PreEncodedDataset(arrays.with_transform(lambda item, segment: None), frames=9, grid=LATENTS)[0]
+        PreEncodedDataset(arrays.with_transform(lambda item, segment: None), frames=9, frame_format=LATENTS)[0]
 
 
 def test_codes(tmp_path):
     encoded(tmp_path / "a.npy", 40, codes=True)
-    item = PreEncodedDataset(scan_pre_encoded(tmp_path), frames=8, grid=CODES)[SampleIndex(2)]
+    item = PreEncodedDataset(scan_pre_encoded(tmp_path), frames=8, frame_format=CODES)[SampleIndex(2)]
     assert item["codes"].ids.dtype == torch.long and item["codes"].ids.shape == (1, 2, 8)
     assert ((item["codes"].ids[0, 0].diff()) % 16 == 1).all()
-    for grid, message in (
+    for frame_format, message in (
         (LATENTS, "holds codes of 2 rows, and this system's codec makes latents of 4"),
         (FrameFormat("codes", 25.0, 4, 16), "codes of 2 rows, .* codes of 4"),
         (FrameFormat("codes", 25.0, 2, 8), "codes outside 0 to 7"),
     ):
         with pytest.raises(DataError, match=message):
-            PreEncodedDataset(scan_pre_encoded(tmp_path), frames=8, grid=grid)[0]
+            PreEncodedDataset(scan_pre_encoded(tmp_path), frames=8, frame_format=frame_format)[0]
 
 
 def test_filelist_and_damage(folder, tmp_path):

@@ -136,7 +136,10 @@ def test_the_same_recording_in_another_form(tmp_path, how):
         wave, rate = resample(torch.from_numpy(wave.T), RATE, 8000).numpy().T, 8000
     ending = how if how in ("mp3", "ogg", "opus") else "wav"
     save(tmp_path / f"again.{ending}", changed.get(how, wave).astype(np.float32), "found elsewhere", rate)
-    pairs = {(f.clip, f.kind) for f in validate_dataset(tmp_path).faults} - {("again.wav", "sample rate"), ("again.wav", "channels")}
+    pairs = {(f.clip, f.kind) for f in validate_dataset(tmp_path).faults} - {
+        ("again.wav", "sample rate"),
+        ("again.wav", "channels"),
+    }
     assert pairs == {("again." + ending, "near duplicate")} or pairs == {("2.wav", "near duplicate")}
 
 

@@ -55,7 +55,9 @@ def test_a_draw_depends_on_seed_epoch_and_index_alone(folder):
     one, other = AudioDataset(folder, seconds=1.0, sample_rate=RATE), AudioDataset(folder, seconds=1.0, sample_rate=RATE)
     assert where(one[SampleIndex(3, 7)]) == where(other[SampleIndex(3, 7)])
     assert len({where(one[SampleIndex(i, e)]) for i in range(5) for e in range(3)}) == 15
-    assert where(AudioDataset(folder, seconds=1.0, sample_rate=RATE, seed=1)[SampleIndex(3, 7)]) != where(one[SampleIndex(3, 7)])
+    assert where(AudioDataset(folder, seconds=1.0, sample_rate=RATE, seed=1)[SampleIndex(3, 7)]) != where(
+        one[SampleIndex(3, 7)]
+    )
 
 
 def test_fixed_segments_cover_the_clip_in_order(folder):

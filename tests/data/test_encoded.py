@@ -32,17 +32,19 @@ class Toy(nn.Module):
     def __init__(self, offset=1000, kind="codes", scale=False, bins=4000):
         super().__init__()
         self.offset = nn.Parameter(torch.tensor(float(offset)))
-        grid = FrameFormat(cast(Any, kind), RATE / HOP, 2, bins)
+        frame_format = FrameFormat(cast(Any, kind), RATE / HOP, 2, bins)
         spec = {"type": "toy", "bins": bins}
-        self.spec = SimpleNamespace(sample_rate=RATE, channels=1, hop_length=HOP, format=grid, uses_chunks=False, to_dict=lambda: spec)
-        self.grid, self.scale, self.encoded = grid, scale, 0
+        self.spec = SimpleNamespace(
+            sample_rate=RATE, channels=1, hop_length=HOP, frame_format=frame_format, uses_chunks=False, to_dict=lambda: spec
+        )
+        self.frame_format, self.scale, self.encoded = frame_format, scale, 0
 
     def encode(self, audio):
         self.encoded += len(audio)
         lengths = -(-audio.lengths // HOP)
         frames = nn.functional.pad(audio.wave[:, 0], (0, -audio.wave.shape[-1] % HOP)).unflatten(1, (-1, HOP))
         rows = torch.stack([frames.mean(-1), frames[..., 0]], 1)
-        if self.grid.kind == "latents":
+        if self.frame_format.kind == "latents":
             return Latents(rows, lengths, audio.lengths)
         ids = (rows * 1000 + self.offset).round().long()
         return Codes(ids, lengths, audio.lengths, torch.full((len(audio), 1), 2.0) if self.scale else None)

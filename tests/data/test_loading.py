@@ -74,7 +74,11 @@ def clips(tmp_path):
 
 
 def prepare(items):
-    return {"prompt": PreparedInputs({"n": torch.tensor([int(item["prompt"][-1]) for item in items])}, torch.ones(len(items)).bool())}
+    return {
+        "prompt": PreparedInputs(
+            {"n": torch.tensor([int(item["prompt"][-1]) for item in items])}, torch.ones(len(items)).bool()
+        )
+    }
 
 
 def loader(clips, workers=0, **options):
@@ -112,7 +116,9 @@ def test_fixed_batches_are_spread_and_always_the_same(clips):
     batches = fixed_batches(clips, 4, count=6)
     assert [len(batch["ids"]) for batch in batches] == [4, 2]
     assert [name for batch in batches for name in batch["ids"]] == [clips.name(i * len(clips) // 6) for i in range(6)]
-    assert content([fixed_batches(clips, 4, count=6, prepare=prepare)[0]]) == content([fixed_batches(clips, 4, count=6, prepare=prepare)[0]])
+    assert content([fixed_batches(clips, 4, count=6, prepare=prepare)[0]]) == content(
+        [fixed_batches(clips, 4, count=6, prepare=prepare)[0]]
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -67,7 +67,9 @@ def test_probabilities_are_what_they_say():
 
 
 def test_audiocrafts_zero_keeps_no_field():
-    assert {item.get("prompt") for item in drawn(PromptMixer(merge=1, drop_description=0, keep_field=0), 50)} == {"A slow piano."}
+    assert {item.get("prompt") for item in drawn(PromptMixer(merge=1, drop_description=0, keep_field=0), 50)} == {
+        "A slow piano."
+    }
 
 
 def test_texts_to_the_letter_are_those_of_audiocraft():

@@ -69,7 +69,7 @@ def test_encoded_folders(folder):
     path = config(folder, "pre_encoded", entries, min_length_sec=10, random_crop=True)
     found, _ = open_source(path)
     assert isinstance(found, PreEncodedFolder) and [clip.id for clip in found.clips] == ["z/a"] and is_encoded(path)
-    data = PreEncodedDataset(found, frames=50, grid=LATENTS)
+    data = PreEncodedDataset(found, frames=50, frame_format=LATENTS)
     starts = {data[SampleIndex(0, epoch)]["seconds_start"] for epoch in range(200)}
     assert data.frames == 20 and len(data) == 5 and min(starts) >= 5 and max(starts) <= 5 + 80 / 25 and len(starts) > 60
     with pytest.raises(DataError, match="encoded clips, and this needs audio"):
@@ -87,7 +87,9 @@ def test_code_named_by_a_config_is_not_run(folder):
     for take in (load_dataset_config, load_manifest, open_source):
         with pytest.raises(DataError, match=r"'a' names code to run, .*meta.py.* to_item=\{'a': custom_metadata"):
             take(path)
-    manifest, _ = load_dataset_config(path, to_item={"a": lambda item, segment: {"prompt": f"{item['prompt']} at {segment.start}"}})
+    manifest, _ = load_dataset_config(
+        path, to_item={"a": lambda item, segment: {"prompt": f"{item['prompt']} at {segment.start}"}}
+    )
     data = clips(manifest, fixed=True)
     assert [data[SampleIndex(i)]["prompt"] for i in (1, 4, 9)] == ["clip 0 at 0.5", "clip 2 at 0.0", "clip 1"]
     both = clips(load_dataset_config(path, to_item=lambda item, _: {"n": 1})[0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cadenza.dsp.chroma import chromagram, chroma_filters, chroma_frames, one_hot_argmax
+from cadenza.dsp.chroma import chroma_filters, chroma_frames, chromagram, one_hot_argmax
 
 
 @pytest.mark.parametrize(("rate", "n_fft"), [(32000, 16384), (44100, 2048), (8000, 1000)])
@@ -38,7 +38,9 @@ def test_frames_and_silence(samples: int) -> None:
 def test_loudness_does_not_matter() -> None:
     wave = torch.randn(8000, generator=torch.Generator().manual_seed(0))
     filters = chroma_filters(16000, 2048)
-    torch.testing.assert_close(chromagram(wave, filters, hop=512), chromagram(wave * 0.01, filters, hop=512), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        chromagram(wave, filters, hop=512), chromagram(wave * 0.01, filters, hop=512), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_audiocrafts_chroma(kit: Callable[[str], Path]) -> None:

@@ -12,7 +12,7 @@ import soundfile
 
 from cadenza.core.errors import AudioError
 from cadenza.dsp import files
-from cadenza.dsp.growing import StreamingAudioWriter, StreamFormat
+from cadenza.dsp.growing import StreamFormat, StreamingAudioWriter
 
 RATE = 24000
 TAGS = {"title": "a häppy tune", "comment": "model tiny; seed 7", "software": "Cadenza", "license": "MIT"}
@@ -146,6 +146,9 @@ def test_refusals(tmp_path: Path) -> None:
         StreamingAudioWriter(tmp_path / "a.xyz", ".xyz", StreamFormat(RATE, 1))
     with pytest.raises(AudioError, match="mp3 does not have 10000 Hz, only 8000"):
         StreamingAudioWriter(tmp_path / "a.mp3", "mp3", StreamFormat(10000, 1))
-    with pytest.raises(AudioError, match="NaN or infinite"), StreamingAudioWriter(tmp_path / "a.wav", "wav", StreamFormat(RATE, 1)) as file:
+    with (
+        pytest.raises(AudioError, match="NaN or infinite"),
+        StreamingAudioWriter(tmp_path / "a.wav", "wav", StreamFormat(RATE, 1)) as file,
+    ):
         file.write(np.full((3, 1), np.nan, np.float32))
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.dsp.pitch import segment_notes, estimate_pitch
+from cadenza.dsp.pitch import estimate_pitch, segment_notes
 
 RATE = 16000
 

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from cadenza.evaluation.adherence import adherence, paired_difference, score_matrix, bootstrap_mean
+from cadenza.evaluation.adherence import adherence, bootstrap_mean, paired_difference, score_matrix
 
 
 def same(output: int, request: int) -> float:

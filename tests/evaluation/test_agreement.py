@@ -10,7 +10,15 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes
-from cadenza.evaluation.agreement import Agreement, CodesExample, compare_systems, kl_divergence, apply_guidance, prediction_gap, teacher_forced_logits
+from cadenza.evaluation.agreement import (
+    Agreement,
+    CodesExample,
+    apply_guidance,
+    compare_systems,
+    kl_divergence,
+    prediction_gap,
+    teacher_forced_logits,
+)
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -79,7 +87,9 @@ def test_predictions_have_the_loss_that_training_has() -> None:
 @pytest.mark.parametrize("end", [False, True])
 def test_read_step_by_step_or_at_once_is_the_same_in_full_precision(end: bool) -> None:
     system = wide(end_of_sequence=end)
-    torch.testing.assert_close(teacher_forced_logits(system, excerpt(), stepwise=True), teacher_forced_logits(system, excerpt()), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        teacher_forced_logits(system, excerpt(), stepwise=True), teacher_forced_logits(system, excerpt()), atol=2e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
@@ -121,7 +131,9 @@ def test_bounds_hold_the_mean_of_the_clips() -> None:
         wide(), {"int4": (wide().quantize("int4"), False)}, [excerpt(seed=seed) for seed in range(4)], scales=(1.0,)
     )["int4", 1.0]
     each = [
-        compare_systems(wide(), {"int4": (wide().quantize("int4"), False)}, [excerpt(seed=seed)], scales=(1.0,))["int4", 1.0].divergence
+        compare_systems(wide(), {"int4": (wide().quantize("int4"), False)}, [excerpt(seed=seed)], scales=(1.0,))[
+            "int4", 1.0
+        ].divergence
         for seed in range(4)
     ]
     values = [measure.mean.value for measure in each]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.evaluation.comparison import mean_gaps, score_gaps, overall_gap
+from cadenza.evaluation.comparison import mean_gaps, overall_gap, score_gaps
 from cadenza.evaluation.estimates import Estimate
 from cadenza.evaluation.settings import ControlSetting
 from cadenza.evaluation.wishes import AttributeTargets

@@ -66,7 +66,9 @@ def test_renders_of_an_unseen_seed_are_heard_right(listen):
     truths, estimates = [], []
     for path in sorted(GOLDEN.glob("*.ogg")):
         heard = listen(load_audio(path))[0]
-        truths.append(labels_from_sidecar(json.loads(path.with_suffix(".json").read_text()), len(heard.chords), families=listen.families))
+        truths.append(
+            labels_from_sidecar(json.loads(path.with_suffix(".json").read_text()), len(heard.chords), families=listen.families)
+        )
         estimates.append(heard)
     assert len(truths) == 4
     found = accuracy(estimates, truths)
@@ -117,5 +119,7 @@ def test_what_is_no_music_obeys_nobody(listen, sound):
         wishes.append(AttributeTargets(tempo, pace, chance.randrange(24), wanted, torch.zeros_like(wanted), **timed))
     heard = [listen(Audio(sound(chance)[None, None], RATE))[0] for _ in range(count)]
     for name, met in ATTRIBUTES.items():
-        found = adherence(score_matrix([heard], wishes, met), torch.ones(count), rng=torch.Generator().manual_seed(0), draws=300)
+        found = adherence(
+            score_matrix([heard], wishes, met), torch.ones(count), rng=torch.Generator().manual_seed(0), draws=300
+        )
         assert abs(found.value.value) < 0.2 and found.value.low < 0.05, name

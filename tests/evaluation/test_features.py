@@ -33,7 +33,12 @@ def test_a_tone_is_strongest_at_its_semitone(midi):
 
 def test_a_chord_shows_its_notes_apart():
     wave = sum(tone(midi) for midi in (48, 52, 55, 59))
-    pitch = extract_features(Audio(torch.as_tensor(wave)[None, None], SAMPLE_RATE)).pitch[0, :, 12].unflatten(0, (-1, PARTS)).amax(1)
+    pitch = (
+        extract_features(Audio(torch.as_tensor(wave)[None, None], SAMPLE_RATE))
+        .pitch[0, :, 12]
+        .unflatten(0, (-1, PARTS))
+        .amax(1)
+    )
     assert sorted(LOWEST + i for i in pitch.topk(4).indices.tolist()) == [48, 52, 55, 59]
 
 

@@ -7,10 +7,19 @@ import torch
 
 from cadenza.core.errors import DataError
 from cadenza.dsp.chords import parse_pitch_class
-from cadenza.evaluation.estimates import Estimate, chord_accuracy, f1, melody_accuracy, pitch_classes, decode_tempo
+from cadenza.evaluation.estimates import Estimate, chord_accuracy, decode_tempo, f1, melody_accuracy, pitch_classes
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, labels_from_sidecar
 from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI
-from cadenza.evaluation.wishes import score_families, handwritten_prompts, score_key, targets_from_caption, targets_from_handwritten, targets_from_values, score_tempo_range, score_tempo
+from cadenza.evaluation.wishes import (
+    handwritten_prompts,
+    score_families,
+    score_key,
+    score_tempo,
+    score_tempo_range,
+    targets_from_caption,
+    targets_from_handwritten,
+    targets_from_values,
+)
 
 FAMILIES = ("piano", "bass", "drums", "reed")
 SIDECAR = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, sample_augmentation, augment_labels
+from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
 from cadenza.evaluation.features import BANDS, PARTS, SEMITONES, EstimatorFeatures
 from cadenza.evaluation.fit import EstimatorTargets, loss_terms
 from cadenza.evaluation.labels import UNKNOWN
@@ -59,7 +59,9 @@ def test_short_clips_of_a_batch_are_heard_as_alone(net):
 def test_changes_do_to_features_what_they_say():
     pitch, bands = torch.zeros(SEMITONES * PARTS, 100), torch.zeros(BANDS, 800)
     pitch[60 * PARTS, 50] = 1.0
-    moved_pitch, moved_bands = augment_features(pitch, bands, FeatureAugmentation(semitones=3, speed=2.0, first=20, frames=60), rng())
+    moved_pitch, moved_bands = augment_features(
+        pitch, bands, FeatureAugmentation(semitones=3, speed=2.0, first=20, frames=60), rng()
+    )
     assert moved_pitch.shape[-1] == 30 and moved_bands.shape[-1] == 240
     row, frame = divmod(int(moved_pitch.argmax()), 30)
     assert abs(row - 63 * PARTS) <= 4  # noise may spread it to a neighbour

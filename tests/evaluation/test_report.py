@@ -78,7 +78,9 @@ class Player:
     @property
     def spec(self) -> Any:
         defaults, generator = SimpleNamespace(guidance=3.0), SimpleNamespace(max_frames=500)
-        return SimpleNamespace(defaults=defaults, generator=generator, prompt_patterns=(), to_json=lambda: f"player {self.obeys}")
+        return SimpleNamespace(
+            defaults=defaults, generator=generator, prompt_patterns=(), to_json=lambda: f"player {self.obeys}"
+        )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"weight": torch.tensor(1.0)}
@@ -219,7 +221,9 @@ def test_what_a_text_conditioner_alone_is_worth_is_asked_without_reading(tmp_pat
     maker = ClipGenerator(tiny_system(), tmp_path)
     prompt, values = {"prompt": "slow 90 bpm"}, {"prompt": "slow 90 bpm", "tempo": 90.0}
     clips = {
-        name: maker.generate_cached(ControlSetting(name, [item], [AttributeTargets()], [0.5], reads=reads), 0, progress=lambda *_: None)[0].wave
+        name: maker.generate_cached(
+            ControlSetting(name, [item], [AttributeTargets()], [0.5], reads=reads), 0, progress=lambda *_: None
+        )[0].wave
         for name, item, reads in (("read", prompt, True), ("unread", prompt, False), ("told", values, False))
     }
     assert torch.equal(clips["read"], clips["told"]) and not torch.equal(clips["read"], clips["unread"])

@@ -13,7 +13,7 @@ from cadenza.dsp.audio import Audio, load_audio
 from cadenza.evaluation.estimates import Estimate
 from cadenza.evaluation.estimators import load_estimators
 from cadenza.evaluation.features import dominant_pitch_class, extract_features
-from cadenza.evaluation.rhythm import track_beats, pick_onsets, onset_strength
+from cadenza.evaluation.rhythm import onset_strength, pick_onsets, track_beats
 from cadenza.evaluation.soundness import last_sound_seconds
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators"

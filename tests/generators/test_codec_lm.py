@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, FrameFormat, KnownFrames, MaskedSequence
-from cadenza.generators.base import GeneratorSpec, GenerationInputs
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, MaskedSequence
+from cadenza.generators.base import GenerationInputs, GeneratorSpec
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Parallel, Unroll, build_sequence, revert_logits
 from cadenza.samplers.guidance import nonzero_branches
@@ -23,8 +23,8 @@ DRAWN = TokenSampling()
 GREEDY = TokenSampling(temperature=0)
 
 
-def model(widths: Any = None, *, grid: FrameFormat = GRID, **fields: Any) -> CodecLM:
-    generator = CodecLMSpec(**{**SIZE, **fields}).build(grid, widths or {}).eval()
+def model(widths: Any = None, *, frame_format: FrameFormat = GRID, **fields: Any) -> CodecLM:
+    generator = CodecLMSpec(**{**SIZE, **fields}).build(frame_format, widths or {}).eval()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -46,7 +46,9 @@ def ce(generator: CodecLM, target: Codes, fused: FusedConditions | None = None) 
     return generator.losses(target, fused or FusedConditions(), torch.Generator())
 
 
-def clips(generator: CodecLM, the_plan: GenerationInputs, branches: list[GuidanceBranch] | None = None) -> list[list[list[int]]]:
+def clips(
+    generator: CodecLM, the_plan: GenerationInputs, branches: list[GuidanceBranch] | None = None
+) -> list[list[list[int]]]:
     return [clip.ids[0].tolist() for clip in generator.generate(branches or [GuidanceBranch(1.0, FusedConditions())], the_plan)]
 
 
@@ -103,7 +105,9 @@ def test_the_loss_is_the_cross_entropy_of_every_code(pattern: Any) -> None:
     generator, target = model(pattern=pattern, end_of_sequence=False, max_frames=19), codes(2, 19, ended=torch.ones(2) > 0)
     layout = pattern.pattern(3, 19)
     sequence, _ = build_sequence(layout, target.ids, 11)
-    logits, mask = revert_logits(layout, generator(sequence, FusedConditions(), layout.frame_at_step.expand(2, -1, -1)).transpose(1, 2))
+    logits, mask = revert_logits(
+        layout, generator(sequence, FusedConditions(), layout.frame_at_step.expand(2, -1, -1)).transpose(1, 2)
+    )
     assert mask.all()
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 2), target.ids.flatten(), reduction="none").view(2, 3, 19)
     terms = ce(generator, target)
@@ -284,7 +288,12 @@ def test_many_seeds_alone_and_together(fields: dict[str, Any]) -> None:
     for i, length in enumerate(lengths):
         own = MaskedSequence(tokens.x[i : i + 1], tokens.mask[i : i + 1])
         alone = GenerationInputs(torch.tensor([length]), [i], TokenSampling())
-        assert clips(generator, alone, [GuidanceBranch(3.0, FusedConditions(cross=own)), GuidanceBranch(-2.0, FusedConditions())])[0] == together[i]
+        assert (
+            clips(generator, alone, [GuidanceBranch(3.0, FusedConditions(cross=own)), GuidanceBranch(-2.0, FusedConditions())])[
+                0
+            ]
+            == together[i]
+        )
 
 
 def test_a_block_runs_where_no_number_can_be_read() -> None:
@@ -330,7 +339,9 @@ def test_training_and_generation_work_in_bfloat16() -> None:
     tokens = [MaskedSequence(torch.randn(2, 4, w).bfloat16(), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
     fused = FusedConditions(*tokens)
     assert ce(generator, codes(2, 20), fused)["loss"].isfinite()
-    out = generator.generate([GuidanceBranch(2.0, fused), GuidanceBranch(-1.0, FusedConditions())], plan([20, 20], TokenSampling(allow_eos=False)))
+    out = generator.generate(
+        [GuidanceBranch(2.0, fused), GuidanceBranch(-1.0, FusedConditions())], plan([20, 20], TokenSampling(allow_eos=False))
+    )
     assert out.lengths.tolist() == [20, 20]
     generator = model({"cross": 5, "prepend": 8}).train()
     fused = FusedConditions(*[MaskedSequence(t.x.float(), t.mask) for t in tokens])
@@ -348,8 +359,14 @@ def test_training_and_generation_work_in_bfloat16() -> None:
         (GenerationInputs(torch.tensor([5, 5]), [1], TokenSampling()), "1 seeds are given for 2 items"),
         (plan([9], known=KnownFrames(codes(1, 9), torch.tensor([[False] + [True] * 8]))), "must be its first ones"),
         (plan([4], known=KnownFrames(codes(1, 9), torch.ones(1, 9, dtype=torch.bool))), "9] frames are known, but only"),
-        (plan([9], known=KnownFrames(Codes(torch.full((1, 3, 9), 11)), torch.ones(1, 9, dtype=torch.bool))), "between 0 and 10"),
-        (plan([9], known=KnownFrames(Codes(torch.zeros(1, 4, 9, dtype=torch.long)), torch.ones(1, 9, dtype=torch.bool))), "need"),
+        (
+            plan([9], known=KnownFrames(Codes(torch.full((1, 3, 9), 11)), torch.ones(1, 9, dtype=torch.bool))),
+            "between 0 and 10",
+        ),
+        (
+            plan([9], known=KnownFrames(Codes(torch.zeros(1, 4, 9, dtype=torch.long)), torch.ones(1, 9, dtype=torch.bool))),
+            "need",
+        ),
     ],
 )
 def test_bad_plans_are_refused(the_plan: GenerationInputs, message: str) -> None:
@@ -359,7 +376,9 @@ def test_bad_plans_are_refused(the_plan: GenerationInputs, message: str) -> None
 
 def test_all_frames_known_is_nothing_to_do() -> None:
     value = codes(2, 9)
-    out = model().generate([GuidanceBranch(1.0, FusedConditions())], plan([9, 9], known=KnownFrames(value, torch.ones(2, 9, dtype=torch.bool))))
+    out = model().generate(
+        [GuidanceBranch(1.0, FusedConditions())], plan([9, 9], known=KnownFrames(value, torch.ones(2, 9, dtype=torch.bool)))
+    )
     assert torch.equal(out.ids, value.ids)  # type: ignore[union-attr]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.core.types import GuidanceBranch, FusedConditions, FrameFormat, MaskedSequence
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.graphs import CUDAGraphCapturer, GraphCache
@@ -61,7 +61,7 @@ def test_the_gpu_writes_what_the_cpu_does() -> None:
     generator = model()
     got = written(generator, greedy).cpu()
     spec = generator.spec
-    twin = spec.build(generator.grid, {"cross": 5, "prepend": 8}).eval()
+    twin = spec.build(generator.frame_format, {"cross": 5, "prepend": 8}).eval()
     twin.load_state_dict(generator.cpu().state_dict())
     rng, mask = torch.Generator().manual_seed(1), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
     given = [MaskedSequence(torch.randn(2, 4, width, generator=rng), mask) for width in (5, 8)]
@@ -111,7 +111,9 @@ def test_a_stream_that_is_closed_frees_its_memory() -> None:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    stream: Any = generator.stream([GuidanceBranch(1.0, FusedConditions())], GenerationInputs(torch.tensor([FRAMES]), [0], TokenSampling()))
+    stream: Any = generator.stream(
+        [GuidanceBranch(1.0, FusedConditions())], GenerationInputs(torch.tensor([FRAMES]), [0], TokenSampling())
+    )
     next(stream)
     assert torch.cuda.memory_allocated() > before
     stream.close()

@@ -13,7 +13,15 @@ import torch
 from tape import TapeRecorder
 from torch import Tensor
 
-from cadenza.core.types import GuidanceBranch, Codes, InterpolatedCondition, FusedConditions, FrameFormat, KnownFrames, MaskedSequence
+from cadenza.core.types import (
+    Codes,
+    FrameFormat,
+    FusedConditions,
+    GuidanceBranch,
+    InterpolatedCondition,
+    KnownFrames,
+    MaskedSequence,
+)
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn import span
@@ -65,7 +73,9 @@ def everything(frames: int = FRAMES, *, bias: bool = False) -> FusedConditions:
     weight[0, :, 4:7] = 0
     curves = (InterpolatedCondition(random(2, 7, 32), torch.tensor([7, 3]), "linear"),)
     cross = MaskedSequence(random(2, 4, 5), masks, weight.log() if bias else None)
-    return FusedConditions(cross, MaskedSequence(random(2, 4, 8), masks), random(2, frames, 32), random(2, frames, 3), random(2, 6), curves)
+    return FusedConditions(
+        cross, MaskedSequence(random(2, 4, 8), masks), random(2, frames, 32), random(2, frames, 3), random(2, 6), curves
+    )
 
 
 def guided(fused: FusedConditions) -> list[GuidanceBranch]:
@@ -79,7 +89,9 @@ def plan(frames: Sequence[int] = (FRAMES, 31), sampling: TokenSampling = WHOLE, 
     return GenerationInputs(torch.tensor(frames), [3, 4], sampling, **more)
 
 
-def same(generator: CodecLM, branches: list[GuidanceBranch], the_plan: GenerationInputs, *, least: int = 20) -> list[TapeRecorder]:
+def same(
+    generator: CodecLM, branches: list[GuidanceBranch], the_plan: GenerationInputs, *, least: int = 20
+) -> list[TapeRecorder]:
     """That the model writes the same recorded as not; what has recorded it."""
     want = generator.generate(branches, the_plan)
     got = recording(generator)
@@ -148,7 +160,9 @@ def test_quantised_weights_can_be_recorded(kind: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "as on a GPU")
     monkeypatch.setattr("cadenza.generators.codec_lm.widened", lambda module: module)
     monkeypatch.setattr("cadenza.generators.codec_lm.QuantizedLinear", type(None))  # which the walk of a CPU looks for
-    tokens = MaskedSequence(torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2)), torch.ones(2, 4, dtype=torch.bool))
+    tokens = MaskedSequence(
+        torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2)), torch.ones(2, 4, dtype=torch.bool)
+    )
     same(generator, guided(FusedConditions(tokens)), plan())
 
 

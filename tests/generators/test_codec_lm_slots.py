@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cadenza.core.types import GuidanceBranch, InterpolatedCondition, FusedConditions, FrameFormat, MaskedSequence
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, InterpolatedCondition, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Unroll

@@ -95,7 +95,7 @@ def test_fewer_codebooks_than_the_codec_has(tmp_path: Path) -> None:
     config["transformer_lm"]["q_modeling"] = "delay"  # as old releases said it
     save_package(tmp_path / "state_dict.bin", state, yaml.safe_dump(config))
     system = cadenza.load(tmp_path, device="cpu")
-    assert system.codec.format.channels == 2 and system.spec.generator.pattern.delays == (0, 1)
+    assert system.codec.frame_format.channels == 2 and system.spec.generator.pattern.delays == (0, 1)
     assert system.generate_frames(TEXT, seconds=0.1).ids.shape == (1, 2, 10)
 
 

@@ -381,7 +381,7 @@ def test_released_geometries(name: str) -> None:
     changes, codebooks, rate, millions = RELEASED[name]
     config = EncodecConfig(**changes)
     spec = importer.spec_from_transformers(config.to_dict(), source="config.json")
-    assert (spec.codebooks, spec.grid.frame_rate) == (codebooks, rate)
+    assert (spec.codebooks, spec.frame_format.frame_rate) == (codebooks, rate)
     assert spec.chunk_spans(48001) == ([(0, 48000), (47520, 48001)] if name == "48khz" else [(0, 48001)])
     with torch.device("meta"):
         codec, model = spec.build(), EncodecModel(config)
@@ -397,7 +397,10 @@ def test_codecs_of_audiogen_and_musicgen(rate: int, ratios: list[int]) -> None:
     config["seanet"] |= {"ratios": ratios, "n_filters": 64, "dimension": 128}
     config["rvq"]["bins"] = 2048
     spec = importer.spec_from_audiocraft(config, source="xp.cfg")
-    assert spec.grid == FrameFormat("codes", 50.0, channels=4, cardinality=2048) and spec.num_codebooks_for_bandwidth(2.2) == 4
+    assert (
+        spec.frame_format == FrameFormat("codes", 50.0, channels=4, cardinality=2048)
+        and spec.num_codebooks_for_bandwidth(2.2) == 4
+    )
     with torch.device("meta"):
         codec = spec.build()
     assert rate != 32000 or round(sum(p.numel() for p in codec.parameters()) / 1e6, 1) == 56.9

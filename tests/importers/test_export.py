@@ -41,7 +41,7 @@ def test_transformers_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert bool(list((tmp_path / "out").glob("model-*"))) == sharded
     model, processor = opened(tmp_path / "out")
     inputs = processor(text=["sad piano", "drums"], padding=True, return_tensors="pt")
-    rows = system.codec.format.channels
+    rows = system.codec.frame_format.channels
     frames = 12 - rows // system.spec.codec.channels
     with torch.no_grad():
         wave = model.generate(**inputs, do_sample=False, max_new_tokens=11)

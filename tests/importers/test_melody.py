@@ -50,7 +50,7 @@ def test_logits_and_sound_are_theirs_and_our_export_is_loaded(tmp_path: Path, ch
     spec: Any = system.spec.generator
     texts = [{"prompt": "sad piano"}, {"prompt": "drums"}]
     many = [{**item, "melody": sung(n)} for item, n in zip(texts, (3000, 9000), strict=True)]
-    codes = torch.randint(16, (2, system.codec.format.channels, 5), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(16, (2, system.codec.frame_format.channels, 5), generator=torch.Generator().manual_seed(1))
     pattern = spec.pattern.pattern(*codes.shape[1:])
     sequence, _ = build_sequence(pattern, codes, 16)
     for items in (many, texts):
@@ -59,7 +59,7 @@ def test_logits_and_sound_are_theirs_and_our_export_is_loaded(tmp_path: Path, ch
         fused = system.fuse(system.encode_conditions(system.prepare(items)), frames=5)
         logits = system.generator(sequence, fused, pattern.frame_at_step.expand(2, -1, -1)).transpose(1, 2)  # type: ignore[misc]
         torch.testing.assert_close(logits, out.unflatten(0, (2, -1)), atol=2e-4, rtol=1e-3)
-    frames = 12 - system.codec.format.channels // system.spec.codec.channels
+    frames = 12 - system.codec.frame_format.channels // system.spec.codec.channels
     for theirs in (model, other.eval()):
         with torch.no_grad():
             wave = theirs.generate(**inputs(system, many), do_sample=False, max_new_tokens=11, guidance_scale=3.0)

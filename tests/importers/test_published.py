@@ -9,7 +9,7 @@ from torch import Tensor
 from cadenza.importers import encodec, text_encoder
 from cadenza.importers.audiocraft import rename_to_transformers
 from cadenza.importers.audiocraft_text import convert_conditioner_weights
-from cadenza.importers.layout import compare, musicgen_key_map, expected_state_dict
+from cadenza.importers.layout import compare, expected_state_dict, musicgen_key_map
 from cadenza.importers.published import CODECS, MERT, MODELS, TEXTS, LMGeometry
 from cadenza.importers.weights import strip_prefix
 from cadenza.system.spec import SystemSpec
@@ -57,7 +57,11 @@ def system_of(language: LMGeometry, sample_rate: int) -> SystemSpec:
                     "null_embedding": "zeros",
                 }
             }
-            | ({language.audio_condition: HEARD[language.audio_condition] | {"width": language.width}} if language.audio_condition else {}),
+            | (
+                {language.audio_condition: HEARD[language.audio_condition] | {"width": language.width}}
+                if language.audio_condition
+                else {}
+            ),
             "fusion": {"prepend": [language.audio_condition, "prompt"]} if language.audio_condition else {"cross": ["prompt"]},
             "generator": {
                 **{"type": "codec_lm", "width": language.width, "depth": language.depth, "heads": language.heads},
@@ -130,7 +134,9 @@ def test_audiocrafts_weights_have_their_places(name: str) -> None:
     }
     layout = musicgen_key_map(language.depth, language.codebooks, cross=not language.audio_condition)
     ours = layout.import_weights(
-        rename_to_transformers(state, forward=False, attention=False, source=name), strip_prefix(wanted, "generator."), source=name
+        rename_to_transformers(state, forward=False, attention=False, source=name),
+        strip_prefix(wanted, "generator."),
+        source=name,
     )
     assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in strip_prefix(wanted, "generator.").items()}
 
@@ -194,7 +200,7 @@ def test_codecs(rate: int) -> None:
         key.removeprefix("codec."): x.shape for key, x in expected_state_dict(SystemSpec(codec=spec)).items()
     }
     known = {16000: (50, 4), 24000: (75, 32), 32000: (50, 4), 48000: (150, 16)}
-    assert (spec.grid.frame_rate, spec.grid.channels) == known[rate]
+    assert (spec.frame_format.frame_rate, spec.frame_format.channels) == known[rate]
 
 
 @pytest.mark.parametrize(("name", "millions"), COUNTED.items())

@@ -175,7 +175,7 @@ def test_keys_mean_what_they_meant() -> None:
     there = load_conditioning(model(EXAMPLES[2]), converted={CLAP["clap_ckpt_path"]: "my-clap"})
     assert there.conditioners["prompt"].model == "my-clap"  # type: ignore[attr-defined]
     codec = load_conditioning(model(EXAMPLES[9])).conditioners["audio_cond"].codec  # type: ignore[attr-defined]
-    assert (codec.sample_rate, codec.hop_length, codec.format.channels, codec.bottleneck) == (44100, 8, 4, "vae")
+    assert (codec.sample_rate, codec.hop_length, codec.frame_format.channels, codec.bottleneck) == (44100, 8, 4, "vae")
 
 
 NUMBERS = [{"id": name, "type": "number", "config": {"output_dim": width}} for name, width in (("a", 4), ("b", 4), ("c", 6))]
@@ -221,7 +221,9 @@ def test_the_conditioning_of_stable_audio_open() -> None:
     codec = OobleckSpec(sample_rate=44100).to_dict()
     spec = SystemSpec.parse({"codec": codec, "conditioners": parts, "fusion": found.fusion.to_dict()})
     assert spec.slot_dims() == {"cross": 768, "global": 1536}
-    assert [(slot, id) for slot, routes in spec.fusion.routes_by_slot().items() for id in [r.id for r in routes if not r.guided]] == [
+    assert [
+        (slot, id) for slot, routes in spec.fusion.routes_by_slot().items() for id in [r.id for r in routes if not r.guided]
+    ] == [
         ("global", "seconds_start"),
         ("global", "seconds_total"),
     ]
@@ -238,7 +240,9 @@ def test_other_keys_of_metadata_stand_in() -> None:
 
 
 def test_values_that_are_encoded_pass() -> None:
-    found = load_conditioning(model(NUMBERS[0], SOUND, {**NUMBERS[1], "id": "t", "type": "t5"}, pre_encoded_keys=["a", "d", "t"]))
+    found = load_conditioning(
+        model(NUMBERS[0], SOUND, {**NUMBERS[1], "id": "t", "type": "t5"}, pre_encoded_keys=["a", "d", "t"])
+    )
     specs = found.conditioners
     assert {name: (spec.type, spec.output_kind, spec.output_dim) for name, spec in specs.items()} == {  # type: ignore[attr-defined]
         "a": ("encoded", "vector", 4),
@@ -350,7 +354,9 @@ def test_the_codec_may_be_that_of_the_model() -> None:
     theirs, own = given({**SOUND, "id": "audio_cond", "config": {**AUDIO, "output_dim": 4}})
     codec = {_old(name): x for name, x in own["audio_cond"].codec.state_dict().items()}  # type: ignore[union-attr]
     ours = convert_conditioner_weights(found, parts, {}, source="here", codec=codec)
-    saved = convert_conditioner_weights(theirs, own, {f"audio_cond.pretransform.{n}": x for n, x in codec.items()}, source="here", codec={})
+    saved = convert_conditioner_weights(
+        theirs, own, {f"audio_cond.pretransform.{n}": x for n, x in codec.items()}, source="here", codec={}
+    )
     assert ours.keys() == saved.keys() == parts.state_dict().keys()
     assert all(torch.equal(ours[name], saved[name]) for name in ours)
     with pytest.raises(

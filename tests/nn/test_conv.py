@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cadenza.nn.conv import StreamState, Conv1d, ConvConfig, ConvTranspose1d, ResidualLSTM, TimeGroupNorm, without_weight_norm, pad1d
+from cadenza.nn.conv import (
+    Conv1d,
+    ConvConfig,
+    ConvTranspose1d,
+    ResidualLSTM,
+    StreamState,
+    TimeGroupNorm,
+    pad1d,
+    without_weight_norm,
+)
 
 CAUSAL = ConvConfig(causal=True, norm="none", pad_mode="constant")
 

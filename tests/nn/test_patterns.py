@@ -18,10 +18,10 @@ from cadenza.nn.patterns import (
     PatternSpec,
     Unroll,
     build_sequence,
-    revert_sequence,
-    revert_logits,
     pad_frame_tables,
     pad_step_tables,
+    revert_logits,
+    revert_sequence,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "patterns.json"

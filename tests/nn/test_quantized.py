@@ -7,7 +7,16 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.nn.native import cpu_kernel_unavailable_reason
-from cadenza.nn.quantized import KINDS, QuantizedLinear, QuantizedLSTM, prepare_for_checkpoint, int4_group_size, quantization_of, quantize_lstms, quantize_linears
+from cadenza.nn.quantized import (
+    KINDS,
+    QuantizedLinear,
+    QuantizedLSTM,
+    int4_group_size,
+    prepare_for_checkpoint,
+    quantization_of,
+    quantize_linears,
+    quantize_lstms,
+)
 
 
 def test_the_kernel_is_what_is_tested() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cadenza.core.types import MaskedSequence
-from cadenza.nn.attention import CrossAttention, SelfAttention, attention, prefix_causal_mask, decode_step_mask
+from cadenza.nn.attention import CrossAttention, SelfAttention, attention, decode_step_mask, prefix_causal_mask
 from cadenza.nn.positions import rotary_table
 from cadenza.nn.span import PositionRange
 from cadenza.nn.transformer import Transformer, dropout
@@ -123,7 +123,14 @@ def test_steps_equal_the_whole(first: int, prefix: bool) -> None:
     cache = stack.allocate_kv_cache(3, n)
     mask = prefix_causal_mask(valid[:, :first]) if prefix else None
     got = [
-        stack(x[:, :first], rotation=rotation.slice(PositionRange(0, first)), mask=mask, source=source, cache=cache, span=PositionRange(0, first))
+        stack(
+            x[:, :first],
+            rotation=rotation.slice(PositionRange(0, first)),
+            mask=mask,
+            source=source,
+            cache=cache,
+            span=PositionRange(0, first),
+        )
     ]
     for at in range(first, n):
         mask = valid[:, None, None, : at + 1] if prefix else None

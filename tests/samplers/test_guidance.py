@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.core.types import GuidanceBranch, InterpolatedCondition, FusedConditions, MaskedSequence
+from cadenza.core.types import FusedConditions, GuidanceBranch, InterpolatedCondition, MaskedSequence
 from cadenza.samplers.guidance import (
     Guidance,
     GuidanceMixer,
-    nonzero_branches,
-    cfg_branches,
-    weighted_sum,
     adaptive_projected_guidance,
-    rescale_std,
     batch_branches,
-    guidance_schedule,
+    cfg_branches,
     expand_guidance,
+    guidance_schedule,
+    nonzero_branches,
+    rescale_std,
+    weighted_sum,
 )
 
 IDS = ["text", "style", "melody"]
@@ -53,7 +53,11 @@ def test_stacked_branches_keep_what_each_had() -> None:
     add = torch.randn(2, 4, 3)
     timed = MaskedSequence(b.x, b.mask, torch.randn(2, 5, 4))
     curve = InterpolatedCondition(torch.randn(2, 6, 3), torch.tensor([6, 2]), "linear")
-    branches = [GuidanceBranch(1, FusedConditions(cross=a)), GuidanceBranch(1, FusedConditions(cross=timed, add=add, interpolated=(curve,))), GuidanceBranch(-1, FusedConditions())]
+    branches = [
+        GuidanceBranch(1, FusedConditions(cross=a)),
+        GuidanceBranch(1, FusedConditions(cross=timed, add=add, interpolated=(curve,))),
+        GuidanceBranch(-1, FusedConditions()),
+    ]
     fused = batch_branches(branches, 2)
     assert fused.cross is not None and fused.cross.x.shape == (6, 5, 3) and fused.prepend is None
     assert fused.cross.mask.sum(1).tolist() == [2, 2, 5, 5, 0, 0]
@@ -62,7 +66,11 @@ def test_stacked_branches_keep_what_each_had() -> None:
     assert not fused.cross.bias[:2, :2].any() and (fused.cross.bias[:2, 2:] == -torch.inf).all()
     assert fused.add is not None and torch.equal(fused.add[2:4], add)
     assert not fused.add[:2].any() and not fused.add[4:].any()
-    assert fused.interpolated is not None and torch.equal(fused.interpolated[0].x[2:4], curve.x) and not fused.interpolated[0].x[4:].any()
+    assert (
+        fused.interpolated is not None
+        and torch.equal(fused.interpolated[0].x[2:4], curve.x)
+        and not fused.interpolated[0].x[4:].any()
+    )
 
 
 def weighed(guidance: Guidance, told: list[str] = IDS, scale: float = 3.0) -> dict[str, Any]:

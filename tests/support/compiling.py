@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from cadenza.core.types import GuidanceBranch, FusedConditions, FrameFormat, MaskedSequence
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLMSpec
 from cadenza.nn import span
@@ -30,11 +30,15 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     spec = CodecLMSpec(width=32, depth=3, heads=2, mlp_ratio=2, max_frames=40, end_of_sequence=False)
-    generator = spec.build(FrameFormat("codes", 50.0, 3, 11), {"cross": 5, "prepend": 8, "global": 6}).eval().requires_grad_(False)
+    generator = (
+        spec.build(FrameFormat("codes", 50.0, 3, 11), {"cross": 5, "prepend": 8, "global": 6}).eval().requires_grad_(False)
+    )
     for weight in generator.parameters():
         weight.normal_(std=1.5 * weight.shape[-1] ** -0.5)
     mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
-    given = FusedConditions(MaskedSequence(torch.randn(2, 4, 5), mask), MaskedSequence(torch.randn(2, 4, 8), mask), global_vector=torch.randn(2, 6))
+    given = FusedConditions(
+        MaskedSequence(torch.randn(2, 4, 5), mask), MaskedSequence(torch.randn(2, 4, 8), mask), global_vector=torch.randn(2, 6)
+    )
     branches = [GuidanceBranch(2.5, given), GuidanceBranch(-1.5, FusedConditions(global_vector=given.global_vector))]
     plan = GenerationInputs(torch.tensor([40, 31]), [1, 2], TokenSampling())
     compiled = 0
@@ -62,9 +66,7 @@ def main() -> None:
         with patch.object(nn.Module, "compile", compile_whole), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             generator.transformer.compile_blocks()
-            print(
-                torch.equal(generator.generate(branches, plan).data, want), *(str(each.message) for each in said), sep="\n"
-            )
+            print(torch.equal(generator.generate(branches, plan).data, want), *(str(each.message) for each in said), sep="\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def tokens(folder: Path) -> None:
 
 
 def part_of(folder: Path | str, **fields: Any) -> T5Conditioner:
-    spec = T5Spec.parse({"type": "t5", "model": str(folder), "output_dim": 16, "project": "auto", "null_embedding": "zeros"} | fields)
+    spec = T5Spec.parse(
+        {"type": "t5", "model": str(folder), "output_dim": 16, "project": "auto", "null_embedding": "zeros"} | fields
+    )
     return spec.build().eval()
 
 

@@ -41,7 +41,11 @@ def lively(system: System, peak: float = 0.5) -> System:
         for name, parameter in system.codec.decoder.named_parameters():  # type: ignore[union-attr]
             parameter.copy_(1.5 if name.endswith("original0") else torch.randn(parameter.shape, generator=rng))
         wave = system.codec.decode(
-            Codes(torch.randint(system.codec.format.cardinality, (1, system.codec.format.channels, 100), generator=rng))
+            Codes(
+                torch.randint(
+                    system.codec.frame_format.cardinality, (1, system.codec.frame_format.channels, 100), generator=rng
+                )
+            )
         ).wave
         last = system.codec.decoder.layers[-1].conv  # type: ignore[union-attr]
         for parameter in (last.bias, last.parametrizations.weight.original0):

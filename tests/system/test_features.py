@@ -18,7 +18,7 @@ from cadenza.conditioners.t5 import T5Spec
 from cadenza.conditioners.text import TextSpec
 from cadenza.core.errors import DataError
 from cadenza.dsp.audio import Audio
-from cadenza.system.features import FeatureCache, open_cache, cache_dir
+from cadenza.system.features import FeatureCache, cache_dir, open_cache
 
 TEXTS = ["slow piano", "drums", "a choir of many voices, 90 bpm"]
 FORK = multiprocessing.get_context("fork")
@@ -47,7 +47,9 @@ def same(parts: ConditionerSet, cache: FeatureCache, values: list[Any]) -> None:
     assert made.tensors.keys() == plain.tensors.keys() and torch.equal(made.present, plain.present)
     for name, x in plain.tensors.items():
         torch.testing.assert_close(made.tensors[name], x, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(parts({"it": made})["it"].embeddings, parts({"it": plain})["it"].embeddings, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        parts({"it": made})["it"].embeddings, parts({"it": plain})["it"].embeddings, atol=1e-5, rtol=1e-4
+    )
 
 
 def counts(cache: FeatureCache) -> tuple[int, int]:

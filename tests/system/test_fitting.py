@@ -60,7 +60,9 @@ def test_what_is_proposed_fits(system, needing):
 
     def fits(**change) -> bool:
         try:
-            plan_within_memory(system.spec, asked(system, **{"clips": 40, "seconds": 60, **change}), needing, room=room, narrow=True)
+            plan_within_memory(
+                system.spec, asked(system, **{"clips": 40, "seconds": 60, **change}), needing, room=room, narrow=True
+            )
         except RequestError:
             return False
         return True

@@ -68,7 +68,9 @@ def test_quantised_weights_are_those_of_the_system(kind):
     from cadenza.system.system import System
 
     real = System(spec).quantize(kind)
-    found = estimate_memory(build_on_meta(spec, quantize=kind), job(real, "piano"), BatchPlan(1)).persistent["generator weights"]
+    found = estimate_memory(build_on_meta(spec, quantize=kind), job(real, "piano"), BatchPlan(1)).persistent[
+        "generator weights"
+    ]
     assert found == sum(x.nbytes for x in (*real.generator.parameters(), *real.generator.buffers()))
     assert found < estimate_memory(build_on_meta(spec), job(real, "piano"), BatchPlan(1)).persistent["generator weights"] / 2
 
@@ -133,9 +135,9 @@ def test_packed_matrices_are_those_that_are_made(system):
 def test_a_codec_holds_about_what_it_says(spec, frames, clips):
     """Torch sees none of the copies that a convolution makes inside itself."""
     codec = spec.build().eval().requires_grad_(False)
-    rows = spec.format.channels
+    rows = spec.frame_format.channels
     given = Codes(torch.zeros(clips, rows, frames, dtype=torch.long))
-    if spec.format.kind == "latents":
+    if spec.frame_format.kind == "latents":
         given = Latents(torch.zeros(clips, rows, frames))
     with Live() as live:
         codec.decode(given)
@@ -147,7 +149,9 @@ def test_a_codec_holds_about_what_it_says(spec, frames, clips):
 def test_more_never_takes_less(system):
     def peak(course: BatchPlan | None = None, **fields) -> int:
         clips = fields.pop("clips", 2)
-        return estimate_memory(system, job(system, [{"prompt": "piano", "tempo": 90}] * clips, **fields), course or BatchPlan(8)).peak
+        return estimate_memory(
+            system, job(system, [{"prompt": "piano", "tempo": 90}] * clips, **fields), course or BatchPlan(8)
+        ).peak
 
     assert peak(seconds=1) < peak(seconds=2) < peak(seconds=30) < peak(seconds=60)
     assert peak(clips=1) < peak(clips=2) < peak(clips=8)

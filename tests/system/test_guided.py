@@ -5,7 +5,7 @@ import torch
 from tiny import TINY
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import GuidanceBranch, FusedConditions
+from cadenza.core.types import FusedConditions, GuidanceBranch
 from cadenza.samplers.guidance import Guidance
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
@@ -46,7 +46,10 @@ def test_what_is_not_guided_stays_in_every_branch(system: System) -> None:
     assert torch.equal(null.fused.global_vector, given.fused.global_vector)  # type: ignore[arg-type]
     assert null.fused.cross is not None
     learned = fused(system, {"key": "A minor"})
-    assert same(FusedConditions(null.fused.cross, global_vector=null.fused.global_vector), learned) or null.fused.cross.mask.sum() == 2
+    assert (
+        same(FusedConditions(null.fused.cross, global_vector=null.fused.global_vector), learned)
+        or null.fused.cross.mask.sum() == 2
+    )
     assert len(branches(system, [{"key": "A minor"}], guidance=3)) == 1  # nothing to guide by
 
 
@@ -76,7 +79,10 @@ def test_a_number_and_its_long_form_are_the_same(system: System) -> None:
     short = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=2.5).data
     long = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=Guidance(scale=2.5, id_scales={"tempo": 1.0})).data
     assert torch.equal(short, long)
-    assert Request.from_input(ITEM, guidance={"scale": 2.5}).effective_guidance == Request.from_input(ITEM, guidance=2.5).effective_guidance
+    assert (
+        Request.from_input(ITEM, guidance={"scale": 2.5}).effective_guidance
+        == Request.from_input(ITEM, guidance=2.5).effective_guidance
+    )
 
 
 def test_guidance_of_no_strength_is_none_at_all(system: System) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, FrameFormat, KnownFrames, Latents, MaskedSequence
-from cadenza.generators.base import Generator, GenerationInputs
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, Latents, MaskedSequence
+from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import CoarseFirst
 from cadenza.samplers.tokens import TokenSampling
@@ -35,7 +35,9 @@ class Scribe(Generator):
         assert add is not None and len(add) == len(plan.frames)
         here = torch.arange(longest)
         rows = [torch.full((longest,), float(seed)) for seed in plan.seeds]
-        z = torch.stack([torch.stack([row, here + plan.start_frame, a[:longest, 0], here]) for row, a in zip(rows, add, strict=True)])
+        z = torch.stack(
+            [torch.stack([row, here + plan.start_frame, a[:longest, 0], here]) for row, a in zip(rows, add, strict=True)]
+        )
         if plan.known_frames is not None:
             n = plan.known_frames.mask.shape[1]
             assert plan.known_frames.mask.all() and isinstance(plan.known_frames.frames, Latents)
@@ -75,9 +77,9 @@ def test_one_window_is_the_generators_own_stream() -> None:
 
 
 def model(**fields: Any) -> CodecLM:
-    generator = CodecLMSpec(width=32, depth=2, heads=2, mlp_ratio=2, **{"context": 20, "end_of_sequence": False, **fields}).build(
-        FrameFormat("codes", 10.0, 3, 11), {"cross": 4, "add": 32}
-    )
+    generator = CodecLMSpec(
+        width=32, depth=2, heads=2, mlp_ratio=2, **{"context": 20, "end_of_sequence": False, **fields}
+    ).build(FrameFormat("codes", 10.0, 3, 11), {"cross": 4, "add": 32})
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -94,7 +96,9 @@ def told(batch: int, frames: int) -> FusedConditions:
 
 def run(generator: CodecLM, fused: FusedConditions, plan: GenerationInputs, stride: int | None = 12) -> Codes:
     null = FusedConditions(add=None if fused.add is None else torch.zeros_like(fused.add))
-    chunks = list(windows.generate_windows(generator, [GuidanceBranch(3.0, fused), GuidanceBranch(-2.0, null)], plan, stride=stride))
+    chunks = list(
+        windows.generate_windows(generator, [GuidanceBranch(3.0, fused), GuidanceBranch(-2.0, null)], plan, stride=stride)
+    )
     return Codes.cat(chunks)  # type: ignore[arg-type]
 
 
@@ -124,7 +128,9 @@ def test_alone_and_in_any_batch() -> None:
         n = int(fused.cross.mask[i].sum())
         own = MaskedSequence(fused.cross.x[i : i + 1, :n], fused.cross.mask[i : i + 1, :n])
         alone = run(
-            generator, FusedConditions(cross=own, add=fused.add[i : i + 1, :total]), GenerationInputs(torch.tensor([total]), [i + 1], SAMPLING)
+            generator,
+            FusedConditions(cross=own, add=fused.add[i : i + 1, :total]),
+            GenerationInputs(torch.tensor([total]), [i + 1], SAMPLING),
         )
         assert torch.equal(alone.ids, together[i].ids) and together[i].ids.shape[-1] == total
 
@@ -170,7 +176,9 @@ def test_a_stride_that_does_not_suit_is_refused(stride: int) -> None:
 def test_closing_stops_the_work_in_any_window() -> None:
     generator, calls = model(), []
     generator.transformer.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(0))  # type: ignore[union-attr]
-    stream = windows.generate_windows(generator, [GuidanceBranch(1.0, told(1, 60))], GenerationInputs(torch.tensor([60]), [0], SAMPLING), stride=12)
+    stream = windows.generate_windows(
+        generator, [GuidanceBranch(1.0, told(1, 60))], GenerationInputs(torch.tensor([60]), [0], SAMPLING), stride=12
+    )
     assert not calls
     for _ in range(4):
         next(stream)

@@ -94,7 +94,11 @@ def test_what_a_language_model_learns_from(name: str) -> None:
     assert spec.conditioners["prompt"].word_dropout == words
     assert spec.conditioners["prompt"].dim == {True: 1024, False: 768}["large" in spec.conditioners["prompt"].model]
     sides = spec.codec.channels
-    assert (spec.codec.format.frame_rate, spec.codec.format.channels, spec.codec.format.cardinality) == (50, 4 * sides, 2048)
+    assert (spec.codec.frame_format.frame_rate, spec.codec.frame_format.channels, spec.codec.frame_format.cardinality) == (
+        50,
+        4 * sides,
+        2048,
+    )
     assert spec.generator.max_frames == seconds * 50 and spec.generator.width == 64 * spec.generator.heads
     assert spec.generator.pattern.delays == tuple(k // sides for k in range(4 * sides))
     assert not spec.generator.end_of_sequence and spec.generator.positions == "sinusoidal"
@@ -102,7 +106,9 @@ def test_what_a_language_model_learns_from(name: str) -> None:
 
 def test_the_learning_rates_go_as_published() -> None:
     small, sounds, codec = config("musicgen_small_32khz"), config("audiogen_16khz"), config("encodec_32khz")
-    assert [lr_multiplier(step, small) for step in (0, 3999, 502_000, 1_000_000)] == pytest.approx([1 / 4000, 1, 0.5, 0], abs=1e-9)
+    assert [lr_multiplier(step, small) for step in (0, 3999, 502_000, 1_000_000)] == pytest.approx(
+        [1 / 4000, 1, 0.5, 0], abs=1e-9
+    )
     assert [lr_multiplier(step, sounds) for step in (2999, 11_999, 74_999)] == pytest.approx([1, 0.5, 0.2])
     assert [lr_multiplier(step, codec) for step in (0, 100_000, 399_999)] == [1, 1, 1]
 
@@ -204,4 +210,4 @@ def test_two_steps_of_a_codec(name: str, tmp_path: Path) -> None:
     assert "codec/commitment" not in first and second["codec/commitment"] >= 0  # k-means stands between
     assert all(math.isfinite(value) for value in [*first.values(), *second.values()])
     system = System.load(tmp_path / "run" / "final")
-    assert System.load(tmp_path / "run" / "best").spec == system.spec and system.codec.format.channels == 3
+    assert System.load(tmp_path / "run" / "best").spec == system.spec and system.codec.frame_format.channels == 3

@@ -13,7 +13,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.system.card import ModelCard
 from cadenza.system.system import System
 from cadenza.training.config import TrainingConfig
-from cadenza.training.finetune import finetune_config, finetune
+from cadenza.training.finetune import finetune, finetune_config
 
 FOLDER = Path(__file__).parents[2] / "configs" / "training"
 

@@ -17,7 +17,7 @@ from training_toys import train
 from cadenza.core.errors import TrainingError
 from cadenza.dsp.audio import Audio
 from cadenza.training import samples
-from cadenza.training.log import RunLogger, ProgressPrinter
+from cadenza.training.log import ProgressPrinter, RunLogger
 
 
 def test_reopened_at_a_step_it_forgets_what_came_after(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from training_toys import GanTask, Net, Order, Points, ToyBatches, codec_losses,
 
 from cadenza.core.errors import SpecError, TrainingError
 from cadenza.training.engine import DistributedContext
-from cadenza.training.loop import TrainingLoop, TrainingData
+from cadenza.training.loop import TrainingData, TrainingLoop
 
 
 def lines(folder: Path, kind: str = "train") -> dict[int, dict[str, float]]:

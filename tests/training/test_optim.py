@@ -9,7 +9,7 @@ from training_toys import config
 
 from cadenza.core.errors import TrainingError
 from cadenza.training.ema import EMA
-from cadenza.training.optim import weight_decay_groups, build_optimizers, lr_multiplier
+from cadenza.training.optim import build_optimizers, lr_multiplier, weight_decay_groups
 
 
 def test_only_matrices_decay() -> None:

@@ -18,7 +18,7 @@ from cadenza.data.loader import ignore_stop_signals
 from cadenza.dsp.audio import Audio
 from cadenza.training.config import TrainingConfig
 from cadenza.training.engine import DistributedContext
-from cadenza.training.loop import TrainingLoop, TrainingData, TrainingResult
+from cadenza.training.loop import TrainingData, TrainingLoop, TrainingResult
 from cadenza.training.tasks.base import StepContext, Task, TaskSpec
 
 
@@ -27,7 +27,7 @@ class ToyCodecSpec(CodecSpec):
     sample_rate: int = 100
 
     @property
-    def grid(self) -> FrameFormat:
+    def frame_format(self) -> FrameFormat:
         return FrameFormat("codes", 10.0, 1, 16)
 
 

@@ -20,20 +20,20 @@ from cadenza.nn.quantized import quantize_lstms
 
 
 class CodecSpec(RegisteredSpec):
-    """What every codec's spec says; the grid follows from it before any weight exists."""
+    """What every codec's spec says; the frame format follows from it before any weight exists."""
 
     family: ClassVar[str] = "cadenza.codecs"
     sample_rate: int
     channels: int = 1
 
     @property
-    def grid(self) -> FrameFormat:
-        raise NotImplementedError(f"{type(self).__name__} must say its grid")
+    def frame_format(self) -> FrameFormat:
+        raise NotImplementedError(f"{type(self).__name__} must define its frame format")
 
     @property
     def hop_length(self) -> int:
         """Samples per frame."""
-        return round(self.sample_rate / self.grid.frame_rate)
+        return round(self.sample_rate / self.frame_format.frame_rate)
 
     @property
     def uses_chunks(self) -> bool:
@@ -51,13 +51,15 @@ class CodecSpec(RegisteredSpec):
 
     def num_codebooks_for_bandwidth(self, bandwidth: float) -> int:
         """Codebooks that `bandwidth` kbit/s pay for; RequestError where it pays for none."""
-        grid = self.grid
-        if grid.kind != "codes":
+        frame_format = self.frame_format
+        if frame_format.kind != "codes":
             raise RequestError("codec: latents have no bandwidth in kbit/s")
-        each = math.log2(grid.cardinality) * grid.frame_rate / 1000
+        each = math.log2(frame_format.cardinality) * frame_format.frame_rate / 1000
         if not bandwidth >= each * (1 - 1e-9):
-            raise RequestError(f"codec: {bandwidth:g} kbit/s pay for no codebook; give {each:g} to {each * grid.channels:g}")
-        return min(grid.channels, int(bandwidth / each * (1 + 1e-9)))
+            raise RequestError(
+                f"codec: {bandwidth:g} kbit/s pay for no codebook; give {each:g} to {each * frame_format.channels:g}"
+            )
+        return min(frame_format.channels, int(bandwidth / each * (1 + 1e-9)))
 
     @property
     def supports_streaming(self) -> bool:
@@ -130,8 +132,8 @@ class Codec(nn.Module, ABC):
         self.spec = spec
 
     @property
-    def format(self) -> FrameFormat:
-        return self.spec.format
+    def frame_format(self) -> FrameFormat:
+        return self.spec.frame_format
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +225,7 @@ class Codec(nn.Module, ABC):
     @property
     def embedding_dim(self) -> int:
         """Numbers per frame of what `vectors` gives."""
-        return self.format.channels if self.format.kind == "latents" else self.latent_dim
+        return self.frame_format.channels if self.frame_format.kind == "latents" else self.latent_dim
 
     def embed(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
         """Frames as vectors: latents as they are, codes as what their codebooks hold for them."""

@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
-from cadenza.codecs.base import Codec, CodecSpec, StreamingDecoder, CodecTrainOutput, BufferingDecoder
+from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, CodecTrainOutput, StreamingDecoder
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn import seanet
-from cadenza.nn.chunks import ChunkLayout, ChunkedStream, overlap_add
-from cadenza.nn.conv import StreamState, ConvConfig, Norm, PadMode, without_weight_norm
+from cadenza.nn.chunks import ChunkedStream, ChunkLayout, overlap_add
+from cadenza.nn.conv import ConvConfig, Norm, PadMode, StreamState, without_weight_norm
 from cadenza.nn.lookahead import LookaheadStream
 from cadenza.nn.quantize import ResidualVectorQuantizer
 from cadenza.nn.streams import BatchStream
@@ -96,7 +96,7 @@ class EncodecSpec(CodecSpec):
         return self
 
     @property
-    def grid(self) -> FrameFormat:
+    def frame_format(self) -> FrameFormat:
         return FrameFormat("codes", self.sample_rate / self.hop_length, channels=self.codebooks, cardinality=self.bins)
 
     @property
@@ -253,7 +253,9 @@ class Encodec(Codec):
         spec = self.spec
         if spec.chunk_layout is not None:
             frames = -(-spec.chunk_layout.length // spec.hop_length)
-            return LookaheadDecoder(self, ChunkedStream(without_weight_norm(self.decoder), frames=frames, stride=spec.chunk_layout.stride))
+            return LookaheadDecoder(
+                self, ChunkedStream(without_weight_norm(self.decoder), frames=frames, stride=spec.chunk_layout.stride)
+            )
         if spec.norm == "time_group_norm":
             return BufferingDecoder(self)
         if spec.causal and spec.trim_right_ratio == 1.0:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.codecs.base import Codec, CodecSpec, StreamingDecoder, BufferingDecoder
+from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, StreamingDecoder
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec
 from cadenza.core.types import Codes, FrameFormat, Latents
@@ -67,7 +67,7 @@ class OobleckSpec(CodecSpec):
         return math.prod(self.encoder.strides)
 
     @property
-    def grid(self) -> FrameFormat:
+    def frame_format(self) -> FrameFormat:
         return FrameFormat("latents", self.sample_rate / self.hop_length, channels=self.latent)
 
     def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cadenza.codecs.base import Codec, CodecSpec, StreamingDecoder, CodecTrainOutput
+from cadenza.codecs.base import Codec, CodecSpec, CodecTrainOutput, StreamingDecoder
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
@@ -26,7 +26,7 @@ class StereoSpec(CodecSpec):
     def _fits(self) -> "StereoSpec":
         if self.codec.channels != 1:
             raise ValueError(f"codec: a mono codec makes each side, but this one has {self.codec.channels} channels")
-        if self.codec.grid.kind != "codes":
+        if self.codec.frame_format.kind != "codes":
             raise ValueError("codec: its codebooks are interleaved, but this one gives latents")
         for name, value in (("sample_rate", self.codec.sample_rate), ("channels", 2)):
             if name in self.model_fields_set and getattr(self, name) != value:
@@ -36,8 +36,8 @@ class StereoSpec(CodecSpec):
         return self
 
     @property
-    def grid(self) -> FrameFormat:
-        side = self.codec.grid
+    def frame_format(self) -> FrameFormat:
+        side = self.codec.frame_format
         return FrameFormat("codes", side.frame_rate, channels=2 * side.channels, cardinality=side.cardinality)
 
     @property

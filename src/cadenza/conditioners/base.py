@@ -122,7 +122,9 @@ class PreparedInputs:
 class Conditioner(nn.Module, ABC, Generic[Value]):
     """A subclass says `blank`, `read` and `embed`, and `encode` where it has a frozen encoder."""
 
-    handles_timelines: ClassVar[bool] = False  # whether it reads lists of (start, end, value) itself, instead of one value at a time
+    handles_timelines: ClassVar[bool] = (
+        False  # whether it reads lists of (start, end, value) itself, instead of one value at a time
+    )
     placeholder: Value  # stands in for None so that shapes hold; what it gives is replaced by the null
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # other ids of an item that `pick` may look at
     uncached_inputs: ClassVar[tuple[str, ...]] = ()  # prepared tensors that are features as they are, heard by no encoder

@@ -69,7 +69,9 @@ class CategoryConditioner(Conditioner[str]):
         self.placeholder = spec.values[0]
         first = int(spec.unknown == "learned")
         self.rows = {spec.normalize_value(value): row for row, value in enumerate(spec.values, first)}
-        self.rows |= {spec.normalize_value(alias): self.rows[spec.normalize_value(value)] for alias, value in spec.aliases.items()}
+        self.rows |= {
+            spec.normalize_value(alias): self.rows[spec.normalize_value(value)] for alias, value in spec.aliases.items()
+        }
         self.table = nn.Embedding(len(spec.values) + first, spec.output_dim)
         nn.init.normal_(self.table.weight, std=spec.std)
 

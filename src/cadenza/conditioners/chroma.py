@@ -16,7 +16,7 @@ from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, Prepar
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.chroma import chromagram, chroma_filters, chroma_frames, one_hot_argmax
+from cadenza.dsp.chroma import chroma_filters, chroma_frames, chromagram, one_hot_argmax
 from cadenza.dsp.hearing import load_condition_audio, silence
 from cadenza.dsp.stems import Separator
 

@@ -276,7 +276,10 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
 
     def _mel(self, sounds: Sequence[Any]) -> dict[str, Tensor]:
         how = self.pretrained.mel_frontend
-        pictures = [None if x is None else how(load_condition_audio([x], how.sample_rate).wave[0, 0], stride=self.spec.stride) for x in sounds]
+        pictures = [
+            None if x is None else how(load_condition_audio([x], how.sample_rate).wave[0, 0], stride=self.spec.stride)
+            for x in sounds
+        ]
         counts = torch.tensor([0 if picture is None else len(picture) for picture in pictures])
         w = max(int(counts.max()), int(self.spec.train))
         mel = torch.zeros(len(sounds), w, *how.shape)

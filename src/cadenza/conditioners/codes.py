@@ -32,7 +32,11 @@ class CodesSpec(FramewiseConditionerSpec):
     def example(cls) -> tuple["CodesSpec", list[Any]]:
         rng = torch.Generator().manual_seed(0)
         whole = Coded(torch.randint(5, (1, 2, 9), generator=rng), lengths=torch.tensor([7]))
-        return cls(output_dim=8, frame_rate=10, max_frames=12, codebooks=2, bins=5, rate=7.5), [whole, [[0, 4, 2]], [[1] * 9, [3] * 9]]
+        return cls(output_dim=8, frame_rate=10, max_frames=12, codebooks=2, bins=5, rate=7.5), [
+            whole,
+            [[0, 4, 2]],
+            [[1] * 9, [3] * 9],
+        ]
 
     def build(self) -> "CodesConditioner":
         return CodesConditioner(self)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import FramewiseConditionerSpec, CodecConditioner
+from cadenza.conditioners.base import CodecConditioner, FramewiseConditionerSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import MaskedSequence
@@ -66,7 +66,7 @@ class DrumsConditioner(CodecConditioner[Any]):
     def __init__(self, spec: DrumsSpec) -> None:
         super().__init__(spec)
         self.codec = None if spec.codec is None else spec.codec.build().requires_grad_(False)
-        if self.codec is not None and self.codec.format.kind != "codes":
+        if self.codec is not None and self.codec.frame_format.kind != "codes":
             raise SpecError("drums.codec: it gives latents; the drums of JASCO are heard through a codec of codes")
         self.placeholder: Any = {} if self.codec is None else silence(self.codec.spec.sample_rate)
         self.up = nn.Linear(2 * len(_BANDS) if self.codec is None else self.codec.embedding_dim, spec.hidden)

@@ -45,7 +45,9 @@ class PrecomputedConditioner(Conditioner[Any]):
     def __init__(self, spec: EncodedSpec) -> None:
         super().__init__(spec)
         self.dim = spec.dim or spec.output_dim
-        self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
+        self.out = (
+            nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
+        )
         self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     @property

@@ -18,7 +18,7 @@ from cadenza.core.pretrained import ModelSource
 from cadenza.core.spec import Spec
 from cadenza.core.types import ConditionKind, MaskedSequence
 from cadenza.nn.spiece import load_sentencepiece
-from cadenza.nn.words import MODEL, spacy_tokens, find_spacy_model, split_normalized_words, hash_to_row
+from cadenza.nn.words import MODEL, find_spacy_model, hash_to_row, spacy_tokens, split_normalized_words
 
 _FILES = ("tokenizer.json", "spiece.model")  # which are read as they are; for others `transformers` knows rules
 _KEPT = "tokenizer.json"
@@ -58,7 +58,9 @@ class PretrainedTokenizer(Spec):
     size: int | None = Field(default=None, ge=1)  # tokens in all; looked up in the tokenizer where not given
 
 
-Reader = Annotated[WholeTextTokenizer | HashedWordsTokenizer | SpacyTokenizer | PretrainedTokenizer, Field(discriminator="type")]
+Reader = Annotated[
+    WholeTextTokenizer | HashedWordsTokenizer | SpacyTokenizer | PretrainedTokenizer, Field(discriminator="type")
+]
 
 
 class LutSpec(ConditionerSpec):
@@ -121,7 +123,9 @@ class LUTConditioner(Conditioner[str]):
 
     def __init__(self, spec: LutSpec) -> None:
         super().__init__(spec)
-        self.vocabulary = LazyTokenizer(spec.tokenizer, spec.max_length) if isinstance(spec.tokenizer, PretrainedTokenizer) else None
+        self.vocabulary = (
+            LazyTokenizer(spec.tokenizer, spec.max_length) if isinstance(spec.tokenizer, PretrainedTokenizer) else None
+        )
         dim = spec.dim or spec.output_dim
         rows = self.vocabulary.size if self.vocabulary else spec.tokenizer.bins  # type: ignore[union-attr]
         self.table = nn.Embedding(rows, dim)

@@ -15,7 +15,7 @@ from cadenza.core.errors import RequestError
 from cadenza.core.types import MaskedSequence
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.hearing import load_condition_audio
-from cadenza.dsp.pitch import segment_notes, estimate_pitch
+from cadenza.dsp.pitch import estimate_pitch, segment_notes
 from cadenza.dsp.scores import read_midi_melody
 
 _RATE = 16000  # at which singing is heard

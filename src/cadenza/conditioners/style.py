@@ -59,7 +59,7 @@ class StyleSpec(ConditionerSpec):
     def _fits(self) -> Self:
         if self.codec is None and self.model is None:
             raise ValueError("what is heard must be said: set model, such as m-a-p/MERT-v1-95M, or codec")
-        if self.codec is not None and (self.codec.grid.kind != "codes" or self.codec.uses_chunks):
+        if self.codec is not None and (self.codec.frame_format.kind != "codes" or self.codec.uses_chunks):
             raise ValueError("codec: tokens are needed, one frame after another; take a codec that gives codes, and no chunks")
         if self.eval_q > self.levels:
             raise ValueError(f"used ({self.eval_q}) cannot be more than levels ({self.levels})")
@@ -122,8 +122,10 @@ class StyleConditioner(Conditioner[Any]):
         self.codec = self.listener = None
         if spec.codec is not None:
             self.codec = spec.codec.build().requires_grad_(False)
-            grid = spec.codec.grid
-            self.tables = nn.ModuleList(nn.Embedding(grid.cardinality, spec.hidden) for _ in range(grid.channels))
+            frame_format = spec.codec.frame_format
+            self.tables = nn.ModuleList(
+                nn.Embedding(frame_format.cardinality, spec.hidden) for _ in range(frame_format.channels)
+            )
         else:
             self.listener = HubertEncoder(spec)
             self.up = nn.Linear(spec.dim or self.listener.dim, spec.hidden)

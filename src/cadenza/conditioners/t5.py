@@ -249,7 +249,9 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
             return {key: record.load() for key, record in self.open_state_dict().items()}
         layers = {key: part for key, part in self.build_resident().named_modules() if isinstance(part, QuantizedLinear)}
         dense = {f"{key}.weight": part.dequantize() for key, part in layers.items()}
-        return dense | {key: record.load() for key, record in self.open_state_dict().items() if key.rpartition(".")[0] not in layers}
+        return dense | {
+            key: record.load() for key, record in self.open_state_dict().items() if key.rpartition(".")[0] not in layers
+        }
 
     def build(self) -> nn.Module:
         """An encoder of its own; on the meta device, to be filled later, its weights are not read."""

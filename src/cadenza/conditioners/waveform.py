@@ -53,7 +53,9 @@ class WaveformConditioner(CodecConditioner[Any]):
         super().__init__(spec)
         self.codec = spec.codec.build().requires_grad_(False) if spec.input_kind == "audio" else None
         self.dim = _width(spec.codec)
-        self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
+        self.out = (
+            nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
+        )
         self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     @property

@@ -72,7 +72,9 @@ def _asked(name: str | torch.device) -> torch.device:
         raise RequestError(f"there is no kind of device '{name}'; here there are: {', '.join(list_devices())}") from None
     whole = [torch.device(there) for there in list_devices()]
     if device.type not in ("meta", "cpu") and device not in whole and device not in [torch.device(d.type) for d in whole]:
-        raise RequestError(f"this machine, or this build of torch, has no device '{name}'; there are: {', '.join(list_devices())}")
+        raise RequestError(
+            f"this machine, or this build of torch, has no device '{name}'; there are: {', '.join(list_devices())}"
+        )
     if device.type == "cuda" and (problem := _problem(device)) is not None:
         raise RequestError(f"the device '{name}' does not answer ({problem}); there is also: cpu")
     return device

@@ -34,11 +34,7 @@ class Spec(BaseModel):
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """The spec in a YAML or JSON file."""
-        try:
-            data = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SpecError(f"{path}: not readable as YAML or JSON: {error}") from None
-        return cls.parse(data, source=str(path))
+        return cls.parse(read_data(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` turns back into an equal spec."""
@@ -46,6 +42,14 @@ class Spec(BaseModel):
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def read_data(path: str | Path) -> Any:
+    """Return the plain data in a YAML or JSON file; raise SpecError if it is not readable."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: not readable as YAML or JSON: {error}") from None
 
 
 class RegisteredSpec(Spec):
@@ -82,7 +86,9 @@ class RegisteredSpec(Spec):
         if name not in cls.registry and name in cls.registered_names():
             importlib.import_module(f"{cls.family}.{name}")
         if name not in cls.registry:
-            raise ValueError(f"no {cls.family.rpartition('.')[2].removesuffix('s')} called '{name}'.{did_you_mean(name, cls.registered_names())}")
+            raise ValueError(
+                f"no {cls.family.rpartition('.')[2].removesuffix('s')} called '{name}'.{did_you_mean(name, cls.registered_names())}"
+            )
         return cls.registry[name]
 
     @model_validator(mode="wrap")

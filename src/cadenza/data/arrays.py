@@ -18,7 +18,16 @@ from torch.utils.data import Dataset
 
 from cadenza.core.errors import DataError
 from cadenza.core.types import Codes, FrameFormat, Latents
-from cadenza.data.items import SampleIndex, SegmentInfo, ToItem, compose, pick_alternatives, sample_rng, select_holdout, select_keys
+from cadenza.data.items import (
+    SampleIndex,
+    SegmentInfo,
+    ToItem,
+    compose,
+    pick_alternatives,
+    sample_rng,
+    select_holdout,
+    select_keys,
+)
 from cadenza.dsp.audio import Audio
 
 _OF_THE_CUT = (
@@ -60,13 +69,13 @@ class PreEncodedFolder:
 
 
 class PreEncodedDataset(Dataset[dict[str, Any]]):
-    """Windows of `frames` frames of a codec's `grid`, short clips padded with zeros and with their true length.
+    """Windows of `frames` frames of a codec's `frame_format`, short clips padded with zeros and with their true length.
 
     A clip counts as often as it holds whole windows (at least once); without random crops, once and from its start.
     """
 
     def __init__(
-        self, arrays: PreEncodedFolder, *, frames: int, grid: FrameFormat, seed: int = 0, fixed: bool = False,
+        self, arrays: PreEncodedFolder, *, frames: int, frame_format: FrameFormat, seed: int = 0, fixed: bool = False,
         ids: Collection[str] | None = None, to_item: ToItem | None = None,
     ) -> None:  # fmt: skip
         self.frames = frames if arrays.frames is None else arrays.frames
@@ -74,7 +83,7 @@ class PreEncodedDataset(Dataset[dict[str, Any]]):
             raise DataError(f"windows of {self.frames} frames hold nothing; give at least 1")
         if not arrays.clips:
             raise DataError("no encoded clip to learn from; give a folder of .npy files")
-        self.clips, self.grid, self.seed, self.fixed, self.ids = list(arrays.clips), grid, seed, fixed, ids
+        self.clips, self.frame_format, self.seed, self.fixed, self.ids = list(arrays.clips), frame_format, seed, fixed, ids
         self.random_crop, self.to_item = arrays.random_crop, compose(arrays.to_item, to_item)
         self.places = self._places()
 
@@ -83,7 +92,7 @@ class PreEncodedDataset(Dataset[dict[str, Any]]):
 
     @property
     def frame_rate(self) -> float:
-        return self.grid.frame_rate
+        return self.frame_format.frame_rate
 
     def name(self, index: int) -> str:
         return self.clips[self.places[index][0]].id
@@ -104,14 +113,14 @@ class PreEncodedDataset(Dataset[dict[str, Any]]):
         if item is None:
             raise DataError(f"{clip.path}: encoded clips cannot be rejected; leave it out of the folder")
         times = {"seconds_start": segment.start, "seconds_total": segment.total}
-        return {**times, **pick_alternatives(select_keys(item, self.ids), rng), "id": clip.id, self.grid.kind: signal}
+        return {**times, **pick_alternatives(select_keys(item, self.ids), rng), "id": clip.id, self.frame_format.kind: signal}
 
     def metadata_items(self) -> list[dict[str, Any]]:
         """The item of each clip without its frames and without chance."""
         plain = copy(self)
         plain.fixed = True
         first = [index for index, (_, part) in enumerate(self.places) if part == 0]
-        return [{name: value for name, value in plain[index].items() if name != self.grid.kind} for index in first]
+        return [{name: value for name, value in plain[index].items() if name != self.frame_format.kind} for index in first]
 
     def split(self, count: int) -> tuple[Self, Self]:
         """The data set without, and as fixed windows with only, `count` clips held out by the hash of their ids."""
@@ -131,19 +140,19 @@ class PreEncodedDataset(Dataset[dict[str, Any]]):
     def _array(self, clip: PreEncodedClip) -> np.ndarray:
         found = load_array(clip.path)
         kind = "codes" if np.issubdtype(found.dtype, np.integer) else "latents"
-        if kind != self.grid.kind or len(found) != self.grid.channels:
+        if kind != self.frame_format.kind or len(found) != self.frame_format.channels:
             raise DataError(
-                f"{clip.path}: holds {kind} of {len(found)} rows, and this system's codec makes {self.grid.kind} of "
-                f"{self.grid.channels}; encode the audio with this codec"
+                f"{clip.path}: holds {kind} of {len(found)} rows, and this system's codec makes {self.frame_format.kind} of "
+                f"{self.frame_format.channels}; encode the audio with this codec"
             )
-        if kind == "codes" and found.size and not 0 <= int(found.min()) <= int(found.max()) < self.grid.cardinality:
+        if kind == "codes" and found.size and not 0 <= int(found.min()) <= int(found.max()) < self.frame_format.cardinality:
             raise DataError(
-                f"{clip.path}: holds codes outside 0 to {self.grid.cardinality - 1}; encode the audio with this codec"
+                f"{clip.path}: holds codes outside 0 to {self.frame_format.cardinality - 1}; encode the audio with this codec"
             )
         return found
 
     def _signal(self, found: torch.Tensor, length: int) -> Codes | Latents:
-        codes = self.grid.kind == "codes"
+        codes = self.frame_format.kind == "codes"
         room = torch.zeros(1, len(found), self.frames, dtype=torch.long if codes else torch.float32)
         room[0, :, :length] = found
         return (Codes if codes else Latents)(room, torch.tensor([length]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.core.errors import DataError
-from cadenza.data.manifest import ManifestClip, Manifest, read_sidecars, check_unique_ids
+from cadenza.data.manifest import Manifest, ManifestClip, check_unique_ids, read_sidecars
 from cadenza.data.music import clean_metadata
 
 FILES = ("data.jsonl", "data.jsonl.gz")

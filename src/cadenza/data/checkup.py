@@ -15,7 +15,7 @@ from cadenza.core.errors import AudioError, DataError
 from cadenza.core.files import atomic_write
 from cadenza.data.histogram import Histogram
 from cadenza.data.likeness import find_near_duplicates
-from cadenza.data.manifest import FILE, ManifestClip, Manifest, list_audio_files
+from cadenza.data.manifest import FILE, Manifest, ManifestClip, list_audio_files
 from cadenza.data.measured import FLOOR, AudioStats, analyze_file
 from cadenza.data.shards import list_shards
 from cadenza.data.source import load_manifest
@@ -182,7 +182,9 @@ def _ailments(one: AudioStats) -> Iterable[tuple[str, str]]:
         yield "out of phase", f"left and right correlate at {one.correlation:.2f} and vanish in mono; turn one over"
 
 
-def _same_for_all(clips: Sequence[ManifestClip], measured: dict[int, AudioStats], wanted: Expectations, found: DatasetReport) -> None:
+def _same_for_all(
+    clips: Sequence[ManifestClip], measured: dict[int, AudioStats], wanted: Expectations, found: DatasetReport
+) -> None:
     """Rates, channels and lengths, which are wrong only beside others or beside what is wanted."""
     found.sample_rates = dict(Counter(one.sample_rate for one in measured.values()).most_common())
     found.channels = dict(Counter(one.channels for one in measured.values()).most_common())
@@ -256,7 +258,10 @@ def _captions(clips: Sequence[ManifestClip], captions: dict[int, tuple[str, ...]
 
 
 def _duplicates(
-    clips: Sequence[ManifestClip], measured: dict[int, AudioStats], found: DatasetReport, progress: Callable[[str, int, int], None]
+    clips: Sequence[ManifestClip],
+    measured: dict[int, AudioStats],
+    found: DatasetReport,
+    progress: Callable[[str, int, int], None],
 ) -> None:
     first: dict[str, int] = {}
     for number, one in measured.items():
@@ -267,7 +272,9 @@ def _duplicates(
         return
     prints = np.stack([measured[number].fingerprint for number in heard])
     places = [clips[number].audio for number in heard]
-    for one, (other, same) in find_near_duplicates(places, prints, progress=lambda done, n: progress("comparing", done, n)).items():
+    for one, (other, same) in find_near_duplicates(
+        places, prints, progress=lambda done, n: progress("comparing", done, n)
+    ).items():
         what = f"sounds the same as {clips[heard[other]].id} (correlation {same:.2f}); keep one"
         found.faults.append(Issue("near duplicate", clips[heard[one]].id, what))
     progress("comparing", len(heard), len(heard))

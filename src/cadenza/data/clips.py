@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from cadenza.core.errors import AudioError, DataError
 from cadenza.data.items import SampleIndex, SegmentInfo, ToItem, compose, pick_alternatives, sample_rng, select_keys
-from cadenza.data.manifest import ManifestClip, Manifest
+from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp import files
 from cadenza.dsp.audio import Audio
 
@@ -128,7 +128,9 @@ class AudioDataset(Dataset[dict[str, Any]]):
         same = {"seconds": self.seconds, "sample_rate": self.sample_rate, "channels": self.channels, "ids": self.ids}
         same |= {"to_item": self.to_item}
         rest, held = self.manifest.split(count)
-        return AudioDataset(rest, **same, seed=self.seed, fixed=self.fixed), AudioDataset(held, **same, seed=self.seed, fixed=True)
+        return AudioDataset(rest, **same, seed=self.seed, fixed=self.fixed), AudioDataset(
+            held, **same, seed=self.seed, fixed=True
+        )
 
 
 def crop_or_pad(wave: Tensor, samples: int, sample_rate: int) -> Audio:

@@ -11,7 +11,7 @@ from cadenza.codecs.base import Codec
 from cadenza.core.errors import AudioError, DataError
 from cadenza.core.types import Codes, Latents
 from cadenza.data.items import Broken, ReadReport
-from cadenza.data.manifest import ManifestClip, Manifest
+from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.data.store import StoreHeader, parse_header, write_shard
 from cadenza.dsp.audio import Audio, load_audio
 
@@ -63,7 +63,9 @@ def encode_dataset(  # noqa: PLR0913
     return report
 
 
-def _readable(clips: Sequence[ManifestClip], codec: Codec, report: ReadReport, broken: Broken) -> Iterator[tuple[ManifestClip, Audio]]:
+def _readable(
+    clips: Sequence[ManifestClip], codec: Codec, report: ReadReport, broken: Broken
+) -> Iterator[tuple[ManifestClip, Audio]]:
     for clip in clips:
         try:
             clip.metadata()

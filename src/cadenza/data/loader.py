@@ -15,7 +15,7 @@ from cadenza.conditioners.base import PreparedInputs
 from cadenza.core.errors import CadenzaError, DataError
 from cadenza.core.types import Codes, Latents
 from cadenza.data.clips import ItemDataset
-from cadenza.data.items import Broken, SampleIndex, Item, ReadReport
+from cadenza.data.items import Broken, Item, ReadReport, SampleIndex
 from cadenza.data.sampler import BatchSampler
 from cadenza.dsp.audio import Audio
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from cadenza.core.errors import AudioError, DataError
 from cadenza.core.files import atomic_write
 from cadenza.data.items import Broken, ReadReport
-from cadenza.data.manifest import ManifestClip, Manifest, check_unique_ids
+from cadenza.data.manifest import Manifest, ManifestClip, check_unique_ids
 from cadenza.dsp import files
 from cadenza.dsp.sections import ByteRange
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import DataError
 from cadenza.data import audiocraft, shards, stable_audio
-from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder, scan_pre_encoded, is_pre_encoded
+from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder, is_pre_encoded, scan_pre_encoded
 from cadenza.data.clips import AudioDataset
 from cadenza.data.encoded import EncodedDataset
 from cadenza.data.items import ReadReport, ToItem
@@ -21,8 +21,8 @@ def open_dataset(
     to_item: ToItem | None = None,
 ) -> tuple[AudioDataset | EncodedDataset | PreEncodedDataset, ReadReport]:  # fmt: skip
     """Segments of a source that fit a codec, and a report that names what is broken in it."""
-    grid, spec = codec.format, codec.spec
-    frames = max(1, round(seconds * grid.frame_rate))
+    frame_format, spec = codec.frame_format, codec.spec
+    frames = max(1, round(seconds * frame_format.frame_rate))
     if isinstance(source, str | Path):
         if is_encoded_store(source):
             return EncodedDataset(source, frames=frames, seed=seed, ids=ids, codec=codec, to_item=to_item), ReadReport()
@@ -30,14 +30,16 @@ def open_dataset(
     else:
         report = ReadReport(read=len(source.clips))
     if isinstance(source, PreEncodedFolder):
-        return PreEncodedDataset(source, frames=frames, grid=grid, seed=seed, ids=ids, to_item=to_item), report
+        return PreEncodedDataset(source, frames=frames, frame_format=frame_format, seed=seed, ids=ids, to_item=to_item), report
     same = {"seconds": seconds, "sample_rate": spec.sample_rate, "channels": spec.channels}
     return AudioDataset(source, **same, seed=seed, ids=ids, to_item=to_item), report
 
 
 def is_encoded(source: Source) -> bool:
     """Whether a source is of codes or latents and not of audio."""
-    return isinstance(source, PreEncodedFolder) or (isinstance(source, str | Path) and (is_encoded_store(source) or _of_arrays(Path(source))))
+    return isinstance(source, PreEncodedFolder) or (
+        isinstance(source, str | Path) and (is_encoded_store(source) or _of_arrays(Path(source)))
+    )
 
 
 def is_encoded_store(path: str | Path) -> bool:

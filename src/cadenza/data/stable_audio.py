@@ -100,7 +100,10 @@ def load_dataset_config(path: str | Path, *, to_item: ToItems = None) -> tuple[M
     chosen = PerDatasetTransform(functions) if functions else None
     if config.dataset_type == "pre_encoded":
         clips = [
-            clip for name, root in roots.items() for clip in scan_pre_encoded(root, prefix=f"{name}/").clips if _long(clip, config)
+            clip
+            for name, root in roots.items()
+            for clip in scan_pre_encoded(root, prefix=f"{name}/").clips
+            if _long(clip, config)
         ]
         if not clips:
             raise DataError(f"{path}: no clip is of a length from min_length_sec to max_length_sec; widen them")

@@ -48,9 +48,19 @@ class StoreHeader:
     @classmethod
     def of(cls, codec: Codec, clips: str, shards: int) -> Self:
         """What every shard made by a codec says."""
-        grid, spec = codec.format, codec.spec
-        made = {"codec": spec.to_dict(), "weights": codec_sha256(codec), "hop": spec.hop_length, "sample_rate": spec.sample_rate}
-        seen = {"kind": grid.kind, "frame_rate": grid.frame_rate, "rows": grid.channels, "cardinality": grid.cardinality}
+        frame_format, spec = codec.frame_format, codec.spec
+        made = {
+            "codec": spec.to_dict(),
+            "weights": codec_sha256(codec),
+            "hop": spec.hop_length,
+            "sample_rate": spec.sample_rate,
+        }
+        seen = {
+            "kind": frame_format.kind,
+            "frame_rate": frame_format.frame_rate,
+            "rows": frame_format.channels,
+            "cardinality": frame_format.cardinality,
+        }
         return cls(**made, **seen, clips=clips, shards=shards)
 
     def check_codec(self, codec: Codec, source: str | Path) -> None:

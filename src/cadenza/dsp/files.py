@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
 from cadenza.core.files import atomic_write
-from cadenza.dsp.sections import Place, ByteRange
+from cadenza.dsp.sections import ByteRange, Place
 
 BLOCK = 65_536  # frames a write; libsndfile's Vorbis encoder crashes on one long buffer (libsndfile#1023)
 RUN_IN = 16_384  # samples decoded before a segment where a decoder depends on what went before
@@ -104,7 +104,9 @@ def iter_blocks(path: Place, frames: int) -> Iterator[Float[np.ndarray, "t c"]]:
             try:
                 samples = _part(path, file, done, wanted)  # soundfile seeks after each read, which is not exact either
             except soundfile.LibsndfileError as error:
-                raise TruncatedAudioError(f"{path}: damaged after {done} of {file.frames} samples ({_reason(error)})") from error
+                raise TruncatedAudioError(
+                    f"{path}: damaged after {done} of {file.frames} samples ({_reason(error)})"
+                ) from error
             if len(samples) < wanted:
                 raise _ended(path, done + len(samples), file.frames)
             done += wanted

@@ -61,7 +61,9 @@ class StreamingAudioWriter:
     turned down afterwards: what is over full scale is clipped, and counted in `clipped`.
     """
 
-    def __init__(self, target: Path | BinaryWriter, kind: str, sound: StreamFormat, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, target: Path | BinaryWriter, kind: str, sound: StreamFormat, tags: Mapping[str, str] | None = None
+    ) -> None:
         kind = kind.lower().lstrip(".")
         kinds = PIPED if not isinstance(target, Path) else ("raw", *(suffix[1:] for suffix in FORMATS))
         name = str(target) if isinstance(target, Path) else "a pipe"

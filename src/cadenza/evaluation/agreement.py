@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import GuidanceBranch, Codes
+from cadenza.core.types import Codes, GuidanceBranch
 from cadenza.evaluation.adherence import Interval, bootstrap_mean
 from cadenza.generators.codec_lm import CodecLM
 from cadenza.nn.patterns import build_sequence, revert_logits
-from cadenza.samplers.guidance import weighted_sum, batch_branches
+from cadenza.samplers.guidance import batch_branches, weighted_sum
 from cadenza.samplers.tokens import sample_tokens, uniform_noise
 from cadenza.system.fusion import branch_keep_mask
 from cadenza.system.system import System
@@ -120,7 +120,9 @@ def summarize(found: Sequence[PredictionGap], *, codes: int) -> QuantizationRepo
     """The means over clips, with the bounds that drawing clips anew gives."""
     tables = {name: torch.stack([vars(each)[name] for each in found]).cpu() for name in PredictionGap.__annotations__}
     measures = {
-        name: MeanWithInterval(bootstrap_mean(table.mean(1), rng=torch.Generator().manual_seed(0)), tuple(table.mean(0).tolist()))
+        name: MeanWithInterval(
+            bootstrap_mean(table.mean(1), rng=torch.Generator().manual_seed(0)), tuple(table.mean(0).tolist())
+        )
         for name, table in tables.items()
     }
     return QuantizationReport(**measures, clips=len(found), codes=codes)

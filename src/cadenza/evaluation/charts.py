@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.picture import new_figure, save_figure, plot_spectrogram
+from cadenza.dsp.picture import new_figure, plot_spectrogram, save_figure
 
 
 def plot_adherence(report: Any, path: Path) -> None:
@@ -32,8 +32,8 @@ def plot_adherence(report: Any, path: Path) -> None:
 def plot_spectrogram_pairs(made: Sequence[Audio], references: Sequence[Audio], titles: Sequence[str], path: Path) -> None:
     """Mel spectrograms of generated clips on the left, of the references through the codec on the right."""
     drawn = new_figure((12, 2.2 * max(1, len(made))))
-    grid = drawn.subplots(len(made), 2, squeeze=False)
-    for row, pair, title in zip(grid, zip(made, references, strict=True), titles, strict=True):
+    frame_format = drawn.subplots(len(made), 2, squeeze=False)
+    for row, pair, title in zip(frame_format, zip(made, references, strict=True), titles, strict=True):
         for axes, clip, side in zip(row, pair, ("generated", "reference through the codec"), strict=True):
             plot_spectrogram(axes, clip)
             axes.set_title(f"{side}: {title}"[:90], fontsize=7)

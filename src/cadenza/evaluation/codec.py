@@ -18,7 +18,7 @@ from cadenza.evaluation.estimates import Accuracy, accuracy
 from cadenza.evaluation.estimators import load_estimators
 from cadenza.evaluation.labels import labels_from_sidecar
 from cadenza.evaluation.settings import Reference, sample_references
-from cadenza.evaluation.write import format_score, write_text, write_json
+from cadenza.evaluation.write import format_score, write_json, write_text
 from cadenza.system.system import System
 
 FLOOR = {"tempo": 0.95, "key": 0.95, "family": 0.95, "melody": 0.9}  # of the clean score, at least
@@ -72,7 +72,7 @@ def evaluate_codec(
         through += listen(made)
         truths.append(labels_from_sidecar(ref.truth, len(clean[-1].chords), families=listen.families))
         losses.append(_distances(made, audio))
-        counts = _counted(frames, system.codec.format.cardinality, counts) if isinstance(frames, Codes) else None
+        counts = _counted(frames, system.codec.frame_format.cardinality, counts) if isinstance(frames, Codes) else None
         if done % 20 == 0 or done == len(refs):
             progress(f"{done} of {len(refs)} clips through the codec")
     before, after = accuracy(clean, truths), accuracy(through, truths)
@@ -152,7 +152,9 @@ def markdown(report: CodecReport) -> str:
     clean, through = asdict(report.clean), asdict(report.coded)
     for name, kept in report.retained.items():
         floor = f"{FLOOR[name]:.2f}" if name in FLOOR else ""
-        lines.append(f"| {name} | {format_score(clean[name])} | {format_score(through[name])} | {format_score(kept)} | {floor} |")
+        lines.append(
+            f"| {name} | {format_score(clean[name])} | {format_score(through[name])} | {format_score(kept)} | {floor} |"
+        )
     lines += ["", "| led by | clips | SI-SDR dB | mel distance dB |", "|---|---|---|---|"]
     lines += [f"| {n} | {f.clips} | {format_score(f.si_sdr)} | {format_score(f.mel)} |" for n, f in report.families.items()]
     if report.use:

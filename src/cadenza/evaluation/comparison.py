@@ -7,14 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cadenza.evaluation.adherence import Interval, paired_difference
-from cadenza.evaluation.scores import Heard, AttributeResult
+from cadenza.evaluation.scores import AttributeResult, Heard
 from cadenza.evaluation.settings import ControlSetting
 from cadenza.evaluation.wishes import ATTRIBUTES
 
 Gaps = dict[str, dict[str, Float[Tensor, "seeds n"]]]  # by setting and attribute
 
 
-def score_gaps(asked: Sequence[ControlSetting], first: Heard, other: Heard, found: Mapping[str, Mapping[str, AttributeResult]]) -> Gaps:
+def score_gaps(
+    asked: Sequence[ControlSetting], first: Heard, other: Heard, found: Mapping[str, Mapping[str, AttributeResult]]
+) -> Gaps:
     """By how much each clip of `other` scores above that of `first`, as a part of the first's A, which `found` holds.
 
     NaN where a request says nothing of an attribute.

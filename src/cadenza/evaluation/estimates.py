@@ -39,7 +39,9 @@ class Estimate:
         return ChordTimeline.of_frames(self.chords.tolist(), SAMPLE_RATE / PITCH_HOP)
 
 
-def decode_outputs(guesses: EstimatorOutputs, lengths: Sequence[int], thresholds: Float[Tensor, " n"] | None = None) -> list[Estimate]:
+def decode_outputs(
+    guesses: EstimatorOutputs, lengths: Sequence[int], thresholds: Float[Tensor, " n"] | None = None
+) -> list[Estimate]:
     """The most likely classes of every clip; `thresholds` are the families' probabilities that count as 0.5."""
     families = guesses.families
     if thresholds is not None:

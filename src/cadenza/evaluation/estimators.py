@@ -17,7 +17,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.evaluation.estimates import Estimate, decode_outputs
 from cadenza.evaluation.features import dominant_pitch_class, extract_features
 from cadenza.evaluation.network import EstimatorNet
-from cadenza.evaluation.rhythm import track_beats, pick_onsets, onset_strength
+from cadenza.evaluation.rhythm import onset_strength, pick_onsets, track_beats
 from cadenza.evaluation.soundness import last_sound_seconds
 
 FOLDER = Path(__file__).parent / "weights"

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from cadenza.core.spec import Spec
 from cadenza.data.source import load_manifest
-from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, sample_augmentation, augment_labels
+from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
 from cadenza.evaluation.estimates import Estimate, accuracy, decode_outputs
 from cadenza.evaluation.estimators import AttributeEstimator, save_estimators
-from cadenza.evaluation.examples import FeatureDataset, load_features, collate_features
+from cadenza.evaluation.examples import FeatureDataset, collate_features, load_features
 from cadenza.evaluation.features import EstimatorFeatures
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, ClipLabels
 from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorNet, EstimatorOutputs
@@ -50,7 +50,11 @@ class EstimatorTargets:
 
 
 def train_estimators(
-    config: EstimatorTrainingConfig, data: FeatureDataset, *, validation: FeatureDataset, report: Callable[[dict[str, float]], None] = lambda row: None
+    config: EstimatorTrainingConfig,
+    data: FeatureDataset,
+    *,
+    validation: FeatureDataset,
+    report: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> tuple[EstimatorNet, Tensor]:
     """The trained network with the probability at which each family counts as present."""
     rng = torch.Generator().manual_seed(config.seed)
@@ -138,12 +142,12 @@ def tune_thresholds(net: EstimatorNet, data: FeatureDataset, most: int = 400) ->
         chances.append(net(heard).families.sigmoid())
         truths.append(wanted.families > 0.5)
     chance, truth = torch.cat(chances), torch.cat(truths)
-    grid = torch.linspace(0.2, 0.8, 25)
-    right = ((chance[None] >= grid[:, None, None]) & truth).sum(1)
-    total = (chance[None] >= grid[:, None, None]).sum(1) + truth.sum(0)
+    frame_format = torch.linspace(0.2, 0.8, 25)
+    right = ((chance[None] >= frame_format[:, None, None]) & truth).sum(1)
+    total = (chance[None] >= frame_format[:, None, None]).sum(1) + truth.sum(0)
     score = 2 * right / total.clamp(min=1)
     smooth = F.avg_pool1d(score.T[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
-    return grid[smooth.argmax(-1)]
+    return frame_format[smooth.argmax(-1)]
 
 
 def _drawn(data: FeatureDataset, which: Sequence[int], rng: torch.Generator) -> tuple[EstimatorFeatures, EstimatorTargets]:
@@ -162,7 +166,9 @@ def _drawn(data: FeatureDataset, which: Sequence[int], rng: torch.Generator) -> 
 
 
 def _wanted(truth: ClipLabels, change: FeatureAugmentation, frames: int) -> tuple[Tensor, ...]:
-    chords, melody = (F.pad(augment_labels(x, change), (0, frames), value=UNKNOWN)[:frames] for x in (truth.chords, truth.melody))
+    chords, melody = (
+        F.pad(augment_labels(x, change), (0, frames), value=UNKNOWN)[:frames] for x in (truth.chords, truth.melody)
+    )
     up = change.semitones
     key = truth.key if truth.key == UNKNOWN else (truth.key % 12 + up) % 12 + truth.key // 12 * 12
     harmonic = (chords != UNKNOWN) & (chords != NO_CHORD)

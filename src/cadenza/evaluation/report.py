@@ -11,12 +11,12 @@ from cadenza.data.manifest import Manifest
 from cadenza.data.source import load_manifest
 from cadenza.dsp.audio import Audio, load_audio
 from cadenza.evaluation.adherence import Interval
-from cadenza.evaluation.copies import MemorizationReport, memorization_rate, audio_fingerprints
+from cadenza.evaluation.copies import MemorizationReport, audio_fingerprints, memorization_rate
 from cadenza.evaluation.estimates import Estimate
 from cadenza.evaluation.estimators import AttributeEstimator, load_estimators
 from cadenza.evaluation.making import ClipGenerator
 from cadenza.evaluation.scores import AttributeResult, control_effects, score_settings
-from cadenza.evaluation.settings import TEXT, EvaluationSet, Reference, ControlSetting, sample_references, settings
+from cadenza.evaluation.settings import TEXT, ControlSetting, EvaluationSet, Reference, sample_references, settings
 from cadenza.evaluation.soundness import AudioHealth, audio_health
 from cadenza.evaluation.write import SHOWN, save_report
 from cadenza.system.system import System
@@ -78,7 +78,7 @@ def evaluate(
         raise RequestError("this system is a codec alone: measure it with evaluate_codec")
     out, listen = Path(out), load_estimators()
     refs = sample_references(_manifest(held_out), extent.clips)
-    longest = system.spec.generator.max_frames / system.codec.format.frame_rate if system.spec.generator else 0.0
+    longest = system.spec.generator.max_frames / system.codec.frame_format.frame_rate if system.spec.generator else 0.0
     asking = EvaluationSet(refs, listen.families, list(system.conditioners), longest, bool(system.spec.prompt_patterns))
     asked = settings(asking, extent.settings)
     maker, trained_on = ClipGenerator(system, out / "clips", guidance), None if training is None else _manifest(training)
@@ -147,7 +147,9 @@ def _through(system: System, reference: Reference) -> Audio:
     return codec.decode(codec.encode(clip.to(system.device))).to("cpu")
 
 
-def _copies(made: Sequence[list[Tensor]], refs: Sequence[Reference], training: Manifest, progress: Progress) -> MemorizationReport:
+def _copies(
+    made: Sequence[list[Tensor]], refs: Sequence[Reference], training: Manifest, progress: Progress
+) -> MemorizationReport:
     generated = [one for prints in made for one in prints]
     unseen = [prints for ref in refs for prints in audio_fingerprints(load_audio(ref.clip.audio))]
     every = max(1, len(training) // 20)

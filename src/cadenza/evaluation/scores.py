@@ -68,12 +68,19 @@ def control_effects(
             if SHOWN_BY.get(attribute) not in other.given or one.ceiling_minus_chance <= LEAST:
                 continue
             gap = _gap(attribute, whole, heard, other)
-            changed[control][attribute] = Interval(gap.value / one.ceiling_minus_chance, gap.low / one.ceiling_minus_chance, gap.high / one.ceiling_minus_chance)
+            changed[control][attribute] = Interval(
+                gap.value / one.ceiling_minus_chance, gap.low / one.ceiling_minus_chance, gap.high / one.ceiling_minus_chance
+            )
     return changed
 
 
 def _measured(
-    setting: ControlSetting, asked: Sequence[ControlSetting], heard: Heard, *, ceiling: Sequence[Estimate], captions: Sequence[AttributeTargets]
+    setting: ControlSetting,
+    asked: Sequence[ControlSetting],
+    heard: Heard,
+    *,
+    ceiling: Sequence[Estimate],
+    captions: Sequence[AttributeTargets],
 ) -> dict[str, AttributeResult]:
     found = {}
     for attribute, met in ATTRIBUTES.items():

@@ -13,11 +13,17 @@ import numpy as np
 from cadenza.core.errors import DataError, RequestError
 from cadenza.core.spec import did_you_mean
 from cadenza.data.items import select_holdout
-from cadenza.data.manifest import ManifestClip, Manifest
+from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.audio import load_audio
 from cadenza.evaluation.examples import labelled_clips
 from cadenza.evaluation.features import dominant_pitch_class, extract_features
-from cadenza.evaluation.wishes import AttributeTargets, handwritten_prompts, targets_from_caption, targets_from_handwritten, targets_from_values
+from cadenza.evaluation.wishes import (
+    AttributeTargets,
+    handwritten_prompts,
+    targets_from_caption,
+    targets_from_handwritten,
+    targets_from_values,
+)
 
 TEXT, BUT = "prompt", "all-but-"
 VALUES: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # what of a clip's truth is given under which id, None if unknown

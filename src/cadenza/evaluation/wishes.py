@@ -18,7 +18,7 @@ from cadenza.data.corpus.vocabulary import INSTRUMENTS, TEMPI
 from cadenza.evaluation.estimates import NO_PITCH_CLASS, TOLERANCE, Estimate
 from cadenza.evaluation.features import PITCH_HOP, SAMPLE_RATE
 from cadenza.evaluation.labels import key_class
-from cadenza.evaluation.timed import BEAT, ONSET, ChordTimeline, pitch_class_cosine, chart_iou, events_f1, majmin_accuracy
+from cadenza.evaluation.timed import BEAT, ONSET, ChordTimeline, chart_iou, events_f1, majmin_accuracy, pitch_class_cosine
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ def _pitch_classes(notes: Sequence[Sequence[Any]], frames: int) -> np.ndarray:
     return found
 
 
-def targets_from_caption(text: str, mentions: Sequence[str], sidecar: Mapping[str, Any], families: Sequence[str]) -> AttributeTargets:
+def targets_from_caption(
+    text: str, mentions: Sequence[str], sidecar: Mapping[str, Any], families: Sequence[str]
+) -> AttributeTargets:
     """The wish that a corpus caption expresses: the truths it mentions, its players as far as they are named.
 
     Families that truly play but go unmentioned are open; those that neither play nor are named are unwanted.

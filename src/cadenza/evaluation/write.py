@@ -10,7 +10,7 @@ from typing import Any
 from cadenza.core.files import atomic_write
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.adherence import Interval
-from cadenza.evaluation.charts import plot_spectrogram_pairs, plot_adherence
+from cadenza.evaluation.charts import plot_adherence, plot_spectrogram_pairs
 from cadenza.evaluation.published import PUBLISHED_RESULTS
 from cadenza.evaluation.scores import SHOWN_BY
 from cadenza.evaluation.settings import BUT, ControlSetting, display_name
@@ -137,7 +137,9 @@ def _cells(one: Any) -> tuple[str, str]:
     """A and the own effect as a part of it."""
     if one is None:
         return "", ""
-    effect = "" if one.effect is None or not one.ceiling_minus_chance else format_score(one.effect.value / one.ceiling_minus_chance)
+    effect = (
+        "" if one.effect is None or not one.ceiling_minus_chance else format_score(one.effect.value / one.ceiling_minus_chance)
+    )
     return format_interval(one.adherence.value), effect
 
 

@@ -1,4 +1,4 @@
-"""Generator: conditions to frames of a codec's grid."""
+"""Generator: conditions to frames of a codec's frame format."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import RegisteredSpec, Spec
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, FrameFormat, KnownFrames, Latents, Slot
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, Latents, Slot
 from cadenza.nn.quantized import Kind, quantize_linears
 
 
@@ -30,8 +30,8 @@ class GeneratorSpec(RegisteredSpec):
         """Whether its pieces must have exactly `context` frames; else any number up to that."""
         return False
 
-    def validate_inputs(self, grid: FrameFormat, widths: Mapping[Slot, int]) -> None:
-        """Raises ValueError, naming the field, where the codec's grid or a slot's width does not suit."""
+    def validate_inputs(self, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
+        """Raises ValueError, naming the field, where the codec's frame format or a slot's width does not suit."""
         raise NotImplementedError(f"{type(self).__name__} must say what fits")
 
     @property
@@ -43,7 +43,7 @@ class GeneratorSpec(RegisteredSpec):
         """The same with fewer layers, by which the time of all is found."""
         raise NotImplementedError(f"{type(self).__name__} has no layers that are all alike")
 
-    def activation_bytes(self, grid: FrameFormat, load: "BatchShape") -> dict[str, int]:
+    def activation_bytes(self, frame_format: FrameFormat, load: "BatchShape") -> dict[str, int]:
         """Bytes that generating takes beside weights, by what they are for."""
         return {}
 
@@ -52,7 +52,7 @@ class GeneratorSpec(RegisteredSpec):
         """A tiny spec, a grid and the slots' widths, without downloads."""
         raise NotImplementedError(f"{cls.__name__} must give an example")
 
-    def build(self, grid: FrameFormat, widths: Mapping[Slot, int]) -> "Generator":
+    def build(self, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> "Generator":
         raise NotImplementedError(f"{type(self).__name__} must build its generator")
 
 
@@ -93,7 +93,7 @@ class Generator(nn.Module, ABC):
     """Learns to continue frames under conditions, and writes them as a stream."""
 
     spec: Any
-    grid: FrameFormat
+    frame_format: FrameFormat
     int8_only: ClassVar[tuple[str, ...]] = ()  # endings of the names of linear layers that never have fewer than 8 bits
 
     def quantize(self, kind: Kind) -> None:
@@ -117,20 +117,20 @@ class Generator(nn.Module, ABC):
         return type(chunks[0]).cat(chunks)  # type: ignore[arg-type]
 
 
-def validate_known_prefix(plan: GenerationInputs, grid: FrameFormat) -> tuple[Int[Tensor, "b k f"], Int[Tensor, " b"]]:
+def validate_known_prefix(plan: GenerationInputs, frame_format: FrameFormat) -> tuple[Int[Tensor, "b k f"], Int[Tensor, " b"]]:
     """The known codes on the host, and how many frames of each item they are; RequestError if these are not its first."""
     wanted = plan.frames.cpu()
     if plan.known_frames is None:
-        return torch.zeros(len(wanted), grid.channels, 0, dtype=torch.long), torch.zeros_like(wanted)
+        return torch.zeros(len(wanted), frame_format.channels, 0, dtype=torch.long), torch.zeros_like(wanted)
     ids, mask = plan.known_frames.frames.data.cpu(), plan.known_frames.mask.cpu()
-    if ids.is_floating_point() or ids.shape != (len(wanted), grid.channels, mask.shape[1]):
-        want = f"[{len(wanted)}, {grid.channels}, {mask.shape[1]}]"
+    if ids.is_floating_point() or ids.shape != (len(wanted), frame_format.channels, mask.shape[1]):
+        want = f"[{len(wanted)}, {frame_format.channels}, {mask.shape[1]}]"
         raise RequestError(f"known codes have the shape {list(ids.shape)}, their mask and this model need {want}")
     if (mask[:, 1:] & ~mask[:, :-1]).any():
         raise RequestError("this model continues from the start: the known frames of an item must be its first ones")
     prefix = mask.sum(1)
     if (prefix > wanted).any():
         raise RequestError(f"{prefix.tolist()} frames are known, but only {wanted.tolist()} are asked for")
-    if (((ids < 0) | (ids >= grid.cardinality)) & mask[:, None]).any():
-        raise RequestError(f"known codes must lie between 0 and {grid.cardinality - 1}")
+    if (((ids < 0) | (ids >= frame_format.cardinality)) & mask[:, None]).any():
+        raise RequestError(f"known codes must lie between 0 and {frame_format.cardinality - 1}")
     return ids, prefix

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, FrameFormat, Latents, Slot
-from cadenza.generators.base import Generator, GeneratorSpec, BatchShape, GenerationInputs, validate_known_prefix
-from cadenza.nn.attention import prefix_causal_mask, decode_step_mask
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, Latents, Slot
+from cadenza.generators.base import BatchShape, GenerationInputs, Generator, GeneratorSpec, validate_known_prefix
+from cadenza.nn.attention import decode_step_mask, prefix_causal_mask
 from cadenza.nn.cache import KVCache
 from cadenza.nn.graphs import GraphCache, GraphRunner
 from cadenza.nn.native import single_torch_thread
@@ -30,7 +30,7 @@ from cadenza.nn.setting import ConditioningInputs
 from cadenza.nn.span import PositionRange, round_up_to_bucket
 from cadenza.nn.steps import latest_predicted_frame
 from cadenza.nn.transformer import Transformer
-from cadenza.samplers.guidance import GuidanceMixer, nonzero_branches, batch_branches
+from cadenza.samplers.guidance import GuidanceMixer, batch_branches, nonzero_branches
 from cadenza.samplers.tokens import TokenSampling, uniform_noise
 from cadenza.samplers.writing import DecodingBuffer
 
@@ -56,7 +56,9 @@ class CodecLMSpec(GeneratorSpec):
     norm_eps: float = Field(default=1e-5, gt=0)
     end_of_sequence: bool = True  # whether the model may end a clip by itself
     attend_padding: bool = False  # whether padding of conditions takes part, as in some released models
-    cross_attention_pos_emb_scale: float = Field(default=0.0, allow_inf_nan=False)  # of the sinusoids added to what `cross` holds; 0: none
+    cross_attention_pos_emb_scale: float = Field(
+        default=0.0, allow_inf_nan=False
+    )  # of the sinusoids added to what `cross` holds; 0: none
     max_frames: int = Field(default=1500, gt=0)  # frames in one piece
 
     slots: ClassVar[frozenset[Slot]] = frozenset({"cross", "prepend", "add", "concat", "global"})
@@ -86,8 +88,8 @@ class CodecLMSpec(GeneratorSpec):
     def thinned(self, layers: int) -> "CodecLMSpec":
         return self.model_copy(update={"depth": layers})
 
-    def activation_bytes(self, grid: FrameFormat, load: BatchShape) -> dict[str, int]:
-        steps, size, tokens = len(self.pattern.pattern(grid.channels, load.frames)), load.dtype.itemsize, load.positions
+    def activation_bytes(self, frame_format: FrameFormat, load: BatchShape) -> dict[str, int]:
+        steps, size, tokens = len(self.pattern.pattern(frame_format.channels, load.frames)), load.dtype.itemsize, load.positions
         positions, device = tokens.get("prepend", 0) + steps, load.device.partition(":")[0]
         each, read = self.width * size, 2 * self.depth * load.rows * tokens.get("cross", 0)  # keys and values are remembered
         wide = 0 if device != "cpu" or size == 4 else 2 * load.rows * positions * self.width * 4  # a layer's, to be attended to
@@ -100,16 +102,16 @@ class CodecLMSpec(GeneratorSpec):
         return {
             "keys and values": 2 * self.depth * load.rows * positions * each,
             "conditions": (read * self.width + along) * size,
-            "a step": wide + 8 * load.rows * grid.channels * grid.cardinality * 4,
+            "a step": wide + 8 * load.rows * frame_format.channels * frame_format.cardinality * 4,
         }
 
-    def validate_inputs(self, grid: FrameFormat, widths: Mapping[Slot, int]) -> None:
-        if grid.kind != "codes":
-            raise ValueError(f"codec_lm writes codes, but the codec gives {grid.kind}")
+    def validate_inputs(self, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
+        if frame_format.kind != "codes":
+            raise ValueError(f"codec_lm writes codes, but the codec gives {frame_format.kind}")
         if extra := sorted(set(widths) - self.slots):
             raise ValueError(f"codec_lm has no slot '{extra[0]}'; it has: {', '.join(sorted(self.slots))}")
         try:
-            pattern = self.pattern.pattern(grid.channels, 1)
+            pattern = self.pattern.pattern(frame_format.channels, 1)
         except ValueError as error:
             raise ValueError(f"pattern.{error}") from None
         if not pattern.starts_empty:
@@ -122,8 +124,8 @@ class CodecLMSpec(GeneratorSpec):
         spec = cls(width=32, depth=2, heads=2, mlp_ratio=2, dropout=0.1, max_frames=64)
         return spec, FrameFormat("codes", 50.0, 3, 11), {"cross": 12, "prepend": 8, "add": 32, "concat": 5, "global": 6}
 
-    def build(self, grid: FrameFormat, widths: Mapping[Slot, int]) -> "CodecLM":
-        return CodecLM(self, grid, widths)
+    def build(self, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> "CodecLM":
+        return CodecLM(self, frame_format, widths)
 
 
 @dataclass
@@ -161,10 +163,10 @@ class CodecLM(Generator):
         *(f"inputs.{slot}" for slot in ("prepend", "add", "concat")),
     )
 
-    def __init__(self, spec: CodecLMSpec, grid: FrameFormat, widths: Mapping[Slot, int]) -> None:
+    def __init__(self, spec: CodecLMSpec, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
         super().__init__()
-        self.spec, self.grid = spec, grid
-        self.num_codebooks, self.special_token_id = grid.channels, grid.cardinality
+        self.spec, self.frame_format = spec, frame_format
+        self.num_codebooks, self.special_token_id = frame_format.channels, frame_format.cardinality
         self.graphs = GraphCache()
         self.transformer = Transformer(
             spec.width,
@@ -177,7 +179,9 @@ class CodecLM(Generator):
             dropout=spec.dropout,
             eps=spec.norm_eps,
         )
-        self.embedding = nn.Embedding(self.num_codebooks * (self.special_token_id + 1), spec.width)  # codebook k begins at k * (special + 1)
+        self.embedding = nn.Embedding(
+            self.num_codebooks * (self.special_token_id + 1), spec.width
+        )  # codebook k begins at k * (special + 1)
         self.head = nn.Linear(spec.width, self.num_codebooks * self.special_token_id + int(spec.end_of_sequence), bias=False)
         self.input_projections = nn.ModuleDict(
             {
@@ -196,14 +200,20 @@ class CodecLM(Generator):
     # training
 
     def forward(
-        self, sequence: Int[Tensor, "b k s"], fused: FusedConditions, frame: Int[Tensor, "b k n"], rng: torch.Generator | None = None
+        self,
+        sequence: Int[Tensor, "b k s"],
+        fused: FusedConditions,
+        frame: Int[Tensor, "b k n"],
+        rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b s k v"]:
         """At each step the logits of the next; `frame` is the pattern's, of these steps or of more."""
         setting = self._setting(fused, frame)
         return self._logits(self._run(sequence, setting, rng=rng)[:, setting.prefix_length :])
 
     @torch.inference_mode()
-    def iter_logits(self, sequence: Int[Tensor, "b k s"], fused: FusedConditions, frame: Int[Tensor, "b k n"]) -> Iterator[Tensor]:
+    def iter_logits(
+        self, sequence: Int[Tensor, "b k s"], fused: FusedConditions, frame: Int[Tensor, "b k n"]
+    ) -> Iterator[Tensor]:
         """The logits [b k v] of `forward` step after step, as clips are made; each holds until the next."""
         lm = pack_linears(dequantized_if_unsupported(self), len(sequence))
         group = lm._group(fused, frame, len(sequence))
@@ -304,7 +314,7 @@ class CodecLM(Generator):
         if len(plan.seeds) != batch:
             raise RequestError(f"{len(plan.seeds)} seeds are given for {batch} items")
         frame = pad_frame_tables(patterns)
-        ids, prefix = validate_known_prefix(plan, self.grid)
+        ids, prefix = validate_known_prefix(plan, self.frame_format)
         known = (frame >= 0) & (frame < prefix[:, None, None])
         sequence = F.pad(ids, (0, 1)).gather(2, frame.where(known, ids.shape[2])).where(known, self.special_token_id)
         missing = ((frame >= prefix[:, None, None]) & (frame < wanted[:, None, None])).any(1).any(0)
@@ -337,7 +347,9 @@ class CodecLM(Generator):
         branches, positions = len(frame) // batch, setting.prefix_length + frame.shape[2]
         if isinstance(self.head, QuantizedLinear) and frame.device.type == "cpu":
             return _Group(branches, setting, None, self._decoding(setting, (len(frame), positions)))
-        cache = self.transformer.allocate_kv_cache(len(frame), round_up_to_bucket(positions) if self.graphs.is_supported(self) else positions)
+        cache = self.transformer.allocate_kv_cache(
+            len(frame), round_up_to_bucket(positions) if self.graphs.is_supported(self) else positions
+        )
         return _Group(branches, setting, cache)
 
     def _decoding(self, setting: ConditioningInputs, shape: tuple[int, int]) -> "QuantizedDecoder":
@@ -433,7 +445,9 @@ class CodecLM(Generator):
         x = self._read(sequence, setting, PositionRange(0, sequence.shape[2]))
         return x if setting.prefix is None else torch.cat([setting.prefix, x], 1)
 
-    def _read(self, sequence: Int[Tensor, "b k s"], setting: ConditioningInputs, steps: PositionRange) -> Float[Tensor, "b s d"]:
+    def _read(
+        self, sequence: Int[Tensor, "b k s"], setting: ConditioningInputs, steps: PositionRange
+    ) -> Float[Tensor, "b s d"]:
         """The summed embeddings of some steps, with what conditions and positions add."""
         offsets = torch.arange(self.num_codebooks, device=sequence.device)[:, None] * (self.special_token_id + 1)
         x = self.embedding(sequence + offsets).sum(1)

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.audiocraft_text import convert_conditioners, convert_conditioner_weights
-from cadenza.importers.compression import CompressionModel, load_compression_model, keep_codebooks, inner_encodec
-from cadenza.importers.layout import musicgen_key_map, expected_state_dict
+from cadenza.importers.audiocraft_text import convert_conditioner_weights, convert_conditioners
+from cadenza.importers.compression import CompressionModel, inner_encodec, keep_codebooks, load_compression_model
+from cadenza.importers.layout import expected_state_dict, musicgen_key_map
 from cadenza.importers.licence import model_card_for
 from cadenza.importers.model import ForeignModel
 from cadenza.importers.package import LM, AudiocraftPackage, load_package
 from cadenza.importers.section import ConfigReader
-from cadenza.importers.weights import check_finite, to_float32_copy, strip_prefix
+from cadenza.importers.weights import check_finite, strip_prefix, to_float32_copy
 from cadenza.system import store
 from cadenza.system.card import ModelCard
 from cadenza.system.spec import SystemSpec
@@ -57,7 +57,9 @@ def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
     whole = ConfigReader({key: config[key] for key in _USED if key in config}, source=config.source, mistakes=mistakes)
     kind = whole.get("lm_model", str)
     if kind != "transformer_lm":
-        whole.unsupported("lm_model", f"'{kind}' is {_OTHER_MODELS.get(kind, 'no language model')}, which this release cannot load")
+        whole.unsupported(
+            "lm_model", f"'{kind}' is {_OTHER_MODELS.get(kind, 'no language model')}, which this release cannot load"
+        )
         whole.raise_errors()
     classes = whole.subsection("classifier_free_guidance")
     classes.ignore(["training_dropout"])
@@ -74,7 +76,7 @@ def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
     generator.pop("bins")
     whole.raise_errors()
     mono = codec.spec.model_copy(update={"codebooks": levels}) if levels != codec.spec.codebooks else codec.spec
-    frames = round(seconds * mono.grid.frame_rate)
+    frames = round(seconds * mono.frame_format.frame_rate)
     return SystemSpec.parse(
         {
             "codec": mono.to_dict() if sides == 1 else {"type": "stereo", "codec": mono.to_dict()},
@@ -82,7 +84,7 @@ def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
             "fusion": fusion,
             "generator": {**generator, "context": frames},
             "defaults": {
-                "seconds": frames / mono.grid.frame_rate,
+                "seconds": frames / mono.frame_format.frame_rate,
                 "guidance": guidance,
                 "sampling": {"top_k": 250},
                 "stride": next((stride for stride in _STRIDES if stride < seconds), None),
@@ -99,7 +101,9 @@ def _generator(lm: ConfigReader) -> dict[str, Any]:
         if key in lm:
             lm.require_value(key, only)
         else:
-            lm.unsupported(key, f"is missing, which there means another model than with {only!r}, the only one that can be loaded")
+            lm.unsupported(
+                key, f"is missing, which there means another model than with {only!r}, the only one that can be loaded"
+            )
     for key in ("layer_scale", "past_context"):
         lm.require_value(key, None)
     for key in ("attention_dropout", "layer_drop", "layer_dropout"):
@@ -178,7 +182,9 @@ def _sides(whole: ConfigReader, codec: CompressionModel, generator: Mapping[str,
     elif levels * sides != generator["rows"]:
         whole.unsupported("transformer_lm.n_q", f"is {generator['rows']}, but the codec gives {levels * sides} codebooks")
     if codec.spec.bins != generator["bins"]:
-        whole.unsupported("transformer_lm.card", f"is {generator['bins']}, but the codec's codebooks have {codec.spec.bins} entries")
+        whole.unsupported(
+            "transformer_lm.card", f"is {generator['bins']}, but the codec's codebooks have {codec.spec.bins} entries"
+        )
     if codec.spec.normalize or codec.spec.uses_chunks:
         whole.unsupported(
             "compression_model_checkpoint", "is a codec with loudness factors or chunks, which no language model writes"
@@ -194,8 +200,13 @@ def _read(held: AudiocraftPackage, codec: CompressionModel, spec: SystemSpec, ca
     ours = convert_conditioner_weights(state, spec, wanted, source=source)
     forward, attention = _biased(ConfigReader(held.config["transformer_lm"], source=source))
     lm = rename_to_transformers(state, forward=forward, attention=attention, source=source)
-    layout = musicgen_key_map(generator.depth, spec.codec.grid.channels, cross=bool(spec.fusion.cross), bias=generator.bias)
-    ours |= {f"generator.{name}": x for name, x in layout.import_weights(lm, strip_prefix(wanted, "generator."), source=source).items()}
+    layout = musicgen_key_map(
+        generator.depth, spec.codec.frame_format.channels, cross=bool(spec.fusion.cross), bias=generator.bias
+    )
+    ours |= {
+        f"generator.{name}": x
+        for name, x in layout.import_weights(lm, strip_prefix(wanted, "generator."), source=source).items()
+    }
     mono, stem = inner_encodec(spec.codec)
     ours |= {f"{stem}{name}": x for name, x in to_float32_copy(keep_codebooks(codec.read(), mono.codebooks)).items()}
     store.check_state_dict(ours, wanted, str(held.path.parent))

@@ -14,7 +14,7 @@ from cadenza.importers.layout import compare
 from cadenza.importers.package import AudiocraftPackage
 from cadenza.importers.section import ConfigReader
 from cadenza.importers.style import STYLE
-from cadenza.importers.weights import to_float32_copy, strip_prefix
+from cadenza.importers.weights import strip_prefix, to_float32_copy
 from cadenza.system.spec import SystemSpec
 
 PROMPT = "prompt"  # how a text is called here; there it is 'description'
@@ -28,7 +28,9 @@ _MISSING = {
 }
 
 
-def convert_conditioners(held: AudiocraftPackage, whole: ConfigReader, width: int, *, seconds: float) -> tuple[dict[str, Any], dict[str, Any], float]:
+def convert_conditioners(
+    held: AudiocraftPackage, whole: ConfigReader, width: int, *, seconds: float
+) -> tuple[dict[str, Any], dict[str, Any], float]:
     """The conditioners and the fusion of a package trained on segments of `seconds`, and the scale of positions in `cross`."""
     parts = whole.subsection("conditioners")
     parts.subsection("args", {}).ignore(["merge_text_conditions_p", "drop_desc_p"])
@@ -57,13 +59,17 @@ def convert_conditioners(held: AudiocraftPackage, whole: ConfigReader, width: in
     fuser = whole.subsection("fuser")
     for slot in ("sum", "input_interpolate"):
         if names := [name for name in fuser.data.get(slot) or [] if specs.get(name, {}).get("type") == "t5"]:
-            fuser.unsupported(slot, f"adds the text '{names[0]}' to the codes, which has not their length; use cross or prepend")
+            fuser.unsupported(
+                slot, f"adds the text '{names[0]}' to the codes, which has not their length; use cross or prepend"
+            )
     names = {name: _ours(name, specs) for name in specs}
     fusion, positions = convert_fuser(fuser, names | {name: name for name in parts.data if name not in (*names, "args")})
     return {names[name]: spec for name, spec in specs.items()}, fusion, positions
 
 
-def convert_conditioner_weights(state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+def convert_conditioner_weights(
+    state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str, Tensor], *, source: str
+) -> dict[str, Tensor]:
     """Takes the conditioners' weights out of a package's, and gives them by our names."""
     ours: dict[str, Tensor] = {}
     for name, conditioner in spec.conditioners.items():

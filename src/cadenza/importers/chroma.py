@@ -95,7 +95,8 @@ def unsupported_settings(spec: Any) -> list[str]:
         f"short: '{spec.pad_mode}'; there short sounds are repeated": spec.pad_mode != "repeat",
         "one_hot: there only the strongest pitch class counts": not spec.one_hot,
         f"absent: '{spec.null_embedding}'; there no melody is silence": spec.null_embedding != "silence",
-        "project: there is no projection where there are as many pitch classes as the model is wide": spec.bins == spec.output_dim
+        "project: there is no projection where there are as many pitch classes as the model is wide": spec.bins
+        == spec.output_dim
         and spec.project == "always",
     }
     return [what for what, so in lacks.items() if so]

@@ -17,7 +17,7 @@ from torch import Tensor
 from cadenza.core.errors import CheckpointError
 from cadenza.core.pretrained import ModelSource
 from cadenza.importers.layout import compare
-from cadenza.importers.weights import check_finite, to_float32_copy, as_state_dict, load_torch_file
+from cadenza.importers.weights import as_state_dict, check_finite, load_torch_file, to_float32_copy
 from cadenza.nn.clap import COMPUTED
 
 _LEFT_OUT = (  # computed from settings, heads of other tasks, and layers that only LAION's loss sees
@@ -67,7 +67,9 @@ def convert_laion_clap(checkpoint: str | Path, folder: str | Path, *, tokenizer:
         (draft / "preprocessor_config.json").write_text(json.dumps(sounds, indent=2) + "\n")
         (draft / "tokenizer.json").write_bytes(words.read_bytes())
         save_file(
-            {name: x.contiguous() for name, x in to_float32_copy(weights).items()}, draft / "model.safetensors", {"format": "pt"}
+            {name: x.contiguous() for name, x in to_float32_copy(weights).items()},
+            draft / "model.safetensors",
+            {"format": "pt"},
         )
         (draft / "model.safetensors").chmod(0o644)
         draft.chmod(0o755)

@@ -76,7 +76,9 @@ def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> Encodec
     if bins < 2 or bins & (bins - 1):
         section.unsupported("codebook_size", f"must be a power of two, got {bins}")
     if not (strides and bandwidths and all(isinstance(each, int) and each > 0 for each in strides)):
-        section.unsupported("upsampling_ratios", f"and target_bandwidths must hold positive numbers, got {strides} and {bandwidths}")
+        section.unsupported(
+            "upsampling_ratios", f"and target_bandwidths must hold positive numbers, got {strides} and {bandwidths}"
+        )
     else:
         whole_rate = -(-rate // math.prod(strides))
         fields["codebooks"] = int(1000 * bandwidths[-1] // (whole_rate * math.ceil(math.log2(max(bins, 2)))))
@@ -318,7 +320,9 @@ def _same_as(net: ConfigReader, side: ConfigReader) -> None:
     for key in side.data.keys() & net.data.keys():
         side.ignore([key])
         if side.data[key] != net.data[key]:
-            side.unsupported(key, f"{side.data[key]!r} differs from seanet.{key} ({net.data[key]!r}); both sides must be the same")
+            side.unsupported(
+                key, f"{side.data[key]!r} differs from seanet.{key} ({net.data[key]!r}); both sides must be the same"
+            )
 
 
 def _refuse_impossible(section: ConfigReader, fields: Mapping[str, Any], *, causal: str) -> None:

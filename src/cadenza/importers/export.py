@@ -75,18 +75,18 @@ def _musicgen(system: System) -> Parts:
     melody = _named(system, "chroma")
     kind, architecture = ("musicgen_melody", "MusicgenMelody") if melody else ("musicgen", "Musicgen")
     t5: Any = system.conditioners[_named(system, "t5")]
-    sides, bins = system.spec.codec.channels, mono.format.cardinality
+    sides, bins = system.spec.codec.channels, mono.frame_format.cardinality
     decoder = {
         "model_type": f"{kind}_decoder",
         "vocab_size": bins,
-        "max_position_embeddings": max(2048, generator.max_frames + system.spec.codec.grid.channels),
+        "max_position_embeddings": max(2048, generator.max_frames + system.spec.codec.frame_format.channels),
         "num_hidden_layers": generator.depth,
         "ffn_dim": round(generator.width * generator.mlp_ratio),
         "num_attention_heads": generator.heads,
         "activation_function": "gelu",
         "hidden_size": generator.width,
         "dropout": generator.dropout,
-        "num_codebooks": system.spec.codec.grid.channels,
+        "num_codebooks": system.spec.codec.frame_format.channels,
         "audio_channels": sides,
         "pad_token_id": bins,
         "bos_token_id": bins,
@@ -132,8 +132,8 @@ def _refuse(system: System) -> None:
         raise CheckpointError(f"generator: '{generator.type}' has no layout in transformers; only codec_lm has")  # type: ignore[union-attr]
     g: Any = generator
     sides = spec.codec.channels
-    straight = tuple(k // sides for k in range(spec.codec.grid.channels))
-    delays = (g.pattern.delays or tuple(range(spec.codec.grid.channels))) if isinstance(g.pattern, Delay) else None
+    straight = tuple(k // sides for k in range(spec.codec.frame_format.channels))
+    delays = (g.pattern.delays or tuple(range(spec.codec.frame_format.channels))) if isinstance(g.pattern, Delay) else None
     types = {name: part.type for name, part in spec.conditioners.items()}  # type: ignore[attr-defined]
     texts = [name for name, kind in types.items() if kind == "t5"]
     melodies = [name for name, kind in types.items() if kind == "chroma"]
@@ -181,7 +181,7 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
     yield from ((f"audio_encoder.{name}", x) for name, x in codec.items())
     generator: Any = system.spec.generator
     name, melody = _named(system, "t5"), _named(system, "chroma")
-    layout = musicgen_key_map(generator.depth, system.spec.codec.grid.channels, cross=melody is None)
+    layout = musicgen_key_map(generator.depth, system.spec.codec.frame_format.channels, cross=melody is None)
     yield from ((f"decoder.{name}", x) for name, x in layout.export_weights(strip_prefix(state, "generator.")).items())
     t5: Any = system.conditioners[name]
     text = dict(t5.encoder.state_dict() if t5.spec.train else t5.pretrained.load_state_dict())
@@ -193,15 +193,15 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
 
 def _generation(system: System, bins: int) -> dict[str, Any]:
     """The defaults of a request; lengths count the start and what the last codebook lags behind."""
-    defaults, grid, generator = system.spec.defaults, system.spec.codec.grid, system.spec.generator
+    defaults, frame_format, generator = system.spec.defaults, system.spec.codec.frame_format, system.spec.generator
     sampling: Any = generator.sampling.parse(defaults.sampling, source="defaults.sampling")  # type: ignore[union-attr]
-    frames = min(round(defaults.seconds * grid.frame_rate), generator.max_frames)  # type: ignore[union-attr]
+    frames = min(round(defaults.seconds * frame_format.frame_rate), generator.max_frames)  # type: ignore[union-attr]
     how = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature}
     return {
         "bos_token_id": bins,
         "decoder_start_token_id": bins,
         "pad_token_id": bins,
-        "max_length": frames + grid.channels // system.spec.codec.channels,
+        "max_length": frames + frame_format.channels // system.spec.codec.channels,
         "guidance_scale": defaults.guidance,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p or 1.0,

@@ -13,11 +13,11 @@ from cadenza.core.pretrained import read_json_object
 from cadenza.importers import chroma, encodec, text_encoder
 from cadenza.importers.chroma import MELODY
 from cadenza.importers.compression import inner_encodec
-from cadenza.importers.layout import compare, musicgen_key_map, expected_state_dict
+from cadenza.importers.layout import compare, expected_state_dict, musicgen_key_map
 from cadenza.importers.licence import model_card_for
 from cadenza.importers.model import ForeignModel
 from cadenza.importers.section import ConfigReader
-from cadenza.importers.weights import check_finite, to_float32_copy, strip_prefix, read_folder
+from cadenza.importers.weights import check_finite, read_folder, strip_prefix, to_float32_copy
 from cadenza.nn.positions import sinusoidal_embedding
 from cadenza.system import store
 from cadenza.system.card import ModelCard
@@ -92,12 +92,12 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
     whole.raise_errors()
     in_one = {"chunk_length_s": None, "overlap": None}  # as codes that are generated are decoded there too
     codec = encodec.spec_from_transformers({**audio.data, **in_one}, source=audio.source)
-    rows = codec.grid.channels * channels
-    if rows != generator.pop("rows") or codec.grid.cardinality != generator.pop("bins"):
+    rows = codec.frame_format.channels * channels
+    if rows != generator.pop("rows") or codec.frame_format.cardinality != generator.pop("bins"):
         decoder.unsupported(
-            "num_codebooks", f"and vocab_size must be {rows} and {codec.grid.cardinality}, as audio_encoder has them"
+            "num_codebooks", f"and vocab_size must be {rows} and {codec.frame_format.cardinality}, as audio_encoder has them"
         )
-    defaults, context = _defaults(folder, decoder, codec.grid.frame_rate, rows // channels)
+    defaults, context = _defaults(folder, decoder, codec.frame_format.frame_rate, rows // channels)
     conditioners: dict[str, Any] = {
         "prompt": {
             "type": "t5",
@@ -112,7 +112,9 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
     }
     if heard is not None:
         sizes = dict(zip(("bins", "frames"), heard, strict=True))
-        conditioners[MELODY] = chroma.chroma_spec_from_transformers(folder, **sizes, width=generator["width"], mistakes=whole.mistakes)
+        conditioners[MELODY] = chroma.chroma_spec_from_transformers(
+            folder, **sizes, width=generator["width"], mistakes=whole.mistakes
+        )
     whole.raise_errors()
     return SystemSpec.parse(
         {
@@ -206,7 +208,7 @@ def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Model
         compare(projection, bridge, source=f"{folder}, {prefix.rstrip('.')}")
         ours |= {f"{stem}{end}": x for end, x in to_float32_copy(projection).items()}
     cross = MELODY not in spec.conditioners
-    layout = musicgen_key_map(spec.generator.depth, spec.codec.grid.channels, cross=cross)  # type: ignore[union-attr]  # a codec_lm
+    layout = musicgen_key_map(spec.generator.depth, spec.codec.frame_format.channels, cross=cross)  # type: ignore[union-attr]  # a codec_lm
     decoder = layout.import_weights(lm, strip_prefix(wanted, "generator."), source=f"{folder}, decoder")
     ours |= {f"generator.{name}": x for name, x in decoder.items()}
     mono, stem = inner_encodec(spec.codec)

@@ -50,7 +50,9 @@ def load_package(path: Path) -> AudiocraftPackage:
     _nothing_else(held, {"best_state", "xp.cfg"}, path)
     if not isinstance(text, str):
         raise CheckpointError(f"{path}: xp.cfg is a {type(text).__name__}, not the text of a YAML config. {EXPORT}")
-    return AudiocraftPackage(path, InterpolatedConfig(_yaml(text, path), empty.source), as_state_dict(state, source=f"{path}: best_state"))
+    return AudiocraftPackage(
+        path, InterpolatedConfig(_yaml(text, path), empty.source), as_state_dict(state, source=f"{path}: best_state")
+    )
 
 
 EXPORT = (

@@ -69,7 +69,9 @@ def _musicgen(size: str, sides: int) -> PublishedModel:
 
 def _melody(size: str, sides: int) -> PublishedModel:
     about = f"text and melody to music, 32 kHz {'stereo' if sides == 2 else 'mono'}"
-    return PublishedModel("CC-BY-NC-4.0", "transformers", about, 32000, LMGeometry(*_SIZES[size], sides=sides, audio_condition="melody"))
+    return PublishedModel(
+        "CC-BY-NC-4.0", "transformers", about, 32000, LMGeometry(*_SIZES[size], sides=sides, audio_condition="melody")
+    )
 
 
 _STYLE = LMGeometry(*_SIZES["medium"], audio_condition="style")
@@ -81,7 +83,9 @@ MODELS = {
     "facebook/musicgen-melody-large": _melody("large", 1),
     "facebook/musicgen-stereo-melody": _melody("medium", 2),
     "facebook/musicgen-stereo-melody-large": _melody("large", 2),
-    "facebook/musicgen-style": PublishedModel("CC-BY-NC-4.0", "AudioCraft", "text and style to music, 32 kHz mono", 32000, _STYLE),
+    "facebook/musicgen-style": PublishedModel(
+        "CC-BY-NC-4.0", "AudioCraft", "text and style to music, 32 kHz mono", 32000, _STYLE
+    ),
     "facebook/audiogen-medium": PublishedModel("CC-BY-NC-4.0", "AudioCraft", "text to sounds, 16 kHz mono", 16000, _SOUNDS),
     "facebook/encodec_24khz": PublishedModel("MIT", "transformers", "codec, 24 kHz mono, causal", 24000),
     "facebook/encodec_32khz": PublishedModel("CC-BY-NC-4.0", "transformers", "codec, 32 kHz mono, of MusicGen", 32000),

@@ -124,7 +124,9 @@ def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any,
                 section.unsupported(f"{key}.{name}", f"is no id of a conditioner.{did_you_mean(name, names)}")
     section.reject_unread()
     fusion = (
-        None if diffusion is None else _fusion(ConfigReader(diffusion, source=f"{place}diffusion", mistakes=section.mistakes), names)
+        None
+        if diffusion is None
+        else _fusion(ConfigReader(diffusion, source=f"{place}diffusion", mistakes=section.mistakes), names)
     )
     return ConditioningConfig(specs, fusion, checkpoints)
 

@@ -54,7 +54,9 @@ def convert_pretransform(section: ConfigReader, sample_rate: int) -> dict[str, A
     return spec | ({} if decoder == encoder else {"decoder": decoder})
 
 
-def convert_pretransform_weights(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+def convert_pretransform_weights(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str
+) -> dict[str, Tensor]:
     """Weights of a pretransform by the names of our codec, of which `wanted` has the shapes."""
     names = {_theirs(name): name for name in wanted}
     compare(state, {there: wanted[here].shape for there, here in names.items()}, source=source)

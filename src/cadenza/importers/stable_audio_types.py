@@ -130,7 +130,9 @@ def _codec(settings: ConfigReader, context: ImportContext) -> tuple[dict[str, An
     settings.ignore(["save_pretransform"])  # says whose weights a checkpoint holds, which is seen in it
     path = settings.get("pretransform_ckpt_path", str, None)
     if not settings.get("use_model_pretransform", bool, False):
-        return convert_pretransform(settings.subsection("pretransform_config"), rate), ExternalCheckpoint(path) if path else None
+        return convert_pretransform(settings.subsection("pretransform_config"), rate), ExternalCheckpoint(
+            path
+        ) if path else None
     settings.ignore(["pretransform_config"])
     if context.pretransform is None:
         settings.unsupported(
@@ -138,7 +140,9 @@ def _codec(settings: ConfigReader, context: ImportContext) -> tuple[dict[str, An
         )
         return {}, None
     if context.sample_rate not in (None, rate):
-        settings.unsupported("sample_rate", f"{rate} is not that of the model, {context.sample_rate}, whose pretransform it uses")
+        settings.unsupported(
+            "sample_rate", f"{rate} is not that of the model, {context.sample_rate}, whose pretransform it uses"
+        )
     theirs = ConfigReader(context.pretransform.data, source=context.pretransform.source, mistakes=settings.mistakes)
     return convert_pretransform(theirs, rate), None
 

@@ -9,7 +9,7 @@ from cadenza.core.errors import CheckpointError
 from cadenza.importers.layout import compare
 from cadenza.importers.stable_audio import ConditioningConfig
 from cadenza.importers.stable_audio_codec import convert_pretransform_weights
-from cadenza.importers.weights import check_finite, to_float32_copy, strip_prefix
+from cadenza.importers.weights import check_finite, strip_prefix, to_float32_copy
 
 _OUT = {f"proj_out.{end}": f"out.{end}" for end in ("weight", "bias")}
 _NAMES = {  # ours -> theirs -> ours
@@ -30,7 +30,12 @@ _NAMES = {  # ours -> theirs -> ours
 
 
 def convert_conditioner_weights(
-    conditioning: ConditioningConfig, parts: ConditionerSet, state: Mapping[str, Tensor], *, source: str, codec: Mapping[str, Tensor]
+    conditioning: ConditioningConfig,
+    parts: ConditionerSet,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    codec: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The state dict of `parts`, built of `conditioning`, from theirs, whose names begin with the ids.
 
@@ -41,7 +46,9 @@ def convert_conditioner_weights(
         raise CheckpointError(f"{source}: holds weights of a conditioner '{unknown[0]}', which its config does not have")
     for name, spec in conditioning.conditioners.items():
         kind = spec.type  # type: ignore[attr-defined]
-        found = _one(kind, strip_prefix(state, f"{name}."), strip_prefix(wanted, f"{name}."), source=f"{source}: {name}", codec=codec)
+        found = _one(
+            kind, strip_prefix(state, f"{name}."), strip_prefix(wanted, f"{name}."), source=f"{source}: {name}", codec=codec
+        )
         ours |= {f"{name}.{key}": x for key, x in found.items()}
     check_finite(ours, source=source)
     return ours

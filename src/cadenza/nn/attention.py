@@ -97,11 +97,15 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(source, 2 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
 
-    def project_kv(self, tokens: MaskedSequence, *, attend_padding: bool = False, reach: AttentionMask | None = None) -> CrossKV:
+    def project_kv(
+        self, tokens: MaskedSequence, *, attend_padding: bool = False, reach: AttentionMask | None = None
+    ) -> CrossKV:
         """Keys and values of the tokens; padding takes part only if asked. `reach` is given where it is known."""
         x = tokens.x if attend_padding else tokens.x.masked_fill(~tokens.mask[..., None], 0)
         k, v = rearrange(self.kv(x), "b n (p h d) -> p b h n d", p=2, h=self.heads).unbind(0)
-        return CrossKV(k.contiguous(), v.contiguous(), reach or AttentionMask.from_tokens(tokens, attend_padding=attend_padding))
+        return CrossKV(
+            k.contiguous(), v.contiguous(), reach or AttentionMask.from_tokens(tokens, attend_padding=attend_padding)
+        )
 
     def forward(self, x: Float[Tensor, "b n d"], source: CrossKV) -> Float[Tensor, "b n d"]:
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
@@ -163,7 +167,9 @@ def prefix_causal_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
     return (causal & (valid[:, None] | itself))[:, None]
 
 
-def decode_step_mask(valid: Bool[Tensor, "b n"] | None, span: PositionRange, dtype: torch.dtype) -> Shaped[Tensor, "#b 1 1 m"] | None:
+def decode_step_mask(
+    valid: Bool[Tensor, "b n"] | None, span: PositionRange, dtype: torch.dtype
+) -> Shaped[Tensor, "#b 1 1 m"] | None:
     """What one position sees: the valid ones up to itself, all of them where None.
 
     A bias of `dtype` where the position lies on the device, as what ends before the span does is then seen by a mask alone.

@@ -86,7 +86,9 @@ class FrozenEncoder(ABC, Generic[Network]):
                 self._frozen.to(device)
 
 
-def load_weights_streaming(network: nn.Module, weights: Mapping[str, LazyTensor], *, source: str, narrow: tuple[str, ...] | None = None) -> None:
+def load_weights_streaming(
+    network: nn.Module, weights: Mapping[str, LazyTensor], *, source: str, narrow: tuple[str, ...] | None = None
+) -> None:
     """Reads the weights of a network that is on the meta device, piece by piece, as the dtypes that it has there.
 
     With `narrow` its linear layers become those of 8 bits and the tables that it names bfloat16, none of them ever whole

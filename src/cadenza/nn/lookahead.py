@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cadenza.nn.conv import StreamState, ResidualLSTM
+from cadenza.nn.conv import ResidualLSTM, StreamState
 from cadenza.nn.seanet import Decoder, SeanetConfig
 from cadenza.nn.streams import BatchStream
 

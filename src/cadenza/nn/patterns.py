@@ -109,7 +109,9 @@ def build_sequence(
     return padded.gather(2, frame.where(mask, pattern.frames).expand(len(ids), -1, -1)), mask
 
 
-def revert_sequence(pattern: Pattern, sequence: Int[Tensor, "b k s"], special: int) -> tuple[Int[Tensor, "b k f"], Bool[Tensor, "k f"]]:
+def revert_sequence(
+    pattern: Pattern, sequence: Int[Tensor, "b k s"], special: int
+) -> tuple[Int[Tensor, "b k f"], Bool[Tensor, "k f"]]:
     """The codes of a sequence, which may be cut short, with the mask of those it holds."""
     _check(pattern, sequence)
     steps = sequence.shape[-1]

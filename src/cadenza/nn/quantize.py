@@ -96,7 +96,9 @@ class ResidualVectorQuantizer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.codebooks[0].embed.dtype
 
-    def forward(self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None) -> QuantizerOutput:
+    def forward(
+        self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None
+    ) -> QuantizerOutput:
         """The first `levels` codebooks (all by default) applied in training; they learn from `z` where `rng` is given."""
         with torch.autocast(z.device.type, enabled=False):
             flat = rearrange(z.float(), "b d f -> (b f) d")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.nn.conv import StreamState, Conv1d, ConvConfig, ConvTranspose1d, ResidualLSTM
+from cadenza.nn.conv import Conv1d, ConvConfig, ConvTranspose1d, ResidualLSTM, StreamState
 
 
 @dataclass(frozen=True)

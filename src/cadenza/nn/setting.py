@@ -12,7 +12,7 @@ from cadenza.core.types import FusedConditions
 from cadenza.nn.attention import CrossKV
 from cadenza.nn.positions import RotaryTable, rotary_table, sinusoidal_embedding
 from cadenza.nn.span import PositionRange
-from cadenza.nn.steps import frames_to_steps, expand_token_bias, interpolate_to_steps, add_token_positions
+from cadenza.nn.steps import add_token_positions, expand_token_bias, frames_to_steps, interpolate_to_steps
 from cadenza.nn.transformer import Transformer
 
 

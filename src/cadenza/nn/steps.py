@@ -50,4 +50,6 @@ def add_token_positions(tokens: MaskedSequence, scale: float, *, attend_padding:
         places = torch.arange(tokens.x.shape[1], device=tokens.x.device).expand(len(tokens.x), -1)
     else:
         places = tokens.mask.cumsum(1) - tokens.mask.long()
-    return MaskedSequence(tokens.x + scale * sinusoidal_embedding(places, tokens.x.shape[-1]).to(tokens.x.dtype), tokens.mask, tokens.bias)
+    return MaskedSequence(
+        tokens.x + scale * sinusoidal_embedding(places, tokens.x.shape[-1]).to(tokens.x.dtype), tokens.mask, tokens.bias
+    )

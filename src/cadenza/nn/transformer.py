@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.types import MaskedSequence
-from cadenza.nn.attention import CrossAttention, AttentionMask, SelfAttention, CrossKV
+from cadenza.nn.attention import AttentionMask, CrossAttention, CrossKV, SelfAttention
 from cadenza.nn.cache import KVCache, LayerKVCache
 from cadenza.nn.positions import RotaryTable
 from cadenza.nn.span import PositionRange

@@ -34,9 +34,7 @@ def lemmatize(text: str) -> str:
     return " ".join(spacy_tokens([text])[0])
 
 
-def spacy_tokens(
-    texts: Sequence[str], *, model: str = MODEL, lemmas: bool = True, stop_words: bool = False
-) -> list[list[str]]:
+def spacy_tokens(texts: Sequence[str], *, model: str = MODEL, lemmas: bool = True, stop_words: bool = False) -> list[list[str]]:
     """The words of each text by a language model, as AudioCraft reads them: numbers spelled out, marks left out.
 
     `lemmas` are the words' dictionary forms; `stop_words`, such as "the", are kept only where asked for.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec, did_you_mean
-from cadenza.core.types import GuidanceBranch, InterpolatedCondition, FusedConditions, MaskedSequence
+from cadenza.core.types import FusedConditions, GuidanceBranch, InterpolatedCondition, MaskedSequence
 
 Scale = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -258,7 +258,12 @@ def _stack_curves(parts: Sequence[tuple[InterpolatedCondition, ...] | None]) -> 
     each = [none if part is None else part for part in parts]
     return tuple(
         InterpolatedCondition(
-            torch.cat([F.pad(curve.embeddings, (0, 0, 0, max(c.embeddings.shape[1] for c in curves) - curve.embeddings.shape[1])) for curve in curves]),
+            torch.cat(
+                [
+                    F.pad(curve.embeddings, (0, 0, 0, max(c.embeddings.shape[1] for c in curves) - curve.embeddings.shape[1]))
+                    for curve in curves
+                ]
+            ),
             torch.cat([curve.lengths for curve in curves]),
             curves[0].resize,
         )

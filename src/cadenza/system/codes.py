@@ -21,7 +21,7 @@ def save_codes(path: str | Path, codes: Codes, codec: CodecSpec) -> None:
 
 
 def load_codes(path: str | Path, codec: CodecSpec) -> Codes:
-    """The codes in a file; DataError if another codec made them or they do not suit its grid."""
+    """The codes in a file; DataError if another codec made them or they do not suit its frame format."""
     try:
         with safe_open(path, "pt") as file:
             written = json.loads((file.metadata() or {}).get("codec", "null"))
@@ -35,7 +35,13 @@ def load_codes(path: str | Path, codec: CodecSpec) -> Codes:
     if not {"ids", "lengths"} <= tensors.keys() <= {field.name for field in fields(Codes)} or not tensors["ids"].numel():
         raise DataError(f"{path}: holds no codes ({', '.join(tensors) or 'nothing'}); write it with `cadenza encode`")
     codes = Codes(**tensors)
-    grid = codec.grid
-    if codes.ids.shape[1] > grid.channels or int(codes.ids.min()) < 0 or int(codes.ids.max()) >= grid.cardinality:
-        raise DataError(f"{path}: codes must be {grid.channels} rows of 0 to {grid.cardinality - 1}; encode the audio again")
+    frame_format = codec.frame_format
+    if (
+        codes.ids.shape[1] > frame_format.channels
+        or int(codes.ids.min()) < 0
+        or int(codes.ids.max()) >= frame_format.cardinality
+    ):
+        raise DataError(
+            f"{path}: codes must be {frame_format.channels} rows of 0 to {frame_format.cardinality - 1}; encode the audio again"
+        )
     return codes

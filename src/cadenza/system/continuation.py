@@ -83,17 +83,17 @@ def _frames(one: AudioPrompt, codec: Codec) -> Codes | Latents:
 
 
 def _checked(frames: Codes | Latents, codec: Codec) -> Codes | Latents:
-    grid, content = codec.format, frames.data
+    frame_format, content = codec.frame_format, frames.data
     kind = "codes" if isinstance(frames, Codes) else "latents"
-    if (kind, content.shape[1]) != (grid.kind, grid.channels):
+    if (kind, content.shape[1]) != (frame_format.kind, frame_format.channels):
         raise RequestError(
-            f"continue_from: {content.shape[1]} rows of {kind} are given, but this model's codec gives {grid.channels} rows of "
-            f"{grid.kind}; give what `system.codec.encode` gives, or the audio"
+            f"continue_from: {content.shape[1]} rows of {kind} are given, but this model's codec gives {frame_format.channels} rows of "
+            f"{frame_format.kind}; give what `system.codec.encode` gives, or the audio"
         )
     if not content.shape[-1]:
         raise RequestError("continue_from: there are no frames; leave it out to start afresh")
-    if kind == "codes" and not 0 <= int(content.min()) <= int(content.max()) < grid.cardinality:
+    if kind == "codes" and not 0 <= int(content.min()) <= int(content.max()) < frame_format.cardinality:
         raise RequestError(
-            f"continue_from: codes must lie between 0 and {grid.cardinality - 1}; were they made by another codec?"
+            f"continue_from: codes must lie between 0 and {frame_format.cardinality - 1}; were they made by another codec?"
         )
     return frames

@@ -123,7 +123,9 @@ class FeatureCache:
             self._store.close()
             self._store = None
 
-    def _features(self, part: CacheableEncoder, stem: bytes, prepared: PreparedInputs, device: torch.device | str) -> PreparedInputs:
+    def _features(
+        self, part: CacheableEncoder, stem: bytes, prepared: PreparedInputs, device: torch.device | str
+    ) -> PreparedInputs:
         host = prepared.to("cpu")
         rows = [_row(host.tensors, i, part) for i in range(len(host.present))]
         keys = [_hashed(stem, row) for row in rows]

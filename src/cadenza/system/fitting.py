@@ -30,7 +30,9 @@ class Plan:
 Needing = Callable[[GenerationJob, BatchPlan], MemoryEstimate]
 
 
-def plan_within_memory(spec: SystemSpec, job: GenerationJob, needing: Needing, *, room: int | None, narrow: bool = False, new: bool = True) -> Plan:
+def plan_within_memory(
+    spec: SystemSpec, job: GenerationJob, needing: Needing, *, room: int | None, narrow: bool = False, new: bool = True
+) -> Plan:
     """How a job can be done in `room` bytes, or in any number of them if that is None.
 
     First all clips together, then in smaller groups, then where `narrow` allows it in bfloat16. RequestError says what
@@ -60,7 +62,9 @@ def plan_within_memory(spec: SystemSpec, job: GenerationJob, needing: Needing, *
     would += [f"--quantize {kind}" for kind in _QUANTIZED if plain and possible(replace(job, quantize=kind))]
     would += _smaller(spec, job, possible)
     least = needing(job, _SMALLEST)
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(least.breakdown().items(), key=lambda part: -part[1])[:3])
+    parts = ", ".join(
+        f"{name} {format_bytes(size)}" for name, size in sorted(least.breakdown().items(), key=lambda part: -part[1])[:3]
+    )
     mend = f"what would fit: {', or '.join(would)}" if would else "nothing of this model fits; take a smaller one"
     raise RequestError(
         f"too little memory: {format_bytes(least.peak)} are needed at least ({parts}, ...), {format_bytes(room or 0)} are there; {mend}"
@@ -121,7 +125,7 @@ def _why(job: GenerationJob, course: BatchPlan) -> str:
 
 def _smaller(spec: SystemSpec, job: GenerationJob, possible: Callable[[GenerationJob], bool]) -> list[str]:
     """Shorter clips and fewer of them, where these would fit."""
-    rate = spec.codec.grid.frame_rate
+    rate = spec.codec.frame_format.frame_rate
     seconds = _most(int(max(job.frames) / rate), lambda n: possible(_cut(job, round(n * rate))))
     fewer = _most(len(job.frames), lambda n: possible(job.with_frames(job.frames[:n])))
     would = [f"clips of up to {seconds} s"] * bool(seconds)

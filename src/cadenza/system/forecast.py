@@ -11,7 +11,7 @@ from cadenza.codecs.base import Codec
 from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Slot
-from cadenza.generators.base import Generator, BatchShape
+from cadenza.generators.base import BatchShape, Generator
 from cadenza.nn.packed import packed_bytes
 from cadenza.samplers.guidance import expand_guidance
 from cadenza.system.request import ClipRequest, Request
@@ -64,7 +64,7 @@ class GenerationJob:
 def num_samples(spec: SystemSpec, clip: ClipRequest) -> int:
     """Samples of a clip; RequestError where it is too long to be meant."""
     assert spec.generator is not None
-    window = spec.generator.max_frames / spec.codec.grid.frame_rate
+    window = spec.generator.max_frames / spec.codec.frame_format.frame_rate
     seconds = min(spec.defaults.seconds, window) if clip.seconds is None else clip.seconds
     if seconds > LONGEST:
         raise RequestError(f"{seconds:g} seconds are too long: a clip may have up to {LONGEST}; make several and join them")
@@ -105,7 +105,9 @@ class MemoryEstimate:
         return {name: size for name, size in {**self.persistent, **self.phases[self.peak_phase]}.items() if size}
 
 
-def estimate_memory(system: SystemLike, job: GenerationJob, course: BatchPlan, *, program: int = 0, stored: int | None = None) -> MemoryEstimate:
+def estimate_memory(
+    system: SystemLike, job: GenerationJob, course: BatchPlan, *, program: int = 0, stored: int | None = None
+) -> MemoryEstimate:
     """What a job takes of a system, or of its outline; a `stored` number of bytes says that it is still to be loaded.
 
     `program` is what is taken by everything else. On a GPU neither counts, as they lie elsewhere.
@@ -164,7 +166,7 @@ def _working(system: SystemLike, job: GenerationJob) -> dict[str, int]:
             conditions += sum(part.output_dim for part in each) * rows * longest * _itemsize(generator)
     window = spec.generator.max_frames if spec.generator.fixed_length else min(longest, spec.generator.max_frames)
     load = BatchShape(rows, window, positions, spec.slot_dims(), _dtype(generator), job.quantize is not None, job.device)
-    held = spec.generator.activation_bytes(spec.codec.grid, load)
+    held = spec.generator.activation_bytes(spec.codec.frame_format, load)
     held["conditions"] = held.get("conditions", 0) + conditions
     one = len(job.frames) if job.two_step else rows
     return {"packed copies": packed_bytes(generator, one, device=job.device.partition(":")[0])} | held

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Condition, InterpolatedCondition, FusedConditions, Slot, MaskedSequence
+from cadenza.core.types import Condition, FusedConditions, InterpolatedCondition, MaskedSequence, Slot
 from cadenza.nn.resize import resample_sequence
 from cadenza.system.spec import FusionSpec, Route
 
@@ -111,7 +111,9 @@ def _spread(
         return _over_frames(_without_dropped(condition, keep, framed=True), route, slot, clip)
     weights, rest = _weights(condition, keep, clip, f"fusion.{slot}: '{route.id}'")
     b, s = weights.shape[:2]
-    apart = MaskedSequence(condition.embeddings.reshape(b * s, -1, condition.embeddings.shape[-1]), condition.mask.reshape(b * s, -1))
+    apart = MaskedSequence(
+        condition.embeddings.reshape(b * s, -1, condition.embeddings.shape[-1]), condition.mask.reshape(b * s, -1)
+    )
     lengths = None if clip.lengths is None else clip.lengths.repeat_interleave(s)
     each = _over_frames(apart, route, slot, ClipFrames(clip.longest, lengths)).unflatten(0, (b, s))
     x = (each * weights.to(each.dtype)[..., None]).sum(1)

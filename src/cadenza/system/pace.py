@@ -21,8 +21,8 @@ from cadenza import __version__
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import CadenzaError
 from cadenza.core.files import atomic_write
-from cadenza.core.types import GuidanceBranch, Codes, FusedConditions, KnownFrames, Latents, Slot, MaskedSequence
-from cadenza.generators.base import Generator, GenerationInputs
+from cadenza.core.types import Codes, FusedConditions, GuidanceBranch, KnownFrames, Latents, MaskedSequence, Slot
+from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.nn.unfilled import init_empty_weights
 from cadenza.system.features import cache_dir
 from cadenza.system.forecast import BatchPlan, GenerationJob
@@ -78,7 +78,7 @@ def estimate_seconds(spec: SystemSpec, job: GenerationJob, course: BatchPlan) ->
     assert spec.generator is not None
     paces: dict[int, SpeedEstimate] = {}
     total, context = 0.0, spec.generator.max_frames
-    stride = round(job.stride * spec.codec.grid.frame_rate) if job.stride else max(1, round(SHARE * context))
+    stride = round(job.stride * spec.codec.frame_format.frame_rate) if job.stride else max(1, round(SHARE * context))
     for group in course.batches(job):
         if len(group) not in paces:
             paces[len(group)] = pace(spec, job.with_frames(group))
@@ -170,13 +170,17 @@ class _Timed:
     block: int
 
 
-def _timed(generator: Generator, spec: SystemSpec, job: GenerationJob, frames: list[int], known: int, *, blocks: int = BLOCKS) -> _Timed:
+def _timed(
+    generator: Generator, spec: SystemSpec, job: GenerationJob, frames: list[int], known: int, *, blocks: int = BLOCKS
+) -> _Timed:
     """What is found once `known` frames are given, over a few blocks of frames."""
-    grid, device, clips = spec.codec.grid, job.device, len(frames)
+    frame_format, device, clips = spec.codec.frame_format, job.device, len(frames)
     told = None
     if known:
-        content = torch.zeros(clips, grid.channels, known, dtype=torch.long if grid.kind == "codes" else torch.float32)
-        value = Codes(content) if grid.kind == "codes" else Latents(content)
+        content = torch.zeros(
+            clips, frame_format.channels, known, dtype=torch.long if frame_format.kind == "codes" else torch.float32
+        )
+        value = Codes(content) if frame_format.kind == "codes" else Latents(content)
         told = KnownFrames(value.to(device), torch.ones(clips, known, dtype=torch.bool, device=device))
     sampling = generator.spec.sampling.parse({**spec.defaults.sampling, **_endless(generator)}, source="defaults.sampling")
     plan = GenerationInputs(torch.tensor(frames, device=device), list(range(clips)), sampling, told, two_step_cfg=job.two_step)
@@ -220,13 +224,15 @@ def _clocked(stream: Iterator[Any], device: str) -> Iterator[tuple[int, float]]:
 def _decoding(spec: SystemSpec, job: GenerationJob) -> tuple[float, float]:
     """Seconds of beginning to decode, and of each frame of all clips."""
     codec = _made_up(lambda: _narrowed(spec.codec.build(), job), job)
-    grid, clips = spec.codec.grid, len(job.frames)
+    frame_format, clips = spec.codec.frame_format, len(job.frames)
     few, longest = min(clips, 2), max(job.frames)
     piece = spec.codec.decode_chunk_frames(longest, job.device.partition(":")[0])
 
     def decode(frames: int) -> float:
-        content = torch.zeros(few, grid.channels, frames, dtype=torch.long if grid.kind == "codes" else torch.float32)
-        value = (Codes(content) if grid.kind == "codes" else Latents(content)).to(job.device)
+        content = torch.zeros(
+            few, frame_format.channels, frames, dtype=torch.long if frame_format.kind == "codes" else torch.float32
+        )
+        value = (Codes(content) if frame_format.kind == "codes" else Latents(content)).to(job.device)
         return next(_clocked(map(codec.decode, [value]), job.device))[1]
 
     decode(min(piece, 8))
@@ -260,7 +266,7 @@ def _branches(spec: SystemSpec, job: GenerationJob, frames: int, generator: Gene
 def _build(spec: SystemSpec, job: GenerationJob, layers: int | None) -> Generator:
     assert spec.generator is not None
     thin = spec.generator if layers is None else spec.generator.thinned(layers)
-    generator = thin.build(spec.codec.grid, spec.slot_dims()).to(job.dtype)
+    generator = thin.build(spec.codec.frame_format, spec.slot_dims()).to(job.dtype)
     if job.quantize is not None:
         generator.quantize(job.quantize)  # type: ignore[arg-type]
     return generator

@@ -36,7 +36,9 @@ class PromptPattern(Spec):
         return value
 
 
-def extract_prompt_values(item: Mapping[str, Any], readings: Iterable[PromptPattern], conditioners: ConditionerSet) -> dict[str, Any]:
+def extract_prompt_values(
+    item: Mapping[str, Any], readings: Iterable[PromptPattern], conditioners: ConditionerSet
+) -> dict[str, Any]:
     """The item with what its texts say; a value that it has itself stays, one that its conditioner refuses is left out."""
     found = dict(item)
     for reading in readings:

@@ -45,7 +45,9 @@ class Request(Spec):
     loudness: float | None = Field(None, ge=-60, le=-5)  # LUFS of each clip, lower where its peak would clip
 
     @classmethod
-    def from_input(cls, what: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...] | None", **fields: Any) -> "Request":
+    def from_input(
+        cls, what: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...] | None", **fields: Any
+    ) -> "Request":
         """A request from a prompt, an item, None for neither, or a list of these; raises RequestError with every mistake."""
         if isinstance(what, Request):
             return cls.from_input(list(what.items), **{**_given(what), **fields})

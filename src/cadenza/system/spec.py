@@ -102,7 +102,7 @@ class SystemSpec(Spec):
             )
         if self.generator is not None and not mistakes:
             try:
-                self.generator.validate_inputs(self.codec.grid, self.slot_dims())
+                self.generator.validate_inputs(self.codec.frame_format, self.slot_dims())
             except ValueError as error:
                 mistakes.append(f"generator: {error}")
             try:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
 from cadenza.core.errors import CheckpointError
+from cadenza.core.migrations import migrate_weight_name
+from cadenza.core.spec import read_data
 from cadenza.core.weights import open_safetensors
 from cadenza.system.card import FILE as CARD
 from cadenza.system.card import ModelCard
@@ -79,6 +81,8 @@ def load_system(folder: str | Path) -> SavedSystem:
     if not (folder / SPEC).exists():
         raise CheckpointError(f"{folder} holds no {SPEC}; give the folder that `save` or training wrote")
     spec, weights = load_spec(folder), _weights(folder)
+    if read_data(folder / SPEC).get("format", 1) == 1:
+        weights = {migrate_weight_name(name): value for name, value in weights.items()}
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{folder}: weight '{name}' is not finite; the training that wrote it had failed")

@@ -16,19 +16,19 @@ from cadenza.conditioners.base import ConditionerSet, PreparedInputs
 from cadenza.core.errors import RequestError
 from cadenza.core.memory import available_memory_on
 from cadenza.core.spec import did_you_mean
-from cadenza.core.types import GuidanceBranch, Codes, Condition, FusedConditions, Latents
+from cadenza.core.types import Codes, Condition, FusedConditions, GuidanceBranch, Latents
 from cadenza.dsp.audio import Audio
-from cadenza.generators.base import Generator, GenerationInputs
-from cadenza.nn.quantized import KINDS, prepare_for_checkpoint, quantization_of, check_device_supports
+from cadenza.generators.base import GenerationInputs, Generator
+from cadenza.nn.quantized import KINDS, check_device_supports, prepare_for_checkpoint, quantization_of
 from cadenza.nn.unfilled import init_empty_weights
-from cadenza.samplers.guidance import guidance_schedule, expand_guidance
+from cadenza.samplers.guidance import expand_guidance, guidance_schedule
 from cadenza.system import store, windows
 from cadenza.system.card import ModelCard
-from cadenza.system.continuation import drop_leading_samples, drop_leading_frames, validate_prompts, encode_prompts
+from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts, validate_prompts
 from cadenza.system.features import FeatureCache
 from cadenza.system.fitting import Plan, estimator_for_loaded, plan_within_memory, split_request
 from cadenza.system.forecast import GenerationJob, num_samples
-from cadenza.system.fusion import KeepMask, fuse, branch_keep_mask
+from cadenza.system.fusion import KeepMask, branch_keep_mask, fuse
 from cadenza.system.level import normalize_loudness
 from cadenza.system.reading import extract_prompt_values
 from cadenza.system.request import Request
@@ -50,7 +50,7 @@ class System(nn.Module):
         self.card = card or ModelCard()
         self.codec: Codec = spec.codec.build()
         self.conditioners = _conditioners(spec)
-        self.generator = None if spec.generator is None else spec.generator.build(spec.codec.grid, spec.slot_dims())
+        self.generator = None if spec.generator is None else spec.generator.build(spec.codec.frame_format, spec.slot_dims())
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +113,7 @@ class System(nn.Module):
         lengths: Int[Tensor, " b"] | None = None,
     ) -> FusedConditions:
         """Conditions in the generator's slots, for clips of `lengths` frames, all of them `frames` where none are given."""
-        rate = self.codec.format.frame_rate
+        rate = self.codec.frame_format.frame_rate
         return fuse(conditions, self.spec.fusion, frames=frames, keep=keep, lengths=lengths, rate=rate)
 
     @classmethod
@@ -162,7 +162,11 @@ class System(nn.Module):
         for i, part in enumerate(parts):
             work = self._begin(part)
             frames = work.frames(None if progress is None else _share(progress, i, len(parts)))
-            made.append(drop_leading_samples(self.codec.decode_chunked(frames, course.decode_chunk_frames), work.skip * self.spec.codec.hop_length))
+            made.append(
+                drop_leading_samples(
+                    self.codec.decode_chunked(frames, course.decode_chunk_frames), work.skip * self.spec.codec.hop_length
+                )
+            )
         audio = made[0] if len(made) == 1 else Audio.pad_and_stack(made)
         return audio if asked.loudness is None else normalize_loudness(audio, asked.loudness)
 
@@ -197,7 +201,7 @@ class System(nn.Module):
         """The generator's stream for a request; nothing is generated yet."""
         if self.generator is None:
             raise RequestError(_ALONE)
-        clips, rate, hop = request.expand(), self.codec.format.frame_rate, self.spec.codec.hop_length
+        clips, rate, hop = request.expand(), self.codec.frame_format.frame_rate, self.spec.codec.hop_length
         samples = torch.tensor([num_samples(self.spec, clip) for clip in clips], device=self.device)
         frames = torch.tensor([self.spec.codec.num_frames(each) for each in samples.tolist()], device=self.device)
         sampling = {**self.spec.defaults.sampling, **(request.sampling or {})}
@@ -220,7 +224,9 @@ class System(nn.Module):
         skip = torch.zeros_like(samples) if prompt is None or request.include_prompt else prompt.mask.sum(1)
         return _Work(chunks, int(frames.max()), samples, skip, hop)
 
-    def _branches(self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"], request: Request) -> list[GuidanceBranch]:
+    def _branches(
+        self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"], request: Request
+    ) -> list[GuidanceBranch]:
         """The conditions of each term of guidance at its weight; one branch where that is the same."""
         frames, fusion = int(lengths.max()), self.spec.fusion
         conditions = self.encode_conditions(self.prepare(items, frames=frames))
@@ -255,7 +261,7 @@ class System(nn.Module):
     def _stride(self, request: Request, frames: int) -> int | None:
         """Frames from window to window, where one is not enough."""
         assert self.generator is not None
-        window, rate = self.generator.spec.max_frames, self.codec.format.frame_rate
+        window, rate = self.generator.spec.max_frames, self.codec.frame_format.frame_rate
         asked = request.stride or self.spec.defaults.stride
         if asked is None or frames <= window:
             return None

@@ -14,8 +14,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import GuidanceBranch, Codes, InterpolatedCondition, FusedConditions, KnownFrames, Latents, MaskedSequence
-from cadenza.generators.base import Generator, GenerationInputs
+from cadenza.core.types import (
+    Codes,
+    FusedConditions,
+    GuidanceBranch,
+    InterpolatedCondition,
+    KnownFrames,
+    Latents,
+    MaskedSequence,
+)
+from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.nn.resize import resample_sequence
 
 SHARE = 0.6  # stride over window where nothing else is said, as released with MusicGen: 18 of 30 seconds
@@ -35,8 +43,19 @@ def generate_windows(
         frames = torch.full_like(left, context) if generator.spec.fixed_length else left.clamp(max=context)
         seeds = [plan.seeds[i] for i in rows.tolist()]
         last = first + context
-        strength = None if plan.guidance_schedule is None else plan.guidance_schedule[rows.to(plan.guidance_schedule.device), first:last]
-        part = replace(plan, frames=frames, seeds=seeds, known_frames=known, start_frame=plan.start_frame + first, guidance_schedule=strength)
+        strength = (
+            None
+            if plan.guidance_schedule is None
+            else plan.guidance_schedule[rows.to(plan.guidance_schedule.device), first:last]
+        )
+        part = replace(
+            plan,
+            frames=frames,
+            seeds=seeds,
+            known_frames=known,
+            start_frame=plan.start_frame + first,
+            guidance_schedule=strength,
+        )
         there = [replace(branch, fused=_part(branch.fused, rows, first, last, total)) for branch in branches]
         window, done = [], 0
         with closing(generator.stream(there, part)) as chunks:  # type: ignore[type-var]  # a generator function's

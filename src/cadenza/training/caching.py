@@ -10,7 +10,7 @@ from cadenza.core.errors import CadenzaError, DataError
 from cadenza.data import source as sources
 from cadenza.data.encoded import EncodedDataset
 from cadenza.data.items import ToItem
-from cadenza.system.features import FeatureCache, CacheableEncoder
+from cadenza.system.features import CacheableEncoder, FeatureCache
 from cadenza.system.system import System
 
 
@@ -37,7 +37,9 @@ def precompute_features(
     `progress` hears clips done and clips in all. DataError where no conditioner has features to keep.
     """
     every: Any = system.conditioners.items()
-    frozen: dict[str, Any] = {name: part for name, part in every if isinstance(part, CacheableEncoder) and part.cache_fingerprint() is not None}
+    frozen: dict[str, Any] = {
+        name: part for name, part in every if isinstance(part, CacheableEncoder) and part.cache_fingerprint() is not None
+    }
     parts = ConditionerSet(frozen)
     if not len(parts):
         raise DataError("no conditioner of this model has a frozen encoder whose features are kept; there is nothing to fill")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from cadenza.core.errors import SpecError
 from cadenza.core.migrations import migrate_training_config
-from cadenza.core.spec import Spec
+from cadenza.core.spec import Spec, read_data
 from cadenza.data.music import PromptMixer
 from cadenza.system.spec import SystemSpec
 from cadenza.training.tasks.base import TaskSpec
@@ -72,10 +72,7 @@ class TrainingConfig(Spec):
     def read(cls, path: str | Path) -> Self:
         """The config in a YAML or JSON file; `system` there is a spec, or the path of one beside the file."""
         path = Path(path)
-        try:
-            data = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SpecError(f"{path}: not readable as YAML or JSON: {error}") from None
+        data = read_data(path)
         if isinstance(data, dict) and isinstance(data.get("system"), str):
             data = {**data, "system": SystemSpec.read(path.parent / data["system"]).to_dict()}
         return cls.parse(data, source=str(path))
@@ -99,7 +96,9 @@ def resolve_config(what: Any, lines: Sequence[str], fields: Mapping[str, Any]) -
         what = what.to_dict()
     if not isinstance(what, Mapping):
         raise SpecError(f"a {type(what).__name__} is no training config; give a TrainingConfig, a YAML file, or a SystemSpec")
-    return TrainingConfig.parse(_merged(what, _plain(fields)), source="training config")
+    return TrainingConfig.parse(
+        _merged(migrate_training_config(what), migrate_training_config(_plain(fields))), source="training config"
+    )
 
 
 def _settings(lines: Sequence[str]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def finetune_config(
         "steps": steps,
         "minutes": minutes,
         "batch": 4,
-        "seconds": system.generator.spec.max_frames / system.codec.format.frame_rate,
+        "seconds": system.generator.spec.max_frames / system.codec.frame_format.frame_rate,
         "lr": 1e-4 if learned < LARGE else 3e-5,
         "warmup": min(100, steps // 10),
         "final": 0.1,
@@ -68,7 +68,7 @@ def finetune_config(
         raise TrainingError(
             "finetune changes the weights of a model and not what it is made of; leave out system.*, or train that anew"
         )
-    context, rate = system.generator.spec.max_frames, system.codec.format.frame_rate
+    context, rate = system.generator.spec.max_frames, system.codec.frame_format.frame_rate
     if round(config.seconds * rate) > context:
         raise TrainingError(
             f"seconds: pieces of {config.seconds:g} s are longer than this model makes at once; use up to {context / rate:g}"

@@ -17,7 +17,7 @@ from cadenza.training.checkpoints import Checkpoint
 from cadenza.training.config import TrainingConfig
 from cadenza.training.ema import EMA
 from cadenza.training.engine import DistributedContext
-from cadenza.training.log import RunLogger, ProgressPrinter
+from cadenza.training.log import ProgressPrinter, RunLogger
 from cadenza.training.optim import build_optimizers, lr_multiplier
 from cadenza.training.stopping import StopSignal, graceful_stop
 from cadenza.training.tasks.base import StepContext, Task
@@ -296,7 +296,9 @@ class TrainingLoop:
             with self._judged():
                 heard = self.task.sample_audio(self.engine.to_device(self.material.samples))
             for name, audio in heard.items():
-                for sample, clip, picture in samples.save_samples(self.folder / "samples" / f"step-{self.step:08d}", name, audio):
+                for sample, clip, picture in samples.save_samples(
+                    self.folder / "samples" / f"step-{self.step:08d}", name, audio
+                ):
                     self._log.log_audio(self.step, sample, clip, picture)
         self.engine.barrier()
 
@@ -317,7 +319,9 @@ class TrainingLoop:
                 "random": everyone,
                 "config": self.config.to_dict(),
             }
-            checkpoints.save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, plain), self.config.keep_last)
+            checkpoints.save_checkpoint(
+                self.folder / "checkpoints", Checkpoint(self.step, tensors, plain), self.config.keep_last
+            )
         self._saved = self.step
         self.engine.barrier()
 

@@ -46,10 +46,12 @@ def build_optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -
             name,
             module,
             parameters,
-            torch.optim.AdamW(weight_decay_groups(module, own.weight_decay), lr=own.lr, betas=own.betas, fused=devices <= set(_FUSED)),
+            torch.optim.AdamW(
+                weight_decay_groups(module, own.weight_decay), lr=own.lr, betas=own.betas, fused=devices <= set(_FUSED)
+            ),
             torch.amp.GradScaler(next(iter(devices)), enabled=config.precision == "fp16"),
             own.lr,
-            own.clip,
+            own.grad_clip,
         )
     return groups
 

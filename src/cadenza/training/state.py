@@ -14,7 +14,9 @@ from cadenza.training.ema import EMA
 from cadenza.training.optim import OptimizerGroup
 
 
-def capture_state(groups: Mapping[str, OptimizerGroup], memory: nn.Module, ema: EMA | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture_state(
+    groups: Mapping[str, OptimizerGroup], memory: nn.Module, ema: EMA | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights, buffers, optimiser states, scalers and averages of every group, and the task's memory."""
     tensors = {f"memory/{key}": x for key, x in memory.state_dict().items()}
     plain: dict[str, Any] = {"scalers": {}, "optimizers": {}}

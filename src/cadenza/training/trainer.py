@@ -14,7 +14,7 @@ from cadenza.data.adapted import TorchDatasetAdapter
 from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder
 from cadenza.data.clips import AudioDataset, ItemDataset
 from cadenza.data.encoded import EncodedDataset
-from cadenza.data.items import SampleIndex, ReadReport
+from cadenza.data.items import ReadReport, SampleIndex
 from cadenza.data.loader import Batch, BatchLoader, fixed_batches
 from cadenza.data.manifest import Manifest
 from cadenza.data.sampler import BatchSampler
@@ -24,7 +24,7 @@ from cadenza.system.system import System
 from cadenza.training import checkpoints
 from cadenza.training.config import TrainingConfig, resolve_config
 from cadenza.training.engine import DistributedContext
-from cadenza.training.loop import TrainingLoop, TrainingData, TrainingResult
+from cadenza.training.loop import TrainingData, TrainingLoop, TrainingResult
 
 SAMPLED_SECONDS = 60  # of sound at most in the batch that samples are made from
 

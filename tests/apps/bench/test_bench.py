@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from cadenza.apps.bench import room
 from cadenza.apps.bench.bench import BenchConfig, run_benchmark
-from cadenza.apps.bench.curves import sweep_axis, run_curve
+from cadenza.apps.bench.curves import run_curve, sweep_axis
 from cadenza.apps.bench.equality import compare_outputs
 from cadenza.apps.bench.fresh import SubprocessJob, run_in_subprocess
 from cadenza.apps.bench.geometry import geometry, write
 from cadenza.apps.bench.measure import BenchJob
 from cadenza.apps.bench.ours import CadenzaRunner, prepare_variant
-from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
-from cadenza.apps.bench.sweep import best_configs, sweep_configs, run_sweep, sweep_table
+from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
+from cadenza.apps.bench.sweep import best_configs, run_sweep, sweep_configs, sweep_table
 from cadenza.apps.bench.targets import check_targets
 from cadenza.apps.cli.main import main
 from cadenza.core.errors import BenchmarkError
@@ -113,7 +113,12 @@ def test_a_process_of_its_own_says_what_it_held(folder, tmp_path):
 
 
 def test_a_sweep_finds_the_best_and_keeps_what_does_not_run(folder, tmp_path):
-    configs = [TransformersConfig(), TransformersConfig(cache="static"), TransformersConfig("bfloat16", "eager"), TransformersConfig(attention="none such")]
+    configs = [
+        TransformersConfig(),
+        TransformersConfig(cache="static"),
+        TransformersConfig("bfloat16", "eager"),
+        TransformersConfig(attention="none such"),
+    ]
     found = run_sweep(folder, configs, **WHERE, jobs=(BenchJob(0.2), BenchJob(0.4)), say=quiet)
     rows = {TransformersConfig(**row["config"]): row for row in found["cells"]}
     assert "error" in rows[configs[3]] and "does not run" in "\n".join(sweep_table(found))
@@ -177,7 +182,9 @@ def test_a_model_too_large_is_refused_before_it_is_built(monkeypatch):
     ):
         room.fits_in_memory(shape, ("float32",), (TransformersConfig(),), torch.device("cpu"))
     small = geometry("musicgen-small")
-    assert not room.fits_in_memory(small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu"))  # one after the other
+    assert not room.fits_in_memory(
+        small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu")
+    )  # one after the other
     monkeypatch.setattr(room.machine, "available", lambda device: 40 * 10**9)
     assert room.fits_in_memory(small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu"))
 

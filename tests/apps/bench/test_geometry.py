@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer
 
 import cadenza
-from cadenza.apps.bench.geometry import WORDS, random_model, geometry, list_geometries, dummy_prompt, write
+from cadenza.apps.bench.geometry import WORDS, dummy_prompt, geometry, list_geometries, random_model, write
 from cadenza.core.errors import BenchmarkError
 from cadenza.importers.published import MODELS
 
@@ -49,9 +49,10 @@ def test_a_word_is_a_token(tmp_path):
 def test_a_tiny_model_hears_its_prompt(tmp_path, name, channels, rows):
     write(geometry(name, quick=True), tmp_path)
     system = cadenza.load(tmp_path, device="cpu")
-    assert system.spec.codec.channels == channels and system.codec.format.channels == rows
+    assert system.spec.codec.channels == channels and system.codec.frame_format.channels == rows
     ids = [
-        system.generate_frames(text, seconds=0.6, sampling={"temperature": 0}, guidance=3.0).data for text in ("slow piano", "drums")
+        system.generate_frames(text, seconds=0.6, sampling={"temperature": 0}, guidance=3.0).data
+        for text in ("slow piano", "drums")
     ]
     assert not torch.equal(*ids)
     wave = system.generate("slow piano", seconds=0.6, seed=1).wave

@@ -8,7 +8,7 @@ import torch
 from cadenza.apps.bench import machine
 from cadenza.apps.bench.bound import step_cost, weight_bytes_per_step
 from cadenza.apps.bench.machine import MachineLimits
-from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, run_interleaved, summarize_runs
+from cadenza.apps.bench.measure import BenchJob, Runner, TimedRun, run_interleaved, summarize_runs
 from cadenza.apps.bench.ours import num_decoding_steps
 from cadenza.core.types import FrameFormat
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
@@ -112,7 +112,10 @@ def test_the_machine_is_measured():
     found = machine.measure_limits(CPU, quick=True, tries=2)
     assert min(found.read, found.copy, found.float32, found.bfloat16) > 1e8
     assert found.bandwidth == max(found.read, found.copy)
-    assert found.max_with(MachineLimits(1e20, 0, 0, 0)).read == 1e20 and found.max_with(MachineLimits(1e20, 0, 0, 0)).copy == found.copy
+    assert (
+        found.max_with(MachineLimits(1e20, 0, 0, 0)).read == 1e20
+        and found.max_with(MachineLimits(1e20, 0, 0, 0)).copy == found.copy
+    )
     said = machine.describe_machine(CPU)
     assert said["cores"] >= 1 and said["memory_bytes"] > 2**30 and said["versions"]["torch"]
     assert machine.machine_id(CPU) == f"cpu-{said['cores']}-cores"

@@ -41,7 +41,9 @@ def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.Mo
             raise error
 
         monkeypatch.setattr(gpu, "attempt", fail)
-        assert (reason := gpu_kernel_unavailable_reason()) is not None and reason.startswith(f"Triton cannot compile here: {said}")
+        assert (reason := gpu_kernel_unavailable_reason()) is not None and reason.startswith(
+            f"Triton cannot compile here: {said}"
+        )
         assert "\n" not in reason
 
 
@@ -49,9 +51,9 @@ def test_rows_are_laid_out_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     """A kernel in the words of the tiles, run by Python: as many rows as a power of two, inputs in whole pairs."""
 
     class Kernel:
-        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def __getitem__(self, frame_format: tuple[int, ...]) -> Any:
             def run(x: Any, packed: Any, scale: Any, y: Any, pairs: int, outputs: int, held: int, block: int, **_: Any) -> None:
-                assert x.is_contiguous() and x.shape == (held, 2 * pairs) and grid == (len(packed),)
+                assert x.is_contiguous() and x.shape == (held, 2 * pairs) and frame_format == (len(packed),)
                 assert held & (held - 1) == 0 and held * block == gpu.PAIRS
                 weight = packed.transpose(1, 2).reshape(-1, 2 * pairs) * scale[:, None]
                 y.copy_(x @ weight[:outputs].T)

@@ -68,9 +68,7 @@ def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: Syst
 def test_ids_can_be_dropped_together_and_what_is_not_guided_stays(system: System) -> None:
     """One draw for a group beside each id's own; dropout for guidance leaves alone what guidance does."""
     chances = {"tempo": 0.2, "tempo+key": 0.5}
-    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=chances), system)._keep(
-        20_000, progress().rng
-    )
+    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=chances), system)._keep(20_000, progress().rng)
     tempo, key = keep["cross", "tempo"], keep["cross", "key"]
     assert key.float().mean() == pytest.approx(0.5, abs=0.015)
     assert tempo.float().mean() == pytest.approx(0.5 * 0.8, abs=0.015) and not bool((tempo & ~key).any())
@@ -136,7 +134,7 @@ def test_audio_is_encoded_as_the_codec_would(system: System) -> None:
 
 def test_a_segment_that_reaches_the_end_of_its_piece_says_so(system: System) -> None:
     task = GeneratorTask(GeneratorTaskSpec(), system)
-    rate = SPEC.codec.grid.frame_rate
+    rate = SPEC.codec.frame_format.frame_rate
 
     def ended(**times: float) -> list[bool]:
         return task._target(batch(system, **times)).ended.tolist()  # type: ignore[union-attr]
@@ -151,7 +149,7 @@ def test_samples_follow_the_metadata_of_the_items(system: System) -> None:
     task = GeneratorTask(GeneratorTaskSpec(), system.eval())
     heard = task.sample_audio(batch(system))
     items = [{"tempo": 90, "key": "C"}, {"key": "D"}, {"tempo": 120, "key": "C"}]
-    expected = system.generate(items, seconds=20 / SPEC.codec.grid.frame_rate, seed=0)
+    expected = system.generate(items, seconds=20 / SPEC.codec.frame_format.frame_rate, seed=0)
     torch.testing.assert_close(heard["generated"].wave, expected.wave)
     assert heard["reference"].lengths.tolist() == [160, 104, 160]
 

@@ -13,16 +13,25 @@ import torch
 
 from cadenza.apps.bench import machine, sound
 from cadenza.apps.bench.bound import step_cost
-from cadenza.apps.bench.curves import sweep_axis, run_curve
+from cadenza.apps.bench.curves import run_curve, sweep_axis
 from cadenza.apps.bench.equality import check_equal_output
 from cadenza.apps.bench.fresh import SubprocessJob, run_in_subprocess
 from cadenza.apps.bench.geometry import ModelGeometry, geometry, list_geometries, write
 from cadenza.apps.bench.machine import MachineLimits
-from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, Say, run_interleaved, torch_threads, summarize_values, summarize_runs
+from cadenza.apps.bench.measure import (
+    BenchJob,
+    Runner,
+    Say,
+    TimedRun,
+    run_interleaved,
+    summarize_runs,
+    summarize_values,
+    torch_threads,
+)
 from cadenza.apps.bench.ours import CadenzaRunner, check_variant, prepare_variant
-from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
+from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
 from cadenza.apps.bench.room import fits_in_memory
-from cadenza.apps.bench.sweep import sweep_configs, run_sweep
+from cadenza.apps.bench.sweep import run_sweep, sweep_configs
 from cadenza.apps.bench.targets import check_targets
 from cadenza.core.errors import BenchmarkError
 
@@ -144,7 +153,9 @@ def _music(place: _Place, shape: ModelGeometry | None, report: dict[str, Any], b
     report["results"] = {name: summarize_runs(each) for name, each in runs.items()}
     for one in ours:
         report["results"][one.name] |= _beside(one, job, runs, bounds, peers) | {"threads": one.threads}
-        report["results"][one.name]["first_sound"] = summarize_values([one.time_to_first_audio(job) for _ in range(wish.repeats)])
+        report["results"][one.name]["first_sound"] = summarize_values(
+            [one.time_to_first_audio(job) for _ in range(wish.repeats)]
+        )
         if not keep:
             one.close()
     if wish.curves:
@@ -160,7 +171,13 @@ def _small(ours: Sequence[CadenzaRunner]) -> bool:
     return bool(ours) and sum(x.numel() for x in ours[0].system.parameters()) < ONE_THREAD
 
 
-def _beside(one: CadenzaRunner, job: BenchJob, runs: dict[str, list[TimedRun]], bounds: MachineLimits, peers: Sequence[TransformersRunner]) -> dict[str, Any]:
+def _beside(
+    one: CadenzaRunner,
+    job: BenchJob,
+    runs: dict[str, list[TimedRun]],
+    bounds: MachineLimits,
+    peers: Sequence[TransformersRunner],
+) -> dict[str, Any]:
     """One of ours beside the machine's bound and beside the peer."""
     mine = summarize_runs(runs[one.name])
     needed = step_cost(one.system.generator, job, steps=mine["steps"])
@@ -173,18 +190,24 @@ def _beside(one: CadenzaRunner, job: BenchJob, runs: dict[str, list[TimedRun]], 
     }
 
 
-def _chosen(ours: Sequence[CadenzaRunner], peers: Sequence[TransformersRunner], runs: dict[str, list[TimedRun]]) -> list[Runner]:
+def _chosen(
+    ours: Sequence[CadenzaRunner], peers: Sequence[TransformersRunner], runs: dict[str, list[TimedRun]]
+) -> list[Runner]:
     """Of both sides the quickest."""
     quickest = lambda side: min(side, key=lambda one: summarize_runs(runs[one.name])["total_seconds"]["median"])  # noqa: E731
     return [quickest(side) for side in (ours, peers) if side]
 
 
-def _fresh(place: _Place, ours: Sequence[CadenzaRunner], peers: Sequence[TransformersRunner]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _fresh(
+    place: _Place, ours: Sequence[CadenzaRunner], peers: Sequence[TransformersRunner]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every contestant in a process of its own; ours once chunk by chunk and once all at once."""
     common: dict[str, Any] = {"seconds": place.wish.seconds, "device": place.wish.device}
     for one in ours:
         for streamed in (True, False):
-            found = run_in_subprocess(SubprocessJob(str(one.model), threads=one.threads, variant=one.variant, streamed=streamed, **common))
+            found = run_in_subprocess(
+                SubprocessJob(str(one.model), threads=one.threads, variant=one.variant, streamed=streamed, **common)
+            )
             name = f"{one.name}, {'streamed' if streamed else 'whole'}"
             place.say(f"{name}, in a process of its own: {found['memory']['peak'] / 1e9:.2f} GB at most")
             yield name, found

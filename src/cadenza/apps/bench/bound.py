@@ -33,7 +33,9 @@ def step_cost(generator: Any, job: BenchJob, *, steps: int) -> StepCost:
     tokens = job.words + 1 if cross else 0
     numbers = spec.depth * 2 * spec.width * rows * (positions + tokens)
     block = (4 + 2 * cross + 2 * spec.mlp_ratio) * spec.width**2
-    products = spec.depth * block + spec.width * (generator.num_codebooks * generator.special_token_id + int(spec.end_of_sequence))
+    products = spec.depth * block + spec.width * (
+        generator.num_codebooks * generator.special_token_id + int(spec.end_of_sequence)
+    )
     operations = 2 * rows * products + 4 * rows * spec.depth * spec.width * (positions + tokens)
     return StepCost(weight_bytes_per_step(generator), int(numbers * kv_bytes_per_value(generator)), int(operations))
 

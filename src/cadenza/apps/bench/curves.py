@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cadenza.apps.bench.measure import Runner, BenchJob, Say
+from cadenza.apps.bench.measure import BenchJob, Runner, Say
 from cadenza.apps.bench.peer import TransformersRunner
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import did_you_mean

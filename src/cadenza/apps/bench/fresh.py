@@ -42,7 +42,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     from cadenza.apps.bench import machine
     from cadenza.apps.bench.measure import BenchJob, synchronized_time
     from cadenza.apps.bench.ours import CadenzaRunner, weight_bytes_by_part
-    from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
+    from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
 
     order = SubprocessJob(**{name: value for name, value in asked.items() if name != "started"})
     device, job, moments = torch.device(order.device), BenchJob(order.seconds), {}
@@ -71,7 +71,9 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
         mark("end")
         memory |= weight_bytes_by_part(ours.system)
     else:
-        peer = TransformersRunner(Path(order.model), TransformersConfig(**order.peer or {}), device=device, threads=order.threads)
+        peer = TransformersRunner(
+            Path(order.model), TransformersConfig(**order.peer or {}), device=device, threads=order.threads
+        )
         peer.open()
         mark("loaded")
         memory["after loading"] = machine.process_rss()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, torch_threads, synchronized_time
+from cadenza.apps.bench.measure import BenchJob, Runner, TimedRun, synchronized_time, torch_threads
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import did_you_mean
 
@@ -84,7 +84,7 @@ def prepare_variant(model: str | Path, variant: str, place: Path) -> str | Path:
 
     BenchmarkError where this build has no such form.
     """
-    from cadenza.apps.api import resolve, load
+    from cadenza.apps.api import load, resolve
 
     check_variant(variant)
     if variant == "float32" and isinstance(resolve(model), Path):
@@ -117,9 +117,9 @@ def num_decoding_steps(system: "System", frames: int) -> int:
     from cadenza.system.windows import SHARE
 
     generator: Any = system.generator
-    rows, context = generator.format.channels, generator.spec.max_frames
+    rows, context = generator.frame_format.channels, generator.spec.max_frames
     asked = system.spec.defaults.stride
-    stride = max(1, round(SHARE * context)) if asked is None else round(asked * generator.format.frame_rate)
+    stride = max(1, round(SHARE * context)) if asked is None else round(asked * generator.frame_format.frame_rate)
     taken, first = 0, 0
     while True:
         window, shared = min(context, frames - first), context - stride if first else 0

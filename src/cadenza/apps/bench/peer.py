@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cadenza.apps.bench.library import import_transformers
-from cadenza.apps.bench.measure import Runner, BenchJob, TimedRun, synchronized_time
+from cadenza.apps.bench.measure import BenchJob, Runner, TimedRun, synchronized_time
 from cadenza.core.errors import BenchmarkError
 
 

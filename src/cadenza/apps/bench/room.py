@@ -15,7 +15,9 @@ _READING = 2.2  # times its size in float32 that a model takes while it is read 
 _BESIDE = 1.5e9  # bytes of libraries, of keys and values, of what a codec computes with
 
 
-def fits_in_memory(shape: ModelGeometry, variants: Sequence[str], peers: Sequence[TransformersConfig], device: torch.device) -> bool:
+def fits_in_memory(
+    shape: ModelGeometry, variants: Sequence[str], peers: Sequence[TransformersConfig], device: torch.device
+) -> bool:
     """Whether all models fit beside each other; BenchmarkError where not even one of them does, naming what would."""
     free = machine.available_memory(device)
     if not free:

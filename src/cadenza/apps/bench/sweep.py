@@ -11,14 +11,20 @@ from typing import Any
 import torch
 
 from cadenza.apps.bench.measure import BenchJob, Say
-from cadenza.apps.bench.peer import TransformersRunner, TransformersConfig
+from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
 from cadenza.core.errors import BenchmarkError
 
 FINALISTS = 3
 
 
 def run_sweep(
-    folder: Path, configs: Iterable[TransformersConfig], *, device: torch.device, threads: int, jobs: tuple[BenchJob, BenchJob], say: Say = print
+    folder: Path,
+    configs: Iterable[TransformersConfig],
+    *,
+    device: torch.device,
+    threads: int,
+    jobs: tuple[BenchJob, BenchJob],
+    say: Say = print,
 ) -> dict[str, Any]:
     """Every configuration on the first job, then the best ones and the best in float32 on the second, longer one.
 

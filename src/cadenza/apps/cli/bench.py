@@ -50,7 +50,9 @@ def bench(
     if seconds is not None and not seconds > 0:
         raise BenchmarkError(f"--seconds must be above 0, got {seconds:g}")
     usual = (
-        (TransformersConfig(),) if device == "cpu" else (TransformersConfig("bfloat16"), TransformersConfig("bfloat16", cache="static", compiled=True))
+        (TransformersConfig(),)
+        if device == "cpu"
+        else (TransformersConfig("bfloat16"), TransformersConfig("bfloat16", cache="static", compiled=True))
     )
     wish = BenchConfig(
         model,

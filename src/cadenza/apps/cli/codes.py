@@ -35,7 +35,7 @@ def encode(
     else:
         codes = _encode_one(system, audio, out, levels)
         if plot is not None:
-            _draw(codes, plot, system.codec.format.frame_rate)
+            _draw(codes, plot, system.codec.frame_format.frame_rate)
 
 
 def _encode_all(system: "System", source: Path, out: Path) -> None:
@@ -46,7 +46,9 @@ def _encode_all(system: "System", source: Path, out: Path) -> None:
     manifest, found = load_manifest(source)
     if found.broken:
         print(found)
-    report = encode_dataset(manifest, system.codec, out, broken="skip", progress=lambda done, total: print(f"{done} of {total} clips"))
+    report = encode_dataset(
+        manifest, system.codec, out, broken="skip", progress=lambda done, total: print(f"{done} of {total} clips")
+    )
     print(f"{out}: {report}")
 
 

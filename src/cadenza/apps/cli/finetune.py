@@ -52,8 +52,8 @@ def finetune(
 
     from cadenza.apps.api import load
     from cadenza.data.source import load_manifest
-    from cadenza.training.finetune import finetune_config
     from cadenza.training.finetune import finetune as run
+    from cadenza.training.finetune import finetune_config
 
     if not data.exists():
         load_manifest(data)  # says so, before a large model is read

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cadenza.apps.cli.asking import ClipPrompt, parse_prompts, parse_controls, parse_guidance, parse_sampling
-from cadenza.apps.cli.keeping import output_paths, file_tags
-from cadenza.apps.cli.streaming import PIPE, StreamMeter, write_stream, resolve_target, audio_on_stdout
+from cadenza.apps.cli.asking import ClipPrompt, parse_controls, parse_guidance, parse_prompts, parse_sampling
+from cadenza.apps.cli.keeping import file_tags, output_paths
+from cadenza.apps.cli.streaming import PIPE, StreamMeter, audio_on_stdout, resolve_target, write_stream
 from cadenza.apps.cli.threads import choose_threads
 from cadenza.apps.cli.values import format_value
 from cadenza.core.errors import RequestError
@@ -133,7 +133,9 @@ def generate(  # noqa: PLR0913
         }  # fmt: skip
         named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
         told = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
-        request = Request.from_input([{**told, **one.item} for one in wanted], **asking)  # says what is wrong before a model is read
+        request = Request.from_input(
+            [{**told, **one.item} for one in wanted], **asking
+        )  # says what is wrong before a model is read
         chosen = _planned(model, request, select_device(device, "half" if half else None), half, quantize, say=not streamed)
         system = load(model, device=chosen.device, dtype=chosen.dtype, quantize=quantize)  # type: ignore[arg-type]
         choose_threads(system)
@@ -165,7 +167,9 @@ def generate(  # noqa: PLR0913
         print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load, {weights}on {chosen}")
 
 
-def _planned(model: str, request: "Request", chosen: "DeviceChoice", half: bool, quantize: str | None, *, say: bool) -> "DeviceChoice":
+def _planned(
+    model: str, request: "Request", chosen: "DeviceChoice", half: bool, quantize: str | None, *, say: bool
+) -> "DeviceChoice":
     """What is chosen, but for the dtype where nothing was asked for and only a narrower one fits; may say what it takes."""
     from cadenza.apps.api import resolve
     from cadenza.apps.cli.planning import plan_before_loading

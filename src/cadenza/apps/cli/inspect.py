@@ -88,12 +88,16 @@ def _plan(
 
 
 def _show(system: "System") -> None:
-    spec, grid = system.spec, system.spec.codec.grid
+    spec, frame_format = system.spec, system.spec.codec.frame_format
     channels = {1: "mono", 2: "stereo"}.get(spec.codec.channels, f"{spec.codec.channels} channels")
     kind = type(system.codec).__name__
-    print(f"codec: {kind}, {spec.codec.sample_rate} Hz {channels}, {grid.frame_rate:g} frames/s x {grid.channels}")
+    print(
+        f"codec: {kind}, {spec.codec.sample_rate} Hz {channels}, {frame_format.frame_rate:g} frames/s x {frame_format.channels}"
+    )
     if spec.generator is not None:
-        print(f"generator: {type(system.generator).__name__}, {spec.generator.max_frames / grid.frame_rate:g} s in one piece")
+        print(
+            f"generator: {type(system.generator).__name__}, {spec.generator.max_frames / frame_format.frame_rate:g} s in one piece"
+        )
     for name, part in spec.conditioners.items():
         slots = ", ".join(slot for slot, other in spec.fusion.slot_ids() if other == name) or "ignored"
         beside = f", with the files of {part.model}" if hasattr(part, "model") else ""  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cadenza.core.errors import RequestError
-from cadenza.core.memory import available_memory_on, process_rss, format_bytes
+from cadenza.core.memory import available_memory_on, format_bytes, process_rss
 
 if TYPE_CHECKING:
     from cadenza.importers.model import ForeignModel
@@ -74,7 +74,7 @@ def _time(spec: Any, fit: "Plan") -> str:
     from cadenza.system.pace import estimate_seconds
 
     took, pace = estimate_seconds(spec, fit.job, fit.course)
-    made = sum(fit.job.frames) / spec.codec.format.frame_rate
+    made = sum(fit.job.frames) / spec.codec.frame_format.frame_rate
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     where = threads if fit.job.device == "cpu" else fit.job.device
     return f"time: about {_long(took)} on {where} ({made / took:.1f}x real time), loading aside: {_basis(pace)}"

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
 from cadenza.dsp.files import to_pcm
-from cadenza.dsp.growing import StreamingAudioWriter, AudioSink, StreamFormat
+from cadenza.dsp.growing import AudioSink, StreamFormat, StreamingAudioWriter
 
 # what each program is told to play from its standard input: the kind of audio it is given there, and its options
 PROGRAMS: Mapping[str, tuple[str, str]] = {

@@ -44,7 +44,9 @@ def resolve_target(out: str | None, form: str | None, files: Callable[[str], Seq
     if out is not None and out != PIPE:
         paths = files(out)
         names = [str(path) for path in paths]
-        return StreamTarget(names, lambda i, sound, tags: StreamingAudioWriter(paths[i], paths[i].suffix, sound, tags), WRITTEN, kept=True)
+        return StreamTarget(
+            names, lambda i, sound, tags: StreamingAudioWriter(paths[i], paths[i].suffix, sound, tags), WRITTEN, kept=True
+        )
     if clips > 1:
         mend = "play one at a time, or write files with --out song.wav"
         raise AudioError(f"{clips} clips cannot go one way at once; {mend}")
@@ -115,7 +117,9 @@ class StreamMeter:
         return f"{first}, {self.speed:.1f}x real time, {self.chunks} chunks{dry}"
 
 
-def write_stream(chunks: Iterator["Audio"], to: StreamTarget, meter: StreamMeter, tags: Sequence[Mapping[str, str]]) -> "list[AudioSink]":
+def write_stream(
+    chunks: Iterator["Audio"], to: StreamTarget, meter: StreamMeter, tags: Sequence[Mapping[str, str]]
+) -> "list[AudioSink]":
     """Chunks into the outlets of their clips, which it gives back, made in a thread while they are taken.
 
     Whatever ends it early, nothing more is made, and what was written stays.

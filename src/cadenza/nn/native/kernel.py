@@ -10,8 +10,18 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from cadenza.nn.native.rows import FAST, exp, gelu, layer_norm_row, quantize_int16, quantize_int8, apply_rotary_row
-from cadenza.nn.native.simd import atomic_increment, thread_yield, atomic_load, cpu_pause, read_float, int4_tile_kernel, int8_tile_kernel, write_byte, write_float
+from cadenza.nn.native.rows import FAST, apply_rotary_row, exp, gelu, layer_norm_row, quantize_int8, quantize_int16
+from cadenza.nn.native.simd import (
+    atomic_increment,
+    atomic_load,
+    cpu_pause,
+    int4_tile_kernel,
+    int8_tile_kernel,
+    read_float,
+    thread_yield,
+    write_byte,
+    write_float,
+)
 
 
 class QuantizedRows(NamedTuple):
@@ -356,7 +366,10 @@ def decode_step(share, turn, model, rows, work, logits):
             turn = _met(counter, turn, workers)
             quantize_rows(y, cross_out, inputs)
             for r in range(x.shape[0]):
-                if model.any_valid.shape[0] and not model.any_valid[r // each, min(rows.position[r], model.any_valid.shape[1] - 1)]:
+                if (
+                    model.any_valid.shape[0]
+                    and not model.any_valid[r // each, min(rows.position[r], model.any_valid.shape[1] - 1)]
+                ):
                     inputs.scale[r] = -1
             matmul_tiles(cross_out, inputs, share, part, x, ADD)
             turn = _met(counter, turn, workers)

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from cadenza.nn.native.simd import bitcast_float32, round_half_even, read_float
+from cadenza.nn.native.simd import bitcast_float32, read_float, round_half_even
 
 FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # of floats in any order; there are infinities
 _MOST = np.float32(32767)

@@ -51,7 +51,9 @@ class CodecTaskSpec(TaskSpec):
     @model_validator(mode="after")
     def _fits(self) -> "CodecTaskSpec":
         if self.train == "decoder" and self.unquantized_steps:
-            raise ValueError(f"warm_steps ({self.unquantized_steps}) would make new codebooks; to train the decoder only, set it to 0")
+            raise ValueError(
+                f"warm_steps ({self.unquantized_steps}) would make new codebooks; to train the decoder only, set it to 0"
+            )
         return self
 
     def build(self, system: Any) -> "CodecTask":
@@ -90,7 +92,9 @@ class CodecTask(Task):
         self.codec = codec
         if spec.train == "decoder":
             codec.freeze_encoder()
-        self.critic = MultiScaleSTFTDiscriminator(codec.spec.channels, filters=spec.discriminator_filters) if self._adversarial else None
+        self.critic = (
+            MultiScaleSTFTDiscriminator(codec.spec.channels, filters=spec.discriminator_filters) if self._adversarial else None
+        )
         names = ("time", "mel", "stft", "adversarial", "feature")
         self.balancer = Balancer({name: getattr(spec, name) for name in names})
         self.mel = MultiScaleMelLoss(codec.spec.sample_rate, windows=spec.mel_windows)
@@ -131,7 +135,7 @@ class CodecTask(Task):
             return 0
         draw = torch.Generator().manual_seed(progress.step)  # the same in every process: each level is a collective
         if float(torch.rand((), generator=draw)) < self.spec.quantizer_dropout:
-            return int(torch.randint(1, self.codec.format.channels + 1, (), generator=draw))
+            return int(torch.randint(1, self.codec.frame_format.channels + 1, (), generator=draw))
         return None
 
     def _judge(self, critic: MultiScaleSTFTDiscriminator, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -193,6 +197,6 @@ class CodecTask(Task):
 
     def _count(self, ids: Int[Tensor, "b k f"]) -> None:
         flat = rearrange(ids, "b k f -> k (b f)")
-        bins = self.codec.format.cardinality
+        bins = self.codec.frame_format.cardinality
         counts = torch.stack([torch.bincount(row, minlength=bins) for row in flat]).double()
         self._counts = counts if self._counts is None else self._counts + counts

@@ -75,8 +75,8 @@ class GeneratorTask(Task):
         """What the items' metadata generates, beside the items themselves through the codec."""
         target = self._target(batch)
         items = [self._own(item) for item in batch["metadata"]]
-        grid, frames = self.system.codec.format, int(target.lengths.max())
-        seconds = min(frames, self.system.spec.generator.max_frames) / grid.frame_rate  # type: ignore[union-attr]
+        frame_format, frames = self.system.codec.frame_format, int(target.lengths.max())
+        seconds = min(frames, self.system.spec.generator.max_frames) / frame_format.frame_rate  # type: ignore[union-attr]
         made = self.system.generate(items, seconds=seconds, seed=0)
         return {"reference": self.system.codec.decode(target), "generated": made}
 
@@ -133,7 +133,7 @@ class GeneratorTask(Task):
 
     def _ended(self, codes: Codes, metadata: list[Mapping[str, Any]]) -> Bool[Tensor, " b"]:
         """Whether each segment reaches the end of its piece, to within half a frame; not so where times are not known."""
-        rate = self.system.codec.format.frame_rate
+        rate = self.system.codec.frame_format.frame_rate
         starts = torch.tensor([float(item.get("seconds_start", 0.0)) for item in metadata], dtype=torch.float64)
         totals = torch.tensor([float(item.get("seconds_total", torch.inf)) for item in metadata], dtype=torch.float64)
         device = codes.lengths.device
