@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from cadenza.conditioners.base import ConditionerSet
 from cadenza.conditioners.t5 import T5Spec
-from cadenza.system.features import FeatureCache
+from cadenza.system.feature_cache import FeatureCache
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4, "num_layers": 2},

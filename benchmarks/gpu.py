@@ -28,7 +28,7 @@ from cadenza.apps.bench.measure import BenchJob, run_interleaved, summarize_runs
 from cadenza.apps.bench.ours import DTYPES, CadenzaRunner, prepare_variant, request_fields
 from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
 from cadenza.core.device import select_device
-from cadenza.nn.graphs import CUDAGraphCapturer, GraphCache, GraphCapturer, Run
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache, GraphCapturer, Run
 
 FORMS = ("graph", "compiled", "eager")  # compiled: blocks by torch.compile, then recorded
 

@@ -16,8 +16,8 @@ import torch
 from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.packed import pack_linears
 from cadenza.nn.patterns import Delay
+from cadenza.nn.weight_quantization import pack_linears
 from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
 

@@ -235,7 +235,7 @@ def _measure(model: str, seconds: str, clips: str, how: str) -> None:
     import torch
 
     import cadenza
-    from cadenza.apps.cli.threads import choose_threads
+    from cadenza.core.device import choose_threads
 
     dtype, quantize = _how(how)
     more = {} if quantize is None else {"quantize": quantize}

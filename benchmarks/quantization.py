@@ -18,18 +18,16 @@ from typing import Any
 import torch
 
 import cadenza
-from cadenza.data.source import load_manifest
+from cadenza.data.sources import load_manifest
 from cadenza.dsp.audio import load_audio
-from cadenza.evaluation.adherence import Interval
+from cadenza.evaluation.adherence import Interval, score_settings
 from cadenza.evaluation.agreement import CodesExample, MeanWithInterval, compare_systems
 from cadenza.evaluation.comparison import mean_gaps, overall_gap, score_gaps
-from cadenza.evaluation.estimates import Estimate
-from cadenza.evaluation.estimators import load_estimators
-from cadenza.evaluation.making import ClipGenerator
-from cadenza.evaluation.scores import score_settings
+from cadenza.evaluation.estimators import Estimate, load_estimators
+from cadenza.evaluation.report import ClipGenerator
+from cadenza.evaluation.report_files import format_interval, setting_label
 from cadenza.evaluation.settings import EvaluationSet, sample_references, settings
-from cadenza.evaluation.write import format_interval, setting_label
-from cadenza.nn.quantized import KINDS
+from cadenza.nn.weight_quantization import KINDS
 from cadenza.system.system import System
 
 FULL = "float32"

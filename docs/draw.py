@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 
-from cadenza.evaluation.plots import code_colors
+from cadenza.dsp.plots import code_colors
 from cadenza.nn.patterns import Delay, Parallel, Pattern, Unroll
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -25,7 +25,7 @@ STEP = 5  # the step that `step.png` shows
 
 def generated(folder: Path) -> None:
     """A clip of the bundled model as a spectrogram."""
-    from cadenza.dsp.picture import save_spectrogram
+    from cadenza.dsp.plots import save_spectrogram
 
     save_spectrogram(_clip(), folder / "generated.png", title=f"{PROMPT} (seed {SEED})")
     _slim(folder / "generated.png")
@@ -34,7 +34,7 @@ def generated(folder: Path) -> None:
 def steered(folder: Path) -> None:
     """A clip that was asked for with a melody: what sounds below 1.2 kHz, and the notes that were asked for."""
     import cadenza
-    from cadenza.dsp.spectra import stft
+    from cadenza.dsp.spectral import stft
 
     notes = [(i * BEAT, (i + 1) * BEAT, pitch) for i, pitch in enumerate(TUNE)]
     item = {"prompt": "solo flute", "melody": notes, "tempo": 60 / BEAT}
@@ -55,7 +55,7 @@ def steered(folder: Path) -> None:
 def tokens(folder: Path) -> None:
     """One second of the same clip as the language model sees it."""
     import cadenza
-    from cadenza.evaluation.plots import plot_codes
+    from cadenza.dsp.plots import plot_codes
 
     codec: Any = cadenza.load("starter", device="cpu").codec
     plot_codes(codec.encode(_clip()), folder / "tokens.png", frame_rate=codec.frame_format.frame_rate)

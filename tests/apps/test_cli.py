@@ -18,7 +18,7 @@ from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
 from cadenza.codecs.encodec import EncodecSpec
-from cadenza.data.encoded import EncodedDataset
+from cadenza.data.encoded_dataset import EncodedDataset
 
 TIMEOUT = 120
 

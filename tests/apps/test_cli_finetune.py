@@ -17,10 +17,10 @@ from tiny import tiny_system
 
 import cadenza
 from cadenza.apps.cli.main import main
-from cadenza.data.encode import encode_dataset
-from cadenza.data.source import load_manifest
-from cadenza.system.card import ModelCard
+from cadenza.data.encoded_store import encode_dataset
+from cadenza.data.sources import load_manifest
 from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 
 QUICK = ["--set", "workers=0", "--set", "trackers=[]", "--set", "sample_items=0"]

@@ -16,7 +16,7 @@ from tiny import tiny_system
 
 from cadenza.apps.api import load
 from cadenza.apps.cli.main import main
-from cadenza.apps.cli.values import parse_value
+from cadenza.apps.cli.parsing import parse_value
 from cadenza.dsp.audio import load_audio
 from cadenza.system.request import Request
 from cadenza.system.system import System

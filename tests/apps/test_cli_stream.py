@@ -18,11 +18,11 @@ import soundfile
 import torch
 from tiny import lively, tiny_system
 
-from cadenza.apps.cli import playing, streaming
+from cadenza.apps.cli import playback, stream
 from cadenza.apps.cli.main import main
-from cadenza.apps.cli.streaming import StreamMeter
+from cadenza.apps.cli.stream import StreamMeter
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.files import to_pcm
+from cadenza.dsp.audio_io import to_pcm
 from cadenza.system.system import System
 
 LINE = (
@@ -121,7 +121,7 @@ def player(tmp_path, monkeypatch):
         (folder / "aplay").write_text("#!/bin/sh\n" + does.format(folder) + "\n")
         (folder / "aplay").chmod(0o755)
         monkeypatch.setenv("PATH", str(folder))
-        monkeypatch.setattr(playing, "_device", lambda: None)
+        monkeypatch.setattr(playback, "_device", lambda: None)
         return folder
 
     return install
@@ -142,7 +142,7 @@ def test_a_player_begins_with_a_lead(generate, player, monkeypatch):
     whole = StreamMeter.record_chunk
     monkeypatch.setattr(StreamMeter, "taken", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
     assert generate("a song", "--stream", "--seconds", 1.5, "--seed", 3)[0] == 0
-    assert len(taken) > 40 and taken[0] >= streaming.LEAD
+    assert len(taken) > 40 and taken[0] >= stream.LEAD
 
 
 def test_an_audio_device_hears_everything(generate, monkeypatch):
@@ -158,7 +158,7 @@ def test_an_audio_device_hears_everything(generate, monkeypatch):
             return lambda *data: said.append(name) if not data else heard.append(data[0])
 
     library = SimpleNamespace(RawOutputStream=Stream, PortAudioError=OSError)
-    monkeypatch.setattr(playing, "_device", lambda: library)
+    monkeypatch.setattr(playback, "_device", lambda: library)
     assert generate("a song", "--stream", "--seconds", 0.6, "--seed", 3)[0] == 0
     assert said == [((8000,), 1, "int16"), "start", "stop", "close"]
     same(np.frombuffer(b"".join(heard), "<i2")[:, None], "a song", 0.6, 3)
@@ -250,7 +250,7 @@ def test_an_interrupted_stream_keeps_what_it_has_written(model, tmp_path):
 def test_a_meter_counts_what_a_listener_hears(monkeypatch):
     """Chunks of a second: the second comes in time, the third when nothing is left, the fourth in time again."""
     clock = iter([12.0, 12.9, 14.5, 15.4])
-    monkeypatch.setattr(streaming, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(stream, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     meter = StreamMeter(True, started=10.0)
     for _ in range(4):
         meter.record_chunk(Audio(torch.zeros(1, 1, 8000), 8000))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cadenza.codecs.encodec import EncodecSpec
-from cadenza.codecs.oobleck import OobleckSpec
+from cadenza.codecs.oobleck_vae import OobleckSpec
 from cadenza.codecs.stereo import StereoSpec
 from cadenza.core.types import Codes, Latents
 

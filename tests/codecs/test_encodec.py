@@ -11,7 +11,7 @@ from cadenza.codecs.encodec import PIECE, EncodecSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, FrameFormat
 from cadenza.dsp.audio import Audio
-from cadenza.system.codes import load_codes, save_codes
+from cadenza.system.codes_io import load_codes, save_codes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reflect": {"pad_mode": "reflect"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cadenza.codecs.oobleck import OobleckSpec
+from cadenza.codecs.oobleck_vae import OobleckSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio

@@ -16,7 +16,7 @@ from cadenza.conditioners.base import ConditionerSet
 from cadenza.conditioners.chroma import ChromaConditioner, ChromaSpec
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.stems import Separator
+from cadenza.nn.demucs import Separator
 from cadenza.system.fusion import fuse
 from cadenza.system.spec import FusionSpec
 

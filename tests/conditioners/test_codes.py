@@ -10,7 +10,7 @@ from cadenza.codecs.encodec import EncodecSpec
 from cadenza.conditioners.codes import CodesConditioner, CodesSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes as Coded
-from cadenza.system.codes import save_codes
+from cadenza.system.codes_io import save_codes
 
 
 def part(**fields: Any) -> CodesConditioner:

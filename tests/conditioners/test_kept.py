@@ -17,8 +17,8 @@ from cadenza.conditioners.base import Conditioner, ConditionerSet, ConditionerSp
 from cadenza.conditioners.drums import DrumsSpec
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.stems import Separator
-from cadenza.system.features import CacheableEncoder, FeatureCache
+from cadenza.nn.demucs import Separator
+from cadenza.system.feature_cache import CacheableEncoder, FeatureCache
 
 CODEC = {"type": "encodec", "sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
 SMALL = {"hidden": 16, "depth": 1, "heads": 2, "levels": 3, "bins": 8, "used": 2, "every": 5, "seconds": 0.4}

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
 from cadenza.conditioners.lut import LUTConditioner, LutSpec
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
-from cadenza.nn.words import _tools, hash_to_row, lemmatize, spacy_tokens, split_normalized_words
+from cadenza.nn.tokenizers import _tools, hash_to_row, lemmatize, spacy_tokens, split_normalized_words
 
 TEXTS = ["slow piano in a minor, 80 bpm", "drums", "the violins was singing"]
 

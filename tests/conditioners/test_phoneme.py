@@ -9,7 +9,7 @@ import torch
 
 from cadenza.conditioners.phoneme import PhonemeConditioner, PhonemeSpec, ipa_to_arpabet, symbol_table
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.nn.espeak import phonemize
+from cadenza.nn.phonemize import phonemize
 
 
 def part_of(**fields: Any) -> PhonemeConditioner:

@@ -14,7 +14,7 @@ from cadenza.conditioners.base import PreparedInputs
 from cadenza.conditioners.style import StyleConditioner, StyleSpec
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.dsp.audio import Audio
-from cadenza.nn.bottleneck import MaskedBatchNorm, VariableRVQ
+from cadenza.nn.vector_quantize import MaskedBatchNorm, VariableRVQ
 
 
 def noise(samples: int, seed: int = 0) -> Audio:

@@ -21,7 +21,7 @@ from transformers import AutoModelForTextEncoding, PreTrainedTokenizerFast, T5Co
 
 from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import CheckpointError, SpecError
-from cadenza.nn.words import _tools
+from cadenza.nn.tokenizers import _tools
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.codecs.oobleck import OobleckSpec
+from cadenza.codecs.oobleck_vae import OobleckSpec
 from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
 from cadenza.conditioners.source_mix import SourceMixConditioner, SourceMixSpec
 from cadenza.conditioners.waveform import WaveformConditioner, WaveformSpec
@@ -15,7 +15,7 @@ from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.core.types import Codes, Condition, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.system import store
-from cadenza.system.features import CacheableEncoder, FeatureCache
+from cadenza.system.feature_cache import CacheableEncoder, FeatureCache
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 

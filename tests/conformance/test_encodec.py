@@ -13,16 +13,16 @@ from torch import Tensor
 
 from cadenza.codecs.encodec import Encodec
 from cadenza.codecs.stereo import Stereo, StereoSpec
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
+from cadenza.importers.audiocraft_package import InterpolatedConfig
 from cadenza.importers.encodec import (
     spec_from_audiocraft,
     spec_from_transformers,
     weights_from_audiocraft,
     weights_from_transformers,
 )
-from cadenza.importers.interpolation import InterpolatedConfig
-from cadenza.importers.weights import strip_prefix
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}

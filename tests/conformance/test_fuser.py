@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cadenza.core.types import Condition, FrameFormat
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.positions import sinusoidal_embedding
+from cadenza.nn.rope import sinusoidal_embedding
 from cadenza.system.fusion import fuse
 from cadenza.system.spec import FusionSpec
 

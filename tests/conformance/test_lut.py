@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from cadenza.conditioners.lut import LutSpec, PretrainedTokenizer, WholeTextTokenizer
-from cadenza.nn.words import hash_to_row
+from cadenza.nn.tokenizers import hash_to_row
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}

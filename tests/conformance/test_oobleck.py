@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.codecs.oobleck import Oobleck
+from cadenza.codecs.oobleck_vae import Oobleck
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.types import Latents
 from cadenza.dsp.audio import Audio
-from cadenza.importers.section import ConfigReader
-from cadenza.importers.stable_audio_codec import convert_pretransform, convert_pretransform_weights
-from cadenza.importers.weights import strip_prefix
+from cadenza.importers.base import ConfigReader
+from cadenza.importers.stable_audio import convert_pretransform, convert_pretransform_weights
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}

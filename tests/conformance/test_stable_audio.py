@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSet
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.types import Condition, FusedConditions
 from cadenza.importers.stable_audio import ConditioningConfig, load_conditioning
 from cadenza.importers.stable_audio_weights import convert_conditioner_weights
-from cadenza.importers.weights import strip_prefix
 from cadenza.system.fusion import fuse
 from cadenza.system.spec import FusionSpec
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cadenza.core.atomic import atomic_write, remove_stale_temp_files
 from cadenza.core.errors import CadenzaError, DataError
-from cadenza.core.files import atomic_write, remove_stale_temp_files
 
 
 def test_what_was_there_stays_until_all_is_written(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import ModelSource, check_state_dict
+from cadenza.core.hub import ModelSource, check_state_dict
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cadenza.core import weights
+from cadenza.core import checkpoint
+from cadenza.core.checkpoint import LazyTensor, open_safetensors
 from cadenza.core.errors import CheckpointError
-from cadenza.core.weights import LazyTensor, open_safetensors
 
 TENSORS = {
     "wide": torch.randn(70, 3, 5),
@@ -34,7 +34,7 @@ def test_what_is_read_is_what_safetensors_reads(tmp_path: Path) -> None:
 
 
 def test_rows_come_in_pieces_that_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "PIECE", 10 * 15 * 4)
+    monkeypatch.setattr(checkpoint, "PIECE", 10 * 15 * 4)
     save_file(TENSORS, tmp_path / "it.safetensors")
     for record in (open_safetensors(tmp_path / "it.safetensors")["wide"], LazyTensor.from_tensor(TENSORS["wide"])):
         for multiple, sizes in {1: [10] * 7, 4: [8] * 8 + [6], 64: [64, 6]}.items():

@@ -6,9 +6,9 @@ import torch
 from torch.utils.data import IterableDataset, TensorDataset
 
 from cadenza.core.errors import DataError
-from cadenza.data.adapted import TorchDatasetAdapter
+from cadenza.data.audio_dataset import TorchDatasetAdapter
 from cadenza.data.items import SampleIndex
-from cadenza.dsp import files
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio
 
 RATE = 8000
@@ -85,5 +85,5 @@ def test_a_torch_dataset_random_segments_and_a_split():
 
 
 def test_a_path_as_audio(tmp_path):
-    files.write(tmp_path / "a.wav", np.full((400, 1), 0.5, np.float32), RATE)
+    audio_io.write(tmp_path / "a.wav", np.full((400, 1), 0.5, np.float32), RATE)
     assert item({"audio": str(tmp_path / "a.wav")}, data_rate=None)["audio"].lengths.tolist() == [400]

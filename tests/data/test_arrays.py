@@ -7,7 +7,7 @@ from arrays import LATENTS, encoded
 
 from cadenza.core.errors import DataError
 from cadenza.core.types import FrameFormat
-from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder, is_pre_encoded, scan_pre_encoded
+from cadenza.data.encoded_dataset import PreEncodedDataset, PreEncodedFolder, is_pre_encoded, scan_pre_encoded
 from cadenza.data.items import SampleIndex
 from cadenza.data.loader import collate
 

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from cadenza.core.errors import AudioError, DataError
-from cadenza.data.audiocraft import load_audiocraft_manifest
-from cadenza.data.clips import AudioDataset
+from cadenza.data.audio_dataset import AudioDataset
+from cadenza.data.audiocraft_manifest import load_audiocraft_manifest
 from cadenza.data.items import SampleIndex
 from cadenza.data.manifest import Manifest
-from cadenza.data.music import PromptMixer
-from cadenza.data.source import load_manifest
-from cadenza.dsp import files
+from cadenza.data.music_metadata import PromptMixer
+from cadenza.data.sources import load_manifest
+from cadenza.dsp import audio_io
 
 RATE = 8000
 
 
 def tone(path, seconds=1.0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, np.full((round(seconds * RATE), 1), 0.25, np.float32), RATE)
+    audio_io.write(path, np.full((round(seconds * RATE), 1), 0.25, np.float32), RATE)
     return path
 
 
@@ -58,7 +58,7 @@ def test_a_gzipped_manifest_in_a_folder(folder):
     }  # fmt: skip
     assert manifest.clips[1].metadata() == {"description": "Elsewhere", "moods": ["sad"], "prompt": "Elsewhere"}
     assert manifest.clips[2].metadata() == {"description": "Zipped", "prompt": "Zipped"}
-    assert manifest.clips[0].info() == files.AudioFileInfo(RATE, 1, RATE)
+    assert manifest.clips[0].info() == audio_io.AudioFileInfo(RATE, 1, RATE)
     item = AudioDataset(manifest, seconds=0.5, sample_rate=RATE)[SampleIndex(4)]
     assert item["id"] == "sub/ü c.flac" and item["prompt"] == "Zipped" and item["audio"].lengths.tolist() == [RATE // 2]
 

@@ -10,10 +10,10 @@ import soundfile
 from tunes import RATE, caption, clean_folder, save, tune
 
 from cadenza.core.errors import DataError
-from cadenza.data.checkup import Expectations, validate_dataset
 from cadenza.data.manifest import scan_folder
-from cadenza.data.shards import write_shards
-from cadenza.dsp.resample import resample
+from cadenza.data.validation import Expectations, validate_dataset
+from cadenza.data.webdataset import write_shards
+from cadenza.dsp.audio import resample
 
 
 def found(checkup):

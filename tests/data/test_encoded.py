@@ -12,16 +12,14 @@ from torch import nn
 
 from cadenza.core.errors import DataError
 from cadenza.core.types import Codes, FrameFormat, Latents
-from cadenza.data import encode as encode_module
-from cadenza.data.encode import encode_dataset
-from cadenza.data.encoded import EncodedDataset
+from cadenza.data import encoded_store as encode_module
+from cadenza.data.encoded_dataset import EncodedDataset
+from cadenza.data.encoded_store import EncodedStore, encode_dataset
 from cadenza.data.items import SampleIndex
-from cadenza.data.loader import BatchLoader
+from cadenza.data.loader import BatchLoader, BatchSampler
 from cadenza.data.manifest import scan_folder
-from cadenza.data.sampler import BatchSampler
-from cadenza.data.source import is_encoded_store
-from cadenza.data.store import EncodedStore
-from cadenza.dsp import files
+from cadenza.data.sources import is_encoded_store
+from cadenza.dsp import audio_io
 
 RATE, HOP = 8000, 80
 
@@ -60,7 +58,7 @@ def manifest(tmp_path):
     (tmp_path / "audio").mkdir()
     for i in range(7):
         samples = rng.uniform(-0.9, 0.9, (RATE // 2 + 37 * i if i else 1, 1)).astype(np.float32)
-        files.write(tmp_path / f"audio/{i}.wav", samples, RATE)
+        audio_io.write(tmp_path / f"audio/{i}.wav", samples, RATE)
         facts = {
             "prompt": [f"clip {i}", f"sound {i}"],
             "tempo": 60.0 + i,
@@ -74,7 +72,7 @@ def manifest(tmp_path):
 
 def expected(manifest, i):
     """The codes of a clip by numpy from its file."""
-    samples = files.read(manifest.clips[i].audio)[0][:, 0].astype(np.float64)
+    samples = audio_io.read(manifest.clips[i].audio)[0][:, 0].astype(np.float64)
     frames = np.pad(samples, (0, -len(samples) % HOP)).reshape(-1, HOP)
     return np.stack([frames.mean(1), frames[:, 0]]) * 1000 + 1000
 
@@ -94,7 +92,7 @@ def test_every_clip_is_encoded_with_its_lengths_and_metadata(manifest, tmp_path)
     for i in range(7):
         shard, inside = store.locate(i)
         close(shard.frames(inside, 0, store.length(i)), expected(manifest, i))
-        assert shard.samples[inside] == files.probe(manifest.clips[i].audio).frames
+        assert shard.samples[inside] == audio_io.probe(manifest.clips[i].audio).frames
         facts = {
             "prompt": [f"clip {i}", f"sound {i}"],
             "tempo": 60.0 + i,
@@ -168,7 +166,7 @@ def test_clips_longer_than_a_section_are_the_same(manifest, tmp_path, monkeypatc
     for i in range(7):
         shard, inside = store.locate(i)
         close(shard.frames(inside, 0, store.length(i)), expected(manifest, i))
-        assert shard.samples[inside] == files.probe(manifest.clips[i].audio).frames
+        assert shard.samples[inside] == audio_io.probe(manifest.clips[i].audio).frames
     with pytest.raises(DataError, match="a codec with a scale cannot encode clips over"):
         encode_dataset(manifest, toy(scale=True), tmp_path / "t")
 

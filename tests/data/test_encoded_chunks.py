@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.data import encode as encode_module
-from cadenza.data.encode import encode_dataset
-from cadenza.data.encoded import EncodedDataset
+from cadenza.data import encoded_store as encode_module
+from cadenza.data.encoded_dataset import EncodedDataset
+from cadenza.data.encoded_store import EncodedStore, encode_dataset
 from cadenza.data.items import SampleIndex
 from cadenza.data.loader import collate
 from cadenza.data.manifest import scan_folder
-from cadenza.data.store import EncodedStore
 from cadenza.dsp.audio import Audio, load_audio
 
 MONO = {"sample_rate": 8000, "strides": [4, 4, 2], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8}

@@ -3,7 +3,7 @@
 import json
 import math
 
-from cadenza.data.histogram import Histogram
+from cadenza.data.validation import Histogram
 
 
 def test_values_are_where_the_edges_say():

@@ -11,12 +11,11 @@ import torch
 from cadenza.conditioners.base import PreparedInputs
 from cadenza.core.errors import DataError, RequestError
 from cadenza.core.types import Codes
-from cadenza.data.clips import AudioDataset
+from cadenza.data.audio_dataset import AudioDataset
 from cadenza.data.items import SampleIndex
-from cadenza.data.loader import BatchLoader, collate, fixed_batches
+from cadenza.data.loader import BatchLoader, BatchSampler, collate, fixed_batches
 from cadenza.data.manifest import scan_folder
-from cadenza.data.sampler import BatchSampler
-from cadenza.dsp import files
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio
 
 RATE = 8000
@@ -68,7 +67,7 @@ def clips(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(6):
         samples = rng.uniform(-0.5, 0.5, (RATE if i else 100, 1)).astype(np.float32)
-        files.write(tmp_path / f"{i}.wav", samples, RATE)
+        audio_io.write(tmp_path / f"{i}.wav", samples, RATE)
         (tmp_path / f"{i}.txt").write_text(f"clip {i}")
     return AudioDataset(scan_folder(tmp_path)[0], seconds=0.1, sample_rate=RATE)
 

@@ -7,13 +7,13 @@ import pytest
 
 from cadenza.core.errors import DataError
 from cadenza.data.manifest import Manifest, scan_folder
-from cadenza.data.source import is_encoded_store, load_manifest
-from cadenza.dsp import files
+from cadenza.data.sources import is_encoded_store, load_manifest
+from cadenza.dsp import audio_io
 
 
 def tone(path, seconds=0.1, rate=8000, channels=1):
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, np.full((round(seconds * rate), channels), 0.25, np.float32), rate)
+    audio_io.write(path, np.full((round(seconds * rate), channels), 0.25, np.float32), rate)
     return path
 
 
@@ -28,7 +28,7 @@ def test_a_folder_with_sidecars(tmp_path):
     assert report.read == 3 and not report.broken and str(report) == "3 items, none broken"
     assert manifest.clips[0].metadata() == {"prompt": ["x", "y"], "tempo": 80.0}
     assert manifest.clips[1].metadata() == {"prompt": "slow piano"}
-    assert manifest.clips[1].info() == files.AudioFileInfo(16_000, 2, 4000)
+    assert manifest.clips[1].info() == audio_io.AudioFileInfo(16_000, 2, 4000)
     assert manifest.clips[2].seconds == 0.5 and manifest.clips[2].metadata() == {}
 
 
@@ -50,7 +50,7 @@ def test_written_and_read_again_from_elsewhere(tmp_path):
     assert lines[1] == {"id": "ä", "audio": "../music/ä.wav", "seconds": 0.1, "sample_rate": 8000, "channels": 1}
     again = Manifest.read(tmp_path / "lists/all.jsonl")
     assert [clip.id for clip in again.clips] == ["b", "ä"] and again.digest() == manifest.digest()
-    assert again.clips[0].info() == files.probe(tmp_path / "music/b.wav")
+    assert again.clips[0].info() == audio_io.probe(tmp_path / "music/b.wav")
 
 
 def test_broken_files_are_counted_and_named(tmp_path):

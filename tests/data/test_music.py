@@ -9,7 +9,7 @@ import pytest
 
 from cadenza.core.errors import SpecError
 from cadenza.data.items import SampleIndex, SegmentInfo, compose, sample_rng
-from cadenza.data.music import PromptMixer, clean_metadata
+from cadenza.data.music_metadata import PromptMixer, clean_metadata
 
 FULL = {
     "title": "Night  Train ", "artist": "None", "key": "A minor", "bpm": "120", "genre": " Jazz", "moods": ["Calm", "calm", ""],

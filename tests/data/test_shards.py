@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from cadenza.core.errors import DataError
-from cadenza.data.clips import AudioDataset
+from cadenza.data.audio_dataset import AudioDataset
 from cadenza.data.items import SampleIndex
-from cadenza.data.loader import BatchLoader
+from cadenza.data.loader import BatchLoader, BatchSampler
 from cadenza.data.manifest import scan_folder
-from cadenza.data.sampler import BatchSampler
-from cadenza.data.shards import index_shard, load_shards, write_shards
-from cadenza.data.source import load_manifest
-from cadenza.dsp import files
+from cadenza.data.sources import load_manifest
+from cadenza.data.webdataset import index_shard, load_shards, write_shards
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import load_audio as hear
 
 RATE = 8000
@@ -34,7 +33,7 @@ def tar(path, members):
 
 def ramp(path, seconds=1.0, first=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, (np.arange(first, first + round(seconds * RATE), dtype=np.float32) / 2**16)[:, None], RATE)
+    audio_io.write(path, (np.arange(first, first + round(seconds * RATE), dtype=np.float32) / 2**16)[:, None], RATE)
     return path
 
 

@@ -8,14 +8,14 @@ import torch
 from arrays import LATENTS, encoded
 
 from cadenza.core.errors import DataError
-from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder
-from cadenza.data.clips import AudioDataset
+from cadenza.data.audio_dataset import AudioDataset
+from cadenza.data.encoded_dataset import PreEncodedDataset, PreEncodedFolder
 from cadenza.data.items import SampleIndex
 from cadenza.data.manifest import scan_folder
-from cadenza.data.shards import write_shards
-from cadenza.data.source import is_encoded, load_manifest, open_source
-from cadenza.data.stable_audio import CustomMetadata, load_dataset_config
-from cadenza.dsp import files
+from cadenza.data.sources import is_encoded, load_manifest, open_source
+from cadenza.data.stable_audio_dataset import CustomMetadata, load_dataset_config
+from cadenza.data.webdataset import write_shards
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio
 
 RATE = 8000
@@ -27,7 +27,7 @@ def folder(tmp_path):
     for i in range(4):
         path = tmp_path / ("one", "two ü")[i % 2] / f"{i}.wav"
         path.parent.mkdir(exist_ok=True)
-        files.write(path, (np.arange(2 * RATE, dtype=np.float32) / 2**16)[:, None], RATE)
+        audio_io.write(path, (np.arange(2 * RATE, dtype=np.float32) / 2**16)[:, None], RATE)
         path.with_suffix(".json").write_text(json.dumps({"prompt": f"clip {i}"}))
     return tmp_path
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cadenza.dsp.chroma import chroma_filters, chroma_frames, chromagram, one_hot_argmax
+from cadenza.dsp.spectral import chroma_filters, chroma_frames, chromagram, one_hot_argmax
 
 
 @pytest.mark.parametrize(("rate", "n_fft"), [(32000, 16384), (44100, 2048), (8000, 1000)])

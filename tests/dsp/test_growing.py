@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp import files
-from cadenza.dsp.growing import StreamFormat, StreamingAudioWriter
+from cadenza.dsp import audio_io
+from cadenza.dsp.streaming_writer import StreamFormat, StreamingAudioWriter
 
 RATE = 24000
 TAGS = {"title": "a häppy tune", "comment": "model tiny; seed 7", "software": "Cadenza", "license": "MIT"}
@@ -51,7 +51,7 @@ def piped(kind: str, samples: np.ndarray, step: int = 1000) -> bytes:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_wav_is_whole_after_each_piece(tmp_path: Path, channels: int) -> None:
     path, samples = tmp_path / "a.wav", tone(0.5, channels)
-    files.write(tmp_path / "once.wav", samples, RATE)
+    audio_io.write(tmp_path / "once.wav", samples, RATE)
     expected, _ = soundfile.read(tmp_path / "once.wav", dtype="int16", always_2d=True)
     with StreamingAudioWriter(path, ".wav", StreamFormat(RATE, channels), TAGS) as file:
         assert not path.exists(), "nothing is made of nothing"
@@ -71,7 +71,7 @@ def test_a_wav_is_whole_after_each_piece(tmp_path: Path, channels: int) -> None:
 def test_a_wav_in_a_pipe_is_read_to_its_end(tmp_path: Path, channels: int) -> None:
     samples = tone(0.5, channels)
     data = piped("wav", samples)
-    expected = files.to_pcm(samples, 16)
+    expected = audio_io.to_pcm(samples, 16)
     (tmp_path / "a.wav").write_bytes(data)
     read, rate = soundfile.read(tmp_path / "a.wav", dtype="int16", always_2d=True)
     assert rate == RATE and np.array_equal(read, expected)
@@ -84,7 +84,7 @@ def test_a_wav_in_a_pipe_is_read_to_its_end(tmp_path: Path, channels: int) -> No
 
 def test_raw_is_the_samples_alone() -> None:
     samples = tone(0.1, 2)
-    assert piped("raw", samples) == files.to_pcm(samples, 16).astype("<i2").tobytes()
+    assert piped("raw", samples) == audio_io.to_pcm(samples, 16).astype("<i2").tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 2])

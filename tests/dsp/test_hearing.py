@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from cadenza.core.errors import RequestError
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import load_condition_audio, silence
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
 
 
 def test_sounds_of_every_kind_become_one_batch_with_true_lengths(tmp_path: Path) -> None:

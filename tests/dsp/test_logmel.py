@@ -9,7 +9,7 @@ import torch
 from transformers import ClapFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from cadenza.dsp.logmel import LogMelFrontend, slaney_mel_filters
+from cadenza.dsp.spectral import LogMelFrontend, slaney_mel_filters
 
 SIZES: dict[str, Any] = {
     "sample_rate": 8000,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.dsp.onsets import detect_onsets
+from cadenza.dsp.pitch import detect_onsets
 
 RATE = 16000
 BANDS = [(20.0, 150.0), (150.0, 2500.0), (5000.0, 8000.0)]

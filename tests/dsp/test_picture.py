@@ -7,7 +7,7 @@ import torch
 from matplotlib.image import imread
 
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.picture import save_spectrogram
+from cadenza.dsp.plots import save_spectrogram
 
 
 def test_a_note_shines_at_its_pitch(tmp_path: Path) -> None:

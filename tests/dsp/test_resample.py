@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp.resample import resample
+from cadenza.dsp.audio import resample
 
 
 @pytest.mark.parametrize(("before", "after"), [(44_100, 32_000), (24_000, 48_000), (48_000, 16_000), (22_050, 44_100), (7, 3)])

@@ -6,7 +6,7 @@ import mido
 import pytest
 
 from cadenza.core.errors import RequestError
-from cadenza.dsp.scores import read_midi_melody, skyline
+from cadenza.dsp.midi import read_midi_melody, skyline
 
 
 def score(path: Path, notes: list[tuple[int, int, int]], channel: int = 0, tempo: int = 500_000) -> Path:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp import files
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import load_audio
-from cadenza.dsp.sections import ByteRange
+from cadenza.dsp.byte_range import ByteRange
 
 
 def inside(path, name="inner.wav", before=b"x" * 777):
@@ -35,14 +35,14 @@ def test_a_section_is_a_file(tmp_path):
 def test_audio_reads_the_same_inside_another_file(tmp_path, ending):
     t = np.arange(3 * 16_000)
     path = tmp_path / f"a.{ending}"
-    files.write(path, (0.5 * np.sin(t * 0.05 + (t / 20_000) ** 2))[:, None].astype(np.float32), 16_000)
+    audio_io.write(path, (0.5 * np.sin(t * 0.05 + (t / 20_000) ** 2))[:, None].astype(np.float32), 16_000)
     section = inside(path, f"a.{ending}")
-    assert files.probe(section) == files.probe(path)
+    assert audio_io.probe(section) == audio_io.probe(path)
     for start, frames in ((0, None), (30_000, 4000), (47_000, None)):
         assert load_audio(section, start, frames).wave.equal(load_audio(path, start, frames).wave)
-    whole, _ = files.read(path)
+    whole, _ = audio_io.read(path)
     for place in (section, path):
-        np.testing.assert_allclose(np.concatenate(list(files.iter_blocks(place, 7000))), whole, atol=1e-6)
+        np.testing.assert_allclose(np.concatenate(list(audio_io.iter_blocks(place, 7000))), whole, atol=1e-6)
 
 
 def test_a_container_inside_another_file(tmp_path):
@@ -56,21 +56,21 @@ def test_a_container_inside_another_file(tmp_path):
         out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     section = inside(path, "a.m4a")
-    assert files.probe(section) == files.probe(path)
+    assert audio_io.probe(section) == audio_io.probe(path)
     assert load_audio(section, 20_000, 5000).wave.equal(load_audio(path, 20_000, 5000).wave)
 
 
 def test_what_is_wrong_is_named(tmp_path):
     (tmp_path / "a").write_bytes(b"no sound in here at all")
     with pytest.raises(AudioError, match=r"outer.bin:in.flac: not audio"):
-        files.probe(inside(tmp_path / "a", "in.flac"))
+        audio_io.probe(inside(tmp_path / "a", "in.flac"))
     with pytest.raises(AudioError, match=r"gone.bin:x.wav: cannot be opened"):
-        files.probe(ByteRange(tmp_path / "gone.bin", 0, 10, "x.wav"))
+        audio_io.probe(ByteRange(tmp_path / "gone.bin", 0, 10, "x.wav"))
 
 
 def test_blocks_say_where_a_file_ends_too_early(tmp_path):
     path = tmp_path / "a.flac"
-    files.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (40_000, 1)).astype(np.float32), 16_000)
+    audio_io.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (40_000, 1)).astype(np.float32), 16_000)
     path.write_bytes(path.read_bytes()[:30_000])
-    with pytest.raises(files.TruncatedAudioError, match="a.flac: .* of 40000 samples"):
-        list(files.iter_blocks(path, 4096))
+    with pytest.raises(audio_io.TruncatedAudioError, match="a.flac: .* of 40000 samples"):
+        list(audio_io.iter_blocks(path, 4096))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cadenza.evaluation.comparison import mean_gaps, overall_gap, score_gaps
-from cadenza.evaluation.estimates import Estimate
+from cadenza.evaluation.estimators import Estimate
 from cadenza.evaluation.settings import ControlSetting
-from cadenza.evaluation.wishes import AttributeTargets
+from cadenza.evaluation.targets import AttributeTargets
 
 CLIPS = 24
 ROOM = 0.8  # from chance to ceiling

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.copies import audio_fingerprints, memorization_rate, nearest_distances
+from cadenza.evaluation.memorization import audio_fingerprints, memorization_rate, nearest_distances
 
 RATE = 24000
 

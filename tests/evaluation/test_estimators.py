@@ -13,11 +13,10 @@ import torch
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio, load_audio
 from cadenza.evaluation.adherence import adherence, score_matrix
-from cadenza.evaluation.estimates import accuracy
-from cadenza.evaluation.estimators import FOLDER, AttributeEstimator, load_estimators, save_estimators
+from cadenza.evaluation.estimators import FOLDER, AttributeEstimator, accuracy, load_estimators, save_estimators
 from cadenza.evaluation.labels import labels_from_sidecar
-from cadenza.evaluation.timed import ChordTimeline
-from cadenza.evaluation.wishes import ATTRIBUTES, AttributeTargets
+from cadenza.evaluation.music_metrics import ChordTimeline
+from cadenza.evaluation.targets import ATTRIBUTES, AttributeTargets
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators"
 RATE = 24000

@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.features import BAND_HOP, LOWEST, PARTS, PITCH_HOP, SAMPLE_RATE, extract_features
-from cadenza.evaluation.network import _AXIS_SLOWEST, STEPS, tempogram
+from cadenza.evaluation.estimator_net import (
+    _AXIS_SLOWEST,
+    BAND_HOP,
+    LOWEST,
+    PARTS,
+    PITCH_HOP,
+    SAMPLE_RATE,
+    STEPS,
+    extract_features,
+    tempogram,
+)
 
 
 def tone(midi: float, seconds: float = 2.0, rate: int = SAMPLE_RATE) -> torch.Tensor:

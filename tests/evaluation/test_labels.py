@@ -7,10 +7,10 @@ import torch
 
 from cadenza.core.errors import DataError
 from cadenza.dsp.chords import parse_pitch_class
-from cadenza.evaluation.estimates import Estimate, chord_accuracy, decode_tempo, f1, melody_accuracy, pitch_classes
+from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI
+from cadenza.evaluation.estimators import Estimate, chord_accuracy, decode_tempo, f1, melody_accuracy, pitch_classes
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, labels_from_sidecar
-from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI
-from cadenza.evaluation.wishes import (
+from cadenza.evaluation.targets import (
     handwritten_prompts,
     score_families,
     score_key,

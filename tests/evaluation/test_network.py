@@ -4,10 +4,19 @@ import pytest
 import torch
 
 from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
-from cadenza.evaluation.features import BANDS, PARTS, SEMITONES, EstimatorFeatures
+from cadenza.evaluation.estimator_net import (
+    BANDS,
+    PARTS,
+    SEMITONES,
+    SLOWEST,
+    STEPS,
+    TEMPI,
+    EstimatorFeatures,
+    EstimatorNet,
+    EstimatorOutputs,
+)
 from cadenza.evaluation.fit import EstimatorTargets, loss_terms
 from cadenza.evaluation.labels import UNKNOWN
-from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorNet, EstimatorOutputs
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from cadenza.core.errors import AudioError
 from cadenza.core.types import Codes
-from cadenza.evaluation.plots import code_colors, plot_codes
+from cadenza.dsp.plots import code_colors, plot_codes
 
 
 def test_equal_codes_look_equal_and_neighbours_do_not() -> None:

@@ -14,12 +14,12 @@ from tiny import tiny_system
 from cadenza.core.errors import DataError, RequestError
 from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation import codec, report
-from cadenza.evaluation.estimates import Estimate
+from cadenza.evaluation import codec_quality, report
+from cadenza.evaluation.estimators import Estimate
 from cadenza.evaluation.labels import key_class
-from cadenza.evaluation.making import ClipGenerator
+from cadenza.evaluation.report import ClipGenerator
 from cadenza.evaluation.settings import ControlSetting
-from cadenza.evaluation.wishes import AttributeTargets, handwritten_prompts
+from cadenza.evaluation.targets import AttributeTargets, handwritten_prompts
 from cadenza.system.system import System
 
 FAMILIES = ("piano", "mallets", "organ", "guitar", "bass", "strings", "brass", "reed", "flute", "synth", "drums")
@@ -66,7 +66,7 @@ class Player:
     generator: Any = 1
     device: str = "cpu"
     card: Any = field(default_factory=lambda: SimpleNamespace(name="player"))
-    codec: Any = field(
+    codec_quality: Any = field(
         default_factory=lambda: SimpleNamespace(
             format=SimpleNamespace(frame_rate=50.0, cardinality=4),
             spec=SimpleNamespace(sample_rate=RATE, channels=1),
@@ -124,7 +124,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (report, codec):
+    for module in (report, codec_quality):
         monkeypatch.setattr(module, "load_estimators", Oracle)
 
 
@@ -245,7 +245,7 @@ def test_data_without_truth_is_an_error(tmp_path):
 
 def test_a_perfect_codec_keeps_everything(corpus, tmp_path):
     system = player(corpus)
-    found = codec.evaluate_codec(cast(System, system), corpus, out=tmp_path / "codec", clips=20)
+    found = codec_quality.evaluate_codec(cast(System, system), corpus, out=tmp_path / "codec", clips=20)
     assert found.retained["tempo"] == found.retained["key"] == found.retained["family"] == 1
     assert found.mel == 0 and found.si_sdr > 60
     assert sum(family.clips for family in found.families.values()) == 20
@@ -257,7 +257,7 @@ def test_codebook_use_and_perplexity_by_hand(corpus):
     system = player(corpus)
     system.codec.encode = lambda audio: Codes(ids)
     system.codec.decode = lambda codes: Audio(torch.zeros(1, 1, RATE), RATE)
-    found = codec.evaluate_codec(cast(System, system), corpus, clips=5)
+    found = codec_quality.evaluate_codec(cast(System, system), corpus, clips=5)
     assert found.use == [1.0, 0.25]
     assert found.perplexity == pytest.approx([4.0, 1.0])
     assert not found.passed["use"] and not found.passed["tempo"]

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from cadenza.dsp.audio import Audio, load_audio
-from cadenza.evaluation.estimates import Estimate
-from cadenza.evaluation.estimators import load_estimators
-from cadenza.evaluation.features import dominant_pitch_class, extract_features
-from cadenza.evaluation.rhythm import onset_strength, pick_onsets, track_beats
-from cadenza.evaluation.soundness import last_sound_seconds
+from cadenza.evaluation.audio_health import last_sound_seconds
+from cadenza.evaluation.estimator_net import dominant_pitch_class, extract_features
+from cadenza.evaluation.estimators import Estimate, load_estimators
+from cadenza.evaluation.music_metrics import onset_strength, pick_onsets, track_beats
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators"
 RATE = 24000

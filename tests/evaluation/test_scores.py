@@ -11,10 +11,10 @@ import torch
 from cadenza.core.errors import RequestError
 from cadenza.data.manifest import ManifestClip
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.estimates import Estimate
-from cadenza.evaluation.scores import control_effects, score_settings
+from cadenza.evaluation.adherence import control_effects, score_settings
+from cadenza.evaluation.estimators import Estimate
 from cadenza.evaluation.settings import EvaluationSet, Reference, setting_without, settings
-from cadenza.evaluation.wishes import AttributeTargets
+from cadenza.evaluation.targets import AttributeTargets
 
 FAMILIES = ("piano", "strings")
 CONTROLS = ["prompt", "tempo", "key", "chords", "melody"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.soundness import audio_health, longest_gap
+from cadenza.evaluation.audio_health import audio_health, longest_gap
 
 RATE = 24000
 

@@ -6,7 +6,15 @@ import mir_eval
 import numpy as np
 import pytest
 
-from cadenza.evaluation.timed import BEAT, ONSET, ChordTimeline, chart_iou, events_f1, majmin_accuracy, pitch_class_cosine
+from cadenza.evaluation.music_metrics import (
+    BEAT,
+    ONSET,
+    ChordTimeline,
+    chart_iou,
+    events_f1,
+    majmin_accuracy,
+    pitch_class_cosine,
+)
 
 ROOTS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 QUALITIES = ("maj", "min", "7", "maj7", "min7", "dim", "hdim7", "sus4", "9", "maj6")

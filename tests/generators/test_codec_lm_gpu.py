@@ -10,7 +10,7 @@ from torch import Tensor
 from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.graphs import CUDAGraphCapturer, GraphCache
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache
 from cadenza.samplers.tokens import TokenSampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")

@@ -24,10 +24,10 @@ from cadenza.core.types import (
 )
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn import span
-from cadenza.nn.graphs import GraphCache, GraphCapturer, iter_tensors
+from cadenza.nn import kv_cache
+from cadenza.nn.cuda_graphs import GraphCache, GraphCapturer, iter_tensors
 from cadenza.nn.patterns import Delay, MusicLM, Parallel, Unroll
-from cadenza.nn.quantized import quantize_linears
+from cadenza.nn.weight_quantization import quantize_linears
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system import windows
 
@@ -39,7 +39,7 @@ FRAMES = 40
 
 @pytest.fixture(autouse=True)
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(span, "BUCKET", 16)
+    monkeypatch.setattr(kv_cache, "BUCKET", 16)
 
 
 def model(widths: Any = WIDTHS, **fields: Any) -> CodecLM:
@@ -157,7 +157,7 @@ def test_quantised_weights_can_be_recorded(kind: Any, monkeypatch: pytest.Monkey
     """As they are computed with on a GPU, where no kernel of ours is: written out for each product."""
     generator = model({"cross": 32}, width=64, mlp_ratio=1)
     quantize_linears(generator, kind)
-    monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "as on a GPU")
+    monkeypatch.setattr("cadenza.nn.weight_quantization.obstacle", lambda: "as on a GPU")
     monkeypatch.setattr("cadenza.generators.codec_lm.widened", lambda module: module)
     monkeypatch.setattr("cadenza.generators.codec_lm.QuantizedLinear", type(None))  # which the walk of a CPU looks for
     tokens = MaskedSequence(

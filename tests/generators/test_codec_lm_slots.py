@@ -93,7 +93,9 @@ def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytes
     generator = model(max_frames=FRAMES)
     generator.quantize("int8")
     plan = GenerationInputs(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
-    monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "numba is not installed; pip install 'cadenza[fast]'")
+    monkeypatch.setattr(
+        "cadenza.nn.weight_quantization.obstacle", lambda: "numba is not installed; pip install 'cadenza[fast]'"
+    )
     with pytest.warns(UserWarning, match=r"int8 weights are computed with as float32.*numba is not installed; pip install"):
         out = generator.generate([GuidanceBranch(1.0, everything())], plan).data
     sequence, given, inside = read(generator, out, everything())

@@ -3,8 +3,8 @@
 import pytest
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.audiocraft_fuser import convert_fuser
-from cadenza.importers.section import ConfigReader
+from cadenza.importers.audiocraft_conditioners import convert_fuser
+from cadenza.importers.base import ConfigReader
 from cadenza.system.spec import FusionSpec
 
 NAMES = {"description": "prompt", "genre": "genre", "self_wav": "melody"}

@@ -9,7 +9,7 @@ from foreign import audiocraft_folder, musicgen_folder
 
 import cadenza
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.licence import model_card_for
+from cadenza.importers.license import model_card_for
 
 
 def touch(path: Path, text: str = "") -> Path:

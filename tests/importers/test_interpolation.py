@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.interpolation import InterpolatedConfig
+from cadenza.importers.audiocraft_package import InterpolatedConfig
 
 TEXT = """
 rate: 32000

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.importers import encodec, text_encoder
+from cadenza.core.checkpoint import strip_prefix
+from cadenza.importers import encodec, musicgen
 from cadenza.importers.audiocraft import rename_to_transformers
-from cadenza.importers.audiocraft_text import convert_conditioner_weights
-from cadenza.importers.layout import compare, expected_state_dict, musicgen_key_map
-from cadenza.importers.published import CODECS, MERT, MODELS, TEXTS, LMGeometry
-from cadenza.importers.weights import strip_prefix
+from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights
+from cadenza.importers.base import compare, expected_state_dict, musicgen_key_map
+from cadenza.importers.catalog import CODECS, MERT, MODELS, TEXTS, LMGeometry
 from cadenza.system.spec import SystemSpec
 
 LANGUAGES = {name: model for name, model in MODELS.items() if model.language}
@@ -167,7 +167,7 @@ def test_transformers_weights_have_their_places(name: str) -> None:
     wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
     layout = musicgen_key_map(language.depth, language.codebooks, cross=not language.audio_condition)
     compare(strip_prefix(state, "decoder."), layout.shapes(strip_prefix(wanted, "generator.")), source=name)
-    text_encoder.check_t5_weights(strip_prefix(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
+    musicgen.check_t5_weights(strip_prefix(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
     for part_name, prefix in (("prompt", "enc_to_dec_proj."), ("melody", "audio_enc_to_dec_proj.")):
         bridge = {key: x.shape for key, x in strip_prefix(wanted, f"conditioners.{part_name}.out.").items()}
         compare(strip_prefix(state, prefix), bridge, source=name)

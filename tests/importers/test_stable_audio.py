@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.codecs.oobleck import OobleckSpec
+from cadenza.codecs.oobleck_vae import OobleckSpec
 from cadenza.conditioners.base import ConditionerSet
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.core.errors import CheckpointError

@@ -15,7 +15,7 @@ from transformers import HubertConfig, HubertModel
 import cadenza
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
-from cadenza.nn.positions import sinusoidal_embedding
+from cadenza.nn.rope import sinusoidal_embedding
 
 STEM = "condition_provider.conditioners.self_wav."
 STYLE = {

@@ -4,7 +4,7 @@ from collections import Counter
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from cadenza.nn.bpe import BYTES, BPETokenizer, train_bpe
+from cadenza.nn.tokenizers import BYTES, BPETokenizer, train_bpe
 
 WORDS = "piano pianos pianist pine pipe organ organic violin violins viola bass bassoon brass drums drum drumming".split()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cadenza.nn.chunks import ChunkedStream, ChunkLayout, OverlapAdder, overlap_add
+from cadenza.nn.streaming import ChunkedStream, ChunkLayout, OverlapAdder, overlap_add
 
 
 def test_a_chunk_begins_at_every_stride_while_samples_are_left() -> None:

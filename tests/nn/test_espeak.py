@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.espeak import phonemize
+from cadenza.nn.phonemize import phonemize
 
 
 def alone(text: str, language: str) -> str:

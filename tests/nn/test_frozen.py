@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from cadenza.core import weights
+from cadenza.core import checkpoint
+from cadenza.core.checkpoint import LazyTensor
 from cadenza.core.errors import CheckpointError
-from cadenza.core.weights import LazyTensor
 from cadenza.nn.frozen import load_weights_streaming
-from cadenza.nn.quantized import QuantizedLinear
+from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.t5 import T5Config, T5Encoder
-from cadenza.nn.unfilled import init_empty_weights
+from cadenza.nn.weight_quantization import QuantizedLinear
 
 SIZES = T5Config(vocabulary=2000, width=36, hidden=150, depth=2, heads=3, head=10)
 
@@ -31,7 +31,7 @@ def stored() -> tuple[T5Encoder, dict[str, LazyTensor], list[int]]:
 
 
 def test_the_whole_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "PIECE", 1000)
+    monkeypatch.setattr(checkpoint, "PIECE", 1000)
     network, records, read = stored()
     with init_empty_weights():
         made = T5Encoder(SIZES).to(torch.bfloat16)
@@ -43,7 +43,7 @@ def test_the_whole_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_narrow_layers_are_those_of_the_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "PIECE", 1000)
+    monkeypatch.setattr(checkpoint, "PIECE", 1000)
     network, records, _ = stored()
     with init_empty_weights():
         made = T5Encoder(SIZES)

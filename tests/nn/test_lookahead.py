@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cadenza.nn.conv import ConvConfig
-from cadenza.nn.lookahead import LookaheadStream, ReceptiveField
 from cadenza.nn.seanet import Decoder, SeanetConfig
+from cadenza.nn.streaming import LookaheadStream, ReceptiveField
 
 
 def shape(**changes: object) -> SeanetConfig:

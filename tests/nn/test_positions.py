@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from cadenza.nn.positions import apply_rotary, rotary_table, sinusoidal_embedding
+from cadenza.nn.rope import apply_rotary, rotary_table, sinusoidal_embedding
 
 
 def test_sinusoids_are_audiocrafts(kit: Callable[[str], Path]) -> None:

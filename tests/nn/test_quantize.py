@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from cadenza.nn.quantize import Codebook, ResidualVectorQuantizer
+from cadenza.nn.vector_quantize import Codebook, ResidualVectorQuantizer
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.native import cpu_kernel_unavailable_reason
-from cadenza.nn.quantized import (
+from cadenza.nn.kernels import cpu_kernel_unavailable_reason
+from cadenza.nn.weight_quantization import (
     KINDS,
     QuantizedLinear,
     QuantizedLSTM,
@@ -135,7 +135,7 @@ def test_an_lstm_is_that_of_its_weights_written_out(compiled: bool, monkeypatch:
         wide.all_weights[layer][0].copy_(inward.dequantize())
         wide.all_weights[layer][1].copy_(again.dequantize())
     if not compiled:
-        monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "it is not there")
+        monkeypatch.setattr("cadenza.nn.weight_quantization.obstacle", lambda: "it is not there")
     wanted, ends = wide(x)
     got, found = made(x)
     torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from cadenza.nn.resize import resample_sequence
+from cadenza.nn.conditioning import resample_sequence
 
 
 @pytest.mark.parametrize("mode", ["linear", "nearest"])

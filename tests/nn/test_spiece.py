@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers.utils import sentencepiece_model_pb2_new as spm
 
-from cadenza.nn.spiece import load_sentencepiece
+from cadenza.nn.tokenizers import load_sentencepiece
 
 PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁drum", -3.0), ("s", -2.5), ("d", -4.0), ("rum", -3.5)]
 PIECES += [("▁très", -5.0), ("ü", -6.0)]

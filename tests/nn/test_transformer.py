@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from cadenza.core.types import MaskedSequence
 from cadenza.nn.attention import CrossAttention, SelfAttention, attention, decode_step_mask, prefix_causal_mask
-from cadenza.nn.positions import rotary_table
-from cadenza.nn.span import PositionRange
+from cadenza.nn.kv_cache import PositionRange
+from cadenza.nn.rope import rotary_table
 from cadenza.nn.transformer import Transformer, dropout
 
 DIM, HEADS = 16, 4

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from cadenza.nn.unfilled import init_empty_weights
+from cadenza.nn.meta_init import init_empty_weights
 
 
 def _divided(*_: int) -> nn.Module:

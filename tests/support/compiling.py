@@ -11,8 +11,8 @@ from torch import nn
 from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLMSpec
-from cadenza.nn import span
-from cadenza.nn.graphs import GraphCache, GraphCapturer
+from cadenza.nn import kv_cache
+from cadenza.nn.cuda_graphs import GraphCache, GraphCapturer
 from cadenza.samplers.tokens import TokenSampling
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     def compile_whole(block: nn.Module) -> None:
         block._compiled_call_impl = torch.compile(block._call_impl, backend=backend, fullgraph=True)
 
-    with patch.object(span, "BUCKET", 16), patch("cadenza.generators.codec_lm.packed", lambda module, _: module):
+    with patch.object(kv_cache, "BUCKET", 16), patch("cadenza.generators.codec_lm.packed", lambda module, _: module):
         want = generator.generate(branches, plan).data
         generator.graphs = GraphCache(lambda _: Python())
         with patch.object(nn.Module, "compile", compile_whole):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cadenza.nn.graphs import GraphCapturer
+from cadenza.nn.cuda_graphs import GraphCapturer
 
 WAITS = {
     *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "unique2", "bincount"),

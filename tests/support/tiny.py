@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from cadenza.core.types import Codes
-from cadenza.system.card import ModelCard
 from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 
 TINY: dict[str, Any] = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import tiny_system
 
-from cadenza.system.ahead import Prefetcher
+from cadenza.system.prefetch import Prefetcher
 
 
 class Chunk:
@@ -147,7 +147,7 @@ def test_a_signal_reaches_a_consumer_that_waits() -> None:
     """Ctrl-C while nothing has come yet, and the end of a program that has forgotten its stream."""
     code = """
 import itertools, os, signal, sys, threading, time
-from cadenza.system.ahead import Ahead
+from cadenza.system.prefetch import Ahead
 def slow():
     yield 0
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()

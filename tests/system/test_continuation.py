@@ -7,7 +7,7 @@ from tiny import tiny_system
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio
-from cadenza.system.codes import save_codes
+from cadenza.system.codes_io import save_codes
 from cadenza.system.request import Request
 from cadenza.system.system import System
 

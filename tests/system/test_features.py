@@ -18,7 +18,7 @@ from cadenza.conditioners.t5 import T5Spec
 from cadenza.conditioners.text import TextSpec
 from cadenza.core.errors import DataError
 from cadenza.dsp.audio import Audio
-from cadenza.system.features import FeatureCache, cache_dir, open_cache
+from cadenza.system.feature_cache import FeatureCache, cache_dir, open_cache
 
 TEXTS = ["slow piano", "drums", "a choir of many voices, 90 bpm"]
 FORK = multiprocessing.get_context("fork")

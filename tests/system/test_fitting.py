@@ -9,9 +9,8 @@ from tiny import tiny_system
 from cadenza.core.errors import RequestError
 from cadenza.core.memory import parse_bytes
 from cadenza.system import system as home
-from cadenza.system.fitting import SPARE, plan_within_memory, split_request
-from cadenza.system.forecast import BatchPlan, GenerationJob, estimate_memory
 from cadenza.system.outline import estimator_for_unloaded
+from cadenza.system.planner import SPARE, BatchPlan, GenerationJob, estimate_memory, plan_within_memory, split_request
 from cadenza.system.request import Request
 
 MIB = 2**20

@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cadenza.codecs.encodec import EncodecSpec
-from cadenza.codecs.oobleck import OobleckSpec
+from cadenza.codecs.oobleck_vae import OobleckSpec
 from cadenza.core.types import Codes, Latents
-from cadenza.nn import packed as packing
-from cadenza.nn.cache import KVCache
-from cadenza.system.forecast import BatchPlan, GenerationJob, estimate_memory
+from cadenza.nn import weight_quantization as packing
+from cadenza.nn.kv_cache import KVCache
 from cadenza.system.outline import build_on_meta
+from cadenza.system.planner import BatchPlan, GenerationJob, estimate_memory
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 

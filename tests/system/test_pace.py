@@ -8,8 +8,8 @@ import torch
 from tiny import tiny_system
 
 from cadenza.system import pace as home
-from cadenza.system.forecast import BatchPlan, GenerationJob
 from cadenza.system.pace import SpeedEstimate, estimate_seconds, measured, pace
+from cadenza.system.planner import BatchPlan, GenerationJob
 from cadenza.system.request import Request
 
 FRAMES = ((50.0, 0.011), (150.0, 0.013), (250.0, 0.019))  # flat for a while, then steeper

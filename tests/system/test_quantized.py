@@ -9,7 +9,7 @@ from tiny import TINY, tiny_system
 
 from cadenza.apps.api import load
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.quantized import check_device_supports
+from cadenza.nn.weight_quantization import check_device_supports
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 

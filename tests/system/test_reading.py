@@ -7,7 +7,7 @@ import pytest
 
 from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import SpecError
-from cadenza.system.reading import PromptPattern, extract_prompt_values
+from cadenza.system.prompt_patterns import PromptPattern, extract_prompt_values
 from cadenza.system.spec import SystemSpec
 from cadenza.training.config import TrainingConfig
 

@@ -12,7 +12,7 @@ from tiny import TINY, lively
 
 from cadenza.codecs.base import BufferingDecoder
 from cadenza.core.types import Codes
-from cadenza.system.ahead import Prefetcher
+from cadenza.system.prefetch import Prefetcher
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -94,7 +94,7 @@ MEMORY = """
 import sys
 import psutil, torch
 torch.set_num_threads(1)
-from cadenza.system.ahead import Ahead
+from cadenza.system.prefetch import Ahead
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 

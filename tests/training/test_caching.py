@@ -15,10 +15,10 @@ from cadenza.apps.api import load
 from cadenza.apps.cli.main import main
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.core.errors import DataError
-from cadenza.system.features import FeatureCache
+from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
-from cadenza.training.caching import precompute_features
+from cadenza.training.precompute import precompute_features
 from cadenza.training.trainer import Trainer
 
 

@@ -14,7 +14,7 @@ from transformers import EncodecConfig
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.t5 import T5Spec
-from cadenza.data.music import PromptMixer
+from cadenza.data.music_metadata import PromptMixer
 from cadenza.dsp.audio import Audio
 from cadenza.importers import encodec
 from cadenza.system.spec import SystemSpec

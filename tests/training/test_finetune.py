@@ -10,7 +10,7 @@ from tiny import tiny_system
 
 from cadenza.core.errors import TrainingError
 from cadenza.dsp.audio import Audio
-from cadenza.system.card import ModelCard
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 from cadenza.training.config import TrainingConfig
 from cadenza.training.finetune import finetune, finetune_config

@@ -16,8 +16,8 @@ from training_toys import train
 
 from cadenza.core.errors import TrainingError
 from cadenza.dsp.audio import Audio
-from cadenza.training import samples
-from cadenza.training.log import ProgressPrinter, RunLogger
+from cadenza.training import loggers
+from cadenza.training.loggers import ProgressPrinter, RunLogger
 
 
 def test_reopened_at_a_step_it_forgets_what_came_after(tmp_path: Path) -> None:
@@ -86,13 +86,13 @@ def test_samples_are_the_sound_and_a_picture_of_it(tmp_path: Path) -> None:
     t = torch.arange(8000) / 8000
     tone = torch.sin(2 * torch.pi * 1000 * t)[None, None] * 0.5
     pair = Audio(torch.cat([tone, tone / 2]), 8000, torch.tensor([8000, 4000]))
-    written = samples.save_samples(tmp_path / "deep/er", "tone", pair)
+    written = loggers.save_samples(tmp_path / "deep/er", "tone", pair)
     assert [name for name, _, _ in written] == ["tone-1", "tone-2"]
     wave, rate = soundfile.read(tmp_path / "deep/er/tone-2.wav")
     assert rate == 8000 and len(wave) == 4000 and abs(wave - tone[0, 0, :4000].numpy() / 2).max() < 1e-4
     long, short = (imread(tmp_path / f"deep/er/{name}.png") for name in ("tone-1", "tone-2"))
     assert long.shape == short.shape and not (long == short).all()  # one lasts twice as long; dsp tests what is drawn
-    samples.save_samples(tmp_path, "silence", Audio(torch.zeros(1, 1, 10), 8000))
+    loggers.save_samples(tmp_path, "silence", Audio(torch.zeros(1, 1, 10), 8000))
 
 
 def test_the_line_for_the_eye(capfd: pytest.CaptureFixture[str]) -> None:

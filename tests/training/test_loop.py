@@ -10,7 +10,7 @@ import torch
 from training_toys import GanTask, Net, Order, Points, ToyBatches, codec_losses, collate, config, critic_losses, train
 
 from cadenza.core.errors import SpecError, TrainingError
-from cadenza.training.engine import DistributedContext
+from cadenza.training.distributed import DistributedContext
 from cadenza.training.loop import TrainingData, TrainingLoop
 
 

@@ -8,8 +8,7 @@ from torch import nn
 from training_toys import config
 
 from cadenza.core.errors import TrainingError
-from cadenza.training.ema import EMA
-from cadenza.training.optim import build_optimizers, lr_multiplier, weight_decay_groups
+from cadenza.training.optim import EMA, build_optimizers, lr_multiplier, weight_decay_groups
 
 
 def test_only_matrices_decay() -> None:

@@ -12,9 +12,9 @@ import torch
 
 from cadenza.core.errors import TrainingError
 from cadenza.data.manifest import Manifest, scan_folder
-from cadenza.data.music import PromptMixer
-from cadenza.data.shards import write_shards
-from cadenza.dsp import files
+from cadenza.data.music_metadata import PromptMixer
+from cadenza.data.webdataset import write_shards
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import load_audio
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "audio").mkdir()
     for i in range(8):
         wave = 0.3 * np.sin(np.arange(RATE // 2) * (0.1 + i / 50))
-        files.write(tmp_path / f"audio/{i}.wav", wave.astype(np.float32)[:, None], RATE)
+        audio_io.write(tmp_path / f"audio/{i}.wav", wave.astype(np.float32)[:, None], RATE)
         (tmp_path / f"audio/{i}.json").write_text(json.dumps({"description": f"tone {i}", "bpm": 100 + i}))
     return tmp_path / "audio"
 

@@ -12,10 +12,10 @@ import torch
 from test_loop import lines
 
 from cadenza.core.errors import SpecError, TrainingError
-from cadenza.data.encode import encode_dataset
-from cadenza.data.source import load_manifest
-from cadenza.system.card import ModelCard
+from cadenza.data.encoded_store import encode_dataset
+from cadenza.data.sources import load_manifest
 from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 from cadenza.training.config import TrainingConfig, resolve_config
 from cadenza.training.trainer import Trainer

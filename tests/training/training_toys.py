@@ -17,7 +17,7 @@ from cadenza.core.types import FrameFormat
 from cadenza.data.loader import ignore_stop_signals
 from cadenza.dsp.audio import Audio
 from cadenza.training.config import TrainingConfig
-from cadenza.training.engine import DistributedContext
+from cadenza.training.distributed import DistributedContext
 from cadenza.training.loop import TrainingData, TrainingLoop, TrainingResult
 from cadenza.training.tasks.base import StepContext, Task, TaskSpec
 

@@ -10,14 +10,14 @@ import torch
 from cadenza.core.device import Precision, select_device
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import did_you_mean
-from cadenza.nn.native import cpu_kernel_unavailable_reason
-from cadenza.nn.quantized import Kind, check_device_supports
+from cadenza.nn.kernels import cpu_kernel_unavailable_reason
+from cadenza.nn.weight_quantization import Kind, check_device_supports
 from cadenza.system import store
-from cadenza.system.features import PLACE, FeatureCache, cache_dir
+from cadenza.system.feature_cache import PLACE, FeatureCache, cache_dir
 from cadenza.system.system import System
 
 if TYPE_CHECKING:
-    from cadenza.importers.model import ForeignModel
+    from cadenza.importers.base import ForeignModel
 
 BUNDLED = Path(__file__).parents[1] / "bundled"  # systems that come with the package
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -63,18 +63,19 @@ def resolve(name: str | Path) -> "Path | ForeignModel":
         return path
     if str(name) in list_bundled():
         return BUNDLED / str(name)
-    from cadenza.importers import foreign, hub
-    from cadenza.importers.published import MODELS
+    from cadenza.core import hub
+    from cadenza.importers import detect
+    from cadenza.importers.catalog import MODELS
 
     if path.is_dir():
-        return foreign.detect_model(path)
+        return detect.detect_model(path)
     if path.is_file():
-        raise foreign.single_file_error(path)
+        raise detect.single_file_error(path)
     if not isinstance(name, Path) and _REPOSITORY.fullmatch(name) and (name in MODELS or not path.parent.is_dir()):
         folder = hub.download_snapshot(name)
         if (folder / store.SPEC).exists():
             return folder
-        return foreign.detect_model(folder, name=name.partition("@")[0])
+        return detect.detect_model(folder, name=name.partition("@")[0])
     raise CheckpointError(_nowhere(str(name)))
 
 
@@ -84,7 +85,7 @@ def list_bundled() -> list[str]:
 
 
 def _nowhere(name: str) -> str:
-    from cadenza.importers.published import MODELS
+    from cadenza.importers.catalog import MODELS
 
     released = [model for model in MODELS if model.rpartition("/")[2] == name]
     if released:

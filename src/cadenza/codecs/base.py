@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.pretrained import ModelSource, check_state_dict
+from cadenza.core.hub import ModelSource, check_state_dict
 from cadenza.core.spec import RegisteredSpec
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn.conv import remove_weight_norm_
-from cadenza.nn.quantized import quantize_lstms
+from cadenza.nn.weight_quantization import quantize_lstms
 
 
 class CodecSpec(RegisteredSpec):

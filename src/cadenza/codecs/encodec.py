@@ -15,11 +15,9 @@ from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn import seanet
-from cadenza.nn.chunks import ChunkedStream, ChunkLayout, overlap_add
 from cadenza.nn.conv import ConvConfig, Norm, PadMode, StreamState, without_weight_norm
-from cadenza.nn.lookahead import LookaheadStream
-from cadenza.nn.quantize import ResidualVectorQuantizer
-from cadenza.nn.streams import BatchStream
+from cadenza.nn.streaming import BatchStream, ChunkedStream, ChunkLayout, LookaheadStream, overlap_add
+from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
 PIECE = 64  # frames decoded at a time
 Kind = TypeVar("Kind", bound=Hashable)

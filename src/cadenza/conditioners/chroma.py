@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.chroma import chroma_filters, chroma_frames, chromagram, one_hot_argmax
-from cadenza.dsp.hearing import load_condition_audio, silence
-from cadenza.dsp.stems import Separator
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
+from cadenza.dsp.spectral import chroma_filters, chroma_frames, chromagram, one_hot_argmax
+from cadenza.nn.demucs import Separator
 
 
 class ChromaSpec(ConditionerSpec):

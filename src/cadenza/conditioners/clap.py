@@ -20,12 +20,11 @@ from torch.nn import functional as F
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import load_condition_audio, silence
-from cadenza.dsp.logmel import LogMelFrontend
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
+from cadenza.dsp.spectral import LogMelFrontend
 from cadenza.nn.clap import COMPUTED, ClapTowers, build_clap, load_clap
 from cadenza.nn.frozen import FrozenEncoder, FrozenEncoderMixin
-from cadenza.nn.quantize import ResidualVectorQuantizer
+from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
 _TOKENIZER = "tokenizer.json"
 _SOUNDS = ("preprocessor_config.json", "processor_config.json")  # how sounds are prepared, in one of them

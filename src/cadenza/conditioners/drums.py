@@ -16,10 +16,9 @@ from cadenza.conditioners.base import CodecConditioner, FramewiseConditionerSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import MaskedSequence
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import load_condition_audio, silence
-from cadenza.dsp.onsets import detect_onsets
-from cadenza.dsp.scores import read_midi_drums
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
+from cadenza.dsp.midi import read_midi_drums
+from cadenza.dsp.pitch import detect_onsets
 
 _BANDS = {"kick": (20.0, 150.0), "snare": (150.0, 2500.0), "hat": (5000.0, 8000.0)}  # Hz in which each is heard
 _MIDI = {  # General MIDI drums of each kind

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.pretrained import ModelSource
+from cadenza.core.hub import ModelSource
 from cadenza.core.spec import Spec
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.nn.spiece import load_sentencepiece
-from cadenza.nn.words import MODEL, find_spacy_model, hash_to_row, spacy_tokens, split_normalized_words
+from cadenza.nn.tokenizers import MODEL, find_spacy_model, hash_to_row, load_sentencepiece, spacy_tokens, split_normalized_words
 
 _FILES = ("tokenizer.json", "spiece.model")  # which are read as they are; for others `transformers` knows rules
 _KEPT = "tokenizer.json"

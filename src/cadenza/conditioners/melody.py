@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec, PreparedInputs
 from cadenza.core.errors import RequestError
 from cadenza.core.types import MaskedSequence
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import load_condition_audio
+from cadenza.dsp.audio import Audio, load_condition_audio
+from cadenza.dsp.midi import read_midi_melody
 from cadenza.dsp.pitch import estimate_pitch, segment_notes
-from cadenza.dsp.scores import read_midi_melody
 
 _RATE = 16000  # at which singing is heard
 _REACH = 1.0  # seconds over which the times since and until a note's ends are told apart

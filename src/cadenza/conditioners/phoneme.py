@@ -15,8 +15,8 @@ from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInpu
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.nn.espeak import MARKS, phonemize
-from cadenza.nn.positions import sinusoidal_embedding
+from cadenza.nn.phonemize import MARKS, phonemize
+from cadenza.nn.rope import sinusoidal_embedding
 
 Vocabulary = Literal["ipa", "g2p_en"]
 

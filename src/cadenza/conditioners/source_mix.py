@@ -14,8 +14,7 @@ from cadenza.conditioners.base import CodecConditioner, CodecConditionerSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import Latents, MaskedSequence
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import load_condition_audio
+from cadenza.dsp.audio import Audio, load_condition_audio
 
 
 class SourceMixSpec(CodecConditionerSpec):

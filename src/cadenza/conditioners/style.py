@@ -17,12 +17,11 @@ from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import load_condition_audio, silence
-from cadenza.nn.bottleneck import VariableRVQ
-from cadenza.nn.listener import HubertEncoder
-from cadenza.nn.positions import sinusoidal_embedding
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
+from cadenza.nn.hubert import HubertEncoder
+from cadenza.nn.rope import sinusoidal_embedding
 from cadenza.nn.transformer import Block
+from cadenza.nn.vector_quantize import VariableRVQ
 
 _LEAST = 0.1  # seconds: a shorter sound is followed by silence, so that there is a frame of it
 _KEYS = ("audio", "start", "seconds", "levels")

@@ -17,15 +17,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
+from cadenza.core.checkpoint import LazyTensor
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.core.weights import LazyTensor
 from cadenza.nn.frozen import FrozenEncoder, FrozenEncoderMixin, load_weights_streaming, quantize_on_meta
-from cadenza.nn.quantized import QuantizedLinear
-from cadenza.nn.spiece import load_sentencepiece
+from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.t5 import T5Config, T5Encoder
-from cadenza.nn.unfilled import init_empty_weights
-from cadenza.nn.words import lemmatize
+from cadenza.nn.tokenizers import lemmatize, load_sentencepiece
+from cadenza.nn.weight_quantization import QuantizedLinear
 
 _GEMMA = "t5gemma"  # arXiv:2504.06225
 _KINDS = ("t5", "mt5", "umt5", _GEMMA)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
 from cadenza.core.errors import RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.nn.bpe import BYTES, BPETokenizer, train_bpe
+from cadenza.nn.tokenizers import BYTES, BPETokenizer, train_bpe
 
 # each digit and each symbol is a word of its own; a run of letters is cut so that no word is slow to split
 _WORD = re.compile(r"\d|[^\W\d_]{1,32}|[^\w\s]|_")

@@ -15,8 +15,7 @@ from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.base import CodecConditioner, CodecConditionerSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Latents, MaskedSequence
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import load_condition_audio, silence
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
 
 
 class WaveformSpec(CodecConditionerSpec):

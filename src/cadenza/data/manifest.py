@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from cadenza.core.atomic import atomic_write
 from cadenza.core.errors import AudioError, DataError
-from cadenza.core.files import atomic_write
 from cadenza.data.items import ReadReport, ToItem, compose, select_holdout
-from cadenza.dsp import files
-from cadenza.dsp.sections import ByteRange
+from cadenza.dsp import audio_io
+from cadenza.dsp.byte_range import ByteRange
 
 FILE = "manifest.jsonl"
 _OWN = ("id", "audio", "seconds", "sample_rate", "channels")
@@ -31,11 +31,11 @@ class ManifestClip:
     inline: dict[str, Any]
     weight: float = 1.0  # how often it is drawn, beside others of its length; 0 is never
 
-    def info(self) -> files.AudioFileInfo:
+    def info(self) -> audio_io.AudioFileInfo:
         """Rate, channels and length, from the manifest where it says them."""
         if self.seconds is None or self.sample_rate is None or self.channels is None:
-            return files.probe(self.audio)
-        return files.AudioFileInfo(self.sample_rate, self.channels, round(self.seconds * self.sample_rate))
+            return audio_io.probe(self.audio)
+        return audio_io.AudioFileInfo(self.sample_rate, self.channels, round(self.seconds * self.sample_rate))
 
     def metadata(self) -> dict[str, Any]:
         """What is known of the clip: its sidecars, then what the manifest says, which counts more."""
@@ -109,7 +109,7 @@ def scan_folder(folder: str | Path) -> tuple[Manifest, ReadReport]:
     for path in list_audio_files(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
-            header = files.probe(path)
+            header = audio_io.probe(path)
             read_sidecars(path)
         except (AudioError, DataError) as error:
             report.add_broken(path.relative_to(folder).as_posix(), str(error))
@@ -118,7 +118,7 @@ def scan_folder(folder: str | Path) -> tuple[Manifest, ReadReport]:
     check_unique_ids(clips, str(folder))
     report.read = len(clips)
     if not clips:
-        raise DataError(f"{folder}: no usable audio ({', '.join(files.SUFFIXES)}) in it: {report}")
+        raise DataError(f"{folder}: no usable audio ({', '.join(audio_io.SUFFIXES)}) in it: {report}")
     return Manifest(folder, clips), report
 
 
@@ -153,7 +153,7 @@ def list_audio_files(folder: Path) -> list[Path]:
     found = []
     for place, inner, names in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        found += [Path(place, n) for n in names if Path(n).suffix.lower() in files.SUFFIXES and not n.startswith(".")]
+        found += [Path(place, n) for n in names if Path(n).suffix.lower() in audio_io.SUFFIXES and not n.startswith(".")]
     return sorted(found)
 
 
@@ -164,7 +164,7 @@ def _clip(path: Path, number: int, line: str) -> ManifestClip:
         raise DataError(f"{path}:{number}: not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("audio"), str):
         foreign = isinstance(data, dict) and "path" in data
-        hint = "; read AudioCraft's manifests with cadenza.data.audiocraft" if foreign else ""
+        hint = "; read AudioCraft's manifests with cadenza.data.audiocraft_manifest" if foreign else ""
         raise DataError(f'{path}:{number}: a line must be a mapping with the path of its "audio"{hint}')
     for key, kinds in {"seconds": (int, float), "sample_rate": (int,), "channels": (int,)}.items():
         if data.get(key) is not None and (not isinstance(data[key], kinds) or not 0 < data[key] < math.inf):

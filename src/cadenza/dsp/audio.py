@@ -1,18 +1,40 @@
-"""Audio: waves of a batch of clips with their true lengths."""
+"""Resampling at file boundaries: soxr at high quality on the host."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cadenza.core.errors import AudioError
-from cadenza.dsp import files
-from cadenza.dsp.resample import resample
-from cadenza.dsp.sections import Place
+from cadenza.core.errors import AudioError, RequestError
+from cadenza.dsp import audio_io
+from cadenza.dsp.byte_range import Place
+
+
+def resampled_length(samples: int, before: int, after: int) -> int:
+    """How many samples `samples` at rate `before` become at rate `after`: the exact quotient, rounded up."""
+    return -(-samples * after // before)
+
+
+def resample(wave: Float[Tensor, "*rest t"], before: int, after: int) -> Float[Tensor, "*rest u"]:
+    """The same sound at rate `after`, with exactly `ceil(t * after / before)` samples; carries no gradient."""
+    import soxr
+
+    if before <= 0 or after <= 0:
+        raise AudioError(f"resample: cannot go from {before} Hz to {after} Hz; sample rates are positive")
+    if before == after or wave.numel() == 0:
+        return wave if before == after else wave.new_zeros(*wave.shape[:-1], resampled_length(wave.shape[-1], before, after))
+    wanted = resampled_length(wave.shape[-1], before, after)
+    rows = wave.detach().to("cpu", torch.float32).reshape(-1, wave.shape[-1]).numpy()
+    out = np.zeros((len(rows), wanted), dtype=np.float32)
+    for row, target in zip(rows, out, strict=True):
+        made = soxr.resample(row, before, after, quality="HQ")[:wanted]
+        target[: len(made)] = made
+    return torch.from_numpy(out).reshape(*wave.shape[:-1], wanted).to(wave.device, wave.dtype)
 
 
 @dataclass(frozen=True)
@@ -74,11 +96,38 @@ class Audio:
         path = Path(path)
         paths = [path] if len(self) == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(self))]
         for clip, target in zip(self, paths, strict=True):
-            files.write(target, clip.wave[0].detach().float().cpu().numpy().T, self.sample_rate, tags=tags, subtype=subtype)
+            audio_io.write(target, clip.wave[0].detach().float().cpu().numpy().T, self.sample_rate, tags=tags, subtype=subtype)
         return paths
 
 
 def load_audio(path: Place, start: int = 0, frames: int | None = None) -> Audio:
     """An audio file, or `frames` samples of it from `start`, as a batch of one clip."""
-    samples, sample_rate = files.read(path, start, frames)
+    samples, sample_rate = audio_io.read(path, start, frames)
     return Audio(torch.from_numpy(samples.T.copy())[None], sample_rate)
+
+
+def load_condition_audio(values: Sequence[Any], sample_rate: int, *, channels: int = 1) -> Audio:
+    """Values, each Audio of one clip or the path of a file, as one batch; RequestError says what cannot be heard."""
+    return Audio.pad_and_stack([_one(value).resample(sample_rate).to_channels(channels) for value in values])
+
+
+def silence(sample_rate: int, *, samples: int = 1) -> Audio:
+    """What stands in for a sound that is absent: `samples` zeros."""
+    return Audio(torch.zeros(1, 1, samples), sample_rate)
+
+
+def _one(value: Any) -> Audio:
+    if isinstance(value, str | Path):
+        try:
+            value = load_audio(value)
+        except AudioError as error:
+            raise RequestError(str(error)) from None
+    if not isinstance(value, Audio):
+        raise RequestError(f"a sound is Audio or the path of an audio file, not {type(value).__name__}")
+    if len(value) != 1:
+        raise RequestError(f"one clip is needed for each item, and this Audio holds {len(value)}; give one each")
+    if int(value.lengths) == 0:
+        raise RequestError("the sound has no samples; give one that lasts, or leave it out")
+    if not bool(torch.isfinite(value.wave).all()):
+        raise RequestError("the sound holds samples that are not finite; write it anew")
+    return value

@@ -1,10 +1,13 @@
 """Integrated loudness after ITU-R BS.1770-4, and setting it without going over a peak."""
 
 import math
+import warnings
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from cadenza.dsp.audio import Audio
 
 BLOCK, STEP = 0.4, 0.1  # seconds of a gating block, and from one to the next
 ABSOLUTE, RELATIVE = -70.0, -10.0  # the two gates: LUFS, and LU below what passes the first
@@ -75,3 +78,15 @@ def _filter(wave: Tensor, sample_rate: int) -> Tensor:
     size = 1 << (wave.shape[-1] + round(_RUN_IN * sample_rate) - 1).bit_length()
     numerators, denominators = (torch.fft.rfft(x, size) for x in k_weighting(sample_rate))
     return torch.fft.irfft(torch.fft.rfft(wave, size) * (numerators / denominators).prod(0), size)[:, : wave.shape[-1]]
+
+
+def normalize_loudness(audio: Audio, lufs: float) -> Audio:
+    """Each clip at `lufs`, or, with a warning, as near below it as its peaks allow; silence stays silence."""
+    clips = []
+    for i, clip in enumerate(audio):
+        wave = normalize(clip.wave[0].float(), clip.sample_rate, lufs)
+        reached = loudness(wave, clip.sample_rate)
+        if -70 < reached < lufs - 0.1:
+            warnings.warn(f"clip {i + 1} stays at {reached:.1f} LUFS: {lufs:g} would clip its peaks", stacklevel=3)
+        clips.append(Audio(wave[None].to(audio.wave), clip.sample_rate))
+    return Audio.pad_and_stack(clips)

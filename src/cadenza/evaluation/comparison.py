@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cadenza.evaluation.adherence import Interval, paired_difference
-from cadenza.evaluation.scores import AttributeResult, Heard
+from cadenza.evaluation.adherence import AttributeResult, Heard, Interval, paired_difference
 from cadenza.evaluation.settings import ControlSetting
-from cadenza.evaluation.wishes import ATTRIBUTES
+from cadenza.evaluation.targets import ATTRIBUTES
 
 Gaps = dict[str, dict[str, Float[Tensor, "seeds n"]]]  # by setting and attribute
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.evaluation.features import LOWEST, PARTS, SEMITONES
+from cadenza.evaluation.estimator_net import LOWEST, PARTS, SEMITONES
 
 _FLOORS = (20.0, 0.25)  # what the logarithms of `features` multiply magnitudes by
 

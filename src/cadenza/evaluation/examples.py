@@ -13,7 +13,7 @@ from torch import Tensor
 from cadenza.core.errors import DataError
 from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.audio import load_audio
-from cadenza.evaluation.features import BAND_HOP, PITCH_HOP, EstimatorFeatures, extract_features
+from cadenza.evaluation.estimator_net import BAND_HOP, PITCH_HOP, EstimatorFeatures, extract_features
 from cadenza.evaluation.labels import ClipLabels, labels_from_sidecar
 
 _RATIO = PITCH_HOP // BAND_HOP

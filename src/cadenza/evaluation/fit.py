@@ -12,15 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.core.spec import Spec
-from cadenza.data.source import load_manifest
+from cadenza.data.sources import load_manifest
 from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
-from cadenza.evaluation.estimates import Estimate, accuracy, decode_outputs
-from cadenza.evaluation.estimators import AttributeEstimator, save_estimators
+from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI, EstimatorFeatures, EstimatorNet, EstimatorOutputs
+from cadenza.evaluation.estimators import AttributeEstimator, Estimate, accuracy, decode_outputs, save_estimators
 from cadenza.evaluation.examples import FeatureDataset, collate_features, load_features
-from cadenza.evaluation.features import EstimatorFeatures
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, ClipLabels
-from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI, EstimatorNet, EstimatorOutputs
-from cadenza.evaluation.write import json_safe
+from cadenza.evaluation.report_files import json_safe
 
 
 class EstimatorTrainingConfig(Spec):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cadenza.core.errors import DataError
 from cadenza.dsp.chords import parse_pitch_class
-from cadenza.evaluation.features import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
+from cadenza.evaluation.estimator_net import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
 
 UNKNOWN = -100  # a frame or clip without a truth: neither trained nor scored
 NO_CHORD, NO_MELODY = 24, SEMITONES

@@ -15,9 +15,9 @@ from cadenza.core.spec import did_you_mean
 from cadenza.data.items import select_holdout
 from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.audio import load_audio
+from cadenza.evaluation.estimator_net import dominant_pitch_class, extract_features
 from cadenza.evaluation.examples import labelled_clips
-from cadenza.evaluation.features import dominant_pitch_class, extract_features
-from cadenza.evaluation.wishes import (
+from cadenza.evaluation.targets import (
     AttributeTargets,
     handwritten_prompts,
     targets_from_caption,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import RegisteredSpec, Spec
 from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, Latents, Slot
-from cadenza.nn.quantized import Kind, quantize_linears
+from cadenza.nn.weight_quantization import Kind, quantize_linears
 
 
 class GeneratorSpec(RegisteredSpec):

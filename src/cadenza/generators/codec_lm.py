@@ -20,22 +20,18 @@ from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, Latents, Slot
 from cadenza.generators.base import BatchShape, GenerationInputs, Generator, GeneratorSpec, validate_known_prefix
 from cadenza.nn.attention import decode_step_mask, prefix_causal_mask
-from cadenza.nn.cache import KVCache
-from cadenza.nn.graphs import GraphCache, GraphRunner
-from cadenza.nn.native import single_torch_thread
-from cadenza.nn.packed import pack_linears
+from cadenza.nn.conditioning import ConditioningInputs, latest_predicted_frame
+from cadenza.nn.cuda_graphs import GraphCache, GraphRunner
+from cadenza.nn.kernels import single_torch_thread
+from cadenza.nn.kv_cache import KVCache, PositionRange, round_up_to_bucket
 from cadenza.nn.patterns import Delay, Pattern, PatternSpec, pad_frame_tables, pad_step_tables
-from cadenza.nn.quantized import QuantizedLinear, dequantized_if_unsupported
-from cadenza.nn.setting import ConditioningInputs
-from cadenza.nn.span import PositionRange, round_up_to_bucket
-from cadenza.nn.steps import latest_predicted_frame
 from cadenza.nn.transformer import Transformer
+from cadenza.nn.weight_quantization import QuantizedLinear, dequantized_if_unsupported, pack_linears
 from cadenza.samplers.guidance import GuidanceMixer, batch_branches, nonzero_branches
-from cadenza.samplers.tokens import TokenSampling, uniform_noise
-from cadenza.samplers.writing import DecodingBuffer
+from cadenza.samplers.tokens import DecodingBuffer, TokenSampling, uniform_noise
 
 if TYPE_CHECKING:
-    from cadenza.nn.native.decoding import QuantizedDecoder
+    from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
 
 BLOCK = 16  # steps between two looks at the host
 NOWHERE = 1 << 40  # stands for no frame where a frame's number is compared
@@ -353,7 +349,7 @@ class CodecLM(Generator):
         return _Group(branches, setting, cache)
 
     def _decoding(self, setting: ConditioningInputs, shape: tuple[int, int]) -> "QuantizedDecoder":
-        from cadenza.nn.native.decoding import QuantizedDecoder
+        from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
 
         parts = {name: getattr(setting, name) for name in ("valid", "rotation", "source", "styles")}
         return QuantizedDecoder(self.transformer, self.head, shape=shape, **parts)  # type: ignore[arg-type]

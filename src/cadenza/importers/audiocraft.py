@@ -9,19 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
+from cadenza.core.checkpoint import check_finite, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.audiocraft_text import convert_conditioner_weights, convert_conditioners
-from cadenza.importers.compression import CompressionModel, inner_encodec, keep_codebooks, load_compression_model
-from cadenza.importers.layout import expected_state_dict, musicgen_key_map
-from cadenza.importers.licence import model_card_for
-from cadenza.importers.model import ForeignModel
-from cadenza.importers.package import LM, AudiocraftPackage, load_package
-from cadenza.importers.section import ConfigReader
-from cadenza.importers.weights import check_finite, strip_prefix, to_float32_copy
+from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights, convert_conditioners
+from cadenza.importers.audiocraft_package import LM, AudiocraftPackage, load_package
+from cadenza.importers.base import ConfigReader, ForeignModel, expected_state_dict, musicgen_key_map
+from cadenza.importers.encodec import CompressionModel, inner_encodec, keep_codebooks, load_compression_model
+from cadenza.importers.license import model_card_for
 from cadenza.system import store
-from cadenza.system.card import ModelCard
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import SavedSystem
+from cadenza.system.store import ModelCard, SavedSystem
 
 # Of the whole config: what records how the model was trained, or how it was to be run. AudioCraft builds no model of these.
 _RECORD = frozenset(

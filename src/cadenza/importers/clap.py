@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cadenza.core.checkpoint import as_state_dict, check_finite, load_torch_file, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import ModelSource
-from cadenza.importers.layout import compare
-from cadenza.importers.weights import as_state_dict, check_finite, load_torch_file, to_float32_copy
+from cadenza.core.hub import ModelSource
+from cadenza.importers.base import compare
 from cadenza.nn.clap import COMPUTED
 
 _LEFT_OUT = (  # computed from settings, heads of other tasks, and layers that only LAION's loss sees

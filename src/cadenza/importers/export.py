@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.errors import CheckpointError
-from cadenza.importers import chroma, encodec
-from cadenza.importers.layout import musicgen_key_map
-from cadenza.importers.weights import strip_prefix
+from cadenza.importers import audiocraft_conditioners, encodec
+from cadenza.importers.base import musicgen_key_map
 from cadenza.nn.patterns import Delay
 from cadenza.system.system import System
 
@@ -106,7 +106,7 @@ def _musicgen(system: System) -> Parts:
     if melody:
         part = system.spec.conditioners[melody]
         config |= {"num_chroma": part.bins, "chroma_length": part.max_frames}  # type: ignore[attr-defined]
-        heard = chroma.feature_extractor_config(part)
+        heard = audiocraft_conditioners.feature_extractor_config(part)
     files: dict[str, str | bytes] = {
         "generation_config.json": _text(_generation(system, bins)),
         "preprocessor_config.json": _text({**heard, "processor_class": f"{architecture}Processor"}),
@@ -116,7 +116,7 @@ def _musicgen(system: System) -> Parts:
         if path := t5.pretrained.source.optional_file(file):
             files[file] = path.read_bytes()
     files.setdefault("tokenizer_config.json", _text({"tokenizer_class": "T5Tokenizer"}))
-    notes = [] if melody is None else chroma.export_warnings(system.spec.conditioners[melody])
+    notes = [] if melody is None else audiocraft_conditioners.export_warnings(system.spec.conditioners[melody])
     if generator.attend_padding == (melody is None):
         does, other = ("masks", "attends to") if generator.attend_padding else ("attends to", "masks")
         notes.append(f"note: transformers {does} what pads short texts in a batch, this model {other} it; single texts agree")
@@ -156,7 +156,10 @@ def _refuse(system: System) -> None:
         f"fusion.prepend: must be the chroma and then the t5, not {routes}": bool(melodies) and routes != [*melodies, *texts],
     }
     for name in melodies:
-        lacks |= {f"conditioners.{name}.{what}": True for what in chroma.unsupported_settings(spec.conditioners[name])}
+        lacks |= {
+            f"conditioners.{name}.{what}": True
+            for what in audiocraft_conditioners.unsupported_settings(spec.conditioners[name])
+        }
     for name in texts:
         t5: Any = spec.conditioners[name]
         dim = system.conditioners[name].pretrained.dim  # type: ignore[union-attr]

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSet
+from cadenza.core.checkpoint import check_finite, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.layout import compare
-from cadenza.importers.stable_audio import ConditioningConfig
-from cadenza.importers.stable_audio_codec import convert_pretransform_weights
-from cadenza.importers.weights import check_finite, strip_prefix, to_float32_copy
+from cadenza.importers.base import compare
+from cadenza.importers.stable_audio import ConditioningConfig, convert_pretransform_weights
 
 _OUT = {f"proj_out.{end}": f"out.{end}" for end in ("weight", "bias")}
 _NAMES = {  # ours -> theirs -> ours

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.types import MaskedSequence
-from cadenza.nn.cache import LayerKVCache
-from cadenza.nn.positions import RotaryTable, apply_rotary
-from cadenza.nn.span import PositionRange
+from cadenza.nn.kv_cache import LayerKVCache, PositionRange
+from cadenza.nn.rope import RotaryTable, apply_rotary
 
 ALIGNED = 16  # numbers from row to row of a bias
 

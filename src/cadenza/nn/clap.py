@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cadenza.core.pretrained import check_state_dict
+from cadenza.core.hub import check_state_dict
 
 COMPUTED = (".position_ids", ".token_type_ids", ".relative_position_index")  # tensors that follow from the config
 _FUSION = (".fusion_model.", ".mel_conv2d.")  # weights that see a long sound at a glance; here one window is seen at a time

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from cadenza.dsp.spectra import stft
+from cadenza.dsp.spectral import stft
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cadenza.core.pretrained import ModelSource, compare_state_dicts, raise_if_not_finite
-from cadenza.core.weights import PIECE, LazyTensor
-from cadenza.nn.quantized import OUTPUTS, QuantizedLinear, named_linears, quantize_linears
-from cadenza.nn.unfilled import init_empty_weights
+from cadenza.core.checkpoint import PIECE, LazyTensor
+from cadenza.core.hub import ModelSource, compare_state_dicts, raise_if_not_finite
+from cadenza.nn.meta_init import init_empty_weights
+from cadenza.nn.weight_quantization import OUTPUTS, QuantizedLinear, named_linears, quantize_linears
 
 Network = TypeVar("Network", bound=nn.Module)
 _SCRATCH = 8 * PIECE  # bytes of a piece and of what is computed of it

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from cadenza.core.types import MaskedSequence
 from cadenza.nn.attention import AttentionMask, CrossAttention, CrossKV, SelfAttention
-from cadenza.nn.cache import KVCache, LayerKVCache
-from cadenza.nn.positions import RotaryTable
-from cadenza.nn.span import PositionRange
+from cadenza.nn.kv_cache import KVCache, LayerKVCache, PositionRange
+from cadenza.nn.rope import RotaryTable
 
 
 def dropout(x: Tensor, rate: float, rng: torch.Generator | None) -> Tensor:

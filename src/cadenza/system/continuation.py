@@ -13,7 +13,7 @@ from cadenza.codecs.base import Codec
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, KnownFrames, Latents
 from cadenza.dsp.audio import Audio, load_audio
-from cadenza.system.codes import load_codes
+from cadenza.system.codes_io import load_codes
 
 AudioPrompt = Audio | Codes | Latents | str | Path
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Condition, FusedConditions, InterpolatedCondition, MaskedSequence, Slot
-from cadenza.nn.resize import resample_sequence
+from cadenza.nn.conditioning import resample_sequence
 from cadenza.system.spec import FusionSpec, Route
 
 KeepMask = Mapping[tuple[Slot, str], Bool[Tensor, " b"]]  # False drops the value of an item, as if it were absent

@@ -5,9 +5,8 @@ from functools import cache
 
 import torch
 
-from cadenza.nn.unfilled import init_empty_weights
-from cadenza.system.fitting import Needing
-from cadenza.system.forecast import BatchPlan, GenerationJob, MemoryEstimate, estimate_memory
+from cadenza.nn.meta_init import init_empty_weights
+from cadenza.system.planner import BatchPlan, GenerationJob, MemoryEstimate, Needing, estimate_memory
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 

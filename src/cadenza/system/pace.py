@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from cadenza import __version__
 from cadenza.codecs.base import Codec
+from cadenza.core.atomic import atomic_write
 from cadenza.core.errors import CadenzaError
-from cadenza.core.files import atomic_write
 from cadenza.core.types import Codes, FusedConditions, GuidanceBranch, KnownFrames, Latents, MaskedSequence, Slot
 from cadenza.generators.base import GenerationInputs, Generator
-from cadenza.nn.unfilled import init_empty_weights
-from cadenza.system.features import cache_dir
-from cadenza.system.forecast import BatchPlan, GenerationJob
+from cadenza.nn.meta_init import init_empty_weights
+from cadenza.system.feature_cache import cache_dir
+from cadenza.system.planner import BatchPlan, GenerationJob
 from cadenza.system.spec import SystemSpec
 from cadenza.system.windows import SHARE
 

@@ -12,7 +12,7 @@ from cadenza.core.migrations import FORMAT, migrate_spec
 from cadenza.core.spec import Spec, did_you_mean
 from cadenza.core.types import Slot
 from cadenza.generators.base import GeneratorSpec
-from cadenza.system.reading import PromptPattern
+from cadenza.system.prompt_patterns import PromptPattern
 
 _TAKES = {  # slot -> what may go there
     "cross": ("vector", "tokens", "frames"),

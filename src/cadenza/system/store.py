@@ -1,4 +1,4 @@
-"""Store: a system as a folder of `system.json`, safetensors weights and a card."""
+"""Card: who made the weights of a system and under which licence; kept by every save."""
 
 import os
 import re
@@ -10,18 +10,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
+from cadenza.core.checkpoint import open_safetensors
 from cadenza.core.errors import CheckpointError
 from cadenza.core.migrations import migrate_weight_name
-from cadenza.core.spec import read_data
-from cadenza.core.weights import open_safetensors
-from cadenza.system.card import FILE as CARD
-from cadenza.system.card import ModelCard
+from cadenza.core.spec import Spec, read_data
 from cadenza.system.spec import SystemSpec
+
+FILE = "README.md"
+
+
+class ModelCard(Spec):
+    """The front matter of a model card, and its text."""
+
+    name: str = "unnamed"
+    license: str = "unknown"  # SPDX id of the weights' licence, which may differ from the code's
+    summary: str = ""
+    notice: str = ""  # where the weights come from, what they may be used for
+
+    def to_markdown(self) -> str:
+        front = {"name": self.name, "license": self.license, "library_name": "cadenza", "pipeline_tag": "text-to-audio"}
+        head = yaml.safe_dump({**front, "summary": self.summary}, sort_keys=False, allow_unicode=True)
+        return f"---\n{head}---\n\n# {self.name}\n\n{self.summary}\n\n{self.notice}\n"
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "ModelCard":
+        """The card in a system's folder; an unnamed one of unknown licence where there is none."""
+        path = folder / FILE
+        if not path.exists():
+            return cls(name=folder.name)
+        _, head, text = [*path.read_text().split("---\n", 2), "", ""][:3]
+        try:
+            front = yaml.safe_load(head) or {}
+            if not isinstance(front, dict):
+                raise yaml.YAMLError("not a mapping")
+        except yaml.YAMLError as error:
+            raise CheckpointError(f"{path}: the front matter is not YAML ({error}); mend or remove the file") from None
+        known = {name: str(front[name]) for name in ("name", "license", "summary") if name in front}
+        body = text.strip().removeprefix(f"# {known.get('name', '')}").strip().removeprefix(known.get("summary", ""))
+        return cls(**known, notice=body.strip())
+
 
 SPEC = "system.json"
 SHARD_BYTES = 15 * 2**20  # of files that shall be easy to carry; larger weights are split
@@ -54,7 +87,7 @@ def save_system(stored: SavedSystem, folder: str | Path, *, dtype: torch.dtype |
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         spec = stored.spec if keep is None else stored.spec.model_copy(update={"conditioners": dict(keep(temporary))})
         (temporary / SPEC).write_text(spec.to_json())
-        (temporary / CARD).write_text(stored.card.to_markdown())
+        (temporary / FILE).write_text(stored.card.to_markdown())
         for name, shard in _shards(stored.weights, dtype):
             save_file(shard, temporary / name)
             (temporary / name).chmod(0o644)

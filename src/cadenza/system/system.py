@@ -18,21 +18,20 @@ from cadenza.core.memory import available_memory_on
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import Codes, Condition, FusedConditions, GuidanceBranch, Latents
 from cadenza.dsp.audio import Audio
+from cadenza.dsp.loudness import normalize_loudness
 from cadenza.generators.base import GenerationInputs, Generator
-from cadenza.nn.quantized import KINDS, check_device_supports, prepare_for_checkpoint, quantization_of
-from cadenza.nn.unfilled import init_empty_weights
+from cadenza.nn.meta_init import init_empty_weights
+from cadenza.nn.weight_quantization import KINDS, check_device_supports, prepare_for_checkpoint, quantization_of
 from cadenza.samplers.guidance import expand_guidance, guidance_schedule
 from cadenza.system import store, windows
-from cadenza.system.card import ModelCard
 from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts, validate_prompts
-from cadenza.system.features import FeatureCache
-from cadenza.system.fitting import Plan, estimator_for_loaded, plan_within_memory, split_request
-from cadenza.system.forecast import GenerationJob, num_samples
+from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.fusion import KeepMask, branch_keep_mask, fuse
-from cadenza.system.level import normalize_loudness
-from cadenza.system.reading import extract_prompt_values
+from cadenza.system.planner import GenerationJob, Plan, estimator_for_loaded, num_samples, plan_within_memory, split_request
+from cadenza.system.prompt_patterns import extract_prompt_values
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelCard
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
 _ALONE = "this system is a codec alone: it encodes and decodes, but cannot generate"

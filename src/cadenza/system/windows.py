@@ -24,7 +24,7 @@ from cadenza.core.types import (
     MaskedSequence,
 )
 from cadenza.generators.base import GenerationInputs, Generator
-from cadenza.nn.resize import resample_sequence
+from cadenza.nn.conditioning import resample_sequence
 
 SHARE = 0.6  # stride over window where nothing else is said, as released with MusicGen: 18 of 30 seconds
 

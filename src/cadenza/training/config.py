@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from cadenza.core.errors import SpecError
 from cadenza.core.migrations import migrate_training_config
 from cadenza.core.spec import Spec, read_data
-from cadenza.data.music import PromptMixer
+from cadenza.data.music_metadata import PromptMixer
 from cadenza.system.spec import SystemSpec
 from cadenza.training.tasks.base import TaskSpec
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cadenza.core.errors import TrainingError
-from cadenza.system.card import ModelCard
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 from cadenza.training.config import TrainingConfig, resolve_config
 from cadenza.training.loop import TrainingResult

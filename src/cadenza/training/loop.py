@@ -1,27 +1,56 @@
-"""Loop: steps of a task over batches until it is done, stopped, out of time, or not finite."""
+"""Stopping: Ctrl-C and SIGTERM ask a run to stop after its step."""
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError, TrainingError
-from cadenza.training import checkpoints, samples, state
+from cadenza.training import checkpoints, loggers
 from cadenza.training.checkpoints import Checkpoint
 from cadenza.training.config import TrainingConfig
-from cadenza.training.ema import EMA
-from cadenza.training.engine import DistributedContext
-from cadenza.training.log import ProgressPrinter, RunLogger
-from cadenza.training.optim import build_optimizers, lr_multiplier
-from cadenza.training.stopping import StopSignal, graceful_stop
+from cadenza.training.distributed import DistributedContext
+from cadenza.training.loggers import ProgressPrinter, RunLogger, build_trackers
+from cadenza.training.optim import EMA, build_optimizers, lr_multiplier
 from cadenza.training.tasks.base import StepContext, Task
-from cadenza.training.trackers import build_trackers
+
+_ASKS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """Which signal asked the run to stop, if any."""
+
+    name: str | None = None
+
+
+@contextmanager
+def graceful_stop() -> Iterator[StopSignal]:
+    """The first signal is noted; a second one raises KeyboardInterrupt."""
+    stop = StopSignal()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.name is not None:
+            raise KeyboardInterrupt
+        stop.name = signal.Signals(number).name
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, note) for number in _ASKS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class BatchSource(Protocol):
@@ -100,7 +129,7 @@ class TrainingLoop:
                 f"{self.folder} was trained by {plain['processes']} processes, this run has {self.engine.processes}; "
                 "continue with as many"
             )
-        state.restore_state(self.groups, self.task.extra_state(), self.ema, found)
+        checkpoints.restore_state(self.groups, self.task.extra_state(), self.ema, found)
         self._chance = plain["random"][self.engine.rank]
         self.step = self._saved = found.step
         self.position = plain["position"]
@@ -113,7 +142,7 @@ class TrainingLoop:
         """Trains from where the loop stands; the state of step 0 is saved at once."""
         self.material = material
         if self._chance is not None:
-            state.set_random_state(self._chance, self.rng)
+            checkpoints.set_random_state(self._chance, self.rng)
         self._log = RunLogger(self.folder, self.step, self._trackers()) if self.engine.main else None
         try:
             with graceful_stop() as stop:
@@ -157,10 +186,10 @@ class TrainingLoop:
 
     def _stream(self) -> Generator[Any]:
         """The batches from here on; starting to read them draws from no source of chance that training uses."""
-        chance = state.rng_state(self.rng)
-        stream = self.material.batches.start(self.position)
+        chance = checkpoints.rng_state(self.rng)
+        stream = self.material.batches.iter_from(self.position)
         first = next(stream)
-        state.set_random_state(chance, self.rng)
+        checkpoints.set_random_state(chance, self.rng)
         yield first
         yield from stream
 
@@ -264,14 +293,14 @@ class TrainingLoop:
     def _judged(self) -> Iterator[None]:
         """Evaluation mode, averaged weights, no gradient, and the sources of chance left as they were."""
         modules = list(self.task.optimized_modules().values())
-        chance = state.rng_state(self.rng)
+        chance = checkpoints.rng_state(self.rng)
         try:
             with torch.no_grad(), self.engine.autocast(), self._averaged():
                 for module in modules:
                     module.eval()
                 yield
         finally:
-            state.set_random_state(chance, self.rng)
+            checkpoints.set_random_state(chance, self.rng)
 
     def _averaged(self) -> Any:
         return nullcontext() if self.ema is None else self.ema.swapped_in()
@@ -296,7 +325,7 @@ class TrainingLoop:
             with self._judged():
                 heard = self.task.sample_audio(self.engine.to_device(self.material.samples))
             for name, audio in heard.items():
-                for sample, clip, picture in samples.save_samples(
+                for sample, clip, picture in loggers.save_samples(
                     self.folder / "samples" / f"step-{self.step:08d}", name, audio
                 ):
                     self._log.log_audio(self.step, sample, clip, picture)
@@ -307,11 +336,11 @@ class TrainingLoop:
             self._save(self.folder / name)
 
     def _checkpoint(self) -> None:
-        everyone = self.engine.gather(state.rng_state(self.rng))
+        everyone = self.engine.gather(checkpoints.rng_state(self.rng))
         if self.engine.main:
             if self._log is not None:
                 self._log.fsync()
-            tensors, plain = state.capture_state(self.groups, self.task.extra_state(), self.ema)
+            tensors, plain = checkpoints.capture_state(self.groups, self.task.extra_state(), self.ema)
             plain |= {
                 "position": self.position,
                 "processes": self.engine.processes,

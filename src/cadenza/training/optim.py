@@ -1,11 +1,13 @@
 """Optimisers: AdamW for each group of a task, and its schedule as a function of the step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cadenza.core.errors import TrainingError
 from cadenza.training.config import TrainingConfig
@@ -80,3 +82,38 @@ def lr_multiplier(step: int, config: TrainingConfig) -> float:
         return (max(1, config.warmup) / (step + 1)) ** 0.5
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
     return config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class EMA:
+    """The average of a module's parameters; its buffers stay what they are.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._live = {key: x.detach() for key, x in module.named_parameters() if x.is_floating_point()}  # shares memory
+        self.average = {key: x.detach().clone() for key, x in self._live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        get_ema_multi_avg_fn(decay)(list(self.average.values()), list(self._live.values()), None)
+        self.updates += 1
+
+    @contextmanager
+    @torch.no_grad()
+    def swapped_in(self) -> Iterator[None]:
+        """The module has the averaged weights inside, its own again afterwards, whatever happens."""
+        own = {key: x.clone() for key, x in self._live.items()}
+        _copy(self.average, self._live)
+        try:
+            yield
+        finally:
+            _copy(own, self._live)
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for key, x in target.items():
+        x.copy_(source[key])

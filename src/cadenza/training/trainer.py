@@ -9,21 +9,18 @@ import torch
 from torch import nn
 
 from cadenza.core.errors import TrainingError
-from cadenza.data import source as sources
-from cadenza.data.adapted import TorchDatasetAdapter
-from cadenza.data.arrays import PreEncodedDataset, PreEncodedFolder
-from cadenza.data.clips import AudioDataset, ItemDataset
-from cadenza.data.encoded import EncodedDataset
+from cadenza.data import sources as sources
+from cadenza.data.audio_dataset import AudioDataset, ItemDataset, TorchDatasetAdapter
+from cadenza.data.encoded_dataset import EncodedDataset, PreEncodedDataset, PreEncodedFolder
 from cadenza.data.items import ReadReport, SampleIndex
-from cadenza.data.loader import Batch, BatchLoader, fixed_batches
+from cadenza.data.loader import Batch, BatchLoader, BatchSampler, fixed_batches
 from cadenza.data.manifest import Manifest
-from cadenza.data.sampler import BatchSampler
-from cadenza.system.card import ModelCard
-from cadenza.system.features import FeatureCache, cache_dir
+from cadenza.system.feature_cache import FeatureCache, cache_dir
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 from cadenza.training import checkpoints
 from cadenza.training.config import TrainingConfig, resolve_config
-from cadenza.training.engine import DistributedContext
+from cadenza.training.distributed import DistributedContext
 from cadenza.training.loop import TrainingData, TrainingLoop, TrainingResult
 
 SAMPLED_SECONDS = 60  # of sound at most in the batch that samples are made from

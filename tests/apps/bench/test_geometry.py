@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 import cadenza
 from cadenza.apps.bench.geometry import WORDS, dummy_prompt, geometry, list_geometries, random_model, write
 from cadenza.core.errors import BenchmarkError
-from cadenza.importers.published import MODELS
+from cadenza.importers.catalog import MODELS
 
 
 @pytest.mark.parametrize("name", list_geometries())

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from cadenza.core.types import MaskedSequence
 from cadenza.nn.attention import CrossKV
-from cadenza.nn.native import kernel
-from cadenza.nn.native.decoding import QuantizedDecoder
-from cadenza.nn.positions import RotaryTable, rotary_table
-from cadenza.nn.quantized import QuantizedLinear, quantize_linears
+from cadenza.nn.kernels import decode_step
+from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
+from cadenza.nn.rope import RotaryTable, rotary_table
 from cadenza.nn.transformer import Transformer
+from cadenza.nn.weight_quantization import QuantizedLinear, quantize_linears
 
 NEAR = 5e-3  # of what keys and values of 8 bits and inputs of 16 change
 
@@ -130,7 +130,7 @@ def test_a_sequence_is_the_same_alone_and_beside_others_and_however_it_is_fed() 
 
 @pytest.fixture
 def every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cadenza.nn.native.decoding.SMALL", 0)
+    monkeypatch.setattr("cadenza.nn.kernels.cpu_decoder.SMALL", 0)
 
 
 @pytest.mark.usefixtures("every_thread")
@@ -148,7 +148,7 @@ def test_threads_change_nothing() -> None:
 
 @pytest.mark.usefixtures("every_thread")
 def test_nobody_waits_for_a_thread_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, walk = torch.get_num_threads(), kernel.decode_step
+    threads, walk = torch.get_num_threads(), decode_step.decode_step
 
     def interrupted(share: tuple[int, int], *rest: Any) -> Any:
         if share[0] == 0:
@@ -159,7 +159,7 @@ def test_nobody_waits_for_a_thread_that_was_interrupted(monkeypatch: pytest.Monk
         torch.set_num_threads(3)
         decoding = Case().decoding()
         decoding.step(torch.ones(2, 1, 96), 0)
-        monkeypatch.setattr(kernel, "walk", interrupted)
+        monkeypatch.setattr(decode_step, "walk", interrupted)
         with pytest.raises(KeyboardInterrupt):
             decoding.step(torch.ones(2, 1, 96), 1)
         decoding.close()

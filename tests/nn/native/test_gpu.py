@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cadenza.nn.native import gpu, gpu_kernel_unavailable_reason
-from cadenza.nn.quantized import QuantizedLinear
+from cadenza.nn.kernels import gpu_kernel_unavailable_reason, triton_int8
+from cadenza.nn.weight_quantization import QuantizedLinear
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def forgotten() -> Any:
 
 
 def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "triton", None)
+    monkeypatch.setattr(triton_int8, "triton", None)
     assert gpu_kernel_unavailable_reason() == "Triton is not installed; torch's builds for GPUs bring it"
 
     class TritonError(Exception):
@@ -33,14 +33,14 @@ def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.Mo
         subprocess.CalledProcessError(1, "gcc"),
         TritonError("arange's range must be a power of 2"),
     )
-    monkeypatch.setattr(gpu, "triton", SimpleNamespace(TritonError=TritonError))
+    monkeypatch.setattr(triton_int8, "triton", SimpleNamespace(TritonError=TritonError))
     for error, said in zip(errors, ("Failed to find C compiler.", "Command 'gcc' returned", "arange's range"), strict=True):
         gpu_kernel_unavailable_reason.cache_clear()
 
         def fail(error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(gpu, "attempt", fail)
+        monkeypatch.setattr(triton_int8, "attempt", fail)
         assert (reason := gpu_kernel_unavailable_reason()) is not None and reason.startswith(
             f"Triton cannot compile here: {said}"
         )
@@ -54,16 +54,16 @@ def test_rows_are_laid_out_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
         def __getitem__(self, frame_format: tuple[int, ...]) -> Any:
             def run(x: Any, packed: Any, scale: Any, y: Any, pairs: int, outputs: int, held: int, block: int, **_: Any) -> None:
                 assert x.is_contiguous() and x.shape == (held, 2 * pairs) and frame_format == (len(packed),)
-                assert held & (held - 1) == 0 and held * block == gpu.PAIRS
+                assert held & (held - 1) == 0 and held * block == triton_int8.PAIRS
                 weight = packed.transpose(1, 2).reshape(-1, 2 * pairs) * scale[:, None]
                 y.copy_(x @ weight[:outputs].T)
 
             return run
 
-    monkeypatch.setattr(gpu, "_kernel", Kernel())
+    monkeypatch.setattr(triton_int8, "_kernel", Kernel())
     for inputs, outputs, rows in ((64, 64, 1), (37, 100, 3), (96, 130, 2), (5, 3, 7)):
         part, x = QuantizedLinear.from_linear(nn.Linear(inputs, outputs, bias=False), "int8"), torch.randn(rows, inputs)
-        got = gpu.int8_matmul(x, part.packed, part.scale, outputs=outputs)
+        got = triton_int8.int8_matmul(x, part.packed, part.scale, outputs=outputs)
         torch.testing.assert_close(got, F.linear(x, part.dequantize()))
 
 

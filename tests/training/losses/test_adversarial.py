@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cadenza.nn.discriminators import MultiScaleSTFTDiscriminator
-from cadenza.training.losses.adversarial import Adversarial, discriminator_loss, feature_matching_loss, generator_loss
+from cadenza.training.losses import Adversarial, discriminator_loss, feature_matching_loss, generator_loss
 
 
 def test_constants() -> None:

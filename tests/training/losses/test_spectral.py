@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadenza.training.losses.spectral import LogMelLoss, MultiScaleMelLoss, multi_resolution_stft_loss, si_snr_loss, stft_loss
+from cadenza.training.losses import LogMelLoss, MultiScaleMelLoss, multi_resolution_stft_loss, si_snr_loss, stft_loss
 
 SCALES = (64, 128, 256, 512, 1024)
 

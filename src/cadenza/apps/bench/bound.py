@@ -7,8 +7,8 @@ from torch import nn
 
 from cadenza.apps.bench.machine import MachineLimits
 from cadenza.apps.bench.measure import BenchJob
-from cadenza.nn.native import cpu_kernel_unavailable_reason
-from cadenza.nn.quantized import QuantizedLinear
+from cadenza.nn.kernels import cpu_kernel_unavailable_reason
+from cadenza.nn.weight_quantization import QuantizedLinear
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from cadenza.apps.bench.measure import BenchJob, Runner, Say
 from cadenza.apps.bench.peer import TransformersRunner
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import did_you_mean
-from cadenza.dsp.picture import new_figure, save_figure
+from cadenza.dsp.plots import new_figure, save_figure
 
 PATIENCE = 60.0  # seconds that a point of the peer may take
 

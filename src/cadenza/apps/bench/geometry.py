@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from cadenza.apps.bench.library import import_transformers
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import did_you_mean
-from cadenza.importers.published import MODELS, LMGeometry, PublishedModel
+from cadenza.importers.catalog import MODELS, LMGeometry, PublishedModel
 
 WORDS = tuple(
     "slow fast warm bright soft loud calm tense solo piano drums choir strings bass organ flute guitar brass in a minor major "

@@ -8,7 +8,7 @@ from cadenza.apps.bench import machine
 from cadenza.apps.bench.geometry import ModelGeometry, list_geometries, parameters
 from cadenza.apps.bench.peer import TransformersConfig
 from cadenza.core.errors import BenchmarkError
-from cadenza.nn.packed import LIMIT
+from cadenza.nn.weight_quantization import LIMIT
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "int4": 0.6}  # of a number of the language model
 _READING = 2.2  # times its size in float32 that a model takes while it is read from another library's file and converted

@@ -41,8 +41,9 @@ def bench(
     import torch
 
     from cadenza.apps.bench import machine, report
-    from cadenza.apps.bench.bench import BenchConfig, run_sweep
+    from cadenza.apps.bench.bench import BenchConfig
     from cadenza.apps.bench.bench import run_benchmark as run
+    from cadenza.apps.bench.bench import sweep as run_swept
     from cadenza.apps.bench.peer import TransformersConfig
     from cadenza.apps.bench.sweep import best_configs
     from cadenza.core.errors import BenchmarkError
@@ -67,7 +68,7 @@ def bench(
         fresh=fresh,
         curves=_names(curves),
     )
-    found = run_sweep(wish, say=_say) if sweep else run(wish, say=_say)
+    found = run_swept(wish, say=_say) if sweep else run(wish, say=_say)
     kind = machine.machine_id(torch.device(device))
     folder = out or Path("benchmarks/results") / kind / f"{machine.today()}-{'sweep' if sweep else 'bench'}"
     path = report.save_report(found, folder)

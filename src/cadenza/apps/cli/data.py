@@ -27,7 +27,7 @@ def check(
     Unreadable, missing or truncated; silent, clipped, with a DC offset, a dead channel or channels out of phase;
     duplicates, also re-encoded; captions missing or constant; odd sample rates, channels and lengths.
     """
-    from cadenza.data.checkup import Expectations, validate_dataset
+    from cadenza.data.validation import Expectations, validate_dataset
 
     if min_seconds is not None and not 0 <= min_seconds < math.inf:
         raise typer.BadParameter(f"{min_seconds} is no number of seconds", param_hint="--min-seconds")
@@ -46,8 +46,8 @@ def pack(
     clips: Annotated[int, typer.Option(min=1, help="Clips in each shard.")] = 1000,
 ) -> None:
     """Pack audio and metadata into WebDataset shards, which train and check as a folder does."""
-    from cadenza.data.shards import write_shards
-    from cadenza.data.source import load_manifest
+    from cadenza.data.sources import load_manifest
+    from cadenza.data.webdataset import write_shards
 
     manifest, found = load_manifest(data)
     if found.broken:
@@ -74,10 +74,10 @@ def cache(
     names the folder.
     """
     from cadenza.apps.api import load
-    from cadenza.system.features import FeatureCache
+    from cadenza.system.feature_cache import FeatureCache
     from cadenza.system.system import System
-    from cadenza.training.caching import precompute_features
     from cadenza.training.config import TrainingConfig
+    from cadenza.training.precompute import precompute_features
 
     kept, to_item = FeatureCache(folder, limit=int(limit * 1e9)), None
     if Path(model).suffix in (".yaml", ".yml", ".json"):

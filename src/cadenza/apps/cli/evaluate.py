@@ -23,8 +23,8 @@ def evaluate(
 ) -> None:
     """Measure adherence, copying, loudness and speed, or the codec alone; write JSON, Markdown and plots."""
     from cadenza.apps.api import load
-    from cadenza.apps.cli.threads import choose_threads
-    from cadenza.evaluation.codec import evaluate_codec
+    from cadenza.core.device import choose_threads
+    from cadenza.evaluation.codec_quality import evaluate_codec
     from cadenza.evaluation.report import EvaluationScope
     from cadenza.evaluation.report import evaluate as evaluate_system
 

@@ -51,7 +51,7 @@ def finetune(
     import torch
 
     from cadenza.apps.api import load
-    from cadenza.data.source import load_manifest
+    from cadenza.data.sources import load_manifest
     from cadenza.training.finetune import finetune as run
     from cadenza.training.finetune import finetune_config
 

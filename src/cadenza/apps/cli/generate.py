@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cadenza.apps.cli.asking import ClipPrompt, parse_controls, parse_guidance, parse_prompts, parse_sampling
-from cadenza.apps.cli.keeping import file_tags, output_paths
-from cadenza.apps.cli.streaming import PIPE, StreamMeter, audio_on_stdout, resolve_target, write_stream
-from cadenza.apps.cli.threads import choose_threads
-from cadenza.apps.cli.values import format_value
+from cadenza.apps.cli.outputs import file_tags, output_paths
+from cadenza.apps.cli.parsing import ClipPrompt, format_value, parse_controls, parse_guidance, parse_prompts, parse_sampling
+from cadenza.apps.cli.stream import PIPE, StreamMeter, audio_on_stdout, resolve_target, write_stream
+from cadenza.core.device import choose_threads
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from cadenza.importers.model import ForeignModel
+    from cadenza.importers.base import ForeignModel
     from cadenza.system.system import System
 
 _DTYPES = ("float32", "bfloat16")
@@ -30,7 +30,7 @@ def inspect(
 
     from cadenza.apps.api import resolve
     from cadenza.system import store
-    from cadenza.system.card import ModelCard
+    from cadenza.system.store import ModelCard
     from cadenza.system.system import System
 
     found = resolve(model)

@@ -43,7 +43,7 @@ def models(
 def _released() -> list[_Line]:
     """What comes with the package, then what the hub has."""
     from cadenza.apps.api import BUNDLED, list_bundled
-    from cadenza.importers.published import MODELS
+    from cadenza.importers.catalog import MODELS
 
     own = [_saved(BUNDLED / name, name) for name in list_bundled()]
     return own + [
@@ -57,7 +57,7 @@ def _saved(folder: Path, name: str | None = None) -> _Line:
     from safetensors import SafetensorError, safe_open
 
     from cadenza.core.errors import CadenzaError
-    from cadenza.system.card import ModelCard
+    from cadenza.system.store import ModelCard
 
     try:
         card, count = ModelCard.from_folder(folder), 0

@@ -8,9 +8,9 @@ from cadenza.core.errors import RequestError
 from cadenza.core.memory import available_memory_on, format_bytes, process_rss
 
 if TYPE_CHECKING:
-    from cadenza.importers.model import ForeignModel
-    from cadenza.system.fitting import Plan
+    from cadenza.importers.base import ForeignModel
     from cadenza.system.pace import SpeedEstimate
+    from cadenza.system.planner import Plan
     from cadenza.system.request import Request
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.th", "*.pt", "*.ckpt")
@@ -33,12 +33,11 @@ def plan_before_loading(
     """
     import torch
 
-    from cadenza.apps.cli.threads import choose_threads
-    from cadenza.nn.quantized import KINDS
+    from cadenza.core.device import choose_threads
+    from cadenza.nn.weight_quantization import KINDS
     from cadenza.system import store
-    from cadenza.system.fitting import plan_within_memory
-    from cadenza.system.forecast import BatchPlan, GenerationJob
     from cadenza.system.outline import build_on_meta, estimator_for_unloaded
+    from cadenza.system.planner import BatchPlan, GenerationJob, plan_within_memory
 
     folder, spec = (found, store.load_spec(found)) if isinstance(found, Path) else (found.folder, found.spec)
     if spec.generator is None:

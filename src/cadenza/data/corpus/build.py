@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from cadenza.core.atomic import replacing, sweep
 from cadenza.core.errors import DataError
-from cadenza.core.files import replacing, sweep
 
 from . import fluidsynth
 from .captions import captions

@@ -13,11 +13,18 @@ from torch.nn import functional as F
 from cadenza.codecs.base import Codec, CodecTrainOutput
 from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.fidelity import si_sdr
+from cadenza.dsp.spectral import si_sdr
 from cadenza.nn.discriminators import MultiScaleSTFTDiscriminator
-from cadenza.training.losses.adversarial import Adversarial, discriminator_loss, feature_matching_loss, generator_loss
-from cadenza.training.losses.balancer import Balancer
-from cadenza.training.losses.spectral import LogMelLoss, MultiScaleMelLoss, multi_resolution_stft_loss
+from cadenza.training.losses import (
+    Adversarial,
+    Balancer,
+    LogMelLoss,
+    MultiScaleMelLoss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    multi_resolution_stft_loss,
+)
 from cadenza.training.tasks.base import StepContext, Task, TaskSpec, Yield
 
 Weight = Annotated[float, Field(ge=0)]
