@@ -207,7 +207,7 @@ def _how(how: str) -> tuple[Any, str | None]:
 
 
 def _asked(model: str, seconds: str, clips: str) -> dict[str, Any]:
-    return {"request": [{"prompt": PROMPT}] * int(clips), "seconds": float(seconds), "sampling": {"may_end": False}}
+    return {"request": [{"prompt": PROMPT}] * int(clips), "seconds": float(seconds), "sampling": {"allow_eos": False}}
 
 
 def _foresee(model: str, seconds: str, clips: str, how: str) -> None:

@@ -231,7 +231,7 @@ def test_guidance_is_a_number_or_all_that_can_be_said_of_it(generate, monkeypatc
         ["--guidance", "2"],
         ["--negative", "noise"],
         ["--guidance", "2", "--negative", "noise"],
-        ["--guidance", '{"emphasis": {"tempo": 2}, "rescale": 0.5}', "--negative", "noise"],
+        ["--guidance", '{"id_scales": {"tempo": 2}, "rescale": 0.5}', "--negative", "noise"],
         ["--guidance", '{"weights": {"all": 2}}', "--negative", "0-1: noise; 1-end: drums"],
     ):
         status, _, complaint = generate("one at 90 bpm", "--seconds", 0.1, "--seed", 1, *said)

@@ -86,7 +86,7 @@ def test_a_codec_alone_has_nothing_to_plan(cadenza, tmp_path):
 
 def test_generate_refuses_before_it_reads_a_model(cadenza, model, monkeypatch, tmp_path):
     monkeypatch.setenv("CADENZA_MEMORY", "2MB")
-    monkeypatch.setattr("cadenza.system.store.read", None)
+    monkeypatch.setattr("cadenza.system.store.load_system", None)
     status, _, err = cadenza("generate", "piano", "--model", model, "--out", tmp_path / "a.wav")
     assert status == 2 and "too little memory" in err and not (tmp_path / "a.wav").exists()
 

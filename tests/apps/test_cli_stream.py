@@ -94,7 +94,7 @@ def test_an_mp3_in_a_pipe_is_decoded(generate):
 def test_files_grow(generate, tmp_path, monkeypatch):
     seen = []
     whole = StreamMeter.record_chunk
-    monkeypatch.setattr(StreamMeter, "taken", lambda self, chunk: (_lengths(tmp_path, seen), whole(self, chunk))[1])
+    monkeypatch.setattr(StreamMeter, "record_chunk", lambda self, chunk: (_lengths(tmp_path, seen), whole(self, chunk))[1])
     status, out, said = generate("a", "b", "--stream", "--out", "{index}.wav", "--seconds", 0.5, "--seed", 3)
     assert status == 0 and b"1.wav: 0.5 s" in out and b"2.wav: 0.5 s" in out and re.search(LINE, said)
     for name, prompt in (("1.wav", "a"), ("2.wav", "b")):
@@ -140,7 +140,7 @@ def test_a_player_begins_with_a_lead(generate, player, monkeypatch):
     player()
     taken = []
     whole = StreamMeter.record_chunk
-    monkeypatch.setattr(StreamMeter, "taken", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
+    monkeypatch.setattr(StreamMeter, "record_chunk", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
     assert generate("a song", "--stream", "--seconds", 1.5, "--seed", 3)[0] == 0
     assert len(taken) > 40 and taken[0] >= stream.LEAD
 

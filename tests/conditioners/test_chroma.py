@@ -24,7 +24,7 @@ RATE, HOP, WINDOW = 8000, 256, 1024
 
 
 def spec(**fields: Any) -> ChromaSpec:
-    return ChromaSpec.parse({"width": 12, "sample_rate": RATE, "window": WINDOW, "hop": HOP, **fields})
+    return ChromaSpec.parse({"output_dim": 12, "sample_rate": RATE, "window": WINDOW, "hop": HOP, **fields})
 
 
 def seen(**fields: Any) -> ChromaConditioner:
@@ -163,7 +163,7 @@ def test_demucs_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     kept = part.save_assets(tmp_path / "saved", "conditioners/it")
     assert kept.separator == "./conditioners/it"  # type: ignore[attr-defined]
-    again = seen(**{**kept.resolve_paths(tmp_path / "saved").to_dict(), "width": 12})
+    again = seen(**{**kept.resolve_paths(tmp_path / "saved").to_dict(), "output_dim": 12})
     assert torch.equal(classes(again, [mix])[0], mixed[:1])
 
     file = tmp_path / "d/0a1b2c3d.safetensors"

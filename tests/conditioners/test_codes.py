@@ -15,7 +15,7 @@ from cadenza.system.codes_io import save_codes
 
 def part(**fields: Any) -> CodesConditioner:
     made = CodesSpec(
-        **{"width": 4, "frame_rate": 10, "frames": 6, "codebooks": 3, "bins": 5, "absent": "zeros"} | fields
+        **{"output_dim": 4, "frame_rate": 10, "max_frames": 6, "codebooks": 3, "bins": 5, "null_embedding": "zeros"} | fields
     ).build()
     torch.nn.init.normal_(made.table.weight, generator=torch.Generator().manual_seed(0))
     return made.eval()

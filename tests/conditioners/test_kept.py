@@ -21,7 +21,7 @@ from cadenza.nn.demucs import Separator
 from cadenza.system.feature_cache import CacheableEncoder, FeatureCache
 
 CODEC = {"type": "encodec", "sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
-SMALL = {"hidden": 16, "depth": 1, "heads": 2, "levels": 3, "bins": 8, "used": 2, "every": 5, "seconds": 0.4}
+SMALL = {"hidden": 16, "depth": 1, "heads": 2, "levels": 3, "bins": 8, "eval_q": 2, "downsample": 5, "seconds": 0.4}
 STYLE = {"type": "style", "output_dim": 8, **SMALL, "train_seconds_range": (0.2, 0.5)}
 DRUMS = {"type": "drums", "output_dim": 8, "frame_rate": 25, "max_frames": 20, "hidden": 4, "codec": CODEC}
 CHROMA = {"type": "chroma", "output_dim": 8, "sample_rate": 8000, "window": 512, "hop": 256, "stems": ("vocals", "other")}
@@ -76,8 +76,8 @@ def same(part: Conditioner[Any], cache: FeatureCache, values: list[Any]) -> None
 def kinds(demucs: Path, mert: Path) -> dict[str, dict[str, Any]]:
     return {
         "chroma": {**CHROMA, "separator": str(demucs)},
-        "chroma of frames": {**CHROMA, "separator": str(demucs), "frames": 9, "short": "mask", "one_hot": False},
-        "chroma repeated": {**CHROMA, "separator": str(demucs), "frames": 30},
+        "chroma of frames": {**CHROMA, "separator": str(demucs), "max_frames": 9, "pad_mode": "mask", "one_hot": False},
+        "chroma repeated": {**CHROMA, "separator": str(demucs), "max_frames": 30},
         "style of tokens": {**STYLE, "codec": CODEC},
         "style of a listener": {**STYLE, "model": str(mert), "sample_rate": 800},
         "drums": DRUMS,
@@ -113,7 +113,7 @@ def test_each_value_is_made_once_in_whatever_batch(kind: str, demucs: Path, mert
     again.close()
     same(part, cache, [noise(700, rate, seed=1)])
     assert cache.made == 5, "another sound of that length"
-    same(built({**fields, "width": 9}), cache, [one])
+    same(built({**fields, "output_dim": 9}), cache, [one])
     assert cache.made == 6, "another spec"
     change(part := built(fields))
     if not kind.startswith("chroma"):
@@ -132,7 +132,7 @@ def test_a_separator_is_run_once(demucs: Path, tmp_path: Path, cache: FeatureCac
         heard.append(wave.shape[-1])
         return stems(self, wave, sample_rate)
 
-    monkeypatch.setattr(Separator, "stems", counted)
+    monkeypatch.setattr(Separator, "separate", counted)
     part = built({**CHROMA, "separator": str(demucs)})
     parts, mix = ConditionerSet({"it": part}), noise(3000, 8000)
 
@@ -201,7 +201,7 @@ def test_drums_for_longer_clips_than_those_of_training(cache: FeatureCache) -> N
     prepared = parts.prepare([{"it": stem}], frames=40)
     made, plain = cache.encode(parts, prepared, "cpu")["it"].tensors["x"], parts.encode(prepared)["it"].tensors["x"]
     assert made.shape == (1, 40, 4) and torch.equal(made, plain)
-    spec = DrumsSpec.parse({**DRUMS, "frames": 40})
+    spec = DrumsSpec.parse({**DRUMS, "max_frames": 40})
     torch.manual_seed(0)
     whole = spec.build().eval()
     torch.testing.assert_close(made, whole.encode(whole.prepare([stem])).tensors["x"])
@@ -211,7 +211,7 @@ def test_drums_for_longer_clips_than_those_of_training(cache: FeatureCache) -> N
 
 @pytest.mark.filterwarnings("ignore")
 def test_chroma_for_longer_clips_than_those_of_training(demucs: Path) -> None:
-    parts = ConditionerSet({"it": built({**CHROMA, "stems": None, "frames": 5, "short": "mask"})})
+    parts = ConditionerSet({"it": built({**CHROMA, "stems": None, "max_frames": 5, "pad_mode": "mask"})})
     features = parts.encode(parts.prepare([{"it": noise(3000, 8000)}], frames=20))["it"].tensors
     assert features["chroma"].shape == (1, 20, 12) and features["mask"].sum() == 1 + 3000 // 256
 

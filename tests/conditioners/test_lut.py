@@ -143,7 +143,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     assert part.table.num_embeddings == len(tokenizer)
     for text in ("<verse> sad piano", "ÿ?", *TEXTS, "<chorus><verse>"):
         assert ids(part, text) == tokenizer.encode(text)
-    fields = {"max_length": 6, "pad_to": "max_length", "empty": "read"}
+    fields = {"max_length": 6, "pad_to": "max_length", "empty_text": "read"}
     short = part_of({"type": "vocab", "model": str(folder)}, **fields)
     texts = ["a choir of violins", "", "a"]
     expected = theirs(folder)(texts, padding="max_length", truncation=True, max_length=6, return_tensors="pt")

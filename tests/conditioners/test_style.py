@@ -188,9 +188,9 @@ def test_what_is_no_mert_is_said(mert: tuple[Path, HubertModel]) -> None:
     ("fields", "said"),
     [
         ({"codec": None}, "set model, such as m-a-p/MERT-v1-95M, or codec"),
-        ({"used": 4}, r"used \(4\) cannot be more than levels \(3\)"),
+        ({"eval_q": 4}, r"eval_q \(4\) cannot be more than levels \(3\)"),
         ({"heads": 3}, r"heads \(3\) must divide hidden \(16\)"),
-        ({"lasting": [2, 1]}, "the lesser first"),
+        ({"train_seconds_range": [2, 1]}, "the lesser first"),
     ],
 )
 def test_specs_that_cannot_be(fields: dict[str, Any], said: str) -> None:

@@ -141,7 +141,7 @@ def test_the_encoder_of_a_whole_t5_in_any_file(tmp_path: Path, folder: Path) -> 
     save_file(inner | {"other": torch.zeros(1)}, tmp_path / "more" / "model.safetensors")
     (tmp_path / "more" / "config.json").write_text(json.dumps({"model_type": "band", "text": config}))
     expected = run(part_of(folder), list(TEXTS)).embeddings
-    for name, fields in {"shards": {}, "bin": {}, "more": {"inside": "text"}}.items():
+    for name, fields in {"shards": {}, "bin": {}, "more": {"subconfig": "text"}}.items():
         tokens(tmp_path / name)
         assert torch.equal(run(part_of(tmp_path / name, **fields), list(TEXTS)).embeddings, expected), name
 
@@ -233,7 +233,7 @@ def test_a_trained_encoder_learns_and_is_saved(folder: Path) -> None:
     part = part_of(folder, train=True, null_embedding="learned").train()
     frozen = run(part_of(folder), list(TEXTS))
     torch.testing.assert_close(run(part, list(TEXTS)).embeddings, frozen.embeddings)
-    assert len(part.state_dict()) == len(list(part.pretrained.load_state_dict())) + 1
+    assert len(part.state_dict()) == len(list(part.pretrained.weights())) + 1
     assert torch.equal(part.encode(part.prepare(list(TEXTS))).tensors["ids"], part.prepare(list(TEXTS)).tensors["ids"])
     part(part.encode(part.prepare([*TEXTS, None]))).embeddings.square().sum().backward()
     for name, x in part.encoder.named_parameters():
@@ -322,7 +322,7 @@ def test_a_narrow_encoder_is_near_the_exact_one(tmp_path: Path) -> None:
 def test_generating_from_text_needs_neither_transformers_nor_a_compiler(tmp_path: Path, folder: Path) -> None:
     """Each takes seconds and more memory than a small model."""
     prompt = {"type": "t5", "model": str(folder), "output_dim": 16, "null_embedding": "zeros"}
-    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "reads": [], "fusion": {"cross": ["prompt"]}})
+    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "prompt_patterns": [], "fusion": {"cross": ["prompt"]}})
     System(spec).quantize("int8").save(tmp_path / "it")
     code = (
         "import sys\nfrom cadenza.apps.api import load\n"
@@ -336,7 +336,7 @@ def test_a_spec_is_light(folder: Path) -> None:
     """Neither the spec nor its host side loads transformers, which takes seconds in every worker."""
     code = (
         "import sys\nfrom cadenza.conditioners.t5 import T5Spec\n"
-        f"part = T5Spec(model={str(folder)!r}, width=4).build()\npart.prepare(['drums'])\n"
+        f"part = T5Spec(model={str(folder)!r}, output_dim=4).build()\npart.prepare(['drums'])\n"
         "assert 'transformers' not in sys.modules and 'spacy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -54,7 +54,7 @@ def test_a_narrow_encoder_is_copied_as_it_is(tmp_path: Path) -> None:
     assert isinstance(again, T5Spec) and torch.equal(
         run(again.resolve_paths(tmp_path).build(), list(TEXTS)).embeddings, expected
     )
-    dense, exact = other.pretrained.load_state_dict(), part.pretrained.load_state_dict()
+    dense, exact = other.pretrained.weights(), part.pretrained.load_state_dict()
     assert dense.keys() == exact.keys()
     for name, x in exact.items():
         assert (dense[name].float() - x).abs().max() <= x.abs().max() / 250, name
@@ -191,7 +191,7 @@ def test_what_is_wrong_with_a_request_is_said(folder: Path) -> None:
 
 def test_an_encoder_that_is_read_in_no_time_is_not_held_between_requests(tmp_path: Path, folder: Path) -> None:
     prompt = {"type": "t5", "model": str(folder), "output_dim": 16, "null_embedding": "zeros"}
-    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "reads": [], "fusion": {"cross": ["prompt"]}})
+    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "prompt_patterns": [], "fusion": {"cross": ["prompt"]}})
     whole = System(spec).eval()
     first = whole.generate_frames("slow piano", seconds=0.1, seed=1).data
     assert whole.conditioners["prompt"].pretrained._frozen is not None  # as its weights are read whole

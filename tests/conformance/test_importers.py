@@ -96,7 +96,7 @@ def test_audiocraft(kit: Kit, name: str) -> None:
         ("greedy_cfg3", prompts[:1], {"guidance": 3.0}),
         ("greedy_cfg1", prompts[:1], {"guidance": 1.0}),
         ("greedy_batch_cfg3", prompts, {"guidance": 3.0}),
-        ("greedy_two_step", prompts, {"guidance": 3.0, "two_step": True}),
+        ("greedy_two_step", prompts, {"guidance": 3.0, "two_step_cfg": True}),
         ("greedy_null", None, {"guidance": 3.0}),
     ):
         codes = want[f"{group}.codes"]

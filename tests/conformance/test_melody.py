@@ -60,7 +60,7 @@ def test_transformers(kit: Kit) -> None:
             assert torch.equal(sequence.flatten(0, 1), want[f"{group}.tf_decoder_input_ids"])
             torch.testing.assert_close(logits.flatten(0, 1), want[f"{group}.{key}"][:, 2:], **LOGITS)
             if items is sung:
-                torch.testing.assert_close(prefix.embeddings, want[f"{group}.prefix"], **VALUES)
+                torch.testing.assert_close(prefix.x, want[f"{group}.prefix"], **VALUES)
     one = {"prompt": prompts[0], "melody": melody}
     for group, items, guidance in (
         ("greedy_melody_gs1", one, 1.0),
@@ -106,7 +106,7 @@ def test_audiocraft(kit: Kit) -> None:
         ("greedy_cfg3", items[:1], {}),
         ("greedy_cfg1", items[:1], {"guidance": 1.0}),
         ("greedy_batch_cfg3", items, {}),
-        ("greedy_two_step", items, {"two_step": True}),
+        ("greedy_two_step", items, {"two_step_cfg": True}),
         ("greedy_null", None, {}),
         ("continuation", {**items[1], "melody": first}, {"continue_from": Codes(want["continuation.prompt_codes"])}),
     ):

@@ -121,7 +121,7 @@ def test_audiocrafts_greedy_codes(kit: Kit, name: str, slot: Slot) -> None:
 
 def test_audiocrafts_long_codes(kit: Kit) -> None:
     """25 seconds of a model that makes 20, the second window 18 seconds after the first."""
-    generator, case, want = loaded(kit("09a"), slot="cross", max_frames=20)
+    generator, case, want = loaded(kit("09a"), slot="cross", context=20)
     whole, cond = want["long.codes"], want["single.cond.description"]
     plan = GenerationInputs(torch.tensor([whole.shape[-1]]), [0], TokenSampling(temperature=0))
     branches = [GuidanceBranch(3.0, told("cross", cond)), GuidanceBranch(-2.0, told("cross", torch.zeros_like(cond)))]

@@ -21,7 +21,7 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 def part_of(folder: Path, **fields: Any) -> T5Conditioner:
     """An encoder alone, or with the projection that is given as its weights."""
     out = fields.pop("out", None)
-    part = T5Spec(**{"model": str(folder), "width": 32, "absent": "zeros", "project": "auto"} | fields).build()
+    part = T5Spec(**{"model": str(folder), "output_dim": 32, "null_embedding": "zeros", "project": "auto"} | fields).build()
     if out is not None:
         part.out.load_state_dict({name: x.float() for name, x in out.items()})
     return part.eval()
@@ -116,7 +116,7 @@ def test_stable_audio_tools(kit: Kit) -> None:
     expected, weights = load_file(folder / "expected.safetensors"), load_file(folder / "model" / "model.safetensors")
     out = _under("conditioner.conditioners.prompt.proj_out.", weights)
     length = expected["cond.prompt.input_ids"].shape[1]
-    fields: dict[str, Any] = {"empty": "read", "pad_to": "max_length", "max_length": length, "width": len(out["bias"])}
+    fields: dict[str, Any] = {"empty_text": "read", "pad_to": "max_length", "max_length": length, "output_dim": len(out["bias"])}
     part = part_of(folder / "model" / "tiny-t5", **fields, out=out)
     said = prompts(folder)
     with pytest.warns(UserWarning, match=r"a text has \d+ tokens, 24 are read .*: the last \d+ of it are lost"):

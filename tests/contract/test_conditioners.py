@@ -56,7 +56,7 @@ def says_what_it_is(spec: ConditionerSpec, values: list[Any]) -> None:
 
 def round_trips_through_json(spec: ConditionerSpec, values: list[Any]) -> None:
     assert ConditionerSpec.parse(json.loads(spec.to_json())) == spec
-    assert spec.model_copy(update={"width": spec.output_dim + 1}) != spec
+    assert spec.model_copy(update={"output_dim": spec.output_dim + 1}) != spec
 
 
 def prepares_on_the_host(spec: ConditionerSpec, values: list[Any]) -> None:
@@ -192,7 +192,7 @@ CONTRACT: list[Callable[[ConditionerSpec, list[Any]], None]] = [
 def test_conditioner(name: str, absent: str, promise: Callable[[ConditionerSpec, list[Any]], None]) -> None:
     spec, values = ConditionerSpec.lookup(name).example()
     assert spec.type == name  # type: ignore[attr-defined]
-    promise(ConditionerSpec.parse({**spec.to_dict(), "absent": absent}), values)
+    promise(ConditionerSpec.parse({**spec.to_dict(), "null_embedding": absent}), values)
 
 
 COIN = '''
@@ -204,7 +204,7 @@ import torch
 from torch import nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec
-from cadenza.core.types import Tokens
+from cadenza.core.types import MaskedSequence
 
 
 class CoinSpec(ConditionerSpec):
@@ -235,7 +235,7 @@ class Coin(Conditioner[str]):
 
     def embed(self, tensors):
         x = self.table(tensors["side"])[:, None]
-        return Tokens(x, torch.ones_like(x[..., 0], dtype=torch.bool))
+        return MaskedSequence(x, torch.ones_like(x[..., 0], dtype=torch.bool))
 '''
 
 
@@ -254,7 +254,7 @@ def test_one_new_file_is_a_new_conditioner(coin: Path) -> None:
     found = ConditionerSpec.parse({"type": "coin", "width": 4})
     assert found == ConditionerSpec.lookup("coin").example()[0]
     with pytest.raises(Exception, match=r"widht: unknown field. Did you mean 'width'"):
-        ConditionerSpec.parse({"type": "coin", "widht": 4, "width": 4})
+        ConditionerSpec.parse({"type": "coin", "output_dmi": 4, "output_dim": 4})
     for promise in CONTRACT:
         promise(*ConditionerSpec.lookup("coin").example())
 
@@ -277,7 +277,7 @@ class Hidden(Coin):
 
     def embed(self, tensors):
         tokens = super().embed(tensors)
-        return Tokens(tokens.x + self.shift, tokens.mask)
+        return MaskedSequence(tokens.x + self.shift, tokens.mask)
 """
 
 

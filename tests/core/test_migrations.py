@@ -9,7 +9,7 @@ from cadenza.core.migrations import FORMAT, migrate_spec
 
 def test_the_present_format_is_left_alone() -> None:
     data = {"format": FORMAT, "codec": {"type": "encodec"}}
-    assert migrate_spec(data) == data and migrate_spec({"codec": {}}) == {"codec": {}}
+    assert migrate_spec(data) == data and migrate_spec({"codec": {}}) == {"format": FORMAT, "codec": {}}
 
 
 @pytest.mark.parametrize("written", [FORMAT + 1, 0, -1, "1", None, 1.5])

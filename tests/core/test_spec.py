@@ -60,7 +60,7 @@ def test_an_unknown_field_of_a_part_names_the_nearest() -> None:
         ({"type": "nubmer"}, "no conditioner called 'nubmer'. Did you mean 'number'?"),
         ({"type": "../evil"}, "no conditioner called '../evil'"),
         ({"type": "base"}, "no conditioner called 'base'"),
-        ({"width": 4}, "'type' is missing. Choose from:"),
+        ({"output_dim": 4}, "'type' is missing. Choose from:"),
     ],
 )
 def test_types_are_names_of_files_and_nothing_else(part: dict[str, Any], message: str) -> None:
@@ -70,7 +70,7 @@ def test_types_are_names_of_files_and_nothing_else(part: dict[str, Any], message
 def test_yaml_and_json_give_the_same(tmp_path: Path) -> None:
     spec = Outer(name="é", parts={"tempo": NumberSpec(output_dim=4, min=1, max=2)})
     (tmp_path / "a.json").write_text(spec.to_json())
-    (tmp_path / "a.yaml").write_text("name: é\nparts:\n  tempo: {type: number, width: 4, min: 1, max: 2}\n")
+    (tmp_path / "a.yaml").write_text("name: é\nparts:\n  tempo: {type: number, output_dim: 4, min: 1, max: 2}\n")
     assert Outer.read(tmp_path / "a.json") == Outer.read(tmp_path / "a.yaml") == spec
     assert json.loads(spec.to_json())["parts"]["tempo"]["type"] == "number", "fields of the member are written too"
 
@@ -93,9 +93,9 @@ def test_yaml_runs_no_code(tmp_path: Path) -> None:
 
 def test_members_are_found_without_importing_them() -> None:
     code = (
-        "import sys; from cadenza.conditioners.base import ConditionerSpec as C; names = C.names();"
+        "import sys; from cadenza.conditioners.base import ConditionerSpec as C; names = C.registered_names();"
         "assert 'text' in names and 'base' not in names; assert 'cadenza.conditioners.text' not in sys.modules;"
-        "C.find('number');"
+        "C.lookup('number');"
         "assert 'cadenza.conditioners.number' in sys.modules and 'cadenza.conditioners.text' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

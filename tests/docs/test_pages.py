@@ -136,7 +136,7 @@ def test_the_conditioner_of_the_docs_keeps_the_contract(folder: Path) -> None:
     spec, values = ConditionerSpec.lookup(Path(file.said).stem).example()
     for promise in contract.CONTRACT:
         for absent in ("learned", "zeros"):
-            promise(ConditionerSpec.parse({**spec.to_dict(), "absent": absent}), values)
+            promise(ConditionerSpec.parse({**spec.to_dict(), "null_embedding": absent}), values)
 
 
 def script(path: Path) -> Any:

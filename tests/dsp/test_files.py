@@ -78,8 +78,8 @@ def test_segments_equal_the_same_part_of_the_whole(tmp_path, suffix, seconds):
 def test_a_long_vorbis_file_in_one_call(tmp_path):
     """libsndfile's encoder crashes the process on one long buffer: in a process of its own."""
     code = (
-        "import numpy as np; from cadenza.dsp import files\n"
-        f"files.write({str(tmp_path / 'a.ogg')!r}, np.random.default_rng(0).uniform(-.3, .3, (44100 * 60, 2)), 44100)"
+        "import numpy as np; from cadenza.dsp import audio_io\n"
+        f"audio_io.write({str(tmp_path / 'a.ogg')!r}, np.random.default_rng(0).uniform(-.3, .3, (44100 * 60, 2)), 44100)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert audio_io.probe(tmp_path / "a.ogg").frames == 44_100 * 60
@@ -155,11 +155,11 @@ def test_no_permission(tmp_path):
     folder.mkdir()
     code = f"""
 import os, soundfile, numpy as np
-from cadenza.dsp import files
+from cadenza.dsp import audio_io
 os.chdir({str(tmp_path)!r})
 os.getuid() or os.setuid(65534)
-try: files.write('closed/a.wav', np.zeros((5, 1)), 8000)
-except files.AudioError as error: print(error)
+try: audio_io.write('closed/a.wav', np.zeros((5, 1)), 8000)
+except audio_io.AudioError as error: print(error)
 """
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -188,9 +188,9 @@ def test_a_small_tmpfs(tmp_path):
     """The same on a real file system of 4 MB, where this machine lets a process mount one."""
     code = """
 import os, numpy as np
-from cadenza.dsp import files
-try: files.write('m/a.wav', np.zeros((3_000_000, 1)), 48000)
-except files.AudioError as error: print(error, os.listdir('m'))
+from cadenza.dsp import audio_io
+try: audio_io.write('m/a.wav', np.zeros((3_000_000, 1)), 48000)
+except audio_io.AudioError as error: print(error, os.listdir('m'))
 """
     (tmp_path / "m").mkdir()
     shell = f'mount -t tmpfs -o size=4m none m && "{sys.executable}" -c "$CODE"'

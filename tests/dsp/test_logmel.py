@@ -16,7 +16,7 @@ SIZES: dict[str, Any] = {
     "samples": 8000,
     "hop": 100,
     "n_fft": 256,
-    "bands": 20,
+    "n_mels": 20,
     "f_min": 30,
     "f_max": 3500,
 }

@@ -18,7 +18,7 @@ from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
 
 GRID = FrameFormat("codes", 50.0, 3, 11)
-SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp": 2, "context": 200}
+SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2, "max_frames": 200}
 DRAWN = TokenSampling()
 GREEDY = TokenSampling(temperature=0)
 

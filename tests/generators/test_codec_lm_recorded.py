@@ -32,7 +32,7 @@ from cadenza.samplers.tokens import TokenSampling
 from cadenza.system import windows
 
 GRID = FrameFormat("codes", 50.0, 3, 11)
-SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp": 2, "context": 40}
+SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2, "max_frames": 40}
 WIDTHS: Any = {"cross": 5, "prepend": 8, "add": 32, "concat": 3, "global": 6}
 FRAMES = 40
 
@@ -157,8 +157,8 @@ def test_quantised_weights_can_be_recorded(kind: Any, monkeypatch: pytest.Monkey
     """As they are computed with on a GPU, where no kernel of ours is: written out for each product."""
     generator = model({"cross": 32}, width=64, mlp_ratio=1)
     quantize_linears(generator, kind)
-    monkeypatch.setattr("cadenza.nn.weight_quantization.obstacle", lambda: "as on a GPU")
-    monkeypatch.setattr("cadenza.generators.codec_lm.widened", lambda module: module)
+    monkeypatch.setattr("cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason", lambda: "as on a GPU")
+    monkeypatch.setattr("cadenza.generators.codec_lm.dequantized_if_unsupported", lambda module: module)
     monkeypatch.setattr("cadenza.generators.codec_lm.QuantizedLinear", type(None))  # which the walk of a CPU looks for
     tokens = MaskedSequence(
         torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2)), torch.ones(2, 4, dtype=torch.bool)

@@ -112,8 +112,8 @@ def test_audiocrafts_package_is_the_same_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "said"),
     [
-        ("melody", {"absent": "learned"}, "conditioners.melody.absent: 'learned'; there no melody is silence"),
-        ("melody", {"frames": None}, "conditioners.melody.frames: must be given"),
+        ("melody", {"null_embedding": "learned"}, "conditioners.melody.null_embedding: 'learned'; there no melody is silence"),
+        ("melody", {"max_frames": None}, "conditioners.melody.max_frames: must be given"),
         ("melody", {"one_hot": False}, "conditioners.melody.one_hot"),
         ("fusion", {"prepend": ["prompt", "melody"]}, r"fusion.prepend: must be the chroma and then the t5, not \['prompt'"),
         ("fusion", {"prepend": ["prompt"], "cross": ["melody"]}, "fusion: everything but `prepend`"),

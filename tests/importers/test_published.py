@@ -58,14 +58,14 @@ def system_of(language: LMGeometry, sample_rate: int) -> SystemSpec:
                 }
             }
             | (
-                {language.audio_condition: HEARD[language.audio_condition] | {"width": language.width}}
+                {language.audio_condition: HEARD[language.audio_condition] | {"output_dim": language.width}}
                 if language.audio_condition
                 else {}
             ),
             "fusion": {"prepend": [language.audio_condition, "prompt"]} if language.audio_condition else {"cross": ["prompt"]},
             "generator": {
                 **{"type": "codec_lm", "width": language.width, "depth": language.depth, "heads": language.heads},
-                **{"positions": "sinusoidal", "end_of_sequence": False, "context": language.seconds * 50},
+                **{"positions": "sinusoidal", "end_of_sequence": False, "max_frames": language.seconds * 50},
             },
         }
     )

@@ -135,7 +135,7 @@ def test_an_lstm_is_that_of_its_weights_written_out(compiled: bool, monkeypatch:
         wide.all_weights[layer][0].copy_(inward.dequantize())
         wide.all_weights[layer][1].copy_(again.dequantize())
     if not compiled:
-        monkeypatch.setattr("cadenza.nn.weight_quantization.obstacle", lambda: "it is not there")
+        monkeypatch.setattr("cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason", lambda: "it is not there")
     wanted, ends = wide(x)
     got, found = made(x)
     torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)

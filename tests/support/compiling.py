@@ -51,7 +51,7 @@ def main() -> None:
     def compile_whole(block: nn.Module) -> None:
         block._compiled_call_impl = torch.compile(block._call_impl, backend=backend, fullgraph=True)
 
-    with patch.object(kv_cache, "BUCKET", 16), patch("cadenza.generators.codec_lm.packed", lambda module, _: module):
+    with patch.object(kv_cache, "BUCKET", 16), patch("cadenza.generators.codec_lm.pack_linears", lambda module, _: module):
         want = generator.generate(branches, plan).data
         generator.graphs = GraphCache(lambda _: Python())
         with patch.object(nn.Module, "compile", compile_whole):

@@ -16,7 +16,7 @@ TINY: dict[str, Any] = {
         "tempo": {"type": "number", "output_dim": 16, "min": 40, "max": 200},
         "key": {"type": "category", "output_dim": 16, "values": ["C major", "A minor"]},
     },
-    "reads": [{"of": "prompt", "to": "tempo", "pattern": r"(\d+) bpm"}],
+    "prompt_patterns": [{"of": "prompt", "to": "tempo", "pattern": r"(\d+) bpm"}],
     "fusion": {"cross": ["prompt", "tempo"], "prepend": ["key"]},
     "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "max_frames": 1000, "end_of_sequence": False},
     "defaults": {"seconds": 0.5, "guidance": 3.0, "sampling": {"top_k": 0}},

@@ -73,9 +73,9 @@ def test_without_the_prompt_is_what_follows_it(system):
     assert torch.equal(system.codec.decode(kept).wave[0], whole[0].wave[0])
 
 
-@pytest.mark.parametrize("keep_prompt", [True, False])
-def test_the_stream_gives_the_same_samples(system, keep_prompt):
-    fields = {"seconds": [0.4, 0.3], "seed": 4, "continue_from": [sound(1300), None], "keep_prompt": keep_prompt}
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_the_stream_gives_the_same_samples(system, include_prompt):
+    fields = {"seconds": [0.4, 0.3], "seed": 4, "continue_from": [sound(1300), None], "include_prompt": include_prompt}
     chunks = list(system.stream(["drums", "piano"], **fields))
     for i, clip in enumerate(system.generate(["drums", "piano"], **fields)):
         streamed = torch.cat([chunk.wave[i, :, : int(chunk.lengths[i])] for chunk in chunks], -1)

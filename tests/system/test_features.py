@@ -92,7 +92,7 @@ def test_texts_and_sounds(cache: FeatureCache) -> None:
     assert cache.made == len(values) + 1 and len(cache) == len(values) + 1
     same(parts, cache, [Audio(long.wave * 0.5, long.sample_rate), {"text": "drums"}])
     assert cache.made == len(values) + 3
-    layers = ConditionerSet({"it": ClapSpec.parse({**spec.to_dict(), "reads": "text", "layer": -1}).build().eval()})
+    layers = ConditionerSet({"it": ClapSpec.parse({**spec.to_dict(), "modalities": "text", "layer": -1}).build().eval()})
     same(layers, cache, ["a", "abcdefg", None])
     same(layers, cache, ["abcdefg"])
     assert cache.made == len(values) + 6
@@ -101,7 +101,7 @@ def test_texts_and_sounds(cache: FeatureCache) -> None:
 def test_never_stale(cache: FeatureCache) -> None:
     same(t5(), cache, TEXTS)
     made = cache.made
-    for fields in ({"max_length": 40}, {"dtype": "bf16"}, {"width": 9}):
+    for fields in ({"max_length": 40}, {"dtype": "bf16"}, {"output_dim": 9}):
         same(t5(**fields), cache, TEXTS)
         assert cache.made == made + 3, fields
         made = cache.made

@@ -76,7 +76,7 @@ def test_nothing_fits_where_the_program_does_not(system, needing):
 
 
 def test_a_system_refuses_before_it_takes_anything(system, monkeypatch):
-    monkeypatch.setattr(home, "free_on", lambda device: MIB)
+    monkeypatch.setattr(home, "available_memory_on", lambda device: MIB)
     monkeypatch.setattr(system.generator, "stream", None)
     with pytest.raises(RequestError, match="too little memory") as refusal:
         system.generate(["piano"] * 4, seconds=100)
@@ -95,7 +95,7 @@ def test_clips_are_the_same_in_groups(system, monkeypatch):
     together = system.generate(items, progress=lambda done, total: told.append(done / total), **fields)
     job = GenerationJob.from_request(system.spec, Request.from_input(items, **fields))
     room = estimate_memory(system, job, BatchPlan(2, 24)).phases["generating"]
-    monkeypatch.setattr(home, "free_on", lambda device: int(sum(room.values()) * 1.2))
+    monkeypatch.setattr(home, "available_memory_on", lambda device: int(sum(room.values()) * 1.2))
     assert 1 < system.plan(items, **fields).course.batch_size < 5
     told_in_groups = []
     apart = system.generate(items, progress=lambda done, total: told_in_groups.append(done / total), **fields)

@@ -63,7 +63,7 @@ def test_weights_are_those_of_the_system(dtype):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantised_weights_are_those_of_the_system(kind):
     wide = {**TINY, "generator": {**TINY["generator"], "width": 64}}
-    wide["conditioners"] = {name: {**part, "width": 64} for name, part in TINY["conditioners"].items()}
+    wide["conditioners"] = {name: {**part, "output_dim": 64} for name, part in TINY["conditioners"].items()}
     spec = SystemSpec.parse(wide)
     from cadenza.system.system import System
 
@@ -80,10 +80,10 @@ def test_quantised_weights_are_those_of_the_system(kind):
     [
         ("piano", {"seconds": 0.4}),
         (["piano", "drums", None], {"seconds": [0.1, 0.3, 0.2]}),
-        ({"prompt": "piano", "tempo": 90}, {"seconds": 0.2, "guidance": {"scale": 3, "emphasis": {"tempo": 2}}}),
+        ({"prompt": "piano", "tempo": 90}, {"seconds": 0.2, "guidance": {"scale": 3, "id_scales": {"tempo": 2}}}),
         (None, {"seconds": 0.2}),
         ("piano", {"seconds": 0.2, "guidance": 1}),
-        ("piano", {"seconds": 0.2, "guidance": {"scale": 3, "negative": "drums"}, "two_step": True}),
+        ("piano", {"seconds": 0.2, "guidance": {"scale": 3, "negative": "drums"}, "two_step_cfg": True}),
         ("piano", {"seconds": 0.3, "variations": 3}),
     ],
 )
@@ -97,7 +97,7 @@ def test_keys_and_values_are_those_that_are_made(system, monkeypatch, request_, 
         made.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
         return cache
 
-    monkeypatch.setattr(KVCache, "empty", classmethod(watched))
+    monkeypatch.setattr(KVCache, "allocate", classmethod(watched))
     asked = job(system, request_, **fields)
     system.generate(request_, **fields)
     found = estimate_memory(system, asked, BatchPlan(len(asked.frames))).phases["generating"]["keys and values"]
@@ -155,7 +155,7 @@ def test_more_never_takes_less(system):
 
     assert peak(seconds=1) < peak(seconds=2) < peak(seconds=30) < peak(seconds=60)
     assert peak(clips=1) < peak(clips=2) < peak(clips=8)
-    assert peak(guidance=1) < peak(guidance=3) < peak(guidance={"scale": 3, "emphasis": {"tempo": 2}})
+    assert peak(guidance=1) < peak(guidance=3) < peak(guidance={"scale": 3, "id_scales": {"tempo": 2}})
     assert peak(BatchPlan(1), clips=8) < peak(BatchPlan(4), clips=8) < peak(BatchPlan(8), clips=8)
     deep = SystemSpec.parse({**TINY, "generator": {**TINY["generator"], "depth": 4}})
     assert (

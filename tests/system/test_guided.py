@@ -66,13 +66,13 @@ def test_a_negative_item_stands_for_no_conditions(system: System) -> None:
 
 
 def test_emphasis_and_weights_ask_for_parts(system: System) -> None:
-    parts = branches(system, [ITEM], guidance={"scale": 2.0, "emphasis": {"tempo": 3.0}})
+    parts = branches(system, [ITEM], guidance={"scale": 2.0, "id_scales": {"tempo": 3.0}})
     assert [branch.weight for branch in parts] == [6.0, -4.0, -1.0]
     assert same(parts[1].fused, fused(system, {"prompt": "slow piano", "key": "A minor"}))
     parts = branches(system, [ITEM], guidance={"weights": {"prompt": 2.0, "tempo": -1.0}})
     assert [branch.weight for branch in parts] == [2.0, -1.0]
     with pytest.raises(RequestError, match="no condition called 'tmpo'. Did you mean 'tempo'"):
-        branches(system, [ITEM], guidance={"emphasis": {"tmpo": 3.0}})
+        branches(system, [ITEM], guidance={"id_scales": {"tmpo": 3.0}})
 
 
 def test_a_number_and_its_long_form_are_the_same(system: System) -> None:
@@ -100,7 +100,7 @@ def test_guidance_of_no_strength_is_none_at_all(system: System) -> None:
 
 
 def test_an_item_is_guided_alone_as_in_a_batch(system: System) -> None:
-    how = {"scale": 3.0, "emphasis": {"tempo": 2.0}, "interval": (0.2, 0.8), "schedule": "linear", "rescale": 0.5}
+    how = {"scale": 3.0, "id_scales": {"tempo": 2.0}, "interval": (0.2, 0.8), "schedule": "linear", "rescale": 0.5}
     how["negative"] = {"prompt": "noise"}
     items = [ITEM, {"prompt": "drums"}, {"tempo": 100, "prompt": "a much longer text than the others have"}]
     together = list(system.generate_frames(items, seconds=[0.04, 0.02, 0.03], seed=[1, 2, 3], guidance=how))

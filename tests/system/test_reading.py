@@ -57,6 +57,6 @@ def test_a_pattern_has_one_group(pattern: str, match: str) -> None:
 
 
 def test_names_must_lead_somewhere(starter: SystemSpec) -> None:
-    wrong = starter.to_dict() | {"reads": [{"of": "prompt", "to": "tmpo", "pattern": "(.)"}]}
+    wrong = starter.to_dict() | {"prompt_patterns": [{"of": "prompt", "to": "tmpo", "pattern": "(.)"}]}
     with pytest.raises(SpecError, match="reads names 'tmpo', but there is no such conditioner. Did you mean 'tempo'"):
         SystemSpec.parse(wrong)

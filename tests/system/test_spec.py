@@ -92,7 +92,7 @@ def test_a_generator_needs_frames_that_it_can_make(field: dict[str, Any], what: 
 def test_a_slot_that_the_generator_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = type(SystemSpec.parse(TINY).generator)
     monkeypatch.setattr(generator, "slots", frozenset({"cross", "prepend"}))
-    monkeypatch.setattr(generator, "aligns", frozenset({"frames"}))
+    monkeypatch.setattr(generator, "alignments", frozenset({"frames"}))
     with pytest.raises(SpecError, match=r"fusion.global: generator 'codec_lm' has no such slot; it has: cross, prepend"):
         SystemSpec.parse(changed(fusion__global=["key"]))
     with pytest.raises(SpecError, match="'key' has `align: steps`, but generator 'codec_lm' has no steps beside frames"):

@@ -100,8 +100,8 @@ from cadenza.system.system import System
 
 codec = {"type": "encodec", "sample_rate": 32000, "channels": 2, "strides": [8, 8, 5, 5, 4], "codebooks": 2, "bins": 16,
          "filters": 2, "causal": sys.argv[1] == "causal", "lstm_layers": 1}
-generator = {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "context": 50, "end_of_sequence": False}
-tempo = {"type": "number", "width": 16, "min": 40, "max": 200}
+generator = {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "max_frames": 50, "end_of_sequence": False}
+tempo = {"type": "number", "output_dim": 16, "min": 40, "max": 200}
 tree = {"codec": codec, "conditioners": {"tempo": tempo}, "fusion": {"cross": ["tempo"]}, "generator": generator}
 system = System(SystemSpec.parse(tree)).eval().requires_grad_(False)
 kept, seconds, most = [], 0.0, {}

@@ -24,7 +24,7 @@ BEATS = {"type": "beats", "output_dim": 16, "frame_rate": RATE, "max_frames": 20
 def build(fusion: dict[str, Any], **conditioners: Any) -> System:
     torch.manual_seed(0)
     tree = {**TINY, "conditioners": {**TINY["conditioners"], **conditioners}, "fusion": fusion}
-    tree["generator"] = {**TINY["generator"], "context": 20}
+    tree["generator"] = {**TINY["generator"], "max_frames": 20}
     system = System(SystemSpec.parse(tree))
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -165,11 +165,11 @@ def test_swapping_two_spans_swaps_what_is_heard(slot: str) -> None:
     torch.manual_seed(0)
     tree: dict[str, Any] = {
         **TINY,
-        "reads": [],
+        "prompt_patterns": [],
         "conditioners": {"key": TINY["conditioners"]["key"]},
         "fusion": {slot: ["key"]},
     }
-    system = System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "context": 40, "width": 16, "depth": 1}}))
+    system = System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "max_frames": 40, "width": 16, "depth": 1}}))
     task = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.1, attribute_dropout=0.0), system)
     parameters = [p for part in task.optimized_modules().values() for p in part.parameters()]
     optimiser, rng = torch.optim.Adam(parameters, 1e-2), torch.Generator().manual_seed(0)

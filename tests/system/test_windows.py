@@ -78,7 +78,7 @@ def test_one_window_is_the_generators_own_stream() -> None:
 
 def model(**fields: Any) -> CodecLM:
     generator = CodecLMSpec(
-        width=32, depth=2, heads=2, mlp_ratio=2, **{"context": 20, "end_of_sequence": False, **fields}
+        width=32, depth=2, heads=2, mlp_ratio=2, **{"max_frames": 20, "end_of_sequence": False, **fields}
     ).build(FrameFormat("codes", 10.0, 3, 11), {"cross": 4, "add": 32})
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():

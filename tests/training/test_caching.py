@@ -24,7 +24,7 @@ from cadenza.training.trainer import Trainer
 
 def system(**prompt: Any) -> System:
     """A tiny one whose prompts go through a frozen T5."""
-    t5 = T5Spec.example()[0].model_copy(update={"width": 16, "word_dropout": 0.0}).to_dict()
+    t5 = T5Spec.example()[0].model_copy(update={"output_dim": 16, "word_dropout": 0.0}).to_dict()
     spec = {**TINY, "conditioners": {**TINY["conditioners"], "prompt": {**t5, **prompt}}}
     torch.manual_seed(0)
     return System(SystemSpec.parse(spec)).eval()

@@ -186,7 +186,7 @@ def test_two_steps_of_a_language_model(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     System(SystemSpec.parse({"codec": small.system.codec.to_dict()})).save(tmp_path / "codec")
     data = folder_of_sound(tmp_path / "sound", small.system.codec)
-    trainer = Trainer(small, data, out=tmp_path / "run", cpu=True, start=str(tmp_path / "codec"))
+    trainer = Trainer(small, data, out=tmp_path / "run", cpu=True, init_from=str(tmp_path / "codec"))
     assert trainer.train().reason == "finished"
     records = [*lines(tmp_path / "run").values(), *lines(tmp_path / "run", "valid").values()]
     losses = [record.get("generator/loss", record.get("loss")) for record in records]

@@ -142,7 +142,7 @@ def test_a_task_that_yields_nonsense_is_told(tmp_path: Path, yields: tuple[str, 
 
     net = Net()
     loop = TrainingLoop(config(), Odd(net), folder=tmp_path, engine=DistributedContext(cpu=True), save=net.save)
-    batches = type("Same", (), {"start": lambda self, position: iter([collate([Points()[0]])] * 3)})()
+    batches = type("Same", (), {"iter_from": lambda self, position: iter([collate([Points()[0]])] * 3)})()
     with pytest.raises(TrainingError, match=message):
         loop.run(TrainingData(batches))
 

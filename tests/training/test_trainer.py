@@ -77,7 +77,7 @@ def test_a_generator_from_codes_that_goes_on_exactly(folder: Path, codec: Path, 
     encode_dataset(load_manifest(folder)[0], trained.codec, tmp_path / "codes")
     with pytest.raises(TrainingError, match="store of encoded frames, but this task learns from audio"):
         Trainer(SystemSpec.parse({"codec": CODEC}), tmp_path / "codes", out=tmp_path / "codec", cpu=True, **QUICK)
-    config = {"system": SYSTEM, "task": {"type": "generator"}, "start": str(codec / "best"), **QUICK}
+    config = {"system": SYSTEM, "task": {"type": "generator"}, "init_from": str(codec / "best"), **QUICK}
     torch.manual_seed(0)
     whole = Trainer(config, tmp_path / "codes", out=tmp_path / "whole", cpu=True, steps=40)
     whole.train()
@@ -139,7 +139,7 @@ def test_what_would_stay_noise_is_refused(folder: Path, codec: Path, tmp_path: P
         Trainer(spec, folder, out=tmp_path, cpu=True, task={"type": "codec"}, **QUICK)
     other = SystemSpec.parse({**SYSTEM, "codec": {**CODEC, "bins": 8}})
     with pytest.raises(TrainingError, match="no part of .* has the same spec"):
-        Trainer(other, folder, out=tmp_path, cpu=True, start=str(codec / "best"), **QUICK)
+        Trainer(other, folder, out=tmp_path, cpu=True, init_from=str(codec / "best"), **QUICK)
     with pytest.raises(TrainingError, match="a codec alone; add a generator"):
         Trainer(SystemSpec.parse({"codec": CODEC}), folder, out=tmp_path, cpu=True, task={"type": "generator"}, **QUICK)
 
@@ -148,10 +148,10 @@ def test_the_licence_of_the_start_is_kept(folder: Path, codec: Path, tmp_path: P
     start = System.load(codec / "best")
     start.card = ModelCard(name="theirs", license="CC-BY-NC-4.0", notice="Not for sale.")
     start.save(tmp_path / "start")
-    trainer = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, start=str(tmp_path / "start"), **QUICK)
+    trainer = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, init_from=str(tmp_path / "start"), **QUICK)
     assert (trainer.system.card.license, trainer.system.card.notice) == ("CC-BY-NC-4.0", "Not for sale.")
     assert trainer.system.card.name == trainer.config.name
-    held = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, start=start, **QUICK).system  # one that is loaded
+    held = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, init_from=start, **QUICK).system  # one that is loaded
     assert held.card.license == "CC-BY-NC-4.0"
     assert all(torch.equal(x, start.codec.state_dict()[name]) for name, x in held.codec.state_dict().items())
 

@@ -46,7 +46,7 @@ class OobleckSpec(CodecSpec):
     `decoder` is for one whose stages are not those of the encoder. The defaults are those of Stable Audio Open.
     """
 
-    type: Literal["oobleck"] = "oobleck"
+    type: Literal["oobleck_vae"] = "oobleck_vae"
     channels: int = Field(default=2, ge=1)
     latent: Positive = 64
     encoder: OobleckStages = OobleckStages()

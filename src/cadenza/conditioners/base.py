@@ -175,7 +175,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         if not isinstance(self.spec, FramewiseConditionerSpec) or frames <= self.spec.max_frames:
             return self
         longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"frames": frames})
+        longer.spec = self.spec.model_copy(update={"max_frames": frames})
         return longer
 
     def unloaded_bytes(self) -> int:

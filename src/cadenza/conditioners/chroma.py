@@ -91,7 +91,7 @@ class ChromaConditioner(Conditioner[Any]):
 
     placeholder = None
     padded: Mapping[str, str]  # for a cache of features
-    like: Tensor  # of nothing, on the device and of the dtype of this module
+    dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
     extra_inputs: ClassVar[tuple[str, ...]] = ("stems",)
 
     def __init__(self, spec: ChromaSpec) -> None:
@@ -101,9 +101,9 @@ class ChromaConditioner(Conditioner[Any]):
         self.padded = {**sound, "chroma": "mask", "mask": "mask"}
         same = spec.project == "auto" and spec.bins == spec.output_dim
         self.out = nn.Identity() if same else nn.Linear(spec.bins, spec.output_dim)
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
 
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """What features depend on beside the spec: the separator, where one is asked for, and is here."""
         if self.spec.stems is None:
             return None
@@ -126,7 +126,7 @@ class ChromaConditioner(Conditioner[Any]):
         if self.spec.max_frames is None or self.spec.pad_mode == "repeat" or frames <= self.spec.max_frames:
             return self
         longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"frames": frames})
+        longer.spec = self.spec.model_copy(update={"max_frames": frames})
         return longer
 
     def value_from_item(self, item: Item, name: str) -> Any:
@@ -171,14 +171,14 @@ class ChromaConditioner(Conditioner[Any]):
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
-        return MaskedSequence(self.out(tensors["chroma"].to(self.like.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(tensors["chroma"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
     def forward(self, features: PreparedInputs) -> Condition:
         condition = super().forward(features)
         if self.spec.null_embedding != "silence":
             return condition
-        first = torch.arange(self.spec.bins, device=self.like.device) == (0 if self.spec.one_hot else -1)
-        null = self.out(first.to(self.like.dtype)).expand(self.spec.max_frames or 1, -1)
+        first = torch.arange(self.spec.bins, device=self.dtype_ref.device) == (0 if self.spec.one_hot else -1)
+        null = self.out(first.to(self.dtype_ref.dtype)).expand(self.spec.max_frames or 1, -1)
         return replace(condition, null_embedding=null)
 
     def _sound(self, value: Any) -> tuple[Audio, bool]:

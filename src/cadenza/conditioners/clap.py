@@ -96,7 +96,7 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
     """The towers of a CLAP, codebooks where there are some, and a linear layer."""
 
     padded: ClassVar[dict[str, str]] = {"ids": "mask", "mask": "mask", "x": "mask", "mel": "windows", "windows": "windows"}
-    like: Tensor  # of nothing, on the device and of the dtype of this module
+    dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
 
     def __init__(self, spec: ClapSpec) -> None:
         super().__init__(spec)
@@ -104,7 +104,7 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
         dim = self.pretrained.dim
         self.quantizer = ResidualVectorQuantizer(dim, codebooks=spec.codebooks, bins=spec.bins) if spec.codebooks else None
         self.out = nn.Identity() if spec.project == "auto" and dim == spec.output_dim else nn.Linear(dim, spec.output_dim)
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
         if spec.train:
             self.encoder = self.pretrained.build().requires_grad_(True)
 
@@ -119,7 +119,7 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
         if self.spec.modalities != "audio":
             _ = self.pretrained.tokenizer
         if not self.spec.train:
-            self.pretrained.get(self.like.device)
+            self.pretrained.get(self.dtype_ref.device)
         if self.quantizer is not None:
             found = [row for value in values if value is not None for row in self._vectors(value)]
             if found:  # in an order that is theirs, whatever that of the values
@@ -128,7 +128,7 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """What features depend on beside the spec: the config and the weights of the towers, where they are not trained."""
-        return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.like.device).state_dict())
+        return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
 
     def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
         """A frozen CLAP of the hub is named by its commit; of anything else the place gets what the weights lack."""
@@ -169,22 +169,22 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
         if self.spec.train:
             return tensors
         towers = self.pretrained.get(next(iter(tensors.values())).device)
-        with _exact(self.like.device.type):
+        with _exact(self.dtype_ref.device.type):
             return self._states(towers, tensors) if self.spec.layer is not None else {"x": self._some(towers, tensors)}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         if self.spec.train:
-            with _exact(self.like.device.type):
+            with _exact(self.dtype_ref.device.type):
                 layer = self.spec.layer
                 tensors = self._states(self.encoder, tensors) if layer is not None else {"x": self._all(self.encoder, tensors)}
         if self.spec.layer is not None:
-            return MaskedSequence(self.out(tensors["x"].to(self.like.dtype)) * tensors["mask"][..., None], tensors["mask"])
+            return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * tensors["mask"][..., None], tensors["mask"])
         x = tensors["x"]
         if self.quantizer is not None:
-            with _exact(self.like.device.type):
+            with _exact(self.dtype_ref.device.type):
                 z = x.to(self.quantizer.dtype)[..., None]
                 x = x + (self.quantizer.decode(self.quantizer.encode(z))[..., 0] - x).detach()
-        return MaskedSequence(self.out(x.to(self.like.dtype))[:, None], torch.ones_like(x[:, :1], dtype=torch.bool))
+        return MaskedSequence(self.out(x.to(self.dtype_ref.dtype))[:, None], torch.ones_like(x[:, :1], dtype=torch.bool))
 
     def train(self, mode: bool = True) -> Self:
         """The towers stay as they are in evaluation: their batch norm must not mix the items of a batch."""
@@ -232,9 +232,9 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
         said = self._said(value)
         ways = [] if said is None else [_Said(said.text, None), _Said(None, said.audio)]
         read = [self.preprocess([way]) for way in ways if way != (None, None)]
-        moved = [{name: x.to(self.like.device) for name, x in tensors.items()} for tensors in read]
-        with torch.no_grad(), _exact(self.like.device.type):
-            towers = self.encoder if self.spec.train else self.pretrained.get(self.like.device)
+        moved = [{name: x.to(self.dtype_ref.device) for name, x in tensors.items()} for tensors in read]
+        with torch.no_grad(), _exact(self.dtype_ref.device.type):
+            towers = self.encoder if self.spec.train else self.pretrained.get(self.dtype_ref.device)
             return [self._some(towers, tensors)[0] for tensors in moved]
 
     def _said(self, value: Any) -> _Said | None:

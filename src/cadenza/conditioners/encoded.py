@@ -48,7 +48,7 @@ class PrecomputedConditioner(Conditioner[Any]):
         self.out = (
             nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
         )
-        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     @property
     def placeholder(self) -> Tensor:  # type: ignore[override]
@@ -62,7 +62,7 @@ class PrecomputedConditioner(Conditioner[Any]):
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
-        return MaskedSequence(self.out(tensors["x"].to(self.like.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
     def _rows(self, value: Any) -> Tensor:
         """[n dim], as plain numbers on the host."""

@@ -56,7 +56,7 @@ class SourceMixConditioner(CodecConditioner[Mapping[str, Any]]):
         with torch.device("meta"):
             self.dim = spec.codec.build().embedding_dim
         self.heads = nn.ModuleList(nn.Linear(self.dim, spec.output_dim) for _ in spec.sources)
-        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     def prepare(self, values: Sequence[Any]) -> Any:
         """A value without any source says as little as none, so it counts as absent."""
@@ -94,7 +94,7 @@ class SourceMixConditioner(CodecConditioner[Mapping[str, Any]]):
         return {"x": x.transpose(1, 2), "lengths": frames, "mask": tensors["mask"]}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        x = tensors["x"].to(self.like.dtype)
+        x = tensors["x"].to(self.dtype_ref.dtype)
         there = torch.arange(x.shape[1], device=x.device)[:, None] < tensors["lengths"][:, None]
         each = [head(x[:, :, k]) * there[:, :, k, None] for k, head in enumerate(self.heads)]
         return MaskedSequence(torch.stack(each).sum(0), tensors["mask"])

@@ -31,8 +31,8 @@ class StyleSpec(ConditionerSpec):
     """An excerpt of `seconds` as frames of `model`, a MERT or its kin by folder or repository, or as tokens of `codec`.
 
     These go through a transformer of `depth` blocks and a bottleneck of `levels` codebooks, of which generation uses
-    `used`: fewer say less. Of what comes out every `every`-th vector is kept. In training the excerpt lasts between the two
-    of `lasting` seconds, at a place that is drawn. A `codec` is saved with the weights; before training begins it takes its
+    `eval_q`: fewer say less. Of what comes out every `downsample`-th vector is kept. In training the excerpt lasts between the two
+    of `train_seconds_range` seconds, at a place that is drawn. A `codec` is saved with the weights; before training begins it takes its
     own from `model`, a saved system.
     """
 
@@ -61,11 +61,11 @@ class StyleSpec(ConditionerSpec):
         if self.codec is not None and (self.codec.frame_format.kind != "codes" or self.codec.uses_chunks):
             raise ValueError("codec: tokens are needed, one frame after another; take a codec that gives codes, and no chunks")
         if self.eval_q > self.levels:
-            raise ValueError(f"used ({self.eval_q}) cannot be more than levels ({self.levels})")
+            raise ValueError(f"eval_q ({self.eval_q}) cannot be more than levels ({self.levels})")
         if self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
         if self.train_seconds_range is not None and not 0 < self.train_seconds_range[0] <= self.train_seconds_range[1]:
-            raise ValueError(f"lasting must be two numbers of seconds, the lesser first, not {self.train_seconds_range}")
+            raise ValueError(f"train_seconds_range must be two numbers of seconds, the lesser first, not {self.train_seconds_range}")
         return self
 
     @property
@@ -84,9 +84,9 @@ class StyleSpec(ConditionerSpec):
         )
         turns = {900: 0.02, 90: 0.11, 700: 0.31}  # cycles a sample of three tones
         sounds = [Audio((6.283 * turn * torch.arange(n)).sin()[None, None], 800) for n, turn in turns.items()]
-        small = {"hidden": 16, "depth": 2, "heads": 2, "levels": 3, "bins": 8, "used": 2}
+        small = {"hidden": 16, "depth": 2, "heads": 2, "levels": 3, "bins": 8, "eval_q": 2}
         told = {"audio": sounds[2], "start": 0.1, "seconds": 0.3, "levels": 3}
-        return cls.parse({"width": 8, "codec": codec, **small, "every": 5, "seconds": 0.4, "lasting": (0.2, 0.5)}), [
+        return cls.parse({"output_dim": 8, "codec": codec, **small, "downsample": 5, "seconds": 0.4, "train_seconds_range": (0.2, 0.5)}), [
             *sounds[:2],
             told,
         ]
@@ -142,7 +142,7 @@ class StyleConditioner(Conditioner[Any]):
         else:
             warnings.warn("the codec of a `style` begins as noise and stays so; set its `model`", stacklevel=2)
 
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """What features depend on beside the spec; None in training, whose excerpts are drawn and do not come again."""
         if self.training:
             return None

@@ -92,7 +92,7 @@ class T5Conditioner(FrozenEncoderMixin, Conditioner[str]):
         self.pretrained = T5EncoderSource(spec)
         dim = self.pretrained.dim
         self.out = nn.Identity() if spec.project == "auto" and dim == spec.output_dim else nn.Linear(dim, spec.output_dim)
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
         if spec.train:
             self.encoder = self.pretrained.build().requires_grad_(True)
 
@@ -112,7 +112,7 @@ class T5Conditioner(FrozenEncoderMixin, Conditioner[str]):
         if self.pretrained.source.folder is None and not self.spec.train:
             return self.spec.model_copy(update=here | {"revision": self.pretrained.source.resolved_revision})
         self.pretrained.save(folder / place, weights=not self.spec.train)
-        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None, "inside": None})
+        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None, "subconfig": None})
 
     def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         prepared = super().prepare([self._text(value) for value in values])

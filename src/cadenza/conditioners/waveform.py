@@ -55,7 +55,7 @@ class WaveformConditioner(CodecConditioner[Any]):
         self.out = (
             nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
         )
-        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     @property
     def placeholder(self) -> Any:  # type: ignore[override]
@@ -65,7 +65,7 @@ class WaveformConditioner(CodecConditioner[Any]):
         if self.spec.max_frames is None or frames <= self.spec.max_frames:
             return self
         longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"frames": frames})
+        longer.spec = self.spec.model_copy(update={"max_frames": frames})
         return longer
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class WaveformConditioner(CodecConditioner[Any]):
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
-        return MaskedSequence(self.out(tensors["x"].to(self.like.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
 
 def _width(codec: CodecSpec) -> int:

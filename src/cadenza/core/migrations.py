@@ -42,6 +42,7 @@ _WEIGHTS = (  # of format 1: pattern and replacement
     (r"(^|\.)analysis\.", r"\1encoder."),
     (r"(^|\.)synthesis\.", r"\1decoder."),
     (r"(^|\.)blocks\.(\d+)\.style\.", r"\1blocks.\2.adaln."),
+    (r"(^|\.)generator\.inputs\.", r"\1generator.input_projections."),
     (r"(^|\.)inward\.", r"\1input_proj."),
     (r"(^|\.)again\.", r"\1recurrent_proj."),
 )

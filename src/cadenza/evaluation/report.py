@@ -60,7 +60,7 @@ class ClipGenerator:
     def _unread(self) -> "ClipGenerator":
         """The same system, but for values in texts, which it does not read."""
         system = copy(self.system)
-        system.spec = self.system.spec.model_copy(update={"reads": ()})
+        system.spec = self.system.spec.model_copy(update={"prompt_patterns": ()})
         return replace(self, system=system)
 
     def realtime_factor(self, item: dict[str, Any], seconds: float, *, clips: int) -> float:

@@ -155,8 +155,8 @@ class CodecLM(Generator):
     int8_only: ClassVar[tuple[str, ...]] = (
         "head",
         "cross.kv",
-        "style",
-        *(f"inputs.{slot}" for slot in ("prepend", "add", "concat")),
+        "adaln",
+        *(f"input_projections.{slot}" for slot in ("prepend", "add", "concat")),
     )
 
     def __init__(self, spec: CodecLMSpec, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
@@ -351,8 +351,15 @@ class CodecLM(Generator):
     def _decoding(self, setting: ConditioningInputs, shape: tuple[int, int]) -> "QuantizedDecoder":
         from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
 
-        parts = {name: getattr(setting, name) for name in ("valid", "rotation", "source", "styles")}
-        return QuantizedDecoder(self.transformer, self.head, shape=shape, **parts)  # type: ignore[arg-type]
+        return QuantizedDecoder(
+            self.transformer,
+            self.head,
+            shape=shape,
+            valid=setting.valid,
+            rotation=setting.rotation,
+            source=setting.cross_kv,
+            styles=setting.adaln,
+        )
 
     @torch.inference_mode()
     def _prefill(self, state: _State, first: int) -> None:

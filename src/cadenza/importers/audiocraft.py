@@ -66,7 +66,7 @@ def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
     lm = whole.subsection("transformer_lm")
     generator = _generator(lm)
     generator["pattern"] = _pattern(whole.subsection("codebooks_pattern"), lm, generator["rows"])
-    text, fusion, generator["cross_positions"] = convert_conditioners(held, whole, generator["width"], seconds=seconds)
+    text, fusion, generator["cross_attention_pos_emb_scale"] = convert_conditioners(held, whole, generator["width"], seconds=seconds)
     lm.reject_unread()
     sides = _sides(whole, codec, generator)
     levels = generator.pop("rows") // sides
@@ -79,7 +79,7 @@ def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
             "codec": mono.to_dict() if sides == 1 else {"type": "stereo", "codec": mono.to_dict()},
             "conditioners": text,
             "fusion": fusion,
-            "generator": {**generator, "context": frames},
+            "generator": {**generator, "max_frames": frames},
             "defaults": {
                 "seconds": frames / mono.frame_format.frame_rate,
                 "guidance": guidance,

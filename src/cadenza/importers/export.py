@@ -187,7 +187,7 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
     layout = musicgen_key_map(generator.depth, system.spec.codec.frame_format.channels, cross=melody is None)
     yield from ((f"decoder.{name}", x) for name, x in layout.export_weights(strip_prefix(state, "generator.")).items())
     t5: Any = system.conditioners[name]
-    text = dict(t5.encoder.state_dict() if t5.spec.train else t5.pretrained.load_state_dict())
+    text = dict(t5.encoder.state_dict() if t5.spec.train else t5.pretrained.weights())
     yield "text_encoder.shared.weight", text.pop("embed_tokens.weight").detach().float().cpu()
     yield from ((f"text_encoder.encoder.{key}", x.detach().float().cpu()) for key, x in text.items())
     for each, theirs in ((name, "enc_to_dec_proj"), (melody, "audio_enc_to_dec_proj")):

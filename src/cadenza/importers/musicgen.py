@@ -164,7 +164,7 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
             "codec": codec.to_dict() if channels == 1 else {"type": "stereo", "codec": codec.to_dict()},
             "conditioners": conditioners,
             "fusion": {"prepend": [MELODY, "prompt"]} if heard else {"cross": ["prompt"]},
-            "generator": {**generator, "context": context},
+            "generator": {**generator, "max_frames": context},
             "defaults": defaults,
         },
         source=str(folder),

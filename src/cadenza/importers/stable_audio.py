@@ -208,7 +208,7 @@ def _lut(settings: ConfigReader, context: ImportContext) -> Made:
     tokenizer |= {"special_tokens": settings.get("special_tokens", list, [])}
     length, positions = settings.get("max_length", int, 1024), settings.get("use_abs_pos_emb", bool, False)
     spec = {"type": "lut", "tokenizer": tokenizer, "max_length": length, "pad_to": "max_length", "positions": positions}
-    return spec | {"empty": "read", "project": _project(settings)}, None
+    return spec | {"empty_text": "read", "project": _project(settings)}, None
 
 
 def _pretransform(settings: ConfigReader, context: ImportContext) -> Made:
@@ -221,8 +221,8 @@ def _source_mix(settings: ConfigReader, context: ImportContext) -> Made:
     spec = {"type": "source_mix", "codec": codec, "sources": settings.get("source_keys", list, [])}
     settings.ignore(["source_length"])  # the learned null is as long as the clip
     return spec | {
-        "given": "frames" if settings.get("pre_encoded", bool, False) else "audio",
-        "absent": "learned" if settings.get("allow_null_source", bool, False) else "zeros",
+        "input_kind": "frames" if settings.get("pre_encoded", bool, False) else "audio",
+        "null_embedding": "learned" if settings.get("allow_null_source", bool, False) else "zeros",
     }, checkpoint
 
 
@@ -302,7 +302,7 @@ class ConditioningConfig:
     def _value(self, name: str, value: Any) -> Any:
         value = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
         spec = self.conditioners.get(name)
-        if getattr(spec, "given", None) != "audio":
+        if getattr(spec, "input_kind", None) != "audio":
             return value
         rate = spec.codec.sample_rate  # type: ignore[union-attr]  # of a spec that hears
         if isinstance(value, Mapping):
@@ -384,7 +384,7 @@ def _spec(kind: str, settings: ConfigReader, context: ImportContext) -> tuple[di
     """What a type makes of its settings."""
     spec, checkpoint = TYPES[kind](settings, context)
     settings.reject_unread()
-    return {"width": context.width, "absent": "zeros"} | spec, checkpoint
+    return {"output_dim": context.width, "null_embedding": "zeros"} | spec, checkpoint
 
 
 def _given(spec: dict[str, Any]) -> dict[str, Any]:
@@ -393,7 +393,7 @@ def _given(spec: dict[str, Any]) -> dict[str, Any]:
     kind = "frames" if spec["type"] in sounds else "vector" if spec["type"] in vectors else "tokens"
     if spec["type"] == "clap" and spec.get("layer") is None:
         kind = "vector"
-    shared = {key: spec[key] for key in ("width", "fallback") if key in spec}
+    shared = {key: spec[key] for key in ("output_dim", "fallback") if key in spec}
     along = "columns" if kind == "frames" else "rows"
     return {"type": "encoded", "null_embedding": "zeros", "kind": kind, "along": along, "project": "auto", **shared}
 

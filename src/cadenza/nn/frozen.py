@@ -162,7 +162,7 @@ class FrozenEncoderMixin(nn.Module):
     """
 
     pretrained: Any  # Borrowed
-    like: Tensor
+    dtype_ref: Tensor
 
     def quantize_frozen_(self) -> None:
         self.pretrained.quantized = True
@@ -182,8 +182,8 @@ class FrozenEncoderMixin(nn.Module):
         encoder = self._modules.pop("encoder", None)
         super()._apply(fn, recurse)
         if encoder is not None:
-            encoder._apply(lambda x: fn(x) if fn(x.new_empty(0)).dtype == x.dtype else x.to(self.like.device))
+            encoder._apply(lambda x: fn(x) if fn(x.new_empty(0)).dtype == x.dtype else x.to(self.dtype_ref.device))
             self._modules["encoder"] = encoder
-        if not self.like.is_meta:
-            self.pretrained.move_to(self.like.device)
+        if not self.dtype_ref.is_meta:
+            self.pretrained.move_to(self.dtype_ref.device)
         return self

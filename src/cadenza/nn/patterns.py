@@ -151,13 +151,13 @@ class _Rule(Spec):
         """The pattern of a clip; raises ValueError, naming the field, where the codebooks do not suit."""
         return _pattern(self, codebooks, frames)  # type: ignore[arg-type]  # frozen, so hashable
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         raise NotImplementedError(f"{type(self).__name__} must say its steps")
 
 
 @lru_cache(256)
 def _pattern(rule: _Rule, codebooks: int, frames: int) -> Pattern:
-    return Pattern(codebooks, frames, tuple(rule.layout(codebooks, frames)))
+    return Pattern(codebooks, frames, tuple(rule.iter_steps(codebooks, frames)))
 
 
 class Parallel(_Rule):
@@ -166,7 +166,7 @@ class Parallel(_Rule):
     type: Literal["parallel"] = "parallel"
     empty_initial: int = Field(default=0, ge=-1)  # empty steps beside the start; -1 leaves the start out as well
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         yield from [()] * (1 + self.empty_initial)
         for frame in range(frames):
             yield tuple((frame, row) for row in range(codebooks))
@@ -180,7 +180,7 @@ class Delay(_Rule):
     flatten_first: int = Field(default=0, ge=0)  # leading frames that are written one code a step
     empty_initial: int = Field(default=0, ge=0)
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         delays = _per_codebook("delays", self.delays, tuple(range(codebooks)))
         yield from [()] * (1 + self.empty_initial)
         for frame in range(min(frames, self.flatten_first)):
@@ -227,7 +227,7 @@ class CoarseFirst(_Rule):
     def prefix_stable(self) -> bool:
         return False
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         delays = _per_codebook("delays", self.delays, (0,) * (codebooks - 1))
         yield ()
         yield from (((frame, 0),) for frame in range(frames))
@@ -244,7 +244,7 @@ class MusicLM(_Rule):
     def prefix_stable(self) -> bool:
         return False
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         if codebooks % self.group_by:
             raise ValueError(f"group_by: {codebooks} codebooks do not make groups of {self.group_by}")
         yield ()

@@ -87,7 +87,7 @@ class Transformer(nn.Module):
         for name, weight in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):  # what adds to the residual stream
                 nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
-            if name.endswith("style.weight"):
+            if name.endswith("adaln.weight"):
                 nn.init.zeros_(weight)
 
     def project_cross_kv(self, tokens: MaskedSequence, *, attend_padding: bool = False) -> list[CrossKV]:

@@ -254,13 +254,13 @@ def _stack_curves(parts: Sequence[tuple[InterpolatedCondition, ...] | None]) -> 
     some = next((part for part in parts if part is not None), None)
     if some is None:
         return None
-    none = tuple(replace(curve, embeddings=torch.zeros_like(curve.x)) for curve in some)
+    none = tuple(replace(curve, x=torch.zeros_like(curve.x)) for curve in some)
     each = [none if part is None else part for part in parts]
     return tuple(
         InterpolatedCondition(
             torch.cat(
                 [
-                    F.pad(curve.embeddings, (0, 0, 0, max(c.embeddings.shape[1] for c in curves) - curve.embeddings.shape[1]))
+                    F.pad(curve.x, (0, 0, 0, max(c.x.shape[1] for c in curves) - curve.x.shape[1]))
                     for curve in curves
                 ]
             ),

@@ -53,7 +53,7 @@ class CacheableEncoder(Protocol):
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None: ...
 
-    def features(self, prepared: PreparedInputs) -> PreparedInputs: ...
+    def encode(self, prepared: PreparedInputs) -> PreparedInputs: ...
 
 
 def cache_dir() -> Path | None:
@@ -106,14 +106,14 @@ class FeatureCache:
     def encode(
         self, parts: ConditionerSet, prepared: Mapping[str, PreparedInputs], device: torch.device | str
     ) -> dict[str, PreparedInputs]:
-        """The same as `parts.features` on a device, of which what is there is not made again."""
+        """The same as `parts.encode` on a device, of which what is there is not made again."""
         made = {}
         for name, values in prepared.items():
             part: Any = parts[name]
             kept = isinstance(part, CacheableEncoder) and len(values.present) and part.is_cacheable(values)
             source = part.cache_fingerprint() if kept else None
             if source is None:
-                made[name] = part.features(values.to(device))
+                made[name] = part.encode(values.to(device))
             else:
                 made[name] = self._features(part, self._stem(part, source), values, device)
         return {name: replace(values, spans=_on(prepared[name].spans, device)) for name, values in made.items()}
@@ -134,7 +134,7 @@ class FeatureCache:
         if missing := {key: i for i, key in enumerate(keys) if held[key] is None}:
             chosen = torch.tensor(list(missing.values()))
             asked = PreparedInputs({name: x[chosen] for name, x in host.tensors.items()}, host.present[chosen])
-            new = part.features(asked.to(device)).to("cpu")
+            new = part.encode(asked.to(device)).to("cpu")
             for j, key in enumerate(missing):
                 held[key] = _row(new.tensors, j, part)
                 self._put(key, held[key])

@@ -47,7 +47,7 @@ def fuse(
         each = [(route, conditions[route.id], keep.get((slot, route.id))) for route in routes]
         if slot in ("cross", "prepend", "global"):
             parts = [_tokens(condition, kept, clip, f"fusion.{slot}: '{route.id}'", slot) for route, condition, kept in each]
-            slots["glob" if slot == "global" else slot] = (
+            slots["global_vector" if slot == "global" else slot] = (
                 torch.cat([part.x[:, 0] for part in parts], -1) if slot == "global" else _joined(parts)
             )
             continue

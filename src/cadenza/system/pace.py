@@ -200,7 +200,7 @@ def _timed(
 
 def _endless(generator: Generator) -> dict[str, Any]:
     """Settings of sampling by which no clip ends early."""
-    return {"may_end": False} if "may_end" in generator.spec.sampling.model_fields else {}
+    return {"allow_eos": False} if "allow_eos" in generator.spec.sampling.model_fields else {}
 
 
 def _narrowed(codec: Codec, job: GenerationJob) -> Codec:

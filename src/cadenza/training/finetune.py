@@ -47,14 +47,14 @@ def finetune_config(
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     fields: dict[str, Any] = {
         "name": f"{re.sub(r'[^a-zA-Z0-9._-]+', '-', system.card.name.rpartition('/')[2]).strip('-') or 'model'}-finetuned",
-        "task": {"guidance_dropout": 0.1, "attribute_dropout": 0.1 if len(system.conditioners) > 1 else 0.0},
+        "task": {"cfg_dropout": 0.1, "attribute_dropout": 0.1 if len(system.conditioners) > 1 else 0.0},
         "steps": steps,
         "minutes": minutes,
         "batch": 4,
         "seconds": system.generator.spec.max_frames / system.codec.frame_format.frame_rate,
         "lr": 1e-4 if learned < LARGE else 3e-5,
         "warmup": min(100, steps // 10),
-        "final": 0.1,
+        "final_lr_ratio": 0.1,
         "precision": "bf16" if half else "fp32",
         "ema": 0.99,
         "validate_every": max(1, steps // 10),

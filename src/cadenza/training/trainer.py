@@ -30,23 +30,23 @@ class Trainer:
     """Trains a system on a folder of audio, a manifest, shards, an encoded store or a torch Dataset.
 
     `what` is a TrainingConfig, the path of one, a mapping, or with the fields of a config as keywords a SystemSpec or
-    System, whose weights are then the start; `start` is another such System, or as in a config the folder of one that
+    System, whose weights are then the start; `init_from` is another such System, or as in a config the folder of one that
     Cadenza saved. `out` is the run's folder; an unfinished run there is continued. In it
     are `log.jsonl`, `samples`, `checkpoints`, and `best` and `final`, which `cadenza.load` reads.
     """
 
     def __init__(
         self, what: Any, data: Any, *, out: str | Path | None = None, validation: Any = None, data_rate: int | None = None,
-        start: System | str | None = None, cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
+        init_from: System | str | None = None, cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
     ) -> None:  # fmt: skip
-        named = {"start": start} if isinstance(start, str) else {}
+        named = {"init_from": init_from} if isinstance(init_from, str) else {}
         self.config = resolve_config(what.spec if isinstance(what, System) else what, overrides, {**fields, **named})
         self.folder = Path("runs") / self.config.name if out is None else Path(out)
         self.engine = DistributedContext(self.config.precision, cpu=cpu)
         self.system = System(self.config.system, getattr(what, "card", None) or ModelCard(name=self.config.name))
-        if not isinstance(start, System) and self.config.init_from is not None:
-            start = System.load(self.config.init_from)
-        self._given = _given(self.system, [one for one in (what, start) if isinstance(one, System)], self.config)
+        if not isinstance(init_from, System) and self.config.init_from is not None:
+            init_from = System.load(self.config.init_from)
+        self._given = _given(self.system, [one for one in (what, init_from) if isinstance(one, System)], self.config)
         self.task = self.config.task.build(self.system)
         _demand(self.system, self.task.optimized_modules().values(), self._given)
         self._train, self._held = self._data(data, validation, data_rate)
@@ -171,7 +171,7 @@ def _given(system: System, sources: Sequence[System], config: TrainingConfig) ->
         if given and system.card.license == ModelCard().license:  # what was trained on their weights is under their licence
             system.card = ModelCard(name=config.name, license=source.card.license, notice=source.card.notice)
     if sources and not given:
-        raise TrainingError(f"start: no part of {config.init_from or 'it'} has the same spec as a part of this system")
+        raise TrainingError(f"init_from: no part of {config.init_from or 'it'} has the same spec as a part of this system")
     return given
 
 
@@ -183,7 +183,7 @@ def _demand(system: System, learning: Any, given: set[str]) -> None:
         if name not in given and own and not any(id(p) in learns for p in own):
             raise TrainingError(
                 f"'{name}' would stay untrained: this task does not train it, and no weights were given; "
-                "name a saved system that has it (start: FOLDER), or leave it out of the system"
+                "name a saved system that has it (init_from: FOLDER), or leave it out of the system"
             )
 
 

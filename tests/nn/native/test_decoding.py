@@ -159,7 +159,7 @@ def test_nobody_waits_for_a_thread_that_was_interrupted(monkeypatch: pytest.Monk
         torch.set_num_threads(3)
         decoding = Case().decoding()
         decoding.step(torch.ones(2, 1, 96), 0)
-        monkeypatch.setattr(decode_step, "walk", interrupted)
+        monkeypatch.setattr(decode_step, "decode_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             decoding.step(torch.ones(2, 1, 96), 1)
         decoding.close()

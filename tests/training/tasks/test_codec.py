@@ -31,7 +31,7 @@ class Run:
     def __init__(self, **fields: object) -> None:
         torch.manual_seed(0)
         self.codec = Encodec(EncodecSpec.example())
-        settings = {"warm_steps": 3, "pool_frames": 400, "mel": 1.0, "mel_windows": (128, 512), "critic_filters": 2}
+        settings = {"unquantized_steps": 3, "kmeans_frames": 400, "mel": 1.0, "mel_windows": (128, 512), "discriminator_filters": 2}
         self.task = CodecTask(CodecTaskSpec(**(settings | fields)), self.codec)  # type: ignore[arg-type]
         self.rng = torch.Generator().manual_seed(1)
         self.optimisers = {name: torch.optim.Adam(m.parameters(), 2e-3) for name, m in self.task.optimized_modules().items()}
@@ -79,7 +79,7 @@ def test_a_warm_codec_keeps_its_codebooks() -> None:
 def test_resumed_run_equals_the_whole() -> None:
     """Through the warm start, k-means, the critic's entry and random levels."""
     for cut in (2, 3, 5):
-        fields = {"adversarial": 1.0, "feature": 1.0, "critic_start": 4, "level_dropout": 0.5}
+        fields = {"adversarial": 1.0, "feature": 1.0, "discriminator_start_step": 4, "quantizer_dropout": 0.5}
         whole, first, second = Run(**fields), Run(**fields), Run(**fields)
         expected = whole.go(7)
         early = first.go(cut)
@@ -136,7 +136,7 @@ def test_training_the_decoder_leaves_the_codes() -> None:
     run.go(3)
     assert torch.equal(run.codec.encode(audio).ids, codes.ids)
     assert (run.codec.decode(codes).wave - decoded.wave).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="warm_steps"):
+    with pytest.raises(ValueError, match="unquantized_steps"):
         CodecTaskSpec(train="decoder")
 
 

@@ -108,7 +108,7 @@ def check_variant(variant: str) -> None:
 
 def request_fields(job: BenchJob) -> dict[str, Any]:
     """The fields of a request; three branches are what a prompt adds, counted double, and a negative prompt."""
-    scale: Any = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "emphasis": {"prompt": 1.5}, "negative": "drums over bass"}}[job.branches]
+    scale: Any = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "id_scales": {"prompt": 1.5}, "negative": "drums over bass"}}[job.branches]
     return {"seconds": job.seconds, "seed": 0, "guidance": scale}
 
 

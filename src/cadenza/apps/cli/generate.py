@@ -82,7 +82,7 @@ def generate(  # noqa: PLR0913
             metavar="NUMBER|JSON",
             help="How strongly to follow the controls: 1 is plain, 3 is usual; the model's own by default. Or JSON of scale, "
             "emphasis, weights, negative, interval, schedule, strength and rescale, such as "
-            '\'{"scale": 3, "emphasis": {"chords": 2}, "interval": [0, 0.8]}\'.',
+            '\'{"scale": 3, "id_scales": {"chords": 2}, "interval": [0, 0.8]}\'.',
         ),
     ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep away from, such as 'drums'.")] = None,
@@ -192,7 +192,7 @@ def _say_faster(system: "System", made: float, took: float) -> None:
 def _beginnings(wanted: list[ClipPrompt], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
     """The fields of the request that say what clips go on from."""
     own = [one.continue_from or all_from for one in wanted]
-    return {"continue_from": tuple(own), "keep_prompt": not only_new} if any(own) else {}
+    return {"continue_from": tuple(own), "include_prompt": not only_new} if any(own) else {}
 
 
 def _say_read(system: "System", items: list[dict[str, Any]]) -> None:

@@ -30,7 +30,7 @@ def models(
         print(f"{folder} holds no model that `save`, `train` or `import` wrote")
         return
     memory, where = _memory()
-    width, licence = (max(len(getattr(line, field)) for line in lines) for field in ("name", "licence"))
+    width, licence = (max(len(getattr(line, field)) for line in lines) for field in ("name", "license"))
     print(f"{'name':<{width}}  {'licence':<{licence}}  parameters  memory     here")
     for line in lines:
         size = f"{_count(line.parameters):>10}  {4 * line.parameters / 2**30:4.1f} GiB"

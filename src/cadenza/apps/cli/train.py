@@ -23,7 +23,7 @@ def train(
 
     chosen = resolve_config(config, set_, {})
     torch.manual_seed(chosen.seed)  # of the first weights; all other draws have generators of their own
-    start = None if chosen.init_from is None else load(chosen.init_from)
-    outcome = Trainer(chosen, data, out=out, start=start).train()
+    init_from = None if chosen.init_from is None else load(chosen.init_from)
+    outcome = Trainer(chosen, data, out=out, init_from=init_from).train()
     if outcome.reason == "stopped":
         raise typer.Exit(CANCELLED)  # by Ctrl-C or SIGTERM, after a checkpoint

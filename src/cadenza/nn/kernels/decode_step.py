@@ -63,7 +63,7 @@ class DecoderTables(NamedTuple):
     eps: np.float32
     bias: np.ndarray  # float32 [sequences, positions], of attention to positions before; of no size where none
     source_bias: np.ndarray  # float32 [sequences, positions or 1, tokens], likewise
-    alive: np.ndarray  # uint8 [sequences, positions or 1], 0 where the source contributes nothing, likewise
+    any_valid: np.ndarray  # uint8 [sequences, positions or 1], 0 where the source contributes nothing, likewise
 
 
 class StepRows(NamedTuple):

@@ -59,7 +59,7 @@ class CodecTaskSpec(TaskSpec):
     def _fits(self) -> "CodecTaskSpec":
         if self.train == "decoder" and self.unquantized_steps:
             raise ValueError(
-                f"warm_steps ({self.unquantized_steps}) would make new codebooks; to train the decoder only, set it to 0"
+                f"unquantized_steps ({self.unquantized_steps}) would make new codebooks; to train the decoder only, set it to 0"
             )
         return self
 
