@@ -264,7 +264,7 @@ TRAINING = """
 name: tiny
 system:
   codec: {type: encodec, sample_rate: 8000, strides: [4, 4], codebooks: 2, bins: 16, filters: 4, dimension: 8}
-task: {type: codec, warm_steps: 2, pool_frames: 64, mel_windows: [64]}
+task: {type: codec, unquantized_steps: 2, kmeans_frames: 64, mel_windows: [64]}
 steps: 100000
 warmup: 1
 batch: 2

@@ -17,8 +17,8 @@ def test_the_defaults_are_as_large_as_stable_audio_open() -> None:
     """As counted in the released autoencoder."""
     with torch.device("meta"):
         codec = OobleckSpec(sample_rate=44100).build()
-    assert sum(x.numel() for x in codec.analysis.parameters()) == 77_989_888
-    assert sum(x.numel() for x in codec.synthesis.parameters()) == 78_122_626
+    assert sum(x.numel() for x in codec.encoder.parameters()) == 77_989_888
+    assert sum(x.numel() for x in codec.decoder.parameters()) == 78_122_626
     assert codec.spec.hop_length == 2048 and codec.frame_format.channels == 64
 
 

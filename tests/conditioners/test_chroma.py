@@ -110,7 +110,7 @@ def test_slots(slot: str) -> None:
     parts = ConditionerSet({"it": seen(max_frames=20)})
     items = [{"it": note(69, 4000)}, {}]
     fused = fuse(parts(parts.encode(parts.prepare(items))), FusionSpec.parse({slot: [route]}), frames=50)
-    x = fused.add if slot == "add" else getattr(fused, slot).embeddings
+    x = fused.add if slot == "add" else getattr(fused, slot).x
     assert x.shape == (2, 50 if slot == "add" else 20, 12)
     assert (x[0].argmax(-1) == 9).float().mean() > 0.8 and (x[1].argmax(-1) == 0).all()
 

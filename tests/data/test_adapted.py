@@ -80,7 +80,7 @@ def test_a_torch_dataset_random_segments_and_a_split():
     assert len(starts) > 15 and all(0 <= start <= 2 * RATE for start in starts)
     assert torch.equal(data[SampleIndex(4, 2)]["audio"].wave, data[SampleIndex(4, 2)]["audio"].wave)
     rest, held = data.split(3)
-    names = sorted([rest.name(i) for i in range(7)] + [held.name(i) for i in range(3)])
+    names = sorted([rest.item_id(i) for i in range(7)] + [held.item_id(i) for i in range(3)])
     assert names == [str(i) for i in range(10)] and held[SampleIndex(0, 5)]["seconds_start"] == 0
 
 

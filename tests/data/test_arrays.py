@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 def test_windows_say_where_they_are(folder):
     data = PreEncodedDataset(scan_pre_encoded(folder), frames=25, frame_format=LATENTS)
-    assert [data.name(i) for i in range(len(data))] == ["0/000"] * 4 + ["0/001"] + ["1/ü"] * 2 and data.frame_rate == 25
+    assert [data.item_id(i) for i in range(len(data))] == ["0/000"] * 4 + ["0/001"] + ["1/ü"] * 2 and data.frame_rate == 25
     starts, prompts = set(), set()
     for epoch in range(1000):
         item = data[SampleIndex(0, epoch)]
@@ -45,7 +45,7 @@ def test_windows_say_where_they_are(folder):
 def test_fixed_split_and_described(folder):
     data = PreEncodedDataset(scan_pre_encoded(folder), frames=25, frame_format=LATENTS, ids={"prompt"})
     rest, held = data.split(1)
-    names = [{part.name(i) for i in range(len(part))} for part in (rest, held)]
+    names = [{part.item_id(i) for i in range(len(part))} for part in (rest, held)]
     assert len(names[0]) == 2 and len(names[1]) == 1 and not names[0] & names[1]
     assert [held[SampleIndex(i, 3)]["latents"].z[0, 0, 0] for i in range(len(held))] == [25.0 * i for i in range(len(held))]
     assert {item["id"] for item in data.metadata_items()} == {"0/000", "0/001", "1/ü"} and not rest.fixed

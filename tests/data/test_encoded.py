@@ -174,7 +174,7 @@ def test_clips_longer_than_a_section_are_the_same(manifest, tmp_path, monkeypatc
 def test_windows_are_parts_of_the_whole(manifest, tmp_path):
     encode_dataset(manifest, toy(scale=True), tmp_path / "s", shard=3)
     data = EncodedDataset(tmp_path / "s", frames=20, codec=toy(scale=True))
-    assert [data.name(i) for i in range(len(data))][:3] == ["0", "1", "1"] and data.frame_rate == 100
+    assert [data.item_id(i) for i in range(len(data))][:3] == ["0", "1", "1"] and data.frame_rate == 100
     starts, prompts = set(), set()
     for epoch in range(300):
         item = data[SampleIndex(1, epoch)]
@@ -195,11 +195,11 @@ def test_windows_are_parts_of_the_whole(manifest, tmp_path):
 def test_fixed_windows_and_a_split(manifest, tmp_path):
     encode_dataset(manifest, toy(), tmp_path / "s")
     rest, held = EncodedDataset(tmp_path / "s", frames=20, ids={"key"}).split(2)
-    ids = {rest.name(i) for i in range(len(rest))}, {held.name(i) for i in range(len(held))}
+    ids = {rest.item_id(i) for i in range(len(rest))}, {held.item_id(i) for i in range(len(held))}
     assert len(ids[0]) == 5 and len(ids[1]) == 2 and not ids[0] & ids[1] and held.fixed
     assert all(held[SampleIndex(i, epoch)]["seconds_start"] in (0, 0.2) for i in range(len(held)) for epoch in range(3))
     assert set(rest[SampleIndex(0)]) == {"key", "codes", "id", "seconds_start", "seconds_total"}
-    assert {held.name(i) for i in range(len(held))} == {clip.id for clip in manifest.split(2)[1].clips}
+    assert {held.item_id(i) for i in range(len(held))} == {clip.id for clip in manifest.split(2)[1].clips}
 
 
 def test_a_packed_store_is_the_same_store(manifest, tmp_path):

@@ -114,7 +114,7 @@ def test_a_batch_carries_lengths_metadata_and_what_was_prepared(clips):
 def test_fixed_batches_are_spread_and_always_the_same(clips):
     batches = fixed_batches(clips, 4, count=6)
     assert [len(batch["ids"]) for batch in batches] == [4, 2]
-    assert [name for batch in batches for name in batch["ids"]] == [clips.name(i * len(clips) // 6) for i in range(6)]
+    assert [name for batch in batches for name in batch["ids"]] == [clips.item_id(i * len(clips) // 6) for i in range(6)]
     assert content([fixed_batches(clips, 4, count=6, prepare=prepare)[0]]) == content(
         [fixed_batches(clips, 4, count=6, prepare=prepare)[0]]
     )
@@ -173,7 +173,7 @@ def test_a_user_list_works_as_a_dataset():
         def __len__(self):
             return 3
 
-        def name(self, index):
+        def item_id(self, index):
             return str(index)
 
         def __getitem__(self, draw: SampleIndex):

@@ -1,4 +1,4 @@
-"""Agreement with full precision: its measures in closed form, and predictions against training's and generation's."""
+"""QuantizationReport with full precision: its measures in closed form, and predictions against training's and generation's."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes
 from cadenza.evaluation.agreement import (
-    Agreement,
+    QuantizationReport,
     CodesExample,
     apply_guidance,
     compare_systems,
@@ -127,7 +127,7 @@ def test_fewer_bits_are_farther_away_and_the_same_model_is_not() -> None:
 
 
 def test_bounds_hold_the_mean_of_the_clips() -> None:
-    one: Agreement = compare_systems(
+    one: QuantizationReport = compare_systems(
         wide(), {"int4": (wide().quantize("int4"), False)}, [excerpt(seed=seed) for seed in range(4)], scales=(1.0,)
     )["int4", 1.0]
     each = [

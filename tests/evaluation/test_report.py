@@ -66,9 +66,9 @@ class Player:
     generator: Any = 1
     device: str = "cpu"
     card: Any = field(default_factory=lambda: SimpleNamespace(name="player"))
-    codec_quality: Any = field(
+    codec: Any = field(
         default_factory=lambda: SimpleNamespace(
-            format=SimpleNamespace(frame_rate=50.0, cardinality=4),
+            frame_format=SimpleNamespace(frame_rate=50.0, cardinality=4),
             spec=SimpleNamespace(sample_rate=RATE, channels=1),
             encode=lambda audio: audio,
             decode=lambda audio: audio,
@@ -187,7 +187,7 @@ def test_what_was_made_is_not_made_again_and_files_are_whole(corpus, tmp_path):
     assert repr(again.scores) == repr(first.scores)
     assert any("text, seed 0: 10 of 10" in line for line in lines)
     data = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
-    assert data["scores"]["text"]["tempo"]["adherence"]["a"]["value"] == 1
+    assert data["scores"]["text"]["tempo"]["adherence"]["value"]["value"] == 1
     assert "own effect" in (tmp_path / "out" / "report.md").read_text()
     for name in ("adherence.png", "clips.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")

@@ -23,8 +23,8 @@ STAGES = {"channels": 4, "c_mults": [1, 2], "strides": [2, 4], "use_snake": True
 AUTOENCODER = {
     "type": "autoencoder",
     "config": {
-        "encoder": {"type": "oobleck_vae", "config": {"in_channels": 2, "latent_dim": 8, **STAGES}},
-        "decoder": {"type": "oobleck_vae", "config": {"out_channels": 2, "latent_dim": 4, "final_tanh": False, **STAGES}},
+        "encoder": {"type": "oobleck", "config": {"in_channels": 2, "latent_dim": 8, **STAGES}},
+        "decoder": {"type": "oobleck", "config": {"out_channels": 2, "latent_dim": 4, "final_tanh": False, **STAGES}},
         "bottleneck": {"type": "vae"},
         "latent_dim": 4,
         "downsampling_ratio": 8,

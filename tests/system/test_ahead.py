@@ -147,15 +147,15 @@ def test_a_signal_reaches_a_consumer_that_waits() -> None:
     """Ctrl-C while nothing has come yet, and the end of a program that has forgotten its stream."""
     code = """
 import itertools, os, signal, sys, threading, time
-from cadenza.system.prefetch import Ahead
+from cadenza.system.prefetch import Prefetcher
 def slow():
     yield 0
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     time.sleep(0.6)
     yield 1
-forgotten = Ahead(itertools.count(), chunks=2)
+forgotten = Prefetcher(itertools.count(), chunks=2)
 next(forgotten)
-ahead = Ahead(slow())
+ahead = Prefetcher(slow())
 next(ahead)
 try:
     next(ahead)

@@ -94,7 +94,7 @@ MEMORY = """
 import sys
 import psutil, torch
 torch.set_num_threads(1)
-from cadenza.system.prefetch import Ahead
+from cadenza.system.prefetch import Prefetcher
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -105,7 +105,7 @@ tempo = {"type": "number", "output_dim": 16, "min": 40, "max": 200}
 tree = {"codec": codec, "conditioners": {"tempo": tempo}, "fusion": {"cross": ["tempo"]}, "generator": generator}
 system = System(SystemSpec.parse(tree)).eval().requires_grad_(False)
 kept, seconds, most = [], 0.0, {}
-with Ahead(system.stream({"tempo": 90}, seconds=300, guidance=1)) as chunks:
+with Prefetcher(system.stream({"tempo": 90}, seconds=300, guidance=1)) as chunks:
     for chunk in chunks:
         seconds += chunk.wave.shape[-1] / 32000
         now = psutil.Process().memory_info().rss

@@ -207,7 +207,7 @@ def test_loudness_is_set_and_nothing_clips(system):
         ("drums", {"seconds": 3, "stride": 2}, "a stride of 2 seconds does not suit a window of 2; use less"),
         ("drums", {"seconds": 3, "stride": 0}, "stride"),
         ("drums", {"loudness": 3}, "loudness"),
-        ("drums", {"two_steps": True}, "two_steps: unknown field. Did you mean 'two_step'"),
+        ("drums", {"two_steps": True}, "two_steps: unknown field. Did you mean 'two_step_cfg'"),
         ("drums", {"seconds": 1e9}, "too long: a clip may have up to 3600"),
         ({"promt": "x"}, {}, "no condition called 'promt'. Did you mean 'prompt'"),
         ({"tempo": "fast"}, {}, "fast"),

@@ -120,7 +120,7 @@ def test_what_a_codec_learns_from(name: str) -> None:
     assert (chosen.steps, chosen.batch * chosen.accumulation, chosen.seconds) == (600_000 if paper else 400_000, 64, 1)
     assert (chosen.lr, chosen.betas, chosen.weight_decay, chosen.grad_clip, chosen.ema) == (3e-4, (0.5, 0.9), 0, None, 0.99)
     task: Any = chosen.task
-    weights = (task.l1_weight, task.mel, task.adversarial, task.feature, task.commitment)
+    weights = (task.l1, task.mel, task.adversarial, task.feature, task.commitment)
     assert weights == ((0.1, 1, 4, 4, 1) if paper else (0.1, 2, 4, 4, 1)) and not task.stft
     assert task.mel_windows == tuple(2**i for i in (range(5, 12) if paper else range(6, 11)))
     assert task.quantizer_dropout == (0.0 if name == "encodec_32khz" else 1.0)
@@ -178,10 +178,10 @@ def test_two_steps_of_a_language_model(name: str, tmp_path: Path) -> None:
     settings = [f"{codec}.{field}" for field in ("filters=2", "dimension=4", "bins=16", "bandwidths=[]")]
     settings += [f"system.generator.{field}" for field in ("width=16", "depth=2", "heads=2")]
     settings += [
-        f"system.conditioners.prompt.{field}" for field in (f"model={T5Spec.example()[0].model}", "dim=16", "width=16")
+        f"system.conditioners.prompt.{field}" for field in (f"model={T5Spec.example()[0].model}", "dim=16", "output_dim=16")
     ]
     if "melody" in name:
-        settings += [f"system.conditioners.melody.{field}" for field in ("width=16", "stems=null", "frames=9")]
+        settings += [f"system.conditioners.melody.{field}" for field in ("output_dim=16", "stems=null", "max_frames=9")]
     small = resolve_config(FOLDER / f"{name}.yaml", settings, {**QUICK, "accumulation": 2, "seconds": 0.5})
     torch.manual_seed(0)
     System(SystemSpec.parse({"codec": small.system.codec.to_dict()})).save(tmp_path / "codec")
@@ -204,7 +204,7 @@ def test_two_steps_of_a_codec(name: str, tmp_path: Path) -> None:
     trainer = Trainer(small, folder_of_sound(tmp_path / "sound", small.system.codec), out=tmp_path / "run", cpu=True)
     assert trainer.train().reason == "finished"
     first, second = lines(tmp_path / "run").values()
-    shares = {"time", "mel", "adversarial", "feature"}
+    shares = {"l1", "mel", "adversarial", "feature"}
     assert {f"codec/share_{name}" for name in shares} <= first.keys() and "critic/loss" in first
     assert first["critic/loss"] == pytest.approx(2, abs=0.3)  # hinge: of no opinion yet
     assert "codec/commitment" not in first and second["codec/commitment"] >= 0  # k-means stands between

@@ -51,7 +51,7 @@ def test_the_settings_follow_from_the_model() -> None:
 
 
 def test_a_codec_or_another_model_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"a codec alone.*task\.warm_steps=0"):
+    with pytest.raises(TrainingError, match=r"a codec alone.*task\.unquantized_steps=0"):
         finetune_config(published("encodec_32khz"))
     with pytest.raises(TrainingError, match="not what it is made of"):
         finetune_config(tiny_system(), overrides=["system.defaults.seconds=1"])

@@ -123,7 +123,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
     batch = collate([Points()[i] for i in range(4)])
 
     class Same:
-        def start(self, position: int):  # type: ignore[no-untyped-def]
+        def iter_from(self, position: int):  # type: ignore[no-untyped-def]
             while True:
                 yield batch
 

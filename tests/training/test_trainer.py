@@ -133,7 +133,7 @@ def test_any_dataset_and_what_is_held_out(codec: Path, tmp_path: Path) -> None:
 
 def test_what_would_stay_noise_is_refused(folder: Path, codec: Path, tmp_path: Path) -> None:
     spec = SystemSpec.parse(SYSTEM)
-    with pytest.raises(TrainingError, match="'codec' would stay untrained.*start: FOLDER"):
+    with pytest.raises(TrainingError, match="'codec' would stay untrained.*init_from: FOLDER"):
         Trainer(spec, folder, out=tmp_path, cpu=True, **QUICK)
     with pytest.raises(TrainingError, match="'conditioners.prompt' would stay untrained"):
         Trainer(spec, folder, out=tmp_path, cpu=True, task={"type": "codec"}, **QUICK)
@@ -163,10 +163,10 @@ def test_configs_are_read_and_overridden(tmp_path: Path) -> None:
     assert config.system == SystemSpec.parse({"codec": CODEC}) and config.steps == 7
     assert TrainingConfig.parse(config.to_dict()) == config
     changed = resolve_config(
-        tmp_path / "run.yaml", ["lr=1e-4", "task.l1_weight=0.5", "groups.critic.lr=2e-4", "trackers=[]"], {"steps": 9}
+        tmp_path / "run.yaml", ["lr=1e-4", "task.l1=0.5", "groups.critic.lr=2e-4", "trackers=[]"], {"steps": 9}
     )
     assert (changed.lr, changed.steps, changed.trackers) == (1e-4, 9, ())
-    assert changed.task.to_dict()["mel"] == 1.5 and changed.task.to_dict()["time"] == 0.5
+    assert changed.task.to_dict()["mel"] == 1.5 and changed.task.to_dict()["l1"] == 0.5
     assert changed.optimizer_for("critic").lr == 2e-4 and changed.optimizer_for("codec").lr == 1e-4
     with pytest.raises(SpecError, match="'steps' sets nothing"):
         resolve_config(config, ["steps"], {})

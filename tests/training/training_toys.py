@@ -141,7 +141,7 @@ class ToyBatches:
     rank: int = 0
     processes: int = 1
 
-    def start(self, position: int) -> Iterator[Any]:
+    def iter_from(self, position: int) -> Iterator[Any]:
         order = Order(len(self.dataset), self.batch, position, self.rank, self.processes)
         yield from DataLoader(
             self.dataset, batch_sampler=order, num_workers=self.workers, collate_fn=collate, worker_init_fn=ignore_stop_signals

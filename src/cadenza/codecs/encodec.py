@@ -340,7 +340,7 @@ class CausalDecoder(StreamingDecoder):
 
     def __init__(self, codec: Encodec) -> None:
         self.codec = codec
-        self.synthesis = without_weight_norm(codec.decoder)
+        self.decoder = without_weight_norm(codec.decoder)
         self.carried: StreamState = {}
         self.waiting: list[Latents] = []  # frames before there are enough to start with
         self.clips = 0
@@ -353,17 +353,17 @@ class CausalDecoder(StreamingDecoder):
         self.clips = len(latents)
         self.gain = _gain(frames, 1)
         if self.carried:
-            return self._audio(self.synthesis(latents.z, self.carried), latents.lengths * self.codec.spec.hop_length)
+            return self._audio(self.decoder(latents.z, self.carried), latents.lengths * self.codec.spec.hop_length)
         self.waiting.append(latents)
         latents, need = Latents.cat(self.waiting), seanet.min_first_chunk_frames(self.codec.spec.seanet_config)
         if latents.z.shape[-1] < need:
             return self._audio(latents.z.new_zeros(len(latents), self.codec.spec.channels, 0), latents.lengths * 0)
         self.waiting = self.waiting[:0]
-        wave = self.synthesis(latents.z, self.carried)
+        wave = self.decoder(latents.z, self.carried)
         if need > 1 and bool((short := latents.lengths < need).any()):  # these mirror what they have themselves
             for row in short.nonzero()[:, 0].tolist():
                 z = latents.z[[row], :, : int(latents.lengths[row])]
-                wave[row, :, : z.shape[-1] * self.codec.spec.hop_length] = self.synthesis(z)[0]
+                wave[row, :, : z.shape[-1] * self.codec.spec.hop_length] = self.decoder(z)[0]
         return self._audio(wave, latents.lengths * self.codec.spec.hop_length)
 
     def flush(self) -> Audio:

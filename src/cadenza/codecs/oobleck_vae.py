@@ -92,14 +92,14 @@ class Oobleck(Codec):
     def __init__(self, spec: OobleckSpec) -> None:
         super().__init__(spec)
         out = 2 * spec.latent if spec.bottleneck == "vae" else spec.latent
-        self.analysis = oobleck.Encoder(spec.encoder.shape, channels=spec.channels, out=out)
+        self.encoder = oobleck.Encoder(spec.encoder.shape, channels=spec.channels, out=out)
         stages = (spec.decoder or spec.encoder).shape
         how = {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
-        self.synthesis = oobleck.Decoder(stages, channels=spec.channels, latent=spec.latent, **how)
+        self.decoder = oobleck.Decoder(stages, channels=spec.channels, latent=spec.latent, **how)
 
     def encode_distribution(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b d f"], Float[Tensor, "b d f"]]:
         """Mean and standard deviation of the frames of a wave, before `scale`; without a bottleneck that is 0."""
-        x = self.analysis(wave)
+        x = self.encoder(wave)
         if self.spec.bottleneck == "none":
             return x, torch.zeros_like(x)
         mean, width = x.chunk(2, 1)
@@ -131,7 +131,7 @@ class Oobleck(Codec):
         waves = z.new_zeros(len(z), self.spec.channels, max(lengths) * hop)
         for count, rows in _grouped(lengths, self.device):
             if count:
-                wave = self.synthesis(z[rows, :, :count])[..., : count * hop]
+                wave = self.decoder(z[rows, :, :count])[..., : count * hop]
                 waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)
         samples = frames.lengths * hop
         samples = samples if frames.samples is None else torch.minimum(frames.samples, samples)

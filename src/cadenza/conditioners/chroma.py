@@ -90,7 +90,7 @@ class ChromaConditioner(Conditioner[Any]):
     """
 
     placeholder = None
-    padded: Mapping[str, str]  # for a cache of features
+    padding_masks: Mapping[str, str]  # for a cache of features
     dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
     extra_inputs: ClassVar[tuple[str, ...]] = ("stems",)
 
@@ -98,7 +98,7 @@ class ChromaConditioner(Conditioner[Any]):
         super().__init__(spec)
         self.separator = Separator(spec.separator)
         sound = {} if spec.pad_to == "longest" else {"wave": "samples"}  # elsewhere what pads a sound is not heard
-        self.padded = {**sound, "chroma": "mask", "mask": "mask"}
+        self.padding_masks = {**sound, "chroma": "mask", "mask": "mask"}
         same = spec.project == "auto" and spec.bins == spec.output_dim
         self.out = nn.Identity() if same else nn.Linear(spec.bins, spec.output_dim)
         self.register_buffer("dtype_ref", torch.empty(0), persistent=False)

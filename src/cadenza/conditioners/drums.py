@@ -60,7 +60,7 @@ class DrumsConditioner(CodecConditioner[Any]):
     a MIDI file, whose percussion counts; or audio of drums, or a file of it. Toms are snares, cymbals are hats.
     """
 
-    padded: ClassVar[dict[str, str]] = {}  # for a cache of features
+    padding_masks: ClassVar[dict[str, str]] = {}  # for a cache of features
 
     def __init__(self, spec: DrumsSpec) -> None:
         super().__init__(spec)

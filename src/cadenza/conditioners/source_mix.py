@@ -48,7 +48,7 @@ class SourceMixConditioner(CodecConditioner[Mapping[str, Any]]):
     """The sum over the sources that are there of the frozen codec's frames, each through the linear layer of its source."""
 
     placeholder: Mapping[str, Any] = {}
-    padded: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
+    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
 
     def __init__(self, spec: SourceMixSpec) -> None:
         super().__init__(spec)

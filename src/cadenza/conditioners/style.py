@@ -107,7 +107,7 @@ class StyleConditioner(Conditioner[Any]):
     """
 
     placeholder = None
-    padded: ClassVar[dict[str, str]] = {
+    padding_masks: ClassVar[dict[str, str]] = {
         "wave": "samples",
         "x": "mask",
         "ids": "mask",

@@ -84,7 +84,7 @@ class T5Conditioner(FrozenEncoderMixin, Conditioner[str]):
     """Tokens of a T5, its encoder, and a linear layer; what pads is exactly zero."""
 
     placeholder = ""
-    padded: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "word", "x"), "mask")  # for a cache of features
+    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "word", "x"), "mask")  # for a cache of features
     dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
 
     def __init__(self, spec: T5Spec) -> None:

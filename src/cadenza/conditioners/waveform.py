@@ -46,7 +46,7 @@ class WaveformSpec(CodecConditionerSpec):
 class WaveformConditioner(CodecConditioner[Any]):
     """The frozen codec's frames, each through a linear layer."""
 
-    padded: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
+    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
 
     def __init__(self, spec: WaveformSpec) -> None:
         super().__init__(spec)

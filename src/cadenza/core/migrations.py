@@ -32,7 +32,7 @@ _TASKS = {
         "warm_steps": "unquantized_steps",
         "pool_frames": "kmeans_frames",
         "level_dropout": "quantizer_dropout",
-        "time": "l1_weight",
+        "time": "l1",
     },
     "generator": {"guidance_dropout": "cfg_dropout"},
 }

@@ -34,7 +34,7 @@ class ItemDataset(Protocol):
 
     def __getitem__(self, draw: SampleIndex, /) -> dict[str, Any]: ...
 
-    def name(self, index: int) -> str:
+    def item_id(self, index: int) -> str:
         """The id of the item at an index."""
         ...
 
@@ -185,7 +185,7 @@ class TorchDatasetAdapter(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def name(self, index: int) -> str:
+    def item_id(self, index: int) -> str:
         return str(self.places[index])
 
     def split(self, count: int) -> tuple["TorchDatasetAdapter", "TorchDatasetAdapter"]:
@@ -201,7 +201,7 @@ class TorchDatasetAdapter(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
         draw = draw if isinstance(draw, SampleIndex) else SampleIndex(draw)
         rng = None if self.fixed else sample_rng(self.seed, draw)
-        where = f"item {self.name(draw.index)} of {type(self.dataset).__name__}"
+        where = f"item {self.item_id(draw.index)} of {type(self.dataset).__name__}"
         item = to_item(self.dataset[self.places[draw.index]], where)
         rate = item.pop("sample_rate", None) or self.data_rate
         whole = to_audio(item.pop("audio"), rate, where)
@@ -212,7 +212,7 @@ class TorchDatasetAdapter(Dataset[dict[str, Any]]):
         wave = part.resample(self.sample_rate).to_channels(self.channels).wave
         times = {"seconds_start": start / whole.sample_rate, "seconds_total": whole.wave.shape[-1] / whole.sample_rate}
         audio = crop_or_pad(wave, self.samples, self.sample_rate)
-        return {"id": self.name(draw.index), **times, **pick_alternatives(item, rng), "audio": audio}
+        return {"id": self.item_id(draw.index), **times, **pick_alternatives(item, rng), "audio": audio}
 
 
 def to_item(raw: Any, where: str) -> dict[str, Any]:

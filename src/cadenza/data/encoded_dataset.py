@@ -96,7 +96,7 @@ class PreEncodedDataset(Dataset[dict[str, Any]]):
     def frame_rate(self) -> float:
         return self.frame_format.frame_rate
 
-    def name(self, index: int) -> str:
+    def item_id(self, index: int) -> str:
         return self.clips[self.places[index][0]].id
 
     def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
     def frame_rate(self) -> float:
         return self.store.header.frame_rate
 
-    def name(self, index: int) -> str:
+    def item_id(self, index: int) -> str:
         return self.store.metadata(self.places[index][0])["id"]
 
     def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
@@ -278,7 +278,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
             metadata = self.to_item(metadata, segment)
             if metadata is None:
                 raise DataError(f"{name}: a window of codes cannot be rejected; leave the clip out before it is encoded")
-        item = {**times, **pick_alternatives(select_keys(metadata, self.ids), rng), "id": self.name(draw.index)}
+        item = {**times, **pick_alternatives(select_keys(metadata, self.ids), rng), "id": self.item_id(draw.index)}
         if header.kind == "latents":
             return {**item, "latents": Latents(room, torch.tensor([length]), samples)}
         scale = None if shard.scale is None else shard.scale[inside : inside + 1]

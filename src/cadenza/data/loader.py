@@ -235,7 +235,7 @@ class _Reading:
         try:
             return self.dataset[draw]
         except CadenzaError as error:
-            return _Fault([self.dataset.name(draw.index)], str(error))
+            return _Fault([self.dataset.item_id(draw.index)], str(error))
 
 
 class _Collating:

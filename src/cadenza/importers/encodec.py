@@ -288,7 +288,7 @@ def _newer(key: str) -> str:
 
 
 def _in_transformers(ours: str, transposed: bool) -> str:
-    theirs = ours.replace("analysis.", "encoder.", 1).replace("synthesis.", "decoder.", 1)
+    theirs = ours
     return theirs.replace(".block.layers.", ".block.")
 
 

@@ -92,15 +92,15 @@ def _network(section: ConfigReader, channels: str) -> tuple[dict[str, Any], Conf
 
 
 def _theirs(name: str) -> str:
-    """`analysis.1.0.3.bias` is `model.encoder.layers.1.layers.0.layers.3.bias`."""
+    """`encoder.1.0.3.bias` is `model.encoder.layers.1.layers.0.layers.3.bias`."""
     side, rest = name.split(".", 1)
     rest = rest if rest.startswith("layers.") else re.sub(r"(\d+)\.", r"layers.\1.", rest)
     rest = (
-        re.sub(r"^(layers\.\d+\.layers\.1\.)layers\.", r"\1", rest) if side == "synthesis" else rest
+        re.sub(r"^(layers\.\d+\.layers\.1\.)layers\.", r"\1", rest) if side == "decoder" else rest
     )  # of a repeating upsampler
     for there, here in _ENDS.items():
         rest = rest.removesuffix(here) + there if rest.endswith(here) else rest
-    return f"model.{'encoder' if side == 'analysis' else 'decoder'}.{rest}"
+    return f"model.{'encoder' if side == 'encoder' else 'decoder'}.{rest}"
 
 
 def _product(strides: list[int]) -> int:

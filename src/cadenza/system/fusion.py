@@ -55,7 +55,7 @@ def fuse(
         if spread:
             slots[slot] = torch.cat(spread, -1) if slot == "concat" else cast(Tensor, sum(spread))
         if curves := [_curve(condition, kept, clip, route) for route, condition, kept in each if route.align == "steps"]:
-            slots["steps"] = tuple(curves)
+            slots["interpolated"] = tuple(curves)
     return FusedConditions(**slots)  # type: ignore[arg-type]
 
 

@@ -61,12 +61,12 @@ class TensorBoardTracker:
         with self._writing():
             self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         with self._writing():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
-    def sample(self, step: int, name: str, audio: Audio, picture: Path) -> None:
+    def log_audio(self, step: int, name: str, audio: Audio, picture: Path) -> None:
         from matplotlib.image import imread
 
         wave = audio.wave[0].mean(0).float().clamp(-1, 1).cpu()
@@ -103,10 +103,10 @@ class WandbTracker:
         self._run = wandb.init(project="cadenza", name=name, dir=str(folder), id=mark.read_text(), resume="allow")
         self._run.define_metric("*", step_metric="step")  # a resumed run may go back a few steps
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({"step": step, **values})
 
-    def sample(self, step: int, name: str, audio: Audio, picture: Path) -> None:
+    def log_audio(self, step: int, name: str, audio: Audio, picture: Path) -> None:
         wave = audio.wave[0].T.float().cpu().numpy()
         sound = self._wandb.Audio(wave, sample_rate=audio.sample_rate)
         self._run.log({"step": step, f"{name}/audio": sound, f"{name}/picture": self._wandb.Image(str(picture))})

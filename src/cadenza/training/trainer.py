@@ -124,7 +124,7 @@ class Trainer:
             held = self._dataset(validation, data_rate)
             held.fixed = True
             return training, held
-        ids = {training.name(index) for index in range(len(training))}
+        ids = {training.item_id(index) for index in range(len(training))}
         count = min(self.config.validation_items, len(ids) // 4)
         return training.split(count) if count else (training, None)
 

@@ -117,7 +117,7 @@ def test_groups(fields: dict[str, float], groups: list[str]) -> None:
 
 
 def test_it_learns_to_reconstruct_through_used_codes() -> None:
-    run = Run(unquantized_steps=60, l1_weight=1.0)
+    run = Run(unquantized_steps=60, l1=1.0)
     first = run.task.validate(tones(16, 999))
     run.go(150)
     last = run.task.validate(tones(16, 999))

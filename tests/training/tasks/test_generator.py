@@ -101,7 +101,7 @@ def test_a_step_sees_what_conditioners_vary_and_validation_does_not(system: Syst
     other = batch(system, [{**item, "tempo": 200} for item in ITEMS]).prepared["tempo"]
     draws = []
     monkeypatch.setattr(
-        system.conditioners["tempo"], "vary", lambda _, rng: draws.append(torch.rand(1, generator=rng)) or other
+        system.conditioners["tempo"], "augment", lambda _, rng: draws.append(torch.rand(1, generator=rng)) or other
     )
     varied = dict(task.step(batch(system), progress()))
     assert (varied["generator"]["loss"] - step["generator"]["loss"]).abs().item() > 1e-4

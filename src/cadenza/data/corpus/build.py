@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from cadenza.core.atomic import replacing, sweep
+from cadenza.core.atomic import atomic_write, remove_stale_temp_files
 from cadenza.core.errors import DataError
 
 from . import fluidsynth
@@ -94,7 +94,7 @@ def write_whole(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path.parent}: cannot be made: {error}; make room or give another folder, then go on") from error
-    with replacing(path, DataError) as file:
+    with atomic_write(path, DataError) as file:
         file.write(data)
 
 
@@ -223,7 +223,7 @@ def build(
             progress(min(place * BATCH, count), count)
     total = write_manifest(out, corpus, seconds)
     for folder in [out, *(path for path in out.iterdir() if path.is_dir())]:
-        sweep(folder)  # what a build that was killed has left
+        remove_stale_temp_files(folder)  # what a build that was killed has left
     return CorpusReport(out, total, made, round(sum(seconds), 3), time.monotonic() - begun)
 
 

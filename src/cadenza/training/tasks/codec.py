@@ -45,7 +45,7 @@ class CodecTaskSpec(TaskSpec):
     quantizer_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of steps that use a random number of codebooks
     mel_windows: tuple[Size, ...] = (64, 128, 256, 512, 1024, 2048)
     stft_resolutions: tuple[tuple[Size, Size, Size], ...] = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
-    l1_weight: Weight = 0.1
+    l1: Weight = 0.1
     mel: Weight = 2.0
     stft: Weight = 0.0
     adversarial: Weight = 0.0
@@ -102,7 +102,7 @@ class CodecTask(Task):
         self.critic = (
             MultiScaleSTFTDiscriminator(codec.spec.channels, filters=spec.discriminator_filters) if self._adversarial else None
         )
-        names = ("time", "mel", "stft", "adversarial", "feature")
+        names = ("l1", "mel", "stft", "adversarial", "feature")
         self.balancer = Balancer({name: getattr(spec, name) for name in names})
         self.mel = MultiScaleMelLoss(codec.spec.sample_rate, windows=spec.mel_windows)
         self.distance = LogMelLoss(codec.spec.sample_rate)
@@ -152,7 +152,7 @@ class CodecTask(Task):
 
     def _improve(self, critic: MultiScaleSTFTDiscriminator | None, wave: Tensor, made: CodecTrainOutput) -> dict[str, Tensor]:
         output = made.wave.float()
-        terms = {"time": F.l1_loss(output, wave), "mel": self.mel(output, wave)}
+        terms = {"l1": F.l1_loss(output, wave), "mel": self.mel(output, wave)}
         if self.spec.stft:
             terms["stft"] = multi_resolution_stft_loss(output, wave, resolutions=self.spec.stft_resolutions)
         if critic is not None:
