@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "load": "cadenza.apps.api",
-    "read": "cadenza.dsp.audio",
+    "load_audio": "cadenza.dsp.audio",
     "System": "cadenza.system.system",
     "SystemSpec": "cadenza.system.spec",
     "Request": "cadenza.system.request",
@@ -31,6 +31,7 @@ __all__ = ["Audio", "Codes", "Latents", "Request", "System", "SystemSpec", "Trai
 
 
 def __getattr__(name: str) -> Any:
+    name = "load_audio" if name == "read" else name  # the name of 0.1
     if name not in _HOME:
         raise AttributeError(f"module 'cadenza' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -145,7 +145,11 @@ def test_inspect_reads_no_weights(cadenza, tmp_path, kind):
         (folder / "model.safetensors").write_bytes(b"nothing")
     status, out, err = cadenza("inspect", folder)
     assert status == 0, err
-    for line in ("codec: Encodec, 8000 Hz mono, 100 frames/s x 3", "control prompt: T5 (text) -> cross", "M parameters"):
+    for line in (
+        "codec: Encodec, 8000 Hz mono, 100 frames/s x 3",
+        "control prompt: T5Conditioner (text) -> cross",
+        "M parameters",
+    ):
         assert line in out
     sizes = dict(re.findall(r"^(codec|conditioners|generator): ([\d.]+) M", out, re.M))
     # attention 4 * 16², to the text as many, feed-forward 2 * 16 * 24, three norms; tables, heads, last norm

@@ -322,7 +322,9 @@ def test_a_narrow_encoder_is_near_the_exact_one(tmp_path: Path) -> None:
 def test_generating_from_text_needs_neither_transformers_nor_a_compiler(tmp_path: Path, folder: Path) -> None:
     """Each takes seconds and more memory than a small model."""
     prompt = {"type": "t5", "model": str(folder), "output_dim": 16, "null_embedding": "zeros"}
-    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "prompt_patterns": [], "fusion": {"cross": ["prompt"]}})
+    spec = SystemSpec.parse(
+        {**TINY, "conditioners": {"prompt": prompt}, "prompt_patterns": [], "fusion": {"cross": ["prompt"]}}
+    )
     System(spec).quantize("int8").save(tmp_path / "it")
     code = (
         "import sys\nfrom cadenza.apps.api import load\n"

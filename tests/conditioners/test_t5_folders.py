@@ -191,7 +191,9 @@ def test_what_is_wrong_with_a_request_is_said(folder: Path) -> None:
 
 def test_an_encoder_that_is_read_in_no_time_is_not_held_between_requests(tmp_path: Path, folder: Path) -> None:
     prompt = {"type": "t5", "model": str(folder), "output_dim": 16, "null_embedding": "zeros"}
-    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "prompt_patterns": [], "fusion": {"cross": ["prompt"]}})
+    spec = SystemSpec.parse(
+        {**TINY, "conditioners": {"prompt": prompt}, "prompt_patterns": [], "fusion": {"cross": ["prompt"]}}
+    )
     whole = System(spec).eval()
     first = whole.generate_frames("slow piano", seconds=0.1, seed=1).data
     assert whole.conditioners["prompt"].pretrained._frozen is not None  # as its weights are read whole

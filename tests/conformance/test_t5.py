@@ -116,7 +116,12 @@ def test_stable_audio_tools(kit: Kit) -> None:
     expected, weights = load_file(folder / "expected.safetensors"), load_file(folder / "model" / "model.safetensors")
     out = _under("conditioner.conditioners.prompt.proj_out.", weights)
     length = expected["cond.prompt.input_ids"].shape[1]
-    fields: dict[str, Any] = {"empty_text": "read", "pad_to": "max_length", "max_length": length, "output_dim": len(out["bias"])}
+    fields: dict[str, Any] = {
+        "empty_text": "read",
+        "pad_to": "max_length",
+        "max_length": length,
+        "output_dim": len(out["bias"]),
+    }
     part = part_of(folder / "model" / "tiny-t5", **fields, out=out)
     said = prompts(folder)
     with pytest.warns(UserWarning, match=r"a text has \d+ tokens, 24 are read .*: the last \d+ of it are lost"):

@@ -69,7 +69,9 @@ def test_what_is_written_step_by_step_is_what_is_read_at_once(pattern: Any, posi
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("more", [{"positions": "sinusoidal"}, {"positions": "rotary", "bias": True, "cross_attention_pos_emb_scale": 0.5}])
+@pytest.mark.parametrize(
+    "more", [{"positions": "sinusoidal"}, {"positions": "rotary", "bias": True, "cross_attention_pos_emb_scale": 0.5}]
+)
 def test_quantised_weights_are_walked_as_they_are_read(kind: Any, more: dict[str, Any]) -> None:
     """Up to what keys and values of 8 bits change, which torch keeps as they are: every code is as likely as the likeliest."""
     generator = model(max_frames=FRAMES, **more)
@@ -94,7 +96,8 @@ def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytes
     generator.quantize("int8")
     plan = GenerationInputs(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
     monkeypatch.setattr(
-        "cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason", lambda: "numba is not installed; pip install 'cadenza[fast]'"
+        "cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason",
+        lambda: "numba is not installed; pip install 'cadenza[fast]'",
     )
     with pytest.warns(UserWarning, match=r"int8 weights are computed with as float32.*numba is not installed; pip install"):
         out = generator.generate([GuidanceBranch(1.0, everything())], plan).data
@@ -111,7 +114,9 @@ def test_a_new_slot_changes_nothing_before_training(slot: str) -> None:
     plain = CodecLMSpec(**SIZE).build(GRID, {})
     told = CodecLMSpec(**SIZE).build(GRID, {name: WIDTHS[name]})
     extra = told.state_dict().keys() - plain.state_dict().keys()
-    assert extra == ({"input_projections.concat.weight"} if slot == "concat" else {f"transformer.blocks.{i}.adaln.weight" for i in (0, 1)})
+    assert extra == (
+        {"input_projections.concat.weight"} if slot == "concat" else {f"transformer.blocks.{i}.adaln.weight" for i in (0, 1)}
+    )
     assert not plain.state_dict().keys() - told.state_dict().keys()
     told.load_state_dict({**told.state_dict(), **plain.state_dict()})
     ids = torch.randint(11, (2, 3, FRAMES))

@@ -59,7 +59,7 @@ def test_a_codec_alone_is_a_system():
             ["'tempo' has `align: steps`, which only add knows"],
         ),
         (changed(fusion__add=["prompt"]), ["fusion.add: 'prompt' gives tokens", "cross, prepend"]),
-        (changed(conditioners__tempo__width=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
+        (changed(conditioners__tempo__output_dim=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
         (changed(codec__binz=3), ["codec.binz: unknown field. Did you mean 'bins'"]),
         (changed(conditioners__prompt__type="txt"), ["no conditioner called 'txt'", "Did you mean 'text'"]),
         (changed(fusion__cross=["prompt", "prompt", "tempo"]), ["named twice in one slot: prompt"]),

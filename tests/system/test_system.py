@@ -143,7 +143,9 @@ def test_beats_go_on_as_long_as_the_clip():
     tree = {**TINY, "conditioners": {**TINY["conditioners"], "tempo": tempo}}
     tree["fusion"] = {"cross": ["prompt"], "prepend": ["key"], "add": [{"id": "tempo", "resize": "cut"}]}
     torch.manual_seed(0)
-    system = System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "max_frames": 100}})).eval().requires_grad_(False)
+    system = (
+        System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "max_frames": 100}})).eval().requires_grad_(False)
+    )
     items = [{"tempo": 117}, {"tempo": [0.01, 0.2]}, {"prompt": "drums"}]
     long, usual = (system.fuse(system.encode_conditions(system.prepare(items, frames=n)), frames=n).add for n in (230, 100))
     assert long.shape[1] == 230 and torch.equal(long[:, :100], usual)

@@ -151,7 +151,9 @@ def test_the_licence_of_the_start_is_kept(folder: Path, codec: Path, tmp_path: P
     trainer = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, init_from=str(tmp_path / "start"), **QUICK)
     assert (trainer.system.card.license, trainer.system.card.notice) == ("CC-BY-NC-4.0", "Not for sale.")
     assert trainer.system.card.name == trainer.config.name
-    held = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, init_from=start, **QUICK).system  # one that is loaded
+    held = Trainer(
+        SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, init_from=start, **QUICK
+    ).system  # one that is loaded
     assert held.card.license == "CC-BY-NC-4.0"
     assert all(torch.equal(x, start.codec.state_dict()[name]) for name, x in held.codec.state_dict().items())
 

@@ -95,7 +95,13 @@ class _Said(NamedTuple):
 class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
     """The towers of a CLAP, codebooks where there are some, and a linear layer."""
 
-    padding_masks: ClassVar[dict[str, str]] = {"ids": "mask", "mask": "mask", "x": "mask", "mel": "windows", "windows": "windows"}
+    padding_masks: ClassVar[dict[str, str]] = {
+        "ids": "mask",
+        "mask": "mask",
+        "x": "mask",
+        "mel": "windows",
+        "windows": "windows",
+    }
     dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
 
     def __init__(self, spec: ClapSpec) -> None:

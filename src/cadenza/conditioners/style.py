@@ -65,7 +65,9 @@ class StyleSpec(ConditionerSpec):
         if self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
         if self.train_seconds_range is not None and not 0 < self.train_seconds_range[0] <= self.train_seconds_range[1]:
-            raise ValueError(f"train_seconds_range must be two numbers of seconds, the lesser first, not {self.train_seconds_range}")
+            raise ValueError(
+                f"train_seconds_range must be two numbers of seconds, the lesser first, not {self.train_seconds_range}"
+            )
         return self
 
     @property
@@ -86,7 +88,9 @@ class StyleSpec(ConditionerSpec):
         sounds = [Audio((6.283 * turn * torch.arange(n)).sin()[None, None], 800) for n, turn in turns.items()]
         small = {"hidden": 16, "depth": 2, "heads": 2, "levels": 3, "bins": 8, "eval_q": 2}
         told = {"audio": sounds[2], "start": 0.1, "seconds": 0.3, "levels": 3}
-        return cls.parse({"output_dim": 8, "codec": codec, **small, "downsample": 5, "seconds": 0.4, "train_seconds_range": (0.2, 0.5)}), [
+        return cls.parse(
+            {"output_dim": 8, "codec": codec, **small, "downsample": 5, "seconds": 0.4, "train_seconds_range": (0.2, 0.5)}
+        ), [
             *sounds[:2],
             told,
         ]

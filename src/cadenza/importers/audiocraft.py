@@ -66,7 +66,9 @@ def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
     lm = whole.subsection("transformer_lm")
     generator = _generator(lm)
     generator["pattern"] = _pattern(whole.subsection("codebooks_pattern"), lm, generator["rows"])
-    text, fusion, generator["cross_attention_pos_emb_scale"] = convert_conditioners(held, whole, generator["width"], seconds=seconds)
+    text, fusion, generator["cross_attention_pos_emb_scale"] = convert_conditioners(
+        held, whole, generator["width"], seconds=seconds
+    )
     lm.reject_unread()
     sides = _sides(whole, codec, generator)
     levels = generator.pop("rows") // sides

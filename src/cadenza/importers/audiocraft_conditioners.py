@@ -134,10 +134,10 @@ def feature_extractor_config(spec: Any) -> dict[str, Any]:
 def unsupported_settings(spec: Any) -> list[str]:
     """What of a chroma has no place in transformers."""
     lacks = {
-        "frames: must be given, as there sounds are cut or repeated": spec.max_frames is None,
-        f"short: '{spec.pad_mode}'; there short sounds are repeated": spec.pad_mode != "repeat",
+        "max_frames: must be given, as there sounds are cut or repeated": spec.max_frames is None,
+        f"pad_mode: '{spec.pad_mode}'; there short sounds are repeated": spec.pad_mode != "repeat",
         "one_hot: there only the strongest pitch class counts": not spec.one_hot,
-        f"absent: '{spec.null_embedding}'; there no melody is silence": spec.null_embedding != "silence",
+        f"null_embedding: '{spec.null_embedding}'; there no melody is silence": spec.null_embedding != "silence",
         "project: there is no projection where there are as many pitch classes as the model is wide": spec.bins
         == spec.output_dim
         and spec.project == "always",

@@ -164,7 +164,8 @@ def _refuse(system: System) -> None:
         t5: Any = spec.conditioners[name]
         dim = system.conditioners[name].pretrained.dim  # type: ignore[union-attr]
         lacks |= {
-            f"conditioners.{name}.null_embedding: '{t5.null_embedding}'; there an absent text is zeros": t5.null_embedding != "zeros",
+            f"conditioners.{name}.null_embedding: '{t5.null_embedding}'; there an absent text is zeros": t5.null_embedding
+            != "zeros",
             f"conditioners.{name}.normalize_text: texts are read as they are there": t5.normalize_text,
             f"conditioners.{name}.project: there is no projection where the T5 is as wide as the model": dim == t5.output_dim
             and t5.project == "always",

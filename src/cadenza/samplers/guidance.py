@@ -258,12 +258,7 @@ def _stack_curves(parts: Sequence[tuple[InterpolatedCondition, ...] | None]) -> 
     each = [none if part is None else part for part in parts]
     return tuple(
         InterpolatedCondition(
-            torch.cat(
-                [
-                    F.pad(curve.x, (0, 0, 0, max(c.x.shape[1] for c in curves) - curve.x.shape[1]))
-                    for curve in curves
-                ]
-            ),
+            torch.cat([F.pad(curve.x, (0, 0, 0, max(c.x.shape[1] for c in curves) - curve.x.shape[1])) for curve in curves]),
             torch.cat([curve.lengths for curve in curves]),
             curves[0].resize,
         )

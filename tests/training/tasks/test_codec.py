@@ -31,7 +31,13 @@ class Run:
     def __init__(self, **fields: object) -> None:
         torch.manual_seed(0)
         self.codec = Encodec(EncodecSpec.example())
-        settings = {"unquantized_steps": 3, "kmeans_frames": 400, "mel": 1.0, "mel_windows": (128, 512), "discriminator_filters": 2}
+        settings = {
+            "unquantized_steps": 3,
+            "kmeans_frames": 400,
+            "mel": 1.0,
+            "mel_windows": (128, 512),
+            "discriminator_filters": 2,
+        }
         self.task = CodecTask(CodecTaskSpec(**(settings | fields)), self.codec)  # type: ignore[arg-type]
         self.rng = torch.Generator().manual_seed(1)
         self.optimisers = {name: torch.optim.Adam(m.parameters(), 2e-3) for name, m in self.task.optimized_modules().items()}

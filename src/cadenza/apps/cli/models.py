@@ -14,7 +14,7 @@ SPARE = 1.15  # of the weights' size, for what is computed with them
 @dataclass(frozen=True)
 class _Line:
     name: str
-    licence: str
+    license: str
     about: str
     parameters: int
 
