@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 export PROMPT OUT
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run setup test test-slow check types house format docs bench clean
+.PHONY: help run setup test test-slow check types policy format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -32,16 +32,16 @@ test: $(VENV)/.dev ## every test but the slow ones
 test-slow: $(VENV)/.dev ## the slow ones
 	$(VENV)/bin/pytest -m slow
 
-check: $(VENV)/.dev ## format, lint, types and house rules, in under a minute
+check: $(VENV)/.dev ## format, lint, types and policy tests, in under a minute
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types house
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types policy
 
 types: $(VENV)/.dev
 	$(VENV)/bin/pyright
 
-house: $(VENV)/.dev
-	$(VENV)/bin/pytest tests/house
+policy: $(VENV)/.dev
+	$(VENV)/bin/pytest tests/policy
 
 format: $(VENV)/.dev ## puts the code in the form that `check` wants
 	$(VENV)/bin/ruff format .

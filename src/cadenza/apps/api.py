@@ -65,6 +65,7 @@ def resolve(name: str | Path) -> "Path | ForeignModel":
         return BUNDLED / str(name)
     from cadenza.core import hub
     from cadenza.importers import detect
+    from cadenza.importers.audiocraft_package import PACKAGE_FILES
     from cadenza.importers.catalog import MODELS
 
     if path.is_dir():
@@ -72,7 +73,7 @@ def resolve(name: str | Path) -> "Path | ForeignModel":
     if path.is_file():
         raise detect.single_file_error(path)
     if not isinstance(name, Path) and _REPOSITORY.fullmatch(name) and (name in MODELS or not path.parent.is_dir()):
-        folder = hub.download_snapshot(name)
+        folder = hub.download_snapshot(name, weight_files=PACKAGE_FILES)
         if (folder / store.SPEC).exists():
             return folder
         return detect.detect_model(folder, name=name.partition("@")[0])

@@ -14,7 +14,6 @@ from urllib.request import getproxies
 
 from cadenza.core.checkpoint import LazyTensor, has_weights, open_safetensors
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.audiocraft_package import CODEC, LM
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,17 +196,17 @@ SMALL = ["*.json", "*.md", "*.model", "*.txt", "*.yaml"]  # what stands beside w
 FIRST, SECOND = ["*.safetensors"], ["*.bin"]  # the other kind is asked for only where the first is not there
 
 
-def download_snapshot(name: str, *, of: str = "") -> Path:
+def download_snapshot(name: str, *, of: str = "", weight_files: Sequence[str] = ()) -> Path:
     """The folder of the repository `name` (or `name@revision`), downloaded where it is not here yet.
 
-    CheckpointError says what to download and where to put it where the hub cannot be reached; a download that was
+    `weight_files` are further names by which a folder counts as a model. CheckpointError says what to download and where to put it where the hub cannot be reached; a download that was
     broken off is continued, and never taken for the model.
     """
     repository, _, revision = name.partition("@")
     folder = _download(repository, revision or None, [*SMALL, *FIRST], of)
-    if not _model(folder):
+    if not _has_model(folder, weight_files):
         folder = _download(repository, revision or None, [*SMALL, *SECOND], of)
-    if not _model(folder):
+    if not _has_model(folder, weight_files):
         raise CheckpointError(
             f"{repository}: {folder} has no weights; the download was broken off, or this repository holds no model that "
             f"can be loaded. Try again where the hub can be reached, or {_by_hand(repository, revision)}"
@@ -215,12 +214,10 @@ def download_snapshot(name: str, *, of: str = "") -> Path:
     return folder
 
 
-def _model(folder: Path) -> bool:
-    """Whether there is a model: one of ours, of transformers, or of AudioCraft."""
+def _has_model(folder: Path, weight_files: Sequence[str]) -> bool:
+    """Return whether a folder holds weights as we or transformers save them, or one of `weight_files`."""
     return (
-        has_weights(folder)
-        or any((folder / name).exists() for name in (LM, CODEC))
-        or bool([*folder.glob("model*.safetensors")])
+        has_weights(folder) or any((folder / name).exists() for name in weight_files) or any(folder.glob("model*.safetensors"))
     )
 
 

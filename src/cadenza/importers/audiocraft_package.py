@@ -71,7 +71,7 @@ class InterpolatedConfig:
         return ".".join([self.source, *path])
 
 
-LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
+LM, CODEC = PACKAGE_FILES = ("state_dict.bin", "compression_state_dict.bin")
 _BOOKKEEPING = {"version", "exported"}
 
 

@@ -15,7 +15,7 @@ from cadenza.codecs.encodec import EncodecSpec
 from cadenza.core import hub
 from cadenza.core.checkpoint import check_finite, read_folder, to_float32_copy
 from cadenza.core.errors import CheckpointError, SpecError
-from cadenza.importers.audiocraft_package import CODEC, AudiocraftPackage, load_package
+from cadenza.importers.audiocraft_package import CODEC, PACKAGE_FILES, AudiocraftPackage, load_package
 from cadenza.importers.base import ConfigReader, ForeignModel, compare
 from cadenza.importers.license import model_card_for
 from cadenza.nn.conv import ConvTranspose1d
@@ -398,7 +398,7 @@ def _place(folder: Path, name: str) -> Path:
     for place in (folder / name, folder / name.rpartition("/")[2], Path(name)):
         if (place / "config.json").exists():
             return place
-    return hub.download_snapshot(name, of=f"the codec of {folder}")
+    return hub.download_snapshot(name, of=f"the codec of {folder}", weight_files=PACKAGE_FILES)
 
 
 def inner_encodec(codec: CodecSpec) -> tuple[EncodecSpec, str]:

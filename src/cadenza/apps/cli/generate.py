@@ -14,7 +14,6 @@ import typer
 from cadenza.apps.cli.outputs import file_tags, output_paths
 from cadenza.apps.cli.parsing import ClipPrompt, format_value, parse_controls, parse_guidance, parse_prompts, parse_sampling
 from cadenza.apps.cli.stream import PIPE, StreamMeter, audio_on_stdout, resolve_target, write_stream
-from cadenza.core.device import choose_threads
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def generate(  # noqa: PLR0913
     with audio_on_stdout(out):
         started = time.perf_counter()
         from cadenza.apps.api import load
-        from cadenza.core.device import select_device
+        from cadenza.core.device import choose_threads, select_device
         from cadenza.system.request import Request
 
         asking: dict[str, Any] = {

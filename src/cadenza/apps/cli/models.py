@@ -34,9 +34,9 @@ def models(
     print(f"{'name':<{width}}  {'licence':<{licence}}  parameters  memory     here")
     for line in lines:
         size = f"{_count(line.parameters):>10}  {4 * line.parameters / 2**30:4.1f} GiB"
-        print(f"{line.name:<{width}}  {line.licence:<{licence}}  {size}  {_runs(line.parameters, memory):<9}  {line.about}")
+        print(f"{line.name:<{width}}  {line.license:<{licence}}  {size}  {_runs(line.parameters, memory):<9}  {line.about}")
     print(f"\nmemory of {where}: {memory / 2**30:.1f} GiB; that of a model is for float32 (half: `generate --half`)")
-    if any("-NC-" in line.licence for line in lines):
+    if any("-NC-" in line.license for line in lines):
         print("NC: not for commercial use")
 
 

@@ -29,11 +29,6 @@ def none(wrong: list[str]) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_rooms_are_small() -> None:
-    lines = {name(path): path.read_text().count("\n") for path in FILES}
-    none([f"{where} has {count} lines; more than 500 are more than one idea" for where, count in lines.items() if count > 500])
-
-
 def test_modules_and_public_classes_say_what_they_are() -> None:
     wrong = []
     for path in FILES:
@@ -44,8 +39,8 @@ def test_modules_and_public_classes_say_what_they_are() -> None:
     none(wrong)
 
 
-def test_functions_take_at_most_eight_arguments() -> None:
-    """Those of the command line excepted, whose arguments are its options, and instructions for a processor."""
+def test_functions_take_few_arguments() -> None:
+    """At most 8, a constructor 12; the command line and processor instructions are exempt."""
     wrong = []
     for path in [path for path in FILES if not name(path).startswith("apps/cli/")]:
         for node in nodes(path):
@@ -54,7 +49,8 @@ def test_functions_take_at_most_eight_arguments() -> None:
                     continue
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 count = len([argument for argument in arguments if argument.arg not in ("self", "cls")])
-                wrong += [f"{name(path)}: {node.name} takes {count}; a spec or a dataclass is missing"] * (count > 8)
+                most = 12 if node.name == "__init__" else 8
+                wrong += [f"{name(path)}: {node.name} takes {count} arguments, at most {most} are allowed"] * (count > most)
     none(wrong)
 
 
@@ -63,7 +59,7 @@ def raises(line: ast.stmt, error: str | None) -> bool:
     return isinstance(line, ast.Raise) or kept
 
 
-def test_only_doors_catch_everything() -> None:
+def test_only_entry_points_catch_everything() -> None:
     """A handler that raises again catches nothing, nor does one that keeps the error to raise it elsewhere."""
     wrong = []
     for path in BELOW_APPS:
@@ -71,7 +67,7 @@ def test_only_doors_catch_everything() -> None:
             if isinstance(node, ast.ExceptHandler) and not any(raises(line, node.name) for line in node.body):
                 caught = "BaseException" if node.type is None else ast.unparse(node.type)
                 if {"Exception", "BaseException"} & set(caught.strip("()").split(", ")):
-                    wrong.append(f"{name(path)}:{node.lineno} catches {caught}; name what you can mend")
+                    wrong.append(f"{name(path)}:{node.lineno} catches {caught}; name the errors that you can handle")
     none(wrong)
 
 
@@ -97,6 +93,6 @@ def test_nothing_loaded_can_run() -> None:
     none(wrong)
 
 
-def test_no_room_is_called_a_drawer() -> None:
+def test_no_file_is_a_catch_all() -> None:
     drawers = {"utils", "util", "helpers", "helper", "misc", "common", "manager", "handler", "wrapper"}
     none([name(path) for path in FILES if drawers & set(name(path).removesuffix(".py").replace("/", "_").split("_"))])
