@@ -41,7 +41,7 @@ OPENINGS = ("What", "Those", "How", "Where", "The same", "Whether it is so")
 MAX_WORDS = 20  # of the first sentence of a docstring
 QUAINT = {
     "read", "look", "keep", "rest", "told", "since", "over", "beside", "worth", "outside", "within", "kept", "heard", "asked",
-    "said", "made", "found", "wanted", "held", "given", "known", "begin", "follow", "narrow", "fit", "fitted", "planned", "meant",
+    "said", "made", "found", "wanted", "held", "given", "known", "begin", "follow", "narrow", "fit", "fitted", "meant",
 }  # fmt: skip
 # Public names with one meaning in several modules: methods of a protocol, entry points of importers, pairs of networks.
 SHARED_NAMES = {"main", "Encoder", "Decoder", "ResidualUnit"}

@@ -197,10 +197,10 @@ FIRST, SECOND = ["*.safetensors"], ["*.bin"]  # the other kind is asked for only
 
 
 def download_snapshot(name: str, *, of: str = "", weight_files: Sequence[str] = ()) -> Path:
-    """The folder of the repository `name` (or `name@revision`), downloaded where it is not here yet.
+    """Return the local folder of the repository `name` (or `name@revision`), downloading what is missing.
 
-    `weight_files` are further names by which a folder counts as a model. CheckpointError says what to download and where to put it where the hub cannot be reached; a download that was
-    broken off is continued, and never taken for the model.
+    An interrupted download is continued and never taken for a model. `weight_files` are further names by which a folder
+    counts as a model. Raise CheckpointError, with what to download and where to put it, if the hub cannot be reached.
     """
     repository, _, revision = name.partition("@")
     folder = _download(repository, revision or None, [*SMALL, *FIRST], of)
