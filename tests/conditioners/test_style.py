@@ -177,7 +177,7 @@ def test_what_is_no_mert_is_said(mert: tuple[Path, HubertModel]) -> None:
     for change, said in (
         ({"model_type": "bert"}, "is a 'bert'; give a model of one of the types hubert, mert_model"),
         ({"feature_extractor_cqt": True}, "feature_extractor_cqt: True, which cannot be loaded"),
-        ({"num_hidden_layers": 3}, "do not belong to the config"),
+        ({"num_hidden_layers": 3}, "do not match the config"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=said):

@@ -33,11 +33,11 @@ def test_the_gpu_is_taken_where_it_answers_and_the_reason_names_it(machine: Any)
     machine(gpus=1)
     found = select_device()
     assert found.device == torch.device("cuda") and found.dtype == torch.float32
-    assert str(found).startswith("cuda, float32: Some GPU by CUDA 13.0; float32 by default")
+    assert str(found).startswith("cuda, float32: Some GPU with CUDA 13.0; float32 by default")
     machine(gpus=1, hip="7.0")
-    assert "by ROCm 7.0" in select_device().reason
+    assert "with ROCm 7.0" in select_device().reason
     machine(gpus=1, problem="no kernel image is available")
-    assert select_device().device.type == "cpu" and "does not answer (no kernel image is available)" in select_device().reason
+    assert select_device().device.type == "cpu" and "does not work (no kernel image is available)" in select_device().reason
     machine()
     assert str(select_device()).startswith("cpu, float32: torch sees no GPU")
     machine(mps=True)
@@ -73,11 +73,11 @@ def test_what_is_asked_for_is_given(machine: Any) -> None:
 @pytest.mark.parametrize(
     ("there", "device", "message"),
     [
-        ({}, "cuda", "no device 'cuda'; there are: cpu"),
-        ({"gpus": 2}, "cuda:2", "no device 'cuda:2'; there are: cuda:0, cuda:1, cpu"),
-        ({"gpus": 1}, "mps", "no device 'mps'; there are: cuda:0, cpu"),
-        ({"mps": True}, "gpu", "no kind of device 'gpu'; here there are: mps, cpu"),
-        ({"gpus": 1, "problem": "out of memory"}, "cuda", r"does not answer \(out of memory\); there is also: cpu"),
+        ({}, "cuda", "device 'cuda' not found.*Available: cpu"),
+        ({"gpus": 2}, "cuda:2", "device 'cuda:2' not found.*Available: cuda:0, cuda:1, cpu"),
+        ({"gpus": 1}, "mps", "device 'mps' not found.*Available: cuda:0, cpu"),
+        ({"mps": True}, "gpu", "'gpu' is not a kind of device. Available: mps, cpu"),
+        ({"gpus": 1, "problem": "out of memory"}, "cuda", r"does not work \(out of memory\). Also available: cpu"),
     ],
 )
 def test_errors_name_what_there_is(machine: Any, there: dict[str, Any], device: str, message: str) -> None:
@@ -88,7 +88,7 @@ def test_errors_name_what_there_is(machine: Any, there: dict[str, Any], device: 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16", torch.int8, torch.float64])
 def test_a_dtype_that_cannot_be_computed_with_is_refused(dtype: Any) -> None:
-    with pytest.raises(RequestError, match="there are: float32, bfloat16, float16, half"):
+    with pytest.raises(RequestError, match="Available: float32, bfloat16, float16, half"):
         select_device("cpu", dtype)
 
 

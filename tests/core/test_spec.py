@@ -57,9 +57,9 @@ def test_an_unknown_field_of_a_part_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"type": "nubmer"}, "no conditioner called 'nubmer'. Did you mean 'number'?"),
-        ({"type": "../evil"}, "no conditioner called '../evil'"),
-        ({"type": "base"}, "no conditioner called 'base'"),
+        ({"type": "nubmer"}, "'nubmer' is not a conditioner. Did you mean 'number'?"),
+        ({"type": "../evil"}, "'../evil' is not a conditioner"),
+        ({"type": "base"}, "'base' is not a conditioner"),
         ({"output_dim": 4}, "'type' is missing. Choose from:"),
     ],
 )
@@ -102,7 +102,7 @@ def test_members_are_found_without_importing_them() -> None:
 
 
 def test_a_name_is_filed_once() -> None:
-    with pytest.raises(SpecError, match="'number' is filed twice"):
+    with pytest.raises(SpecError, match="'number' is defined twice"):
         type("OtherSpec", (ConditionerSpec,), {"__module__": "elsewhere", "__annotations__": {"type": str}, "type": "number"})
     assert ConditionerSpec.lookup("number") is NumberSpec
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes
 from cadenza.evaluation.agreement import (
-    QuantizationReport,
     CodesExample,
+    QuantizationReport,
     apply_guidance,
     compare_systems,
     kl_divergence,

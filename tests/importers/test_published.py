@@ -10,7 +10,7 @@ from cadenza.core.checkpoint import strip_prefix
 from cadenza.importers import encodec, musicgen
 from cadenza.importers.audiocraft import rename_to_transformers
 from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights
-from cadenza.importers.base import compare, expected_state_dict, musicgen_key_map
+from cadenza.importers.base import expected_state_dict, musicgen_key_map
 from cadenza.importers.catalog import CODECS, MERT, MODELS, TEXTS, LMGeometry
 from cadenza.system.spec import SystemSpec
 
@@ -166,11 +166,11 @@ def test_transformers_weights_have_their_places(name: str) -> None:
     state = model.state_dict()
     wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
     layout = musicgen_key_map(language.depth, language.codebooks, cross=not language.audio_condition)
-    compare(strip_prefix(state, "decoder."), layout.shapes(strip_prefix(wanted, "generator.")), source=name)
+    check_state_dict(strip_prefix(state, "decoder."), layout.shapes(strip_prefix(wanted, "generator.")), source=name)
     musicgen.check_t5_weights(strip_prefix(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
     for part_name, prefix in (("prompt", "enc_to_dec_proj."), ("melody", "audio_enc_to_dec_proj.")):
         bridge = {key: x.shape for key, x in strip_prefix(wanted, f"conditioners.{part_name}.out.").items()}
-        compare(strip_prefix(state, prefix), bridge, source=name)
+        check_state_dict(strip_prefix(state, prefix), bridge, source=name)
     parameters = sum(x.numel() for x in model.parameters())
     assert MODELS[name].parameters == parameters
     assert TEXTS[language.text][1] == sum(x.numel() for x in model.text_encoder.parameters())

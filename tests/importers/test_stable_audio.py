@@ -340,7 +340,7 @@ def test_weights_are_all_of_them_and_no_other() -> None:
     parts.load_state_dict(ours)
     for wrong, mistake in (
         ({**state, "z.x": torch.ones(1)}, "holds weights of a conditioner 'z'"),
-        ({**state, "a.x": torch.ones(1)}, "here: a: the weights are not those that its config describes: 1 unknown: x"),
+        ({**state, "a.x": torch.ones(1)}, "here: a: the weights do not match the config: 1 unknown: x"),
         ({name: x for name, x in state.items() if not name.endswith("bias")}, "1 missing: out.bias"),
         ({**state, "a.embedder.embedding.0.weights": torch.ones(64)}, r"1 misshapen: cycles is \[64\] instead of \[128\]"),
         ({**state, "a.embedder.embedding.0.weights": torch.full((128,), torch.nan)}, "not finite"),

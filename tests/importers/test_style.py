@@ -128,7 +128,7 @@ def test_a_package_with_a_style(tmp_path: Path) -> None:
         ({"transformer_scale": "huge"}, "style.transformer_scale: 'huge' is not known"),
         ({"batch_norm": False}, "style.batch_norm: False"),
         ({"shift": 1}, "style.shift: 1 is a setting that this release does not know"),
-        ({"transformer_scale": "default"}, "the weights are not those that its config describes"),
+        ({"transformer_scale": "default"}, "the weights do not match the config"),
     ],
 )
 def test_what_cannot_be_honoured_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:

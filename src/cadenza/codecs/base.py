@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cadenza.core.checkpoint import check_finite, check_state_dict
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.hub import ModelSource, check_state_dict
+from cadenza.core.hub import ModelSource
 from cadenza.core.spec import RegisteredSpec
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
@@ -153,6 +154,7 @@ class Codec(nn.Module, ABC):
             raise CheckpointError(f"'{model}' has another codec than this one; take `codec` from its system.json, or another")
         weights = {name.removeprefix("codec."): x for name, x in source.load_state_dict(("codec.",)).items()}
         check_state_dict(weights, self.state_dict(), model)
+        check_finite(weights, source=model)
         self.load_state_dict(weights)
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Atomic writes: a file appears complete under its name, or not at all."""
 
 import os
 import re
@@ -10,37 +10,39 @@ from typing import BinaryIO
 
 from cadenza.core.errors import CadenzaError
 
-_DRAFT = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.part")  # .NAME.PROCESS-CHANCE.part, beside the file it is to become
+_TEMP_NAME = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.part")  # .NAME.PID-RANDOM.part, in the folder of the final file
 
 
 @contextmanager
 def atomic_write(path: str | Path, error: type[CadenzaError] = CadenzaError) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when the block ends well and disappears when it does not; `error` if it cannot be."""
+    """Open a temporary file that replaces `path` when the block succeeds, and is removed otherwise.
+
+    Raise `error` if it cannot be written.
+    """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with open(draft, "w+b") as file:
+        with open(temporary, "w+b") as file:
             yield file
-        os.replace(draft, path)
+        os.replace(temporary, path)
     except OSError as reason:
-        raise error(f"{path}: cannot be written: {reason.strerror or reason}; {_mend(path, reason)}") from reason
+        raise error(f"{path}: cannot be written: {reason.strerror or reason}; {_fix(path, reason)}") from reason
     finally:
         with suppress(OSError):
-            os.unlink(draft)
+            os.unlink(temporary)
 
 
 def remove_stale_temp_files(folder: Path) -> None:
-    """Removes the drafts in a folder whose process was killed."""
+    """Remove temporary files in a folder whose process no longer runs."""
     for path in folder.iterdir():
-        found = _DRAFT.fullmatch(path.name)
-        if found and not _alive(int(found[1])):
+        match = _TEMP_NAME.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
             path.unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+def _is_running(pid: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except PermissionError:
         return True
     except (OSError, OverflowError):
@@ -48,9 +50,9 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _mend(path: Path, error: OSError) -> str:
+def _fix(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"make the folder '{path.parent}' first"
     if isinstance(error, IsADirectoryError):
         return "it is a folder; give a file name"
-    return "check the free space and the permissions of its folder, or choose another place"
+    return "check the free space and the permissions of its folder, or choose another path"

@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from cadenza.core.checkpoint import check_finite, strip_prefix, to_float32_copy
+from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
 from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights, convert_conditioners
 from cadenza.importers.audiocraft_package import LM, AudiocraftPackage, load_package
 from cadenza.importers.base import ConfigReader, ForeignModel, expected_state_dict, musicgen_key_map
 from cadenza.importers.encodec import CompressionModel, inner_encodec, keep_codebooks, load_compression_model
 from cadenza.importers.license import model_card_for
-from cadenza.system import store
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard, SavedSystem
 
@@ -208,7 +207,7 @@ def _read(held: AudiocraftPackage, codec: CompressionModel, spec: SystemSpec, ca
     }
     mono, stem = inner_encodec(spec.codec)
     ours |= {f"{stem}{name}": x for name, x in to_float32_copy(keep_codebooks(codec.read(), mono.codebooks)).items()}
-    store.check_state_dict(ours, wanted, str(held.path.parent))
+    check_state_dict(ours, wanted, str(held.path.parent))
     return SavedSystem(spec, card, ours)
 
 

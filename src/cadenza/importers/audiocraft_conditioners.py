@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadenza.core.checkpoint import strip_prefix, to_float32_copy
+from cadenza.core.checkpoint import check_state_dict, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import read_json_object
 from cadenza.importers.audiocraft_package import AudiocraftPackage
-from cadenza.importers.base import ConfigReader, compare
+from cadenza.importers.base import ConfigReader
 from cadenza.system.spec import SystemSpec
 
 _STEPS = {"align": "steps", "resize": "nearest"}  # added to all steps of the sequence
@@ -308,11 +308,11 @@ def convert_conditioner_weights(
         kind = conditioner.type  # type: ignore[attr-defined]
         if kind == "style":
             found = convert_style_weights(held, source=source)
-            compare(found, {key: x.shape for key, x in own.items()}, source=f"{source}, {stem} by our names")
+            check_state_dict(found, {key: x.shape for key, x in own.items()}, source=f"{source}, {stem} by our names")
         else:
             held = drop_stft_window(held, conditioner, source=source) if kind == "chroma" else _one_table(held)
             names = {_theirs(key): key for key in own}
-            compare(held, {there: own[key].shape for there, key in names.items()}, source=source)
+            check_state_dict(held, {there: own[key].shape for there, key in names.items()}, source=source)
             found = {names[there]: x for there, x in held.items()}
         ours |= {f"conditioners.{name}.{key}": x for key, x in to_float32_copy(found).items()}
     return ours

@@ -1,6 +1,6 @@
 """Layouts: which of our weights is made of which foreign ones, read in both directions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cadenza.core.checkpoint import check_state_dict
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import did_you_mean
 from cadenza.system.spec import SystemSpec
@@ -35,7 +36,7 @@ class KeyMap:
 
         CheckpointError unless the foreign ones are exactly those that `wanted` is made of.
         """
-        compare(theirs, self.shapes(wanted), source=source)
+        check_state_dict(theirs, self.shapes(wanted), source=source)
         return {name: torch.cat([theirs[one] for one in parts]).float() for name, parts in self.names.items()}
 
     def export_weights(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,22 +45,6 @@ class KeyMap:
         for name, parts in self.names.items():
             split |= dict(zip(parts, ours[name].chunk(len(parts)), strict=True))
         return split
-
-
-def compare(state: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], *, source: str) -> None:
-    """Raises CheckpointError unless every wanted weight is there in its shape, and no other."""
-    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {list(state[name].shape)} instead of {list(wanted[name])}"
-        for name in sorted(wanted.keys() & state.keys())
-        if tuple(state[name].shape) != tuple(wanted[name])
-    ]
-    if missing or unknown or shapes:
-        found = (("missing", missing), ("unknown", unknown), ("misshapen", shapes))
-        said = "; ".join(f"{len(names)} {what}: {', '.join(names[:4])}" for what, names in found if names)
-        raise CheckpointError(
-            f"{source}: the weights are not those that its config describes: {said}; take both from one model"
-        )
 
 
 def musicgen_key_map(depth: int, rows: int, *, cross: bool, bias: bool = False) -> KeyMap:

@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cadenza.core.checkpoint import as_state_dict, check_finite, load_torch_file, to_float32_copy
+from cadenza.core.checkpoint import as_state_dict, check_finite, check_state_dict, load_torch_file, to_float32_copy
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import ModelSource
-from cadenza.importers.base import compare
 from cadenza.nn.clap import COMPUTED
 
 _LEFT_OUT = (  # computed from settings, heads of other tasks, and layers that only LAION's loss sees
@@ -54,7 +53,7 @@ def convert_laion_clap(checkpoint: str | Path, folder: str | Path, *, tokenizer:
     state = load_laion_checkpoint(checkpoint)
     config = infer_config(state, heads=heads, source=str(checkpoint))
     weights = rename_to_transformers(state)
-    compare(weights, _shapes(config), source=str(checkpoint))
+    check_state_dict(weights, _shapes(config), source=str(checkpoint))
     check_finite(weights, source=str(checkpoint))
     fused = config["audio_config"]["enable_fusion"]
     sounds = {"feature_extractor_type": "ClapFeatureExtractor", "sampling_rate": 48000, "hop_length": 480, "max_length_s": 10}

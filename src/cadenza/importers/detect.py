@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cadenza.core.checkpoint import has_weights
 from cadenza.core.errors import CheckpointError
-from cadenza.core.hub import read_config
+from cadenza.core.hub import read_json_object
 from cadenza.importers import audiocraft, encodec, musicgen
 from cadenza.importers.audiocraft_package import CODEC, EXPORT, LM
 from cadenza.importers.base import ForeignModel
@@ -34,7 +34,7 @@ def detect_model(folder: Path, *, name: str | None = None) -> ForeignModel:
             f"{folder} holds an adapter (PEFT), not a model; merge it into its model first (`merge_and_unload`)"
         )
     if (folder / "config.json").exists():
-        config = read_config(folder)
+        config = read_json_object(folder / "config.json")
         kind = config.get("model_type")
         if kind in ("musicgen", "musicgen_melody"):
             return musicgen.inspect_musicgen(folder, config, name=name)

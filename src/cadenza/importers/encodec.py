@@ -13,10 +13,10 @@ from torch import Tensor
 from cadenza.codecs.base import CodecSpec
 from cadenza.codecs.encodec import EncodecSpec
 from cadenza.core import hub
-from cadenza.core.checkpoint import check_finite, read_folder, to_float32_copy
+from cadenza.core.checkpoint import check_finite, check_state_dict, read_folder, to_float32_copy
 from cadenza.core.errors import CheckpointError, SpecError
 from cadenza.importers.audiocraft_package import CODEC, PACKAGE_FILES, AudiocraftPackage, load_package
-from cadenza.importers.base import ConfigReader, ForeignModel, compare
+from cadenza.importers.base import ConfigReader, ForeignModel
 from cadenza.importers.license import model_card_for
 from cadenza.nn.conv import ConvTranspose1d
 from cadenza.system.spec import SystemSpec
@@ -260,7 +260,7 @@ def _weights(state: Mapping[str, Tensor], spec: EncodecSpec, *, name: Naming, bo
     each = dict(zip(_BOOK, [(1,), (spec.bins,), *[(spec.bins, spec.dimension)] * 2], strict=True))
     shapes |= {f"{book.format(k)}{part}": shape for k in range(spec.codebooks) for part, shape in each.items()}
     state = {_newer(key): value for key, value in state.items()}
-    compare(state, shapes, source=source)
+    check_state_dict(state, shapes, source=source)
     check_finite(state, source=source)
     found = {ours: state[theirs].float() for ours, theirs in names.items()}
     for k in range(spec.codebooks):
@@ -379,7 +379,7 @@ def load_compression_model(folder: Path, named: object) -> CompressionModel:
             f"{folder}: its codec is '{name}' (DAC), which this release cannot load yet; use an EnCodec model"
         )
     place = _place(folder, name)
-    config = hub.read_config(place)
+    config = hub.read_json_object(place / "config.json")
     if config.get("model_type") != "encodec":
         raise CheckpointError(
             f"{place}: the codec '{name}' is of type {config.get('model_type')!r}; only 'encodec' can be loaded"

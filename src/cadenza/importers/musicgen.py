@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadenza.core.checkpoint import check_finite, read_folder, strip_prefix, to_float32_copy
+from cadenza.core.checkpoint import check_finite, check_state_dict, read_folder, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import read_json_object
 from cadenza.importers import audiocraft_conditioners, encodec
 from cadenza.importers.audiocraft_conditioners import MELODY
-from cadenza.importers.base import ConfigReader, ForeignModel, compare, expected_state_dict, musicgen_key_map
+from cadenza.importers.base import ConfigReader, ForeignModel, expected_state_dict, musicgen_key_map
 from cadenza.importers.encodec import inner_encodec
 from cadenza.importers.license import model_card_for
 from cadenza.nn.rope import sinusoidal_embedding
-from cadenza.system import store
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard, SavedSystem
 
@@ -36,7 +35,7 @@ def check_t5_weights(state: Mapping[str, Tensor], config: Mapping[str, Any], *, 
         held.pop("encoder.embed_tokens.weight", None)
     elif "encoder.embed_tokens.weight" in held:
         held["shared.weight"] = held.pop("encoder.embed_tokens.weight")
-    compare(held, expected_t5_shapes(config), source=source)
+    check_state_dict(held, expected_t5_shapes(config), source=source)
 
 
 def expected_t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -248,7 +247,7 @@ def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Model
     for name, prefix in bridges.items():
         stem, projection = f"conditioners.{name}.out.", strip_prefix(state, prefix)
         bridge = {end: x.shape for end, x in strip_prefix(wanted, stem).items()}  # nothing where the widths are equal
-        compare(projection, bridge, source=f"{folder}, {prefix.rstrip('.')}")
+        check_state_dict(projection, bridge, source=f"{folder}, {prefix.rstrip('.')}")
         ours |= {f"{stem}{end}": x for end, x in to_float32_copy(projection).items()}
     cross = MELODY not in spec.conditioners
     layout = musicgen_key_map(spec.generator.depth, spec.codec.frame_format.channels, cross=cross)  # type: ignore[union-attr]  # a codec_lm
@@ -257,7 +256,7 @@ def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Model
     mono, stem = inner_encodec(spec.codec)
     codec = encodec.weights_from_transformers(audio, mono, source=f"{folder}, audio_encoder")
     ours |= {f"{stem}{name}": x for name, x in to_float32_copy(codec).items()}
-    store.check_state_dict(ours, wanted, str(folder))
+    check_state_dict(ours, wanted, str(folder))
     return SavedSystem(spec, card, ours)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
-from cadenza.core.checkpoint import to_float32_copy
+from cadenza.core.checkpoint import check_state_dict, to_float32_copy
 from cadenza.core.errors import SpecError
 from cadenza.core.hub import read_json_object
 from cadenza.core.spec import did_you_mean
 from cadenza.dsp.audio import Audio
-from cadenza.importers.base import ConfigReader, compare
+from cadenza.importers.base import ConfigReader
 from cadenza.system.spec import FusionSpec
 
 _ENDS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
@@ -66,7 +66,7 @@ def convert_pretransform_weights(
 ) -> dict[str, Tensor]:
     """Weights of a pretransform by the names of our codec, of which `wanted` has the shapes."""
     names = {_theirs(name): name for name in wanted}
-    compare(state, {there: wanted[here].shape for there, here in names.items()}, source=source)
+    check_state_dict(state, {there: wanted[here].shape for there, here in names.items()}, source=source)
     return {names[there]: x for there, x in to_float32_copy(state).items()}
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSet
-from cadenza.core.checkpoint import check_finite, strip_prefix, to_float32_copy
+from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.base import compare
 from cadenza.importers.stable_audio import ConditioningConfig, convert_pretransform_weights
 
 _OUT = {f"proj_out.{end}": f"out.{end}" for end in ("weight", "bias")}
@@ -83,5 +82,5 @@ def _one(
         state.pop("model.encoder.embed_tokens.weight", None) if "model.shared.weight" in state else None
         names |= {name: name.removeprefix("model.") for name in state if name.startswith("model.encoder.")}
     state = {names.get(name, name): x for name, x in state.items()}
-    compare(state, {name: x.shape for name, x in wanted.items() if not name.startswith("codec.")}, source=source)
+    check_state_dict(state, {name: x.shape for name, x in wanted.items() if not name.startswith("codec.")}, source=source)
     return found | to_float32_copy(state)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cadenza.core.hub import check_state_dict
+from cadenza.core.checkpoint import check_finite, check_state_dict
 
 COMPUTED = (".position_ids", ".token_type_ids", ".relative_position_index")  # tensors that follow from the config
 _FUSION = (".fusion_model.", ".mel_conv2d.")  # weights that see a long sound at a glance; here one window is seen at a time
@@ -70,6 +70,7 @@ def load_clap(config: Mapping[str, Any], weights: Mapping[str, Tensor] | None, r
     fused = bool((config.get("audio_config") or {}).get("enable_fusion"))
     held = {key: x for key, x in weights.items() if not (fused and any(name in key for name in _FUSION))}
     check_state_dict(held, rest, source)
+    check_finite(held, source=source)
     towers.load_state_dict({key: x.to(rest[key].dtype, copy=True) for key, x in held.items()} | computed, assign=True)
     return towers
 

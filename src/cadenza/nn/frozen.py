@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cadenza.core.checkpoint import PIECE, LazyTensor
-from cadenza.core.hub import ModelSource, compare_state_dicts, raise_if_not_finite
+from cadenza.core.checkpoint import CHUNK_BYTES, LazyTensor, check_state_dict, raise_if_not_finite
+from cadenza.core.hub import ModelSource
 from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.weight_quantization import OUTPUTS, QuantizedLinear, named_linears, quantize_linears
 
 Network = TypeVar("Network", bound=nn.Module)
-_SCRATCH = 8 * PIECE  # bytes of a piece and of what is computed of it
+_SCRATCH = 8 * CHUNK_BYTES  # bytes of a piece and of what is computed of it
 
 
 class FrozenEncoder(ABC, Generic[Network]):
@@ -94,7 +94,7 @@ def load_weights_streaming(
     With `narrow` its linear layers become those of 8 bits and the tables that it names bfloat16, none of them ever whole
     in another form. CheckpointError, naming the `source`, unless they are the network's and finite.
     """
-    compare_state_dicts(weights, network.state_dict(), source)
+    check_state_dict(weights, network.state_dict(), source)
     if narrow is not None:
         quantize_on_meta(network, narrow)
     takes = {name: _putting(*_place(network, name)) for name in weights}  # all first, so that no gaps are left between them

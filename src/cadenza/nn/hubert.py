@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cadenza.core.checkpoint import check_finite, check_state_dict
 from cadenza.core.errors import CheckpointError
-from cadenza.core.hub import check_state_dict
 from cadenza.nn.frozen import FrozenEncoder
 
 _KINDS = {"hubert": "hubert", "mert_model": "hubert", "wav2vec2": "wav2vec2", "wavlm": "wavlm"}  # MERT is a HuBERT of music
@@ -66,6 +66,7 @@ class HubertEncoder(FrozenEncoder[nn.Module]):
             state, weights = model.state_dict(), self.weights()
             wanted = {name: x for name, x in state.items() if not name.startswith(_OF_TRAINING)}
             check_state_dict(weights, wanted, self.source.model)
+            check_finite(weights, source=self.source.model)
             rest = {name: torch.zeros(x.shape) for name, x in state.items() if name not in wanted}
             model.load_state_dict({name: x.float() for name, x in weights.items()} | rest, assign=True)
         return model.requires_grad_(False)

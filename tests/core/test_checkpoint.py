@@ -34,7 +34,7 @@ def test_what_is_read_is_what_safetensors_reads(tmp_path: Path) -> None:
 
 
 def test_rows_come_in_pieces_that_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", 10 * 15 * 4)
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 10 * 15 * 4)
     save_file(TENSORS, tmp_path / "it.safetensors")
     for record in (open_safetensors(tmp_path / "it.safetensors")["wide"], LazyTensor.from_tensor(TENSORS["wide"])):
         for multiple, sizes in {1: [10] * 7, 4: [8] * 8 + [6], 64: [64, 6]}.items():
@@ -84,5 +84,5 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None
     save_file({"a": torch.ones(100)}, tmp_path / "it.safetensors")
     found = open_safetensors(tmp_path / "it.safetensors")
     (tmp_path / "it.safetensors").write_bytes((tmp_path / "it.safetensors").read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match="has become shorter.*copy it again"):
+    with pytest.raises(CheckpointError, match="became shorter.*copy it again"):
         found["a"].load()
