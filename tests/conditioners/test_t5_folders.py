@@ -118,7 +118,7 @@ def test_what_is_not_here_says_what_to_download(hub: Path) -> None:
     with pytest.raises(CheckpointError, match="hf download google-t5/t5-base"):
         part.prepare(["drums"])
     for other in ("./no-such-folder", "/no/such/folder", "a/b/c"):
-        with pytest.raises(CheckpointError, match=f"no folder '{other}'"):
+        with pytest.raises(CheckpointError, match=f"folder not found: '{other}'"):
             part_of(other)
 
 

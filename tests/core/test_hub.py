@@ -89,7 +89,9 @@ def test_only_the_shards_that_hold_something_wanted_are_read(tmp_path: Path) -> 
 def test_weights_must_be_those_that_are_wanted() -> None:
     wanted = {"a": torch.zeros(2), "b": torch.zeros(1, dtype=torch.long)}
     check_state_dict({"a": torch.ones(2), "b": torch.ones(1, dtype=torch.long)}, wanted, "it")
-    with pytest.raises(CheckpointError, match=r"it: .*1 missing: b; 1 unknown: c; 1 misshapen: a is \[3\] instead of \[2\]; take both"):
+    with pytest.raises(
+        CheckpointError, match=r"it: .*1 missing: b; 1 unknown: c; 1 misshapen: a is \[3\] instead of \[2\]; take both"
+    ):
         check_state_dict({"a": torch.ones(3), "c": torch.ones(1)}, wanted, "it")
     with pytest.raises(CheckpointError, match=r"1 weight is not finite \(NaN or infinite\): a"):
         check_finite({"a": torch.tensor([0.0, torch.nan]), "b": wanted["b"]}, source="it")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.core.checkpoint import strip_prefix
+from cadenza.core.checkpoint import check_state_dict, strip_prefix
 from cadenza.importers import encodec, musicgen
 from cadenza.importers.audiocraft import rename_to_transformers
 from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights
