@@ -4,7 +4,7 @@ PROMPT ?= slow solo piano in A minor, 80 bpm
 OUT ?= out.wav
 WORKERS ?= 2
 BENCH ?= musicgen-small
-# how transformers is best run on such a machine, where that has been found out (cadenza bench --sweep)
+# how transformers is best run on such a machine, where that has been found out (benchmarks/compare --sweep)
 SWEEP ?= $(lastword $(sort $(wildcard benchmarks/results/cpu-*/*-sweep/$(BENCH)-sweep.json)))
 BENCH_OPTIONS ?= $(if $(SWEEP),--peer-from $(SWEEP))
 
@@ -51,7 +51,7 @@ docs: $(VENV)/.dev ## draws the pictures of the docs anew
 	$(VENV)/bin/python docs/draw.py
 
 bench: $(VENV)/.dev ## how fast, beside transformers and the machine's own bound: make bench BENCH=musicgen-small
-	@env -u OMP_NUM_THREADS $(VENV)/bin/cadenza bench $(BENCH) $(BENCH_OPTIONS)
+	@env -u OMP_NUM_THREADS $(VENV)/bin/python benchmarks/compare $(BENCH) $(BENCH_OPTIONS)
 
 clean: ## removes the environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -18,15 +18,15 @@ from statistics import median
 from typing import Any
 
 import torch
+from compare import machine
+from compare.cadenza_runner import DTYPES, CadenzaRunner, prepare_variant
+from compare.geometry import geometry, write
+from compare.measure import run_interleaved, summarize_runs
+from compare.peer import TransformersConfig, TransformersRunner
 from torch.nn import functional as F
 
 from cadenza.apps.api import load
-from cadenza.apps.bench import machine
-from cadenza.apps.bench.bound import step_cost
-from cadenza.apps.bench.geometry import geometry, write
-from cadenza.apps.bench.measure import BenchJob, run_interleaved, summarize_runs, synchronized_time
-from cadenza.apps.bench.ours import DTYPES, CadenzaRunner, prepare_variant, request_fields
-from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
+from cadenza.apps.bench import BenchJob, measure_limits, step_cost, synchronized_time
 from cadenza.core.device import select_device
 from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache, GraphCapturer, Run
 
@@ -87,7 +87,7 @@ def main() -> None:
 
 def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Everything of one model."""
-    bounds = machine.measure_limits(device, quick=asked.quick)
+    bounds = measure_limits(device, quick=asked.quick)
     with tempfile.TemporaryDirectory(prefix="cadenza-gpu-") as place:
         folder = Path(place) / "model"
         write(geometry(asked.model, quick=asked.quick), folder)
@@ -101,7 +101,7 @@ def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         runs = run_interleaved([*forms, *peers], job, repeats, keep=True)
         for one in [*forms[1:], *peers]:
             one.close()
-        bounds = bounds.max_with(machine.measure_limits(device, quick=asked.quick))
+        bounds = bounds.max_with(measure_limits(device, quick=asked.quick))
         generator: Any = forms[0].system.generator
         kept_as = asked.variant if asked.variant in DTYPES else "bfloat16"  # keys and values, on a GPU
         bound = step_cost(
@@ -115,7 +115,7 @@ def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             "bound_steps_per_second": bound,
             "results": {name: summarize_runs(each) for name, each in runs.items()},
             "summary": {
-                name: line([run.rate for run in each], [run.realtime_factor for run in each], bound)
+                name: line([run.steps_per_second for run in each], [run.realtime_factor for run in each], bound)
                 for name, each in runs.items()
             },
             "attention_us": attention(generator, device),
@@ -136,7 +136,7 @@ def agrees(form: Form, eager: Form) -> bool | None:
         return None
     job = BenchJob(3.0, 2)
     with torch.inference_mode():
-        codes = [one.system.generate_frames(job.items(), **request_fields(job)).data for one in (form, form, eager)]
+        codes = [one.system.generate_frames(job.items(), **job.request_fields()).data for one in (form, form, eager)]
     eager.close()
     return all(torch.equal(codes[0], other) for other in codes[1:])
 

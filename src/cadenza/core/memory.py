@@ -1,6 +1,7 @@
 """Memory of this process, machine, container or GPU; parsing and formatting of byte counts."""
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,18 @@ _NO_LIMIT = 2**60  # cgroups v1 write such a number for "no limit"
 def process_rss(root: Path = ROOT) -> int:
     """Return the resident bytes of this process; 0 if the system does not report them."""
     return _read_kilobytes(root / "proc/self/status").get("VmRSS", 0)
+
+
+def peak_rss() -> int:
+    """Return the largest number of resident bytes of this process so far; 0 if the system does not report them."""
+    if peak := _read_kilobytes(ROOT / "proc/self/status").get("VmHWM"):
+        return peak
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def available_memory(root: Path = ROOT) -> int | None:

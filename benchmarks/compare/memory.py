@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from cadenza.apps.bench import machine
-from cadenza.apps.bench.geometry import ModelGeometry, list_geometries, parameters
-from cadenza.apps.bench.peer import TransformersConfig
 from cadenza.core.errors import BenchmarkError
+from cadenza.core.memory import available_memory, available_memory_on
 from cadenza.nn.weight_quantization import LIMIT
+from compare.geometry import ModelGeometry, list_geometries, parameters
+from compare.peer import TransformersConfig
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "int4": 0.6}  # of a number of the language model
 _READING = 2.2  # times its size in float32 that a model takes while it is read from another library's file and converted
@@ -19,10 +19,10 @@ def fits_in_memory(
     shape: ModelGeometry, variants: Sequence[str], peers: Sequence[TransformersConfig], device: torch.device
 ) -> bool:
     """Whether all models fit beside each other; BenchmarkError where not even one of them does, naming what would."""
-    free = machine.available_memory(device)
+    free = available_memory_on(str(device))
     if not free:
         return True
-    host = machine.available_memory(torch.device("cpu"))
+    host = available_memory() or 2**60
     if (wanted := _READING * 4 * shape.parameters + _BESIDE) > host:
         fit = [name for name in list_geometries() if _READING * 4 * parameters(name) + _BESIDE <= host]
         raise BenchmarkError(

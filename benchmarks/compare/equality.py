@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from cadenza.apps.bench.measure import BenchJob
-from cadenza.apps.bench.ours import CadenzaRunner, request_fields
-from cadenza.apps.bench.peer import TransformersRunner
+from cadenza.apps.bench import BenchJob
 from cadenza.core.errors import BenchmarkError
+from compare.cadenza_runner import CadenzaRunner
+from compare.peer import TransformersRunner
 
 TOLERANCE = 1e-3  # of the loudest sample: both sum in float32, in orders of their own
 
@@ -33,7 +33,7 @@ def compare_outputs(ours: CadenzaRunner, peer: TransformersRunner, job: BenchJob
     """
     system = ours.system
     with torch.inference_mode():
-        codes: Any = system.generate_frames(job.items(), sampling={"temperature": 0}, **request_fields(job))
+        codes: Any = system.generate_frames(job.items(), sampling={"temperature": 0}, **job.request_fields())
         mine, ids = system.codec.decode(codes).wave.float().cpu(), codes.ids.cpu()
     del system
     ours.close()

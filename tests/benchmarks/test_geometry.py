@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from compare.geometry import geometry, list_geometries, random_model, write
 from tokenizers import Tokenizer
 
 import cadenza
-from cadenza.apps.bench.geometry import WORDS, dummy_prompt, geometry, list_geometries, random_model, write
+from cadenza.apps.bench import WORDS, dummy_prompt
 from cadenza.core.errors import BenchmarkError
 from cadenza.importers.catalog import MODELS
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cadenza.apps.bench.curves import plot_curve
-from cadenza.apps.bench.sweep import sweep_table
 from cadenza.core.errors import BenchmarkError
+from compare.curves import plot_curve
+from compare.sweep import sweep_table
 
 _PARTS = ("language model", "text encoder", "codec", "libraries")
 

@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from cadenza.apps.bench.library import import_transformers
+from cadenza.apps.bench import WORDS
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import did_you_mean
 from cadenza.importers.catalog import MODELS, LMGeometry, PublishedModel
+from compare.library import import_transformers
 
-WORDS = tuple(
-    "slow fast warm bright soft loud calm tense solo piano drums choir strings bass organ flute guitar brass in a minor major "
-    "at 70 80 90 100 110 120 bpm with over under and melody chords".split()
-)
 TEXT = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 12, "vocab_size": 32128}  # t5-base
 _SOUND_24 = {
     **{"sampling_rate": 24000, "upsampling_ratios": [8, 5, 4, 2], "num_filters": 32, "codebook_size": 1024},
@@ -154,11 +151,6 @@ def random_model(geometry: ModelGeometry, seed: int) -> Any:
             if name.startswith(("decoder.", "enc_to_dec_proj.")) and x.ndim == 2:
                 x.normal_(std=2.0 if "embed_tokens" in name else x.shape[1] ** -0.5)
     return model
-
-
-def dummy_prompt(words: int) -> str:
-    """A text of so many words, each of which is a token."""
-    return " ".join(WORDS[(7 * i + i // len(WORDS)) % len(WORDS)] for i in range(words))
 
 
 def _tokenizer(folder: Path) -> None:

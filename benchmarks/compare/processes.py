@@ -1,6 +1,7 @@
 """Fresh: a clip in a process of its own, for the memory that it takes and the time until it sounds."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,14 @@ class SubprocessJob:
 def run_in_subprocess(order: SubprocessJob) -> dict[str, Any]:
     """Seconds since the start of the process, and bytes of main memory by what they are for."""
     asked = json.dumps(asdict(order) | {"started": time.time()})
-    done = subprocess.run([sys.executable, "-m", __name__, asked], check=False, capture_output=True, text=True)
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "compare.processes", asked],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         what = "the system may have ended it for want of memory" if done.returncode < 0 else lines[-1]
@@ -39,10 +47,10 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     """What `fresh` gives, in the process that does the work."""
     import torch
 
-    from cadenza.apps.bench import machine
-    from cadenza.apps.bench.measure import BenchJob, synchronized_time
-    from cadenza.apps.bench.ours import CadenzaRunner, weight_bytes_by_part
-    from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
+    from cadenza.apps.bench import BenchJob, synchronized_time
+    from cadenza.core.memory import peak_rss, process_rss
+    from compare.cadenza_runner import CadenzaRunner, weight_bytes_by_part
+    from compare.peer import TransformersConfig, TransformersRunner
 
     order = SubprocessJob(**{name: value for name, value in asked.items() if name != "started"})
     device, job, moments = torch.device(order.device), BenchJob(order.seconds), {}
@@ -55,13 +63,13 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     library = _ours_imported if order.variant else _peer_imported
     library()
     mark("imported")
-    memory: dict[str, int] = {"libraries": machine.process_rss()}
+    memory: dict[str, int] = {"libraries": process_rss()}
     pieces = 0
     if order.variant:
         ours = CadenzaRunner(order.model, order.variant, device=device, threads=order.threads)
         ours.open()
         mark("loaded")
-        memory["after loading"] = machine.process_rss()
+        memory["after loading"] = process_rss()
         if order.streamed:
             for pieces, _ in enumerate(ours.iter_stream_times(job), 1):
                 if pieces == 1:
@@ -76,12 +84,12 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
         )
         peer.open()
         mark("loaded")
-        memory["after loading"] = machine.process_rss()
+        memory["after loading"] = process_rss()
         run = peer.run(job)
         mark("end")
         memory |= _peer_sizes(peer.model)
-        return {"seconds": moments, "memory": memory | {"peak": machine.peak_rss()}, "run": asdict(run), **_device(device)}
-    return {"seconds": moments, "memory": memory | {"peak": machine.peak_rss()}, "pieces": pieces, **_device(device)}
+        return {"seconds": moments, "memory": memory | {"peak": peak_rss()}, "run": asdict(run), **_device(device)}
+    return {"seconds": moments, "memory": memory | {"peak": peak_rss()}, "pieces": pieces, **_device(device)}
 
 
 def _ours_imported() -> None:
@@ -89,7 +97,7 @@ def _ours_imported() -> None:
 
 
 def _peer_imported() -> None:
-    from cadenza.apps.bench.library import import_transformers
+    from compare.library import import_transformers
 
     import_transformers()
 

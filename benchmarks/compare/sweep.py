@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from cadenza.apps.bench.measure import BenchJob, Say
-from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
+from cadenza.apps.bench import BenchJob
 from cadenza.core.errors import BenchmarkError
+from compare.measure import Say
+from compare.peer import TransformersConfig, TransformersRunner
 
 FINALISTS = 3
 
@@ -78,7 +79,9 @@ def best_configs(path: Path) -> tuple[TransformersConfig, ...]:
         found = json.loads(path.read_text())["sweep"]
         named = [TransformersConfig(**found[key]) for key in ("best_float32", "best") if found[key]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchmarkError(f"{path} is no sweep ({error}); make one with: cadenza bench MODEL --sweep") from None
+        raise BenchmarkError(
+            f"{path} is not the result of a sweep ({error}); make one with: python benchmarks/compare MODEL --sweep"
+        ) from None
     return tuple(dict.fromkeys(named))
 
 

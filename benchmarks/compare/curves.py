@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cadenza.apps.bench.measure import BenchJob, Runner, Say
-from cadenza.apps.bench.peer import TransformersRunner
+from cadenza.apps.bench import BenchJob
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.spec import did_you_mean
 from cadenza.dsp.plots import new_figure, save_figure
+from compare.measure import Runner, Say
+from compare.peer import TransformersRunner
 
 PATIENCE = 60.0  # seconds that a point of the peer may take
 
@@ -53,9 +54,9 @@ def run_curve(axis: SweepAxis, contestants: Sequence[Runner], *, say: Say = prin
             if not points[one.name] or one.device.type == "cuda":
                 one.timed(one.warmup_job(job))
             run = one.timed(job)
-            point = {"at": value, "total": run.total, "times_real_time": run.realtime_factor, "steps_per_second": run.rate}
+            point = {"at": value, "total": run.total, "times_real_time": run.realtime_factor, "steps_per_second": run.steps_per_second}
             points[one.name].append(point | {"seconds": dict(run.parts)})
-            say(f"{axis.label} {value:g}, {one.name}: {run.rate:.2f} steps/s, {run.realtime_factor:.3f}x real time")
+            say(f"{axis.label} {value:g}, {one.name}: {run.steps_per_second:.2f} steps/s, {run.realtime_factor:.3f}x real time")
     return {"axis": axis.label, "job": axis.job.__dict__, "points": points, "left_out": left_out}
 
 

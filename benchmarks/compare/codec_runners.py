@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadenza.apps.bench.library import import_transformers
-from cadenza.apps.bench.measure import BenchJob, Runner, TimedRun, synchronized_time
+from cadenza.apps.bench import BenchJob, TimedRun, synchronized_time
 from cadenza.core.errors import BenchmarkError
 from cadenza.dsp.audio import Audio
+from compare.library import import_transformers
+from compare.measure import Runner
 
 TOLERANCE = 1e-4  # of samples, where the loudest is about 1
 

@@ -1,5 +1,6 @@
 """Bench: one run that builds, checks, times and compares."""
 
+import datetime
 import shlex
 import sys
 import tempfile
@@ -11,29 +12,20 @@ from typing import Any
 
 import torch
 
-from cadenza.apps.bench import machine, sound
-from cadenza.apps.bench.bound import step_cost
-from cadenza.apps.bench.curves import run_curve, sweep_axis
-from cadenza.apps.bench.equality import check_equal_output
-from cadenza.apps.bench.fresh import SubprocessJob, run_in_subprocess
-from cadenza.apps.bench.geometry import ModelGeometry, geometry, list_geometries, write
-from cadenza.apps.bench.machine import MachineLimits
-from cadenza.apps.bench.measure import (
-    BenchJob,
-    Runner,
-    Say,
-    TimedRun,
-    run_interleaved,
-    summarize_runs,
-    summarize_values,
-    torch_threads,
-)
-from cadenza.apps.bench.ours import CadenzaRunner, check_variant, prepare_variant
-from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
-from cadenza.apps.bench.room import fits_in_memory
-from cadenza.apps.bench.sweep import run_sweep, sweep_configs
-from cadenza.apps.bench.targets import check_targets
+from cadenza.apps.bench import BenchJob, MachineLimits, TimedRun, measure_limits, step_cost
 from cadenza.core.errors import BenchmarkError
+from compare import codec_runners as sound
+from compare import machine
+from compare.cadenza_runner import CadenzaRunner, check_variant, prepare_variant
+from compare.curves import run_curve, sweep_axis
+from compare.equality import check_equal_output
+from compare.geometry import ModelGeometry, geometry, list_geometries, write
+from compare.measure import Runner, Say, run_interleaved, summarize_runs, summarize_values, torch_threads
+from compare.memory import fits_in_memory
+from compare.peer import TransformersConfig, TransformersRunner
+from compare.processes import SubprocessJob, run_in_subprocess
+from compare.sweep import run_sweep, sweep_configs
+from compare.targets import check_targets
 
 CHECKED = 2.0  # seconds of audio that are shown to be equal
 ONE_THREAD = 50_000_000  # parameters below which the second thread costs more than it gives
@@ -75,7 +67,7 @@ def run_benchmark(wish: BenchConfig, *, say: Say = print) -> dict[str, Any]:
         check_variant(variant)
     with _placed(wish, say) as place:
         report = _opening(place)
-        before = machine.measure_limits(place.device, quick=wish.quick)
+        before = measure_limits(place.device, quick=wish.quick)
         if wish.model not in list_geometries():
             _music(place, None, report, before)
         elif (shape := geometry(wish.model, quick=wish.quick)).decoder is None:
@@ -115,8 +107,8 @@ def _opening(place: _Place) -> dict[str, Any]:
         "model": place.wish.model,
         "quick": place.wish.quick,
         "device": place.device.type,
-        "date": machine.today(),
-        "command": shlex.join(["cadenza", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "benchmarks/compare", *sys.argv[1:]]),
         "machine": machine.describe_machine(place.device),
         "threads": place.threads,
     }
@@ -148,7 +140,7 @@ def _music(place: _Place, shape: ModelGeometry | None, report: dict[str, Any], b
     contestants: list[Runner] = [*ours, *peers]
     repeats = {one.name: wish.repeats for one in ours} | {one.name: wish.peer_repeats for one in peers}
     runs = run_interleaved(contestants, job, repeats, keep=keep, say=say)
-    bounds = before.max_with(machine.measure_limits(place.device, quick=wish.quick))
+    bounds = before.max_with(measure_limits(place.device, quick=wish.quick))
     report |= {"bounds": asdict(bounds) | {"bandwidth": bounds.bandwidth}}
     report["results"] = {name: summarize_runs(each) for name, each in runs.items()}
     for one in ours:
@@ -229,7 +221,7 @@ def _codec(place: _Place, shape: ModelGeometry, report: dict[str, Any], before: 
     if wish.peers:
         report["equal"] = sound.check_equal_codec(ours, peer, BenchJob(min(CHECKED, wish.seconds)))
     runs = run_interleaved(sides, job, {one.name: wish.repeats for one in sides}, keep=True, say=place.say)
-    bounds = before.max_with(machine.measure_limits(place.device, quick=wish.quick))
+    bounds = before.max_with(measure_limits(place.device, quick=wish.quick))
     report |= {"bounds": asdict(bounds) | {"bandwidth": bounds.bandwidth}}
     report["results"] = {name: summarize_runs(each) for name, each in runs.items()}
     if wish.peers:

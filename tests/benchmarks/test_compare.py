@@ -5,20 +5,20 @@ import sys
 
 import pytest
 import torch
+from compare import memory
+from compare.__main__ import main
+from compare.cadenza_runner import CadenzaRunner, prepare_variant
+from compare.curves import run_curve, sweep_axis
+from compare.equality import compare_outputs
+from compare.geometry import geometry, write
+from compare.peer import TransformersConfig, TransformersRunner
+from compare.processes import SubprocessJob, run_in_subprocess
+from compare.run import BenchConfig, run_benchmark
+from compare.sweep import best_configs, run_sweep, sweep_configs, sweep_table
+from compare.targets import check_targets
 from safetensors.torch import load_file, save_file
 
-from cadenza.apps.bench import room
-from cadenza.apps.bench.bench import BenchConfig, run_benchmark
-from cadenza.apps.bench.curves import run_curve, sweep_axis
-from cadenza.apps.bench.equality import compare_outputs
-from cadenza.apps.bench.fresh import SubprocessJob, run_in_subprocess
-from cadenza.apps.bench.geometry import geometry, write
-from cadenza.apps.bench.measure import BenchJob
-from cadenza.apps.bench.ours import CadenzaRunner, prepare_variant
-from cadenza.apps.bench.peer import TransformersConfig, TransformersRunner
-from cadenza.apps.bench.sweep import best_configs, run_sweep, sweep_configs, sweep_table
-from cadenza.apps.bench.targets import check_targets
-from cadenza.apps.cli.main import main
+from cadenza.apps.bench import BenchJob
 from cadenza.core.errors import BenchmarkError
 
 WHERE = {"device": torch.device("cpu"), "threads": 1}
@@ -36,11 +36,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def cadenza(capsys, monkeypatch):
+def compare(capsys, monkeypatch):
     """The program, run in this process; its status, what it printed and what it complained of."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cadenza", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
         return int(end.value.code or 0), *capsys.readouterr()
@@ -48,9 +48,9 @@ def cadenza(capsys, monkeypatch):
     return run
 
 
-def test_a_run_from_end_to_end(cadenza, tmp_path):
+def test_a_run_from_end_to_end(compare, tmp_path):
     quickly = ("--quick", "--threads", 1, "--repeats", 2, "--no-fresh", "--variants", "float32,bfloat16")
-    status, out, err = cadenza("bench", "musicgen-small", *quickly, "--curves", "guidance", "--out", tmp_path)
+    status, out, err = compare("musicgen-small", *quickly, "--curves", "guidance", "--out", tmp_path)
     assert status == 0, err
     report = json.loads((tmp_path / "musicgen-small.json").read_text())
     assert list(report["results"]) == ["cadenza float32", "cadenza bfloat16", "transformers float32, sdpa"]
@@ -140,7 +140,7 @@ def test_the_cells_of_a_sweep_are_different_and_begin_with_the_usual():
 
 
 def test_a_point_that_takes_the_peer_too_long_is_left_out(folder, monkeypatch):
-    monkeypatch.setattr("cadenza.apps.bench.curves.PATIENCE", 0.0)
+    monkeypatch.setattr("compare.curves.PATIENCE", 0.0)
     found = run_curve(sweep_axis("batch", quick=True), [TransformersRunner(folder, TransformersConfig(), **WHERE)], say=quiet)
     assert [point["at"] for points in found["points"].values() for point in points] == [1]
     assert "at 2: it might take more than 0 s" in found["left_out"][0]
@@ -176,37 +176,39 @@ def test_targets_are_reached_or_missed_or_not_measured():
 
 def test_a_model_too_large_is_refused_before_it_is_built(monkeypatch):
     shape = geometry("musicgen-large")
-    monkeypatch.setattr(room.machine, "available", lambda device: 10 * 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10 * 10**9)
+    monkeypatch.setattr(memory, "available_memory_on", lambda device: 10 * 10**9)
     with pytest.raises(
         BenchmarkError, match="what would fit: musicgen-small, musicgen-stereo-small, encodec-24khz, encodec-32khz"
     ):
-        room.fits_in_memory(shape, ("float32",), (TransformersConfig(),), torch.device("cpu"))
+        memory.fits_in_memory(shape, ("float32",), (TransformersConfig(),), torch.device("cpu"))
     small = geometry("musicgen-small")
-    assert not room.fits_in_memory(
+    assert not memory.fits_in_memory(
         small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu")
     )  # one after the other
-    monkeypatch.setattr(room.machine, "available", lambda device: 40 * 10**9)
-    assert room.fits_in_memory(small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu"))
+    monkeypatch.setattr(memory, "available_memory", lambda: 40 * 10**9)
+    monkeypatch.setattr(memory, "available_memory_on", lambda device: 40 * 10**9)
+    assert memory.fits_in_memory(small, ("float32", "int8"), (TransformersConfig(),), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("musicgen-smoll",), "no folder and no bundled model called 'musicgen-smoll'"),
-        (("musicgen-small", "--variants", "int9"), "there is no variant 'int9'"),
+        (("musicgen-small", "--variants", "int9"), "'int9' is not a variant"),
         (("musicgen-small", "--curves", "lenght"), "there is no curve 'lenght'"),
         (("musicgen-small", "--seconds", 0), "--seconds must be above 0"),
-        (("musicgen-small", "--peer-from", "nowhere.json"), "nowhere.json is no sweep"),
+        (("musicgen-small", "--peer-from", "nowhere.json"), "nowhere.json is not the result of a sweep"),
         (("encodec-24khz", "--sweep"), "a codec has one configuration"),
     ],
 )
-def test_mistakes_are_one_message(cadenza, tmp_path, arguments, said):
-    status, _, err = cadenza("bench", *arguments, "--quick", "--no-fresh", "--out", tmp_path / "out")
+def test_mistakes_are_one_message(compare, tmp_path, arguments, said):
+    status, _, err = compare(*arguments, "--quick", "--no-fresh", "--out", tmp_path / "out")
     assert status == 2 and said in err and "Traceback" not in err, err
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_transformers_that_has_musicgen(cadenza, tmp_path, monkeypatch):
+def test_without_a_transformers_that_has_musicgen(compare, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    status, _, err = cadenza("bench", "musicgen-small", "--quick", "--out", tmp_path)
+    status, _, err = compare("musicgen-small", "--quick", "--out", tmp_path)
     assert status == 2 and "no MusicGen" in err and "--no-peer" in err

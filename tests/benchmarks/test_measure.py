@@ -4,12 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compare import machine
+from compare.measure import Runner, run_interleaved, summarize_runs
 
-from cadenza.apps.bench import machine
-from cadenza.apps.bench.bound import step_cost, weight_bytes_per_step
-from cadenza.apps.bench.machine import MachineLimits
-from cadenza.apps.bench.measure import BenchJob, Runner, TimedRun, run_interleaved, summarize_runs
-from cadenza.apps.bench.ours import num_decoding_steps
+from cadenza.apps.bench import (
+    BenchJob,
+    MachineLimits,
+    TimedRun,
+    measure_limits,
+    num_decoding_steps,
+    step_cost,
+    weight_bytes_per_step,
+)
+from cadenza.core.memory import peak_rss, process_rss
 from cadenza.core.types import FrameFormat
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 
@@ -109,7 +116,7 @@ def test_the_bound_is_that_of_the_slower_of_memory_and_arithmetic():
 
 
 def test_the_machine_is_measured():
-    found = machine.measure_limits(CPU, quick=True, tries=2)
+    found = measure_limits(CPU, quick=True, tries=2)
     assert min(found.read, found.copy, found.float32, found.bfloat16) > 1e8
     assert found.bandwidth == max(found.read, found.copy)
     assert (
@@ -122,8 +129,8 @@ def test_the_machine_is_measured():
 
 
 def test_peak_memory_counts_what_was_let_go():
-    before = machine.peak_rss()
+    before = peak_rss()
     there = torch.ones(2**26)  # 256 MB, touched
-    assert machine.process_rss() >= 2**28
+    assert process_rss() >= 2**28
     del there
-    assert machine.peak_rss() >= 2**28 and machine.peak_rss() >= before
+    assert peak_rss() >= 2**28 and peak_rss() >= before
