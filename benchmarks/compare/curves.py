@@ -54,7 +54,12 @@ def run_curve(axis: SweepAxis, contestants: Sequence[Runner], *, say: Say = prin
             if not points[one.name] or one.device.type == "cuda":
                 one.timed(one.warmup_job(job))
             run = one.timed(job)
-            point = {"at": value, "total": run.total, "times_real_time": run.realtime_factor, "steps_per_second": run.steps_per_second}
+            point = {
+                "at": value,
+                "total": run.total,
+                "times_real_time": run.realtime_factor,
+                "steps_per_second": run.steps_per_second,
+            }
             points[one.name].append(point | {"seconds": dict(run.parts)})
             say(f"{axis.label} {value:g}, {one.name}: {run.steps_per_second:.2f} steps/s, {run.realtime_factor:.3f}x real time")
     return {"axis": axis.label, "job": axis.job.__dict__, "points": points, "left_out": left_out}

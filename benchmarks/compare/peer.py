@@ -139,9 +139,10 @@ class TransformersRunner(Runner):
         @wraps(prepare)  # whose signature is looked at
         def given(*ids: Any, **rest: Any) -> dict[str, Any]:
             inputs = prepare(*ids, **rest)
-            if inputs["past_key_values"] is None:
+            name = "cache" if "cache" in inputs else "past_key_values"  # the name before transformers 5.24
+            if inputs[name] is None:
                 own = them.StaticCache(config=config, max_cache_len=max(taken, self._room) + 1)
-                inputs["past_key_values"] = them.EncoderDecoderCache(own, them.DynamicCache(config=config))
+                inputs[name] = them.EncoderDecoderCache(own, them.DynamicCache(config=config))
             return inputs
 
         model.prepare_inputs_for_generation = given

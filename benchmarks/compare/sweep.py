@@ -111,7 +111,7 @@ def _cell(peer: TransformersRunner, job: BenchJob, wanted: torch.Tensor) -> dict
     """How fast a configuration is, and the share of its codes that are as wanted; or why it does not run."""
     try:
         codes = peer.generate(job, greedy=True)[1]  # warms it, too
-        rate = peer.timed(job).rate
+        rate = peer.timed(job).steps_per_second
     except Exception as error:  # whatever a configuration of another library fails with is what the sweep is to find out
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {"error": f"{type(error).__name__}: {first}"[:160]}
@@ -123,6 +123,6 @@ def _cell(peer: TransformersRunner, job: BenchJob, wanted: torch.Tensor) -> dict
 def _timed(peer: TransformersRunner, job: BenchJob) -> float:
     """Steps a second of a model that is then let go of, after a run that warms it."""
     peer.timed(peer.warmup_job(job))
-    rate = peer.timed(job).rate
+    rate = peer.timed(job).steps_per_second
     peer.close()
     return rate
