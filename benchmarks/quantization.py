@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prediction_gap import CodesExample, MeanWithInterval, compare_systems
+from score_gaps import mean_gaps, overall_gap, score_gaps
 
 import cadenza
 from cadenza.data.sources import load_manifest
 from cadenza.dsp.audio import load_audio
 from cadenza.evaluation.adherence import Interval, score_settings
-from cadenza.evaluation.agreement import CodesExample, MeanWithInterval, compare_systems
-from cadenza.evaluation.comparison import mean_gaps, overall_gap, score_gaps
 from cadenza.evaluation.estimators import Estimate, load_estimators
 from cadenza.evaluation.report import ClipGenerator
 from cadenza.evaluation.report_files import format_interval, setting_label

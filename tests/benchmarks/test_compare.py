@@ -129,7 +129,7 @@ def test_a_sweep_finds_the_best_and_keeps_what_does_not_run(folder, tmp_path):
     path.write_text(json.dumps({"sweep": found}))
     assert best_configs(path)[0].dtype == "float32" and TransformersConfig(**found["best"]) in best_configs(path)
     path.write_text("{}")
-    with pytest.raises(BenchmarkError, match="is no sweep"):
+    with pytest.raises(BenchmarkError, match="is not the result of a sweep"):
         best_configs(path)
 
 

@@ -28,7 +28,7 @@ from cadenza.apps.cli import main as program
 from cadenza.conditioners.base import ConditionerSpec
 
 PICTURES = sorted((ROOT / "docs" / "pictures").glob("*.png"))
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("convert_"))
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from estimators.train import EstimatorTrainingConfig
 
 from cadenza.core.spec import RegisteredSpec
-from cadenza.evaluation.fit import EstimatorTrainingConfig
 from cadenza.system.spec import SystemSpec
 from cadenza.training.config import TrainingConfig
 

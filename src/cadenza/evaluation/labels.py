@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cadenza.core.errors import DataError
+from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.chords import parse_pitch_class
 from cadenza.evaluation.estimator_net import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
 
@@ -28,6 +29,14 @@ class ClipLabels:
     lead: int
     chords: Int[Tensor, " f"]
     melody: Int[Tensor, " f"]  # semitones above the lowest, SEMITONES where none sounds
+
+
+def labelled_clips(manifest: Manifest) -> list[tuple[ManifestClip, dict[str, Any]]]:
+    """Return the clips that have labels, with their metadata; raise DataError if the manifest has none."""
+    clips = [(clip, metadata) for clip in manifest.clips if "tempo" in (metadata := clip.metadata())]
+    if not clips:
+        raise DataError(f"{manifest.folder}: no clip has a sidecar with labels; make a corpus with 'cadenza corpus'")
+    return clips
 
 
 def labels_from_sidecar(sidecar: Mapping[str, Any], frames: int, *, families: Sequence[str]) -> ClipLabels:

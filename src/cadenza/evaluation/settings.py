@@ -16,7 +16,7 @@ from cadenza.data.items import select_holdout
 from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.audio import load_audio
 from cadenza.evaluation.estimator_net import dominant_pitch_class, extract_features
-from cadenza.evaluation.examples import labelled_clips
+from cadenza.evaluation.labels import labelled_clips
 from cadenza.evaluation.targets import (
     AttributeTargets,
     handwritten_prompts,

@@ -316,7 +316,7 @@ def load_conditioning(
     """The conditioning of a model's config: a JSON file, what is in one, its `conditioning`, or an object that holds that.
 
     Encoders are looked for in `folder`, by default that of the file, then taken for names in the hub. `converted` are
-    folders made of the checkpoints of CLAP that the config names (`importers.clap.convert`), by those names.
+    folders made of the checkpoints of CLAP that the config names (`examples/convert_laion_clap.py`), by those names.
     CheckpointError lists everything that cannot be honoured.
     """
     if not isinstance(config, Mapping):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from estimators.augmentation import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
+from estimators.train import EstimatorTargets, loss_terms
 
-from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
 from cadenza.evaluation.estimator_net import (
     BANDS,
     PARTS,
@@ -15,7 +16,6 @@ from cadenza.evaluation.estimator_net import (
     EstimatorNet,
     EstimatorOutputs,
 )
-from cadenza.evaluation.fit import EstimatorTargets, loss_terms
 from cadenza.evaluation.labels import UNKNOWN
 
 

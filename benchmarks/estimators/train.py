@@ -1,6 +1,13 @@
-"""Training the estimators: one run over a corpus of its own, minutes on a CPU."""
+"""Train the estimators behind `cadenza evaluate`; takes minutes on a CPU.
 
+cadenza corpus estimator --hours 4 --seed 500001
+cadenza corpus estimator-val --hours 0.5 --seed 600001
+python benchmarks/estimators/train.py configs/evaluation/estimators.yaml estimator --validation estimator-val --out weights
+"""
+
+import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,14 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from cadenza.core.spec import Spec
 from cadenza.data.sources import load_manifest
-from cadenza.evaluation.distortion import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
 from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI, EstimatorFeatures, EstimatorNet, EstimatorOutputs
 from cadenza.evaluation.estimators import AttributeEstimator, Estimate, accuracy, decode_outputs, save_estimators
-from cadenza.evaluation.examples import FeatureDataset, collate_features, load_features
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, ClipLabels
 from cadenza.evaluation.report_files import json_safe
+from estimators.augmentation import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
+from estimators.features import FeatureDataset, collate_features, load_features
 
 
 class EstimatorTrainingConfig(Spec):
@@ -208,3 +217,17 @@ def corpus_record(corpus: str | Path) -> dict[str, Any]:
 
 def _line(row: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in row.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    print(train_and_freeze(options.config, options.corpus, validation=options.validation, out=options.out))
+
+
+if __name__ == "__main__":
+    main()

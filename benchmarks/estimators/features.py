@@ -1,30 +1,20 @@
-"""Clips with exact truths as features: read once, kept in a folder, drawn from in training."""
+"""Estimator features of labelled clips, computed once and cached in a folder."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cadenza.core.errors import DataError
 from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.audio import load_audio
 from cadenza.evaluation.estimator_net import BAND_HOP, PITCH_HOP, EstimatorFeatures, extract_features
-from cadenza.evaluation.labels import ClipLabels, labels_from_sidecar
+from cadenza.evaluation.labels import ClipLabels, labelled_clips, labels_from_sidecar
 
 _RATIO = PITCH_HOP // BAND_HOP
-
-
-def labelled_clips(manifest: Manifest) -> list[tuple[ManifestClip, dict[str, Any]]]:
-    """The clips whose truth is written beside them, with it; raises DataError where there are none."""
-    found = [(clip, metadata) for clip in manifest.clips if "tempo" in (metadata := clip.metadata())]
-    if not found:
-        raise DataError(f"{manifest.folder}: no clip has a sidecar with the truth; make some with 'cadenza corpus'")
-    return found
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from score_gaps import mean_gaps, overall_gap, score_gaps
 
-from cadenza.evaluation.comparison import mean_gaps, overall_gap, score_gaps
 from cadenza.evaluation.estimators import Estimate
 from cadenza.evaluation.settings import ControlSetting
 from cadenza.evaluation.targets import AttributeTargets

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from convert_laion_clap import convert_laion_clap
 from transformers import ClapConfig, ClapModel
 
 from cadenza.conditioners.clap import ClapSpec, _drawn, _tiny
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
-from cadenza.importers.clap import convert_laion_clap
 
 HEADS = 2
 

@@ -1,5 +1,11 @@
-"""Checkpoints of LAION's CLAP (`.pt`: HTS-AT and RoBERTa) as a folder in the layout of transformers, which `clap` reads."""
+"""Convert a CLAP checkpoint of LAION (`.pt`: HTS-AT and RoBERTa) to a folder in the layout of transformers.
 
+    python examples/convert_laion_clap.py music_audioset_epoch_15_esc_90.14.pt my-clap --tokenizer FacebookAI/roberta-base
+
+The `clap` conditioner loads the folder. No code in the file is run.
+"""
+
+import argparse
 import json
 import math
 import os
@@ -189,3 +195,16 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = ClapModel._from_config(AutoConfig.for_model(**config))
     return {name: tuple(x.shape) for name, x in model.state_dict().items() if not name.endswith(COMPUTED)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", required=True, help="folder or hub name of a RoBERTa tokenizer")
+    options = parser.parse_args()
+    convert_laion_clap(options.checkpoint, options.folder, tokenizer=options.tokenizer)
+
+
+if __name__ == "__main__":
+    main()

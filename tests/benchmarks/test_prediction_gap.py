@@ -5,12 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import TINY, tiny_system
-from torch.nn import functional as F
-
-from cadenza.core.errors import RequestError
-from cadenza.core.types import Codes
-from cadenza.evaluation.agreement import (
+from prediction_gap import (
     CodesExample,
     QuantizationReport,
     apply_guidance,
@@ -19,6 +14,11 @@ from cadenza.evaluation.agreement import (
     prediction_gap,
     teacher_forced_logits,
 )
+from tiny import TINY, tiny_system
+from torch.nn import functional as F
+
+from cadenza.core.errors import RequestError
+from cadenza.core.types import Codes
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
