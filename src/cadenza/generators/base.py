@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,15 +33,6 @@ class GeneratorSpec(RegisteredSpec):
     def validate_inputs(self, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
         """Raises ValueError, naming the field, where the codec's frame format or a slot's width does not suit."""
         raise NotImplementedError(f"{type(self).__name__} must say what fits")
-
-    @property
-    def layers(self) -> int | None:
-        """Layers that are all alike, each as quick as the next; None where that is no way to look at it."""
-        return None
-
-    def thinned(self, layers: int) -> Self:
-        """The same with fewer layers, by which the time of all is found."""
-        raise NotImplementedError(f"{type(self).__name__} has no layers that are all alike")
 
     def activation_bytes(self, frame_format: FrameFormat, load: "BatchShape") -> dict[str, int]:
         """Bytes that generating takes beside weights, by what they are for."""

@@ -77,13 +77,6 @@ class CodecLMSpec(GeneratorSpec):
             raise ValueError(f"end_of_sequence: a clip in pattern '{self.pattern.type}' cannot end by itself; set it to false")
         return self
 
-    @property
-    def layers(self) -> int:
-        return self.depth
-
-    def thinned(self, layers: int) -> "CodecLMSpec":
-        return self.model_copy(update={"depth": layers})
-
     def activation_bytes(self, frame_format: FrameFormat, load: BatchShape) -> dict[str, int]:
         steps, size, tokens = len(self.pattern.pattern(frame_format.channels, load.frames)), load.dtype.itemsize, load.positions
         positions, device = tokens.get("prepend", 0) + steps, load.device.partition(":")[0]

@@ -156,14 +156,14 @@ class System(nn.Module):
         give the same tokens alone and in any batch (float32). Raises RequestError for what the system cannot do.
         """
         asked = Request.from_input(request, **fields)
-        course = self.plan(asked).course
-        parts, made = split_request(asked, course.batch_size), []
+        batch_plan = self.plan(asked).batch_plan
+        parts, made = split_request(asked, batch_plan.batch_size), []
         for i, part in enumerate(parts):
             work = self._begin(part)
             frames = work.frames(None if progress is None else _share(progress, i, len(parts)))
             made.append(
                 drop_leading_samples(
-                    self.codec.decode_chunked(frames, course.decode_chunk_frames), work.skip * self.spec.codec.hop_length
+                    self.codec.decode_chunked(frames, batch_plan.decode_chunk_frames), work.skip * self.spec.codec.hop_length
                 )
             )
         audio = made[0] if len(made) == 1 else Audio.pad_and_stack(made)
@@ -177,7 +177,7 @@ class System(nn.Module):
         device = str(self.device)
         dtype = next(self.generator.parameters()).dtype
         job = GenerationJob.from_request(self.spec, asked, dtype=dtype, device=device, quantize=self.quantization)
-        return plan_within_memory(self.spec, job, estimator_for_loaded(self), room=available_memory_on(device), new=False)
+        return plan_within_memory(self.spec, job, estimator_for_loaded(self), max_bytes=available_memory_on(device), loaded=True)
 
     def generate_frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:
         """What `generate` decodes, as `codec.decode` and `continue_from` take it."""
