@@ -13,11 +13,11 @@ from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix
 from cadenza.core.errors import CheckpointError
 from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights, convert_conditioners
 from cadenza.importers.audiocraft_package import LM, AudiocraftPackage, load_package
-from cadenza.importers.base import ConfigReader, ForeignModel, expected_state_dict, musicgen_key_map
+from cadenza.importers.base import ConfigReader, expected_state_dict, musicgen_key_map
 from cadenza.importers.encodec import CompressionModel, inner_encodec, keep_codebooks, load_compression_model
 from cadenza.importers.license import model_card_for
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import ModelCard, SavedSystem
+from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
 # Of the whole config: what records how the model was trained, or how it was to be run. AudioCraft builds no model of these.
 _RECORD = frozenset(
@@ -36,13 +36,13 @@ _STRIDES = (18.0, 2.0)  # of its programs for music and for sounds, in seconds
 _OTHER_MODELS = {"transformer_lm_magnet": "MAGNeT", "flow_matching": "JASCO"}
 
 
-def inspect_audiocraft_lm(folder: Path, *, name: str | None = None) -> ForeignModel:
+def inspect_audiocraft_lm(folder: Path, *, name: str | None = None) -> ModelFolder:
     """The model in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
     held = load_package(folder / LM)
     codec = load_compression_model(folder, held.config.get("compression_model_checkpoint"))
     spec = _spec(held, codec)
     card = model_card_for(folder, name=name, summary="Text to audio: a language model over codes, imported from AudioCraft.")
-    return ForeignModel(folder, "AudioCraft", spec, card, partial(_read, held, codec, spec, card))
+    return ModelFolder(folder, "AudioCraft", spec, card, partial(_read, held, codec, spec, card))
 
 
 def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:

@@ -1,8 +1,7 @@
 """Layouts: which of our weights is made of which foreign ones, read in both directions."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from cadenza.core.checkpoint import check_state_dict
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import did_you_mean
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import ModelCard, SavedSystem
 from cadenza.system.system import System
 
 
@@ -77,17 +75,6 @@ def expected_state_dict(spec: SystemSpec) -> dict[str, Tensor]:
     """The names and shapes of the weights that a system has, on the meta device."""
     with torch.device("meta"):
         return System(spec).state_dict()
-
-
-@dataclass(frozen=True)
-class ForeignModel:
-    """What `inspect` shows of a folder (`spec`, `card`, `layout`), and `read`, which gives the system in it."""
-
-    folder: Path
-    layout: str  # which library's files these are
-    spec: SystemSpec
-    card: ModelCard
-    load: Callable[[], SavedSystem]  # CheckpointError unless the weights are exactly those of the spec, and finite
 
 
 _MISSING = object()

@@ -7,7 +7,7 @@ from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import read_json_object
 from cadenza.importers import audiocraft, encodec, musicgen
 from cadenza.importers.audiocraft_package import CODEC, EXPORT, LM
-from cadenza.importers.base import ForeignModel
+from cadenza.system.store import ModelFolder
 
 _NOT_YET = {
     "dac": "DAC codecs cannot be loaded yet",
@@ -19,7 +19,7 @@ _NOT_YET = {
 }
 
 
-def detect_model(folder: Path, *, name: str | None = None) -> ForeignModel:
+def detect_model(folder: Path, *, name: str | None = None) -> ModelFolder:
     """The model in a folder, understood from its configs; `name` is what it is called where it came from.
 
     CheckpointError says what the folder is instead, or which settings of it cannot be honoured.

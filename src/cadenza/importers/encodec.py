@@ -16,11 +16,11 @@ from cadenza.core import hub
 from cadenza.core.checkpoint import check_finite, check_state_dict, read_folder, to_float32_copy
 from cadenza.core.errors import CheckpointError, SpecError
 from cadenza.importers.audiocraft_package import CODEC, PACKAGE_FILES, AudiocraftPackage, load_package
-from cadenza.importers.base import ConfigReader, ForeignModel
+from cadenza.importers.base import ConfigReader
 from cadenza.importers.license import model_card_for
 from cadenza.nn.conv import ConvTranspose1d
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import ModelCard, SavedSystem
+from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
 # What every config of transformers may hold, today or in the years of the first EnCodec, and EnCodec does not read.
 _ANY_CONFIG = """
@@ -408,21 +408,21 @@ def inner_encodec(codec: CodecSpec) -> tuple[EncodecSpec, str]:
     return inner, "codec." if inner is codec else "codec.codec."
 
 
-def inspect_transformers_encodec(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ForeignModel:
+def inspect_transformers_encodec(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:
     """The EnCodec in a folder of transformers."""
     codec = CompressionModel(spec_from_transformers(config, source=str(folder / "config.json")), None, folder)
     return _foreign(folder, "transformers EnCodec", codec, name)
 
 
-def inspect_audiocraft_encodec(folder: Path, *, name: str | None = None) -> ForeignModel:
+def inspect_audiocraft_encodec(folder: Path, *, name: str | None = None) -> ModelFolder:
     """The compression model that AudioCraft exported into a folder."""
     return _foreign(folder, "AudioCraft EnCodec", load_compression_model(folder, None), name)
 
 
-def _foreign(folder: Path, layout: str, codec: CompressionModel, name: str | None) -> ForeignModel:
+def _foreign(folder: Path, layout: str, codec: CompressionModel, name: str | None) -> ModelFolder:
     spec = SystemSpec.parse({"codec": codec.spec.to_dict()}, source=str(folder))
     card = model_card_for(folder, name=name, summary="Audio to codes and back: EnCodec, imported.")
-    return ForeignModel(folder, layout, spec, card, partial(_read, codec, spec, card))
+    return ModelFolder(folder, layout, spec, card, partial(_read, codec, spec, card))
 
 
 def _read(codec: CompressionModel, spec: SystemSpec, card: ModelCard) -> SavedSystem:

@@ -13,12 +13,12 @@ from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import read_json_object
 from cadenza.importers import audiocraft_conditioners, encodec
 from cadenza.importers.audiocraft_conditioners import MELODY
-from cadenza.importers.base import ConfigReader, ForeignModel, expected_state_dict, musicgen_key_map
+from cadenza.importers.base import ConfigReader, expected_state_dict, musicgen_key_map
 from cadenza.importers.encodec import inner_encodec
 from cadenza.importers.license import model_card_for
 from cadenza.nn.rope import sinusoidal_embedding
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import ModelCard, SavedSystem
+from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
 SETTINGS = frozenset(  # of a T5, which transformers reads itself
     "classifier_dropout d_ff d_kv d_model dense_act_fn dropout_rate feed_forward_proj initializer_factor is_gated_act "
@@ -101,12 +101,12 @@ _NO_MATTER = frozenset(  # of a generation config: how it computes, not what
 )
 
 
-def inspect_musicgen(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ForeignModel:
+def inspect_musicgen(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:
     """The MusicGen in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
     spec = _spec(folder, config)
     what = "Text and melody" if MELODY in spec.conditioners else "Text"
     card = model_card_for(folder, name=name, summary=f"{what} to music: MusicGen, imported from the layout of transformers.")
-    return ForeignModel(folder, "transformers MusicGen", spec, card, partial(_read, folder, config, spec, card))
+    return ModelFolder(folder, "transformers MusicGen", spec, card, partial(_read, folder, config, spec, card))
 
 
 def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:

@@ -50,7 +50,7 @@ class Request(Spec):
     ) -> "Request":
         """A request from a prompt, an item, None for neither, or a list of these; raises RequestError with every mistake."""
         if isinstance(what, Request):
-            return cls.from_input(list(what.items), **{**_given(what), **fields})
+            return what if not fields else cls.from_input(list(what.items), **{**_given(what), **fields})
         try:
             return cls.model_validate({"items": what, **fields})
         except ValidationError as error:

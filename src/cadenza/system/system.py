@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cadenza.codecs.base import Codec, StreamingDecoder
 from cadenza.conditioners.base import ConditionerSet, PreparedInputs
+from cadenza.core.checkpoint import check_state_dict
 from cadenza.core.errors import RequestError
 from cadenza.core.memory import available_memory_on
 from cadenza.core.spec import did_you_mean
@@ -126,7 +127,7 @@ class System(nn.Module):
         with init_empty_weights():  # where no numbers are drawn that the weights would replace
             system = cls(stored.spec, stored.card)
             system._fit(stored.weights)
-        store.check_state_dict(stored.weights, system.state_dict(), source)
+        check_state_dict(stored.weights, system.state_dict(), source)
         system.conditioners = _conditioners(stored.spec)  # as these may hold more than weights
         system.load_state_dict(stored.weights, assign=True)
         if any(x.is_meta for x in chain(system.parameters(), system.buffers())):  # a part computes some of its tensors
@@ -146,17 +147,17 @@ class System(nn.Module):
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Writes `system.json`, the weights (as `dtype`, or as they are), the card and what conditioners keep; never partly."""
         stored = store.SavedSystem(self.spec, self.card, self.state_dict())
-        store.save_system(stored, folder, dtype=dtype, keep=self.conditioners.save_assets)
+        store.save_system(stored, folder, dtype=dtype, save_assets=self.conditioners.save_assets)
 
-    def generate(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Audio:
-        """The clips of a request as one batch.
+    def generate(self, request: Any, *, plan: Plan | None = None, progress: Progress | None = None, **fields: Any) -> Audio:
+        """The clips of a request as one batch, in the batches of `plan` if it was planned before.
 
         `request` is a prompt, an item (`{"prompt": ..., "tempo": 90}`), None for neither, a list of these, or a
         Request; `fields` are those of Request (seconds, seed, guidance, continue_from, ...). The same item and seed
         give the same tokens alone and in any batch (float32). Raises RequestError for what the system cannot do.
         """
         asked = Request.from_input(request, **fields)
-        batch_plan = self.plan(asked).batch_plan
+        batch_plan = (plan or self.plan(asked)).batch_plan
         parts, made = split_request(asked, batch_plan.batch_size), []
         for i, part in enumerate(parts):
             work = self._begin(part)
@@ -177,7 +178,9 @@ class System(nn.Module):
         device = str(self.device)
         dtype = next(self.generator.parameters()).dtype
         job = GenerationJob.from_request(self.spec, asked, dtype=dtype, device=device, quantize=self.quantization)
-        return plan_within_memory(self.spec, job, estimator_for_loaded(self), max_bytes=available_memory_on(device), loaded=True)
+        return plan_within_memory(
+            self.spec, job, estimator_for_loaded(self), max_bytes=available_memory_on(device), loaded=True
+        )
 
     def generate_frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:
         """What `generate` decodes, as `codec.decode` and `continue_from` take it."""

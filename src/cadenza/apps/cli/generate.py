@@ -17,8 +17,6 @@ from cadenza.apps.cli.stream import PIPE, StreamMeter, audio_on_stdout, resolve_
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from cadenza.core.device import DeviceChoice
-    from cadenza.system.request import Request
     from cadenza.system.system import Progress, System
 
 
@@ -120,61 +118,59 @@ def generate(  # noqa: PLR0913
     files = [] if streamed else output_paths(out or "out.wav", titles, seeds)
     with audio_on_stdout(out):
         started = time.perf_counter()
-        from cadenza.apps.api import load
-        from cadenza.core.device import choose_threads, select_device
+        from cadenza.apps.api import load, resolve
+        from cadenza.apps.cli.plan import format_plan, plan_before_loading
+        from cadenza.core.device import select_device
+        from cadenza.system.planner import record_run
         from cadenza.system.request import Request
 
-        asking: dict[str, Any] = {
-            "seconds": seconds, "seed": seed, "guidance": parse_guidance(guidance_, negative), "variations": variations,
-            "sampling": parse_sampling(sampling), "stride": stride, "loudness": loudness,
-            **_beginnings(wanted, continue_from, only_new=only_new),
-        }  # fmt: skip
         named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
-        told = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
-        request = Request.from_input(
-            [{**told, **one.item} for one in wanted], **asking
-        )  # says what is wrong before a model is read
-        chosen = _planned(model, request, select_device(device, "half" if half else None), half, quantize, say=not streamed)
-        system = load(model, device=chosen.device, dtype=chosen.dtype, quantize=quantize)  # type: ignore[arg-type]
-        choose_threads(system)
-        given = parse_controls(system, set_, named, wanted)
-        items = [{**one.item, **given} for one in wanted]
+        unset = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
+        request = Request.from_input(  # raises before a model is read
+            [{**unset, **prompt.item} for prompt in wanted], seconds=seconds, seed=seed, variations=variations,
+            guidance=parse_guidance(guidance_, negative), sampling=parse_sampling(sampling), stride=stride, loudness=loudness,
+            **_beginnings(wanted, continue_from, only_new=only_new),
+        )  # fmt: skip
+        choice = select_device(device, "half" if half else None)
+        found = resolve(model)
+        options: dict[str, Any] = {"dtype": choice.dtype if half else None, "quantize": quantize}
+        plan = plan_before_loading(found.folder, found.spec, request, device=str(choice.device), **options)
+        if plan.job.dtype != choice.dtype:
+            choice = replace(choice, dtype=plan.job.dtype, reason=plan.reason)
+        if not streamed:
+            print(format_plan(found.spec, plan))
+        system = load(found, device=choice.device, dtype=choice.dtype, quantize=quantize)  # type: ignore[arg-type]
+        controls = parse_controls(system, set_, named, wanted)
+        items = [{**prompt.item, **controls} for prompt in wanted]
+        request = request.model_copy(update={"items": tuple(items)})
         weights = f"{system.quantization} weights " if system.quantization else ""
         ready = time.perf_counter()
-        noted = (file_tags(title, own, system.card) for title, own in zip(titles, seeds, strict=True))
+        tags = (file_tags(title, clip_seed, system.card) for title, clip_seed in zip(titles, seeds, strict=True))
         if to is not None:
             meter = StreamMeter(to.played, live=sys.stderr.isatty())
-            outlets = write_stream(system.stream(items, **asking), to, meter, list(noted))
+            sinks = write_stream(system.stream(request), to, meter, list(tags))
             _say_read(system, items)
-            for name, own, outlet in zip(to.names, seeds, outlets, strict=False):
-                _say_made(name, outlet.samples / outlet.sound.sample_rate, system, own)
+            for name, clip_seed, sink in zip(to.names, seeds, sinks, strict=False):
+                _say_made(name, sink.samples / sink.sound.sample_rate, system, clip_seed)
             _say_faster(system, meter.made, meter.busy)
-            print(f"{meter}, {ready - started:.1f} s to load, {weights}on {chosen}", file=sys.stderr)
+            record_run(found.spec, plan, meter.speed)
+            print(f"{meter}, {ready - started:.1f} s to load, {weights}on {choice}", file=sys.stderr)
             return
         with _bar() as progress:
-            audio = system.generate(items, progress=progress, **asking)
-        took = time.perf_counter() - ready
-        for clip, path, said in zip(audio, files, noted, strict=True):
-            clip.save(path, tags=said)
+            audio = system.generate(request, plan=plan, progress=progress)
+        elapsed = time.perf_counter() - ready
+        for clip, path, clip_tags in zip(audio, files, tags, strict=True):
+            clip.save(path, tags=clip_tags)
         _say_read(system, items)
-        for clip, path, own in zip(audio, files, seeds, strict=True):
+        for clip, path, clip_seed in zip(audio, files, seeds, strict=True):
             peak = float(clip.wave.abs().max())
-            _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, own, f"peak {peak:.2f}, ")
+            _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, clip_seed, f"peak {peak:.2f}, ")
         made = float(audio.lengths.sum()) / audio.sample_rate
-        _say_faster(system, made, took)
-        print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load, {weights}on {chosen}")
-
-
-def _planned(
-    model: str, request: "Request", chosen: "DeviceChoice", half: bool, quantize: str | None, *, say: bool
-) -> "DeviceChoice":
-    """What is chosen, but for the dtype where nothing was asked for and only a narrower one fits; may say what it takes."""
-    from cadenza.apps.api import resolve
-    from cadenza.apps.cli.planning import plan_before_loading
-
-    wish = {"device": str(chosen.device), "dtype": chosen.dtype if half else None, "quantize": quantize}
-    fit = plan_before_loading(resolve(model), request, **wish, out=sys.stdout if say else None)  # type: ignore[arg-type]
-    return chosen if fit.job.dtype == chosen.dtype else replace(chosen, dtype=fit.job.dtype, reason=fit.why)
+        _say_faster(system, made, elapsed)
+        record_run(found.spec, plan, made / elapsed)
+        print(
+            f"{elapsed:.1f} s to generate ({made / elapsed:.1f}x real time), {ready - started:.1f} s to load, {weights}on {choice}"
+        )
 
 
 def _say_made(name: str, seconds: float, system: "System", seed: int, more: str = "") -> None:

@@ -35,11 +35,9 @@ def import_(
     import torch
 
     from cadenza.apps.api import resolve
-    from cadenza.system import store
     from cadenza.system.system import System
 
-    found = resolve(source)
-    stored = store.load_system(found) if isinstance(found, Path) else found.load()
+    stored = resolve(source).load()
     if attend_padding is not None:
         stored = _padded(stored, attend_padding)
     system = System.from_saved(stored, source=source)

@@ -1,13 +1,11 @@
 """`cadenza inspect`: what a model is made of."""
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from cadenza.importers.base import ForeignModel
+    from cadenza.system.store import ModelFolder
     from cadenza.system.system import System
 
 _DTYPES = ("float32", "bfloat16")
@@ -29,30 +27,24 @@ def inspect(
     import torch
 
     from cadenza.apps.api import resolve
-    from cadenza.system import store
-    from cadenza.system.store import ModelCard
     from cadenza.system.system import System
 
     found = resolve(model)
-    folder, spec, card, layout = (
-        (found, store.load_spec(found), ModelCard.from_folder(found), "Cadenza")
-        if isinstance(found, Path)
-        else (found.folder, found.spec, found.card, found.layout)
-    )
+    folder, card = found.folder, found.card
     with torch.device("meta"):
-        system = System(spec, card)
+        system = System(found.spec, card)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
     print(f"{card.name}: {card.summary}\nlicence of the weights: {card.license}")
     if card.notice:
         print(card.notice)
-    print(f"{folder}: layout of {layout}, {size:.1f} MiB")
+    print(f"{folder}: layout of {found.layout}, {size:.1f} MiB")
     _show(system)
     if seconds is not None or batch is not None or memory is not None:
         _plan(found, system, seconds, batch or 1, dtype="bfloat16" if half else dtype, quantize=quantize, memory=memory)
 
 
 def _plan(
-    found: "Path | ForeignModel",
+    found: "ModelFolder",
     system: "System",
     seconds: float | None,
     batch: int,
@@ -64,7 +56,7 @@ def _plan(
     """What clips of `seconds` with a prompt would take."""
     import torch
 
-    from cadenza.apps.cli.planning import plan_before_loading
+    from cadenza.apps.cli.plan import format_plan, plan_before_loading
     from cadenza.core.device import select_device
     from cadenza.core.errors import RequestError
     from cadenza.core.memory import parse_bytes
@@ -84,7 +76,8 @@ def _plan(
     request = Request.from_input([{} if told is None else {told: None}] * batch, seconds=seconds)
     computed = None if dtype is None else getattr(torch, dtype)
     device = str(select_device().device)
-    plan_before_loading(found, request, device=device, dtype=computed, quantize=quantize, room=room, out=sys.stdout)
+    options = {"device": device, "dtype": computed, "quantize": quantize, "max_bytes": room}
+    print(format_plan(found.spec, plan_before_loading(found.folder, found.spec, request, **options)))  # type: ignore[arg-type]
 
 
 def _show(system: "System") -> None:

@@ -70,9 +70,9 @@ def _saved(folder: Path, name: str | None = None) -> _Line:
 
 
 def _systems(folder: Path) -> list[Path]:
-    from cadenza.system.store import SPEC
+    from cadenza.system.store import SPEC_FILE
 
-    return sorted(path.parent for path in folder.rglob(SPEC))
+    return sorted(path.parent for path in folder.rglob(SPEC_FILE))
 
 
 def _downloaded(name: str) -> bool:
