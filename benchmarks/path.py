@@ -71,7 +71,7 @@ class PathRecorder:
         elif name == "read_data" and Path(values["path"]).name == "system.json":
             self.counts["spec reads"] += 1
         elif name == "CodecLM._step":
-            own = self.loaded is not None and values["self"] is self.loaded.generator
+            own = self.loaded is not None
             self.counts["LM steps" if own else "LM steps before the model's first"] += 1
 
 

@@ -124,7 +124,9 @@ def _write(folder: Path, rows: list[dict[str, Any]], command: str) -> None:
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     (folder / "plan.json").write_text(json.dumps({"machine": machine, "command": command, "cells": rows}, indent=1) + "\n")
     errors = [abs(row["estimated"]["bytes"] / row["measured"]["bytes"] - 1) for row in rows]
-    summary = f"bytes: {sum(x <= 0.15 for x in errors)} of {len(errors)} cells within 15 %, largest error {100 * max(errors):.0f} %"
+    summary = (
+        f"bytes: {sum(x <= 0.15 for x in errors)} of {len(errors)} cells within 15 %, largest error {100 * max(errors):.0f} %"
+    )
     head = "| model | seconds | clips | dtype | MB estimated | measured | | s to generate | s to plan |\n" + "|---" * 9 + "|"
     about = (__doc__ or "").strip().split("\n\n")[-1]
     text = ["# Memory estimates of the planner", "", about, "", summary, "", head]

@@ -73,7 +73,7 @@ def prepare_variant(model: str | Path, variant: str, place: Path) -> str | Path:
     from cadenza.apps.api import load, resolve
 
     check_variant(variant)
-    if variant == "float32" and isinstance(resolve(model), Path):
+    if variant == "float32" and resolve(model).layout == "Cadenza":
         return model
     folder = place / f"ours-{variant}"
     if variant in DTYPES:

@@ -297,7 +297,7 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_to_go_on_from(cadenza, tmp_path)
 
 def test_mistakes_in_training_are_one_clear_message(cadenza, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TRAINING.replace("unquantized_steps", "unquantized_step"))
-    refused(cadenza("train", "tiny.yaml", "--data", ".", cwd=tmp_path), "unquantized_step", "Did you mean 'warm_steps'")
+    refused(cadenza("train", "tiny.yaml", "--data", ".", cwd=tmp_path), "unquantized_step", "Did you mean 'unquantized_steps'")
     (tmp_path / "tiny.yaml").write_text(TRAINING)
     refused(cadenza("train", "tiny.yaml", "--data", "nowhere", cwd=tmp_path), "nowhere")
     refused(cadenza("train", "none.yaml", "--data", ".", cwd=tmp_path), "none.yaml")

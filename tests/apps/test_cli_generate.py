@@ -18,7 +18,6 @@ from cadenza.apps.api import load
 from cadenza.apps.cli.main import main
 from cadenza.apps.cli.parsing import parse_value
 from cadenza.dsp.audio import load_audio
-from cadenza.system.request import Request
 from cadenza.system.system import System
 
 
@@ -60,7 +59,9 @@ def test_a_file_of_prompts(generate, tmp_path):
 def test_a_file_of_items_is_the_same_as_its_options(generate, tmp_path, monkeypatch):
     requests = []
     whole = System.generate
-    monkeypatch.setattr(System, "generate", lambda self, request, **how: requests.append(request) or whole(self, request, **how))
+    monkeypatch.setattr(
+        System, "generate", lambda self, request, **how: requests.append(request) or whole(self, request, **how)
+    )
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "one", "tempo": 80}) + "\n" + json.dumps("two"))
     generate("--prompts", "p.jsonl", "--seconds", 0.1)
     generate("one", "--set", "tempo=80", "--seconds", 0.1)

@@ -121,9 +121,9 @@ def test_mistakes_are_one_message(cadenza, tmp_path):
     tiny_system().save(tmp_path / "tiny")
     for arguments, said in (
         (("export", tmp_path / "tiny", tmp_path / "out"), "cannot be a MusicGen of transformers"),
-        (("import", tmp_path / "nothing", tmp_path / "out"), "there is no folder"),
+        (("import", tmp_path / "nothing", tmp_path / "out"), "is neither a folder nor a bundled model"),
         (("inspect", tmp_path), "holds no model that is known"),
-        (("import", tmp_path / "tiny", tmp_path), "exists and holds no system"),
+        (("import", tmp_path / "tiny", tmp_path), "is not a saved system"),
     ):
         status, out, err = cadenza(*arguments)
         assert status == 2 and said in err and "Traceback" not in err, err
@@ -186,7 +186,7 @@ def test_models_in_a_folder(cadenza, tmp_path):
     assert "damaged" in next(line for line in out.splitlines() if "runs/broken" in line)
     (tmp_path / "empty").mkdir()
     assert "holds no model" in cadenza("models", tmp_path / "empty")[1]
-    assert "there is no folder" in cadenza("models", tmp_path / "nowhere")[2]
+    assert "is not a folder" in cadenza("models", tmp_path / "nowhere")[2]
 
 
 def test_the_machines_memory_is_known():

@@ -194,7 +194,7 @@ def test_a_model_too_large_is_refused_before_it_is_built(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("musicgen-smoll",), "no folder and no bundled model called 'musicgen-smoll'"),
+        (("musicgen-smoll",), "'musicgen-smoll' is neither a folder nor a bundled model"),
         (("musicgen-small", "--variants", "int9"), "'int9' is not a variant"),
         (("musicgen-small", "--curves", "lenght"), "there is no curve 'lenght'"),
         (("musicgen-small", "--seconds", 0), "--seconds must be above 0"),

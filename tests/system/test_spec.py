@@ -61,7 +61,7 @@ def test_a_codec_alone_is_a_system():
         (changed(fusion__add=["prompt"]), ["fusion.add: 'prompt' gives tokens", "cross, prepend"]),
         (changed(conditioners__tempo__output_dim=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
         (changed(codec__binz=3), ["codec.binz: unknown field. Did you mean 'bins'"]),
-        (changed(conditioners__prompt__type="txt"), ["no conditioner called 'txt'", "Did you mean 'text'"]),
+        (changed(conditioners__prompt__type="txt"), ["'txt' is not a conditioner", "Did you mean 'text'"]),
         (changed(fusion__cross=["prompt", "prompt", "tempo"]), ["named twice in one slot: prompt"]),
         (changed(generator__depth=0, codec__codebooks=0), ["2 mistakes", "generator.depth", "codec.codebooks"]),
         (changed(format=99), ["format 99 is not known to this release"]),

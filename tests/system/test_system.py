@@ -243,7 +243,7 @@ def test_saved_and_loaded(system, tmp_path):
 
 def test_nothing_else_is_overwritten(system, tmp_path):
     (tmp_path / "diary.txt").write_text("dear diary")
-    with pytest.raises(CheckpointError, match="holds no system"):
+    with pytest.raises(CheckpointError, match="is not a saved system"):
         system.save(tmp_path)
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
 
@@ -265,7 +265,7 @@ def test_damaged_weights_are_named(system, tmp_path):
     whole = load_file(file)
     name = next(n for n, x in whole.items() if x.is_floating_point())
     save_file({**whole, name: torch.full_like(whole[name], float("nan"))}, file)
-    with pytest.raises(CheckpointError, match=f"'{name}' is not finite"):
+    with pytest.raises(CheckpointError, match=f"1 weight is not finite.*: {name}"):
         System.load(tmp_path / "model")
     save_file({n: x for n, x in whole.items() if n != name}, file)
     with pytest.raises(CheckpointError, match="1 missing"):

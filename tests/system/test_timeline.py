@@ -128,7 +128,7 @@ def test_a_slot_of_one_value_refuses(slot: str) -> None:
 def test_a_mistake_in_a_span_names_the_id(system: System) -> None:
     with pytest.raises(RequestError, match="key: no value called 'A minr'. Did you mean 'A minor'"):
         system.generate_frames({"key": [(0, 1, "A minor"), (1, 2, "A minr")]}, seconds=0.1)
-    with pytest.raises(RequestError, match="tempo: a span of a timeline must start"):
+    with pytest.raises(RequestError, match="tempo: .*timeline"):
         system.generate_frames({"tempo": [(1, 0.5, 90)]}, seconds=0.1)
 
 

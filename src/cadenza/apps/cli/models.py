@@ -24,7 +24,7 @@ def models(
 ) -> None:
     """List the models that can be loaded by name: licence, size, and whether this machine can run them."""
     if folder is not None and not folder.is_dir():
-        raise typer.BadParameter(f"there is no folder {folder}", param_hint="FOLDER")
+        raise typer.BadParameter(f"'{folder}' is not a folder", param_hint="FOLDER")
     lines = _released() if folder is None else [_saved(path) for path in _systems(folder)]
     if not lines:
         print(f"{folder} holds no model that `save`, `train` or `import` wrote")
