@@ -25,7 +25,7 @@ def test_stack_and_iterate_are_inverse():
 
 def test_stack_refuses_a_mixture():
     for other in (clip(5, rate=16_000), clip(5, channels=2)):
-        with pytest.raises(AudioError, match="use `resample` and `mix` first"):
+        with pytest.raises(AudioError, match="use `resample` and `to_channels` first"):
             Audio.pad_and_stack([clip(5), other])
     with pytest.raises(AudioError, match="got no clip"):
         Audio.pad_and_stack([])

@@ -62,10 +62,10 @@ def test_no_chord(name: str) -> None:
     ("name", "says"),
     [
         ("H9", "German H is B"),
-        ("Amx7", "no chord quality 'mx7'"),
-        ("C/H", "no bass"),
-        ("", "is no chord"),
-        ("X", "is no chord"),
+        ("Amx7", "'mx7' is not a chord quality"),
+        ("C/H", "is not a bass note"),
+        ("", "is not a chord"),
+        ("X", "is not a chord"),
     ],
 )
 def test_what_is_no_chord_is_named(name: str, says: str) -> None:

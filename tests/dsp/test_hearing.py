@@ -24,7 +24,7 @@ def test_sounds_of_every_kind_become_one_batch_with_true_lengths(tmp_path: Path)
         ("nowhere.wav", "nowhere.wav"),
         (Audio(torch.zeros(2, 1, 8), 8000), "holds 2"),
         (Audio(torch.zeros(1, 1, 0), 8000), "no samples"),
-        (Audio(torch.full((1, 1, 4), torch.nan), 8000), "not finite"),
+        (Audio(torch.full((1, 1, 4), torch.nan), 8000), "NaN or infinite"),
     ],
 )
 def test_what_is_no_sound_is_named(value: object, says: str) -> None:

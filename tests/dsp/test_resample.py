@@ -42,5 +42,5 @@ def test_nothing_and_no_change():
     wave = torch.randn(1, 5)
     assert resample(wave, 8000, 8000) is wave
     assert resample(torch.zeros(2, 0), 8000, 16_000).shape == (2, 0)
-    with pytest.raises(AudioError, match="sample rates are positive"):
+    with pytest.raises(AudioError, match="sample rates must be positive"):
         resample(wave, 8000, 0)

@@ -1,4 +1,4 @@
-"""Resampling at file boundaries: soxr at high quality on the host."""
+"""Audio clips: loading, saving, resampling, batching."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,34 +12,34 @@ from torch import Tensor
 
 from cadenza.core.errors import AudioError, RequestError
 from cadenza.dsp import audio_io
-from cadenza.dsp.byte_range import Place
+from cadenza.dsp.byte_range import AudioPath
 
 
 def resampled_length(samples: int, before: int, after: int) -> int:
-    """How many samples `samples` at rate `before` become at rate `after`: the exact quotient, rounded up."""
+    """Return the number of samples after resampling: ceil(samples * after / before)."""
     return -(-samples * after // before)
 
 
 def resample(wave: Float[Tensor, "*rest t"], before: int, after: int) -> Float[Tensor, "*rest u"]:
-    """The same sound at rate `after`, with exactly `ceil(t * after / before)` samples; carries no gradient."""
+    """Resample on the CPU with soxr (high quality) to exactly ceil(t * after / before) samples; no gradient."""
     import soxr
 
     if before <= 0 or after <= 0:
-        raise AudioError(f"resample: cannot go from {before} Hz to {after} Hz; sample rates are positive")
+        raise AudioError(f"resample: cannot convert {before} Hz to {after} Hz; sample rates must be positive")
     if before == after or wave.numel() == 0:
         return wave if before == after else wave.new_zeros(*wave.shape[:-1], resampled_length(wave.shape[-1], before, after))
-    wanted = resampled_length(wave.shape[-1], before, after)
+    length = resampled_length(wave.shape[-1], before, after)
     rows = wave.detach().to("cpu", torch.float32).reshape(-1, wave.shape[-1]).numpy()
-    out = np.zeros((len(rows), wanted), dtype=np.float32)
+    out = np.zeros((len(rows), length), dtype=np.float32)
     for row, target in zip(rows, out, strict=True):
-        made = soxr.resample(row, before, after, quality="HQ")[:wanted]
-        target[: len(made)] = made
-    return torch.from_numpy(out).reshape(*wave.shape[:-1], wanted).to(wave.device, wave.dtype)
+        resampled = soxr.resample(row, before, after, quality="HQ")[:length]
+        target[: len(resampled)] = resampled
+    return torch.from_numpy(out).reshape(*wave.shape[:-1], length).to(wave.device, wave.dtype)
 
 
 @dataclass(frozen=True)
 class Audio:
-    """`wave` is full scale at ±1; `lengths` are true samples per clip (all of them when not given)."""
+    """A batch of clips: samples in [-1, 1], sample rate in Hz, true samples of each clip (default all)."""
 
     wave: Float[Tensor, "b c t"]
     sample_rate: int
@@ -52,11 +52,13 @@ class Audio:
 
     @classmethod
     def pad_and_stack(cls, clips: Sequence["Audio"]) -> "Audio":
-        """Clips of one sample rate and channel count as one batch, padded with zeros at the end."""
+        """Return clips of one sample rate and channel count as one batch, zero-padded at the end."""
         kinds = {(clip.sample_rate, clip.wave.shape[1]) for clip in clips}
         if len(kinds) != 1:
-            found = ", ".join(f"{channels} channel(s) at {rate} Hz" for rate, channels in sorted(kinds)) or "no clip"
-            raise AudioError(f"a batch needs clips of one kind and got {found}; use `resample` and `mix` first")
+            kinds_text = ", ".join(f"{channels} channel(s) at {rate} Hz" for rate, channels in sorted(kinds)) or "no clip"
+            raise AudioError(
+                f"a batch needs clips of one sample rate and channel count, got {kinds_text}; use `resample` and `to_channels` first"
+            )
         waves = [clip.wave[0, :, : int(clip.lengths[0])] for part in clips for clip in part]
         lengths = torch.tensor([wave.shape[-1] for wave in waves], device=waves[0].device)
         batch = waves[0].new_zeros(len(waves), waves[0].shape[0], int(lengths.max()))
@@ -68,7 +70,7 @@ class Audio:
         return len(self.wave)
 
     def __iter__(self) -> Iterator["Audio"]:
-        """Each clip as a batch of one, without its padding."""
+        """Yield each clip as a batch of one without its padding."""
         for i, length in enumerate(self.lengths.tolist()):
             yield Audio(self.wave[i : i + 1, :, :length], self.sample_rate, self.lengths[i : i + 1])
 
@@ -80,19 +82,19 @@ class Audio:
         return replace(self, wave=self.wave.to(device), lengths=self.lengths.to(device))
 
     def resample(self, sample_rate: int) -> "Audio":
-        """The same sound at another sample rate, each clip by itself so that padding does not leak."""
+        """Resample each clip by itself, so that padding does not leak."""
         if sample_rate == self.sample_rate:
             return self
         return Audio.pad_and_stack([Audio(resample(c.wave, self.sample_rate, sample_rate), sample_rate) for c in self])
 
     def to_channels(self, channels: int) -> "Audio":
-        """The same sound in mono (mean of the channels) or copied to `channels`."""
+        """Average to mono, then repeat to `channels`; unchanged if it has that many."""
         if self.wave.shape[1] == channels:
             return self
         return replace(self, wave=self.wave.mean(1, keepdim=True).expand(-1, channels, -1))
 
     def save(self, path: str | Path, *, tags: Mapping[str, str] | None = None, subtype: str | None = None) -> list[Path]:
-        """Writes one file a clip (`out.wav`, or `out-1.wav`, `out-2.wav`, ... for several); never partly, never clipped."""
+        """Write one file per clip (`out.wav`, or `out-1.wav`, `out-2.wav`, ...), atomically and without clipping; return paths."""
         path = Path(path)
         paths = [path] if len(self) == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(self))]
         for clip, target in zip(self, paths, strict=True):
@@ -100,34 +102,34 @@ class Audio:
         return paths
 
 
-def load_audio(path: Place, start: int = 0, frames: int | None = None) -> Audio:
-    """An audio file, or `frames` samples of it from `start`, as a batch of one clip."""
+def load_audio(path: AudioPath, start: int = 0, frames: int | None = None) -> Audio:
+    """Load an audio file, or `frames` samples of it from sample `start`, as a batch of one clip."""
     samples, sample_rate = audio_io.read(path, start, frames)
     return Audio(torch.from_numpy(samples.T.copy())[None], sample_rate)
 
 
 def load_condition_audio(values: Sequence[Any], sample_rate: int, *, channels: int = 1) -> Audio:
-    """Values, each Audio of one clip or the path of a file, as one batch; RequestError says what cannot be heard."""
-    return Audio.pad_and_stack([_one(value).resample(sample_rate).to_channels(channels) for value in values])
+    """Return values (Audio of one clip, or a path) as one batch; raise RequestError for unusable ones."""
+    return Audio.pad_and_stack([_load_value(value).resample(sample_rate).to_channels(channels) for value in values])
 
 
 def silence(sample_rate: int, *, samples: int = 1) -> Audio:
-    """What stands in for a sound that is absent: `samples` zeros."""
+    """Return `samples` zeros, the placeholder of absent audio."""
     return Audio(torch.zeros(1, 1, samples), sample_rate)
 
 
-def _one(value: Any) -> Audio:
+def _load_value(value: Any) -> Audio:
     if isinstance(value, str | Path):
         try:
             value = load_audio(value)
         except AudioError as error:
             raise RequestError(str(error)) from None
     if not isinstance(value, Audio):
-        raise RequestError(f"a sound is Audio or the path of an audio file, not {type(value).__name__}")
+        raise RequestError(f"expected Audio or the path of an audio file, not {type(value).__name__}")
     if len(value) != 1:
-        raise RequestError(f"one clip is needed for each item, and this Audio holds {len(value)}; give one each")
+        raise RequestError(f"expected one clip for each item, but this Audio holds {len(value)}; give one each")
     if int(value.lengths) == 0:
-        raise RequestError("the sound has no samples; give one that lasts, or leave it out")
+        raise RequestError("the audio has no samples; give a longer clip, or leave it out")
     if not bool(torch.isfinite(value.wave).all()):
-        raise RequestError("the sound holds samples that are not finite; write it anew")
+        raise RequestError("the audio contains NaN or infinite samples; export it again")
     return value

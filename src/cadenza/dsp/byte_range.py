@@ -1,4 +1,4 @@
-"""Section: a file that is a range of bytes within another, such as a member of a tar."""
+"""A range of bytes within a file, such as a member of a tar, as a seekable file."""
 
 import io
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from cadenza.core.errors import AudioError
 
 @dataclass(frozen=True)
 class ByteRange:
-    """`size` bytes of `file` from byte `start`, called `name` there; each `open` is a reading of its own."""
+    """`size` bytes of `file` from byte `start`, named `name`; each `open` returns an independent file."""
 
     file: Path
     start: int
@@ -24,7 +24,7 @@ class ByteRange:
         return Path(self.name).suffix
 
     def open(self) -> io.BufferedReader:
-        """The bytes as a seekable file; the caller closes it."""
+        """Open the bytes as a seekable file; the caller closes it."""
         return io.BufferedReader(_Range(self))
 
     def read_bytes(self) -> bytes:
@@ -33,12 +33,12 @@ class ByteRange:
 
 
 class _Range(io.RawIOBase):
-    def __init__(self, section: ByteRange) -> None:
+    def __init__(self, byte_range: ByteRange) -> None:
         try:
-            self._file = open(section.file, "rb")  # closed by `close`
+            self._file = open(byte_range.file, "rb")  # closed by `close`
         except OSError as error:
-            raise AudioError(f"{section}: cannot be opened: {error.strerror}") from error
-        self._start, self._size, self._at = section.start, section.size, 0
+            raise AudioError(f"{byte_range}: cannot be opened: {error.strerror}") from error
+        self._start, self._size, self._position = byte_range.start, byte_range.size, 0
 
     def readable(self) -> bool:
         return True
@@ -47,19 +47,19 @@ class _Range(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
+        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer) -> int:  # type: ignore[override]
-        wanted = max(0, min(len(buffer), self._size - self._at))
-        self._file.seek(self._start + self._at)
-        found = self._file.read(wanted)
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        size = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._start + self._position)
+        data = self._file.read(size)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
     def close(self) -> None:
         if hasattr(self, "_file"):
@@ -67,4 +67,4 @@ class _Range(io.RawIOBase):
         super().close()
 
 
-Place = str | Path | ByteRange  # where an audio file is
+AudioPath = str | Path | ByteRange

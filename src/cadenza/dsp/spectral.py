@@ -1,4 +1,4 @@
-"""Short-time spectra and mel scales."""
+"""STFT, mel and chroma spectra, log-mel frontend, and spectral distances."""
 
 import math
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ def stft(
     center: bool = True,
     normalized: bool = False,
 ) -> Complex[Tensor, "... bins frames"]:
-    """The short-time Fourier transform under a Hann window of `window` samples; `normalized` divides by its L2 norm.
+    """Return the short-time Fourier transform with a Hann window of `window` samples (default `n_fft`).
 
-    With `center` the wave is mirrored by half a window at both ends, so that frame i lies around sample i * hop.
+    `normalized` divides by the window's L2 norm. With `center`, the wave is reflected by half a window at both ends, so that
+    frame i is centered on sample i * hop.
     """
     taper = torch.hann_window(window or n_fft, device=wave.device, dtype=wave.dtype)
     flat = wave.reshape(-1, wave.shape[-1])
@@ -35,7 +36,7 @@ def stft(
 def mel_filters(
     sample_rate: int, n_fft: int, *, mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Float[Tensor, "mels bins"]:
-    """Triangles of height 1, spaced evenly on the HTK mel scale 2595 log10(1 + f / 700)."""
+    """Return triangular filters of height 1, evenly spaced on the HTK mel scale 2595 log10(1 + f / 700)."""
     top = 2595.0 * torch.log10(torch.tensor(1.0 + (f_max or sample_rate / 2) / 700.0, dtype=torch.float64))
     low = 2595.0 * torch.log10(torch.tensor(1.0 + f_min / 700.0, dtype=torch.float64))
     steps = torch.linspace(0, 1, mels + 2, dtype=torch.float64)
@@ -49,7 +50,7 @@ def mel_filters(
 def mel_spectrogram(
     wave: Float[Tensor, "b c t"], filters: Float[Tensor, "mels bins"], *, hop: int, normalized: bool = False
 ) -> Float[Tensor, "b c mels frames"]:
-    """The power in each mel band, in ceil(t / hop) frames that hop over the whole wave."""
+    """Return the power in each mel band, in ceil(t / hop) frames."""
     n_fft = 2 * (filters.shape[1] - 1)
     side = (n_fft - hop) // 2
     tail = -(wave.shape[-1] + 2 * side - n_fft) % hop
@@ -59,32 +60,33 @@ def mel_spectrogram(
     return filters @ power
 
 
-_LOWEST = 27.5  # Hz of the A from which octaves are counted
-_CENTRE, _SPREAD = 5.0, 2.0  # octaves above it at which a bin counts most, and over how many its weight falls
+_POWER_FLOOR = 1e-10  # of a mel band: -100 dB
+_REFERENCE_HZ = 27.5  # A0, from which octaves are counted
+_CENTER_OCTAVE, _OCTAVE_WIDTH = 5.0, 2.0  # Gaussian weight of bins over octaves above A0
 
 
 def chroma_filters(sample_rate: int, n_fft: int, *, bins: int = 12) -> Float[Tensor, "k f"]:
-    """How much of each bin of a spectrum belongs to each of `bins` pitch classes from C on, in the tuning of A = 440 Hz.
+    """Return the weights of spectrum bins for `bins` pitch classes, C first, at A = 440 Hz.
 
-    Bumps as wide as a bin is in pitch, of norm 1 in each column, weighted around 880 Hz (Ellis 2007, as in librosa).
+    Gaussians as wide as a bin, columns of norm 1, weighted around 880 Hz (Ellis 2007, as in librosa).
     """
     hertz = torch.arange(1, n_fft // 2 + 2, dtype=torch.float64) * sample_rate / n_fft
-    place = bins * (hertz / _LOWEST).log2()
-    place = torch.cat([place[:1] - 1.5 * bins, place])  # the constant part: half a turn away, and broad
-    width = place.diff().clamp(min=1.0)
-    place = place[:-1]
+    pitch = bins * (hertz / _REFERENCE_HZ).log2()
+    pitch = torch.cat([pitch[:1] - 1.5 * bins, pitch])  # bin 0: 1.5 octaves below bin 1, and broad
+    width = pitch.diff().clamp(min=1.0)
+    pitch = pitch[:-1]
     half = round(bins / 2)
-    away = (place - torch.arange(bins, dtype=torch.float64)[:, None] + half).remainder(bins) - half
-    bumps = F.normalize(torch.exp(-2.0 * (away / width).square()), dim=0, eps=0.0)
-    weighted = bumps * torch.exp(-0.5 * ((place / bins - _CENTRE) / _SPREAD).square())
+    distance = (pitch - torch.arange(bins, dtype=torch.float64)[:, None] + half).remainder(bins) - half
+    bumps = F.normalize(torch.exp(-2.0 * (distance / width).square()), dim=0, eps=0.0)
+    weighted = bumps * torch.exp(-0.5 * ((pitch / bins - _CENTER_OCTAVE) / _OCTAVE_WIDTH).square())
     return weighted.roll(-3 * (bins // 12), 0).float()  # from A to C
 
 
 def chromagram(wave: Float[Tensor, "*b t"], filters: Float[Tensor, "k f"], *, hop: int) -> Float[Tensor, "*b n k"]:
-    """The strength of each pitch class over that of the strongest one in a frame; all 0 in silence.
+    """Return the strength of each pitch class relative to the strongest one of the frame; 0 in silence.
 
-    There are 1 + t // hop frames, around the samples 0, hop, ...; a wave shorter than the window is first put into the
-    middle of one of silence (AudioCraft's, arXiv:2306.05284).
+    There are 1 + t // hop frames, centered on samples 0, hop, ...; a wave shorter than the window is centered in zeros first
+    (as AudioCraft does, arXiv:2306.05284).
     """
     n_fft = 2 * (filters.shape[1] - 1)
     missing = max(0, n_fft - wave.shape[-1])
@@ -95,25 +97,25 @@ def chromagram(wave: Float[Tensor, "*b t"], filters: Float[Tensor, "k f"], *, ho
 
 
 def chroma_frames(samples: int, n_fft: int, hop: int) -> int:
-    """How many frames `chroma` gives for so many samples."""
+    """Return the number of frames of `chromagram` for `samples` samples."""
     return 1 + max(samples, n_fft) // hop
 
 
 def one_hot_argmax(x: Float[Tensor, "*b n k"]) -> Float[Tensor, "*b n k"]:
-    """1 at the strongest pitch class of each frame, at the first of equals, and 0 at the others."""
+    """Return 1 at the strongest pitch class of each frame (the first of equals), 0 elsewhere."""
     return F.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)
 
 
 def si_sdr(x: Float[Tensor, "b c t"], y: Float[Tensor, "b c t"], *, eps: float = 1e-8) -> Float[Tensor, " b"]:
-    """Scale-invariant signal-to-distortion ratio of `x` to the target `y`, in dB, means removed (Le Roux et al. 2019)."""
+    """Return the scale-invariant signal-to-distortion ratio of `x` to target `y` in dB, means removed (Le Roux et al. 2019)."""
     x, y = ((w - w.mean(-1, keepdim=True)).flatten(1) for w in (x, y))
     target = (x * y).sum(-1, keepdim=True) / (y.square().sum(-1, keepdim=True) + eps) * y
     return 10.0 * torch.log10((target.square().sum(-1) + eps) / ((x - target).square().sum(-1) + eps))
 
 
-def mel_distance(made: Float[Tensor, " t"], reference: Float[Tensor, " t"], sample_rate: int) -> float:
-    """The mean distance of two clips' mel spectrograms in dB, 80 bands, nothing below -100 dB."""
-    one, other = (10 * torch.log10(_mel(wave, sample_rate).clamp(min=1e-10)) for wave in (made, reference))
+def mel_distance(generated: Float[Tensor, " t"], reference: Float[Tensor, " t"], sample_rate: int) -> float:
+    """Return the mean absolute difference of two mel spectrograms in dB, 80 bands, floor -100 dB."""
+    one, other = (10 * torch.log10(_mel(wave, sample_rate).clamp(min=1e-10)) for wave in (generated, reference))
     return float((one - other).abs().mean())
 
 
@@ -126,15 +128,12 @@ def _filters(sample_rate: int) -> Tensor:
     return mel_filters(sample_rate, 2048, mels=80)
 
 
-_FLOOR = 1e-10  # of the power in a band, -100 dB
-
-
 @dataclass(frozen=True)
 class LogMelFrontend:
-    """How a sound becomes pictures: `bands` from `f_min` to `f_max` Hz every `hop` samples of windows of `samples`.
+    """Log-mel spectrograms of windows of `samples` samples: `n_mels` bands from `f_min` to `f_max` Hz every `hop` samples.
 
-    A shorter sound is one window: padded with zeros (`pad`), after whole repetitions (`repeatpad`), or full of them
-    (`repeat`). The bands are those of `htk` or of `slaney`, as torchaudio and librosa have them by default.
+    Shorter audio is one window: zero-padded (`pad`), repeated whole times and zero-padded (`repeatpad`), or repeated until
+    full (`repeat`). `scale` is the mel scale: `htk` (default of torchaudio) or `slaney` (default of librosa).
     """
 
     sample_rate: int
@@ -149,14 +148,14 @@ class LogMelFrontend:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Frames and bands of a picture."""
+        """Frames and bands of one spectrogram."""
         return self.samples // self.hop + 1, self.n_mels
 
     def __call__(self, wave: Float[Tensor, " t"], *, stride: float) -> Float[Tensor, "w f m"]:
-        """A picture every `stride` seconds, in decibels; what is left at the end is in none."""
+        """Return a spectrogram in dB for each window, `stride` seconds apart; an incomplete last window is dropped."""
         parts = self.split_windows(wave, max(1, round(stride * self.sample_rate)))
-        power = stft(parts.double(), self.n_fft, hop=self.hop).abs().square()  # double: quiet bands beside loud ones
-        return 10 * torch.log10((self.filters @ power).clamp(min=_FLOOR)).transpose(1, 2).float()
+        power = stft(parts.double(), self.n_fft, hop=self.hop).abs().square()  # double, for quiet bands next to loud ones
+        return 10 * torch.log10((self.filters @ power).clamp(min=_POWER_FLOOR)).transpose(1, 2).float()
 
     def split_windows(self, wave: Float[Tensor, " t"], stride: int) -> Float[Tensor, "w s"]:
         size = self.samples
@@ -176,12 +175,12 @@ class LogMelFrontend:
 def slaney_mel_filters(
     sample_rate: int, n_fft: int, *, mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Float[Tensor, "mels bins"]:
-    """Triangles of area 1 on the mel scale of Slaney's Auditory Toolbox (1998): linear to 1 kHz, logarithmic above."""
+    """Return triangular filters of area 1 on Slaney's mel scale (1998): linear up to 1 kHz, logarithmic above."""
     ends = torch.tensor([f_min, f_max or sample_rate / 2], dtype=torch.float64)
-    step = torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27  # of the logarithm of a frequency, one mel
+    step = torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27  # of log frequency for one mel
     low, top = torch.where(ends < 1000, ends * 3 / 200, 15 + torch.log(ends.clamp(min=1) / 1000) / step)
-    at = low + torch.linspace(0, 1, mels + 2, dtype=torch.float64) * (top - low)
-    edges = torch.where(at < 15, at * 200 / 3, 1000 * torch.exp(step * (at - 15)))
+    mel = low + torch.linspace(0, 1, mels + 2, dtype=torch.float64) * (top - low)
+    edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp(step * (mel - 15)))
     hertz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     rise = (hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     fall = (edges[2:, None] - hertz) / (edges[2:] - edges[1:-1])[:, None]

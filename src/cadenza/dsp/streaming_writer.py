@@ -1,4 +1,4 @@
-"""Audio that is written while it is made, to a file or a pipe: all that was written can be read at any moment."""
+"""Audio files and pipes written while audio is generated; a file is readable at any time."""
 
 import struct
 from collections.abc import Mapping
@@ -12,32 +12,32 @@ from jaxtyping import Float
 from cadenza.core.errors import AudioError
 from cadenza.dsp.audio_io import FORMATS, CallbackFile, to_pcm
 
-PIPED = ("raw", "wav", "mp3")  # kinds that need no way back to what was written
-UNKNOWN = 0xFFFFFFFF  # the length in a wav header of what has no end yet, as players of pipes take it
-MP3 = {"bitrate_mode": "CONSTANT", "compression_level": 0.2}  # about 128 kbit/s at 24 kHz: the frames alone say their length
+PIPED = ("raw", "wav", "mp3")  # kinds that need no seeking
+UNKNOWN = 0xFFFFFFFF  # length field of a wav header for a stream of unknown length
+MP3 = {"bitrate_mode": "CONSTANT", "compression_level": 0.2}  # about 128 kbit/s at 24 kHz; the length follows from the frames
 _INFO = {"title": b"INAM", "artist": b"IART", "software": b"ISFT", "comment": b"ICMT", "copyright": b"ICOP"}
 
 
 class StreamFormat(NamedTuple):
-    """What a header says."""
+    """Sample rate in Hz and number of channels."""
 
     sample_rate: int
     channels: int
 
 
 class AudioSink(Protocol):
-    """Where the samples of one clip go as they are made."""
+    """Receiver of the samples of one clip while they are generated."""
 
     sound: StreamFormat
 
     @property
     def samples(self) -> int:
-        """Those that it was given, a channel."""
+        """Samples per channel received so far."""
         ...
 
     @property
     def clipped(self) -> int:
-        """Samples over full scale."""
+        """Samples above full scale received so far."""
         ...
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None: ...
@@ -47,18 +47,17 @@ class AudioSink(Protocol):
 
 @runtime_checkable
 class BinaryWriter(Protocol):
-    """What takes bytes."""
+    """Object that bytes can be written to."""
 
     def write(self, data: bytes, /) -> int: ...
     def flush(self) -> None: ...
 
 
 class StreamingAudioWriter:
-    """An audio file to which samples are added.
+    """Audio file to which samples are appended.
 
-    `target` is the path of a file, which is made at the first samples, or something open to write to. `kind` is `raw`
-    (16 bits, little-endian, interleaved), `wav`, `mp3`, or into a file any that `files.FORMATS` names. Nothing can be
-    turned down afterwards: what is over full scale is clipped, and counted in `clipped`.
+    `target` is a path, created at the first samples, or an open writer. `kind` is `raw` (16 bits, little-endian, interleaved),
+    `wav`, `mp3`, or for a path any of `audio_io.FORMATS`. Samples above full scale are clipped and counted in `clipped`.
     """
 
     def __init__(
@@ -68,31 +67,31 @@ class StreamingAudioWriter:
         kinds = PIPED if not isinstance(target, Path) else ("raw", *(suffix[1:] for suffix in FORMATS))
         name = str(target) if isinstance(target, Path) else "a pipe"
         if kind not in kinds:
-            raise AudioError(f"{name}: cannot write '{kind}' while it is made; choose from {', '.join(kinds)}")
+            raise AudioError(f"{name}: cannot stream '{kind}'; choose from {', '.join(kinds)}")
         rates = FORMATS[f".{kind}"].rates if kind != "raw" else ()
         if rates and sound.sample_rate not in rates:
             known = ", ".join(map(str, rates))
-            raise AudioError(f"{name}: {kind} does not have {sound.sample_rate} Hz, only {known}; choose another kind")
+            raise AudioError(f"{name}: {kind} does not support {sound.sample_rate} Hz, only {known}; choose another kind")
         self.target, self.kind, self.sound, self.tags = target, kind, sound, dict(tags or {})
-        self.samples = self.clipped = 0  # written so far, a channel; those of all channels over full scale
+        self.samples = self.clipped = 0  # samples per channel; samples of all channels above full scale
         self._file: Any = None
         self._form: Any = None
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None:
-        """Adds samples, and hands them on at once."""
+        """Append samples and flush."""
         if not np.isfinite(samples).all():
-            raise AudioError(f"{self.kind} audio: samples after {self.samples} are NaN or infinite; nothing more is written")
+            raise AudioError(f"{self.kind} audio: samples after {self.samples} are NaN or infinite; writing stopped")
         if self._file is None:
             self._file = open(self.target, "w+b") if isinstance(self.target, Path) else self.target  # noqa: SIM115
             self._form = {"raw": _Raw, "wav": _Wav}.get(self.kind, _Encoded)(self._file, self)
         self.clipped += int((np.abs(samples) > 1).sum())
         self._form.add(samples.clip(-1, 1))
         self.samples += len(samples)
-        self._form.settle()
+        self._form.update_header()
         self._file.flush()
 
     def close(self) -> None:
-        """Ends the file; a pipe stays open for its owner."""
+        """Finish the file; a pipe stays open."""
         file, form, self._file = self._file, self._form, None
         if file is None or form is None:
             return
@@ -111,15 +110,15 @@ class StreamingAudioWriter:
 
 
 class _Raw:
-    """Samples of 16 bits and nothing else."""
+    """16-bit samples without a header."""
 
-    def __init__(self, file: Any, whole: StreamingAudioWriter) -> None:
-        self.file, self.whole = file, whole
+    def __init__(self, file: Any, writer: StreamingAudioWriter) -> None:
+        self.file, self.writer = file, writer
 
     def add(self, samples: np.ndarray) -> None:
         self.file.write(to_pcm(samples, 16).astype("<i2").tobytes())
 
-    def settle(self) -> None:
+    def update_header(self) -> None:
         pass
 
     def end(self) -> None:
@@ -127,24 +126,24 @@ class _Raw:
 
 
 class _Wav(_Raw):
-    """A header before them, corrected each time where there is a way back; else it says that the length is not known."""
+    """16-bit samples after a header, which is updated if the file is seekable, else states an unknown length."""
 
-    def __init__(self, file: Any, whole: StreamingAudioWriter) -> None:
-        super().__init__(file, whole)
+    def __init__(self, file: Any, writer: StreamingAudioWriter) -> None:
+        super().__init__(file, writer)
         self.seekable = file.seekable()
         file.write(self._header(0 if self.seekable else None))
 
-    def settle(self) -> None:
+    def update_header(self) -> None:
         if self.seekable:
             self.file.seek(0)
-            self.file.write(self._header(self.whole.samples))
+            self.file.write(self._header(self.writer.samples))
             self.file.seek(0, 2)
 
     def _header(self, samples: int | None) -> bytes:
-        rate, channels = self.whole.sound
+        rate, channels = self.writer.sound
         form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2, channels * 2, 16)
-        said = [(name, self.whole.tags[tag].encode() + b"\0") for tag, name in _INFO.items() if self.whole.tags.get(tag)]
-        info = b"".join(_chunk(name, text) for name, text in said)
+        tags = [(name, self.writer.tags[tag].encode() + b"\0") for tag, name in _INFO.items() if self.writer.tags.get(tag)]
+        info = b"".join(_chunk(name, text) for name, text in tags)
         head = b"WAVE" + _chunk(b"fmt ", form) + (_chunk(b"LIST", b"INFO" + info) if info else b"") + b"data"
         size = None if samples is None else min(samples * channels * 2, UNKNOWN - len(head) - 4)
         riff = UNKNOWN if size is None else len(head) + 4 + size
@@ -152,26 +151,26 @@ class _Wav(_Raw):
 
 
 class _Encoded:
-    """What libsndfile makes of them."""
+    """Samples encoded by libsndfile."""
 
-    def __init__(self, file: Any, whole: StreamingAudioWriter) -> None:
+    def __init__(self, file: Any, writer: StreamingAudioWriter) -> None:
         import soundfile
 
-        name, subtype, _ = FORMATS[f".{whole.kind}"]
-        self.whole_numbers = subtype.startswith("PCM_")
-        self.sink = CallbackFile(file) if isinstance(whole.target, Path) else _Forward(file)
-        how: dict[str, Any] = MP3 if name == "MP3" else {}
-        rate, channels = whole.sound
-        self.out = soundfile.SoundFile(cast(BinaryIO, self.sink), "w", rate, channels, subtype, format=name, **how)
-        for key, text in whole.tags.items():
+        name, subtype, _ = FORMATS[f".{writer.kind}"]
+        self.is_integer = subtype.startswith("PCM_")
+        self.sink = CallbackFile(file) if isinstance(writer.target, Path) else _Forward(file)
+        options: dict[str, Any] = MP3 if name == "MP3" else {}
+        rate, channels = writer.sound
+        self.out = soundfile.SoundFile(cast(BinaryIO, self.sink), "w", rate, channels, subtype, format=name, **options)
+        for key, text in writer.tags.items():
             if text:
                 setattr(self.out, key, text)
 
     def add(self, samples: np.ndarray) -> None:
-        self.out.write(to_pcm(samples, 16) if self.whole_numbers else samples.astype(np.float32))
+        self.out.write(to_pcm(samples, 16) if self.is_integer else samples.astype(np.float32))
         self.sink.check()
 
-    def settle(self) -> None:
+    def update_header(self) -> None:
         pass
 
     def end(self) -> None:
@@ -180,25 +179,25 @@ class _Encoded:
 
 
 class _Forward(CallbackFile):
-    """A pipe that takes what comes next, and drops what would correct the beginning."""
+    """Unseekable output: appends are written, rewrites of earlier bytes are dropped."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
-        self.place = self.length = 0
+        self.position = self.length = 0
 
     def write(self, data: bytes) -> int:
-        if self.place == self.length:
+        if self.position == self.length:
             super().write(data)
             self.length += len(data)
-        self.place += len(data)
+        self.position += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: Literal[0, 1, 2] = 0) -> int:  # type: ignore[override]
-        self.place = offset + (0, self.place, self.length)[whence]
-        return self.place
+        self.position = offset + (0, self.position, self.length)[whence]
+        return self.position
 
     def tell(self) -> int:
-        return self.place
+        return self.position
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

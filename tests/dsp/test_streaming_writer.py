@@ -140,9 +140,9 @@ def test_a_closed_pipe_is_an_error_of_the_writer(kind: str) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match=r"a pipe: cannot write 'flac' while it is made; choose from raw, wav, mp3"):
+    with pytest.raises(AudioError, match=r"a pipe: cannot stream 'flac'; choose from raw, wav, mp3"):
         StreamingAudioWriter(Pipe(), "flac", StreamFormat(RATE, 1))
-    with pytest.raises(AudioError, match=r"a.xyz: cannot write 'xyz'.*wav"):
+    with pytest.raises(AudioError, match=r"a.xyz: cannot stream 'xyz'.*wav"):
         StreamingAudioWriter(tmp_path / "a.xyz", ".xyz", StreamFormat(RATE, 1))
     with pytest.raises(AudioError, match="mp3 does not have 10000 Hz, only 8000"):
         StreamingAudioWriter(tmp_path / "a.mp3", "mp3", StreamFormat(10000, 1))
