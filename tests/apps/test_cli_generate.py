@@ -125,7 +125,7 @@ def test_mistakes_name_the_mend(generate, tmp_path):
 
 
 def test_mistakes_are_said_before_a_model_is_read(generate, monkeypatch):
-    monkeypatch.setattr(System, "load", lambda *_, **__: pytest.fail("a large model would have been read"))
+    monkeypatch.setattr(System, "from_saved", lambda *_, **__: pytest.fail("a large model would have been read"))
     for option in ("--seconds", "--guidance", "--loudness"):
         status, _, said = generate("x", option, "nan")
         assert status == 2 and option.removeprefix("--") in said

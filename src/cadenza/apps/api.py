@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from cadenza.core.atomic import CACHE_VARIABLE, cache_dir
 from cadenza.core.device import Precision, select_device
 from cadenza.core.errors import CheckpointError
 from cadenza.core.spec import did_you_mean
 from cadenza.nn.kernels import cpu_kernel_unavailable_reason
 from cadenza.nn.weight_quantization import Kind, check_device_supports
-from cadenza.system.feature_cache import PLACE, FeatureCache, cache_dir
+from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.store import SPEC_FILE, ModelFolder
 from cadenza.system.system import System
 
@@ -44,7 +45,7 @@ def load(
     system = system.to(device=choice.device, dtype=choice.dtype)
     if system.quantization and choice.device.type == "cpu":
         cpu_kernel_unavailable_reason()  # compiles the kernel now, or loads it from disk, and not at the first request
-    if os.environ.get(PLACE) and cache_dir() is not None:
+    if os.environ.get(CACHE_VARIABLE) and cache_dir() is not None:
         system.cache = FeatureCache()
     return system
 

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import BinaryIO
 
 from cadenza.core.errors import CadenzaError
 
+CACHE_VARIABLE = "CADENZA_CACHE"  # environment: folder of cached files, or `off`
 _TEMP_NAME = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.part")  # .NAME.PID-RANDOM.part, in the folder of the final file
 
 
@@ -56,3 +58,20 @@ def _fix(path: Path, error: OSError) -> str:
     if isinstance(error, IsADirectoryError):
         return "it is a folder; give a file name"
     return "check the free space and the permissions of its folder, or choose another path"
+
+
+def cache_dir() -> Path | None:
+    """Return the folder for cached files: CADENZA_CACHE, else that of the platform; None if the variable is `off`."""
+    value = os.environ.get(CACHE_VARIABLE, "").strip()
+    if value.lower() in ("off", "0", "no", "false"):
+        return None
+    if value and value.lower() != "on":
+        return Path(value).expanduser()
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "cadenza" / "features"

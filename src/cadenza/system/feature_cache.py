@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import sqlite3
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +17,12 @@ from torch import Tensor
 
 from cadenza import __version__
 from cadenza.conditioners.base import ConditionerSet, PreparedInputs
+from cadenza.core.atomic import CACHE_VARIABLE, cache_dir
 from cadenza.core.errors import DataError
 
 if TYPE_CHECKING:
     import diskcache
 
-PLACE = "CADENZA_CACHE"  # environment: the folder of the cache, or `off` for none anywhere
 LIMIT = 20 * 2**30  # bytes
 _SOURCE = (
     "model",
@@ -56,23 +54,6 @@ class CacheableEncoder(Protocol):
     def encode(self, prepared: PreparedInputs) -> PreparedInputs: ...
 
 
-def cache_dir() -> Path | None:
-    """The folder that the environment names, else the one for caches on this platform; None where it is off."""
-    said = os.environ.get(PLACE, "").strip()
-    if said.lower() in ("off", "0", "no", "false"):
-        return None
-    if said and said.lower() != "on":
-        return Path(said).expanduser()
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "cadenza" / "features"
-
-
 class FeatureCache:
     """Features of single values by what was prepared of them, the spec, the settings and the frozen weights.
 
@@ -83,7 +64,7 @@ class FeatureCache:
     def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
         found = cache_dir() if folder is None else Path(folder).expanduser()
         if found is None:
-            raise DataError(f"the cache is off ({PLACE}); unset that, or give a folder")
+            raise DataError(f"the cache is off ({CACHE_VARIABLE}); unset that, or give a folder")
         self.folder, self.limit = found, limit
         self.found = self.made = 0  # values, since this object began
         self._store: diskcache.Cache | None = None
@@ -188,7 +169,7 @@ class FeatureCache:
             return otherwise
         except (OSError, sqlite3.Error) as error:
             self._broken = True
-            said = f"the cache {self.folder} cannot be used ({error}): delete that folder, or move it with {PLACE}"
+            said = f"the cache {self.folder} cannot be used ({error}): delete that folder, or move it with {CACHE_VARIABLE}"
             warnings.warn(said, stacklevel=2)
             return otherwise
 

@@ -16,14 +16,13 @@ from torch import nn
 
 from cadenza.codecs.base import Codec
 from cadenza.conditioners.base import ConditionerSet
-from cadenza.core.atomic import atomic_write
+from cadenza.core.atomic import atomic_write, cache_dir
 from cadenza.core.errors import CadenzaError, RequestError
 from cadenza.core.memory import format_bytes
 from cadenza.core.types import Slot
 from cadenza.generators.base import BatchShape, Generator
 from cadenza.nn.weight_quantization import KINDS, packed_bytes
 from cadenza.samplers.guidance import expand_guidance
-from cadenza.system.feature_cache import cache_dir
 from cadenza.system.request import ClipRequest, Request
 from cadenza.system.spec import SystemSpec
 

@@ -4,7 +4,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,7 +116,7 @@ def generate(  # noqa: PLR0913
         raise typer.BadParameter("is for --out -; the name of a file says its kind", param_hint="--format")
     to = resolve_target(out, format_, lambda out: output_paths(out, titles, seeds), len(seeds)) if streamed else None
     files = [] if streamed else output_paths(out or "out.wav", titles, seeds)
-    with audio_on_stdout(out):
+    with audio_on_stdout() if out == PIPE else nullcontext():
         started = time.perf_counter()
         from cadenza.apps.api import load, resolve
         from cadenza.apps.cli.plan import format_plan, plan_before_loading

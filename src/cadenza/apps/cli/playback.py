@@ -1,10 +1,10 @@
-"""Players: audio heard while it is made, through the `play` extra or a program that is at hand."""
+"""Audio players: the default output through PortAudio (the `play` extra), or ffplay."""
 
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,42 +14,34 @@ from cadenza.core.errors import AudioError
 from cadenza.dsp.audio_io import to_pcm
 from cadenza.dsp.streaming_writer import AudioSink, StreamFormat, StreamingAudioWriter
 
-# what each program is told to play from its standard input: the kind of audio it is given there, and its options
-PROGRAMS: Mapping[str, tuple[str, str]] = {
-    "ffplay": ("wav", "-nodisp -autoexit -loglevel error -f wav -i -"),
-    "mpv": ("wav", "--no-video --no-terminal --demuxer-lavf-format=wav -"),
-    "paplay": ("raw", "--raw --format=s16le --rate={rate} --channels={channels}"),
-    "aplay": ("raw", "-q -t raw -f S16_LE -r {rate} -c {channels} -"),
-    "play": ("raw", "-q -t raw -e signed-integer -b 16 -L -r {rate} -c {channels} -"),
-}
-NONE = (
-    "there is nothing to play with: install ffmpeg (for ffplay), mpv, alsa-utils (aplay), pulseaudio-utils (paplay) or sox, "
-    'or pip install "cadenza[play]"; or write to a file with --out song.wav, or to a pipe with --out -'
+FFPLAY_OPTIONS = "-nodisp -autoexit -loglevel error -f wav -i -"
+NO_PLAYER = (
+    'no audio player found: install ffmpeg (for ffplay), or pip install "cadenza[play]"; '
+    "or write to a file with --out song.wav, or to a pipe with --out -"
 )
 
 
 class Player(AudioSink, Protocol):
-    """What plays the samples that it is given, in its own time: `close` waits until everything was heard."""
+    """Sink that plays samples; `close` waits until all are played."""
 
     def stop(self) -> None:
-        """Falls silent at once."""
+        """Stop playing at once."""
 
 
 def find_player() -> Callable[[StreamFormat], Player]:
-    """What makes a player of the first kind that is at hand; AudioError says what to install where there is none."""
-    if (device := _device()) is not None:
-        return lambda sound: PortAudioPlayer(device, sound)
-    for name in PROGRAMS:
-        if (path := shutil.which(name)) is not None:
-            return lambda sound: SubprocessPlayer(name, path, sound)
-    raise AudioError(NONE)
+    """Return a function that opens a player; raise AudioError if there is neither an output device nor ffplay."""
+    if (library := _portaudio()) is not None:
+        return lambda sound: PortAudioPlayer(library, sound)
+    if (path := shutil.which("ffplay")) is not None:
+        return lambda sound: SubprocessPlayer(path, sound)
+    raise AudioError(NO_PLAYER)
 
 
-def _device() -> Any:
-    """The library that plays, where it is installed and knows of a place to play."""
+def _portaudio() -> Any:
+    """Return the sounddevice library if it is installed and has an output device, else None."""
     try:
         import sounddevice
-    except (ImportError, OSError):  # not installed, or without PortAudio, which is only in its wheels for macOS and Windows
+    except (ImportError, OSError):  # OSError: PortAudio itself is not installed
         return None
     try:
         sounddevice.query_devices(kind="output")
@@ -58,23 +50,18 @@ def _device() -> Any:
     return sounddevice
 
 
-@dataclass
 class PortAudioPlayer:
-    """The default output of the machine, through PortAudio."""
+    """Player on the default output device."""
 
-    library: Any
-    sound: StreamFormat
-    clipped: int = 0
-    samples: int = 0
-    stream: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        rate, channels = self.sound
+    def __init__(self, library: Any, sound: StreamFormat) -> None:
+        self.library, self.sound, self.clipped, self.samples = library, sound, 0, 0
         try:
-            self.stream = self.library.RawOutputStream(rate, channels=channels, dtype="int16", latency="high")
+            self.stream = library.RawOutputStream(sound.sample_rate, channels=sound.channels, dtype="int16", latency="high")
             self.stream.start()
-        except self.library.PortAudioError as error:
-            raise AudioError(f"the audio device cannot play {rate} Hz on {channels} channel(s): {error}") from error
+        except library.PortAudioError as error:
+            raise AudioError(
+                f"the audio device cannot play {sound.sample_rate} Hz, {sound.channels} channels: {error}"
+            ) from error
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None:
         self.clipped += int((np.abs(samples) > 1).sum())
@@ -82,7 +69,7 @@ class PortAudioPlayer:
         try:
             self.stream.write(to_pcm(samples, 16).tobytes())
         except self.library.PortAudioError as error:
-            raise AudioError(f"the audio device has failed: {error}") from error
+            raise AudioError(f"the audio device failed: {error}") from error
 
     def close(self) -> None:
         self.stream.stop()
@@ -93,57 +80,42 @@ class PortAudioPlayer:
         self.stream.close()
 
 
-class SubprocessPlayer:
-    """A program that plays what it reads."""
+class SubprocessPlayer(StreamingAudioWriter):
+    """Player that writes WAV to the standard input of ffplay."""
 
-    def __init__(self, name: str, path: str, sound: StreamFormat) -> None:
-        kind, options = PROGRAMS[name]
-        options = options.format(rate=sound.sample_rate, channels=sound.channels)
-        self.name, self.sound, self.said = name, sound, tempfile.TemporaryFile()
+    def __init__(self, path: str, sound: StreamFormat) -> None:
+        self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [path, *options.split()], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self.said
+            [path, *FFPLAY_OPTIONS.split()], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self.errors
         )
-        assert self.process.stdin is not None
-        self.audio = StreamingAudioWriter(self.process.stdin, kind, sound)
-
-    @property
-    def clipped(self) -> int:
-        return self.audio.clipped
-
-    @property
-    def samples(self) -> int:
-        return self.audio.samples
+        super().__init__(self.process.stdin, "wav", sound)
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None:
         try:
-            self.audio.write(samples)
-        except OSError:  # it has gone: with an error of its own, or because somebody has closed it
-            self._end()
+            super().write(samples)
+        except OSError:  # ffplay failed, or its window was closed
+            self._wait()
             raise BrokenPipeError from None
 
     def close(self) -> None:
-        try:
-            self.audio.close()
-        except OSError:
-            pass  # what it did not take is what it did not want
-        self._end()
+        with suppress(OSError):  # ffplay ended before it read everything; its status is checked next
+            super().close()
+        self._wait()
 
     def stop(self) -> None:
         self.process.kill()
-        self._end()
+        self._wait()
 
-    def _end(self) -> None:
-        """Waits for the program; AudioError with its own words where it has failed."""
+    def _wait(self) -> None:
+        """Wait for the end of ffplay; raise AudioError with the last line that it printed if it failed."""
         assert self.process.stdin is not None
-        try:
+        with suppress(OSError):  # the pipe may be closed already
             self.process.stdin.close()
-        except OSError:
-            pass  # it has gone already; its status says how
         status = self.process.wait()
-        if not self.said.closed:
-            self.said.seek(0)
-            words = self.said.read().decode(errors="replace").strip().splitlines()
-            self.said.close()
+        if not self.errors.closed:
+            self.errors.seek(0)
+            lines = self.errors.read().decode(errors="replace").strip().splitlines()
+            self.errors.close()
             if status > 0:
-                reason = words[-1] if words else f"status {status}"
-                raise AudioError(f"{self.name} could not play: {reason}; write to a file instead, with --out song.wav")
+                reason = lines[-1] if lines else f"status {status}"
+                raise AudioError(f"ffplay could not play: {reason}; write to a file instead, with --out song.wav")

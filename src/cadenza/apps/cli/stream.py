@@ -174,15 +174,12 @@ def _led(chunks: Iterator["Audio"]) -> Iterator["Audio"]:
 
 
 @contextmanager
-def audio_on_stdout(out: str | None) -> Iterator[None]:
-    """Leaves the standard output to audio where that goes there: what is printed goes to the standard error."""
-    if out != PIPE:
-        yield
-        return
+def audio_on_stdout() -> Iterator[None]:
+    """Keep the standard output for audio: what is printed goes to the standard error."""
     try:
         with redirect_stdout(sys.stderr):
             yield
     except BrokenPipeError:
-        with suppress(OSError, ValueError):  # a test's own
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        with suppress(OSError, ValueError):  # a test replaces the standard output
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports an error when it flushes
         raise
