@@ -4,7 +4,7 @@ PROMPT ?= slow solo piano in A minor, 80 bpm
 OUT ?= out.wav
 WORKERS ?= 2
 BENCH ?= musicgen-small
-# how transformers is best run on such a machine, where that has been found out (cadenza bench --sweep)
+# how transformers is best run on such a machine, where that has been found out (benchmarks/compare --sweep)
 SWEEP ?= $(lastword $(sort $(wildcard benchmarks/results/cpu-*/*-sweep/$(BENCH)-sweep.json)))
 BENCH_OPTIONS ?= $(if $(SWEEP),--peer-from $(SWEEP))
 
@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 export PROMPT OUT
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run setup test test-slow check types house format docs bench clean
+.PHONY: help run setup test test-slow check types policy format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -32,16 +32,16 @@ test: $(VENV)/.dev ## every test but the slow ones
 test-slow: $(VENV)/.dev ## the slow ones
 	$(VENV)/bin/pytest -m slow
 
-check: $(VENV)/.dev ## format, lint, types and house rules, in under a minute
+check: $(VENV)/.dev ## format, lint, types and policy tests, in under a minute
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types house
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types policy
 
 types: $(VENV)/.dev
 	$(VENV)/bin/pyright
 
-house: $(VENV)/.dev
-	$(VENV)/bin/pytest tests/house
+policy: $(VENV)/.dev
+	$(VENV)/bin/pytest tests/policy
 
 format: $(VENV)/.dev ## puts the code in the form that `check` wants
 	$(VENV)/bin/ruff format .
@@ -51,7 +51,7 @@ docs: $(VENV)/.dev ## draws the pictures of the docs anew
 	$(VENV)/bin/python docs/draw.py
 
 bench: $(VENV)/.dev ## how fast, beside transformers and the machine's own bound: make bench BENCH=musicgen-small
-	@env -u OMP_NUM_THREADS $(VENV)/bin/cadenza bench $(BENCH) $(BENCH_OPTIONS)
+	@env -u OMP_NUM_THREADS $(VENV)/bin/python benchmarks/compare $(BENCH) $(BENCH_OPTIONS)
 
 clean: ## removes the environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from cadenza.conditioners.base import Conditioners
+from cadenza.conditioners.base import ConditionerSet
 from cadenza.conditioners.t5 import T5Spec
-from cadenza.system.features import FeatureCache
+from cadenza.system.feature_cache import FeatureCache
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4, "num_layers": 2},
@@ -56,16 +56,16 @@ def measure(size: str, prompts: int, batch: int) -> dict[str, Any]:
     picks = torch.randint(len(WORDS), (prompts, 20), generator=rng).tolist()
     texts = [" ".join(WORDS[i] for i in row) for row in picks]
     with tempfile.TemporaryDirectory() as place:
-        part = T5Spec(model=str(folder(size, Path(place) / "t5")), width=64).build().eval()
-        parts, cache = Conditioners({"prompt": part}), FeatureCache(Path(place) / "cache")
+        part = T5Spec(model=str(folder(size, Path(place) / "t5")), output_dim=64).build().eval()
+        parts, cache = ConditionerSet({"prompt": part}), FeatureCache(Path(place) / "cache")
         batches = [parts.prepare([{"prompt": text} for text in texts[i : i + batch]]) for i in range(0, prompts, batch)]
-        parts.features(batches[0])  # reads the weights
-        opening = timed(lambda: cache.features(parts, {}, "cpu") or len(cache))
-        first = timed(lambda: cache.features(parts, parts.prepare([{"prompt": ""}]), "cpu"))  # hashes the weights, once
+        parts.encode(batches[0])  # reads the weights
+        opening = timed(lambda: cache.encode(parts, {}, "cpu") or len(cache))
+        first = timed(lambda: cache.encode(parts, parts.prepare([{"prompt": ""}]), "cpu"))  # hashes the weights, once
         with torch.inference_mode():
-            plain = timed(lambda: [parts.features(prepared) for prepared in batches])
-            filled = timed(lambda: [cache.features(parts, prepared, "cpu") for prepared in batches])
-            found = timed(lambda: [cache.features(parts, prepared, "cpu") for prepared in batches])
+            plain = timed(lambda: [parts.encode(prepared) for prepared in batches])
+            filled = timed(lambda: [cache.encode(parts, prepared, "cpu") for prepared in batches])
+            found = timed(lambda: [cache.encode(parts, prepared, "cpu") for prepared in batches])
         assert (cache.made, cache.found) == (prompts + 1, prompts)
         cache.close()
     each = {name: round(1000 * x / prompts, 3) for name, x in (("uncached", plain), ("filling", filled), ("cached", found))}

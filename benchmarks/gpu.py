@@ -18,29 +18,29 @@ from statistics import median
 from typing import Any
 
 import torch
+from compare import machine
+from compare.cadenza_runner import DTYPES, CadenzaRunner, prepare_variant
+from compare.geometry import geometry, write
+from compare.measure import run_interleaved, summarize_runs
+from compare.peer import TransformersConfig, TransformersRunner
 from torch.nn import functional as F
 
 from cadenza.apps.api import load
-from cadenza.apps.bench import machine
-from cadenza.apps.bench.bound import need
-from cadenza.apps.bench.geometry import geometry, write
-from cadenza.apps.bench.measure import Job, alternate, now, summary
-from cadenza.apps.bench.ours import DTYPES, Ours, asking, stored
-from cadenza.apps.bench.peer import Peer, PeerConfig
-from cadenza.core.device import choose
-from cadenza.nn.graphs import CudaRecorder, Graphs, Recorder, Run
+from cadenza.apps.bench import BenchJob, measure_limits, step_cost, synchronized_time
+from cadenza.core.device import select_device
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache, GraphCapturer, Run
 
 FORMS = ("graph", "compiled", "eager")  # compiled: blocks by torch.compile, then recorded
 
 
-class Eager(CudaRecorder):
+class Eager(CUDAGraphCapturer):
     """The step that is recorded elsewhere, launched by Python."""
 
-    def record(self, run: Run) -> Run:
+    def capture(self, run: Run) -> Run:
         return run
 
 
-class Form(Ours):
+class Form(CadenzaRunner):
     """Ours in one of FORMS."""
 
     def __init__(self, folder: str | Path, variant: str, *, form: str, device: torch.device) -> None:
@@ -53,12 +53,12 @@ class Form(Ours):
         self._system = load(self.model, device=self.device, dtype=DTYPES.get(self.variant, "half"))
         generator: Any = self._system.generator
         if self.form == "eager":
-            generator.graphs = Graphs(_eager)
+            generator.graphs = GraphCache(_eager)
         if self.form == "compiled":
             generator.transformer.compile_blocks()
 
 
-def _eager(device: torch.device) -> Recorder | None:
+def _eager(device: torch.device) -> GraphCapturer | None:
     return Eager(device) if device.type == "cuda" else None
 
 
@@ -75,51 +75,57 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny geometry")
     parser.add_argument("--out", type=Path, help="a folder of results, such as benchmarks/results")
     asked = parser.parse_args()
-    chosen = choose(asked.device)
+    chosen = select_device(asked.device)
     print(f"{chosen.device}: {chosen.reason}", flush=True)
     report = measure(asked, chosen.device)
     print(json.dumps({key: value for key, value in report.items() if key != "results"}, indent=1))
     if asked.out is not None:
-        file = asked.out / machine.kind(chosen.device) / f"gpu-{asked.model}-{asked.variant}.json"
+        file = asked.out / machine.machine_id(chosen.device) / f"gpu-{asked.model}-{asked.variant}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Everything of one model."""
-    bounds = machine.measured(device, quick=asked.quick)
+    bounds = measure_limits(device, quick=asked.quick)
     with tempfile.TemporaryDirectory(prefix="cadenza-gpu-") as place:
         folder = Path(place) / "model"
         write(geometry(asked.model, quick=asked.quick), folder)
-        kept = stored(folder, asked.variant, Path(place))
+        kept = prepare_variant(folder, asked.variant, Path(place))
         forms = [Form(kept, asked.variant, form=form, device=device) for form in asked.forms]
         equal = {form.name: agrees(form, Form(kept, asked.variant, form="eager", device=device)) for form in forms}
         print(f"the same codes as steps that Python launches: {equal}", flush=True)
         peers = [] if asked.no_peer else [peer(folder, asked.variant, device)]
-        job = Job(asked.seconds)
+        job = BenchJob(asked.seconds)
         repeats = {one.name: asked.repeats for one in forms} | {one.name: 1 for one in peers}
-        runs = alternate([*forms, *peers], job, repeats, keep=True)
+        runs = run_interleaved([*forms, *peers], job, repeats, keep=True)
         for one in [*forms[1:], *peers]:
             one.close()
-        bounds = bounds.better(machine.measured(device, quick=asked.quick))
+        bounds = bounds.max_with(measure_limits(device, quick=asked.quick))
         generator: Any = forms[0].system.generator
         kept_as = asked.variant if asked.variant in DTYPES else "bfloat16"  # keys and values, on a GPU
-        bound = need(generator, kept_as, job, steps=round(asked.seconds * generator.grid.frame_rate)).rate(bounds)
+        bound = step_cost(
+            generator, kept_as, job, steps=round(asked.seconds * generator.frame_format.frame_rate)
+        ).roofline_steps_per_second(bounds)
         report = {
             "model": asked.model,
-            "machine": machine.described(device),
+            "machine": machine.describe_machine(device),
             "bounds": vars(bounds),
             "equal": equal,
             "bound_steps_per_second": bound,
-            "results": {name: summary(each) for name, each in runs.items()},
+            "results": {name: summarize_runs(each) for name, each in runs.items()},
             "summary": {
-                name: line([run.rate for run in each], [run.times for run in each], bound) for name, each in runs.items()
+                name: line([run.steps_per_second for run in each], [run.realtime_factor for run in each], bound)
+                for name, each in runs.items()
             },
             "attention_us": attention(generator, device),
         }
         if asked.batch:
-            together = alternate(forms[:1], Job(asked.seconds, asked.batch), {forms[0].name: 2}, keep=True)
-            report["together"] = {"clips": asked.batch, "times_real_time": max(run.times for run in together[forms[0].name])}
+            together = run_interleaved(forms[:1], BenchJob(asked.seconds, asked.batch), {forms[0].name: 2}, keep=True)
+            report["together"] = {
+                "clips": asked.batch,
+                "times_real_time": max(run.realtime_factor for run in together[forms[0].name]),
+            }
         forms[0].close()
         return report
 
@@ -128,17 +134,17 @@ def agrees(form: Form, eager: Form) -> bool | None:
     """Whether both write the same codes; compiled blocks round otherwise, so nothing is said of them."""
     if form.form != "graph":
         return None
-    job = Job(3.0, 2)
+    job = BenchJob(3.0, 2)
     with torch.inference_mode():
-        codes = [one.system.frames(job.items(), **asking(job)).content for one in (form, form, eager)]
+        codes = [one.system.generate_frames(job.items(), **job.request_fields()).data for one in (form, form, eager)]
     eager.close()
     return all(torch.equal(codes[0], other) for other in codes[1:])
 
 
-def peer(folder: Path, variant: str, device: torch.device) -> Peer:
+def peer(folder: Path, variant: str, device: torch.device) -> TransformersRunner:
     """transformers in the same dtype, or in bfloat16 where ours is quantised."""
     dtype = variant if variant in ("float32", "float16") else "bfloat16"
-    return Peer(folder, PeerConfig(dtype), device=device, threads=torch.get_num_threads())
+    return TransformersRunner(folder, TransformersConfig(dtype), device=device, threads=torch.get_num_threads())
 
 
 def line(rates: list[float], times: list[float], bound: float) -> dict[str, float]:
@@ -153,7 +159,7 @@ def line(rates: list[float], times: list[float], bound: float) -> dict[str, floa
 @torch.inference_mode()
 def attention(generator: Any, device: torch.device, rows: int = 2) -> dict[str, float]:
     """Microseconds of one layer's attention of one position, in a graph: as it is, and as plain matrix products."""
-    heads, width, dtype = generator.transformer.heads, generator.transformer.width, generator.embedding.weight.dtype
+    heads, width, dtype = generator.transformer.heads, generator.transformer.head_dim, generator.embedding.weight.dtype
     found = {}
     for positions in (256, 768, 1536):
         q, k, v = (torch.randn(rows, heads, n, width, device=device, dtype=dtype) for n in (1, positions, positions))
@@ -178,14 +184,14 @@ def timed(way: Run, device: torch.device, times: int = 50) -> float:
     many()
     again = many
     if device.type == "cuda":
-        recorder = CudaRecorder(device)
-        recorder.warm(many)
-        again = recorder.record(many)
+        recorder = CUDAGraphCapturer(device)
+        recorder.warmup(many)
+        again = recorder.capture(many)
     taken = []
     for _ in range(5):
-        start = now(device)
+        start = synchronized_time(device)
         again()
-        taken.append(now(device) - start)
+        taken.append(synchronized_time(device) - start)
     return median(taken) / times
 
 

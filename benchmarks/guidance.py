@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from cadenza.core.types import Branch, Fused, Grid, Tokens
-from cadenza.generators.base import Plan
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
+from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.packed import packed
 from cadenza.nn.patterns import Delay
-from cadenza.samplers.guidance import active
+from cadenza.nn.weight_quantization import pack_linears
+from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
 
 WEIGHTS = {1: (1.0,), 2: (3.0, -2.0), 3: (6.0, -4.0, -1.0)}  # plain, classifier-free, double guidance
@@ -41,7 +41,7 @@ def main() -> None:
     for dtype in asked.dtype:
         lm = filled(spec, getattr(torch, dtype))
         times: dict[int, list[float]] = {count: [] for count in WEIGHTS}
-        twin = packed(lm, max(WEIGHTS))  # as generation makes one of a model on a CPU
+        twin = pack_linears(lm, max(WEIGHTS))  # as generation makes one of a model on a CPU
         for _ in range(asked.rounds):  # in turn, so that what else the machine does falls on all of them
             for count in WEIGHTS:
                 times[count].append(step_time(twin, count, asked.steps, clock))
@@ -59,7 +59,7 @@ def main() -> None:
 def filled(spec: CodecLMSpec, dtype: torch.dtype) -> CodecLM:
     """A model whose weights are the same few random numbers over and over, which is soon done."""
     with torch.device("meta"):
-        lm = CodecLM(spec, Grid("codes", 50.0, 4, 2048), {"cross": spec.width})
+        lm = CodecLM(spec, FrameFormat("codes", 50.0, 4, 2048), {"cross": spec.width})
     lm = lm.to(dtype).to_empty(device="cpu").eval()
     some = 0.02 * torch.randn(1 << 20)
     for weight in lm.parameters():
@@ -70,10 +70,12 @@ def filled(spec: CodecLMSpec, dtype: torch.dtype) -> CodecLM:
 @torch.inference_mode()
 def step_time(lm: CodecLM, count: int, steps: int, clock: Callable[[], float]) -> float:
     """Seconds a step takes, in the middle of a clip's first second."""
-    tokens = lambda: Tokens(torch.randn(1, 20, lm.spec.width).to(lm.embedding.weight), torch.ones(1, 20, dtype=torch.bool))  # noqa: E731
-    branches = active([Branch(weight, Fused(cross=tokens())) for weight in WEIGHTS[count]])
+    tokens = lambda: MaskedSequence(
+        torch.randn(1, 20, lm.spec.width).to(lm.embedding.weight), torch.ones(1, 20, dtype=torch.bool)
+    )  # noqa: E731
+    branches = nonzero_branches([GuidanceBranch(weight, FusedConditions(cross=tokens())) for weight in WEIGHTS[count]])
     patterns: Any = [Delay().pattern(4, 2 * steps)]
-    first, state = lm._begin(branches, Plan(torch.tensor([2 * steps]), [0], TokenSampling()), patterns)
+    first, state = lm._begin(branches, GenerationInputs(torch.tensor([2 * steps]), [0], TokenSampling()), patterns)
     lm._prefill(state, first)
     lm._advance(state, first, first + steps)
     began = clock()

@@ -1,10 +1,9 @@
-"""What the planner foresees and what is measured then, each in a fresh process: peak bytes and seconds of 12 cells.
+"""Peak memory that the planner estimates and that is measured, each in a fresh process, for 12 cells.
 
     python benchmarks/plan.py --out benchmarks/results/cpu-2-cores/DATE-planner
 
-The models other than `starter` have the geometries below and made-up weights. Seconds are those of `System.generate`,
-the first of its process, without loading; bytes are the most that the process held. The planner sees the folder of the
-model and the request, and makes its trials anew for each cell.
+The models other than `starter` have the geometries below and random weights. Bytes are the largest resident size of the
+process, which loads the model and runs `System.generate` once. The planner gets the folder of the model and the request.
 """
 
 import argparse
@@ -25,7 +24,7 @@ ENCODEC_32 = {
     **{"type": "encodec", "sample_rate": 32000, "strides": [8, 5, 4, 4], "codebooks": 4, "bins": 2048, "filters": 64},
     **{"causal": False, "pad_mode": "reflect", "lstm_layers": 2},
 }
-LM = {"type": "codec_lm", "positions": "sinusoidal", "end_of_sequence": False, "context": 1500}
+LM = {"type": "codec_lm", "positions": "sinusoidal", "end_of_sequence": False, "max_frames": 1500}
 TEXT = {"type": "text", "dim": 256, "depth": 4, "heads": 4}
 
 
@@ -42,7 +41,7 @@ def _model(codec: dict[str, Any], width: int, depth: int, prompt: dict[str, Any]
 MODELS = {
     "w512": _model(ENCODEC_24, 512, 8, TEXT),
     "stereo": _model({"type": "stereo", "codec": ENCODEC_32}, 512, 8, TEXT),
-    "small": _model(ENCODEC_32, 1024, 24, {"type": "t5", "model": "T5", "absent": "zeros", "project": "always"}),
+    "small": _model(ENCODEC_32, 1024, 24, {"type": "t5", "model": "T5", "null_embedding": "zeros", "project": "always"}),
 }  # `small` is MusicGen's: its language model, EnCodec and an encoder as large as T5-base
 T5 = {"model_type": "t5", "pad_token_id": 0, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 12}
 T5 |= {"vocab_size": 32128, "decoder_start_token_id": 0}
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder for plan.json and README.md")
     parser.add_argument("--cells", type=int, nargs="+", help="only these, counted from 1")
     parser.add_argument("--repeat", type=int, default=1, help="times that a cell is measured; the middle counts")
-    parser.add_argument("--models", type=Path, help="a folder for the made-up models, kept there for the next time")
+    parser.add_argument("--models", type=Path, help="a folder for the random models, kept there for the next time")
     parser.add_argument("--threads", type=int, help="as many as torch likes by default")
     parser.add_argument(
         "--cpu-time", action="store_true", help="of the process, not of the clock: for one thread of a shared machine"
@@ -82,7 +81,7 @@ def main() -> None:
         if _CPU_TIME in os.environ:
             time.perf_counter = time.process_time
         what, *rest = asked.child
-        return {"build": _build, "foresee": _foresee, "measure": _measure}[what](*rest)
+        return {"build": _build, "estimate": _estimate, "measure": _measure}[what](*rest)
     cells = CELLS if asked.cells is None else [CELLS[i - 1] for i in asked.cells]
     with tempfile.TemporaryDirectory(prefix="cadenza-plan-") as temporary:
         folder, rows = asked.models or Path(temporary), []
@@ -90,35 +89,33 @@ def main() -> None:
             place = model if model not in MODELS else str(folder / model)
             if model in MODELS and not (folder / model).exists():
                 _run("build", model, str(folder))
-            foreseen, each = [], []
+            estimated, measured = [], []
             for _ in range(asked.repeat):
-                foreseen.append(_run("foresee", place, str(seconds), str(clips), how))
-                each.append(_run("measure", place, str(seconds), str(clips), how))
-            row = {"model": model, "seconds": seconds, "clips": clips, "how": how, **_middle(foreseen, each)}
+                estimated.append(_run("estimate", place, str(seconds), str(clips), how))
+                measured.append(_run("measure", place, str(seconds), str(clips), how))
+            row = {"model": model, "seconds": seconds, "clips": clips, "how": how, **_medians(estimated, measured)}
             rows.append(row)
             print(_line(row), flush=True)
             if asked.out is not None:
                 _write(asked.out, rows, " ".join(["python benchmarks/plan.py", *sys.argv[1:]]))
 
 
-def _middle(foreseen: list[dict[str, Any]], measured: list[dict[str, Any]]) -> dict[str, Any]:
+def _medians(estimated: list[dict[str, Any]], measured: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of the medians."""
     at = len(measured) // 2
     pick = lambda runs, name: sorted(run[name] for run in runs)[at]  # noqa: E731
     return {
-        "foreseen": {"bytes": pick(foreseen, "bytes"), "seconds": pick(foreseen, "seconds"), "parts": foreseen[0]["parts"]},
-        "measured": {name: pick(measured, name) for name in ("bytes", "seconds")},
-        "plan_took": pick(foreseen, "took"),
+        "estimated": {"bytes": pick(estimated, "bytes"), "parts": estimated[0]["parts"]},
+        "measured": {"bytes": pick(measured, "bytes"), "seconds": pick(measured, "seconds")},
+        "plan_seconds": pick(estimated, "seconds"),
     }
 
 
 def _line(row: dict[str, Any]) -> str:
-    foreseen, measured = row["foreseen"], row["measured"]
-    off = {name: 100 * (foreseen[name] / measured[name] - 1) for name in ("bytes", "seconds")}
+    estimated, measured = row["estimated"]["bytes"], row["measured"]["bytes"]
     return (
-        f"| {row['model']} | {row['seconds']} | {row['clips']} | {row['how']} "
-        f"| {foreseen['bytes'] / 1e6:.0f} | {measured['bytes'] / 1e6:.0f} | {off['bytes']:+.0f} % "
-        f"| {foreseen['seconds']:.1f} | {measured['seconds']:.1f} | {off['seconds']:+.0f} % | {row['plan_took']:.1f} |"
+        f"| {row['model']} | {row['seconds']} | {row['clips']} | {row['how']} | {estimated / 1e6:.0f} | {measured / 1e6:.0f} "
+        f"| {100 * (estimated / measured - 1):+.0f} % | {row['measured']['seconds']:.1f} | {row['plan_seconds']:.1f} |"
     )
 
 
@@ -126,18 +123,13 @@ def _write(folder: Path, rows: list[dict[str, Any]], command: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     (folder / "plan.json").write_text(json.dumps({"machine": machine, "command": command, "cells": rows}, indent=1) + "\n")
-    off = {n: [abs(row["foreseen"][n] / row["measured"][n] - 1) for row in rows] for n in ("bytes", "seconds")}
-    said = [
-        f"{name}: {sum(x <= 0.15 for x in each)} of {len(each)} cells within 15 %, the worst {100 * max(each):.0f} % off"
-        for name, each in off.items()
-    ]
-    head = (
-        "| model | seconds | clips | how | MB foreseen | measured | | s foreseen | measured | | s to plan |\n"
-        + "|---" * 11
-        + "|"
+    errors = [abs(row["estimated"]["bytes"] / row["measured"]["bytes"] - 1) for row in rows]
+    summary = (
+        f"bytes: {sum(x <= 0.15 for x in errors)} of {len(errors)} cells within 15 %, largest error {100 * max(errors):.0f} %"
     )
+    head = "| model | seconds | clips | dtype | MB estimated | measured | | s to generate | s to plan |\n" + "|---" * 9 + "|"
     about = (__doc__ or "").strip().split("\n\n")[-1]
-    text = ["# What the planner foresees", "", about, "", *said, "", head]
+    text = ["# Memory estimates of the planner", "", about, "", summary, "", head]
     (folder / "README.md").write_text("\n".join([*text, *map(_line, rows)]) + "\n")
 
 
@@ -153,10 +145,10 @@ def _run(*what: str) -> Any:
 
 
 def _build(model: str, folder: str) -> None:
-    """A model of made-up weights, and the encoder that it needs, in a folder."""
+    """Build a model of random weights, and the encoder that it needs, in a folder."""
     import torch
 
-    from cadenza.system.outline import outline
+    from cadenza.apps.cli.plan import build_on_meta
     from cadenza.system.spec import SystemSpec
     from cadenza.system.system import System
 
@@ -165,7 +157,7 @@ def _build(model: str, folder: str) -> None:
         text["model"] = str(_t5(Path(folder) / "T5"))
     spec = SystemSpec.parse(told)
     some = 0.02 * torch.randn(1 << 18, generator=torch.Generator().manual_seed(0))
-    made = {name: torch.ones_like(x, device="cpu") for name, x in outline(spec).state_dict().items()}
+    made = {name: torch.ones_like(x, device="cpu") for name, x in build_on_meta(spec).state_dict().items()}
     for x in made.values():
         if x.is_floating_point():
             x.copy_(some.repeat(-(-x.numel() // len(some)))[: x.numel()].view_as(x))
@@ -179,11 +171,11 @@ def _build(model: str, folder: str) -> None:
 
 
 def _t5(folder: Path) -> Path:
-    """A T5 of made-up weights with a tokenizer of a few words."""
+    """A T5 of random weights with a tokenizer of a few words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    from cadenza.conditioners.t5 import Encoder, T5Spec, save_encoder
+    from cadenza.conditioners.t5 import T5EncoderSource, T5Spec, save_encoder_weights
 
     if folder.exists():
         return folder
@@ -195,8 +187,8 @@ def _t5(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(T5))
     with torch.device("meta"):
-        shapes = Encoder(T5Spec(model=str(folder), width=1)).build().state_dict()
-    save_encoder({name: torch.full(x.shape, 0.01) for name, x in shapes.items()}, folder)
+        shapes = T5EncoderSource(T5Spec(model=str(folder), output_dim=1)).build().state_dict()
+    save_encoder_weights({name: torch.full(x.shape, 0.01) for name, x in shapes.items()}, folder)
     return folder
 
 
@@ -207,35 +199,29 @@ def _how(how: str) -> tuple[Any, str | None]:
 
 
 def _asked(model: str, seconds: str, clips: str) -> dict[str, Any]:
-    return {"request": [{"prompt": PROMPT}] * int(clips), "seconds": float(seconds), "sampling": {"may_end": False}}
+    return {"request": [{"prompt": PROMPT}] * int(clips), "seconds": float(seconds), "sampling": {"allow_eos": False}}
 
 
-def _foresee(model: str, seconds: str, clips: str, how: str) -> None:
-    """What the planner says of a cell."""
-    from cadenza.apps.api import find
-    from cadenza.apps.cli.planning import planned
-    from cadenza.system import store
-    from cadenza.system.pace import seconds as taken
+def _estimate(model: str, seconds: str, clips: str, how: str) -> None:
+    """Print the planner's estimate for a cell."""
+    from cadenza.apps.api import resolve
+    from cadenza.apps.cli.plan import plan_before_loading
     from cadenza.system.request import Request
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     dtype, quantize = _how(how)
-    found = find(model)
-    assert isinstance(found, Path)
-    spec = store.look(found)
-    wanted = _asked(model, seconds, clips)
-    fit = planned(found, Request.of(wanted.pop("request"), **wanted), dtype=dtype, quantize=quantize)
-    took, _ = taken(spec, fit.job, fit.course)
-    parts = fit.needs.parts()
-    print(json.dumps({"bytes": fit.needs.peak, "seconds": took, "parts": parts, "took": time.perf_counter() - began}))
+    found, fields = resolve(model), _asked(model, seconds, clips)
+    request = Request.from_input(fields.pop("request"), **fields)
+    memory = plan_before_loading(found.folder, found.spec, request, dtype=dtype, quantize=quantize).memory
+    print(json.dumps({"bytes": memory.peak, "parts": memory.breakdown(), "seconds": time.perf_counter() - started}))
 
 
 def _measure(model: str, seconds: str, clips: str, how: str) -> None:
-    """What a cell takes."""
+    """Print the bytes and seconds of a cell."""
     import torch
 
     import cadenza
-    from cadenza.apps.cli.threads import choose_threads
+    from cadenza.core.device import choose_threads
 
     dtype, quantize = _how(how)
     more = {} if quantize is None else {"quantize": quantize}

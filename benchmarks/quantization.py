@@ -16,20 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prediction_gap import CodesExample, MeanWithInterval, compare_systems
+from score_gaps import mean_gaps, overall_gap, score_gaps
 
 import cadenza
-from cadenza.data.source import manifest_of
-from cadenza.dsp.audio import read
-from cadenza.evaluation.adherence import Interval
-from cadenza.evaluation.agreement import Excerpt, Measure, compare
-from cadenza.evaluation.comparison import compared, gaps, overall
-from cadenza.evaluation.estimates import Estimate
-from cadenza.evaluation.estimators import load_estimators
-from cadenza.evaluation.making import Maker
-from cadenza.evaluation.scores import scores
-from cadenza.evaluation.settings import Asking, references, settings
-from cadenza.evaluation.write import bounded, meant
-from cadenza.nn.quantized import KINDS
+from cadenza.data.sources import load_manifest
+from cadenza.dsp.audio import load_audio
+from cadenza.evaluation.adherence import Interval, score_settings
+from cadenza.evaluation.estimators import Estimate, load_estimators
+from cadenza.evaluation.report import ClipGenerator
+from cadenza.evaluation.report_files import format_interval, setting_label
+from cadenza.evaluation.settings import EvaluationSet, sample_references, settings
+from cadenza.nn.weight_quantization import KINDS
 from cadenza.system.system import System
 
 FULL = "float32"
@@ -55,22 +53,22 @@ def main() -> None:
     systems |= {kind: cadenza.load(asked.model, device="cpu", quantize=kind) for kind in asked.kinds}
     listen = load_estimators()
     full = systems[FULL]
-    longest = full.spec.generator.context / full.codec.grid.frame_rate  # type: ignore[union-attr]
-    refs = references(manifest_of(asked.data)[0], asked.clips)
-    asking = Asking(refs, listen.families, list(full.conditioners), longest, bool(full.spec.reads))
+    longest = full.spec.generator.max_frames / full.codec.frame_format.frame_rate  # type: ignore[union-attr]
+    refs = sample_references(load_manifest(asked.data)[0], asked.clips)
+    asking = EvaluationSet(refs, listen.families, list(full.conditioners), longest, bool(full.spec.prompt_patterns))
     if asked.only != "adherence":
         agreements(asked, systems, asking)
     if asked.only != "agreement":
         adherences(asked, systems, asking, listen)
 
 
-def agreements(asked: argparse.Namespace, systems: Mapping[str, System], asking: Asking) -> None:
+def agreements(asked: argparse.Namespace, systems: Mapping[str, System], asking: EvaluationSet) -> None:
     """Predictions of the references' codes, asked for with everything that is known of them."""
     full = systems[FULL]
     others = {"bfloat16": (cadenza.load(asked.model, device="cpu", dtype="bfloat16"), False)}
     for kind in asked.kinds:
         others |= {f"{kind}, weights alone": (systems[kind], False), f"{kind}, as clips are made": (systems[kind], True)}
-    found = compare(full, others, excerpts(full, asking), scales=asked.scales)
+    found = compare_systems(full, others, excerpts(full, asking), scales=asked.scales)
     clips = next(iter(found.values())).clips
     rows = [
         [name, f"{scale:g}", nats(one.divergence), " / ".join(f"{x:.1e}" for x in one.divergence.codebooks),
@@ -95,45 +93,45 @@ def agreements(asked: argparse.Namespace, systems: Mapping[str, System], asking:
     )
 
 
-def excerpts(system: System, asking: Asking) -> Iterator[Excerpt]:
+def excerpts(system: System, asking: EvaluationSet) -> Iterator[CodesExample]:
     """What the codec makes of each reference, as far as the model reaches."""
     codec, spec = system.codec, system.codec.spec
     items = asking.setting("all", asking.measured, reads=False).items
     for i, (reference, item) in enumerate(zip(asking.references, items, strict=True)):
-        codes = codec.encode(read(reference.clip.audio).resample(spec.sample_rate).mix(spec.channels))
-        ids = codes.ids[:, :, : system.spec.generator.context]  # type: ignore[union-attr]
+        codes = codec.encode(load_audio(reference.clip.audio).resample(spec.sample_rate).to_channels(spec.channels))
+        ids = codes.ids[:, :, : system.spec.generator.max_frames]  # type: ignore[union-attr]
         print(f"predictions: {i + 1} of {len(items)} clips", flush=True)
-        yield Excerpt(type(codes)(ids), item)
+        yield CodesExample(type(codes)(ids), item)
 
 
-def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking: Asking, listen: Any) -> None:
+def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking: EvaluationSet, listen: Any) -> None:
     """A of every system from the same requests and seeds, and what quantised ones score above full precision."""
     wanted = settings(asking, asked.settings)
     codec = systems[FULL].codec
     ceiling = []
     for reference in asking.references:
-        clip = read(reference.clip.audio).resample(codec.spec.sample_rate).mix(codec.spec.channels)
+        clip = load_audio(reference.clip.audio).resample(codec.spec.sample_rate).to_channels(codec.spec.channels)
         ceiling.append(listen(codec.decode(codec.encode(clip)))[0])
     captions = [wish for _, wish in asking.captions]
     heard: dict[str, dict[str, list[list[Estimate]]]] = {}
     for name, system in systems.items():
-        maker = Maker(system, asked.made)
+        maker = ClipGenerator(system, asked.made)
         heard[name] = {}
         for setting in wanted:
-            clips = maker.clips(setting, 0, progress=lambda done, total: None)
+            clips = maker.generate_cached(setting, 0, progress=lambda done, total: None)
             heard[name][setting.name] = [[listen(clip)[0] for clip in clips]]
             print(f"{name}, {setting.name}: heard", flush=True)
-    found = {name: scores(wanted, each, ceiling=ceiling, captions=captions) for name, each in heard.items()}
-    apart = {name: gaps(wanted, heard[FULL], heard[name], found[FULL]) for name in asked.kinds}
-    each = {name: compared(gap) for name, gap in apart.items()}
-    total = {name: overall(gap, wanted) for name, gap in apart.items()}
+    found = {name: score_settings(wanted, each, ceiling=ceiling, captions=captions) for name, each in heard.items()}
+    apart = {name: score_gaps(wanted, heard[FULL], heard[name], found[FULL]) for name in asked.kinds}
+    each = {name: mean_gaps(gap) for name, gap in apart.items()}
+    total = {name: overall_gap(gap, wanted) for name, gap in apart.items()}
     rows = []
     for setting, attributes in found[FULL].items():
         for attribute, one in attributes.items():
-            row = [meant(setting), attribute, str(one.asked)]
-            row += [bounded(found[name][setting][attribute].adherence.a) for name in systems]
-            rows.append(row + [bounded(each[name][setting][attribute]) for name in asked.kinds])
-    means = [bounded(total[name]) for name in asked.kinds]
+            row = [setting_label(setting), attribute, str(one.asked)]
+            row += [format_interval(found[name][setting][attribute].adherence.value) for name in systems]
+            rows.append(row + [format_interval(each[name][setting][attribute]) for name in asked.kinds])
+    means = [format_interval(total[name]) for name in asked.kinds]
     rows.append(["all but the prompts by hand", "the mean of all", str(len(asking.references)), *[""] * len(systems), *means])
     head = [
         "asked with",
@@ -156,16 +154,16 @@ def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking:
 
 def within(full: Any, other: Any) -> int:
     """In how many rows A lies within the bounds of full precision."""
-    pairs = [(one.adherence.a, other[s][a].adherence.a) for s, row in full.items() for a, one in row.items()]
+    pairs = [(one.adherence.value, other[s][a].adherence.value) for s, row in full.items() for a, one in row.items()]
     return sum(a.low <= b.value <= a.high for a, b in pairs)
 
 
-def nats(measure: Measure) -> str:
+def nats(measure: MeanWithInterval) -> str:
     mean: Interval = measure.mean
     return f"{mean.value:.1e} ({mean.low:.1e} to {mean.high:.1e})"
 
 
-def share(measure: Measure) -> str:
+def share(measure: MeanWithInterval) -> str:
     mean = measure.mean
     return f"{mean.value:.1%} ({mean.low:.1%} to {mean.high:.1%})"
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 
-from cadenza.evaluation.plots import colours
+from cadenza.dsp.plots import code_colors
 from cadenza.nn.patterns import Delay, Parallel, Pattern, Unroll
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -25,16 +25,16 @@ STEP = 5  # the step that `step.png` shows
 
 def generated(folder: Path) -> None:
     """A clip of the bundled model as a spectrogram."""
-    from cadenza.dsp.picture import draw_spectrogram
+    from cadenza.dsp.plots import save_spectrogram
 
-    draw_spectrogram(_clip(), folder / "generated.png", title=f"{PROMPT} (seed {SEED})")
+    save_spectrogram(_clip(), folder / "generated.png", title=f"{PROMPT} (seed {SEED})")
     _slim(folder / "generated.png")
 
 
 def steered(folder: Path) -> None:
     """A clip that was asked for with a melody: what sounds below 1.2 kHz, and the notes that were asked for."""
     import cadenza
-    from cadenza.dsp.spectra import stft
+    from cadenza.dsp.spectral import stft
 
     notes = [(i * BEAT, (i + 1) * BEAT, pitch) for i, pitch in enumerate(TUNE)]
     item = {"prompt": "solo flute", "melody": notes, "tempo": 60 / BEAT}
@@ -55,10 +55,10 @@ def steered(folder: Path) -> None:
 def tokens(folder: Path) -> None:
     """One second of the same clip as the language model sees it."""
     import cadenza
-    from cadenza.evaluation.plots import draw_codes
+    from cadenza.dsp.plots import plot_codes
 
     codec: Any = cadenza.load("starter", device="cpu").codec
-    draw_codes(codec.encode(_clip()), folder / "tokens.png", frame_rate=codec.grid.frame_rate)
+    plot_codes(codec.encode(_clip()), folder / "tokens.png", frame_rate=codec.frame_format.frame_rate)
     _slim(folder / "tokens.png")
 
 
@@ -89,7 +89,7 @@ def step(folder: Path) -> None:
     axes.axis("off")
     heights = [5.2 - 1.5 * row for row in range(CODEBOOKS)]
     for row, y in enumerate(heights):
-        before, after = int(pattern.frame[row, STEP]), int(pattern.frame[row, STEP + 1])
+        before, after = int(pattern.frame_at_step[row, STEP]), int(pattern.frame_at_step[row, STEP + 1])
         _box(axes, (1.4, y), (1.6, 1.0), f"frame {before}", _hue(before), 8)
         axes.text(0.4, y, f"codebook {row}", ha="right", va="center", fontsize=9, color=INK)
         _arrow(axes, (2.25, y), (3.45, y))
@@ -133,7 +133,7 @@ def _clip() -> Any:
 def _grid(axes: Axes, pattern: Pattern, longest: int) -> None:
     """A cell for each codebook and step; a frame has one colour, what is empty is grey."""
     for row in range(pattern.codebooks):
-        for number, frame in enumerate(pattern.frame[row].tolist()):
+        for number, frame in enumerate(pattern.frame_at_step[row].tolist()):
             there = 0 <= frame < pattern.frames
             _box(
                 axes, (number, row), (0.92, 0.92), str(frame) if there else "", _hue(frame) if there else EMPTY, 9, edge="none"
@@ -146,7 +146,7 @@ def _grid(axes: Axes, pattern: Pattern, longest: int) -> None:
 
 
 def _hue(frame: int) -> tuple[float, ...]:
-    return tuple(colours(np.array([[frame]]))[0, 0])
+    return tuple(code_colors(np.array([[frame]]))[0, 0])
 
 
 def _box(

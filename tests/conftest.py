@@ -9,9 +9,9 @@ import torch
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
-# Packages that hold tensors; specs have none, and what is compiled (nn/native/kernel) cannot be wrapped.
+# Packages that hold tensors; specs have none, and what is compiled (nn/kernels) cannot be wrapped.
 NN = [f"nn.{path.stem}" for path in (ROOT / "src" / "cadenza" / "nn").glob("*.py") if path.stem != "__init__"]
-CHECKED = ("core.types", "dsp", *NN, "nn.native.decoding", "nn.native.linear")
+CHECKED = ("core.types", "dsp", *NN, "nn.kernels.cpu_decoder")
 CHECKED += ("codecs", "conditioners", "generators", "samplers", "system")
 install_import_hook([f"cadenza.{name}" for name in CHECKED], "shapes.checked").__enter__()
 

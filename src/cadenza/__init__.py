@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cadenza.core.types import Codes as Codes
     from cadenza.core.types import Latents as Latents
     from cadenza.dsp.audio import Audio as Audio
-    from cadenza.dsp.audio import read as read
+    from cadenza.dsp.audio import load_audio as load_audio
     from cadenza.system.request import Request as Request
     from cadenza.system.spec import SystemSpec as SystemSpec
     from cadenza.system.system import System as System
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "load": "cadenza.apps.api",
-    "read": "cadenza.dsp.audio",
+    "load_audio": "cadenza.dsp.audio",
     "System": "cadenza.system.system",
     "SystemSpec": "cadenza.system.spec",
     "Request": "cadenza.system.request",
@@ -27,10 +27,11 @@ _HOME = {
     "Codes": "cadenza.core.types",
     "Latents": "cadenza.core.types",
 }
-__all__ = ["Audio", "Codes", "Latents", "Request", "System", "SystemSpec", "Trainer", "load", "read"]
+__all__ = ["Audio", "Codes", "Latents", "Request", "System", "SystemSpec", "Trainer", "load", "load_audio"]
 
 
 def __getattr__(name: str) -> Any:
+    name = "load_audio" if name == "read" else name  # the name of 0.1
     if name not in _HOME:
         raise AttributeError(f"module 'cadenza' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -18,7 +18,7 @@ from tiny import tiny_system
 
 from cadenza.apps.cli.main import main
 from cadenza.codecs.encodec import EncodecSpec
-from cadenza.data.encoded import EncodedClips
+from cadenza.data.encoded_dataset import EncodedDataset
 
 TIMEOUT = 120
 
@@ -257,14 +257,14 @@ def test_a_folder_becomes_a_store(cadenza, model, tmp_path):
     (tmp_path / "3.wav").write_text("not audio")
     run = cadenza("encode", ".", "--model", model, "--out", "store", cwd=tmp_path)
     assert run.returncode == 0 and "3.wav" in run.stdout, run.stderr
-    assert len(EncodedClips(tmp_path / "store", frames=100)) == 6  # windows of 100 frames in 250
+    assert len(EncodedDataset(tmp_path / "store", frames=100)) == 6  # windows of 100 frames in 250
 
 
 TRAINING = """
 name: tiny
 system:
   codec: {type: encodec, sample_rate: 8000, strides: [4, 4], codebooks: 2, bins: 16, filters: 4, dimension: 8}
-task: {type: codec, warm_steps: 2, pool_frames: 64, mel_windows: [64]}
+task: {type: codec, unquantized_steps: 2, kmeans_frames: 64, mel_windows: [64]}
 steps: 100000
 warmup: 1
 batch: 2
@@ -296,8 +296,8 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_to_go_on_from(cadenza, tmp_path)
 
 
 def test_mistakes_in_training_are_one_clear_message(cadenza, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(TRAINING.replace("warm_steps", "warm_step"))
-    refused(cadenza("train", "tiny.yaml", "--data", ".", cwd=tmp_path), "warm_step", "Did you mean 'warm_steps'")
+    (tmp_path / "tiny.yaml").write_text(TRAINING.replace("unquantized_steps", "unquantized_step"))
+    refused(cadenza("train", "tiny.yaml", "--data", ".", cwd=tmp_path), "unquantized_step", "Did you mean 'unquantized_steps'")
     (tmp_path / "tiny.yaml").write_text(TRAINING)
     refused(cadenza("train", "tiny.yaml", "--data", "nowhere", cwd=tmp_path), "nowhere")
     refused(cadenza("train", "none.yaml", "--data", ".", cwd=tmp_path), "none.yaml")

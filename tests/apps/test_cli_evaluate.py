@@ -33,7 +33,7 @@ def test_a_model_is_evaluated_with_the_weights_that_are_asked_for(
     kind: str | None, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str | None] = []
-    monkeypatch.setattr(report, "evaluate", lambda system, *_, **__: seen.append(system.quantized))
+    monkeypatch.setattr(report, "evaluate", lambda system, *_, **__: seen.append(system.quantization))
     assert run(monkeypatch, model, "--data", "held_out", *(["--quantize", kind] if kind else [])) == 0
     assert seen == [kind]
 

@@ -17,10 +17,10 @@ from tiny import tiny_system
 
 import cadenza
 from cadenza.apps.cli.main import main
-from cadenza.data.encode import encode
-from cadenza.data.source import manifest_of
-from cadenza.system.card import Card
+from cadenza.data.encoded_store import encode_dataset
+from cadenza.data.sources import load_manifest
 from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 
 QUICK = ["--set", "workers=0", "--set", "trackers=[]", "--set", "sample_items=0"]
@@ -76,9 +76,9 @@ def musicgen_that_hears(folder: Path, sound: Path) -> Path:
     """A random MusicGen of transformers, but for codebooks that tell the sounds of a folder apart."""
     theirs = musicgen_folder(folder, text__num_layers=1)
     codec = cadenza.load(folder, device="cpu").codec
-    waves = torch.cat([cadenza.read(path).wave for path in sorted(sound.glob("*.wav"))])
-    latents = codec.reconstruct(waves, levels=0).frames.z.detach()
-    codec.fit_codebooks(latents.transpose(1, 2).flatten(0, 1), torch.Generator().manual_seed(0))
+    waves = torch.cat([cadenza.load_audio(path).wave for path in sorted(sound.glob("*.wav"))])
+    latents = codec.forward_train(waves, levels=0).frames.z.detach()
+    codec.init_codebooks(latents.transpose(1, 2).flatten(0, 1), torch.Generator().manual_seed(0))
     for layer, book in zip(theirs.audio_encoder.quantizer.layers, codec.quantizer.levels, strict=True):
         layer.codebook.embed.copy_(book.embed)
         layer.codebook.embed_avg.copy_(book.embed)
@@ -95,10 +95,10 @@ def loss(model: Path, folder: Path, *, frames: int | None = None, swapped: bool 
     paths = sorted(folder.glob("*.wav"), key=lambda path: int(path.stem))
     for i, path in enumerate(paths):
         text = paths[(i + swapped) % len(paths)].with_suffix(".txt").read_text()
-        audio = cadenza.read(path)
-        samples = (frames or system.spec.generator.context) * system.spec.codec.hop
+        audio = cadenza.load_audio(path)
+        samples = (frames or system.spec.generator.max_frames) * system.spec.codec.hop_length
         codes = system.codec.encode(cadenza.Audio(audio.wave[..., :samples], 8000))
-        fused = system.fuse(system.condition(system.prepare([{"prompt": text}])), frames=codes.ids.shape[2])
+        fused = system.fuse(system.encode_conditions(system.prepare([{"prompt": text}])), frames=codes.ids.shape[2])
         with torch.no_grad():
             losses.append(float(system.generator.losses(codes, fused, torch.Generator())["loss"]))
     return sum(losses) / len(losses)
@@ -128,14 +128,14 @@ def test_a_model_of_transformers_learns_and_stays_what_it_was(finetune, sound: P
 
 
 def test_a_system_of_ours_from_codes(finetune, sound: Path, ours: Path, tmp_path: Path) -> None:
-    encode(manifest_of(sound)[0], System.load(ours).codec, tmp_path / "codes")
+    encode_dataset(load_manifest(sound)[0], System.load(ours).codec, tmp_path / "codes")
     run = finetune(ours, "codes", "--steps", 20, "--set", "lr=1e-2", "--set", "seconds=0.2")
     assert run.status == 0, run.err
     assert "20 steps of 4 pieces of up to 0.2 s, lr 0.01 after 2 steps" in run.out and "licence MIT" in run.out
     assert "no clip says anything of tempo, key: the model" in run.err  # of the prompt they do
     folder = tmp_path / "runs/tiny-finetuned"
     assert loss(folder / "final", sound) < loss(ours, sound) - 0.2
-    card = Card.of(folder / "best")
+    card = ModelCard.from_folder(folder / "best")
     assert (card.name, card.license) == ("tiny-finetuned", "MIT") and "Random weights." in card.notice
     again = finetune(ours, "codes", "--steps", 20, "--set", "lr=1e-2", "--set", "seconds=0.2")
     assert again.status == 0 and "continuing from step 20" in again.err
@@ -158,7 +158,7 @@ def test_mistakes_are_named(finetune, sound: Path, ours: Path, tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     (tmp_path / "words").mkdir()
     (tmp_path / "words/a.wav").write_text("not audio")
-    refused(finetune(tmp_path / "codec", sound), "a codec alone", "cadenza train CONFIG", "start=MODEL")
+    refused(finetune(tmp_path / "codec", sound), "a codec alone", "cadenza train CONFIG", "init_from=MODEL")
     refused(finetune(ours, "nowhere"), "nowhere: no such file or folder")
     refused(finetune(ours, "empty"), "empty: no usable audio")
     refused(finetune(ours, "words"), "a.wav")
@@ -168,5 +168,5 @@ def test_mistakes_are_named(finetune, sound: Path, ours: Path, tmp_path: Path) -
     refused(finetune(ours, sound, "--set", "system.generator.dropout=0.1"), "not what it is made of")
     refused(finetune(ours, sound, "--steps", 1, "--set", "seconds=9"), "longer than this model", "up to 2")
     refused(finetune(ours, sound, "--steps", 0), "--steps")
-    encode(manifest_of(sound)[0], tiny_system(seed=1).codec, tmp_path / "other")
+    encode_dataset(load_manifest(sound)[0], tiny_system(seed=1).codec, tmp_path / "other")
     refused(finetune(ours, "other"), "other")

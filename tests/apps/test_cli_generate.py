@@ -16,9 +16,8 @@ from tiny import tiny_system
 
 from cadenza.apps.api import load
 from cadenza.apps.cli.main import main
-from cadenza.apps.cli.values import value
-from cadenza.dsp.audio import read
-from cadenza.system.request import Request
+from cadenza.apps.cli.parsing import parse_value
+from cadenza.dsp.audio import load_audio
 from cadenza.system.system import System
 
 
@@ -60,11 +59,14 @@ def test_a_file_of_prompts(generate, tmp_path):
 def test_a_file_of_items_is_the_same_as_its_options(generate, tmp_path, monkeypatch):
     requests = []
     whole = System.generate
-    monkeypatch.setattr(System, "generate", lambda self, items, **how: requests.append(items) or whole(self, items, **how))
+    monkeypatch.setattr(
+        System, "generate", lambda self, request, **how: requests.append(request) or whole(self, request, **how)
+    )
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "one", "tempo": 80}) + "\n" + json.dumps("two"))
     generate("--prompts", "p.jsonl", "--seconds", 0.1)
     generate("one", "--set", "tempo=80", "--seconds", 0.1)
-    assert requests == [[{"prompt": "one", "tempo": 80}, {"prompt": "two"}], [{"prompt": "one", "tempo": 80.0}]]
+    items = [[*request.items] for request in requests]
+    assert items == [[{"prompt": "one", "tempo": 80}, {"prompt": "two"}], [{"prompt": "one", "tempo": 80.0}]]
 
 
 def test_an_audio_file_is_gone_on_from(generate, tmp_path, model):
@@ -72,7 +74,7 @@ def test_an_audio_file_is_gone_on_from(generate, tmp_path, model):
     tone(tmp_path / "hum.wav", 0.16)
     assert generate("hum.wav", "--seconds", 0.32, "--seed", 1, "--out", "a.wav")[0] == 0
     system = tiny_system()
-    heard = system.codec.decode(system.codec.encode(read(tmp_path / "hum.wav"))).wave[0, 0].numpy()
+    heard = system.codec.decode(system.codec.encode(load_audio(tmp_path / "hum.wav"))).wave[0, 0].numpy()
     made = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
     loud = np.abs(made[:1000]).max() / np.abs(heard[:1000]).max()  # a wav is turned down where the clip is over full scale
     assert len(made) == 2560 and np.allclose(made[:1000], heard[:1000] * loud, atol=2e-3)
@@ -123,7 +125,7 @@ def test_mistakes_name_the_mend(generate, tmp_path):
 
 
 def test_mistakes_are_said_before_a_model_is_read(generate, monkeypatch):
-    monkeypatch.setattr(System, "load", lambda *_, **__: pytest.fail("a large model would have been read"))
+    monkeypatch.setattr(System, "from_saved", lambda *_, **__: pytest.fail("a large model would have been read"))
     for option in ("--seconds", "--guidance", "--loudness"):
         status, _, said = generate("x", option, "nan")
         assert status == 2 and option.removeprefix("--") in said
@@ -156,15 +158,15 @@ def asked_for(generate, monkeypatch):
         class Stop(Exception):
             pass
 
-        def stop(self, items, **_):
-            requests.append(items)
+        def stop(request, **_):
+            requests.append([*request.items])
             raise Stop
 
         parts = {name: SimpleNamespace(widget=widget) for name, widget in controls.items()}
-        ids = SimpleNamespace(ids=lambda: ["prompt", *controls])
+        ids = SimpleNamespace(input_ids=lambda: ["prompt", *controls])
         system = SimpleNamespace(
             spec=SimpleNamespace(conditioners=parts), conditioners=ids, card=SimpleNamespace(name="m"),
-            device=SimpleNamespace(type="gpu"), quantized=None, generate=lambda items, **how: stop(None, items, **how),
+            device=SimpleNamespace(type="gpu"), quantization=None, generate=stop,
         )  # fmt: skip
         monkeypatch.setattr("cadenza.apps.api.load", lambda *_, **__: system)
         monkeypatch.setattr(sys, "argv", list(map(str, ["cadenza", "generate", *arguments])))
@@ -220,27 +222,27 @@ def test_a_control_that_is_not_there_is_said_with_those_that_are(generate):
 
 def test_a_file_that_is_not_there_is_said():
     with pytest.raises(typer.BadParameter, match="no such file"):
-        value("nowhere.wav", "melody", "--melody")
+        parse_value("nowhere.wav", "melody", "--melody")
 
 
 def test_guidance_is_a_number_or_all_that_can_be_said_of_it(generate, monkeypatch):
     asked = []
     whole = System.generate
-    monkeypatch.setattr(System, "generate", lambda self, items, **how: asked.append(how) or whole(self, items, **how))
+    monkeypatch.setattr(System, "generate", lambda self, request, **how: asked.append(request) or whole(self, request, **how))
     for said in (
         ["--guidance", "2"],
         ["--negative", "noise"],
         ["--guidance", "2", "--negative", "noise"],
-        ["--guidance", '{"emphasis": {"tempo": 2}, "rescale": 0.5}', "--negative", "noise"],
+        ["--guidance", '{"id_scales": {"tempo": 2}, "rescale": 0.5}', "--negative", "noise"],
         ["--guidance", '{"weights": {"all": 2}}', "--negative", "0-1: noise; 1-end: drums"],
     ):
         status, _, complaint = generate("one at 90 bpm", "--seconds", 0.1, "--seed", 1, *said)
         assert (status, complaint) == (0, ""), said
     negative = {"prompt": "noise"}
-    scale = [Request.of("one", guidance=how["guidance"]).guided for how in asked]
+    scale = [request.effective_guidance for request in asked]
     assert [one.scale for one in scale] == [2, None, 2, None, None]
     assert [one.negative for one in scale[:4]] == [(), (negative,), (negative,), (negative,)]
-    assert scale[3].emphasis == {"tempo": 2} and scale[3].rescale == 0.5 and scale[4].weights == {"all": 2}
+    assert scale[3].id_scales == {"tempo": 2} and scale[3].rescale == 0.5 and scale[4].weights == {"all": 2}
     assert scale[4].negative == ({"prompt": [(0.0, 1.0, "noise"), (1.0, None, "drums")]},)
 
 
@@ -269,18 +271,18 @@ def test_what_a_prompt_that_changes_says_is_written_as_it_was(generate):
 
 def test_the_device_is_said_with_its_reason(generate) -> None:
     status, said, _ = generate("low", "--seconds", 0.1, "--seed", 1, "--device", "cpu", "--half")
-    assert status == 0 and "on cpu, bfloat16: the device that was asked for" in said
+    assert status == 0 and "on cpu, bfloat16: requested device" in said
     status, _, complaint = generate("low", "--seconds", 0.1, "--device", "gpu")
-    assert status == 2 and "there is no kind of device 'gpu'; here there are: " in complaint
+    assert status == 2 and "'gpu'" in complaint
 
 
 def test_with_quantised_weights(generate, model):
     status, said, err = generate("slow", "--quantize", "int8", "--seconds", 0.3, "--seed", 1, "--out", "a.wav")
     assert status == 0 and "int8 weights" in said, err
-    heard, made = read("a.wav").wave, load(model, quantize="int8").generate("slow", seconds=0.3, seed=1).wave
+    heard, made = load_audio("a.wav").wave, load(model, quantize="int8").generate("slow", seconds=0.3, seed=1).wave
     torch.testing.assert_close(heard, made[0].clamp(-1, 1)[None].expand_as(heard), atol=1e-3, rtol=0)
     status, _, err = generate("slow", "--quantize", "int3", "--seconds", 0.3)
-    assert status == 2 and "no quantisation 'int3'; there are: int8, int4" in err
+    assert status == 2 and "quantisation 'int3' is not known. Choose from: int8, int4" in err
 
 
 def test_what_is_slow_says_what_would_be_faster(generate, monkeypatch):

@@ -58,7 +58,7 @@ def test_import_in_half_the_size(cadenza, tmp_path):
 def test_import_in_8_bits(cadenza, tmp_path):
     musicgen_folder(tmp_path / "theirs")
     assert cadenza("import", tmp_path / "theirs", tmp_path / "narrow", "--quantize", "int8")[0] == 0
-    assert load(tmp_path / "narrow").quantized == "int8"
+    assert load(tmp_path / "narrow").quantization == "int8"
     wav = tmp_path / "a.wav"
     status, _, err = cadenza("generate", "sad", "--model", tmp_path / "narrow", "--seconds", 0.2, "--out", wav)
     assert status == 0 and soundfile.info(wav).frames == 1600, err
@@ -121,9 +121,9 @@ def test_mistakes_are_one_message(cadenza, tmp_path):
     tiny_system().save(tmp_path / "tiny")
     for arguments, said in (
         (("export", tmp_path / "tiny", tmp_path / "out"), "cannot be a MusicGen of transformers"),
-        (("import", tmp_path / "nothing", tmp_path / "out"), "there is no folder"),
+        (("import", tmp_path / "nothing", tmp_path / "out"), "is neither a folder nor a bundled model"),
         (("inspect", tmp_path), "holds no model that is known"),
-        (("import", tmp_path / "tiny", tmp_path), "exists and holds no system"),
+        (("import", tmp_path / "tiny", tmp_path), "is not a saved system"),
     ):
         status, out, err = cadenza(*arguments)
         assert status == 2 and said in err and "Traceback" not in err, err
@@ -145,7 +145,11 @@ def test_inspect_reads_no_weights(cadenza, tmp_path, kind):
         (folder / "model.safetensors").write_bytes(b"nothing")
     status, out, err = cadenza("inspect", folder)
     assert status == 0, err
-    for line in ("codec: Encodec, 8000 Hz mono, 100 frames/s x 3", "control prompt: T5 (text) -> cross", "M parameters"):
+    for line in (
+        "codec: Encodec, 8000 Hz mono, 100 frames/s x 3",
+        "control prompt: T5Conditioner (text) -> cross",
+        "M parameters",
+    ):
         assert line in out
     sizes = dict(re.findall(r"^(codec|conditioners|generator): ([\d.]+) M", out, re.M))
     # attention 4 * 16², to the text as many, feed-forward 2 * 16 * 24, three norms; tables, heads, last norm
@@ -182,7 +186,7 @@ def test_models_in_a_folder(cadenza, tmp_path):
     assert "damaged" in next(line for line in out.splitlines() if "runs/broken" in line)
     (tmp_path / "empty").mkdir()
     assert "holds no model" in cadenza("models", tmp_path / "empty")[1]
-    assert "there is no folder" in cadenza("models", tmp_path / "nowhere")[2]
+    assert "is not a folder" in cadenza("models", tmp_path / "nowhere")[2]
 
 
 def test_the_machines_memory_is_known():

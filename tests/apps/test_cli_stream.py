@@ -18,11 +18,11 @@ import soundfile
 import torch
 from tiny import lively, tiny_system
 
-from cadenza.apps.cli import playing, streaming
+from cadenza.apps.cli import playback, stream
 from cadenza.apps.cli.main import main
-from cadenza.apps.cli.streaming import Meter
+from cadenza.apps.cli.stream import StreamMeter
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.files import integers
+from cadenza.dsp.audio_io import to_pcm
 from cadenza.system.system import System
 
 LINE = (
@@ -56,7 +56,7 @@ def generate(model, tmp_path, capsysbinary, monkeypatch):
 
 
 def expected(prompt: str, seconds: float, seed: int) -> np.ndarray:
-    return integers(lively(tiny_system()).generate(prompt, seconds=seconds, seed=seed).wave[0].numpy().T, 16)
+    return to_pcm(lively(tiny_system()).generate(prompt, seconds=seconds, seed=seed).wave[0].numpy().T, 16)
 
 
 def same(read: np.ndarray, prompt: str, seconds: float, seed: int) -> None:
@@ -93,8 +93,8 @@ def test_an_mp3_in_a_pipe_is_decoded(generate):
 
 def test_files_grow(generate, tmp_path, monkeypatch):
     seen = []
-    whole = Meter.taken
-    monkeypatch.setattr(Meter, "taken", lambda self, chunk: (_lengths(tmp_path, seen), whole(self, chunk))[1])
+    whole = StreamMeter.record_chunk
+    monkeypatch.setattr(StreamMeter, "record_chunk", lambda self, chunk: (_lengths(tmp_path, seen), whole(self, chunk))[1])
     status, out, said = generate("a", "b", "--stream", "--out", "{index}.wav", "--seconds", 0.5, "--seed", 3)
     assert status == 0 and b"1.wav: 0.5 s" in out and b"2.wav: 0.5 s" in out and re.search(LINE, said)
     for name, prompt in (("1.wav", "a"), ("2.wav", "b")):
@@ -113,39 +113,41 @@ def _lengths(folder: Path, seen: list[int]) -> None:
 
 @pytest.fixture
 def player(tmp_path, monkeypatch):
-    """A program called aplay, the only one at hand, that keeps what it was told and what it heard."""
+    """An ffplay, the only player installed, that writes its options and its input to files."""
     folder = tmp_path / "programs"
     folder.mkdir()
 
-    def install(does: str = 'echo "$@" > {0}/told; /bin/cat > {0}/heard') -> Path:
-        (folder / "aplay").write_text("#!/bin/sh\n" + does.format(folder) + "\n")
-        (folder / "aplay").chmod(0o755)
+    def install(does: str = 'echo "$@" > {0}/options; /bin/cat > {0}/input') -> Path:
+        (folder / "ffplay").write_text("#!/bin/sh\n" + does.format(folder) + "\n")
+        (folder / "ffplay").chmod(0o755)
         monkeypatch.setenv("PATH", str(folder))
-        monkeypatch.setattr(playing, "_device", lambda: None)
+        monkeypatch.setattr(playback, "_portaudio", lambda: None)
         return folder
 
     return install
 
 
-def test_a_player_hears_everything(generate, player):
+def test_a_player_gets_all_samples(generate, player):
     folder = player()
     status, out, said = generate("a song", "--stream", "--seconds", 0.5, "--seed", 3)
     assert status == 0 and out.startswith(b"played: 0.5 s") and re.search(LINE, said) and "underrun" in said
-    assert (folder / "told").read_text() == "-q -t raw -f S16_LE -r 8000 -c 1 -\n"
-    same(np.frombuffer((folder / "heard").read_bytes(), "<i2")[:, None], "a song", 0.5, 3)
+    assert (folder / "options").read_text() == playback.FFPLAY_OPTIONS + "\n"
+    header, samples = (folder / "input").read_bytes()[:44], (folder / "input").read_bytes()[44:]
+    assert header[:4] == b"RIFF" and header[36:40] == b"data"
+    same(np.frombuffer(samples, "<i2")[:, None], "a song", 0.5, 3)
 
 
 def test_a_player_begins_with_a_lead(generate, player, monkeypatch):
     """It is given its first samples when half a second is made, which are several chunks."""
     player()
     taken = []
-    whole = Meter.taken
-    monkeypatch.setattr(Meter, "taken", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
+    whole = StreamMeter.record_chunk
+    monkeypatch.setattr(StreamMeter, "record_chunk", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
     assert generate("a song", "--stream", "--seconds", 1.5, "--seed", 3)[0] == 0
-    assert len(taken) > 40 and taken[0] >= streaming.LEAD
+    assert len(taken) > 40 and taken[0] >= stream.LEAD
 
 
-def test_an_audio_device_hears_everything(generate, monkeypatch):
+def test_an_audio_device_gets_all_samples(generate, monkeypatch):
     """The library of the `play` extra, in the place of one that knows a machine's loudspeakers."""
     heard: list[bytes] = []
     said: list[object] = []
@@ -158,7 +160,7 @@ def test_an_audio_device_hears_everything(generate, monkeypatch):
             return lambda *data: said.append(name) if not data else heard.append(data[0])
 
     library = SimpleNamespace(RawOutputStream=Stream, PortAudioError=OSError)
-    monkeypatch.setattr(playing, "_device", lambda: library)
+    monkeypatch.setattr(playback, "_portaudio", lambda: library)
     assert generate("a song", "--stream", "--seconds", 0.6, "--seed", 3)[0] == 0
     assert said == [((8000,), 1, "int16"), "start", "stop", "close"]
     same(np.frombuffer(b"".join(heard), "<i2")[:, None], "a song", 0.6, 3)
@@ -168,7 +170,7 @@ def test_a_player_that_fails_says_why(generate, player):
     player("echo 'no such card' >&2; exit 3")
     status, _, said = generate("a song", "--stream", "--seconds", 60, "--seed", 3)
     assert status == 2 and said.endswith(
-        "error: aplay could not play: no such card; write to a file instead, with --out song.wav\n"
+        "error: ffplay could not play: no such card; write to a file instead, with --out song.wav\n"
     )
 
 
@@ -180,16 +182,16 @@ def test_a_player_that_is_closed_ends_the_work(generate, player, monkeypatch):
 
 
 def test_nothing_to_play_with(generate, player, monkeypatch):
-    monkeypatch.setattr(System, "load", lambda *_, **__: pytest.fail("a large model would have been read"))
-    (player() / "aplay").unlink()
+    monkeypatch.setattr(System, "from_saved", lambda *_, **__: pytest.fail("a large model would have been read"))
+    (player() / "ffplay").unlink()
     status, _, said = generate("a song", "--stream")
     assert status == 2 and said.count("\n") == 1
-    assert said.startswith("error: there is nothing to play with: install ffmpeg") and "--out song.wav" in said
+    assert said.startswith("error: no audio player found: install ffmpeg") and "--out song.wav" in said
 
 
 def test_mistakes_name_the_mend(generate, player, tmp_path, monkeypatch):
     player()
-    monkeypatch.setattr(System, "load", lambda *_, **__: pytest.fail("a large model would have been read"))
+    monkeypatch.setattr(System, "from_saved", lambda *_, **__: pytest.fail("a large model would have been read"))
     cases = {
         ("x", "--stream", "--loudness", "-14"): "--loudness is set when a clip is whole; leave it out, or leave out --stream",
         ("x", "--format", "mp3"): "is for --out -; the name of a file says its kind",
@@ -250,10 +252,10 @@ def test_an_interrupted_stream_keeps_what_it_has_written(model, tmp_path):
 def test_a_meter_counts_what_a_listener_hears(monkeypatch):
     """Chunks of a second: the second comes in time, the third when nothing is left, the fourth in time again."""
     clock = iter([12.0, 12.9, 14.5, 15.4])
-    monkeypatch.setattr(streaming, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    meter = Meter(True, started=10.0)
+    monkeypatch.setattr(stream, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    meter = StreamMeter(True, started=10.0)
     for _ in range(4):
-        meter.taken(Audio(torch.zeros(1, 1, 8000), 8000))
+        meter.record_chunk(Audio(torch.zeros(1, 1, 8000), 8000))
     assert (meter.first, meter.chunks, meter.underruns, meter.until) == (2.0, 4, 1, 16.5)
     meter.made, meter.busy = 4.0, 2.0
     assert str(meter) == "first audio after 2.0 s, 2.0x real time, 4 chunks, 1 underrun"

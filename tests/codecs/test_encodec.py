@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.codecs.base import WholeDecoder
+from cadenza.codecs.base import BufferingDecoder
 from cadenza.codecs.encodec import PIECE, EncodecSpec
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.core.types import Codes, Grid
+from cadenza.core.types import Codes, FrameFormat
 from cadenza.dsp.audio import Audio
-from cadenza.system.codes import read_codes, write_codes
+from cadenza.system.codes_io import load_codes, save_codes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reflect": {"pad_mode": "reflect"},
@@ -63,12 +63,12 @@ def test_stream_equals_the_whole(variant: str) -> None:
     ids = torch.randint(0, 16, (2, 2, 25))
     scale = 0.5 + torch.rand(2, 20) if spec.normalize else None
     whole = codec.decode(Codes(ids, scale=scale)).wave
-    decoder = codec.decoder()
+    decoder = codec.streaming_decoder()
     chunks = [decoder.push(Codes(part, scale=scale)).wave for part in ids.split([1, 2, 9, 1, 12], -1)]
-    chunks.append(decoder.finish().wave)
+    chunks.append(decoder.flush().wave)
     torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-5, rtol=1e-4)
-    at_once = spec.causal and spec.trim_right_ratio == 1.0 and not spec.chunked
-    at_the_end = not at_once and not spec.chunked and spec.norm == "time_group_norm"
+    at_once = spec.causal and spec.trim_right_ratio == 1.0 and not spec.uses_chunks
+    at_the_end = not at_once and not spec.uses_chunks and spec.norm == "time_group_norm"
     early = sum(chunk.shape[-1] for chunk in chunks[:-1])
     assert (early == 0) == at_the_end and (early == whole.shape[-1]) == at_once
     assert (chunks[-1].shape[-1] == 0) == at_once
@@ -83,12 +83,12 @@ def test_clips_end_in_a_stream_as_they_do_alone(variant: str) -> None:
     scale = 0.5 + torch.rand(len(lengths), 20) if codec.spec.normalize else None
     whole = codec.decode(Codes(ids, lengths, scale=scale))
     for steps in ([25], [1] * 25, [12, 1, 12], [20, 5]):
-        decoder, start, chunks = codec.decoder(), 0, []
+        decoder, start, chunks = codec.streaming_decoder(), 0, []
         for step in steps:
             left = (lengths - start).clamp(0, step)
             chunks.append(decoder.push(Codes(ids[..., start : start + step], left, scale=scale)))
             start += step
-        chunks.append(decoder.finish())
+        chunks.append(decoder.flush())
         for i, clip in enumerate(whole):
             streamed = torch.cat([list(chunk)[i].wave for chunk in chunks], -1)
             torch.testing.assert_close(streamed, clip.wave, atol=1e-5, rtol=1e-4)
@@ -99,17 +99,17 @@ def test_a_long_clip_is_what_the_network_makes_of_it_at_once(variant: str) -> No
     torch.manual_seed(0)
     spec = spec_of(variant)
     codec = spec.build().eval()
-    frames = 3 * PIECE + 5 if spec.chunks is None else -(-spec.chunks.length // spec.hop)
+    frames = 3 * PIECE + 5 if spec.chunk_layout is None else -(-spec.chunk_layout.length // spec.hop_length)
     ids = torch.randint(0, 16, (2, 2, frames))
     with torch.no_grad():
-        whole = codec.synthesis(codec.quantizer.decode(ids))
+        whole = codec.decoder(codec.quantizer.decode(ids))
     torch.testing.assert_close(codec.decode(Codes(ids)).wave, whole, atol=1e-5, rtol=1e-4)
 
 
 def test_a_stream_that_looks_ahead_lags_a_few_frames() -> None:
     """Those of the geometry of MusicGen: three of the first convolution and two of the rest."""
     spec = EncodecSpec(sample_rate=8000, strides=(8, 5, 4, 4), filters=2, dimension=4, bins=4, causal=False, lstm_layers=1)
-    decoder, given = spec.build().eval().decoder(), 0
+    decoder, given = spec.build().eval().streaming_decoder(), 0
     for count in range(1, 20):
         given += decoder.push(Codes(torch.zeros(1, 4, 1, dtype=torch.long))).wave.shape[-1]
         assert given == 640 * max(0, count - 5)
@@ -117,7 +117,7 @@ def test_a_stream_that_looks_ahead_lags_a_few_frames() -> None:
 
 def test_zero_padded_causal_stream_answers_every_frame_at_once() -> None:
     codec = EncodecSpec.example().build().eval()
-    decoder = codec.decoder()
+    decoder = codec.streaming_decoder()
     for _ in range(3):
         assert decoder.push(Codes(torch.zeros(1, 2, 1, dtype=torch.long))).wave.shape == (1, 1, 32)
 
@@ -140,9 +140,9 @@ def test_leading_codebooks_decode() -> None:
 def test_bypassed_quantiser_has_no_loss_and_the_latents_of_the_encoder() -> None:
     codec = EncodecSpec.example().build()
     wave = torch.randn(2, 1, 100)
-    made = codec.reconstruct(wave, levels=0)
+    made = codec.forward_train(wave, levels=0)
     assert made.losses == {} and made.wave.shape == wave.shape
-    torch.testing.assert_close(made.frames.z, codec.analysis(wave))  # type: ignore[union-attr]
+    torch.testing.assert_close(made.frames.z, codec.encoder(wave))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("variant", CHUNKED)
@@ -162,7 +162,7 @@ def test_chunks_are_encoded_each_by_itself(variant: str) -> None:
         starts = range(0, whole.wave.shape[-1], stride)
         each = [plain.encode(Audio(whole.wave[..., start : start + length], 8000)) for start in starts]
         assert torch.equal(clip.ids, torch.cat([chunk.ids for chunk in each], -1))
-        assert spec.frames_of(whole.wave.shape[-1]) == clip.ids.shape[-1]
+        assert spec.num_frames(whole.wave.shape[-1]) == clip.ids.shape[-1]
         if spec.normalize:
             torch.testing.assert_close(clip.scale[:, : len(each)], torch.cat([chunk.scale for chunk in each], -1))
         waves = [plain.decode(Codes(chunk.ids, scale=chunk.scale)).wave for chunk in each]
@@ -182,8 +182,8 @@ def test_chunked_codes_are_kept_and_read_again(tmp_path: Path) -> None:
     codec = spec.build().eval()
     audio = Audio(torch.randn(2, 1, 481), 8000, torch.tensor([481, 97]))
     codes = codec.encode(audio)
-    write_codes(tmp_path / "codes.safetensors", codes, spec)
-    again = codec.decode(read_codes(tmp_path / "codes.safetensors", spec))
+    save_codes(tmp_path / "codes.safetensors", codes, spec)
+    again = codec.decode(load_codes(tmp_path / "codes.safetensors", spec))
     assert torch.equal(again.wave, codec.decode(codes).wave) and again.lengths.tolist() == [481, 97]
     with pytest.raises(RequestError, match="scale holds 1 of 6 chunks"):
         codec.decode(Codes(codes.ids, codes.lengths, codes.samples, codes.scale[:, :1]))
@@ -198,7 +198,7 @@ def test_loudness_passes_through() -> None:
     torch.testing.assert_close(loud.scale, 8 * quiet.scale)
     torch.testing.assert_close(quiet.scale[0, 0], wave.mean(1).square().mean().sqrt())
     torch.testing.assert_close(codec.decode(loud).wave, 8 * codec.decode(quiet).wave)
-    torch.testing.assert_close(codec.decode(loud).wave, codec.reconstruct(8 * wave).wave)
+    torch.testing.assert_close(codec.decode(loud).wave, codec.forward_train(8 * wave).wave)
     silence = codec.encode(Audio(torch.zeros(1, 2, 320), 8000))
     assert codec.decode(silence).wave.abs().max() < 1e-6
 
@@ -210,16 +210,16 @@ def test_bandwidths_name_numbers_of_codebooks() -> None:
     audio = Audio(torch.randn(1, 1, 320), 8000)
     full = codec.encode(audio)
     for rate, levels in ((1.0, 1), (2.0, 2)):
-        coarse = codec.encode(audio, levels=spec.levels_for(rate))
+        coarse = codec.encode(audio, levels=spec.num_codebooks_for_bandwidth(rate))
         assert torch.equal(coarse.ids, full.ids[:, :levels])
     with pytest.raises(RequestError, match=r"1.5 kbit/s is no bandwidth of this model; choose from 1, 2"):
-        spec.levels_for(1.5)
+        spec.num_codebooks_for_bandwidth(1.5)
     with pytest.raises(RequestError, match="cannot use 3 codebooks; give 1 to 2"):
         codec.encode(audio, levels=3)
     free = EncodecSpec(sample_rate=24000, codebooks=32)  # 75 frames of 10 bits a codebook
-    assert [free.levels_for(rate) for rate in (0.75, 1.4, 1.5, 6, 24, 99)] == [1, 1, 2, 8, 32, 32]
+    assert [free.num_codebooks_for_bandwidth(rate) for rate in (0.75, 1.4, 1.5, 6, 24, 99)] == [1, 1, 2, 8, 32, 32]
     with pytest.raises(RequestError, match=r"0.5 kbit/s pay for no codebook; give 0.75 to 24"):
-        free.levels_for(0.5)
+        free.num_codebooks_for_bandwidth(0.5)
 
 
 def test_data_of_earlier_specs_is_unchanged() -> None:
@@ -232,7 +232,7 @@ def test_data_of_earlier_specs_is_unchanged() -> None:
 
 def test_grid_follows_from_the_strides() -> None:
     spec = EncodecSpec(sample_rate=24000, strides=(3, 4, 5, 8), codebooks=4, bins=1024)
-    assert spec.hop == 480 and spec.grid == Grid("codes", 50.0, rows=4, cardinality=1024)
+    assert spec.hop_length == 480 and spec.frame_format == FrameFormat("codes", 50.0, channels=4, cardinality=1024)
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,9 @@ def test_audio_and_codes_are_taken_wherever_they_lie() -> None:
     """The meta device stands for a GPU: what a stream gives lies where the codec is, to its last chunk."""
     spec = EncodecSpec.example()
     codec = spec.build().eval().to("meta")
-    for decoder in (codec.decoder(), WholeDecoder(codec)):
+    for decoder in (codec.streaming_decoder(), BufferingDecoder(codec)):
         chunks = [decoder.push(Codes(torch.zeros(2, 2, 5, dtype=torch.long)))]
-        chunks += [decoder.finish()] if not isinstance(decoder, WholeDecoder) else []
+        chunks += [decoder.flush()] if not isinstance(decoder, BufferingDecoder) else []
         assert {(chunk.wave.device.type, chunk.lengths.device.type) for chunk in chunks} == {("meta", "meta")}
 
 

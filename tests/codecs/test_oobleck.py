@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from cadenza.codecs.oobleck import OobleckSpec
+from cadenza.codecs.oobleck_vae import OobleckSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio
-from cadenza.nn.oobleck import Residual, Snake
+from cadenza.nn.oobleck import ResidualUnit, Snake
 
-SMALL = {"type": "oobleck", "sample_rate": 8000, "latent": 4}
+SMALL = {"type": "oobleck_vae", "sample_rate": 8000, "latent": 4}
 STAGES = {"strides": [2, 4], "filters": 4, "multiples": [1, 2]}
 
 
@@ -17,9 +17,9 @@ def test_the_defaults_are_as_large_as_stable_audio_open() -> None:
     """As counted in the released autoencoder."""
     with torch.device("meta"):
         codec = OobleckSpec(sample_rate=44100).build()
-    assert sum(x.numel() for x in codec.analysis.parameters()) == 77_989_888
-    assert sum(x.numel() for x in codec.synthesis.parameters()) == 78_122_626
-    assert codec.spec.hop == 2048 and codec.grid.rows == 64
+    assert sum(x.numel() for x in codec.encoder.parameters()) == 77_989_888
+    assert sum(x.numel() for x in codec.decoder.parameters()) == 78_122_626
+    assert codec.spec.hop_length == 2048 and codec.frame_format.channels == 64
 
 
 def test_snake() -> None:
@@ -35,7 +35,7 @@ def test_snake() -> None:
 
 @pytest.mark.parametrize("dilation", [1, 3, 9])
 def test_a_residual_unit_keeps_the_length(dilation: int) -> None:
-    assert Residual(2, dilation, snake=False)(torch.zeros(1, 2, 5)).shape == (1, 2, 5)
+    assert ResidualUnit(2, dilation, snake=False)(torch.zeros(1, 2, 5)).shape == (1, 2, 5)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_residual_unit_keeps_the_length(dilation: int) -> None:
 )
 def test_every_shape_gives_back_whole_frames(fields: dict[str, object]) -> None:
     codec = OobleckSpec.parse({**SMALL, "encoder": STAGES, **fields}).build()
-    hop = codec.spec.hop
+    hop = codec.spec.hop_length
     wave = 0.3 * torch.randn(2, 2, 5 * hop, generator=torch.Generator().manual_seed(0))
     frames = codec.encode(Audio(wave, 8000))
     assert frames.z.shape == (2, 4, 5)
@@ -81,4 +81,4 @@ def test_refuses_what_does_not_fit() -> None:
         codec.encode(Audio(torch.zeros(1, 2, 8), 8000), levels=1)
     with pytest.raises(RequestError, match="expected latents, got codes"):
         codec.decode(Codes(torch.zeros(1, 2, 3, dtype=torch.long)))
-    assert codec.vectors(Latents(torch.ones(1, 4, 3))).shape == (1, 4, 3) and codec.vector_width == 4
+    assert codec.embed(Latents(torch.ones(1, 4, 3))).shape == (1, 4, 3) and codec.embedding_dim == 4

@@ -8,7 +8,7 @@ import torch
 from cadenza.codecs.base import CodecSpec
 from cadenza.codecs.stereo import StereoSpec
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.core.types import Codes, Grid, Latents
+from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 
 MONO = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4, 2], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8}
@@ -17,9 +17,11 @@ MONO = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4, 2], "codebooks
 def test_everything_follows_from_the_mono_codec() -> None:
     spec = CodecSpec.parse({"type": "stereo", "codec": MONO})
     assert spec.to_dict().keys() == {"type", "codec"} and CodecSpec.parse(spec.to_dict()) == spec
-    assert (spec.sample_rate, spec.channels, spec.hop) == (8000, 2, 32)
-    assert spec.grid == Grid("codes", 250.0, rows=4, cardinality=16)
-    assert spec.levels_for(2.0) == 2 and spec.levels_for(4.0) == 4  # 1 kbit/s a codebook of each side
+    assert (spec.sample_rate, spec.channels, spec.hop_length) == (8000, 2, 32)
+    assert spec.frame_format == FrameFormat("codes", 250.0, channels=4, cardinality=16)
+    assert (
+        spec.num_codebooks_for_bandwidth(2.0) == 2 and spec.num_codebooks_for_bandwidth(4.0) == 4
+    )  # 1 kbit/s a codebook of each side
 
 
 def test_even_rows_are_left_and_odd_rows_right() -> None:
@@ -53,7 +55,7 @@ def test_each_side_has_its_own_loudness(changes: dict[str, Any]) -> None:
     codec = StereoSpec.parse({"codec": {**MONO, **changes}}).build().eval()
     wave = torch.randn(2, 2, 700) * torch.tensor([0.01, 1.0])[:, None]
     codes = codec.encode(Audio(wave, 8000, torch.tensor([300, 700])))
-    assert codes.scale.shape == (2, 2, 5 if codec.spec.chunked else 1)
+    assert codes.scale.shape == (2, 2, 5 if codec.spec.uses_chunks else 1)
     assert torch.all(codes.scale[:, 0, 0] < 0.1 * codes.scale[:, 1, 0])
     for i, clip in enumerate(codes):
         alone = codec.encode(Audio(wave[i : i + 1, :, : int(clip.samples)], 8000))
@@ -66,12 +68,12 @@ def test_it_streams_as_its_mono_codec_does(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": {**MONO, **changes}}).build().eval()
     codes = codec.encode(Audio(torch.randn(2, 2, 640), 8000, torch.tensor([640, 320])))
-    decoder, chunks = codec.decoder(), []
+    decoder, chunks = codec.streaming_decoder(), []
     for start in range(0, 20, 5):
         left = (codes.lengths - start).clamp(0, 5)
         chunks.append(decoder.push(Codes(codes.ids[..., start : start + 5], left, scale=codes.scale)))
     assert sum(chunk.wave.shape[-1] for chunk in chunks) > 300
-    chunks.append(decoder.finish())
+    chunks.append(decoder.flush())
     for i, clip in enumerate(codec.decode(codes)):
         streamed = torch.cat([list(chunk)[i].wave for chunk in chunks], -1)
         torch.testing.assert_close(streamed, clip.wave, atol=1e-5, rtol=1e-4)
@@ -81,16 +83,16 @@ def test_it_trains_its_mono_codec() -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": MONO}).build()
     wave = torch.randn(2, 2, 320)
-    left = codec.codec.reconstruct(wave[:, :1])
-    torch.testing.assert_close(codec.reconstruct(wave).wave[:, :1], left.wave)
-    made = codec.reconstruct(wave, rng=torch.Generator())
+    left = codec.codec.forward_train(wave[:, :1])
+    torch.testing.assert_close(codec.forward_train(wave).wave[:, :1], left.wave)
+    made = codec.forward_train(wave, rng=torch.Generator())
     assert made.wave.shape == wave.shape and made.frames.ids.shape == (2, 4, 10)  # type: ignore[union-attr]
-    unquantised = codec.reconstruct(wave, levels=0)
-    assert isinstance(unquantised.frames, Latents) and unquantised.frames.z.shape == (4, codec.latent_width, 10)
+    unquantised = codec.forward_train(wave, levels=0)
+    assert isinstance(unquantised.frames, Latents) and unquantised.frames.z.shape == (4, codec.latent_dim, 10)
     made.wave.sum().backward()
     assert all(p.grad is not None for p in codec.parameters())
     codec.freeze_encoder()
-    assert not any(p.requires_grad for p in codec.codec.analysis.parameters())
+    assert not any(p.requires_grad for p in codec.codec.encoder.parameters())
 
 
 @pytest.mark.parametrize(
@@ -124,8 +126,8 @@ def test_the_vectors_of_both_sides_stand_one_after_the_other() -> None:
     mono = codec.codec
     wave = torch.randn(2, 2, 160, generator=torch.Generator().manual_seed(0))
     frames = codec.encode(Audio(wave, codec.spec.sample_rate))
-    vectors = codec.vectors(frames)
-    assert vectors.shape[1] == codec.vector_width == 2 * mono.latent_width
+    vectors = codec.embed(frames)
+    assert vectors.shape[1] == codec.embedding_dim == 2 * mono.latent_dim
     for side, half in enumerate(vectors.chunk(2, 1)):
         alone = mono.encode(Audio(wave[:, side : side + 1], codec.spec.sample_rate))
-        torch.testing.assert_close(half, mono.vectors(alone))
+        torch.testing.assert_close(half, mono.embed(alone))

@@ -1,4 +1,4 @@
-"""The beats conditioner: the same grid from a tempo and from times."""
+"""The beats conditioner: the same frame format from a tempo and from times."""
 
 import math
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.conditioners.base import Conditioners
-from cadenza.conditioners.beats import Beats, BeatsSpec
+from cadenza.conditioners.base import ConditionerSet
+from cadenza.conditioners.beats import BeatsConditioner, BeatsSpec
 from cadenza.core.errors import RequestError, SpecError
 
 
-def beats(**fields: Any) -> Beats:
-    return BeatsSpec.parse({"type": "beats", "width": 8, "frame_rate": 4, "frames": 6, **fields}).build()
+def beats(**fields: Any) -> BeatsConditioner:
+    return BeatsSpec.parse({"type": "beats", "output_dim": 8, "frame_rate": 4, "max_frames": 6, **fields}).build()
 
 
 def count(value: Any) -> list[float]:
@@ -34,10 +34,10 @@ def test_times_give_what_their_tempo_gives() -> None:
 
 def test_frames_of_the_same_phase_are_alike() -> None:
     """Four beats later everything but the bar of three repeats; with its waves cut off the vectors are equal."""
-    part = beats(frames=40)
+    part = beats(max_frames=40)
     with torch.no_grad():
         part.up.weight[:, [2, 9]] = 0  # sine and cosine of a third of a beat
-        x = part(part.prepare([120])).x[0]
+        x = part(part.prepare([120])).embeddings[0]
     torch.testing.assert_close(x[8:], x[:-8], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(x[4:], x[:-4], atol=1e-3)
 
@@ -65,8 +65,8 @@ def test_the_range_must_be_one() -> None:
 
 
 def test_a_clip_that_begins_later_has_the_beats_of_its_piece() -> None:
-    parts = Conditioners({"it": beats(frames=6)})
-    whole = beats(frames=10).prepare([90]).tensors["count"][0]
+    parts = ConditionerSet({"it": beats(max_frames=6)})
+    whole = beats(max_frames=10).prepare([90]).tensors["count"][0]
     later = parts.prepare([{"it": 90, "seconds_start": 1.0}])["it"].tensors["count"][0]
     assert later.tolist() == pytest.approx(whole[4:].tolist())
     times = parts.prepare([{"it": [0.0, 2 / 3, 4 / 3], "seconds_start": 1.0}])["it"].tensors["count"][0]

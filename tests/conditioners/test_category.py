@@ -5,13 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.conditioners.category import Category, CategorySpec
+from cadenza.conditioners.category import CategoryConditioner, CategorySpec
 from cadenza.core.errors import RequestError, SpecError
 
-FIELDS = {"type": "category", "width": 4, "values": ["A minor", "A# minor", "C major"], "aliases": {"Bb minor": "A# minor"}}
+FIELDS = {
+    "type": "category",
+    "output_dim": 4,
+    "values": ["A minor", "A# minor", "C major"],
+    "aliases": {"Bb minor": "A# minor"},
+}
 
 
-def category(**fields: object) -> Category:
+def category(**fields: object) -> CategoryConditioner:
     return CategorySpec.parse({**FIELDS, **fields}).build()
 
 
@@ -27,7 +32,7 @@ def test_a_sign_is_no_hyphen() -> None:
 
 def test_each_value_has_its_own_vector() -> None:
     part = category()
-    x = part(part.prepare(["C major", "A minor", "bb minor"])).x[:, 0]
+    x = part(part.prepare(["C major", "A minor", "bb minor"])).embeddings[:, 0]
     assert torch.equal(x, part.table.weight[[2, 0, 1]])
 
 
@@ -61,14 +66,14 @@ def test_refuses_lists_that_are_ambiguous(fields: dict[str, object], mistake: st
 def test_vectors_begin_as_large_as_told() -> None:
     values = [str(i) for i in range(300)]
     for std in (1.0, 0.15):
-        table = category(values=values, aliases={}, width=64, std=std).table.weight
+        table = category(values=values, aliases={}, output_dim=64, std=std).table.weight
         assert float(table.std()) == pytest.approx(std, rel=0.05)
 
 
 def test_unknown_words_share_a_vector_on_demand() -> None:
     part = category(unknown="learned")
     assert part.table.weight.shape[0] == 4
-    x = part(part.prepare(["C mayor", "C major", "", "Bb minor"])).x[:, 0]
+    x = part(part.prepare(["C mayor", "C major", "", "Bb minor"])).embeddings[:, 0]
     assert torch.equal(x, part.table.weight[[0, 3, 0, 2]])
     with pytest.raises(RequestError, match="no value called 3"):
         part.prepare([3])

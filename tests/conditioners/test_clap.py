@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
-from cadenza.conditioners.base import Conditioners, ConditionerSpec
-from cadenza.conditioners.clap import Clap, ClapSpec, _drawn, _tiny
+from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
+from cadenza.conditioners.clap import CLAPConditioner, ClapSpec, _drawn, _tiny
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.dsp.audio import Audio
 from cadenza.nn.clap import COMPUTED
@@ -53,14 +53,16 @@ def extractor(fusion: bool = False) -> ClapFeatureExtractor:
     )  # fmt: skip
 
 
-def part_of(folder: Path | str, **fields: Any) -> Clap:
-    spec = ClapSpec.parse({"type": "clap", "model": str(folder), "width": 12, "project": "auto", "absent": "zeros"} | fields)
+def part_of(folder: Path | str, **fields: Any) -> CLAPConditioner:
+    spec = ClapSpec.parse(
+        {"type": "clap", "model": str(folder), "output_dim": 12, "project": "auto", "null_embedding": "zeros"} | fields
+    )
     return spec.build().eval()
 
 
 @torch.no_grad()
-def vectors(part: Clap, values: list[Any]) -> torch.Tensor:
-    return part(part.features(part.prepare(values))).x[:, 0]
+def vectors(part: CLAPConditioner, values: list[Any]) -> torch.Tensor:
+    return part(part.encode(part.prepare(values))).embeddings[:, 0]
 
 
 @torch.no_grad()
@@ -88,7 +90,7 @@ def test_models_that_fuse_hear_one_window_at_a_time(tmp_path: Path) -> None:
     made = vectors(part_of(folder), [sound(0.7), TEXTS[0]])
     torch.testing.assert_close(made[0], theirs(folder, sound(0.7).wave[0, 0], fusion=True), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(made[1], theirs(folder, TEXTS[0]), atol=2e-5, rtol=1e-4)
-    part_of(folder).keep(tmp_path / "kept", "it")
+    part_of(folder).save_assets(tmp_path / "kept", "it")
     assert torch.equal(vectors(part_of(tmp_path / "kept" / "it"), [sound(0.7), TEXTS[0]]), made)
 
 
@@ -113,23 +115,23 @@ def test_layers_of_the_text(folder: Path) -> None:
     """As stable-audio-tools takes them: 0 are the embeddings, -1 is the last."""
     model = ClapModel.from_pretrained(folder).eval().text_model
     for layer in (-3, -2, -1, 0, 1, 2):
-        part = part_of(folder, reads="text", layer=layer, width=16)
-        assert part.spec.gives == "tokens"
+        part = part_of(folder, modalities="text", layer=layer, output_dim=16)
+        assert part.spec.output_kind == "tokens"
         assert not part.pretrained.weights().keys() & {"audio_projection.linear1.weight"}
-        out = part(part.features(part.prepare([*TEXTS, None])))
+        out = part(part.encode(part.prepare([*TEXTS, None])))
         assert out.mask.sum(1).tolist() == [len(text) + 2 for text in TEXTS] + [0]
-        for row, mask, text in zip(out.x, out.mask, TEXTS, strict=False):
+        for row, mask, text in zip(out.embeddings, out.mask, TEXTS, strict=False):
             ids = torch.tensor([part.pretrained.tokenizer.encode(text).ids])
             with torch.no_grad():
                 states = model(input_ids=ids, output_hidden_states=True).hidden_states[layer][0]
             torch.testing.assert_close(row[mask], states, atol=1e-5, rtol=1e-4)
             assert not row[~mask].any()
-    padded = part_of(folder, reads="text", layer=-1, width=16, pad_to="max_length", max_length=60)
-    assert padded(padded.features(padded.prepare(["drums"]))).x.shape == (1, 60, 16)
+    padded = part_of(folder, modalities="text", layer=-1, output_dim=16, pad_to="max_length", max_length=60)
+    assert padded(padded.encode(padded.prepare(["drums"]))).embeddings.shape == (1, 60, 16)
     with pytest.raises(SpecError, match="set reads: text and no codebooks"):
         part_of(folder, layer=-1)
     with pytest.raises(CheckpointError, match="has 2 layers for texts; a layer 3 is none of them"):
-        part_of(folder, reads="text", layer=3)
+        part_of(folder, modalities="text", layer=3)
 
 
 def test_values(folder: Path, tmp_path: Path) -> None:
@@ -140,17 +142,17 @@ def test_values(folder: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(vectors(part, [value])[0], heard, atol=1e-5, rtol=1e-4)
     for value in ({"text": "drums"}, {"text": "drums", "audio": file}):
         torch.testing.assert_close(vectors(part, [value])[0], said, atol=1e-6, rtol=1e-4)
-    first = part_of(folder, first="audio")
+    first = part_of(folder, prefer="audio")
     torch.testing.assert_close(vectors(first, [{"text": "drums", "audio": file}, "drums"]), torch.stack([heard, said]))
-    ears, eyes = part_of(folder, reads="audio"), part_of(folder, reads="text")
+    ears, eyes = part_of(folder, modalities="audio"), part_of(folder, modalities="text")
     torch.testing.assert_close(vectors(ears, [str(file), {"text": "drums", "audio": file}]), heard.expand(2, -1))
     torch.testing.assert_close(vectors(eyes, ["drums", {"text": "drums", "audio": file}]), said.expand(2, -1))
     assert not part.prepare([None, "", "  ", {"text": ""}, {}]).present.any()
     assert ears.prepare([None, sound(0.5)]).present.tolist() == [False, True]
-    assert part_of(folder, empty="read").prepare(["", None]).present.tolist() == [True, False]
+    assert part_of(folder, empty_text="read").prepare(["", None]).present.tolist() == [True, False]
     for value in (3, ("a",), {"text": 1}):
         with pytest.raises(RequestError, match="it: a text or a sound is needed, got"):
-            Conditioners({"it": part}).prepare([{"it": value}])
+            ConditionerSet({"it": part}).prepare([{"it": value}])
     with pytest.raises(RequestError, match=r"may have a 'text' and an 'audio', not \['melody'\]"):
         part.prepare([{"melody": 1}])
     with pytest.raises(RequestError, match="reads no sound; give a text"):
@@ -166,16 +168,16 @@ def test_training_goes_by_the_text_with_a_chance(folder: Path) -> None:
     both = {"text": "drums", "audio": sound(0.2)}
     prepared = part.prepare([both] * 300 + ["drums", sound(0.2)])
     assert prepared.tensors["by_text"].tolist() == [True] * 301 + [False]
-    varied = part.vary(prepared, torch.Generator().manual_seed(0))
-    again = part.vary(prepared, torch.Generator().manual_seed(0))
+    varied = part.augment(prepared, torch.Generator().manual_seed(0))
+    again = part.augment(prepared, torch.Generator().manual_seed(0))
     chosen = varied.tensors["by_text"]
     assert torch.equal(chosen, again.tensors["by_text"]) and chosen[300:].tolist() == [True, False]
     assert abs(float(chosen[:300].float().mean()) - 0.3) < 4 * (0.21 / 300) ** 0.5
-    few = part.vary(part.prepare([both] * 4), torch.Generator().manual_seed(3))
+    few = part.augment(part.prepare([both] * 4), torch.Generator().manual_seed(3))
     said, heard = vectors(part, ["drums", sound(0.2)])
-    made = part(part.features(few)).x[:, 0]
+    made = part(part.encode(few)).embeddings[:, 0]
     torch.testing.assert_close(made, torch.where(few.tensors["by_text"][:, None], said, heard), atol=1e-5, rtol=1e-4)
-    assert part_of(folder).vary(prepared, torch.Generator()).tensors["by_text"][:301].tolist() == [False] * 300 + [True]
+    assert part_of(folder).augment(prepared, torch.Generator()).tensors["by_text"][:301].tolist() == [False] * 300 + [True]
 
 
 def test_codebooks_are_fitted_to_the_values(folder: Path) -> None:
@@ -184,7 +186,7 @@ def test_codebooks_are_fitted_to_the_values(folder: Path) -> None:
     exact = vectors(part_of(folder), [*TEXTS, sound(0.3)])
     part.fit(values)
     made = vectors(part, [*TEXTS, sound(0.3)])
-    books = part.quantizer.books
+    books = part.quantizer.codebooks
     sums = (books[0].embed[:, None] + books[1].embed).flatten(0, 1)
     assert torch.cdist(made, sums).min(1).values.max() < 1e-5, "each is a sum of one entry of each codebook"
     coarse = part_of(folder, codebooks=1, bins=3)
@@ -210,9 +212,9 @@ def test_long_texts_are_cut_before_their_end_mark(folder: Path) -> None:
 
 
 def test_frozen_towers_are_no_part_of_training(folder: Path) -> None:
-    part = part_of(folder, width=5).train()
+    part = part_of(folder, output_dim=5).train()
     assert set(part.state_dict()) == {"out.weight", "out.bias"}
-    towers = part.pretrained.on(torch.device("cpu"))
+    towers = part.pretrained.get(torch.device("cpu"))
     assert not towers.training and not any(x.requires_grad for x in towers.parameters())
     assert len(pickle.dumps(part)) < 5000
     expected = vectors(part, [*TEXTS, sound(0.5)])
@@ -226,31 +228,31 @@ def test_frozen_towers_are_no_part_of_training(folder: Path) -> None:
 @pytest.mark.parametrize("reads", ["text", "audio", "both"])
 def test_trained_towers_learn_and_are_saved(folder: Path, tmp_path: Path, reads: str) -> None:
     values: list[Any] = {"text": TEXTS, "audio": [sound(0.3), sound(1.6)], "both": [TEXTS[0], sound(0.3)]}[reads]
-    part = part_of(folder, reads=reads, train=True, absent="learned", stride=0.5).train()
-    frozen = vectors(part_of(folder, reads=reads, stride=0.5), values)
+    part = part_of(folder, modalities=reads, train=True, null_embedding="learned", stride=0.5).train()
+    frozen = vectors(part_of(folder, modalities=reads, stride=0.5), values)
     torch.testing.assert_close(vectors(part, values), frozen, atol=1e-5, rtol=1e-4)
     before = {key: x.clone() for key, x in part.named_buffers()}
-    part(part.features(part.prepare([*values, None]))).x.square().sum().backward()
+    part(part.encode(part.prepare([*values, None]))).embeddings.square().sum().backward()
     assert all(torch.equal(x, before[key]) for key, x in part.named_buffers()), "nor do running means move"
     for name, x in part.encoder.named_parameters():
         assert x.grad is not None, name
     with torch.device("meta"):
         other = part.spec.build()
-    assert other(other.features(part.prepare([*values, None]).to("meta"))).x.is_meta, "the host never looks at a value"
+    assert other(other.encode(part.prepare([*values, None]).to("meta"))).embeddings.is_meta, "the host never looks at a value"
     other.to_empty(device="cpu").load_state_dict(part.state_dict())
     torch.testing.assert_close(vectors(other.eval(), values), frozen, atol=1e-5, rtol=1e-4)
-    kept = part.keep(tmp_path, "it")
+    kept = part.save_assets(tmp_path, "it")
     assert not (tmp_path / "it" / "model.safetensors").exists()
-    again = kept.within(tmp_path).build()
+    again = kept.resolve_paths(tmp_path).build()
     again.load_state_dict(part.state_dict())
     torch.testing.assert_close(vectors(again.eval(), values), frozen, atol=1e-5, rtol=1e-4)
 
 
 def test_kept_with_the_system(folder: Path, tmp_path: Path) -> None:
-    part = part_of(folder, width=7)
-    spec = part.keep(tmp_path, "conditioners/it")
+    part = part_of(folder, output_dim=7)
+    spec = part.save_assets(tmp_path, "conditioners/it")
     assert spec.model == "./conditioners/it" and spec.dim == 12
-    again = ConditionerSpec.parse(json.loads(spec.to_json())).within(tmp_path).build()
+    again = ConditionerSpec.parse(json.loads(spec.to_json())).resolve_paths(tmp_path).build()
     again.load_state_dict(part.state_dict())
     assert torch.equal(vectors(again, [*TEXTS, sound(0.5)]), vectors(part, [*TEXTS, sound(0.5)]))
     assert not any(key.endswith(COMPUTED) for key in load_file(tmp_path / "conditioners/it/model.safetensors"))
@@ -268,4 +270,4 @@ def test_what_is_no_clap(folder: Path, tmp_path: Path) -> None:
         part_of(tmp_path).prepare([sound(0.2)])
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer.json, so it is not a CLAP with its tokenizer"):
-        part_of(tmp_path, reads="text").prepare(["drums"])
+        part_of(tmp_path, modalities="text").prepare(["drums"])

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import Conditioners
-from cadenza.conditioners.drums import Drums, DrumsSpec
+from cadenza.conditioners.base import ConditionerSet
+from cadenza.conditioners.drums import DrumsConditioner, DrumsSpec
 from cadenza.core.errors import RequestError
 from cadenza.dsp.audio import Audio
 
 CODEC = {"type": "encodec", "sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
 
 
-def drums(**fields: Any) -> Drums:
-    return DrumsSpec.parse({"type": "drums", "width": 8, "frame_rate": 50, "frames": 100, **fields}).build()
+def drums(**fields: Any) -> DrumsConditioner:
+    return DrumsSpec.parse({"type": "drums", "output_dim": 8, "frame_rate": 50, "max_frames": 100, **fields}).build()
 
 
 def struck(value: Any, row: int) -> list[int]:
@@ -64,11 +64,11 @@ def test_a_stem_says_when_it_is_struck() -> None:
 
 def test_through_a_codec_groups_of_frames_are_one() -> None:
     """Fifty frames a second through a codec of a hundred: groups of three are the codec's."""
-    part = drums(codec=CODEC, frame_rate=100, frames=12, blur=3)
+    part = drums(codec=CODEC, frame_rate=100, max_frames=12, blur=3)
     wave = torch.randn(1, 1, 96, generator=torch.Generator().manual_seed(0))
-    features = part.features(part.prepare([Audio(wave, 800)])).tensors["x"][0]
+    features = part.encode(part.prepare([Audio(wave, 800)])).tensors["x"][0]
     codes = part.codec.encode(Audio(wave, 800), levels=1)
-    vectors = part.codec.vectors(codes)[0].T
+    vectors = part.codec.embed(codes)[0].T
     assert codes.ids.shape == (1, 1, 12)
     expected = vectors.unflatten(0, (4, 3)).mean(1).repeat_interleave(3, 0)
     torch.testing.assert_close(features, expected)
@@ -77,7 +77,7 @@ def test_through_a_codec_groups_of_frames_are_one() -> None:
 
 def test_before_training_it_adds_nothing() -> None:
     part = drums()
-    assert not part(part.prepare([[0.5]])).x.any()
+    assert not part(part.prepare([[0.5]])).embeddings.any()
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,6 @@ def test_what_cannot_be_used_is_named(value: Any, says: str) -> None:
 
 
 def test_a_clip_that_begins_later_has_the_strikes_of_its_piece() -> None:
-    parts = Conditioners({"it": drums()})
+    parts = ConditionerSet({"it": drums()})
     later = parts.prepare([{"it": {"kick": [0.2, 1.0, 1.5]}, "seconds_start": 0.5}])["it"].tensors["x"]
     torch.testing.assert_close(later, parts.prepare([{"it": {"kick": [0.5, 1.0]}}])["it"].tensors["x"])

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from cadenza.conditioners.int import Int, IntSpec
+from cadenza.conditioners.int import IntConditioner, IntSpec
 from cadenza.core.errors import RequestError, SpecError
 
 
-def whole(**fields: object) -> Int:
-    return IntSpec.parse({"type": "int", "width": 4, "min": 10, "max": 14, **fields}).build()
+def whole(**fields: object) -> IntConditioner:
+    return IntSpec.parse({"type": "int", "output_dim": 4, "min": 10, "max": 14, **fields}).build()
 
 
 def test_each_number_has_its_own_vector_from_the_least_on() -> None:
     part = whole()
     assert part.table.weight.shape == (5, 4)
-    x = part(part.prepare([10, 14, 12])).x[:, 0]
+    x = part(part.prepare([10, 14, 12])).embeddings[:, 0]
     assert torch.equal(x, part.table.weight[[0, 4, 2]])
     below = whole(min=-3, max=2)
-    assert torch.equal(below(below.prepare([-3, 0])).x[:, 0], below.table.weight[[0, 3]])
+    assert torch.equal(below(below.prepare([-3, 0])).embeddings[:, 0], below.table.weight[[0, 3]])
 
 
 def test_every_kind_of_whole_number_is_read() -> None:
@@ -54,4 +54,4 @@ def test_refuses_a_range_that_is_none() -> None:
 
 def test_vectors_begin_as_large_as_told() -> None:
     for std in (1.0, 0.1):
-        assert float(whole(max=400, width=64, std=std).table.weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert float(whole(max=400, output_dim=64, std=std).table.weight.detach().std()) == pytest.approx(std, rel=0.05)

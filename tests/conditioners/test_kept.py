@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 from separators import demucs_folder
 from transformers import HubertConfig, HubertModel
 
-from cadenza.conditioners.base import Conditioner, Conditioners, ConditionerSpec
+from cadenza.conditioners.base import Conditioner, ConditionerSet, ConditionerSpec
 from cadenza.conditioners.drums import DrumsSpec
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
-from cadenza.dsp.stems import Separator
-from cadenza.system.features import FeatureCache, Frozen
+from cadenza.nn.demucs import Separator
+from cadenza.system.feature_cache import CacheableEncoder, FeatureCache
 
 CODEC = {"type": "encodec", "sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
-SMALL = {"hidden": 16, "depth": 1, "heads": 2, "levels": 3, "bins": 8, "used": 2, "every": 5, "seconds": 0.4}
-STYLE = {"type": "style", "width": 8, **SMALL, "lasting": (0.2, 0.5)}
-DRUMS = {"type": "drums", "width": 8, "frame_rate": 25, "frames": 20, "hidden": 4, "codec": CODEC}
-CHROMA = {"type": "chroma", "width": 8, "sample_rate": 8000, "window": 512, "hop": 256, "stems": ("vocals", "other")}
+SMALL = {"hidden": 16, "depth": 1, "heads": 2, "levels": 3, "bins": 8, "eval_q": 2, "downsample": 5, "seconds": 0.4}
+STYLE = {"type": "style", "output_dim": 8, **SMALL, "train_seconds_range": (0.2, 0.5)}
+DRUMS = {"type": "drums", "output_dim": 8, "frame_rate": 25, "max_frames": 20, "hidden": 4, "codec": CODEC}
+CHROMA = {"type": "chroma", "output_dim": 8, "sample_rate": 8000, "window": 512, "hop": 256, "stems": ("vocals", "other")}
 
 
 def noise(samples: int, rate: int = 800, seed: int = 0) -> Audio:
@@ -62,22 +62,22 @@ def built(fields: dict[str, Any]) -> Conditioner[Any]:
 
 def same(part: Conditioner[Any], cache: FeatureCache, values: list[Any]) -> None:
     """What the cache gives is what the part gives, in the same shapes, and of each value what it is alone."""
-    parts = Conditioners({"it": part})
+    parts = ConditionerSet({"it": part})
     prepared = parts.prepare([{"it": value} for value in values])
-    made, plain = cache.features(parts, prepared, "cpu")["it"], parts.features(prepared)["it"]
+    made, plain = cache.encode(parts, prepared, "cpu")["it"], parts.encode(prepared)["it"]
     assert made.tensors.keys() == plain.tensors.keys() and torch.equal(made.present, plain.present)
     for name, x in plain.tensors.items():
         torch.testing.assert_close(made.tensors[name], x, atol=1e-6, rtol=1e-5)
     out, want = part(made), part(plain)
     assert torch.equal(out.mask, want.mask)
-    torch.testing.assert_close(out.x, want.x, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(out.embeddings, want.embeddings, atol=1e-6, rtol=1e-5)
 
 
 def kinds(demucs: Path, mert: Path) -> dict[str, dict[str, Any]]:
     return {
         "chroma": {**CHROMA, "separator": str(demucs)},
-        "chroma of frames": {**CHROMA, "separator": str(demucs), "frames": 9, "short": "mask", "one_hot": False},
-        "chroma repeated": {**CHROMA, "separator": str(demucs), "frames": 30},
+        "chroma of frames": {**CHROMA, "separator": str(demucs), "max_frames": 9, "pad_mode": "mask", "one_hot": False},
+        "chroma repeated": {**CHROMA, "separator": str(demucs), "max_frames": 30},
         "style of tokens": {**STYLE, "codec": CODEC},
         "style of a listener": {**STYLE, "model": str(mert), "sample_rate": 800},
         "drums": DRUMS,
@@ -89,7 +89,7 @@ KINDS = ("chroma", "chroma of frames", "chroma repeated", "style of tokens", "st
 
 def change(part: Any) -> None:
     """Writes to a frozen weight, where it lies."""
-    _, weights = part.frozen()
+    _, weights = part.cache_fingerprint()
     with torch.no_grad():
         for x in weights.values():
             if x.is_floating_point() and x.ndim > 1:
@@ -101,7 +101,7 @@ def change(part: Any) -> None:
 def test_each_value_is_made_once_in_whatever_batch(kind: str, demucs: Path, mert: Path, cache: FeatureCache) -> None:
     fields, rate = kinds(demucs, mert)[kind], 8000 if kind.startswith("chroma") else 800
     part, one, other, third = built(fields), noise(3000, rate), noise(700, rate), noise(1200, rate)
-    assert isinstance(part, Frozen)
+    assert isinstance(part, CacheableEncoder)
     same(part, cache, [one, other, None])
     assert (cache.made, cache.found) == (3, 0)
     same(part, cache, [None, other])
@@ -113,7 +113,7 @@ def test_each_value_is_made_once_in_whatever_batch(kind: str, demucs: Path, mert
     again.close()
     same(part, cache, [noise(700, rate, seed=1)])
     assert cache.made == 5, "another sound of that length"
-    same(built({**fields, "width": 9}), cache, [one])
+    same(built({**fields, "output_dim": 9}), cache, [one])
     assert cache.made == 6, "another spec"
     change(part := built(fields))
     if not kind.startswith("chroma"):
@@ -126,24 +126,24 @@ def test_each_value_is_made_once_in_whatever_batch(kind: str, demucs: Path, mert
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_separator_is_run_once(demucs: Path, tmp_path: Path, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard, stems = list[int](), Separator.stems
+    heard, stems = list[int](), Separator.separate
 
     def counted(self: Separator, wave: torch.Tensor, sample_rate: int) -> Any:
         heard.append(wave.shape[-1])
         return stems(self, wave, sample_rate)
 
-    monkeypatch.setattr(Separator, "stems", counted)
+    monkeypatch.setattr(Separator, "separate", counted)
     part = built({**CHROMA, "separator": str(demucs)})
-    parts, mix = Conditioners({"it": part}), noise(3000, 8000)
+    parts, mix = ConditionerSet({"it": part}), noise(3000, 8000)
 
     def run(*values: Any) -> None:
-        cache.features(parts, parts.prepare([{"it": value} for value in values]), "cpu")
+        cache.encode(parts, parts.prepare([{"it": value} for value in values]), "cpu")
 
     run(mix, mix, {"vocals": mix}, None)
     assert heard == [3000]
     run(noise(900, 8000), mix)
     assert heard == [3000, 900]
-    parts["it"] = kept = part.keep(tmp_path / "saved", "conditioners/it").within(tmp_path / "saved").build()
+    parts["it"] = kept = part.save_assets(tmp_path / "saved", "conditioners/it").resolve_paths(tmp_path / "saved").build()
     run(mix)
     assert heard == [3000, 900], "wherever the same separator lies"
     file = tmp_path / "saved/conditioners/it/0a1b2c3d.safetensors"
@@ -163,10 +163,10 @@ def test_no_separator_is_needed_where_nothing_is_mixed(cache: FeatureCache) -> N
     """Nor is chroma kept, which is made as soon as found."""
     part = built({**CHROMA, "separator": "no/where"})
     same(part, cache, [{"vocals": noise(900, 8000)}, None])
-    assert len(cache) == 0 and part.frozen() is None  # type: ignore[operator]
+    assert len(cache) == 0 and part.cache_fingerprint() is None  # type: ignore[operator]
     with pytest.raises(CheckpointError, match="no folder 'no/where'"):
         same(part, cache, [noise(900, 8000)])
-    assert built({**CHROMA, "stems": None}).frozen() is None  # type: ignore[operator]
+    assert built({**CHROMA, "stems": None}).cache_fingerprint() is None  # type: ignore[operator]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -189,30 +189,30 @@ def test_an_excerpt_is_kept_by_its_place_and_not_by_its_strength(
     assert (cache.made, cache.found) == (2, 0)
     same(part, cache, [{"audio": sound, "start": 0.1, "levels": 3}, {"audio": sound, "start": 0.1, "levels": 2}])
     assert (cache.made, cache.found) == (2, 2)
-    parts = Conditioners({"it": part.train()})
-    drawn = parts.vary(parts.prepare([{"it": sound}]), torch.Generator().manual_seed(0))
-    cache.features(parts, drawn, "cpu")
+    parts = ConditionerSet({"it": part.train()})
+    drawn = parts.augment(parts.prepare([{"it": sound}]), torch.Generator().manual_seed(0))
+    cache.encode(parts, drawn, "cpu")
     assert (cache.made, len(cache)) == (2, 2), "drawn excerpts are not kept"
 
 
 def test_drums_for_longer_clips_than_those_of_training(cache: FeatureCache) -> None:
     """Twice the frames are twice the seconds, not the same ones stretched."""
-    parts, stem = Conditioners({"it": built(DRUMS)}), noise(1280)
+    parts, stem = ConditionerSet({"it": built(DRUMS)}), noise(1280)
     prepared = parts.prepare([{"it": stem}], frames=40)
-    made, plain = cache.features(parts, prepared, "cpu")["it"].tensors["x"], parts.features(prepared)["it"].tensors["x"]
+    made, plain = cache.encode(parts, prepared, "cpu")["it"].tensors["x"], parts.encode(prepared)["it"].tensors["x"]
     assert made.shape == (1, 40, 4) and torch.equal(made, plain)
-    spec = DrumsSpec.parse({**DRUMS, "frames": 40})
+    spec = DrumsSpec.parse({**DRUMS, "max_frames": 40})
     torch.manual_seed(0)
     whole = spec.build().eval()
-    torch.testing.assert_close(made, whole.features(whole.prepare([stem])).tensors["x"])
-    cache.features(parts, parts.prepare([{"it": stem}]), "cpu")
+    torch.testing.assert_close(made, whole.encode(whole.prepare([stem])).tensors["x"])
+    cache.encode(parts, parts.prepare([{"it": stem}]), "cpu")
     assert cache.made == 2, "which are others than those of a shorter one"
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_chroma_for_longer_clips_than_those_of_training(demucs: Path) -> None:
-    parts = Conditioners({"it": built({**CHROMA, "stems": None, "frames": 5, "short": "mask"})})
-    features = parts.features(parts.prepare([{"it": noise(3000, 8000)}], frames=20))["it"].tensors
+    parts = ConditionerSet({"it": built({**CHROMA, "stems": None, "max_frames": 5, "pad_mode": "mask"})})
+    features = parts.encode(parts.prepare([{"it": noise(3000, 8000)}], frames=20))["it"].tensors
     assert features["chroma"].shape == (1, 20, 12) and features["mask"].sum() == 1 + 3000 // 256
 
 

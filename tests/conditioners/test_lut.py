@@ -14,19 +14,23 @@ from contract import promises
 from language import spacy_model, spacy_package, tokenizer_folder
 from transformers import PreTrainedTokenizerFast
 
-from cadenza.conditioners.base import Conditioners, ConditionerSpec
-from cadenza.conditioners.lut import Lut, LutSpec
+from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
+from cadenza.conditioners.lut import LUTConditioner, LutSpec
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
-from cadenza.nn.words import _tools, content_words, normal_words, plain_words, row_of
+from cadenza.nn.tokenizers import _tools, hash_to_row, lemmatize, spacy_tokens, split_normalized_words
 
 TEXTS = ["slow piano in a minor, 80 bpm", "drums", "the violins was singing"]
 
 
-def part_of(tokenizer: Any, **fields: Any) -> Lut:
-    return LutSpec.parse({"type": "lut", "width": 4, "absent": "zeros", "tokenizer": tokenizer} | fields).build().eval()
+def part_of(tokenizer: Any, **fields: Any) -> LUTConditioner:
+    return (
+        LutSpec.parse({"type": "lut", "output_dim": 4, "null_embedding": "zeros", "tokenizer": tokenizer} | fields)
+        .build()
+        .eval()
+    )
 
 
-def ids(part: Lut, text: str | None) -> list[int]:
+def ids(part: LUTConditioner, text: str | None) -> list[int]:
     tensors = part.prepare([text]).tensors
     return tensors["ids"][0][tensors["mask"][0]].tolist()
 
@@ -49,17 +53,17 @@ def variants(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("which", ["whole", "words", "spacy", "vocab", "padded"])
 def test_every_tokenizer_keeps_the_contract(tmp_path: Path, which: str) -> None:
     for absent in ("learned", "zeros"):
-        spec = LutSpec.parse({"type": "lut", "width": 4, "absent": absent} | variants(tmp_path / absent)[which])
+        spec = LutSpec.parse({"type": "lut", "output_dim": 4, "null_embedding": absent} | variants(tmp_path / absent)[which])
         for promise in promises():
             promise(spec, TEXTS)
 
 
 def test_a_whole_text_is_one_hashed_word() -> None:
-    part = part_of({"type": "whole", "bins": 64}, empty="read")
+    part = part_of({"type": "whole", "bins": 64}, empty_text="read")
     for text in ("Queen", " two  spaces ", "Ünïcode ½", ""):
         assert ids(part, text) == [hashed(text, 64)]
     assert part.prepare([None, "x"]).tensors["ids"][0].tolist() == [0]
-    assert part.spec.gives == "vector" and part_of("words").spec.gives == "tokens"
+    assert part.spec.output_kind == "vector" and part_of("words").spec.output_kind == "tokens"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_a_whole_text_is_one_hashed_word() -> None:
     ],
 )
 def test_words_are_told_apart_by_their_letters(text: str, words: list[str]) -> None:
-    assert normal_words(text) == words
+    assert split_normalized_words(text) == words
     assert ids(part_of({"type": "words", "bins": 99}), text) == [hashed(word, 99) for word in words]
 
 
@@ -83,25 +87,25 @@ def test_words_by_a_language_model(tmp_path: Path) -> None:
     """Numbers in words, no stop words, no marks, dictionary forms: in the order in which AudioCraft does so."""
     model = str(spacy_model(tmp_path / "english"))
     said = "The violins was singing: 80 drums!"
-    assert content_words([said, ""], model=model) == [["violin", "sing", "eighty", "drum"], []]
-    assert content_words([said], model=model, lemmas=False) == [["violins", "singing", "eighty", "drums"]]
-    kept = content_words([said], model=model, stop_words=True)
+    assert spacy_tokens([said, ""], model=model) == [["violin", "sing", "eighty", "drum"], []]
+    assert spacy_tokens([said], model=model, lemmas=False) == [["violins", "singing", "eighty", "drums"]]
+    kept = spacy_tokens([said], model=model, stop_words=True)
     assert kept == [["The", "violin", "be", "sing", "eighty", "drum"]]
-    assert content_words(["take 2.5 of 1200"], model=model, lemmas=False) == [["two.five", "thousand"]]
+    assert spacy_tokens(["take 2.5 of 1200"], model=model, lemmas=False) == [["two.five", "thousand"]]
     fields = {"type": "spacy", "model": model, "bins": 1000}
     assert ids(part_of(fields), said) == [hashed(word, 1000) for word in ["violin", "sing", "eighty", "drum"]]
     prepared = part_of(fields).prepare(["the of", said, None])
     assert prepared.present.tolist() == [False, True, False] and prepared.tensors["mask"].sum(1).tolist() == [0, 4, 0]
-    assert content_words(["9" * 200], model=model)[0], "a number too long to be read is cut, not refused"
+    assert spacy_tokens(["9" * 200], model=model)[0], "a number too long to be read is cut, not refused"
 
 
 def test_a_language_model_by_name_is_read_without_running_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(spacy_package(tmp_path)))
     _tools.cache_clear()
-    assert plain_words("the violins, 2 choirs") == "violin choir"
+    assert lemmatize("the violins, 2 choirs") == "violin choir"
     part = part_of("spacy")
     part.fit([])
-    kept = part.keep(tmp_path, "place")
+    kept = part.save_assets(tmp_path, "place")
     assert kept == part.spec and not (tmp_path / "place").exists()
     _tools.cache_clear()
 
@@ -113,7 +117,7 @@ def test_what_a_language_model_lacks_is_said(tmp_path: Path, monkeypatch: pytest
     bare = str(spacy_model(tmp_path / "bare", {}))
     with pytest.raises(CheckpointError, match="has no lemmatizer; set lemmas: false"):
         part_of({"type": "spacy", "model": bare}).fit([])
-    assert content_words(["drums of doom"], model=bare, lemmas=False) == [["drums", "doom"]]
+    assert spacy_tokens(["drums of doom"], model=bare, lemmas=False) == [["drums", "doom"]]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.cfg").write_text("[nlp]\nlang = 3")
     with pytest.raises(CheckpointError, match="is no language model that this spaCy can read"):
@@ -139,7 +143,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     assert part.table.num_embeddings == len(tokenizer)
     for text in ("<verse> sad piano", "ÿ?", *TEXTS, "<chorus><verse>"):
         assert ids(part, text) == tokenizer.encode(text)
-    fields = {"max_length": 6, "pad_to": "max_length", "empty": "read"}
+    fields = {"max_length": 6, "pad_to": "max_length", "empty_text": "read"}
     short = part_of({"type": "vocab", "model": str(folder)}, **fields)
     texts = ["a choir of violins", "", "a"]
     expected = theirs(folder)(texts, padding="max_length", truncation=True, max_length=6, return_tensors="pt")
@@ -169,20 +173,20 @@ def test_folders_are_copied_into_a_saved_system(tmp_path: Path) -> None:
     """What is saved needs no folder that it came from, wherever it is moved."""
     for which in ("spacy", "vocab"):
         fields = variants(tmp_path / which)[which]
-        parts = Conditioners({"a/b": part_of(fields.pop("tokenizer"), **fields)})
+        parts = ConditionerSet({"a/b": part_of(fields.pop("tokenizer"), **fields)})
         expected = ids(parts["a/b"], TEXTS[0])  # type: ignore[arg-type]
         (tmp_path / "saved").mkdir()
-        spec = parts.keep(tmp_path / "saved")["a/b"]
+        spec = parts.save_assets(tmp_path / "saved")["a/b"]
         assert spec.tokenizer.model == "./conditioners/a%2Fb"
         moved = (tmp_path / "saved").rename(tmp_path / f"moved {which}")
         (tmp_path / which).rename(tmp_path / f"gone {which}")
-        found = ConditionerSpec.parse(json.loads(spec.to_json())).within(moved)
+        found = ConditionerSpec.parse(json.loads(spec.to_json())).resolve_paths(moved)
         _tools.cache_clear()
         with torch.device("meta"):
             there = found.build()
         assert ids(there, TEXTS[0]) == expected
         assert {k: x.shape for k, x in there.state_dict().items()} == {k: x.shape for k, x in parts["a/b"].state_dict().items()}
-        assert found.within(tmp_path) == found, "only what was put there is looked for there"
+        assert found.resolve_paths(tmp_path) == found, "only what was put there is looked for there"
 
 
 def test_embeddings_are_projected_masked_and_placed() -> None:
@@ -190,12 +194,12 @@ def test_embeddings_are_projected_masked_and_placed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepared = part.prepare(["piano and drums", "drums"])
-    made = part(part.features(prepared))
+    made = part(part.encode(prepared))
     place = part.places.weight / 4**0.5
     for i, row in enumerate(["piano", "and", "drums"]):
-        x = part.table.weight[row_of(row, 8192)] @ part.out.weight.T + part.out.bias + place[i]
-        torch.testing.assert_close(made.x[0, i], x)
-    torch.testing.assert_close(made.x[1, 1:], place[1:3])
+        x = part.table.weight[hash_to_row(row, 8192)] @ part.out.weight.T + part.out.bias + place[i]
+        torch.testing.assert_close(made.embeddings[0, i], x)
+    torch.testing.assert_close(made.embeddings[1, 1:], place[1:3])
     assert not part_of("words").state_dict().keys() & {"out.weight", "places.weight"}
     with pytest.warns(UserWarning, match="a text has 7 tokens, 5 are read"):
         part.prepare(["one two three four five six seven"])
@@ -214,7 +218,7 @@ def test_embeddings_are_projected_masked_and_placed() -> None:
 )
 def test_mistakes_are_explained(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        LutSpec.parse({"type": "lut", "width": 4} | fields)
+        LutSpec.parse({"type": "lut", "output_dim": 4} | fields)
 
 
 @pytest.mark.parametrize("value", [140, ["a"], {"text": "a"}])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cadenza.conditioners.base import Conditioners
-from cadenza.conditioners.melody import Melody, MelodySpec
+from cadenza.conditioners.base import ConditionerSet
+from cadenza.conditioners.melody import MelodyConditioner, MelodySpec
 from cadenza.core.errors import RequestError
 from cadenza.dsp.audio import Audio
 
@@ -18,8 +18,8 @@ NOTES = [(0.0, 0.5, 69), (0.5, 1.0, 72), (1.5, 2.0, 64)]
 STEPS = [33] * 25 + [36] * 25 + [-1] * 25 + [28] * 25
 
 
-def melody(**fields: Any) -> Melody:
-    return MelodySpec.parse({"type": "melody", "width": 8, "frame_rate": 50, "frames": 120, **fields}).build()
+def melody(**fields: Any) -> MelodyConditioner:
+    return MelodySpec.parse({"type": "melody", "output_dim": 8, "frame_rate": 50, "max_frames": 120, **fields}).build()
 
 
 def pitch(value: Any, **fields: Any) -> list[int]:
@@ -80,16 +80,16 @@ def test_without_its_octave_a_note_is_its_class() -> None:
     part = melody()
     torch.nn.init.normal_(part.out.weight)
     a, b = part.prepare([[(0.0, 1.0, 60)]]), part.prepare([[(0.0, 1.0, 72)]])
-    assert not torch.equal(part(a).x, part(b).x)
-    hidden = melody(hide_octave=1.0)
+    assert not torch.equal(part(a).embeddings, part(b).embeddings)
+    hidden = melody(octave_dropout=1.0)
     hidden.load_state_dict(part.state_dict())
     rng = torch.Generator().manual_seed(0)
-    torch.testing.assert_close(hidden(hidden.vary(a, rng)).x, hidden(hidden.vary(b, rng)).x)
+    torch.testing.assert_close(hidden(hidden.augment(a, rng)).embeddings, hidden(hidden.augment(b, rng)).embeddings)
 
 
 def test_before_training_it_adds_nothing() -> None:
     part = melody()
-    assert not part(part.prepare([NOTES])).x.any()
+    assert not part(part.prepare([NOTES])).embeddings.any()
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_what_cannot_be_used_is_named(value: Any, says: str) -> None:
 
 
 def test_no_notes_are_absent() -> None:
-    assert Conditioners({"it": melody()}).prepare([{"it": []}])["it"].present.tolist() == [False]
+    assert ConditionerSet({"it": melody()}).prepare([{"it": []}])["it"].present.tolist() == [False]
 
 
 def test_a_clip_that_begins_later_has_the_melody_of_its_piece() -> None:
-    found = Conditioners({"it": melody()}).prepare([{"it": NOTES, "seconds_start": 0.6}])["it"].tensors["pitch"][0]
+    found = ConditionerSet({"it": melody()}).prepare([{"it": NOTES, "seconds_start": 0.6}])["it"].tensors["pitch"][0]
     assert found[:70].tolist() == STEPS[30:]
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from cadenza.conditioners.number import Number, NumberSpec
+from cadenza.conditioners.number import NumberConditioner, NumberSpec
 from cadenza.core.errors import RequestError, SpecError
 
 
-def number(**fields: object) -> Number:
-    return NumberSpec.parse({"type": "number", "width": 8, "min": 40, "max": 200, **fields}).build()
+def number(**fields: object) -> NumberConditioner:
+    return NumberSpec.parse({"type": "number", "output_dim": 8, "min": 40, "max": 200, **fields}).build()
 
 
-def places(part: Number, *values: Any) -> list[float]:
+def places(part: NumberConditioner, *values: Any) -> list[float]:
     return part.prepare(values).tensors["place"].tolist()
 
 
@@ -55,7 +55,7 @@ def test_features_are_waves_over_the_range() -> None:
         part.out.weight.copy_(torch.eye(8, 9))
         part.out.bias.zero_()
     place = 0.3
-    x = part(part.prepare([40 + 160 * place])).x[0, 0]
+    x = part(part.prepare([40 + 160 * place])).embeddings[0, 0]
     cycles = [0.25 * 2 ** (7 * band / 3) for band in range(4)]  # from a quarter to 32 over the range
     expected = [
         place,
@@ -66,8 +66,8 @@ def test_features_are_waves_over_the_range() -> None:
 
 
 def test_near_numbers_are_near_and_all_are_told_apart() -> None:
-    part = number(width=64)
-    x = part(part.prepare([float(v) for v in range(40, 201)])).x[:, 0]
+    part = number(output_dim=64)
+    x = part(part.prepare([float(v) for v in range(40, 201)])).embeddings[:, 0]
     distance = torch.cdist(x, x) + torch.eye(len(x)) * 1e9
     assert distance.min() > 0.05, "no two tempi look the same"
     neighbours = distance.argmin(1) - torch.arange(len(x))
@@ -94,7 +94,7 @@ def test_learned_frequencies_are_cycles_over_the_range() -> None:
     with torch.no_grad():
         part.out.weight.copy_(torch.eye(8, 7))
         part.out.bias.zero_()
-    x = part(part.prepare([4.0])).x[0, 0, :7].detach().numpy()
+    x = part(part.prepare([4.0])).embeddings[0, 0, :7].detach().numpy()
     phase = 2 * np.pi * 0.5 * part.cycles.detach().numpy()
     np.testing.assert_allclose(x, [0.5, *np.sin(phase), *np.cos(phase)], atol=1e-5)
     assert number().cycles is None

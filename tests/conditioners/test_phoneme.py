@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.conditioners.phoneme import Phoneme, PhonemeSpec, arpabet, rows
+from cadenza.conditioners.phoneme import PhonemeConditioner, PhonemeSpec, ipa_to_arpabet, symbol_table
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.nn.espeak import phonemes
+from cadenza.nn.phonemize import phonemize
 
 
-def part_of(**fields: Any) -> Phoneme:
-    return PhonemeSpec.parse({"type": "phoneme", "width": 4, "absent": "zeros"} | fields).build().eval()
+def part_of(**fields: Any) -> PhonemeConditioner:
+    return PhonemeSpec.parse({"type": "phoneme", "output_dim": 4, "null_embedding": "zeros"} | fields).build().eval()
 
 
-def ids(part: Phoneme, value: Any) -> list[int]:
+def ids(part: PhonemeConditioner, value: Any) -> list[int]:
     tensors = part.prepare([value]).tensors
     return tensors["ids"][0][tensors["mask"][0]].tolist()
 
 
 def test_the_vocabulary_is_fixed() -> None:
     """A saved table is worth nothing when its rows move."""
-    ipa = rows("ipa")
+    ipa = symbol_table("ipa")
     assert len(ipa) == len(set(ipa.values())) == max(ipa.values()) + 1 == 540
     assert {symbol: ipa[symbol] for symbol in ("", " ", ",", "\n", "a", "0", "æ", "ɐ", "ˈ", "\u0303", "ᵻ")} == {
         "": 0, " ": 1, ",": 2, "\n": 8, "a": 9, "0": 35, "æ": 45, "ɐ": 60, "ˈ": 180, "\u0303": 239, "ᵻ": 471,
@@ -35,14 +35,14 @@ def test_the_vocabulary_is_fixed() -> None:
 )
 def test_every_sound_has_a_row(language: str) -> None:
     """Numbers are said in the words of a language."""
-    said = " ".join(phonemes([" ".join(map(str, range(0, 101, 7))), "0 1 2 3 1000"], language))
+    said = " ".join(phonemize([" ".join(map(str, range(0, 101, 7))), "0 1 2 3 1000"], language))
     assert len(said) > 40
-    assert not set(unicodedata.normalize("NFD", said)) - rows("ipa").keys()
+    assert not set(unicodedata.normalize("NFD", said)) - symbol_table("ipa").keys()
 
 
 def test_texts_in_their_languages_and_phonemes_as_they_are() -> None:
     part = part_of(language="en-us")
-    english, french = phonemes(["bonjour"], "en-us")[0], phonemes(["bonjour"], "fr")[0]
+    english, french = phonemize(["bonjour"], "en-us")[0], phonemize(["bonjour"], "fr")[0]
     assert english != french
     for value, said in {
         "bonjour": english,
@@ -51,7 +51,7 @@ def test_texts_in_their_languages_and_phonemes_as_they_are() -> None:
         ("phonemes", french): french,
     }.items():
         value = dict(zip(value[::2], value[1::2], strict=True)) if isinstance(value, tuple) else value  # noqa: PLW2901
-        assert ids(part, value) == [rows("ipa")[letter] for letter in unicodedata.normalize("NFD", said)]
+        assert ids(part, value) == [symbol_table("ipa")[letter] for letter in unicodedata.normalize("NFD", said)]
     assert ids(part, {"phonemes": [*french]}) == ids(part, {"phonemes": f"  {french} "}) == ids(part, {"phonemes": french})
     mixed = part.prepare(["bonjour", {"text": "bonjour", "language": "fr"}, None, "bonjour"])
     assert mixed.present.tolist() == [True, True, False, True]
@@ -71,8 +71,12 @@ def test_what_has_no_sound_is_absent() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert part.prepare(["", "  ", None, {"phonemes": ""}, {"phonemes": "a"}]).present.tolist() == [False] * 4 + [True]
-    made = part(part.features(part.prepare([None, {"phonemes": "ab"}, {"phonemes": "a"}])))
-    assert not made.x[0].any() and not made.x[2, 1].any() and made.mask.tolist() == [[False] * 2, [True] * 2, [True, False]]
+    made = part(part.encode(part.prepare([None, {"phonemes": "ab"}, {"phonemes": "a"}])))
+    assert (
+        not made.embeddings[0].any()
+        and not made.embeddings[2, 1].any()
+        and made.mask.tolist() == [[False] * 2, [True] * 2, [True, False]]
+    )
 
 
 def test_long_texts_are_cut_with_a_warning() -> None:
@@ -84,14 +88,14 @@ def test_order_counts_unless_positions_are_left_out() -> None:
     values = [{"phonemes": "ab"}, {"phonemes": "ba"}]
     for positions in (True, False):
         part = part_of(positions=positions)
-        one, other = part(part.features(part.prepare(values))).x
+        one, other = part(part.encode(part.prepare(values))).embeddings
         assert torch.equal(one.sum(0), other.sum(0)) or positions
         assert torch.allclose(one.flip(0), other) != positions
 
 
 def test_rows_of_g2p_en() -> None:
     """74 symbols after the pad and what is ignored, as stable-audio-tools counts them."""
-    known = rows("g2p_en")
+    known = symbol_table("g2p_en")
     assert part_of(vocabulary="g2p_en", project=True).table.num_embeddings == 76
     places = {"<pad>": 2, "</s>": 5, "AA0": 6, "AY2": 23, "B": 24, "DH": 27, "UW": 67, "UW0": 68, "ZH": 75}
     assert {symbol: known[symbol] for symbol in places} == places
@@ -118,7 +122,7 @@ def test_rows_of_g2p_en() -> None:
     ],
 )
 def test_english_in_the_symbols_of_the_dictionary(text: str, said: str) -> None:
-    assert arpabet(phonemes([text], "en-us")[0]) == [" " if symbol == "|" else symbol for symbol in said.split()]
+    assert ipa_to_arpabet(phonemize([text], "en-us")[0]) == [" " if symbol == "|" else symbol for symbol in said.split()]
 
 
 @pytest.mark.parametrize(

@@ -10,35 +10,35 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from cadenza.conditioners.base import Prepared
-from cadenza.conditioners.style import Style, StyleSpec
+from cadenza.conditioners.base import PreparedInputs
+from cadenza.conditioners.style import StyleConditioner, StyleSpec
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.dsp.audio import Audio
-from cadenza.nn.bottleneck import BatchNorm, Bottleneck
+from cadenza.nn.vector_quantize import MaskedBatchNorm, VariableRVQ
 
 
 def noise(samples: int, seed: int = 0) -> Audio:
     return Audio(torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(seed)), 800)
 
 
-def style(**fields: Any) -> Style:
+def style(**fields: Any) -> StyleConditioner:
     torch.manual_seed(0)
     part = StyleSpec.parse({**StyleSpec.example()[0].to_dict(), **fields}).build().eval()
-    for book in part.bottleneck.quantizer.books:
+    for book in part.bottleneck.quantizer.codebooks:
         nn.init.normal_(book.embed, std=0.5)
     return part
 
 
-def run(part: Style, value: Any) -> Tensor:
-    return part(part.features(part.prepare([value]))).x[0]
+def run(part: StyleConditioner, value: Any) -> Tensor:
+    return part(part.encode(part.prepare([value]))).embeddings[0]
 
 
 def test_an_excerpt_becomes_a_few_vectors() -> None:
     """100 frames a second: 0.4 seconds are 40, of which every 5th is kept; a shorter sound is heard whole."""
     part = style()
-    out = part(part.features(part.prepare([noise(900), noise(170), noise(5)])))
+    out = part(part.encode(part.prepare([noise(900), noise(170), noise(5)])))
     assert out.mask.sum(1).tolist() == [8, 5, 2]  # 40 frames, 22 frames, and 10 of a tenth of a second
-    assert not out.x[1, 5:].any()
+    assert not out.embeddings[1, 5:].any()
 
 
 def test_the_middle_is_heard_unless_a_place_is_told() -> None:
@@ -58,11 +58,11 @@ def test_the_middle_is_heard_unless_a_place_is_told() -> None:
 
 def test_strength_is_the_number_of_codebooks() -> None:
     """What comes out is a sum of one entry of each codebook that is used, and of no other."""
-    part, sound = style(width=16), noise(900)
+    part, sound = style(output_dim=16), noise(900)
     with torch.no_grad():
         part.out.weight.copy_(torch.eye(16))
         part.out.bias.zero_()
-    first, second, third = (book.embed for book in part.bottleneck.quantizer.books)
+    first, second, third = (book.embed for book in part.bottleneck.quantizer.codebooks)
     sums = {1: first, 2: (first[:, None] + second).flatten(0, 1)}
     sums[3] = (sums[2][:, None] + third).flatten(0, 1)
     for levels, entries in sums.items():
@@ -74,7 +74,7 @@ def test_strength_is_the_number_of_codebooks() -> None:
 def test_excerpts_are_drawn_in_training() -> None:
     part = style()
     prepared = part.prepare([noise(900), noise(90)] * 50)
-    one, again, other = (part.vary(prepared, torch.Generator().manual_seed(seed)).tensors for seed in (1, 1, 2))
+    one, again, other = (part.augment(prepared, torch.Generator().manual_seed(seed)).tensors for seed in (1, 1, 2))
     assert all(torch.equal(one[name], again[name]) for name in one) and not torch.equal(one["start"], other["start"])
     long, short = one["length"][::2], one["length"][1::2]
     assert ((long >= 160) & (long <= 400)).all() and long.unique().numel() > 20 and (short == 90).all()
@@ -84,7 +84,7 @@ def test_excerpts_are_drawn_in_training() -> None:
 
 
 def test_the_norm_is_torchs_over_what_is_real() -> None:
-    ours, theirs = BatchNorm(6), nn.BatchNorm1d(6, affine=False)
+    ours, theirs = MaskedBatchNorm(6), nn.BatchNorm1d(6, affine=False)
     rng = torch.Generator().manual_seed(0)
     batches = [(3 * torch.randn(4, 9, 6, generator=rng) + 2, torch.rand(4, 9, generator=rng) > 0.4) for _ in range(3)]
     for x, mask in batches:
@@ -98,7 +98,7 @@ def test_the_norm_is_torchs_over_what_is_real() -> None:
 def test_codebooks_learn_of_real_vectors_in_training_alone() -> None:
     torch.manual_seed(0)
     centres = torch.randn(4, 8)
-    bottleneck = Bottleneck(8, levels=2, bins=4)
+    bottleneck = VariableRVQ(8, levels=2, bins=4)
 
     def batch(seed: int) -> tuple[Tensor, Tensor]:
         rng = torch.Generator().manual_seed(seed)
@@ -118,9 +118,9 @@ def test_codebooks_learn_of_real_vectors_in_training_alone() -> None:
         bottleneck.train()(x, mask, torch.full((6,), 2), rng=rng)
     after = missed()
     assert before > 0.3 and after < 0.1
-    held = [book.embed.clone() for book in bottleneck.quantizer.books]
+    held = [book.embed.clone() for book in bottleneck.quantizer.codebooks]
     bottleneck.eval()(*batch(1), torch.full((6,), 2), rng=rng)
-    assert all(torch.equal(a, book.embed) for a, book in zip(held, bottleneck.quantizer.books, strict=True))
+    assert all(torch.equal(a, book.embed) for a, book in zip(held, bottleneck.quantizer.codebooks, strict=True))
     x = batch(1)[0].requires_grad_(True)
     bottleneck(x, batch(1)[1], torch.full((6,), 2)).sum().backward()
     assert x.grad is not None and x.grad[:, :15].all()  # straight through
@@ -153,7 +153,7 @@ def test_a_mert_of_a_folder(mert: tuple[Path, HubertModel], tmp_path: Path) -> N
     fields = {"codec": None, "model": str(folder), "sample_rate": 800, "seconds": 0.4}
     part = style(**fields)
     values = [noise(900), noise(200, 1)]
-    features = part.features(part.prepare(values))
+    features = part.encode(part.prepare(values))
     for row, wave in enumerate((values[0].wave[0, :, 290:610], values[1].wave[0])):
         with torch.no_grad():
             want = model(wave).last_hidden_state[0]
@@ -161,10 +161,10 @@ def test_a_mert_of_a_folder(mert: tuple[Path, HubertModel], tmp_path: Path) -> N
         torch.testing.assert_close(features.tensors["x"][row, : len(want)], want, atol=1e-5, rtol=1e-4)
     whole = part(features)
     assert "listener" not in " ".join(part.state_dict()) and part.up.weight.shape == (16, 16)
-    torch.testing.assert_close(run(part, values[1]), whole.x[1][whole.mask[1]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(run(part, values[1]), whole.embeddings[1][whole.mask[1]], atol=1e-5, rtol=1e-4)
     loud = style(**fields, normalize=True)
     torch.testing.assert_close(run(loud, values[1]), run(loud, Audio(7 * values[1].wave + 1, 800)), atol=1e-3, rtol=1e-3)
-    kept = part.keep(tmp_path / "saved", "conditioners/it").within(tmp_path / "saved")
+    kept = part.save_assets(tmp_path / "saved", "conditioners/it").resolve_paths(tmp_path / "saved")
     assert kept.dim == 16 and kept.model == str(tmp_path / "saved/./conditioners/it")  # type: ignore[attr-defined]
     again = kept.build().eval()
     again.load_state_dict(part.state_dict())
@@ -177,7 +177,7 @@ def test_what_is_no_mert_is_said(mert: tuple[Path, HubertModel]) -> None:
     for change, said in (
         ({"model_type": "bert"}, "is a 'bert'; give a model of one of the types hubert, mert_model"),
         ({"feature_extractor_cqt": True}, "feature_extractor_cqt: True, which cannot be loaded"),
-        ({"num_hidden_layers": 3}, "do not belong to the config"),
+        ({"num_hidden_layers": 3}, "do not match the config"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=said):
@@ -188,9 +188,9 @@ def test_what_is_no_mert_is_said(mert: tuple[Path, HubertModel]) -> None:
     ("fields", "said"),
     [
         ({"codec": None}, "set model, such as m-a-p/MERT-v1-95M, or codec"),
-        ({"used": 4}, r"used \(4\) cannot be more than levels \(3\)"),
+        ({"eval_q": 4}, r"eval_q \(4\) cannot be more than levels \(3\)"),
         ({"heads": 3}, r"heads \(3\) must divide hidden \(16\)"),
-        ({"lasting": [2, 1]}, "the lesser first"),
+        ({"train_seconds_range": [2, 1]}, "the lesser first"),
     ],
 )
 def test_specs_that_cannot_be(fields: dict[str, Any], said: str) -> None:
@@ -199,10 +199,10 @@ def test_specs_that_cannot_be(fields: dict[str, Any], said: str) -> None:
 
 
 def test_values_that_are_absent_do_not_move_the_norm() -> None:
-    part = style(width=8).train()
+    part = style(output_dim=8).train()
     prepared = part.prepare([noise(900), None])
-    part(part.features(prepared))
+    part(part.encode(prepared))
     moved = part.bottleneck.norm.running_mean.clone()
-    other = style(width=8).train()
-    other(other.features(Prepared(other.prepare([noise(900)]).tensors, torch.tensor([True]))))
+    other = style(output_dim=8).train()
+    other(other.encode(PreparedInputs(other.prepare([noise(900)]).tensors, torch.tensor([True]))))
     torch.testing.assert_close(moved, other.bottleneck.norm.running_mean)

@@ -10,7 +10,7 @@ from encoders import TEXTS, model, part_of, run, theirs
 from safetensors.torch import load_file, save_file
 from tiny import TINY
 
-from cadenza.conditioners.base import Conditioners, ConditionerSpec
+from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.system.spec import SystemSpec
@@ -24,53 +24,55 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_is_copied_beside_the_weights(tmp_path: Path, folder: Path) -> None:
     """The copy is a T5 that transformers reads too, and the saved spec names it wherever the system is moved."""
-    parts = Conditioners({"the/prompt": part_of(folder)})
-    expected = run(parts["the/prompt"], list(TEXTS)).x  # type: ignore[arg-type]
+    parts = ConditionerSet({"the/prompt": part_of(folder)})
+    expected = run(parts["the/prompt"], list(TEXTS)).embeddings  # type: ignore[arg-type]
     (tmp_path / "saved").mkdir()
-    spec = parts.keep(tmp_path / "saved")["the/prompt"]
+    spec = parts.save_assets(tmp_path / "saved")["the/prompt"]
     assert isinstance(spec, T5Spec) and spec.model == "./conditioners/the%2Fprompt" and spec.dim == 16
     moved = (tmp_path / "saved").rename(tmp_path / "moved")
     folder.rename(tmp_path / "gone")
-    found = ConditionerSpec.parse(json.loads(spec.to_json())).within(moved)
-    assert torch.equal(run(found.build(), list(TEXTS)).x, expected)
+    found = ConditionerSpec.parse(json.loads(spec.to_json())).resolve_paths(moved)
+    assert torch.equal(run(found.build(), list(TEXTS)).embeddings, expected)
     torch.testing.assert_close(theirs(Path(found.model), TEXTS[0]), theirs(tmp_path / "gone", TEXTS[0]))
-    assert found.within(tmp_path) == found, "only what was put there is looked for there"
+    assert found.resolve_paths(tmp_path) == found, "only what was put there is looked for there"
 
 
 def test_a_narrow_encoder_is_copied_as_it_is(tmp_path: Path) -> None:
     """With a quarter of the bytes; its weights in floating point are those that it computes with."""
     folder = model(tmp_path / "t5", d_model=128, d_kv=32, d_ff=256)
-    part = part_of(folder, width=128)
-    part.narrow()
-    expected = run(part, list(TEXTS)).x
-    spec = part.keep(tmp_path, "prompt")
+    part = part_of(folder, output_dim=128)
+    part.quantize_frozen_()
+    expected = run(part, list(TEXTS)).embeddings
+    spec = part.save_assets(tmp_path, "prompt")
     assert isinstance(spec, T5Spec)
     whole, copied = (path / "model.safetensors" for path in (folder, tmp_path / "prompt"))
     assert copied.stat().st_size < 0.3 * whole.stat().st_size
-    other = spec.within(tmp_path).build()
-    assert other.outside() == sum(x.nbytes for x in part.pretrained.on(torch.device("cpu")).state_dict().values())
-    assert torch.equal(run(other, list(TEXTS)).x, expected)
-    again = other.keep(tmp_path, "again")
-    assert isinstance(again, T5Spec) and torch.equal(run(again.within(tmp_path).build(), list(TEXTS)).x, expected)
+    other = spec.resolve_paths(tmp_path).build()
+    assert other.unloaded_bytes() == sum(x.nbytes for x in part.pretrained.get(torch.device("cpu")).state_dict().values())
+    assert torch.equal(run(other, list(TEXTS)).embeddings, expected)
+    again = other.save_assets(tmp_path, "again")
+    assert isinstance(again, T5Spec) and torch.equal(
+        run(again.resolve_paths(tmp_path).build(), list(TEXTS)).embeddings, expected
+    )
     dense, exact = other.pretrained.weights(), part.pretrained.weights()
     assert dense.keys() == exact.keys()
     for name, x in exact.items():
         assert (dense[name].float() - x).abs().max() <= x.abs().max() / 250, name
     with pytest.raises(CheckpointError, match="has weights of 8 bits, which cannot be trained; give the T5 they are of"):
-        spec.model_copy(update={"train": True}).within(tmp_path).build()
+        spec.model_copy(update={"train": True}).resolve_paths(tmp_path).build()
 
 
 def test_a_trained_encoder_leaves_its_weights_to_the_system(tmp_path: Path, folder: Path) -> None:
     part = part_of(folder, train=True)
     with torch.no_grad():
         part.encoder.final_layer_norm.weight.mul_(2.0)
-    spec = part.keep(tmp_path, "prompt")
+    spec = part.save_assets(tmp_path, "prompt")
     assert not list(tmp_path.glob("prompt/*.safetensors"))
-    other = spec.within(tmp_path).build()
+    other = spec.resolve_paths(tmp_path).build()
     other.load_state_dict(part.state_dict())
-    assert torch.equal(run(other, list(TEXTS)).x, run(part, list(TEXTS)).x)
+    assert torch.equal(run(other, list(TEXTS)).embeddings, run(part, list(TEXTS)).embeddings)
     with pytest.raises(CheckpointError, match="weights are among those of its system; set train: true"):
-        run(spec.model_copy(update={"train": False}).within(tmp_path).build(), ["drums"])
+        run(spec.model_copy(update={"train": False}).resolve_paths(tmp_path).build(), ["drums"])
 
 
 @pytest.fixture
@@ -90,14 +92,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_repository_is_named_by_its_commit(hub: Path, tmp_path: Path) -> None:
     part = part_of("someone/tiny-t5")
-    expected = run(part, list(TEXTS)).x
-    spec = part.keep(tmp_path / "saved", "prompt")
+    expected = run(part, list(TEXTS)).embeddings
+    spec = part.save_assets(tmp_path / "saved", "prompt")
     assert isinstance(spec, T5Spec) and (spec.model, spec.revision) == ("someone/tiny-t5", "0" * 40)
-    assert not (tmp_path / "saved").exists() and spec.within(tmp_path / "saved") == spec
+    assert not (tmp_path / "saved").exists() and spec.resolve_paths(tmp_path / "saved") == spec
     (hub / "refs" / "main").write_text("1" * 40)
-    assert torch.equal(run(spec.build(), list(TEXTS)).x, expected)
-    assert not torch.equal(run(part_of("someone/tiny-t5"), list(TEXTS)).x, expected)
-    kept = part_of("someone/tiny-t5", train=True).keep(tmp_path / "saved", "prompt")
+    assert torch.equal(run(spec.build(), list(TEXTS)).embeddings, expected)
+    assert not torch.equal(run(part_of("someone/tiny-t5"), list(TEXTS)).embeddings, expected)
+    kept = part_of("someone/tiny-t5", train=True).save_assets(tmp_path / "saved", "prompt")
     assert isinstance(kept, T5Spec) and kept.model == "./prompt", "what was trained needs no hub"
 
 
@@ -116,7 +118,7 @@ def test_what_is_not_here_says_what_to_download(hub: Path) -> None:
     with pytest.raises(CheckpointError, match="hf download google-t5/t5-base"):
         part.prepare(["drums"])
     for other in ("./no-such-folder", "/no/such/folder", "a/b/c"):
-        with pytest.raises(CheckpointError, match=f"no folder '{other}'"):
+        with pytest.raises(CheckpointError, match=f"folder not found: '{other}'"):
             part_of(other)
 
 
@@ -165,10 +167,10 @@ def _break(folder: Path, how: str) -> None:
         ("no weights", "has no weights: model.safetensors or pytorch_model.bin is needed"),
         ("cut off", "model.safetensors is not a whole safetensors file .* copy it again"),
         ("one missing", "1 missing"),
-        ("one more", "1 unknown .'more'"),
+        ("one more", "1 unknown: more"),
         ("misshapen", "1 misshapen"),
-        ("not finite", "1 weights are not finite"),
-        ("code", "pytorch_model.bin holds more than weights and is not opened"),
+        ("not finite", "1 weight is not finite"),
+        ("code", "pytorch_model.bin was not loaded: it is a pickle"),
         ("broken tokenizer", "tokenizer.json is no tokenizer"),
         ("broken config", "config.json is not readable as JSON"),
     ],
@@ -188,14 +190,16 @@ def test_what_is_wrong_with_a_request_is_said(folder: Path) -> None:
 
 
 def test_an_encoder_that_is_read_in_no_time_is_not_held_between_requests(tmp_path: Path, folder: Path) -> None:
-    prompt = {"type": "t5", "model": str(folder), "width": 16, "absent": "zeros"}
-    spec = SystemSpec.parse({**TINY, "conditioners": {"prompt": prompt}, "reads": [], "fusion": {"cross": ["prompt"]}})
+    prompt = {"type": "t5", "model": str(folder), "output_dim": 16, "null_embedding": "zeros"}
+    spec = SystemSpec.parse(
+        {**TINY, "conditioners": {"prompt": prompt}, "prompt_patterns": [], "fusion": {"cross": ["prompt"]}}
+    )
     whole = System(spec).eval()
-    first = whole.frames("slow piano", seconds=0.1, seed=1).content
+    first = whole.generate_frames("slow piano", seconds=0.1, seed=1).data
     assert whole.conditioners["prompt"].pretrained._frozen is not None  # as its weights are read whole
     whole.quantize("int8").save(tmp_path / "it")
     system = System.load(tmp_path / "it")
     encoder = system.conditioners["prompt"].pretrained
-    made = [system.frames("slow piano", seconds=0.1, seed=1).content for _ in range(2)]
-    assert encoder._frozen is None and encoder.size() > 0
+    made = [system.generate_frames("slow piano", seconds=0.1, seed=1).data for _ in range(2)]
+    assert encoder._frozen is None and encoder.unloaded_bytes() > 0
     assert torch.equal(*made) and made[0].shape == first.shape

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.conditioners.base import Prepared
-from cadenza.conditioners.text import Text, TextSpec, words
+from cadenza.conditioners.base import PreparedInputs
+from cadenza.conditioners.text import TextConditioner, TextSpec, split_words
 from cadenza.core.errors import RequestError, SpecError
 
 CAPTIONS = [f"{mood} piano in {key} major, {tempo} bpm" for mood in ("slow", "gentle") for key in "ABC" for tempo in (80, 120)]
 
 
-def text(**fields: int) -> Text:
+def text(**fields: int) -> TextConditioner:
     return TextSpec.example()[0].model_copy(update=fields).build().eval()
 
 
-def tokens(part: Text, value: str) -> list[int]:
+def tokens(part: TextConditioner, value: str) -> list[int]:
     prepared = part.prepare([value])
     return prepared.tensors["ids"][prepared.tensors["mask"]].tolist()
 
@@ -39,7 +39,7 @@ def tokens(part: Text, value: str) -> list[int]:
     ],
 )
 def test_words(written: str, meant: list[str]) -> None:
-    assert list(words(written)) == meant
+    assert list(split_words(written)) == meant
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_reads_anything(value: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = part.prepare([value])
-    assert prepared.present.all() and torch.isfinite(part(prepared).x).all()
+    assert prepared.present.all() and torch.isfinite(part(prepared).embeddings).all()
     assert 0 <= int(prepared.tensors["ids"].min()) and int(prepared.tensors["ids"].max()) < part.spec.vocabulary
 
 
@@ -87,8 +87,8 @@ def test_fit_joins_what_is_frequent() -> None:
     before = len(tokens(part, CAPTIONS[0]))
     part.fit(CAPTIONS)
     after = tokens(part, CAPTIONS[0])
-    assert before == sum(len(word.encode()) for word in words(CAPTIONS[0]))
-    assert len(after) == len(list(words(CAPTIONS[0]))), "each frequent word is one piece"
+    assert before == sum(len(word.encode()) for word in split_words(CAPTIONS[0]))
+    assert len(after) == len(list(split_words(CAPTIONS[0]))), "each frequent word is one piece"
     assert tokens(part, "8") == [ord("8")] and tokens(part, "120") == [*b"120"], "digits are never joined"
 
 
@@ -123,18 +123,18 @@ def test_padding_never_matters() -> None:
     ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]])
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
     there = torch.tensor([True, True])
-    out = part(Prepared({"ids": ids, "mask": mask}, there))
-    other = part(Prepared({"ids": ids.where(mask, 99), "mask": mask}, there))
-    assert torch.equal(out.x, other.x) and not out.x[~mask].any()
-    alone = part(Prepared({"ids": ids[1:, :2], "mask": mask[1:, :2]}, there[1:]))
-    torch.testing.assert_close(out.x[1, :2], alone.x[0], atol=1e-6, rtol=1e-5)
+    out = part(PreparedInputs({"ids": ids, "mask": mask}, there))
+    other = part(PreparedInputs({"ids": ids.where(mask, 99), "mask": mask}, there))
+    assert torch.equal(out.embeddings, other.embeddings) and not out.embeddings[~mask].any()
+    alone = part(PreparedInputs({"ids": ids[1:, :2], "mask": mask[1:, :2]}, there[1:]))
+    torch.testing.assert_close(out.embeddings[1, :2], alone.embeddings[0], atol=1e-6, rtol=1e-5)
 
 
 def test_order_matters_and_both_directions_are_read() -> None:
     part = text()
-    one, other = (part(part.prepare([value])).x for value in ("ab c", "ca b"))
+    one, other = (part(part.prepare([value])).embeddings for value in ("ab c", "ca b"))
     assert not torch.allclose(one[:, [0, 1, 2]], other[:, [1, 2, 0]], atol=1e-4), "the same tokens elsewhere"
-    first, changed = (part(part.prepare([value])).x[:, 0] for value in ("a b c", "a b d"))
+    first, changed = (part(part.prepare([value])).embeddings[:, 0] for value in ("a b c", "a b d"))
     assert not torch.allclose(first, changed), "the first token knows of the last"
 
 
@@ -143,20 +143,20 @@ def test_positions_are_relative() -> None:
     part = text()
     wide = torch.tensor([[5, 9, 7, 0, 0], [0, 0, 5, 9, 7]])
     mask = torch.tensor([[True, True, True, False, False], [False, False, True, True, True]])
-    out = part(Prepared({"ids": wide, "mask": mask}, torch.tensor([True, True])))
-    torch.testing.assert_close(out.x[0, :3], out.x[1, 2:], atol=1e-5, rtol=1e-4)
+    out = part(PreparedInputs({"ids": wide, "mask": mask}, torch.tensor([True, True])))
+    torch.testing.assert_close(out.embeddings[0, :3], out.embeddings[1, 2:], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("fields", [{"dim": 18, "heads": 4}, {"vocabulary": 255}, {"max_tokens": 0}, {"heads": 0}])
 def test_refuses_sizes_that_do_not_fit(fields: dict[str, int]) -> None:
     with pytest.raises(SpecError):
-        TextSpec.parse({"type": "text", "width": 8, **fields})
+        TextSpec.parse({"type": "text", "output_dim": 8, **fields})
 
 
 def test_half_precision_stays_close() -> None:
     part = text()
     values = ["slow piano", "x"]
-    full = part(part.prepare(values)).x
-    half = part.to(torch.bfloat16)(part.prepare(values)).x
+    full = part(part.prepare(values)).embeddings
+    half = part.to(torch.bfloat16)(part.prepare(values)).embeddings
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, atol=0.1, rtol=0.1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from cadenza.conditioners.clap import Clap, ClapSpec
+from cadenza.conditioners.clap import CLAPConditioner, ClapSpec
 from cadenza.dsp.audio import Audio
 
 Kit = Callable[[str], Path]
@@ -17,8 +17,8 @@ EXACT = {"atol": 1e-5, "rtol": 1e-4}  # of vectors of length 1: far below what t
 
 
 @torch.no_grad()
-def vectors(part: Clap, values: list[Any]) -> torch.Tensor:
-    return part(part.features(part.prepare(values))).x[:, 0]
+def vectors(part: CLAPConditioner, values: list[Any]) -> torch.Tensor:
+    return part(part.encode(part.prepare(values))).embeddings[:, 0]
 
 
 def test_clap(kit: Kit) -> None:
@@ -28,7 +28,7 @@ def test_clap(kit: Kit) -> None:
     texts = json.loads((folder / "case.json").read_text())["parameters"]["prompts"]
     model = folder / "model"
     dim = json.loads((model / "config.json").read_text())["projection_dim"]
-    part = ClapSpec(model=str(model), width=dim, project="auto", absent="zeros").build().eval()
+    part = ClapSpec(model=str(model), output_dim=dim, project="auto", null_embedding="zeros").build().eval()
     prepared = part.prepare(texts)
     assert torch.equal(prepared.tensors["ids"], expected["text.input_ids"])
     assert torch.equal(prepared.tensors["mask"].long(), expected["text.attention_mask"])

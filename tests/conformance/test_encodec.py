@@ -13,11 +13,16 @@ from torch import Tensor
 
 from cadenza.codecs.encodec import Encodec
 from cadenza.codecs.stereo import Stereo, StereoSpec
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
-from cadenza.importers.encodec import spec_of, spec_of_audiocraft, weights_of, weights_of_audiocraft
-from cadenza.importers.interpolation import Interpolated
-from cadenza.importers.weights import part
+from cadenza.importers.audiocraft_package import InterpolatedConfig
+from cadenza.importers.encodec import (
+    spec_from_audiocraft,
+    spec_from_transformers,
+    weights_from_audiocraft,
+    weights_from_transformers,
+)
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
@@ -26,18 +31,20 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 def codec_of(folder: Path, prefix: str = "") -> Encodec:
     """The codec of a transformers folder, or that under `prefix` of a larger model."""
     config = json.loads((folder / "config.json").read_text())
-    spec = spec_of(config["audio_encoder"] if prefix else config, source="config.json")
+    spec = spec_from_transformers(config["audio_encoder"] if prefix else config, source="config.json")
     codec = spec.build()
-    codec.load_state_dict(weights_of(part(load_file(folder / "model.safetensors"), prefix), spec, source="weights"))
+    codec.load_state_dict(
+        weights_from_transformers(strip_prefix(load_file(folder / "model.safetensors"), prefix), spec, source="weights")
+    )
     return codec.eval()
 
 
 def native(folder: Path) -> Encodec:
     """The codec of an AudioCraft package."""
     package = torch.load(folder / "compression_state_dict.bin", weights_only=True)
-    spec = spec_of_audiocraft(Interpolated(yaml.safe_load(package["xp.cfg"]), "xp.cfg"), source="xp.cfg")
+    spec = spec_from_audiocraft(InterpolatedConfig(yaml.safe_load(package["xp.cfg"]), "xp.cfg"), source="xp.cfg")
     codec = spec.build()
-    codec.load_state_dict(weights_of_audiocraft(package["best_state"], spec, source="best_state"))
+    codec.load_state_dict(weights_from_audiocraft(package["best_state"], spec, source="best_state"))
     return codec.eval()
 
 
@@ -59,15 +66,15 @@ def test_every_length_at_every_bandwidth(kit: Kit, case: str) -> None:
     described = json.loads((folder / "case.json").read_text())
     codec = codec_of(folder / "model")
     counts = {float(rate): count for rate, count in described["parameters"]["codebooks_per_bandwidth"].items()}
-    assert {rate: codec.spec.levels_for(rate) for rate in codec.spec.bandwidths} == counts
+    assert {rate: codec.spec.num_codebooks_for_bandwidth(rate) for rate in codec.spec.bandwidths} == counts
     compared = 0
     for length in described["forward_length"]:
         wave = expected[f"{length}.waveform"]
         if f"{length}.latent" in expected:
-            close(codec.analysis(wave), expected[f"{length}.latent"])
+            close(codec.encoder(wave), expected[f"{length}.latent"])
         for rate, count in counts.items():
             name = f"{length}.bw{count}"
-            codes = codec.encode(Audio(wave, codec.spec.sample_rate), levels=codec.spec.levels_for(rate))
+            codes = codec.encode(Audio(wave, codec.spec.sample_rate), levels=codec.spec.num_codebooks_for_bandwidth(rate))
             assert torch.equal(codes.ids, joined(expected, name))
             if f"{name}.scales" in expected:
                 close(codes.scale, expected[f"{name}.scales"][:, :, 0].T)
@@ -105,10 +112,10 @@ def test_released_geometries_stream(kit: Kit, case: str, name: str) -> None:
     expected = load_file(folder / "expected.safetensors")
     codes = expected[f"{name}.codes"][0]
     codec = codec_of(folder / "model")
-    decoder = codec.decoder()
+    decoder = codec.streaming_decoder()
     chunks = [decoder.push(Codes(part)).wave for part in codes.split([3, 1, 9, codes.shape[-1] - 13], -1)]
     assert chunks[0].shape[-1] == 0 and chunks[2].shape[-1] > 0
-    close(torch.cat([*chunks, decoder.finish().wave], -1), expected[f"{name}.decoded"])
+    close(torch.cat([*chunks, decoder.flush().wave], -1), expected[f"{name}.decoded"])
 
 
 @pytest.mark.parametrize("case", ["01", "02"])

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadenza.core.types import Condition, Grid
+from cadenza.core.types import Condition, FrameFormat
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.positions import sinusoids
+from cadenza.nn.rope import sinusoidal_embedding
 from cadenza.system.fusion import fuse
 from cadenza.system.spec import FusionSpec
 
@@ -41,9 +41,11 @@ def test_the_transformer_reads_what_audiocraft_fuses(kit: Kit, case: str, paddin
     conditions = {name: Condition(expected[name], mask, mask[:, 0]) for name, mask in full.items()}
     fusion = FusionSpec.parse(routes[0])
     fused = fuse(conditions, fusion, frames=steps)
-    widths: Any = dict.fromkeys(fusion.slots(), width)
-    spec = CodecLMSpec(width=width, depth=1, heads=1, attend_padding=padding, cross_positions=routes[1], end_of_sequence=False)
-    lm = CodecLM(spec, Grid("codes", 50.0, 1, batch * steps), widths)
+    widths: Any = dict.fromkeys(fusion.routes_by_slot(), width)
+    spec = CodecLMSpec(
+        width=width, depth=1, heads=1, attend_padding=padding, cross_attention_pos_emb_scale=routes[1], end_of_sequence=False
+    )
+    lm = CodecLM(spec, FrameFormat("codes", 50.0, 1, batch * steps), widths)
     with torch.no_grad():  # every step of every item has an embedding of its own
         lm.embedding.weight[:-1] = x.flatten(0, 1)
     read = _reading(lm)
@@ -69,7 +71,7 @@ def test_sinusoids_are_audiocrafts(kit: Kit) -> None:
     expected = load_file(folder / "expected.safetensors")
     for name, base in (("sin.8", 10000.0), ("sin.48", 10000.0), ("sin.period", 100.0)):
         want = expected[name]
-        got = sinusoids(torch.arange(want.shape[1])[None], want.shape[2], base)
+        got = sinusoidal_embedding(torch.arange(want.shape[1])[None], want.shape[2], base)
         torch.testing.assert_close(got, want, **_tolerance(folder))
 
 

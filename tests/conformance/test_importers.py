@@ -36,17 +36,17 @@ def items(system: System, group: str, prompts: list[str], lengths: Tensor) -> li
 
 def logits(system: System, given: list[Any], codes: Tensor) -> tuple[Tensor, Tensor]:
     """Teacher-forced logits [b k s v] of the whole sequence of codes, and that sequence."""
-    conditions = system.condition(system.prepare(given))
+    conditions = system.encode_conditions(system.prepare(given))
     spec: Any = system.spec.generator
     pattern = spec.pattern.pattern(codes.shape[1], codes.shape[2])
-    sequence, _ = build_sequence(pattern, codes, system.codec.grid.cardinality)
+    sequence, _ = build_sequence(pattern, codes, system.codec.frame_format.cardinality)
     fused = system.fuse(conditions, frames=codes.shape[2])
     assert system.generator is not None
-    return system.generator(sequence, fused, pattern.frame.expand(len(codes), -1, -1)).transpose(1, 2), sequence
+    return system.generator(sequence, fused, pattern.frame_at_step.expand(len(codes), -1, -1)).transpose(1, 2), sequence
 
 
 def made(system: System, texts: Any, frames: int, **fields: Any) -> Tensor:
-    codes = system.frames(texts, seconds=frames / system.codec.grid.frame_rate, sampling=GREEDY, **fields)
+    codes = system.generate_frames(texts, seconds=frames / system.codec.frame_format.frame_rate, sampling=GREEDY, **fields)
     assert isinstance(codes, Codes)
     return codes.ids
 
@@ -56,8 +56,8 @@ def test_transformers_musicgen(kit: Kit, name: str) -> None:
     system, prompts, want = opened(kit(name))
     for group, texts in (("single", prompts[:1]), ("batch", prompts)):
         given = [{"prompt": text} for text in texts]
-        condition = system.condition(system.prepare(given))["prompt"]
-        torch.testing.assert_close(condition.x, want[f"{group}.text_projected"], **AUDIO)
+        condition = system.encode_conditions(system.prepare(given))["prompt"]
+        torch.testing.assert_close(condition.embeddings, want[f"{group}.text_projected"], **AUDIO)
         assert torch.equal(condition.mask, want[f"{group}.attention_mask"].bool())
         found, sequence = logits(system, given, want[f"{group}.tf_codes"])
         assert torch.equal(sequence.flatten(0, 1), want[f"{group}.tf_decoder_input_ids"])
@@ -87,8 +87,8 @@ def test_audiocraft(kit: Kit, name: str) -> None:
         given = items(system, group, prompts, want[f"{group}.text_mask"])
         if group == "with_empty" and not want["with_empty.text_mask"][0].any():
             given = given[::-1]
-        condition = system.condition(system.prepare(given))["prompt"]
-        torch.testing.assert_close(condition.x, want[f"{group}.cond.description"], **AUDIO)
+        condition = system.encode_conditions(system.prepare(given))["prompt"]
+        torch.testing.assert_close(condition.embeddings, want[f"{group}.cond.description"], **AUDIO)
         found, sequence = logits(system, given, want[f"{group}.codes"])
         assert torch.equal(sequence, want[f"{group}.sequence"])
         torch.testing.assert_close(found, want[f"{group}.sequence_logits"], **LOGITS)
@@ -96,7 +96,7 @@ def test_audiocraft(kit: Kit, name: str) -> None:
         ("greedy_cfg3", prompts[:1], {"guidance": 3.0}),
         ("greedy_cfg1", prompts[:1], {"guidance": 1.0}),
         ("greedy_batch_cfg3", prompts, {"guidance": 3.0}),
-        ("greedy_two_step", prompts, {"guidance": 3.0, "two_step": True}),
+        ("greedy_two_step", prompts, {"guidance": 3.0, "two_step_cfg": True}),
         ("greedy_null", None, {"guidance": 3.0}),
     ):
         codes = want[f"{group}.codes"]
@@ -118,8 +118,8 @@ def test_windows_are_as_long_as_the_clips_of_training(kit: Kit) -> None:
     folder = kit("09a")
     window = json.loads((folder / "case.json").read_text())["tensors"]["long.codes"]["what"]
     system, _, _ = opened(folder)
-    assert f"max_duration {system.spec.generator.context // 50}," in window
-    assert system.spec.defaults.seconds == system.spec.generator.context / 50
+    assert f"max_duration {system.spec.generator.max_frames // 50}," in window
+    assert system.spec.defaults.seconds == system.spec.generator.max_frames / 50
 
 
 @pytest.mark.parametrize("name", ["04a", "04b", "04c"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cadenza.conditioners.lut import LutSpec, Vocab, Whole
-from cadenza.nn.words import row_of
+from cadenza.conditioners.lut import LutSpec, PretrainedTokenizer, WholeTextTokenizer
+from cadenza.nn.tokenizers import hash_to_row
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -21,19 +21,26 @@ def test_audiocraft(kit: Kit) -> None:
     expected, case = load_file(folder / "expected.safetensors"), json.loads((folder / "case.json").read_text())
     for word, rows in case["hash_trick"].items():
         for bins, row in rows.items():
-            assert row_of(word, int(bins)) == row, (word, bins)
+            assert hash_to_row(word, int(bins)) == row, (word, bins)
     bins, dim = expected["lut.embed.weight"].shape
     width = len(expected["lut.output_proj.bias"])
-    spec = LutSpec(tokenizer=Whole(bins=bins), dim=dim, width=width, project="always", absent="zeros", empty="read")
+    spec = LutSpec(
+        tokenizer=WholeTextTokenizer(bins=bins),
+        dim=dim,
+        output_dim=width,
+        project="always",
+        null_embedding="zeros",
+        empty_text="read",
+    )
     part = spec.build().eval()
     names = {"embed.weight": "table.weight", "output_proj.weight": "out.weight", "output_proj.bias": "out.bias"}
     part.load_state_dict({ours: expected[f"lut.{name}"] for name, ours in names.items()})
     prepared = part.prepare(case["lut_texts"])
     assert torch.equal(prepared.tensors["ids"], expected["noop.tokens"])
     assert torch.equal(prepared.tensors["mask"], expected["noop.mask"].bool())
-    made = part(part.features(prepared))
+    made = part(part.encode(prepared))
     assert torch.equal(made.mask, expected["lut.mask"].bool())
-    torch.testing.assert_close(made.x, expected["lut.out"], **TOLERANCE)
+    torch.testing.assert_close(made.embeddings, expected["lut.out"], **TOLERANCE)
 
 
 @pytest.mark.filterwarnings("ignore:a text has")
@@ -48,15 +55,15 @@ def test_stable_audio_tools(kit: Kit) -> None:
     names = {"token_embedder.": "table.", "proj_out.": "out.", "abs_pos_emb.emb.": "places."}
     for entry in luts:
         name, config = entry["id"], entry["config"]
-        tokenizer = Vocab(
+        tokenizer = PretrainedTokenizer(
             model=str(folder / "model" / config["tokenizer_name"]), special_tokens=config.get("special_tokens", [])
         )
         spec = LutSpec(
             tokenizer=tokenizer,
-            width=config.get("output_dim", described["cond_dim"]),
+            output_dim=config.get("output_dim", described["cond_dim"]),
             project="always" if config.get("project_out") else "auto",
-            absent="zeros",
-            empty="read",
+            null_embedding="zeros",
+            empty_text="read",
             max_length=config["max_length"],
             pad_to="max_length",
             positions=config.get("use_abs_pos_emb", False),
@@ -72,6 +79,6 @@ def test_stable_audio_tools(kit: Kit) -> None:
         part.load_state_dict(mine)
         prepared = part.prepare(said[name])
         assert torch.equal(prepared.tensors["ids"], expected[f"{name}.input_ids"])
-        made = part(part.features(prepared))
+        made = part(part.encode(prepared))
         assert torch.equal(made.mask, expected[f"{name}.mask"].bool())
-        torch.testing.assert_close(made.x, expected[f"{name}.out"], **TOLERANCE)
+        torch.testing.assert_close(made.embeddings, expected[f"{name}.out"], **TOLERANCE)

@@ -30,15 +30,17 @@ def forced(system: System, items: list[Any], codes: Tensor) -> tuple[Tensor, Ten
     """Teacher-forced logits [b k s v], the sequence of codes that they are of, and the prefix before it."""
     spec: Any = system.spec.generator
     pattern = spec.pattern.pattern(codes.shape[1], codes.shape[2])
-    sequence, _ = build_sequence(pattern, codes, system.codec.grid.cardinality)
-    fused = system.fuse(system.condition(system.prepare(items)), frames=codes.shape[2])
+    sequence, _ = build_sequence(pattern, codes, system.codec.frame_format.cardinality)
+    fused = system.fuse(system.encode_conditions(system.prepare(items)), frames=codes.shape[2])
     assert system.generator is not None
-    logits = system.generator(sequence, fused, pattern.frame.expand(len(codes), -1, -1)).transpose(1, 2)
+    logits = system.generator(sequence, fused, pattern.frame_at_step.expand(len(codes), -1, -1)).transpose(1, 2)
     return logits, sequence, fused.prepend
 
 
 def made(system: System, items: Any, want: Tensor, **fields: Any) -> Tensor:
-    codes = system.frames(items, seconds=want.shape[-1] / system.codec.grid.frame_rate, sampling=GREEDY, **fields)
+    codes = system.generate_frames(
+        items, seconds=want.shape[-1] / system.codec.frame_format.frame_rate, sampling=GREEDY, **fields
+    )
     assert isinstance(codes, Codes)
     return codes.ids
 
@@ -49,7 +51,7 @@ def test_transformers(kit: Kit) -> None:
     other = Audio(want["melody2.waveform"][None], 32000)
     chroma = system.conditioners["melody"]
     for name, sound in (("melody", melody), ("melody2", other)):
-        found = chroma.features(chroma.prepare([sound])).tensors["chroma"][:, : want[f"{name}.input_features"].shape[1]]
+        found = chroma.encode(chroma.prepare([sound])).tensors["chroma"][:, : want[f"{name}.input_features"].shape[1]]
         assert torch.equal(found, want[f"{name}.input_features"])
     for group, texts in (("single", prompts[:1]), ("batch", prompts)):
         sung = [{"prompt": text, "melody": melody} for text in texts]
@@ -84,7 +86,7 @@ def test_audiocraft(kit: Kit) -> None:
         ("batch", items),
         ("with_empty", [items[1], {"melody": second}]),
     ):
-        conditions = system.condition(system.prepare(given))
+        conditions = system.encode_conditions(system.prepare(given))
         fused = system.fuse(conditions, frames=want[f"{group}.codes"].shape[-1])
         melodies = want[f"{group}.cond.self_wav"]
         torch.testing.assert_close(fused.prepend.x[:, : melodies.shape[1]], melodies, msg=group, **VALUES)
@@ -104,7 +106,7 @@ def test_audiocraft(kit: Kit) -> None:
         ("greedy_cfg3", items[:1], {}),
         ("greedy_cfg1", items[:1], {"guidance": 1.0}),
         ("greedy_batch_cfg3", items, {}),
-        ("greedy_two_step", items, {"two_step": True}),
+        ("greedy_two_step", items, {"two_step_cfg": True}),
         ("greedy_null", None, {}),
         ("continuation", {**items[1], "melody": first}, {"continue_from": Codes(want["continuation.prompt_codes"])}),
     ):

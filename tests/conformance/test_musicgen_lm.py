@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Slot, Tokens
-from cadenza.generators.base import Plan
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, MaskedSequence, Slot
+from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import Delay, build_sequence, revert_logits
 from cadenza.samplers.tokens import TokenSampling
@@ -50,21 +50,21 @@ def loaded(folder: Path, *, slot: Slot, context: int = 30) -> tuple[CodecLM, dic
         width=case["dim"],
         depth=case["layers"],
         heads=case["heads"],
-        mlp=hidden / case["dim"],
+        mlp_ratio=hidden / case["dim"],
         pattern=Delay(delays=tuple(case["delays"])),
         positions="sinusoidal",
         end_of_sequence=False,
         attend_padding=True,
-        context=context * case["frame_rate"],
+        max_frames=context * case["frame_rate"],
     )
-    generator = spec.build(Grid("codes", case["frame_rate"], rows, case["card"]), {slot: case["dim"]})
+    generator = spec.build(FrameFormat("codes", case["frame_rate"], rows, case["card"]), {slot: case["dim"]})
     generator.load_state_dict(from_audiocraft(state, rows))
     return generator.eval(), case, load_file(folder / "expected.safetensors")
 
 
-def told(slot: Slot, x: Tensor) -> Fused:
-    tokens = Tokens(x, torch.ones(x.shape[:2], dtype=torch.bool))
-    return Fused(cross=tokens) if slot == "cross" else Fused(prepend=tokens)
+def told(slot: Slot, x: Tensor) -> FusedConditions:
+    tokens = MaskedSequence(x, torch.ones(x.shape[:2], dtype=torch.bool))
+    return FusedConditions(cross=tokens) if slot == "cross" else FusedConditions(prepend=tokens)
 
 
 CASES: list[tuple[str, Slot]] = [("09a", "cross"), ("09b", "cross"), ("09d", "prepend")]
@@ -78,7 +78,7 @@ def test_audiocrafts_logits_and_loss(kit: Kit, name: str, slot: Slot, group: str
     pattern = Delay(delays=tuple(case["delays"])).pattern(case["codebooks"], codes.shape[-1])
     sequence, _ = build_sequence(pattern, codes, case["card"])
     assert torch.equal(sequence, want[f"{group}.sequence"])
-    logits = generator(sequence, fused, pattern.frame.expand(len(codes), -1, -1)).transpose(1, 2)
+    logits = generator(sequence, fused, pattern.frame_at_step.expand(len(codes), -1, -1)).transpose(1, 2)
     torch.testing.assert_close(logits, want[f"{group}.sequence_logits"], **TOLERANCE)
     valid, mask = revert_logits(pattern, logits[:, :, : pattern.valid_steps], fill=0)
     torch.testing.assert_close(valid, want[f"{group}.train_logits"], **TOLERANCE)
@@ -92,11 +92,13 @@ def test_audiocrafts_logits_and_loss(kit: Kit, name: str, slot: Slot, group: str
 def test_audiocrafts_greedy_codes(kit: Kit, name: str, slot: Slot) -> None:
     generator, _, want = loaded(kit(name), slot=slot)
 
-    def run(cond: Tensor, scale: float, frames: int, known: Known | None = None, null: Tensor | None = None) -> Tensor:
+    def run(cond: Tensor, scale: float, frames: int, known: KnownFrames | None = None, null: Tensor | None = None) -> Tensor:
         batch = len(cond)
-        plan = Plan(torch.full((batch,), frames), [0] * batch, TokenSampling(temperature=0), known, two_step=null is not None)
+        plan = GenerationInputs(
+            torch.full((batch,), frames), [0] * batch, TokenSampling(temperature=0), known, two_step_cfg=null is not None
+        )
         nothing = told(slot, torch.zeros_like(cond) if null is None else null)
-        out = generator.generate([Branch(scale, told(slot, cond)), Branch(1 - scale, nothing)], plan)
+        out = generator.generate([GuidanceBranch(scale, told(slot, cond)), GuidanceBranch(1 - scale, nothing)], plan)
         assert isinstance(out, Codes)
         return out.ids
 
@@ -111,7 +113,7 @@ def test_audiocrafts_greedy_codes(kit: Kit, name: str, slot: Slot) -> None:
     whole = want["greedy_two_step.codes"]  # the texts that are not there make a batch of their own
     assert torch.equal(run(batch, 3.0, whole.shape[-1], null=want["null.cond.description"]), whole)
     prompt, whole = want["continuation.prompt_codes"], want["continuation.codes"]
-    known = Known(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
+    known = KnownFrames(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
     # Prompt number 1 of the batch, alone: the rows that are not its padding.
     cond = batch[1:2, : int(want["batch.text_mask"][1].sum())]
     assert torch.equal(run(cond, 3.0, whole.shape[-1], known), whole)
@@ -121,10 +123,10 @@ def test_audiocrafts_long_codes(kit: Kit) -> None:
     """25 seconds of a model that makes 20, the second window 18 seconds after the first."""
     generator, case, want = loaded(kit("09a"), slot="cross", context=20)
     whole, cond = want["long.codes"], want["single.cond.description"]
-    plan = Plan(torch.tensor([whole.shape[-1]]), [0], TokenSampling(temperature=0))
-    branches = [Branch(3.0, told("cross", cond)), Branch(-2.0, told("cross", torch.zeros_like(cond)))]
-    chunks = list(windows.stream(generator, branches, plan, stride=18 * case["frame_rate"]))
-    assert len(chunks) > 70 and torch.equal(Codes.join(chunks).ids, whole)  # type: ignore[arg-type]
+    plan = GenerationInputs(torch.tensor([whole.shape[-1]]), [0], TokenSampling(temperature=0))
+    branches = [GuidanceBranch(3.0, told("cross", cond)), GuidanceBranch(-2.0, told("cross", torch.zeros_like(cond)))]
+    chunks = list(windows.generate_windows(generator, branches, plan, stride=18 * case["frame_rate"]))
+    assert len(chunks) > 70 and torch.equal(Codes.cat(chunks).ids, whole)  # type: ignore[arg-type]
 
 
 def from_transformers(state: Mapping[str, Tensor], rows: int, depth: int) -> dict[str, Tensor]:
@@ -162,37 +164,44 @@ def test_transformers_logits_and_codes_with_masked_padding(kit: Kit, name: str) 
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
-        mlp=config["ffn_dim"] / config["hidden_size"],
+        mlp_ratio=config["ffn_dim"] / config["hidden_size"],
         pattern=Delay(delays=delays),
         positions="sinusoidal",
         end_of_sequence=False,
     )
-    generator = spec.build(Grid("codes", 50.0, rows, config["vocab_size"]), {"cross": config["hidden_size"]}).eval()
+    generator = spec.build(FrameFormat("codes", 50.0, rows, config["vocab_size"]), {"cross": config["hidden_size"]}).eval()
     state = load_file(folder / "model" / "model.safetensors")
     generator.load_state_dict(from_transformers(state, rows, config["num_hidden_layers"]))
     for group in ("single", "batch"):
         inputs = want[f"{group}.tf_decoder_input_ids"].unflatten(0, (-1, rows))
-        tokens = Tokens(want[f"{group}.text_projected"], want[f"{group}.attention_mask"].bool())
+        tokens = MaskedSequence(want[f"{group}.text_projected"], want[f"{group}.attention_mask"].bool())
         frame = torch.zeros_like(inputs)
-        logits = generator(inputs, Fused(cross=tokens), frame).transpose(1, 2).flatten(0, 1)
+        logits = generator(inputs, FusedConditions(cross=tokens), frame).transpose(1, 2).flatten(0, 1)
         torch.testing.assert_close(logits, want[f"{group}.tf_logits"], **TOLERANCE)
         if group == "single":
-            null = Tokens(tokens.x, torch.zeros_like(tokens.mask))
-            logits = generator(inputs, Fused(cross=null), frame).transpose(1, 2).flatten(0, 1)
+            null = MaskedSequence(tokens.x, torch.zeros_like(tokens.mask))
+            logits = generator(inputs, FusedConditions(cross=null), frame).transpose(1, 2).flatten(0, 1)
             torch.testing.assert_close(logits, want["single.tf_logits_null"], **TOLERANCE)
-            assert torch.equal(logits, generator(inputs, Fused(), frame).transpose(1, 2).flatten(0, 1))
-    single, batch = (Tokens(want[f"{x}.text_projected"], want[f"{x}.attention_mask"].bool()) for x in ("single", "batch"))
-    second = Tokens(batch.x[1:2], batch.mask[1:2])  # padded, which changes nothing here
+            assert torch.equal(logits, generator(inputs, FusedConditions(), frame).transpose(1, 2).flatten(0, 1))
+    single, batch = (
+        MaskedSequence(want[f"{x}.text_projected"], want[f"{x}.attention_mask"].bool()) for x in ("single", "batch")
+    )
+    second = MaskedSequence(batch.x[1:2], batch.mask[1:2])  # padded, which changes nothing here
     for group, told, scale in (
-        ("greedy_gs1", Fused(single), 1.0),
-        ("greedy_gs3", Fused(single), 3.0),
-        ("greedy_batch_gs3", Fused(batch), 3.0),
-        ("greedy_uncond", Fused(), 1.0),
-        ("continuation", Fused(second), 3.0),
+        ("greedy_gs1", FusedConditions(single), 1.0),
+        ("greedy_gs3", FusedConditions(single), 3.0),
+        ("greedy_batch_gs3", FusedConditions(batch), 3.0),
+        ("greedy_uncond", FusedConditions(), 1.0),
+        ("continuation", FusedConditions(second), 3.0),
     ):
         whole, prompt = want[f"{group}.codes"], want.get(f"{group}.prompt_codes")
-        known = None if prompt is None else Known(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
-        plan = Plan(torch.full((len(whole),), whole.shape[-1]), [0] * len(whole), TokenSampling(temperature=0), known)
+        known = None if prompt is None else KnownFrames(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool))
+        plan = GenerationInputs(
+            torch.full((len(whole),), whole.shape[-1]), [0] * len(whole), TokenSampling(temperature=0), known
+        )
         for two_step in (False, True):
-            out = generator.generate([Branch(scale, told), Branch(1 - scale, Fused())], replace(plan, two_step=two_step))
+            out = generator.generate(
+                [GuidanceBranch(scale, told), GuidanceBranch(1 - scale, FusedConditions())],
+                replace(plan, two_step_cfg=two_step),
+            )
             assert isinstance(out, Codes) and torch.equal(out.ids, whole), group

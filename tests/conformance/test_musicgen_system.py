@@ -27,8 +27,8 @@ def opened(folder: Path) -> tuple[System, list[dict[str, str]], dict[str, Tensor
 
 
 def frames(system: System, what: Any, want: Tensor, **fields: Any) -> Tensor:
-    seconds = want.shape[-1] / system.codec.grid.frame_rate
-    return system.frames(what, seconds=seconds, sampling=GREEDY, **fields).content
+    seconds = want.shape[-1] / system.codec.frame_format.frame_rate
+    return system.generate_frames(what, seconds=seconds, sampling=GREEDY, **fields).data
 
 
 @pytest.mark.parametrize("name", ["09a", "09b", "09d"])
@@ -39,7 +39,7 @@ def test_audiocrafts_codes(kit: Kit, name: str) -> None:
         "greedy_cfg3": (items[0], {}),
         "greedy_cfg1": (items[0], {"guidance": 1}),
         "greedy_batch_cfg3": (items, {}),
-        "greedy_two_step": (items, {"two_step": True}),
+        "greedy_two_step": (items, {"two_step_cfg": True}),
         "greedy_null": (None, {}),
         "continuation": (items[1], {"continue_from": Codes(want["continuation.prompt_codes"])}),
     }
@@ -64,7 +64,7 @@ def test_transformers_codes_and_audio(kit: Kit, name: str) -> None:
     asked: dict[str, tuple[Any, dict[str, Any]]] = {
         "greedy_gs1": (items[0], {"guidance": 1}),
         "greedy_gs3": (items[0], {"guidance": 3}),
-        "greedy_batch_gs3": (items, {"guidance": 3, "two_step": True}),
+        "greedy_batch_gs3": (items, {"guidance": 3, "two_step_cfg": True}),
         "greedy_uncond": (None, {}),
         "continuation": (items[1], {"guidance": 3, "continue_from": prompt}),
     }
@@ -72,17 +72,17 @@ def test_transformers_codes_and_audio(kit: Kit, name: str) -> None:
         codes = want[f"{group}.codes"]
         assert torch.equal(frames(system, what, codes, **fields), codes), group
         if f"{group}.audio" in want:
-            seconds = codes.shape[-1] / system.codec.grid.frame_rate
+            seconds = codes.shape[-1] / system.codec.frame_format.frame_rate
             audio = system.generate(what, seconds=seconds, sampling=GREEDY, **fields)
             torch.testing.assert_close(audio.wave, want[f"{group}.audio"], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("keep_prompt", [True, False])
-def test_the_stream_of_a_stereo_system(kit: Kit, keep_prompt: bool) -> None:
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_the_stream_of_a_stereo_system(kit: Kit, include_prompt: bool) -> None:
     """Interleaved codebooks, a codec that is not causal, going on from audio: chunk by chunk as at once."""
     system, items, want = opened(kit("02"))
     prompt = cadenza.Audio(want["continuation.prompt_audio"][None], system.spec.codec.sample_rate)
-    fields = {"seconds": 1.5, "sampling": GREEDY, "continue_from": prompt, "keep_prompt": keep_prompt}
+    fields = {"seconds": 1.5, "sampling": GREEDY, "continue_from": prompt, "include_prompt": include_prompt}
     chunks = list(system.stream(items[1], **fields))
     whole = system.generate(items[1], **fields)
     assert len(chunks) > 2 and whole.wave.shape[1] == 2

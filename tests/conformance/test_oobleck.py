@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.codecs.oobleck import Oobleck
+from cadenza.codecs.oobleck_vae import Oobleck
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.types import Latents
 from cadenza.dsp.audio import Audio
-from cadenza.importers.section import Section
-from cadenza.importers.stable_audio_codec import codec_of, codec_weights
-from cadenza.importers.weights import part
+from cadenza.importers.base import ConfigReader
+from cadenza.importers.stable_audio import convert_pretransform, convert_pretransform_weights
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
@@ -24,11 +24,11 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 
 def loaded(folder: Path) -> tuple[Oobleck, dict[str, Tensor]]:
     config: dict[str, Any] = json.loads((folder / "model" / "model_config.json").read_text())
-    section = Section(config["model"]["pretransform"], source="model.pretransform")
-    codec = CodecSpec.parse(codec_of(section, config["sample_rate"])).build()
-    section.close()
-    state = part(load_file(folder / "model" / "model.safetensors"), "pretransform.")
-    codec.load_state_dict(codec_weights(state, codec.state_dict(), source="model"))
+    section = ConfigReader(config["model"]["pretransform"], source="model.pretransform")
+    codec = CodecSpec.parse(convert_pretransform(section, config["sample_rate"])).build()
+    section.raise_errors()
+    state = strip_prefix(load_file(folder / "model" / "model.safetensors"), "pretransform.")
+    codec.load_state_dict(convert_pretransform_weights(state, codec.state_dict(), source="model"))
     assert isinstance(codec, Oobleck)
     return codec.eval(), load_file(folder / "expected.safetensors")
 
@@ -38,7 +38,7 @@ def test_autoencoder(kit: Kit, case: str) -> None:
     codec, expected = loaded(kit(case))
     wave = expected["vae.waveform"]
     with torch.no_grad():
-        mean, std = codec.moments(wave)
+        mean, std = codec.encode_distribution(wave)
     torch.testing.assert_close(mean, expected["vae.mean"], **TOLERANCE)
     torch.testing.assert_close(std, expected["vae.std"], **TOLERANCE)
     frames = codec.encode(Audio(wave, codec.spec.sample_rate))

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadenza.conditioners.base import Conditioners
-from cadenza.core.types import Condition, Fused
-from cadenza.importers.stable_audio import Conditioning, conditioning_of
-from cadenza.importers.stable_audio_weights import weights_of
-from cadenza.importers.weights import part
+from cadenza.conditioners.base import ConditionerSet
+from cadenza.core.checkpoint import strip_prefix
+from cadenza.core.types import Condition, FusedConditions
+from cadenza.importers.stable_audio import ConditioningConfig, load_conditioning
+from cadenza.importers.stable_audio_weights import convert_conditioner_weights
 from cadenza.system.fusion import fuse
 from cadenza.system.spec import FusionSpec
 
@@ -29,26 +29,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is outside the range", "ignore
 class Case:
     """A config with its weights, and what the library made of some metadata."""
 
-    conditioning: Conditioning
-    parts: Conditioners
+    conditioning: ConditioningConfig
+    parts: ConditionerSet
     expected: dict[str, Tensor]
     parameters: dict[str, Any]
 
     @torch.no_grad()
     def run(self, metadata: list[dict[str, Any]]) -> dict[str, Condition]:
         items = [self.conditioning.item(each) for each in metadata]
-        return self.parts(self.parts.features(self.parts.prepare(items)))
+        return self.parts(self.parts.encode(self.parts.prepare(items)))
 
 
 def loaded(folder: Path) -> Case:
     model = folder / "model"
     whole = (model / "model_config.json").exists()
-    conditioning = conditioning_of(model / ("model_config.json" if whole else "conditioning.json"))
-    parts = Conditioners({name: spec.build() for name, spec in conditioning.conditioners.items()}).eval()
+    conditioning = load_conditioning(model / ("model_config.json" if whole else "conditioning.json"))
+    parts = ConditionerSet({name: spec.build() for name, spec in conditioning.conditioners.items()}).eval()
     state = load_file(model / ("model.safetensors" if whole else "conditioners.safetensors"))
-    theirs = part(state, "conditioner.conditioners." if whole else "conditioners.")
-    codec = part(state, "pretransform.")
-    parts.load_state_dict(weights_of(conditioning, parts, theirs, source=str(model), codec=codec))
+    theirs = strip_prefix(state, "conditioner.conditioners." if whole else "conditioners.")
+    codec = strip_prefix(state, "pretransform.")
+    parts.load_state_dict(convert_conditioner_weights(conditioning, parts, theirs, source=str(model), codec=codec))
     case = json.loads((folder / "case.json").read_text())
     return Case(conditioning, parts, load_file(folder / "expected.safetensors"), case["parameters"])
 
@@ -60,7 +60,7 @@ def test_conditions_of_a_model(kit: Kit, case: str) -> None:
         made = it.run(it.parameters[key])
         assert {f"{name}.{id}" for id in made} <= set(it.expected)
         for id, condition in made.items():
-            torch.testing.assert_close(condition.x, it.expected[f"{name}.{id}"], **TOLERANCE)
+            torch.testing.assert_close(condition.embeddings, it.expected[f"{name}.{id}"], **TOLERANCE)
             assert torch.equal(condition.mask, it.expected[f"{name}.{id}.mask"].bool())
     assert it.conditioning.fusion is not None
     inputs = given(it.expected, fuse(it.run(it.parameters["conditioning"]), it.conditioning.fusion, frames=40))
@@ -69,9 +69,9 @@ def test_conditions_of_a_model(kit: Kit, case: str) -> None:
         torch.testing.assert_close(ours, theirs, **TOLERANCE, msg=name)
 
 
-def given(expected: dict[str, Tensor], fused: Fused) -> dict[str, tuple[Tensor, Tensor]]:
+def given(expected: dict[str, Tensor], fused: FusedConditions) -> dict[str, tuple[Tensor, Tensor]]:
     """What the wrapper hands to the diffusion model beside what we do; the inputs of inpainting are not of conditioners."""
-    pairs: dict[str, Tensor | None] = {"global_cond": fused.glob}
+    pairs: dict[str, Tensor | None] = {"global_cond": fused.global_vector}
     if fused.cross is not None:
         pairs |= {"cross_attn_cond": fused.cross.x, "cross_attn_mask": fused.cross.mask.float()}
     if fused.prepend is not None:
@@ -91,7 +91,7 @@ def single(kit: Kit) -> Case:
 def test_single_conditioners(single: Case, id: str) -> None:
     made = single.run([{id: value} for value in single.parameters[id]])[id]
     assert made.present.all()
-    torch.testing.assert_close(made.x, single.expected[f"{id}.out"], **CLOSE)
+    torch.testing.assert_close(made.embeddings, single.expected[f"{id}.out"], **CLOSE)
     assert torch.equal(made.mask, single.expected[f"{id}.mask"].bool())
     if f"{id}.input_ids" in single.expected:
         ids = single.parts[id].prepare(single.parameters[id]).tensors["ids"]  # type: ignore[operator]
@@ -101,7 +101,7 @@ def test_single_conditioners(single: Case, id: str) -> None:
 def test_a_pretransform(single: Case) -> None:
     """Theirs are [channels, frames], ours [frames, channels]."""
     made = single.run([{"audio": single.expected[f"audio.in{i}"]} for i in range(3)])["audio"]
-    torch.testing.assert_close(made.x.transpose(1, 2), single.expected["audio.out"], **CLOSE)
+    torch.testing.assert_close(made.embeddings.transpose(1, 2), single.expected["audio.out"], **CLOSE)
     assert torch.equal(made.mask, single.expected["audio.mask"].bool())
 
 
@@ -122,5 +122,5 @@ def test_a_mix_of_sources(single: Case) -> None:
 def test_default_keys_and_wrapped_values(single: Case) -> None:
     seconds, genre = single.parameters["seconds_a"], single.parameters["genre"]
     made = single.run([{"seconds_a": a, "genre": [b]} for a, b in zip(seconds, genre, strict=True)])
-    torch.testing.assert_close(made["seconds_b"].x, single.expected["multi.seconds_b"], **CLOSE)
-    torch.testing.assert_close(made["genre"].x, single.expected["multi.genre"], **CLOSE)
+    torch.testing.assert_close(made["seconds_b"].embeddings, single.expected["multi.seconds_b"], **CLOSE)
+    torch.testing.assert_close(made["genre"].embeddings, single.expected["multi.genre"], **CLOSE)

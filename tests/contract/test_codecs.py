@@ -57,7 +57,7 @@ def round_trips_through_json(spec: CodecSpec) -> None:
 
 
 def gives_back_every_length(spec: CodecSpec) -> None:
-    codec, hop = built(spec), spec.hop
+    codec, hop = built(spec), spec.hop_length
     for samples in (1, 2, hop - 1, hop, hop + 1, 3 * hop - 1, 7 * hop + 3):
         audio = noise(spec, samples)
         frames = codec.encode(audio)
@@ -69,20 +69,20 @@ def gives_back_every_length(spec: CodecSpec) -> None:
 
 
 def has_the_grid_it_says(spec: CodecSpec) -> None:
-    codec, grid = built(spec), spec.grid
-    assert codec.grid == grid and math.isclose(spec.hop * grid.frame_rate, spec.sample_rate)
+    codec, frame_format = built(spec), spec.frame_format
+    assert codec.frame_format == frame_format and math.isclose(spec.hop_length * frame_format.frame_rate, spec.sample_rate)
     for whole in (1, 2, 9):
-        frames = codec.encode(noise(spec, whole * spec.hop))
-        assert content(frames).shape == (1, grid.rows, whole)
-        assert codec.encode(noise(spec, whole * spec.hop + 1)).lengths.tolist() == [whole + 1]
-        assert isinstance(frames, Codes if grid.kind == "codes" else Latents)
+        frames = codec.encode(noise(spec, whole * spec.hop_length))
+        assert content(frames).shape == (1, frame_format.channels, whole)
+        assert codec.encode(noise(spec, whole * spec.hop_length + 1)).lengths.tolist() == [whole + 1]
+        assert isinstance(frames, Codes if frame_format.kind == "codes" else Latents)
         if isinstance(frames, Codes):
-            assert 0 <= int(frames.ids.min()) and int(frames.ids.max()) < grid.cardinality
-            assert codec.decode(Codes(frames.ids, scale=frames.scale)).lengths.tolist() == [whole * spec.hop]
+            assert 0 <= int(frames.ids.min()) and int(frames.ids.max()) < frame_format.cardinality
+            assert codec.decode(Codes(frames.ids, scale=frames.scale)).lengths.tolist() == [whole * spec.hop_length]
 
 
 def keeps_clips_apart(spec: CodecSpec) -> None:
-    codec, hop = built(spec), spec.hop
+    codec, hop = built(spec), spec.hop_length
     lengths = [5 * hop + 1, 1, 9 * hop, hop - 1, 3 * hop]
     together = codec.encode(noise(spec, *lengths))
     decoded = codec.decode(together)
@@ -100,22 +100,22 @@ def keeps_clips_apart(spec: CodecSpec) -> None:
 def hears_what_it_encodes(spec: CodecSpec) -> None:
     """Otherwise every other promise could be kept with silence."""
     codec = built(spec)
-    one, other = codec.encode(noise(spec, 8 * spec.hop)), codec.encode(noise(spec, 8 * spec.hop + 1))
+    one, other = codec.encode(noise(spec, 8 * spec.hop_length)), codec.encode(noise(spec, 8 * spec.hop_length + 1))
     assert not torch.equal(content(one), content(other)[..., :8])
     assert codec.decode(one).wave.std() > 0
     assert not torch.allclose(codec.decode(one).wave, codec.decode(part(other, 0, 8)).wave)
 
 
 def streams_what_it_decodes(spec: CodecSpec) -> None:
-    codec, hop = built(spec), spec.hop
+    codec, hop = built(spec), spec.hop_length
     for lengths, steps in (([11], [1] * 11), ([11], [11]), ([3, 11, 8], [2, 5, 1, 3]), ([1, 1], [1])):
         frames = codec.encode(noise(spec, *(n * hop for n in lengths)))
         whole = codec.decode(part(frames, 0, max(lengths)))
-        decoder, start, chunks = codec.decoder(), 0, []
+        decoder, start, chunks = codec.streaming_decoder(), 0, []
         for step in steps:
             chunks.append(decoder.push(part(frames, start, start + step)))
             start += step
-        chunks.append(decoder.finish())
+        chunks.append(decoder.flush())
         for chunk in chunks:
             assert len(chunk) == len(lengths), "every chunk speaks of every clip"
             assert chunk.sample_rate == spec.sample_rate
@@ -126,15 +126,15 @@ def streams_what_it_decodes(spec: CodecSpec) -> None:
 
 def streams_keep_to_themselves(spec: CodecSpec) -> None:
     codec = built(spec)
-    frames = codec.encode(noise(spec, 6 * spec.hop))
-    other = codec.encode(noise(spec, 6 * spec.hop + 1))
+    frames = codec.encode(noise(spec, 6 * spec.hop_length))
+    other = codec.encode(noise(spec, 6 * spec.hop_length + 1))
     expected = codec.decode(part(frames, 0, 6)).wave
-    one, two = codec.decoder(), codec.decoder()
+    one, two = codec.streaming_decoder(), codec.streaming_decoder()
     chunks = []
     for i in range(6):
         chunks.append(one.push(part(frames, i, i + 1)).wave)
         two.push(part(other, i, i + 1))
-    assert_close(torch.cat([*chunks, one.finish().wave], -1), expected)
+    assert_close(torch.cat([*chunks, one.flush().wave], -1), expected)
 
 
 def loads_what_it_saved(spec: CodecSpec) -> None:
@@ -145,7 +145,7 @@ def loads_what_it_saved(spec: CodecSpec) -> None:
     assert {name: x.shape for name, x in other.state_dict().items()} == {name: x.shape for name, x in real.state_dict().items()}
     other = other.to_empty(device="cpu").eval()
     other.load_state_dict({name: x.clone() for name, x in real.state_dict().items()}, strict=True)
-    audio = noise(spec, 5 * spec.hop + 1)
+    audio = noise(spec, 5 * spec.hop_length + 1)
     for codec in (other, copy.deepcopy(real)):
         assert torch.equal(content(codec.encode(audio)), content(real.encode(audio)))
         assert torch.equal(codec.decode(codec.encode(audio)).wave, real.decode(real.encode(audio)).wave)
@@ -153,7 +153,7 @@ def loads_what_it_saved(spec: CodecSpec) -> None:
 
 def leaves_no_gradient(spec: CodecSpec) -> None:
     codec = built(spec)
-    frames = codec.encode(noise(spec, 3 * spec.hop))
+    frames = codec.encode(noise(spec, 3 * spec.hop_length))
     assert not content(frames).requires_grad
     assert not codec.decode(frames).wave.requires_grad
 
@@ -172,8 +172,8 @@ CONTRACT: list[Callable[[CodecSpec], None]] = [
 
 
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
-@pytest.mark.parametrize("name", CodecSpec.names())
+@pytest.mark.parametrize("name", CodecSpec.registered_names())
 def test_codec(name: str, promise: Callable[[CodecSpec], None]) -> None:
-    spec = CodecSpec.find(name).example()
+    spec = CodecSpec.lookup(name).example()
     assert spec.type == name == type(spec).__module__.rpartition(".")[2]  # type: ignore[attr-defined]
     promise(spec)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import cadenza.conditioners as family
-from cadenza.conditioners.base import Conditioner, Conditioners, ConditionerSpec, Prepared
-from cadenza.core.types import Condition, Gives
+from cadenza.conditioners.base import Conditioner, ConditionerSet, ConditionerSpec, PreparedInputs
+from cadenza.core.types import Condition, ConditionKind
 from cadenza.dsp.audio import Audio
 from cadenza.system.fusion import fuse
 from cadenza.system.spec import FusionSpec
@@ -32,31 +32,31 @@ def built(spec: ConditionerSpec) -> Conditioner[Any]:
 
 
 def run(part: Conditioner[Any], values: list[Any]) -> Condition:
-    return part(part.features(part.prepare(values)))
+    return part(part.encode(part.prepare(values)))
 
 
-def tensors(prepared: Prepared) -> dict[str, Tensor]:
+def tensors(prepared: PreparedInputs) -> dict[str, Tensor]:
     return {**prepared.tensors, "present": prepared.present}
 
 
 def same(row: int, many: Condition, one: Condition) -> None:
     """Row `row` of a batch is what the item gives alone; positions that only pad the batch do not count."""
-    n = one.x.shape[1]
+    n = one.embeddings.shape[1]
     assert torch.equal(many.mask[row, :n], one.mask[0]) and not many.mask[row, n:].any()
-    torch.testing.assert_close(many.x[row, :n][one.mask[0]], one.x[0][one.mask[0]], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(many.embeddings[row, :n][one.mask[0]], one.embeddings[0][one.mask[0]], atol=1e-6, rtol=1e-5)
 
 
 def says_what_it_is(spec: ConditionerSpec, values: list[Any]) -> None:
     name = type(spec).__module__.rpartition(".")[2]
     assert spec.type == name  # type: ignore[attr-defined]
     assert len(values) >= 2 and all(value is not None for value in values)
-    assert spec.gives in get_args(Gives)
+    assert spec.output_kind in get_args(ConditionKind)
     assert spec.widget and isinstance(spec.widget, str)
 
 
 def round_trips_through_json(spec: ConditionerSpec, values: list[Any]) -> None:
     assert ConditionerSpec.parse(json.loads(spec.to_json())) == spec
-    assert spec.model_copy(update={"width": spec.width + 1}) != spec
+    assert spec.model_copy(update={"output_dim": spec.output_dim + 1}) != spec
 
 
 def prepares_on_the_host(spec: ConditionerSpec, values: list[Any]) -> None:
@@ -70,12 +70,12 @@ def prepares_on_the_host(spec: ConditionerSpec, values: list[Any]) -> None:
 
 def gives_what_it_says(spec: ConditionerSpec, values: list[Any]) -> None:
     out = run(built(spec), values)
-    assert out.x.shape == (*out.mask.shape, spec.width) and len(out.x) == len(values)
+    assert out.embeddings.shape == (*out.mask.shape, spec.output_dim) and len(out.embeddings) == len(values)
     assert out.mask.any(1).all() and out.present.all()
-    assert torch.isfinite(out.x).all()
-    if spec.gives == "vector":
-        assert out.x.shape[1] == 1
-    assert not torch.equal(out.x[0][out.mask[0]], out.x[1][out.mask[1]]), "two values give the same"
+    assert torch.isfinite(out.embeddings).all()
+    if spec.output_kind == "vector":
+        assert out.embeddings.shape[1] == 1
+    assert not torch.equal(out.embeddings[0][out.mask[0]], out.embeddings[1][out.mask[1]]), "two values give the same"
 
 
 def none_is_absent(spec: ConditionerSpec, values: list[Any]) -> None:
@@ -83,9 +83,9 @@ def none_is_absent(spec: ConditionerSpec, values: list[Any]) -> None:
         out = run(built(spec), absent)
         assert out.present.tolist() == [value is not None for value in absent]
         assert torch.equal(out.mask.any(1), out.present)
-        assert torch.isfinite(out.x).all()
-    assert (out.null is None) == (spec.absent == "zeros")
-    assert out.null is None or out.null.shape[-1] == spec.width
+        assert torch.isfinite(out.embeddings).all()
+    assert (out.null_embedding is None) == (spec.null_embedding == "zeros")
+    assert out.null_embedding is None or out.null_embedding.shape[-1] == spec.output_dim
 
 
 def keeps_items_apart(spec: ConditionerSpec, values: list[Any]) -> None:
@@ -119,12 +119,12 @@ def lasting(value: Any, seconds: float) -> Any:
 
 def learns_everywhere(spec: ConditionerSpec, values: list[Any]) -> None:
     """Through fusion, as in training: also the null must learn."""
-    slot = "global" if spec.gives == "vector" else "cross"
+    slot = "global" if spec.output_kind == "vector" else "cross"
     fusion = FusionSpec.parse({slot: ["it"]})
-    parts = Conditioners({"it": built(spec).train()})
+    parts = ConditionerSet({"it": built(spec).train()})
     items = [{"it": value} for value in values] + [{}]
-    fused = fuse(parts(parts.features(parts.prepare(items))), fusion, frames=3)
-    x = fused.glob if fused.glob is not None else fused.cross.x[fused.cross.mask]  # type: ignore[union-attr]
+    fused = fuse(parts(parts.encode(parts.prepare(items))), fusion, frames=3)
+    x = fused.global_vector if fused.global_vector is not None else fused.cross.x[fused.cross.mask]  # type: ignore[union-attr]
     x.square().sum().backward()
     for name, parameter in parts.named_parameters():
         if parameter.requires_grad:
@@ -133,20 +133,20 @@ def learns_everywhere(spec: ConditionerSpec, values: list[Any]) -> None:
 
 def has_frozen_features(spec: ConditionerSpec, values: list[Any]) -> None:
     part = built(spec).train()
-    features = part.features(part.prepare(values))
+    features = part.encode(part.prepare(values))
     assert all(not x.requires_grad for x in tensors(features).values())
 
 
 def never_waits_for_the_host(spec: ConditionerSpec, values: list[Any]) -> None:
     """On the meta device there is nothing to read, so any look at a value from the host raises."""
     real = built(spec)
-    features = real.features(real.prepare([*values, None]))
+    features = real.encode(real.prepare([*values, None]))
     with torch.device("meta"):
         part = spec.build()
     assert {name: x.shape for name, x in part.state_dict().items()} == {name: x.shape for name, x in real.state_dict().items()}
     out = part(features.to("meta"))
-    assert out.x.is_meta and out.mask.is_meta and out.x.shape == real(features).x.shape
-    assert real.to("meta")(features.to("meta")).x.is_meta
+    assert out.embeddings.is_meta and out.mask.is_meta and out.embeddings.shape == real(features).embeddings.shape
+    assert real.to("meta")(features.to("meta")).embeddings.is_meta
 
 
 def loads_what_it_saved(spec: ConditionerSpec, values: list[Any]) -> None:
@@ -158,8 +158,8 @@ def loads_what_it_saved(spec: ConditionerSpec, values: list[Any]) -> None:
     other = other.to_empty(device="cpu").eval()
     other.load_state_dict({name: x.clone() for name, x in real.state_dict().items()}, strict=True)
     expected = run(real, values)
-    torch.testing.assert_close(run(other, values).x, expected.x, atol=0, rtol=0)
-    torch.testing.assert_close(run(copy.deepcopy(real), values).x, expected.x, atol=0, rtol=0)
+    torch.testing.assert_close(run(other, values).embeddings, expected.embeddings, atol=0, rtol=0)
+    torch.testing.assert_close(run(copy.deepcopy(real), values).embeddings, expected.embeddings, atol=0, rtol=0)
 
 
 def fits_repeatably(spec: ConditionerSpec, values: list[Any]) -> None:
@@ -188,11 +188,11 @@ CONTRACT: list[Callable[[ConditionerSpec, list[Any]], None]] = [
 
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
 @pytest.mark.parametrize("absent", ["learned", "zeros"])
-@pytest.mark.parametrize("name", ConditionerSpec.names())
+@pytest.mark.parametrize("name", ConditionerSpec.registered_names())
 def test_conditioner(name: str, absent: str, promise: Callable[[ConditionerSpec, list[Any]], None]) -> None:
-    spec, values = ConditionerSpec.find(name).example()
+    spec, values = ConditionerSpec.lookup(name).example()
     assert spec.type == name  # type: ignore[attr-defined]
-    promise(ConditionerSpec.parse({**spec.to_dict(), "absent": absent}), values)
+    promise(ConditionerSpec.parse({**spec.to_dict(), "null_embedding": absent}), values)
 
 
 COIN = '''
@@ -204,7 +204,7 @@ import torch
 from torch import nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec
-from cadenza.core.types import Tokens
+from cadenza.core.types import MaskedSequence
 
 
 class CoinSpec(ConditionerSpec):
@@ -235,7 +235,7 @@ class Coin(Conditioner[str]):
 
     def embed(self, tensors):
         x = self.table(tensors["side"])[:, None]
-        return Tokens(x, torch.ones_like(x[..., 0], dtype=torch.bool))
+        return MaskedSequence(x, torch.ones_like(x[..., 0], dtype=torch.bool))
 '''
 
 
@@ -246,17 +246,17 @@ def coin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(family, "__path__", [*family.__path__, str(tmp_path)])
     yield tmp_path
     sys.modules.pop("cadenza.conditioners.coin", None)
-    ConditionerSpec.members.pop("coin", None)
+    ConditionerSpec.registry.pop("coin", None)
 
 
 def test_one_new_file_is_a_new_conditioner(coin: Path) -> None:
-    assert "coin" in ConditionerSpec.names() and "coin" not in ConditionerSpec.members
+    assert "coin" in ConditionerSpec.registered_names() and "coin" not in ConditionerSpec.registry
     found = ConditionerSpec.parse({"type": "coin", "width": 4})
-    assert found == ConditionerSpec.find("coin").example()[0]
+    assert found == ConditionerSpec.lookup("coin").example()[0]
     with pytest.raises(Exception, match=r"widht: unknown field. Did you mean 'width'"):
-        ConditionerSpec.parse({"type": "coin", "widht": 4, "width": 4})
+        ConditionerSpec.parse({"type": "coin", "output_dmi": 4, "output_dim": 4})
     for promise in CONTRACT:
-        promise(*ConditionerSpec.find("coin").example())
+        promise(*ConditionerSpec.lookup("coin").example())
 
 
 SIDE = 'tensors["side"]'
@@ -277,7 +277,7 @@ class Hidden(Coin):
 
     def embed(self, tensors):
         tokens = super().embed(tensors)
-        return Tokens(tokens.x + self.shift, tokens.mask)
+        return MaskedSequence(tokens.x + self.shift, tokens.mask)
 """
 
 
@@ -287,4 +287,4 @@ def test_the_contract_can_fail(coin: Path, right: str, wrong: str, promise: Call
     assert right in COIN
     (coin / "coin.py").write_text(COIN.replace(right, wrong) + HIDDEN)
     with pytest.raises(Exception):  # noqa: B017, PT011  # how it is noticed is up to the promise
-        promise(*ConditionerSpec.find("coin").example())
+        promise(*ConditionerSpec.lookup("coin").example())

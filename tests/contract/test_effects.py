@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioners, ConditionerSpec, FramesSpec
-from cadenza.core.types import Branch, Codes, Fused, Grid, Slot
-from cadenza.generators.base import Plan
+from cadenza.conditioners.base import ConditionerSet, ConditionerSpec, FramewiseConditionerSpec
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, Slot
+from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.samplers.guidance import classifier_free
+from cadenza.samplers.guidance import cfg_branches
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system.fusion import drop_all, fuse
 from cadenza.system.spec import _TAKES, FusionSpec
@@ -25,18 +25,18 @@ SMALL = {"width": 32, "depth": 1, "heads": 2}
 
 
 def slots_of(name: str) -> list[Slot]:
-    gives = ConditionerSpec.find(name).example()[0].gives
+    gives = ConditionerSpec.lookup(name).example()[0].output_kind
     return [slot for slot, takes in _TAKES.items() if gives in takes and slot in CodecLMSpec.slots]
 
 
-CASES = [(name, slot) for name in ConditionerSpec.names() for slot in slots_of(name)]
+CASES = [(name, slot) for name in ConditionerSpec.registered_names() for slot in slots_of(name)]
 
 
 @dataclass
 class Task:
     """One conditioner, one slot, and a language model that is told nothing else."""
 
-    parts: Conditioners
+    parts: ConditionerSet
     fusion: FusionSpec
     lm: CodecLM
     items: list[dict[str, Any]]
@@ -46,11 +46,13 @@ class Task:
     def of(cls, spec: ConditionerSpec, values: list[Any], slot: Slot, sizes: dict[str, int]) -> "Task":
         torch.manual_seed(0)
         route = {"id": "it", "resize": "linear"} if slot in ("add", "concat") else {"id": "it"}
-        frames = spec.frames if isinstance(spec, FramesSpec) else 4
-        parts, items = Conditioners({"it": spec.build()}), [{"it": value} for value in values]
+        frames = spec.max_frames if isinstance(spec, FramewiseConditionerSpec) else 4
+        parts, items = ConditionerSet({"it": spec.build()}), [{"it": value} for value in values]
         parts.fit(items)
-        widths: dict[Slot, int] = {slot: spec.width}
-        lm = CodecLMSpec(**sizes, end_of_sequence=False, context=frames).build(Grid("codes", 10.0, 1, len(values) + 1), widths)
+        widths: dict[Slot, int] = {slot: spec.output_dim}
+        lm = CodecLMSpec(**sizes, end_of_sequence=False, max_frames=frames).build(
+            FrameFormat("codes", 10.0, 1, len(values) + 1), widths
+        )
         return cls(parts, FusionSpec.parse({slot: [route]}), lm, items, frames)
 
     def clips(self, times: int = 1) -> Codes:
@@ -60,8 +62,8 @@ class Task:
         ids[:, 0, -1] = torch.arange(n).repeat(times)
         return Codes(ids)
 
-    def fused(self, items: list[dict[str, Any]], *, keep: bool = True) -> Fused:
-        conditions = self.parts(self.parts.features(self.parts.prepare(items, frames=self.frames)))
+    def fused(self, items: list[dict[str, Any]], *, keep: bool = True) -> FusedConditions:
+        conditions = self.parts(self.parts.encode(self.parts.prepare(items, frames=self.frames)))
         dropped = None if keep else drop_all(self.fusion, len(items), "cpu")
         return fuse(conditions, self.fusion, frames=self.frames, rate=10.0, keep=dropped)
 
@@ -74,9 +76,9 @@ class Task:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
         prepared = self.parts.prepare(self.items * 2, frames=self.frames)
         first = torch.arange(2 * len(self.items)) < len(self.items)
-        keep = dict.fromkeys(self.fusion.pairs(), first)
+        keep = dict.fromkeys(self.fusion.slot_ids(), first)
         for _ in range(steps):
-            conditions = self.parts(self.parts.features(self.parts.vary(prepared, rng)))
+            conditions = self.parts(self.parts.encode(self.parts.augment(prepared, rng)))
             fused = fuse(conditions, self.fusion, frames=self.frames, rate=10.0, keep=keep)
             loss = self.lm.losses(self.clips(2), fused, rng)["loss"]
             optimiser.zero_grad()
@@ -87,14 +89,14 @@ class Task:
         both.eval()
 
     @torch.no_grad()
-    def last(self, branches: list[Branch], temperature: float = 0.0) -> Tensor:
+    def last(self, branches: list[GuidanceBranch], temperature: float = 0.0) -> Tensor:
         """The code that is written last, for each item."""
         n = len(self.items)
-        plan = Plan(torch.full((n,), self.frames), [7] * n, TokenSampling(temperature=temperature, top_k=0))
-        return self.lm.generate(branches, plan).content[:, 0, -1]
+        plan = GenerationInputs(torch.full((n,), self.frames), [7] * n, TokenSampling(temperature=temperature, top_k=0))
+        return self.lm.generate(branches, plan).data[:, 0, -1]
 
     @torch.no_grad()
-    def loss(self, fused: Fused) -> Tensor:
+    def loss(self, fused: FusedConditions) -> Tensor:
         return self.lm.losses(self.clips(), fused, torch.Generator())["loss"]
 
 
@@ -104,24 +106,24 @@ def decides(task: Task) -> None:
     chance, numbers = 1 / n, torch.arange(n)
     given, dropped = task.fused(task.items), task.fused(task.items, keep=False)
     absent = task.fused([{} for _ in task.items])
-    told = task.last([Branch(1.0, given)])
+    told = task.last([GuidanceBranch(1.0, given)])
     assert (told == numbers).float().mean() >= 0.9, f"with their conditions, {n} values give {told.tolist()}"
-    swapped = task.last([Branch(1.0, task.fused(task.items[::-1]))])
+    swapped = task.last([GuidanceBranch(1.0, task.fused(task.items[::-1]))])
     assert (swapped == numbers.flip(0)).float().mean() >= 0.9, "the conditions of other clips do not give what those are"
     for fused in (dropped, absent):
-        untold = task.last([Branch(1.0, fused)])
+        untold = task.last([GuidanceBranch(1.0, fused)])
         assert (untold == numbers).float().mean() <= chance + 0.1, f"without, {n} values give {untold.tolist()}"
     torch.testing.assert_close(task.loss(dropped), task.loss(absent))
     for temperature in (0.0, 1.0):
-        weightless = task.last(classifier_free(given, dropped, 0.0), temperature)
-        assert torch.equal(weightless, task.last([Branch(1.0, absent)], temperature)), "weight 0 is not absence"
+        weightless = task.last(cfg_branches(given, dropped, 0.0), temperature)
+        assert torch.equal(weightless, task.last([GuidanceBranch(1.0, absent)], temperature)), "weight 0 is not absence"
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "slot"), CASES, ids=[f"{name}-{slot}" for name, slot in CASES])
 def test_every_condition_in_every_slot_can_decide(name: str, slot: Slot) -> None:
-    task = Task.of(*ConditionerSpec.find(name).example(), slot, LARGE)
+    task = Task.of(*ConditionerSpec.lookup(name).example(), slot, LARGE)
     assert 7e5 < sum(x.numel() for x in task.lm.parameters()) < 1.3e6
     task.train(300)
     decides(task)
@@ -130,14 +132,14 @@ def test_every_condition_in_every_slot_can_decide(name: str, slot: Slot) -> None
 @pytest.mark.parametrize(("name", "slot"), [("category", "cross"), ("number", "add")])
 def test_a_condition_decides(name: str, slot: Slot) -> None:
     """A small one of the above, which always runs."""
-    task = Task.of(*ConditionerSpec.find(name).example(), slot, SMALL)
+    task = Task.of(*ConditionerSpec.lookup(name).example(), slot, SMALL)
     task.train(100)
     decides(task)
 
 
 def test_what_says_nothing_is_noticed() -> None:
     """The test itself: a condition that is in no slot cannot decide."""
-    task = Task.of(*ConditionerSpec.find("category").example(), "cross", SMALL)
+    task = Task.of(*ConditionerSpec.lookup("category").example(), "cross", SMALL)
     task.parts["it"].table.weight.requires_grad_(False).fill_(0.0)  # type: ignore[union-attr]
     task.train(20)
     with pytest.raises(AssertionError, match="with their conditions"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cadenza.core import device as module
-from cadenza.core.device import choose
+from cadenza.core.device import select_device
 from cadenza.core.errors import RequestError
 
 
@@ -31,17 +31,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_gpu_is_taken_where_it_answers_and_the_reason_names_it(machine: Any) -> None:
     machine(gpus=1)
-    found = choose()
+    found = select_device()
     assert found.device == torch.device("cuda") and found.dtype == torch.float32
-    assert str(found).startswith("cuda, float32: Some GPU by CUDA 13.0; float32 by default")
+    assert str(found).startswith("cuda, float32: Some GPU with CUDA 13.0; float32 by default")
     machine(gpus=1, hip="7.0")
-    assert "by ROCm 7.0" in choose().reason
+    assert "with ROCm 7.0" in select_device().reason
     machine(gpus=1, problem="no kernel image is available")
-    assert choose().device.type == "cpu" and "does not answer (no kernel image is available)" in choose().reason
+    assert select_device().device.type == "cpu" and "does not work (no kernel image is available)" in select_device().reason
     machine()
-    assert str(choose()).startswith("cpu, float32: torch sees no GPU")
+    assert str(select_device()).startswith("cpu, float32: torch sees no GPU")
     machine(mps=True)
-    assert choose().device.type == "cpu" and 'device="mps"' in choose().reason
+    assert select_device().device.type == "cpu" and 'device="mps"' in select_device().reason
 
 
 @pytest.mark.parametrize(
@@ -57,37 +57,39 @@ def test_the_gpu_is_taken_where_it_answers_and_the_reason_names_it(machine: Any)
 )
 def test_half_is_what_the_device_has(machine: Any, there: dict[str, Any], device: str | None, half: torch.dtype) -> None:
     machine(**there)
-    assert choose(device, "half").dtype == half and str(half).removeprefix("torch.") in choose(device, "half").reason
-    assert choose(device).dtype == torch.float32
+    assert (
+        select_device(device, "half").dtype == half and str(half).removeprefix("torch.") in select_device(device, "half").reason
+    )
+    assert select_device(device).dtype == torch.float32
 
 
 def test_what_is_asked_for_is_given(machine: Any) -> None:
     machine(gpus=2)
-    assert choose("cuda:1", "float16") == choose(torch.device("cuda:1"), torch.float16)
-    assert choose("cpu", torch.bfloat16).device.type == "cpu"
-    assert choose("cuda").device == torch.device("cuda")
+    assert select_device("cuda:1", "float16") == select_device(torch.device("cuda:1"), torch.float16)
+    assert select_device("cpu", torch.bfloat16).device.type == "cpu"
+    assert select_device("cuda").device == torch.device("cuda")
 
 
 @pytest.mark.parametrize(
     ("there", "device", "message"),
     [
-        ({}, "cuda", "no device 'cuda'; there are: cpu"),
-        ({"gpus": 2}, "cuda:2", "no device 'cuda:2'; there are: cuda:0, cuda:1, cpu"),
-        ({"gpus": 1}, "mps", "no device 'mps'; there are: cuda:0, cpu"),
-        ({"mps": True}, "gpu", "no kind of device 'gpu'; here there are: mps, cpu"),
-        ({"gpus": 1, "problem": "out of memory"}, "cuda", r"does not answer \(out of memory\); there is also: cpu"),
+        ({}, "cuda", "device 'cuda' not found.*Available: cpu"),
+        ({"gpus": 2}, "cuda:2", "device 'cuda:2' not found.*Available: cuda:0, cuda:1, cpu"),
+        ({"gpus": 1}, "mps", "device 'mps' not found.*Available: cuda:0, cpu"),
+        ({"mps": True}, "gpu", "'gpu' is not a kind of device. Available: mps, cpu"),
+        ({"gpus": 1, "problem": "out of memory"}, "cuda", r"does not work \(out of memory\). Also available: cpu"),
     ],
 )
 def test_errors_name_what_there_is(machine: Any, there: dict[str, Any], device: str, message: str) -> None:
     machine(**there)
     with pytest.raises(RequestError, match=message):
-        choose(device)
+        select_device(device)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16", torch.int8, torch.float64])
 def test_a_dtype_that_cannot_be_computed_with_is_refused(dtype: Any) -> None:
-    with pytest.raises(RequestError, match="there are: float32, bfloat16, float16, half"):
-        choose("cpu", dtype)
+    with pytest.raises(RequestError, match="Available: float32, bfloat16, float16, half"):
+        select_device("cpu", dtype)
 
 
 def test_a_device_is_tried_before_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

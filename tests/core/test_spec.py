@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from cadenza.conditioners.base import ConditionerSpec
 from cadenza.conditioners.number import NumberSpec
 from cadenza.core.errors import CadenzaError, SpecError
-from cadenza.core.spec import Part, Spec, near
+from cadenza.core.spec import RegisteredSpec, Spec, did_you_mean
 
 
 class Inner(Spec):
@@ -40,7 +40,7 @@ def test_specs_are_frozen_and_equal_by_value() -> None:
 
 def test_all_mistakes_come_at_once_each_with_its_place() -> None:
     lines = mistakes(
-        {"inner": {"depth": "deep", "dept": 3}, "parts": {"tempo": {"type": "number", "width": 4, "min": 2, "max": 1}}}
+        {"inner": {"depth": "deep", "dept": 3}, "parts": {"tempo": {"type": "number", "output_dim": 4, "min": 2, "max": 1}}}
     )
     assert lines[0] == "a.yaml: 4 mistakes"
     assert "  name: Field required" in lines
@@ -50,17 +50,17 @@ def test_all_mistakes_come_at_once_each_with_its_place() -> None:
 
 
 def test_an_unknown_field_of_a_part_names_the_nearest() -> None:
-    [_, line] = mistakes({"name": "x", "parts": {"tempo": {"type": "number", "width": 4, "min": 1, "max": 2, "band": 3}}})
+    [_, line] = mistakes({"name": "x", "parts": {"tempo": {"type": "number", "output_dim": 4, "min": 1, "max": 2, "band": 3}}})
     assert "unknown field. Did you mean 'bands'?" in line
 
 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"type": "nubmer"}, "no conditioner called 'nubmer'. Did you mean 'number'?"),
-        ({"type": "../evil"}, "no conditioner called '../evil'"),
-        ({"type": "base"}, "no conditioner called 'base'"),
-        ({"width": 4}, "'type' is missing. Choose from:"),
+        ({"type": "nubmer"}, "'nubmer' is not a conditioner. Did you mean 'number'?"),
+        ({"type": "../evil"}, "'../evil' is not a conditioner"),
+        ({"type": "base"}, "'base' is not a conditioner"),
+        ({"output_dim": 4}, "'type' is missing. Choose from:"),
     ],
 )
 def test_types_are_names_of_files_and_nothing_else(part: dict[str, Any], message: str) -> None:
@@ -68,9 +68,9 @@ def test_types_are_names_of_files_and_nothing_else(part: dict[str, Any], message
 
 
 def test_yaml_and_json_give_the_same(tmp_path: Path) -> None:
-    spec = Outer(name="é", parts={"tempo": NumberSpec(width=4, min=1, max=2)})
+    spec = Outer(name="é", parts={"tempo": NumberSpec(output_dim=4, min=1, max=2)})
     (tmp_path / "a.json").write_text(spec.to_json())
-    (tmp_path / "a.yaml").write_text("name: é\nparts:\n  tempo: {type: number, width: 4, min: 1, max: 2}\n")
+    (tmp_path / "a.yaml").write_text("name: é\nparts:\n  tempo: {type: number, output_dim: 4, min: 1, max: 2}\n")
     assert Outer.read(tmp_path / "a.json") == Outer.read(tmp_path / "a.yaml") == spec
     assert json.loads(spec.to_json())["parts"]["tempo"]["type"] == "number", "fields of the member are written too"
 
@@ -93,30 +93,30 @@ def test_yaml_runs_no_code(tmp_path: Path) -> None:
 
 def test_members_are_found_without_importing_them() -> None:
     code = (
-        "import sys; from cadenza.conditioners.base import ConditionerSpec as C; names = C.names();"
+        "import sys; from cadenza.conditioners.base import ConditionerSpec as C; names = C.registered_names();"
         "assert 'text' in names and 'base' not in names; assert 'cadenza.conditioners.text' not in sys.modules;"
-        "C.find('number');"
+        "C.lookup('number');"
         "assert 'cadenza.conditioners.number' in sys.modules and 'cadenza.conditioners.text' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_name_is_filed_once() -> None:
-    with pytest.raises(SpecError, match="'number' is filed twice"):
+    with pytest.raises(SpecError, match="'number' is defined twice"):
         type("OtherSpec", (ConditionerSpec,), {"__module__": "elsewhere", "__annotations__": {"type": str}, "type": "number"})
-    assert ConditionerSpec.find("number") is NumberSpec
+    assert ConditionerSpec.lookup("number") is NumberSpec
 
 
 def test_families_do_not_share_members() -> None:
-    class OneSpec(Part):
+    class OneSpec(RegisteredSpec):
         family = "cadenza.codecs"
 
-    assert OneSpec.members is not ConditionerSpec.members
+    assert OneSpec.registry is not ConditionerSpec.registry
 
 
 def test_near() -> None:
-    assert near("delay", ["delay", "parallel"]) == " Did you mean 'delay'?"
-    assert near("x", ["delay", "parallel"]) == " Choose from: delay, parallel."
+    assert did_you_mean("delay", ["delay", "parallel"]) == " Did you mean 'delay'?"
+    assert did_you_mean("x", ["delay", "parallel"]) == " Choose from: delay, parallel."
 
 
 def test_errors_share_one_base() -> None:

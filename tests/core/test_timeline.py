@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cadenza.core.errors import RequestError
-from cadenza.core.timeline import Span, Timeline
+from cadenza.core.timeline import Timeline, TimeSpan
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,9 @@ from cadenza.core.timeline import Span, Timeline
     ],
 )
 def test_a_timeline_has_several_forms(value: object) -> None:
-    line = Timeline.of(value)
-    assert line == Timeline((Span(0, 8, "a"), Span(8, math.inf, "b")))
-    assert Timeline.of(line) is line
+    line = Timeline.parse(value)
+    assert line == Timeline((TimeSpan(0, 8, "a"), TimeSpan(8, math.inf, "b")))
+    assert Timeline.parse(line) is line
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_timeline_has_several_forms(value: object) -> None:
     + [{"timeline": [], "tempo": 3}, [(True, 1, "a")]],
 )
 def test_other_values_are_none(value: object) -> None:
-    assert Timeline.of(value) is None
+    assert Timeline.parse(value) is None
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,15 @@ def test_other_values_are_none(value: object) -> None:
 )
 def test_a_wrong_timeline_is_an_error(value: object) -> None:
     with pytest.raises(RequestError, match="timeline"):
-        Timeline.of(value)
+        Timeline.parse(value)
 
 
 def test_spans_fade_where_they_meet_and_nowhere_else() -> None:
-    line = Timeline.of({"timeline": [(0, 8, "a"), (8, 9, "b"), (10, None, "c")], "fade": 2.0})
+    line = Timeline.parse({"timeline": [(0, 8, "a"), (8, 9, "b"), (10, None, "c")], "fade": 2.0})
     assert line is not None
-    assert line.rows() == [(0, 8, 0, 1.0), (8, 9, 1.0, 0), (10, math.inf, 0, 0)]  # no longer than the second that meets
-    assert line.since(3).rows()[0] == (-3, 5, 0, 1.0)
+    assert line.bounds_with_fades() == [
+        (0, 8, 0, 1.0),
+        (8, 9, 1.0, 0),
+        (10, math.inf, 0, 0),
+    ]  # no longer than the second that meets
+    assert line.shifted(3).bounds_with_fades()[0] == (-3, 5, 0, 1.0)

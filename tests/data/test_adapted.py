@@ -6,9 +6,9 @@ import torch
 from torch.utils.data import IterableDataset, TensorDataset
 
 from cadenza.core.errors import DataError
-from cadenza.data.adapted import Adapted
-from cadenza.data.items import Draw
-from cadenza.dsp import files
+from cadenza.data.audio_dataset import TorchDatasetAdapter
+from cadenza.data.items import SampleIndex
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio
 
 RATE = 8000
@@ -16,7 +16,7 @@ WAVE = torch.arange(4000, dtype=torch.float32) / 8000
 
 
 def item(raw, **options):
-    return Adapted([raw], seconds=1.0, sample_rate=RATE, **{"data_rate": RATE, **options})[Draw(0)]
+    return TorchDatasetAdapter([raw], seconds=1.0, sample_rate=RATE, **{"data_rate": RATE, **options})[SampleIndex(0)]
 
 
 @pytest.mark.parametrize(
@@ -70,20 +70,20 @@ def test_datasets_that_cannot_be_indexed():
 
     for dataset, message in {Stream(): "no __len__ and __getitem__", (): "is empty"}.items():
         with pytest.raises(DataError, match=message):
-            Adapted(dataset, seconds=1.0, sample_rate=RATE)
+            TorchDatasetAdapter(dataset, seconds=1.0, sample_rate=RATE)
 
 
 def test_a_torch_dataset_random_segments_and_a_split():
     ramp = torch.arange(RATE * 3, dtype=torch.float32)[None] / 2**15
-    data = Adapted(TensorDataset(ramp.expand(10, -1)), seconds=1.0, sample_rate=RATE, data_rate=RATE)
-    starts = {int(data[Draw(0, epoch)]["audio"].wave[0, 0, 0] * 2**15) for epoch in range(20)}
+    data = TorchDatasetAdapter(TensorDataset(ramp.expand(10, -1)), seconds=1.0, sample_rate=RATE, data_rate=RATE)
+    starts = {int(data[SampleIndex(0, epoch)]["audio"].wave[0, 0, 0] * 2**15) for epoch in range(20)}
     assert len(starts) > 15 and all(0 <= start <= 2 * RATE for start in starts)
-    assert torch.equal(data[Draw(4, 2)]["audio"].wave, data[Draw(4, 2)]["audio"].wave)
+    assert torch.equal(data[SampleIndex(4, 2)]["audio"].wave, data[SampleIndex(4, 2)]["audio"].wave)
     rest, held = data.split(3)
-    names = sorted([rest.name(i) for i in range(7)] + [held.name(i) for i in range(3)])
-    assert names == [str(i) for i in range(10)] and held[Draw(0, 5)]["seconds_start"] == 0
+    names = sorted([rest.item_id(i) for i in range(7)] + [held.item_id(i) for i in range(3)])
+    assert names == [str(i) for i in range(10)] and held[SampleIndex(0, 5)]["seconds_start"] == 0
 
 
 def test_a_path_as_audio(tmp_path):
-    files.write(tmp_path / "a.wav", np.full((400, 1), 0.5, np.float32), RATE)
+    audio_io.write(tmp_path / "a.wav", np.full((400, 1), 0.5, np.float32), RATE)
     assert item({"audio": str(tmp_path / "a.wav")}, data_rate=None)["audio"].lengths.tolist() == [400]

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from cadenza.core.errors import AudioError, DataError
-from cadenza.data.audiocraft import read
-from cadenza.data.clips import Clips
-from cadenza.data.items import Draw
+from cadenza.data.audio_dataset import AudioDataset
+from cadenza.data.audiocraft_manifest import load_audiocraft_manifest
+from cadenza.data.items import SampleIndex
 from cadenza.data.manifest import Manifest
-from cadenza.data.music import MusicText
-from cadenza.data.source import manifest_of
-from cadenza.dsp import files
+from cadenza.data.music_metadata import PromptMixer
+from cadenza.data.sources import load_manifest
+from cadenza.dsp import audio_io
 
 RATE = 8000
 
 
 def tone(path, seconds=1.0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, np.full((round(seconds * RATE), 1), 0.25, np.float32), RATE)
+    audio_io.write(path, np.full((round(seconds * RATE), 1), 0.25, np.float32), RATE)
     return path
 
 
@@ -51,15 +51,15 @@ def folder(tmp_path):
 
 
 def test_a_gzipped_manifest_in_a_folder(folder):
-    manifest, report = manifest_of(folder)
+    manifest, report = load_manifest(folder)
     assert [clip.id for clip in manifest.clips] == ["a.wav", "sub/b.mp3", "sub/ü c.flac"] and report.read == 3
     assert manifest.clips[0].metadata() == {
         "title": "T", "bpm": 90.5, "genre": "rock", "description": "Loud.", "prompt": "Loud."
     }  # fmt: skip
     assert manifest.clips[1].metadata() == {"description": "Elsewhere", "moods": ["sad"], "prompt": "Elsewhere"}
     assert manifest.clips[2].metadata() == {"description": "Zipped", "prompt": "Zipped"}
-    assert manifest.clips[0].info() == files.Info(RATE, 1, RATE)
-    item = Clips(manifest, seconds=0.5, sample_rate=RATE)[Draw(4)]
+    assert manifest.clips[0].info() == audio_io.AudioFileInfo(RATE, 1, RATE)
+    item = AudioDataset(manifest, seconds=0.5, sample_rate=RATE)[SampleIndex(4)]
     assert item["id"] == "sub/ü c.flac" and item["prompt"] == "Zipped" and item["audio"].lengths.tolist() == [RATE // 2]
 
 
@@ -68,46 +68,46 @@ def test_plain_absolute_and_found_from_where_one_is(folder, tmp_path, monkeypatc
     plain = tmp_path / "lists/mine.jsonl"
     plain.write_text(line("a.wav") + "\n\n" + line(tmp_path / "sub/b.mp3"))
     monkeypatch.chdir(tmp_path)
-    manifest, _ = manifest_of(plain)
+    manifest, _ = load_manifest(plain)
     assert [clip.audio for clip in manifest.clips] == [tmp_path / "a.wav", tmp_path / "sub/b.mp3"]
     monkeypatch.chdir(tmp_path / "lists")
     plain.write_text(line("a.wav"))
     with pytest.raises(DataError, match=r"none is there; looked for .*lists.a.wav and .*run from the folder"):
-        read(plain)
+        load_audiocraft_manifest(plain)
     with pytest.raises(DataError, match="AudioCraft"):
         Manifest.read(plain)
 
 
 def test_a_missing_file_is_named_when_it_is_read(folder):
     (folder / "a.wav").unlink()
-    clips = Clips(manifest_of(folder)[0], seconds=1.0, sample_rate=RATE)
+    clips = AudioDataset(load_manifest(folder)[0], seconds=1.0, sample_rate=RATE)
     with pytest.raises(AudioError, match="a.wav: no such file"):
-        clips[Draw(0)]
+        clips[SampleIndex(0)]
 
 
 def test_weights_say_how_often(folder):
     (folder / "data.jsonl.gz").unlink()
     weights = {"a.wav": 1, "sub/b.mp3": 0.25, "sub/ü c.flac": 0}
     (folder / "data.jsonl").write_text("\n".join(line(name, weight=weight) for name, weight in weights.items()))
-    clips = Clips(manifest_of(folder)[0], seconds=0.25, sample_rate=RATE)
-    counts = Counter(clips.name(i) for i in range(len(clips)))
+    clips = AudioDataset(load_manifest(folder)[0], seconds=0.25, sample_rate=RATE)
+    counts = Counter(clips.item_id(i) for i in range(len(clips)))
     assert counts["a.wav"] == 4 * counts["sub/b.mp3"] > 0 and set(counts) == {"a.wav", "sub/b.mp3"}
-    held = Clips(manifest_of(folder)[0], seconds=0.25, sample_rate=RATE, fixed=True)
-    assert sorted(held[Draw(i)]["seconds_start"] for i in range(len(held))) == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    held = AudioDataset(load_manifest(folder)[0], seconds=0.25, sample_rate=RATE, fixed=True)
+    assert sorted(held[SampleIndex(i)]["seconds_start"] for i in range(len(held))) == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
 def test_texts_are_mixed_by_the_draw(folder):
     def prompts(clips):
-        return [clips[Draw(i, epoch)].get("prompt") for epoch in range(20) for i in range(3)]
+        return [clips[SampleIndex(i, epoch)].get("prompt") for epoch in range(20) for i in range(3)]
 
-    manifest = manifest_of(folder)[0]
-    one = Clips(manifest, seconds=1.0, sample_rate=RATE, ids={"prompt"}, to_item=MusicText(merge=1, keep_field=1))
-    other = Clips(manifest.then(MusicText(merge=1, keep_field=1)), seconds=1.0, sample_rate=RATE)
+    manifest = load_manifest(folder)[0]
+    one = AudioDataset(manifest, seconds=1.0, sample_rate=RATE, ids={"prompt"}, to_item=PromptMixer(merge=1, keep_field=1))
+    other = AudioDataset(manifest.with_transform(PromptMixer(merge=1, keep_field=1)), seconds=1.0, sample_rate=RATE)
     assert prompts(one) == prompts(other) and len(set(prompts(one))) == 8
-    assert "moods" in other[Draw(1)] and "moods" not in one[Draw(1)]
-    assert [item["prompt"] for item in other.described()] == ["Loud.", "Elsewhere", "Zipped"]
+    assert "moods" in other[SampleIndex(1)] and "moods" not in one[SampleIndex(1)]
+    assert [item["prompt"] for item in other.metadata_items()] == ["Loud.", "Elsewhere", "Zipped"]
     rest, held = one.split(1)
-    assert rest.to_item is one.to_item and held[Draw(0)]["prompt"] in ("Loud.", "Elsewhere", "Zipped")
+    assert rest.to_item is one.to_item and held[SampleIndex(0)]["prompt"] in ("Loud.", "Elsewhere", "Zipped")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_texts_are_mixed_by_the_draw(folder):
 def test_wrong_lines_are_numbered(folder, wrong, message):
     (folder / "data.jsonl").write_text(f"{line('a.wav')}\n{wrong}\n")
     with pytest.raises(DataError, match=message):
-        read(folder / "data.jsonl")
+        load_audiocraft_manifest(folder / "data.jsonl")
 
 
 def test_damaged_and_empty_files(folder):
@@ -135,18 +135,18 @@ def test_damaged_and_empty_files(folder):
     many = gzip.compress("".join(line(f"{i}.wav", noise=i * 7919 % 104729) + "\n" for i in range(500)).encode())
     path.write_bytes(many[: len(many) // 2])
     with pytest.raises(DataError, match=r"data.jsonl.gz: cut short after line [1-9]\d*; fetch"):
-        read(path)
+        load_audiocraft_manifest(path)
     path.write_bytes(b"not gzip")
     with pytest.raises(DataError, match="not a readable manifest"):
-        read(path)
+        load_audiocraft_manifest(path)
     path.write_bytes(gzip.compress(b"\n"))
     with pytest.raises(DataError, match="lists no clip"):
-        read(path)
+        load_audiocraft_manifest(path)
 
 
 @pytest.mark.parametrize("info", ["gone.json", "infos.zip:in/gone.json", "a.wav", "gone.zip:c.json"])
 def test_info_that_cannot_be_read(folder, info):
     (folder / "data.jsonl").write_text(line("a.wav", info_path=info))
-    clip = read(folder / "data.jsonl").clips[0]
+    clip = load_audiocraft_manifest(folder / "data.jsonl").clips[0]
     with pytest.raises(DataError, match=r"the clip's info cannot be read"):
         clip.metadata()

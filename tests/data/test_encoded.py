@@ -11,17 +11,15 @@ import torch
 from torch import nn
 
 from cadenza.core.errors import DataError
-from cadenza.core.types import Codes, Grid, Latents
-from cadenza.data import encode as encode_module
-from cadenza.data.encode import encode
-from cadenza.data.encoded import EncodedClips
-from cadenza.data.items import Draw
-from cadenza.data.loader import Loader
-from cadenza.data.manifest import build
-from cadenza.data.sampler import Batches
-from cadenza.data.source import is_store
-from cadenza.data.store import Store
-from cadenza.dsp import files
+from cadenza.core.types import Codes, FrameFormat, Latents
+from cadenza.data import encoded_store as encode_module
+from cadenza.data.encoded_dataset import EncodedDataset
+from cadenza.data.encoded_store import EncodedStore, encode_dataset
+from cadenza.data.items import SampleIndex
+from cadenza.data.loader import BatchLoader, BatchSampler
+from cadenza.data.manifest import scan_folder
+from cadenza.data.sources import is_encoded_store
+from cadenza.dsp import audio_io
 
 RATE, HOP = 8000, 80
 
@@ -32,17 +30,19 @@ class Toy(nn.Module):
     def __init__(self, offset=1000, kind="codes", scale=False, bins=4000):
         super().__init__()
         self.offset = nn.Parameter(torch.tensor(float(offset)))
-        grid = Grid(cast(Any, kind), RATE / HOP, 2, bins)
+        frame_format = FrameFormat(cast(Any, kind), RATE / HOP, 2, bins)
         spec = {"type": "toy", "bins": bins}
-        self.spec = SimpleNamespace(sample_rate=RATE, channels=1, hop=HOP, grid=grid, chunked=False, to_dict=lambda: spec)
-        self.grid, self.scale, self.encoded = grid, scale, 0
+        self.spec = SimpleNamespace(
+            sample_rate=RATE, channels=1, hop_length=HOP, frame_format=frame_format, uses_chunks=False, to_dict=lambda: spec
+        )
+        self.frame_format, self.scale, self.encoded = frame_format, scale, 0
 
     def encode(self, audio):
         self.encoded += len(audio)
         lengths = -(-audio.lengths // HOP)
         frames = nn.functional.pad(audio.wave[:, 0], (0, -audio.wave.shape[-1] % HOP)).unflatten(1, (-1, HOP))
         rows = torch.stack([frames.mean(-1), frames[..., 0]], 1)
-        if self.grid.kind == "latents":
+        if self.frame_format.kind == "latents":
             return Latents(rows, lengths, audio.lengths)
         ids = (rows * 1000 + self.offset).round().long()
         return Codes(ids, lengths, audio.lengths, torch.full((len(audio), 1), 2.0) if self.scale else None)
@@ -58,7 +58,7 @@ def manifest(tmp_path):
     (tmp_path / "audio").mkdir()
     for i in range(7):
         samples = rng.uniform(-0.9, 0.9, (RATE // 2 + 37 * i if i else 1, 1)).astype(np.float32)
-        files.write(tmp_path / f"audio/{i}.wav", samples, RATE)
+        audio_io.write(tmp_path / f"audio/{i}.wav", samples, RATE)
         facts = {
             "prompt": [f"clip {i}", f"sound {i}"],
             "tempo": 60.0 + i,
@@ -67,12 +67,12 @@ def manifest(tmp_path):
             "melody": [[0.0, 1.0, 72]],
         }
         (tmp_path / f"audio/{i}.json").write_text(json.dumps(facts))
-    return build(tmp_path / "audio")[0]
+    return scan_folder(tmp_path / "audio")[0]
 
 
 def expected(manifest, i):
     """The codes of a clip by numpy from its file."""
-    samples = files.read(manifest.clips[i].audio)[0][:, 0].astype(np.float64)
+    samples = audio_io.read(manifest.clips[i].audio)[0][:, 0].astype(np.float64)
     frames = np.pad(samples, (0, -len(samples) % HOP)).reshape(-1, HOP)
     return np.stack([frames.mean(1), frames[:, 0]]) * 1000 + 1000
 
@@ -83,16 +83,16 @@ def close(ids, rows):
 
 def test_every_clip_is_encoded_with_its_lengths_and_metadata(manifest, tmp_path):
     seen = []
-    report = encode(manifest, toy(), tmp_path / "s", shard=3, progress=lambda done, total: seen.append((done, total)))
+    report = encode_dataset(manifest, toy(), tmp_path / "s", shard=3, progress=lambda done, total: seen.append((done, total)))
     assert report.read == 7 and seen[-1] == (7, 7) and seen == sorted(seen)
     assert [path.name for path in sorted((tmp_path / "s").iterdir())][:2] == ["shard-00000.jsonl", "shard-00000.safetensors"]
-    assert len(list((tmp_path / "s").iterdir())) == 6 and is_store(tmp_path / "s")
-    store = Store(tmp_path / "s", codec=toy())
+    assert len(list((tmp_path / "s").iterdir())) == 6 and is_encoded_store(tmp_path / "s")
+    store = EncodedStore(tmp_path / "s", codec=toy())
     assert len(store) == 7 and store.header.rows == 2
     for i in range(7):
-        shard, inside = store.find(i)
+        shard, inside = store.locate(i)
         close(shard.frames(inside, 0, store.length(i)), expected(manifest, i))
-        assert shard.samples[inside] == files.info(manifest.clips[i].audio).frames
+        assert shard.samples[inside] == audio_io.probe(manifest.clips[i].audio).frames
         facts = {
             "prompt": [f"clip {i}", f"sound {i}"],
             "tempo": 60.0 + i,
@@ -101,18 +101,18 @@ def test_every_clip_is_encoded_with_its_lengths_and_metadata(manifest, tmp_path)
             "id": str(i),
         }
         assert store.metadata(i) == facts
-    encode(manifest, toy(), tmp_path / "chosen", keep={"notes"})
-    assert Store(tmp_path / "chosen").metadata(2) == {"notes": [[0.0, 1.0, 60, 64, "bass"]], "id": "2"}
+    encode_dataset(manifest, toy(), tmp_path / "chosen", keep={"notes"})
+    assert EncodedStore(tmp_path / "chosen").metadata(2) == {"notes": [[0.0, 1.0, 60, 64, "bass"]], "id": "2"}
 
 
 def test_it_goes_on_where_it_stopped(manifest, tmp_path):
-    encode(manifest, toy(), tmp_path / "s", shard=3)
+    encode_dataset(manifest, toy(), tmp_path / "s", shard=3)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "s").iterdir()}
     (tmp_path / "s/shard-00001.safetensors").unlink()
     with pytest.raises(DataError, match="1 of 3 shards are missing; encode again"):
-        Store(tmp_path / "s")
+        EncodedStore(tmp_path / "s")
     codec = toy()
-    report = encode(manifest, codec, tmp_path / "s", shard=3)
+    report = encode_dataset(manifest, codec, tmp_path / "s", shard=3)
     assert codec.encoded == report.read == 3
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "s").iterdir()}
     assert {name: data for name, (data, _) in before.items()} == {name: data for name, (data, _) in after.items()}
@@ -130,54 +130,54 @@ def test_an_interrupted_shard_leaves_nothing(manifest, tmp_path, monkeypatch):
 
     monkeypatch.setattr(codec, "encode", stop)
     with pytest.raises(KeyboardInterrupt):
-        encode(manifest, codec, tmp_path / "s", shard=3)
+        encode_dataset(manifest, codec, tmp_path / "s", shard=3)
     assert [path.name for path in sorted((tmp_path / "s").iterdir())] == ["shard-00000.jsonl", "shard-00000.safetensors"]
-    assert encode(manifest, toy(), tmp_path / "s", shard=3).read == 4
+    assert encode_dataset(manifest, toy(), tmp_path / "s", shard=3).read == 4
 
 
 def test_a_store_of_another_codec_is_refused(manifest, tmp_path):
-    encode(manifest, toy(), tmp_path / "s")
+    encode_dataset(manifest, toy(), tmp_path / "s")
     for codec, message in ((toy(offset=1), "the weights differ"), (toy(bins=5000), "spec differs in bins")):
         with pytest.raises(DataError, match=message):
-            Store(tmp_path / "s", codec=codec)
+            EncodedStore(tmp_path / "s", codec=codec)
         with pytest.raises(DataError, match=message):
-            EncodedClips(Store(tmp_path / "s"), frames=5, codec=codec)
+            EncodedDataset(EncodedStore(tmp_path / "s"), frames=5, codec=codec)
         with pytest.raises(DataError, match=message):
-            encode(manifest, codec, tmp_path / "s")
+            encode_dataset(manifest, codec, tmp_path / "s")
     with pytest.raises(DataError, match="other clips"):
-        encode(manifest.split(2)[0], toy(), tmp_path / "s")
+        encode_dataset(manifest.split(2)[0], toy(), tmp_path / "s")
 
 
 def test_broken_files_stop_or_are_left_out_by_name(manifest, tmp_path):
     manifest.clips[4].audio.write_bytes(b"gone")
     with pytest.raises(DataError, match="item '4' cannot be read: .*4.wav"):
-        encode(manifest, toy(), tmp_path / "s", shard=3)
-    report = encode(manifest, toy(), tmp_path / "s", shard=3, broken="skip")
+        encode_dataset(manifest, toy(), tmp_path / "s", shard=3)
+    report = encode_dataset(manifest, toy(), tmp_path / "s", shard=3, broken="skip")
     assert list(report.broken) == ["4"]
-    store = Store(tmp_path / "s")
+    store = EncodedStore(tmp_path / "s")
     assert [store.metadata(i)["id"] for i in range(len(store))] == ["0", "1", "2", "3", "5", "6"]
-    close(store.find(4)[0].frames(store.find(4)[1], 0, store.length(4)), expected(manifest, 5))
+    close(store.locate(4)[0].frames(store.locate(4)[1], 0, store.length(4)), expected(manifest, 5))
 
 
 def test_clips_longer_than_a_section_are_the_same(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(encode_module, "BATCH", 0.25)
-    encode(manifest, toy(), tmp_path / "s")
-    store = Store(tmp_path / "s")
+    encode_dataset(manifest, toy(), tmp_path / "s")
+    store = EncodedStore(tmp_path / "s")
     for i in range(7):
-        shard, inside = store.find(i)
+        shard, inside = store.locate(i)
         close(shard.frames(inside, 0, store.length(i)), expected(manifest, i))
-        assert shard.samples[inside] == files.info(manifest.clips[i].audio).frames
+        assert shard.samples[inside] == audio_io.probe(manifest.clips[i].audio).frames
     with pytest.raises(DataError, match="a codec with a scale cannot encode clips over"):
-        encode(manifest, toy(scale=True), tmp_path / "t")
+        encode_dataset(manifest, toy(scale=True), tmp_path / "t")
 
 
 def test_windows_are_parts_of_the_whole(manifest, tmp_path):
-    encode(manifest, toy(scale=True), tmp_path / "s", shard=3)
-    data = EncodedClips(tmp_path / "s", frames=20, codec=toy(scale=True))
-    assert [data.name(i) for i in range(len(data))][:3] == ["0", "1", "1"] and data.frame_rate == 100
+    encode_dataset(manifest, toy(scale=True), tmp_path / "s", shard=3)
+    data = EncodedDataset(tmp_path / "s", frames=20, codec=toy(scale=True))
+    assert [data.item_id(i) for i in range(len(data))][:3] == ["0", "1", "1"] and data.frame_rate == 100
     starts, prompts = set(), set()
     for epoch in range(300):
-        item = data[Draw(1, epoch)]
+        item = data[SampleIndex(1, epoch)]
         start = round(item["seconds_start"] * 100)
         close(item["codes"].ids[0], expected(manifest, 1)[:, start : start + 20])
         assert item["codes"].scale.tolist() == [[2.0]] and item["codes"].lengths.tolist() == [20]
@@ -185,66 +185,66 @@ def test_windows_are_parts_of_the_whole(manifest, tmp_path):
         starts.add(start)
         prompts.add(item["prompt"])
     assert starts == set(range(0, 32)) and prompts == {"clip 1", "sound 1"}
-    short = data[Draw(0)]
+    short = data[SampleIndex(0)]
     assert short["codes"].lengths.tolist() == [1] and short["codes"].samples.tolist() == [1]
     assert short["codes"].ids.shape == (1, 2, 20) and not short["codes"].ids[..., 1:].any()
-    again = EncodedClips(tmp_path / "s", frames=20)
-    assert again[Draw(3, 5)]["codes"].ids.equal(data[Draw(3, 5)]["codes"].ids)
+    again = EncodedDataset(tmp_path / "s", frames=20)
+    assert again[SampleIndex(3, 5)]["codes"].ids.equal(data[SampleIndex(3, 5)]["codes"].ids)
 
 
 def test_fixed_windows_and_a_split(manifest, tmp_path):
-    encode(manifest, toy(), tmp_path / "s")
-    rest, held = EncodedClips(tmp_path / "s", frames=20, ids={"key"}).split(2)
-    ids = {rest.name(i) for i in range(len(rest))}, {held.name(i) for i in range(len(held))}
+    encode_dataset(manifest, toy(), tmp_path / "s")
+    rest, held = EncodedDataset(tmp_path / "s", frames=20, ids={"key"}).split(2)
+    ids = {rest.item_id(i) for i in range(len(rest))}, {held.item_id(i) for i in range(len(held))}
     assert len(ids[0]) == 5 and len(ids[1]) == 2 and not ids[0] & ids[1] and held.fixed
-    assert all(held[Draw(i, epoch)]["seconds_start"] in (0, 0.2) for i in range(len(held)) for epoch in range(3))
-    assert set(rest[Draw(0)]) == {"key", "codes", "id", "seconds_start", "seconds_total"}
-    assert {held.name(i) for i in range(len(held))} == {clip.id for clip in manifest.split(2)[1].clips}
+    assert all(held[SampleIndex(i, epoch)]["seconds_start"] in (0, 0.2) for i in range(len(held)) for epoch in range(3))
+    assert set(rest[SampleIndex(0)]) == {"key", "codes", "id", "seconds_start", "seconds_total"}
+    assert {held.item_id(i) for i in range(len(held))} == {clip.id for clip in manifest.split(2)[1].clips}
 
 
 def test_a_packed_store_is_the_same_store(manifest, tmp_path):
-    encode(manifest, toy(scale=True), tmp_path / "s", shard=2)
-    packed = Store(tmp_path / "s").pack(tmp_path / "all.safetensors")
-    assert is_store(packed) and {path.name for path in tmp_path.glob("all.*")} == {"all.safetensors", "all.jsonl"}
-    one, other = EncodedClips(tmp_path / "s", frames=15), EncodedClips(packed, frames=15, codec=toy(scale=True))
+    encode_dataset(manifest, toy(scale=True), tmp_path / "s", shard=2)
+    packed = EncodedStore(tmp_path / "s").pack(tmp_path / "all.safetensors")
+    assert is_encoded_store(packed) and {path.name for path in tmp_path.glob("all.*")} == {"all.safetensors", "all.jsonl"}
+    one, other = EncodedDataset(tmp_path / "s", frames=15), EncodedDataset(packed, frames=15, codec=toy(scale=True))
     assert len(one) == len(other)
     for index in range(len(one)):
-        a, b = one[Draw(index, 3)], other[Draw(index, 3)]
+        a, b = one[SampleIndex(index, 3)], other[SampleIndex(index, 3)]
         assert a.pop("codes").ids.equal(b.pop("codes").ids) and a == b
     assert packed.stat().st_size < 2 * 2 * 320 + 3000  # uint16 codes, two rows, about 320 frames, and a header
 
 
 def test_latents_are_kept_in_half_precision(manifest, tmp_path):
-    encode(manifest, toy(kind="latents"), tmp_path / "s")
-    item = EncodedClips(tmp_path / "s", frames=10, fixed=True)[Draw(1)]
+    encode_dataset(manifest, toy(kind="latents"), tmp_path / "s")
+    item = EncodedDataset(tmp_path / "s", frames=10, fixed=True)[SampleIndex(1)]
     rows = (expected(manifest, 1)[:, :10] - 1000) / 1000
     np.testing.assert_allclose(item["latents"].z[0].numpy(), rows, atol=1e-3)
     assert item["latents"].z.dtype == torch.float32 and item["latents"].lengths.tolist() == [10]
 
 
 def test_damage_is_named(manifest, tmp_path):
-    encode(manifest, toy(), tmp_path / "s")
+    encode_dataset(manifest, toy(), tmp_path / "s")
     path = tmp_path / "s/shard-00000.safetensors"
     whole, lines = path.read_bytes(), path.with_suffix(".jsonl").read_bytes()
     path.with_suffix(".jsonl").write_bytes(lines[: lines.index(b"\n") + 1])
     with pytest.raises(DataError, match="has 7 clips and 1 lines"):
-        Store(tmp_path / "s")
+        EncodedStore(tmp_path / "s")
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="not a whole shard"):
-        Store(tmp_path / "s")
+        EncodedStore(tmp_path / "s")
     with pytest.raises(DataError, match="damaged .*delete it"):
-        encode(manifest, toy(), tmp_path / "s")
+        encode_dataset(manifest, toy(), tmp_path / "s")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no encoded store"):
-        Store(tmp_path / "empty")
+        EncodedStore(tmp_path / "empty")
 
 
 def test_workers_read_windows_into_batches(manifest, tmp_path):
-    encode(manifest, toy(), tmp_path / "s", shard=3)
+    encode_dataset(manifest, toy(), tmp_path / "s", shard=3)
 
     def batches(workers):
-        data = EncodedClips(tmp_path / "s", frames=20)
-        return list(islice(Loader(data, Batches(len(data), 5), workers=workers, pin=False), 6))
+        data = EncodedDataset(tmp_path / "s", frames=20)
+        return list(islice(BatchLoader(data, BatchSampler(len(data), 5), workers=workers, pin=False), 6))
 
     for one, other in zip(batches(0), batches(2), strict=True):
         assert one["codes"].ids.shape == (5, 2, 20) and one["codes"].ids.equal(other["codes"].ids)

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from cadenza.conditioners.base import Prepared
+from cadenza.conditioners.base import PreparedInputs
 from cadenza.core.errors import DataError, RequestError
 from cadenza.core.types import Codes
-from cadenza.data.clips import Clips
-from cadenza.data.items import Draw
-from cadenza.data.loader import Loader, collate, fixed
-from cadenza.data.manifest import build
-from cadenza.data.sampler import Batches
-from cadenza.dsp import files
+from cadenza.data.audio_dataset import AudioDataset
+from cadenza.data.items import SampleIndex
+from cadenza.data.loader import BatchLoader, BatchSampler, collate, fixed_batches
+from cadenza.data.manifest import scan_folder
+from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio
 
 RATE = 8000
@@ -28,7 +27,7 @@ def take(sampler, count):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_epoch_is_a_permutation_across_batch_borders(shuffle):
-    drawn = [draw for batch in take(Batches(10, 4, shuffle=shuffle), 15) for draw in batch]
+    drawn = [draw for batch in take(BatchSampler(10, 4, shuffle=shuffle), 15) for draw in batch]
     epochs = [[draw.index for draw in drawn if draw.epoch == epoch] for epoch in range(6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert (len({tuple(epoch) for epoch in epochs}) == 6) is shuffle
@@ -37,30 +36,30 @@ def test_every_epoch_is_a_permutation_across_batch_borders(shuffle):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_batches_of_one(world):
-    one = take(Batches(17, 4 * world, seed=3), 20)
-    many = [take(Batches(17, 4, seed=3, rank=rank, world=world), 20) for rank in range(world)]
+    one = take(BatchSampler(17, 4 * world, seed=3), 20)
+    many = [take(BatchSampler(17, 4, seed=3, rank=rank, world=world), 20) for rank in range(world)]
     assert one == [sum(parts, []) for parts in zip(*many, strict=True)]
 
 
 def test_the_sampler_resumes_exactly():
-    whole = take(Batches(7, 3, seed=1), 30)
-    sampler = Batches(7, 3, seed=1)
+    whole = take(BatchSampler(7, 3, seed=1), 30)
+    sampler = BatchSampler(7, 3, seed=1)
     take(sampler, 11)
     state = sampler.state_dict()
     assert state == {"position": 11, "epoch": 4, "size": 7, "seed": 1}
-    again = pickle.loads(pickle.dumps(Batches(7, 3, seed=1)))
+    again = pickle.loads(pickle.dumps(BatchSampler(7, 3, seed=1)))
     again.load_state_dict(state)
     assert take(again, 19) == whole[11:]
-    for other, what in ((Batches(8, 3, seed=1), "size is 8 and was 7"), (Batches(7, 3), "seed is 0 and was 1")):
+    for other, what in ((BatchSampler(8, 3, seed=1), "size is 8 and was 7"), (BatchSampler(7, 3), "seed is 0 and was 1")):
         with pytest.raises(DataError, match=what):
             other.load_state_dict(state)
 
 
 def test_another_seed_is_another_order():
-    assert take(Batches(50, 5, seed=1), 3) != take(Batches(50, 5, seed=2), 3)
+    assert take(BatchSampler(50, 5, seed=1), 3) != take(BatchSampler(50, 5, seed=2), 3)
     for size, batch, rank in ((0, 1, 0), (1, 0, 0), (1, 1, 1)):
         with pytest.raises(DataError):
-            Batches(size, batch, rank=rank)
+            BatchSampler(size, batch, rank=rank)
 
 
 @pytest.fixture
@@ -68,17 +67,21 @@ def clips(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(6):
         samples = rng.uniform(-0.5, 0.5, (RATE if i else 100, 1)).astype(np.float32)
-        files.write(tmp_path / f"{i}.wav", samples, RATE)
+        audio_io.write(tmp_path / f"{i}.wav", samples, RATE)
         (tmp_path / f"{i}.txt").write_text(f"clip {i}")
-    return Clips(build(tmp_path)[0], seconds=0.1, sample_rate=RATE)
+    return AudioDataset(scan_folder(tmp_path)[0], seconds=0.1, sample_rate=RATE)
 
 
 def prepare(items):
-    return {"prompt": Prepared({"n": torch.tensor([int(item["prompt"][-1]) for item in items])}, torch.ones(len(items)).bool())}
+    return {
+        "prompt": PreparedInputs(
+            {"n": torch.tensor([int(item["prompt"][-1]) for item in items])}, torch.ones(len(items)).bool()
+        )
+    }
 
 
 def loader(clips, workers=0, **options):
-    return Loader(clips, Batches(len(clips), 4, seed=5), workers=workers, pin=False, **options)
+    return BatchLoader(clips, BatchSampler(len(clips), 4, seed=5), workers=workers, pin=False, **options)
 
 
 def content(batches):
@@ -94,12 +97,12 @@ def test_workers_change_nothing_and_resume_is_exact(clips):
     again = loader(clips, 1, prepare=prepare)
     again.load_state_dict(state)
     assert content(islice(again, 5)) == whole[9:14]
-    assert content(islice(again.start(17), 3)) == whole[17:]
+    assert content(islice(again.iter_from(17), 3)) == whole[17:]
     assert not multiprocessing.active_children()
 
 
 def test_a_batch_carries_lengths_metadata_and_what_was_prepared(clips):
-    batch = fixed(clips, 60, prepare=prepare)[0]
+    batch = fixed_batches(clips, 60, prepare=prepare)[0]
     assert batch["audio"].wave.shape == (len(clips), 1, 800) and batch["audio"].lengths.tolist() == [100] + [800] * 50
     assert batch["seconds"] == pytest.approx((100 + 50 * 800) / RATE)
     assert batch["ids"][0] == "0" and batch["metadata"][-1]["prompt"] == "clip 5" and "audio" not in batch["metadata"][0]
@@ -109,10 +112,12 @@ def test_a_batch_carries_lengths_metadata_and_what_was_prepared(clips):
 
 
 def test_fixed_batches_are_spread_and_always_the_same(clips):
-    batches = fixed(clips, 4, count=6)
+    batches = fixed_batches(clips, 4, count=6)
     assert [len(batch["ids"]) for batch in batches] == [4, 2]
-    assert [name for batch in batches for name in batch["ids"]] == [clips.name(i * len(clips) // 6) for i in range(6)]
-    assert content([fixed(clips, 4, count=6, prepare=prepare)[0]]) == content([fixed(clips, 4, count=6, prepare=prepare)[0]])
+    assert [name for batch in batches for name in batch["ids"]] == [clips.item_id(i * len(clips) // 6) for i in range(6)]
+    assert content([fixed_batches(clips, 4, count=6, prepare=prepare)[0]]) == content(
+        [fixed_batches(clips, 4, count=6, prepare=prepare)[0]]
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -133,7 +138,7 @@ def test_a_batch_of_nothing_but_broken_files_is_an_error(clips):
     for clip in clips.manifest.clips:
         clip.audio.unlink()
     with pytest.raises(DataError, match="holds no readable item.*broken"):
-        next(loader(clips, broken="skip").start(0))
+        next(loader(clips, broken="skip").iter_from(0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -142,7 +147,7 @@ def test_metadata_that_a_conditioner_refuses(clips, workers):
         raise RequestError("tempo must be a number")
 
     with pytest.raises(DataError, match="the items .* cannot be prepared: tempo must be a number"):
-        next(loader(clips, workers, prepare=refuse).start(0))
+        next(loader(clips, workers, prepare=refuse).iter_from(0))
 
 
 def test_codes_are_stacked_with_lengths():
@@ -168,11 +173,11 @@ def test_a_user_list_works_as_a_dataset():
         def __len__(self):
             return 3
 
-        def name(self, index):
+        def item_id(self, index):
             return str(index)
 
-        def __getitem__(self, draw: Draw):
+        def __getitem__(self, draw: SampleIndex):
             return {"id": str(draw.index), "tempo": draw.index}
 
-    batch = next(Loader(Mine(), Batches(3, 3), pin=False).start(0))
+    batch = next(BatchLoader(Mine(), BatchSampler(3, 3), pin=False).iter_from(0))
     assert sorted(item["tempo"] for item in batch["metadata"]) == [0, 1, 2] and batch["seconds"] == 0

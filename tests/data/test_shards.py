@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from cadenza.core.errors import DataError
-from cadenza.data.clips import Clips
-from cadenza.data.items import Draw
-from cadenza.data.loader import Loader
-from cadenza.data.manifest import build
-from cadenza.data.sampler import Batches
-from cadenza.data.shards import index, read, write_shards
-from cadenza.data.source import manifest_of
-from cadenza.dsp import files
-from cadenza.dsp.audio import read as hear
+from cadenza.data.audio_dataset import AudioDataset
+from cadenza.data.items import SampleIndex
+from cadenza.data.loader import BatchLoader, BatchSampler
+from cadenza.data.manifest import scan_folder
+from cadenza.data.sources import load_manifest
+from cadenza.data.webdataset import index_shard, load_shards, write_shards
+from cadenza.dsp import audio_io
+from cadenza.dsp.audio import load_audio as hear
 
 RATE = 8000
 
@@ -34,7 +33,7 @@ def tar(path, members):
 
 def ramp(path, seconds=1.0, first=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, (np.arange(first, first + round(seconds * RATE), dtype=np.float32) / 2**16)[:, None], RATE)
+    audio_io.write(path, (np.arange(first, first + round(seconds * RATE), dtype=np.float32) / 2**16)[:, None], RATE)
     return path
 
 
@@ -50,12 +49,12 @@ def folder(tmp_path):
 
 
 def test_what_is_written_comes_back(folder):
-    manifest, _ = build(folder / "loose")
+    manifest, _ = scan_folder(folder / "loose")
     said = []
     report = write_shards(manifest, folder / "shards", clips=3, progress=lambda done, total: said.append((done, total)))
     assert report.read == 7 and said == [(3, 7), (6, 7), (7, 7)]
     assert [path.name for path in sorted((folder / "shards").iterdir())] == [f"shard-0000{i}.tar" for i in range(3)]
-    again, report = manifest_of(folder / "shards")
+    again, report = load_manifest(folder / "shards")
     assert [clip.id for clip in again.clips] == [clip.id for clip in manifest.clips] and report.read == 7
     assert again.digest() == manifest.digest()
     for mine, theirs in zip(again.clips, manifest.clips, strict=True):
@@ -66,7 +65,7 @@ def test_what_is_written_comes_back(folder):
 
 def test_other_programs_read_them(folder):
     """A WebDataset reader groups consecutive members by their name up to the first dot of the base name."""
-    write_shards(build(folder / "loose")[0], folder / "shards", clips=10)
+    write_shards(scan_folder(folder / "loose")[0], folder / "shards", clips=10)
     with tarfile.open(folder / "shards/shard-00000.tar") as shard:
         names = shard.getnames()
         assert shard.extractfile("a.wav").read() == (folder / "loose/a.wav").read_bytes()
@@ -76,14 +75,14 @@ def test_other_programs_read_them(folder):
 
 
 def test_segments_batches_and_going_on_are_as_for_loose_files(folder):
-    manifest, _ = build(folder / "loose")
+    manifest, _ = scan_folder(folder / "loose")
     write_shards(manifest, folder / "shards", clips=2)
-    packed, _ = manifest_of(folder / "shards")
+    packed, _ = load_manifest(folder / "shards")
 
     def batches(source, workers, start, count):
-        clips = Clips(source, seconds=0.25, sample_rate=RATE)
-        loader = Loader(clips, Batches(len(clips), 4, seed=2), workers=workers, pin=False)
-        return [(b.ids, [m.get("prompt") for m in b.metadata], b.audio.wave) for b in islice(loader.start(start), count)]
+        clips = AudioDataset(source, seconds=0.25, sample_rate=RATE)
+        loader = BatchLoader(clips, BatchSampler(len(clips), 4, seed=2), workers=workers, pin=False)
+        return [(b.ids, [m.get("prompt") for m in b.metadata], b.audio.wave) for b in islice(loader.iter_from(start), count)]
 
     whole = batches(manifest, 0, 0, 8)
     for one, other in zip(batches(packed, 2, 3, 5), whole[3:], strict=True):
@@ -102,28 +101,28 @@ def test_shards_of_others(tmp_path):
         "1.FLAC.json": b"{}", "1.wav": sound, "1.json": '{"text": "für", "id": 9}'.encode(),
     })  # fmt: skip
     tar(tmp_path / "two.tar", {"0.wav": sound, "0.json": b'{"prompt": "mine", "text": "theirs"}'})
-    manifest, report = manifest_of(tmp_path)
+    manifest, report = load_manifest(tmp_path)
     assert [clip.id for clip in manifest.clips] == ["one/0", "one/1", "two/0"] and not report.broken
     assert [clip.metadata() for clip in manifest.clips] == [
         {"prompt": "from txt", "class": 7}, {"text": "für", "prompt": "für"}, {"prompt": "mine", "text": "theirs"},
     ]  # fmt: skip
-    assert [clip.id for clip in manifest_of(tmp_path / "one.tar")[0].clips] == ["0", "1"]
-    item = Clips(manifest, seconds=0.5, sample_rate=RATE, fixed=True)[Draw(1)]
+    assert [clip.id for clip in load_manifest(tmp_path / "one.tar")[0].clips] == ["0", "1"]
+    item = AudioDataset(manifest, seconds=0.5, sample_rate=RATE, fixed=True)[SampleIndex(1)]
     assert item["seconds_start"] == 0.5 and item["audio"].wave[0, 0, 0] * 2**16 == pytest.approx(RATE / 2, abs=2)
 
 
 def test_samples_that_cannot_be_used_are_named(tmp_path):
     sound = wav(tmp_path)
     tar(tmp_path / "s.tar", {"a.wav": sound, "b.txt": b"no sound", "c.wav": sound, "c.flac": sound, "d.wav": b"junk" * 99})
-    manifest, report = read([tmp_path / "s.tar"])
+    manifest, report = load_shards([tmp_path / "s.tar"])
     assert [clip.id for clip in manifest.clips] == ["a"] and set(report.broken) == {"b", "c", "d"}
     assert "s.tar:b: no audio" in report.broken["b"] and "s.tar:d.wav: not audio" in report.broken["d"]
     assert "more than one audio" in report.broken["c"]
     with pytest.raises(DataError, match="item 'b' cannot be read"):
-        read([tmp_path / "s.tar"], broken="raise")
+        load_shards([tmp_path / "s.tar"], broken="raise")
     tar(tmp_path / "j.tar", {"a.wav": sound, "a.json": b"{broken"})
     with pytest.raises(DataError, match=r"j.tar:a.json: cannot be read"):
-        read([tmp_path / "j.tar"])[0].clips[0].metadata()
+        load_shards([tmp_path / "j.tar"])[0].clips[0].metadata()
 
 
 def test_a_cut_or_damaged_shard_names_itself_and_the_place(tmp_path):
@@ -143,14 +142,14 @@ def test_a_cut_or_damaged_shard_names_itself_and_the_place(tmp_path):
     }.items():
         cut.write_bytes(whole[:size])
         with pytest.raises(DataError, match=message):
-            index(cut)
+            index_shard(cut)
     cut.write_bytes(whole[:second] + b"x" * 512 + whole[second + 512 :])
     with pytest.raises(DataError, match=f"cut.tar: damaged after 'a.wav', at byte {second}"):
-        index(cut)
+        index_shard(cut)
     with tarfile.open(tmp_path / "z.tar", "w:gz") as out:
         out.add(tmp_path / "x.wav", "x.wav")
     with pytest.raises(DataError, match="compressed"):
-        index(tmp_path / "z.tar")
+        index_shard(tmp_path / "z.tar")
 
 
 def test_members_that_are_no_files_are_refused(tmp_path):
@@ -159,26 +158,26 @@ def test_members_that_are_no_files_are_refused(tmp_path):
         header.type, header.linkname = tarfile.SYMTYPE, "/etc/passwd"
         out.addfile(header)
     with pytest.raises(DataError, match="'a.wav' is a link"):
-        index(tmp_path / "s.tar")
+        index_shard(tmp_path / "s.tar")
     with tarfile.open(tmp_path / "t.tar", "w") as out:
         for _ in range(2):
             out.addfile(tarfile.TarInfo("a.wav"))
     with pytest.raises(DataError, match="'a.wav' is there twice"):
-        index(tmp_path / "t.tar")
+        index_shard(tmp_path / "t.tar")
 
 
 def test_what_cannot_be_written(folder):
-    manifest, _ = build(folder / "loose")
+    manifest, _ = scan_folder(folder / "loose")
     (folder / "loose/f.wav").write_bytes(b"gone")
     with pytest.raises(DataError, match="item 'f' cannot be read"):
         write_shards(manifest, folder / "shards")
     assert not list((folder / "shards").iterdir())
     report = write_shards(manifest, folder / "shards", broken="skip")
-    assert report.read == 6 and list(report.broken) == ["f"] and len(manifest_of(folder / "shards")[0]) == 6
+    assert report.read == 6 and list(report.broken) == ["f"] and len(load_manifest(folder / "shards")[0]) == 6
     with pytest.raises(DataError, match="holds 1 shards already"):
         write_shards(manifest, folder / "shards")
     ramp(folder / "shards/loose.wav")
     with pytest.raises(DataError, match="1 shards and 1 loose audio files"):
-        manifest_of(folder / "shards")
+        load_manifest(folder / "shards")
     with pytest.raises(DataError, match="which a manifest cannot say"):
-        manifest_of(folder / "shards/shard-00000.tar")[0].write(folder / "m.jsonl")
+        load_manifest(folder / "shards/shard-00000.tar")[0].write(folder / "m.jsonl")

@@ -28,7 +28,7 @@ from cadenza.apps.cli import main as program
 from cadenza.conditioners.base import ConditionerSpec
 
 PICTURES = sorted((ROOT / "docs" / "pictures").glob("*.png"))
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("convert_"))
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
 
@@ -42,13 +42,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.setattr(family, "__path__", [*family.__path__, str(tmp_path / "src/cadenza/conditioners")])
-    filed, loaded = set(ConditionerSpec.members), set(sys.modules)
+    filed, loaded = set(ConditionerSpec.registry), set(sys.modules)
     random = torch.get_rng_state()
     yield tmp_path
     torch.set_rng_state(random)
-    for part in set(ConditionerSpec.members) - filed:
+    for part in set(ConditionerSpec.registry) - filed:
         if f"cadenza.conditioners.{part}" not in loaded and (tmp_path / f"src/cadenza/conditioners/{part}.py").exists():
-            del ConditionerSpec.members[part], sys.modules[f"cadenza.conditioners.{part}"]
+            del ConditionerSpec.registry[part], sys.modules[f"cadenza.conditioners.{part}"]
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name)
@@ -133,10 +133,10 @@ def test_the_conditioner_of_the_docs_keeps_the_contract(folder: Path) -> None:
     (folder / file.said).parent.mkdir(parents=True)
     (folder / file.said).write_text(file.text)
     contract = script(ROOT / "tests/contract/test_conditioners.py")
-    spec, values = ConditionerSpec.find(Path(file.said).stem).example()
+    spec, values = ConditionerSpec.lookup(Path(file.said).stem).example()
     for promise in contract.CONTRACT:
         for absent in ("learned", "zeros"):
-            promise(ConditionerSpec.parse({**spec.to_dict(), "absent": absent}), values)
+            promise(ConditionerSpec.parse({**spec.to_dict(), "null_embedding": absent}), values)
 
 
 def script(path: Path) -> Any:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cadenza.core.errors import RequestError
-from cadenza.dsp.chords import NO_CHORD, chord
+from cadenza.dsp.chords import NO_CHORD, parse_chord
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from cadenza.dsp.chords import NO_CHORD, chord
     ],
 )
 def test_names_as_musicians_write_them(name: str, root: int, bass: int, tones: set[int]) -> None:
-    found = chord(name)
-    assert (found.root, found.bass, found.tones) == (root, bass, tones)
+    found = parse_chord(name)
+    assert (found.root, found.bass, found.pitch_classes) == (root, bass, tones)
 
 
 @pytest.mark.parametrize(
@@ -48,26 +48,26 @@ def test_names_as_musicians_write_them(name: str, root: int, bass: int, tones: s
 )
 def test_harte_names_as_mir_eval_reads_them(name: str) -> None:
     root, tones, bass = mir_eval.chord.encode(name)
-    found = chord(name)
+    found = parse_chord(name)
     assert found.root == root and found.bass == (root + bass) % 12
-    assert found.tones == {(root + tone) % 12 for tone in np.flatnonzero(tones)} | {(root + bass) % 12}
+    assert found.pitch_classes == {(root + tone) % 12 for tone in np.flatnonzero(tones)} | {(root + bass) % 12}
 
 
 @pytest.mark.parametrize("name", ["N", "n", "N.C.", " none "])
 def test_no_chord(name: str) -> None:
-    assert chord(name) == NO_CHORD
+    assert parse_chord(name) == NO_CHORD
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("H9", "German H is B"),
-        ("Amx7", "no chord quality 'mx7'"),
-        ("C/H", "no bass"),
-        ("", "is no chord"),
-        ("X", "is no chord"),
+        ("Amx7", "'mx7' is not a chord quality"),
+        ("C/H", "is not a bass note"),
+        ("", "is not a chord"),
+        ("X", "is not a chord"),
     ],
 )
 def test_what_is_no_chord_is_named(name: str, says: str) -> None:
     with pytest.raises(RequestError, match=says):
-        chord(name)
+        parse_chord(name)

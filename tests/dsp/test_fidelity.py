@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cadenza.dsp.fidelity import mel_distance, si_sdr
+from cadenza.dsp.spectral import mel_distance, si_sdr
 
 
 def test_si_sdr_of_known_noise() -> None:

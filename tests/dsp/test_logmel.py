@@ -9,14 +9,14 @@ import torch
 from transformers import ClapFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from cadenza.dsp.logmel import Pictures, slaney_filters
+from cadenza.dsp.spectral import LogMelFrontend, slaney_mel_filters
 
 SIZES: dict[str, Any] = {
     "sample_rate": 8000,
     "samples": 8000,
     "hop": 100,
     "n_fft": 256,
-    "bands": 20,
+    "n_mels": 20,
     "f_min": 30,
     "f_max": 3500,
 }
@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
 def test_slaney_filters(low: float, high: float, mels: int) -> None:
     rate = 48000 if high > 4000 else 8000
     theirs = mel_filter_bank(257, mels, low, high, rate, norm="slaney", mel_scale="slaney")
-    ours = slaney_filters(rate, 512, mels=mels, f_min=low, f_max=high)
+    ours = slaney_mel_filters(rate, 512, mels=mels, f_min=low, f_max=high)
     np.testing.assert_allclose(ours.numpy(), theirs.T, atol=1e-12)
 
 
@@ -37,7 +37,7 @@ def test_pictures_of_short_sounds_are_those_of_transformers(scale: Any, fill: An
         feature_size=20, sampling_rate=8000, hop_length=100, max_length_s=1, fft_window_size=256, frequency_min=30,
         frequency_max=3500, padding=fill, truncation="fusion" if scale == "htk" else "rand_trunc",
     )  # fmt: skip
-    ours = Pictures(**SIZES, scale=scale, fill=fill)
+    ours = LogMelFrontend(**SIZES, scale=scale, fill=fill)
     rng = torch.Generator().manual_seed(0)
     for samples in (8000, 7999, 2600, 300):
         wave = torch.randn(samples, generator=rng) * torch.linspace(1e-3, 1, samples)
@@ -48,7 +48,7 @@ def test_pictures_of_short_sounds_are_those_of_transformers(scale: Any, fill: An
 
 
 def test_a_long_sound_is_pictured_window_by_window() -> None:
-    pictures = Pictures(**SIZES, scale="slaney", fill="repeatpad")
+    pictures = LogMelFrontend(**SIZES, scale="slaney", fill="repeatpad")
     wave = torch.randn(8000 * 2 + 3999, generator=torch.Generator().manual_seed(0))
     made = pictures(wave, stride=0.5)
     assert len(made) == 3, "what is left after 2 s is less than a stride"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp.resample import resample
+from cadenza.dsp.audio import resample
 
 
 @pytest.mark.parametrize(("before", "after"), [(44_100, 32_000), (24_000, 48_000), (48_000, 16_000), (22_050, 44_100), (7, 3)])
@@ -42,5 +42,5 @@ def test_nothing_and_no_change():
     wave = torch.randn(1, 5)
     assert resample(wave, 8000, 8000) is wave
     assert resample(torch.zeros(2, 0), 8000, 16_000).shape == (2, 0)
-    with pytest.raises(AudioError, match="sample rates are positive"):
+    with pytest.raises(AudioError, match="sample rates must be positive"):
         resample(wave, 8000, 0)

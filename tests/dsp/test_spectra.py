@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from cadenza.dsp.spectra import mel_filters, mel_spectrogram, stft
+from cadenza.dsp.spectral import mel_filters, mel_spectrogram, stft
 
 
 def test_stft_is_the_windowed_transform_of_each_frame() -> None:

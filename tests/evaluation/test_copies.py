@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.copies import copies, fingerprints, nearest
+from cadenza.evaluation.memorization import audio_fingerprints, memorization_rate, nearest_distances
 
 RATE = 24000
 
@@ -25,7 +25,7 @@ def tune(seed: int, seconds: float = 8.0) -> torch.Tensor:
 
 
 def prints(*waves: torch.Tensor) -> list[torch.Tensor]:
-    return [p for wave in waves for p in fingerprints(Audio(wave[None, None], RATE))]
+    return [p for wave in waves for p in audio_fingerprints(Audio(wave[None, None], RATE))]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_planted_copies_are_found_and_others_are_not(training):
     inside = torch.cat([tune(301, 2.0), training[7][RATE : 7 * RATE], tune(302, 1.0)])  # six seconds, from elsewhere
     fresh = [tune(seed) for seed in range(200, 205)]
     unseen = [tune(seed) for seed in range(100, 110)]
-    found = copies(prints(exact, hoarse, inside, *fresh), prints(*unseen), prints(*training))
+    found = memorization_rate(prints(exact, hoarse, inside, *fresh), prints(*unseen), prints(*training))
     assert found.training_clips == 12
     assert all(distance < found.threshold for distance in found.nearest[:3])
     assert found.rate == pytest.approx(3 / 8)
@@ -48,7 +48,7 @@ def test_planted_copies_are_found_and_others_are_not(training):
 
 def test_distances_of_unit_vectors():
     table = torch.eye(4)
-    found = nearest([table[:1], -table[1:2], torch.tensor([[0.6, 0.8, 0, 0]])], table[:2], chunk=1)
+    found = nearest_distances([table[:1], -table[1:2], torch.tensor([[0.6, 0.8, 0, 0]])], table[:2], chunk=1)
     assert found.tolist() == pytest.approx([0, math.sqrt(2), math.sqrt(2 - 1.6)], abs=1e-6)
 
 
@@ -61,5 +61,5 @@ def test_fingerprints_are_unit_vectors_blind_to_level():
 
 
 def test_silence_is_no_copy_of_anything(training):
-    found = copies(prints(torch.zeros(RATE * 5)), prints(tune(100), tune(101)), prints(*training))
+    found = memorization_rate(prints(torch.zeros(RATE * 5)), prints(tune(100), tune(101)), prints(*training))
     assert found.rate == 0

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from cadenza.core.errors import CheckpointError
-from cadenza.dsp.audio import Audio, read
-from cadenza.evaluation.adherence import adherence, pairings
-from cadenza.evaluation.estimates import accuracy
-from cadenza.evaluation.estimators import FOLDER, Estimators, load_estimators, save_estimators
-from cadenza.evaluation.labels import truth_of
-from cadenza.evaluation.timed import Chart
-from cadenza.evaluation.wishes import ATTRIBUTES, Wish
+from cadenza.dsp.audio import Audio, load_audio
+from cadenza.evaluation.adherence import adherence, score_matrix
+from cadenza.evaluation.estimators import FOLDER, AttributeEstimator, accuracy, load_estimators, save_estimators
+from cadenza.evaluation.labels import labels_from_sidecar
+from cadenza.evaluation.music_metrics import ChordTimeline
+from cadenza.evaluation.targets import ATTRIBUTES, AttributeTargets
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators"
 RATE = 24000
@@ -26,7 +25,7 @@ REACHED = {"tempo": 0.90, "key": 0.80, "family": 0.85, "chords": 0.80}  # what a
 
 
 @pytest.fixture(scope="module")
-def listen() -> Estimators:
+def listen() -> AttributeEstimator:
     return load_estimators()
 
 
@@ -65,8 +64,10 @@ def test_what_is_saved_is_what_is_loaded(listen, tmp_path):
 def test_renders_of_an_unseen_seed_are_heard_right(listen):
     truths, estimates = [], []
     for path in sorted(GOLDEN.glob("*.ogg")):
-        heard = listen(read(path))[0]
-        truths.append(truth_of(json.loads(path.with_suffix(".json").read_text()), len(heard.chords), families=listen.families))
+        heard = listen(load_audio(path))[0]
+        truths.append(
+            labels_from_sidecar(json.loads(path.with_suffix(".json").read_text()), len(heard.chords), families=listen.families)
+        )
         estimates.append(heard)
     assert len(truths) == 4
     found = accuracy(estimates, truths)
@@ -75,8 +76,8 @@ def test_renders_of_an_unseen_seed_are_heard_right(listen):
 
 def test_a_clip_is_heard_the_same_alone_and_in_a_batch(listen):
     paths = sorted(GOLDEN.glob("*.ogg"))[:2]
-    clips = [read(path) for path in paths]
-    both = listen(Audio.stack(clips))
+    clips = [load_audio(path) for path in paths]
+    both = listen(Audio.pad_and_stack(clips))
     for one, clip in zip(both, clips, strict=True):
         alone = listen(clip)[0]
         assert (one.tempo, one.key, one.lead) == (alone.tempo, alone.key, alone.lead)
@@ -107,15 +108,17 @@ def test_what_is_no_music_obeys_nobody(listen, sound):
         pace = chance.choice([(40.0, 84.0), (86.0, 115.0), (116.0, 152.0)])
         tempo = float(chance.randrange(55, 180))
         timed = {
-            "chords": Chart.of([(2 * k, 2 * k + 2, chance.choice(CHORDS)) for k in range(3)]),
+            "chords": ChordTimeline.of([(2 * k, 2 * k + 2, chance.choice(CHORDS)) for k in range(3)]),
             "melody": np.array([chance.randrange(12) for _ in range(8)]).repeat(8),
             "chroma": np.array([chance.randrange(12) for _ in range(16)]).repeat(4),
             "beats": np.arange(chance.random() / 2, 5, 60 / tempo),
             "onsets": np.array(sorted(chance.uniform(0, 5) for _ in range(12))),
             "seconds": chance.uniform(3, 8),
         }
-        wishes.append(Wish(tempo, pace, chance.randrange(24), wanted, torch.zeros_like(wanted), **timed))
+        wishes.append(AttributeTargets(tempo, pace, chance.randrange(24), wanted, torch.zeros_like(wanted), **timed))
     heard = [listen(Audio(sound(chance)[None, None], RATE))[0] for _ in range(count)]
     for name, met in ATTRIBUTES.items():
-        found = adherence(pairings([heard], wishes, met), torch.ones(count), rng=torch.Generator().manual_seed(0), draws=300)
-        assert abs(found.a.value) < 0.2 and found.a.low < 0.05, name
+        found = adherence(
+            score_matrix([heard], wishes, met), torch.ones(count), rng=torch.Generator().manual_seed(0), draws=300
+        )
+        assert abs(found.value.value) < 0.2 and found.value.low < 0.05, name

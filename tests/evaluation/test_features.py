@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.features import BAND_HOP, LOWEST, PARTS, PITCH_HOP, SAMPLE_RATE, hear
-from cadenza.evaluation.network import _AXIS_SLOWEST, STEPS, pulses
+from cadenza.evaluation.estimator_net import (
+    _AXIS_SLOWEST,
+    BAND_HOP,
+    LOWEST,
+    PARTS,
+    PITCH_HOP,
+    SAMPLE_RATE,
+    STEPS,
+    extract_features,
+    tempogram,
+)
 
 
 def tone(midi: float, seconds: float = 2.0, rate: int = SAMPLE_RATE) -> torch.Tensor:
@@ -26,51 +35,56 @@ def clicks(bpm: float, seconds: float = 10.0) -> Audio:
 
 @pytest.mark.parametrize("midi", [36, 48, 60, 69, 81, 96, 108])
 def test_a_tone_is_strongest_at_its_semitone(midi):
-    pitch = hear(Audio(tone(midi)[None, None], SAMPLE_RATE)).pitch[0]
+    pitch = extract_features(Audio(tone(midi)[None, None], SAMPLE_RATE)).pitch[0]
     row = int(pitch[:, pitch.shape[1] // 2].argmax())
     assert LOWEST + (row - (PARTS - 1) / 2) / PARTS == pytest.approx(midi, abs=0.34)
 
 
 def test_a_chord_shows_its_notes_apart():
     wave = sum(tone(midi) for midi in (48, 52, 55, 59))
-    pitch = hear(Audio(torch.as_tensor(wave)[None, None], SAMPLE_RATE)).pitch[0, :, 12].unflatten(0, (-1, PARTS)).amax(1)
+    pitch = (
+        extract_features(Audio(torch.as_tensor(wave)[None, None], SAMPLE_RATE))
+        .pitch[0, :, 12]
+        .unflatten(0, (-1, PARTS))
+        .amax(1)
+    )
     assert sorted(LOWEST + i for i in pitch.topk(4).indices.tolist()) == [48, 52, 55, 59]
 
 
 def test_level_does_not_count_and_silence_stays_silent():
     wave = tone(60)[None, None]
-    loud, quiet = hear(Audio(wave, SAMPLE_RATE)), hear(Audio(0.01 * wave, SAMPLE_RATE))
+    loud, quiet = extract_features(Audio(wave, SAMPLE_RATE)), extract_features(Audio(0.01 * wave, SAMPLE_RATE))
     assert torch.allclose(loud.pitch, quiet.pitch, atol=1e-4) and torch.allclose(loud.bands, quiet.bands, atol=1e-4)
-    assert not hear(Audio(torch.zeros(1, 1, 5000), SAMPLE_RATE)).pitch.any()
+    assert not extract_features(Audio(torch.zeros(1, 1, 5000), SAMPLE_RATE)).pitch.any()
 
 
 def test_the_sample_rate_and_the_channels_do_not_count():
-    one = hear(Audio(tone(60)[None, None], SAMPLE_RATE)).pitch
-    other = hear(Audio(tone(60, rate=44100).expand(1, 2, -1), 44100)).pitch
+    one = extract_features(Audio(tone(60)[None, None], SAMPLE_RATE)).pitch
+    other = extract_features(Audio(tone(60, rate=44100).expand(1, 2, -1), 44100)).pitch
     assert one.shape == other.shape
     assert (one - other)[..., 3:-3].abs().max() < 0.02
 
 
 def test_frames_match_lengths_and_a_clip_does_not_depend_on_its_batch():
     waves = [tone(60, 1.0), tone(67, 3.21)]
-    batch = hear(Audio.stack([Audio(wave[None, None], SAMPLE_RATE) for wave in waves]))
+    batch = extract_features(Audio.pad_and_stack([Audio(wave[None, None], SAMPLE_RATE) for wave in waves]))
     assert batch.lengths.tolist() == [math.ceil(len(wave) / PITCH_HOP) for wave in waves]
     assert batch.bands.shape[-1] == batch.pitch.shape[-1] * PITCH_HOP // BAND_HOP
-    alone = hear(Audio(waves[0][None, None], SAMPLE_RATE))
+    alone = extract_features(Audio(waves[0][None, None], SAMPLE_RATE))
     assert torch.equal(batch.pitch[0, :, : alone.lengths[0]], alone.pitch[0])
     assert not batch.pitch[0, :, alone.lengths[0] :].any()
 
 
 @pytest.mark.parametrize("samples", [1, 2, 500])
 def test_any_length_will_do(samples):
-    heard = hear(Audio(torch.full((1, 1, samples), 0.1), SAMPLE_RATE))
+    heard = extract_features(Audio(torch.full((1, 1, samples), 0.1), SAMPLE_RATE))
     assert heard.lengths.tolist() == [1] and torch.isfinite(heard.pitch).all()
 
 
 @pytest.mark.parametrize("bpm", [60, 97, 150])
 def test_clicks_repeat_at_their_tempo(bpm):
-    heard = hear(clicks(bpm))
-    axis = pulses(heard.bands, torch.ones(1, 1, heard.bands.shape[-1], dtype=torch.bool))[0]
+    heard = extract_features(clicks(bpm))
+    axis = tempogram(heard.bands, torch.ones(1, 1, heard.bands.shape[-1], dtype=torch.bool))[0]
     repeats = axis[axis.shape[0] // 2 - 1]  # autocorrelation over all bands
     place = round(STEPS * math.log2(bpm / _AXIS_SLOWEST))
     window = repeats[place - 15 : place + 16]  # a third of an octave to both sides

@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from cadenza.core.errors import DataError
-from cadenza.dsp.chords import pitch_class
-from cadenza.evaluation.estimates import Estimate, chords_right, f1, melody_right, pitch_classes, tempo_of
-from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, truth_of
-from cadenza.evaluation.network import SLOWEST, STEPS, TEMPI
-from cadenza.evaluation.wishes import families_met, hand_written, key_met, of_caption, of_prompt, of_values, pace_met, tempo_met
+from cadenza.dsp.chords import parse_pitch_class
+from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI
+from cadenza.evaluation.estimators import Estimate, chord_accuracy, decode_tempo, f1, melody_accuracy, pitch_classes
+from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, labels_from_sidecar
+from cadenza.evaluation.targets import (
+    handwritten_prompts,
+    score_families,
+    score_key,
+    score_tempo,
+    score_tempo_range,
+    targets_from_caption,
+    targets_from_handwritten,
+    targets_from_values,
+)
 
 FAMILIES = ("piano", "bass", "drums", "reed")
 SIDECAR = {
@@ -29,7 +38,7 @@ def heard(tempo=120.0, key=21, families=(0.9, 0.9, 0.1, 0.1)) -> Estimate:
 
 
 def test_names_as_classes():
-    assert [pitch_class(n) for n in ("C", "F#", "Gb", "Bb", "B", "Cb", "E♭", "e")] == [0, 6, 6, 10, 11, 11, 3, 4]
+    assert [parse_pitch_class(n) for n in ("C", "F#", "Gb", "Bb", "B", "Cb", "E♭", "e")] == [0, 6, 6, 10, 11, 11, 3, 4]
     assert (key_class("C major"), key_class("A minor"), key_class("Bb minor")) == (0, 21, 22)
     assert [chord_class(n) for n in ("N", "A:min7", "G:7", "C", "F#:maj/5")] == [NO_CHORD, 21, 7, 0, 6]
     assert chord_class("B:dim") == chord_class("D:sus4") == UNKNOWN
@@ -38,7 +47,7 @@ def test_names_as_classes():
 
 
 def test_truth_is_looked_up_at_the_middle_of_frames():
-    truth = truth_of(SIDECAR, 25, families=FAMILIES)
+    truth = labels_from_sidecar(SIDECAR, 25, families=FAMILIES)
     assert truth.families.tolist() == [True, True, False, False] and truth.lead == 0 and truth.key == 21
     # frames of 0.08 s: the first chord holds ten of them, the diminished one is neither major nor minor
     assert truth.chords.tolist() == [21] * 10 + [UNKNOWN] * 10 + [3] * 5
@@ -49,14 +58,14 @@ def test_truth_is_looked_up_at_the_middle_of_frames():
 
 def test_a_family_nobody_estimates_is_an_error():
     with pytest.raises(DataError, match="choir"):
-        truth_of({**SIDECAR, "families": ["choir"]}, 1, families=FAMILIES)
+        labels_from_sidecar({**SIDECAR, "families": ["choir"]}, 1, families=FAMILIES)
 
 
 def test_tempo_from_the_bins_it_lies_between():
     for bpm in (50.0, 93.0, 171.0):
         place = STEPS * math.log2(bpm / SLOWEST)
         logits = -0.5 * (torch.arange(TEMPI) - place).square()
-        assert tempo_of(logits) == pytest.approx(bpm, rel=0.002)
+        assert decode_tempo(logits) == pytest.approx(bpm, rel=0.002)
 
 
 def test_octaves_of_a_melody_are_one_pitch_class():
@@ -69,10 +78,10 @@ def test_octaves_of_a_melody_are_one_pitch_class():
 
 
 def test_frame_scores_leave_out_what_has_no_truth():
-    assert chords_right(torch.tensor([1, 2, 3, 4]), torch.tensor([1, UNKNOWN, 0, 4])) == pytest.approx(2 / 3)
-    assert math.isnan(chords_right(torch.tensor([1]), torch.tensor([UNKNOWN])))
+    assert chord_accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, UNKNOWN, 0, 4])) == pytest.approx(2 / 3)
+    assert math.isnan(chord_accuracy(torch.tensor([1]), torch.tensor([UNKNOWN])))
     wanted = torch.tensor([60 - 24, 61 - 24, NO_MELODY, UNKNOWN])
-    assert melody_right(torch.tensor([0, 0, 5, 5]), wanted) == pytest.approx(0.5)
+    assert melody_accuracy(torch.tensor([0, 0, 5, 5]), wanted) == pytest.approx(0.5)
 
 
 def test_f1_by_hand():
@@ -82,39 +91,39 @@ def test_f1_by_hand():
 
 
 def test_values_wish_for_exactly_themselves():
-    wish = of_values(SIDECAR, {"tempo", "key"}, seconds=2.0)
-    assert tempo_met(heard(124.7), wish) == 1 and tempo_met(heard(125.0), wish) == 0 and tempo_met(heard(60.0), wish) == 0
-    assert key_met(heard(key=21), wish) == 1 and key_met(heard(key=0), wish) == 0
-    assert math.isnan(families_met(heard(), wish)) and math.isnan(pace_met(heard(), wish))
+    wish = targets_from_values(SIDECAR, {"tempo", "key"}, seconds=2.0)
+    assert score_tempo(heard(124.7), wish) == 1 and score_tempo(heard(125.0), wish) == 0 and score_tempo(heard(60.0), wish) == 0
+    assert score_key(heard(key=21), wish) == 1 and score_key(heard(key=0), wish) == 0
+    assert math.isnan(score_families(heard(), wish)) and math.isnan(score_tempo_range(heard(), wish))
 
 
 def test_a_caption_wishes_for_what_it_mentions_only():
-    wish = of_caption("Upbeat-tempo jazz with piano", ("tempo", "genre", "players"), SIDECAR, FAMILIES)
-    assert wish.tempo is None and wish.key is None and wish.pace == (116, 152)
-    assert wish.families is not None and wish.open is not None
+    wish = targets_from_caption("Upbeat-tempo jazz with piano", ("tempo", "genre", "players"), SIDECAR, FAMILIES)
+    assert wish.tempo is None and wish.key is None and wish.tempo_range == (116, 152)
+    assert wish.families is not None and wish.optional_families is not None
     assert wish.families.tolist() == [True, False, False, False]
-    assert wish.open.tolist() == [False, True, False, False]  # the bass plays, but is not mentioned
-    assert families_met(heard(families=(0.9, 0.9, 0.1, 0.1)), wish) == 1
-    assert families_met(heard(families=(0.9, 0.1, 0.9, 0.1)), wish) == pytest.approx(2 / 3)
-    assert families_met(heard(families=(0.1, 0.9, 0.1, 0.1)), wish) == 0
-    assert pace_met(heard(150.0), wish) == 1 and pace_met(heard(100.0), wish) == 0
+    assert wish.optional_families.tolist() == [False, True, False, False]  # the bass plays, but is not mentioned
+    assert score_families(heard(families=(0.9, 0.9, 0.1, 0.1)), wish) == 1
+    assert score_families(heard(families=(0.9, 0.1, 0.9, 0.1)), wish) == pytest.approx(2 / 3)
+    assert score_families(heard(families=(0.1, 0.9, 0.1, 0.1)), wish) == 0
+    assert score_tempo_range(heard(150.0), wish) == 1 and score_tempo_range(heard(100.0), wish) == 0
 
 
 def test_instruments_are_recognised_as_whole_words():
-    wish = of_caption("pianoforte and contrabass, 120 bpm, A minor", ("players", "bpm", "key"), SIDECAR, FAMILIES)
+    wish = targets_from_caption("pianoforte and contrabass, 120 bpm, A minor", ("players", "bpm", "key"), SIDECAR, FAMILIES)
     assert wish.families is not None and wish.families.tolist() == [True, True, False, False]
     assert (wish.tempo, wish.key) == (120, 21)
-    assert of_caption("a pianola", ("players",), SIDECAR, FAMILIES).families is None
+    assert targets_from_caption("a pianola", ("players",), SIDECAR, FAMILIES).families is None
 
 
 def test_the_hand_written_prompts_say_what_is_noted_of_them():
-    entries = hand_written()
+    entries = handwritten_prompts()
     assert len({entry["prompt"] for entry in entries}) == len(entries) == 60
     known = ("piano", "mallets", "organ", "guitar", "bass", "strings", "brass", "reed", "flute", "synth", "drums")
     for entry in entries:
         assert set(entry["families"]) <= set(known) and entry["families"], entry
         assert "tempo" not in entry or str(entry["tempo"]) in entry["prompt"], entry
-        wish = of_prompt(entry, known)
+        wish = targets_from_handwritten(entry, known)
         if "key" in entry:
             tonic, mode = entry["key"].split()
             spelled = tonic.replace("#", " sharp").replace("b", " flat")

@@ -14,12 +14,12 @@ from tiny import tiny_system
 from cadenza.core.errors import DataError, RequestError
 from cadenza.core.types import Codes
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation import codec, report
-from cadenza.evaluation.estimates import Estimate
+from cadenza.evaluation import codec_quality, report
+from cadenza.evaluation.estimators import Estimate
 from cadenza.evaluation.labels import key_class
-from cadenza.evaluation.making import Maker
-from cadenza.evaluation.settings import Setting
-from cadenza.evaluation.wishes import Wish, hand_written
+from cadenza.evaluation.report import ClipGenerator
+from cadenza.evaluation.settings import ControlSetting
+from cadenza.evaluation.targets import AttributeTargets, handwritten_prompts
 from cadenza.system.system import System
 
 FAMILIES = ("piano", "mallets", "organ", "guitar", "bass", "strings", "brass", "reed", "flute", "synth", "drums")
@@ -68,7 +68,7 @@ class Player:
     card: Any = field(default_factory=lambda: SimpleNamespace(name="player"))
     codec: Any = field(
         default_factory=lambda: SimpleNamespace(
-            grid=SimpleNamespace(frame_rate=50.0, cardinality=4),
+            frame_format=SimpleNamespace(frame_rate=50.0, cardinality=4),
             spec=SimpleNamespace(sample_rate=RATE, channels=1),
             encode=lambda audio: audio,
             decode=lambda audio: audio,
@@ -77,8 +77,10 @@ class Player:
 
     @property
     def spec(self) -> Any:
-        defaults, generator = SimpleNamespace(guidance=3.0), SimpleNamespace(context=500)
-        return SimpleNamespace(defaults=defaults, generator=generator, reads=(), to_json=lambda: f"player {self.obeys}")
+        defaults, generator = SimpleNamespace(guidance=3.0), SimpleNamespace(max_frames=500)
+        return SimpleNamespace(
+            defaults=defaults, generator=generator, prompt_patterns=(), to_json=lambda: f"player {self.obeys}"
+        )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"weight": torch.tensor(1.0)}
@@ -94,7 +96,7 @@ class Player:
                 played |= self.truths.get(item.get("prompt", ""), {})
                 played |= {name: item[name] for name in ("tempo", "key") if name in item}
             clips.append(Audio(wave(played, long)[None, None], RATE))
-        return Audio.stack(clips)
+        return Audio.pad_and_stack(clips)
 
 
 def anything(chance: random.Random) -> dict[str, Any]:
@@ -122,19 +124,19 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (report, codec):
+    for module in (report, codec_quality):
         monkeypatch.setattr(module, "load_estimators", Oracle)
 
 
 def player(corpus: Path, **fields: Any) -> Player:
     records = [json.loads(path.read_text()) for path in sorted(corpus.glob("*.json"))]
     said = {r["prompt"][0]: {k: r[k] for k in ("tempo", "key", "families")} for r in records}
-    by_hand = {e["prompt"]: {k: e[k] for k in ("tempo", "key", "families") if k in e} for e in hand_written()}
+    by_hand = {e["prompt"]: {k: e[k] for k in ("tempo", "key", "families") if k in e} for e in handwritten_prompts()}
     return Player({**said, **by_hand}, **fields)
 
 
-def measured(system: Player, corpus: Path, out: Path, **fields: Any) -> report.Report:
-    extent = report.Extent(**{name: fields.pop(name) for name in ("clips", "seeds", "settings") if name in fields})
+def measured(system: Player, corpus: Path, out: Path, **fields: Any) -> report.EvaluationReport:
+    extent = report.EvaluationScope(**{name: fields.pop(name) for name in ("clips", "seeds", "settings") if name in fields})
     return report.evaluate(cast(System, system), corpus, out=out, extent=extent, **fields)
 
 
@@ -147,8 +149,8 @@ def test_a_system_that_obeys_has_adherence_one(corpus, tmp_path):
     for setting in ("text", "all-but-text", "all", "hand"):
         for attribute in ("tempo", "key"):
             one = found.scores[setting][attribute]
-            assert one.adherence.a.value == pytest.approx(1), (setting, attribute)
-    assert found.scores["text"]["family"].adherence.a.value == pytest.approx(1)
+            assert one.adherence.value.value == pytest.approx(1), (setting, attribute)
+    assert found.scores["text"]["family"].adherence.value.value == pytest.approx(1)
     assert found.scores["text"]["tempo"].asked == 15 and found.scores["hand"]["tempo"].asked < 60
     effect = found.scores["key"]["key"].effect
     assert effect is not None and effect.low > 0.5  # six keys: without the control one in six is right by chance
@@ -165,13 +167,13 @@ def test_a_deaf_system_has_adherence_zero(corpus, tmp_path):
         for attribute, one in found.scores[setting].items():
             if attribute in {"pace", "duration"}:
                 continue  # no caption of this corpus says the pace, so nobody knows its ceiling; all clips are as long
-            assert abs(one.adherence.a.value) < 0.35, (setting, attribute)  # three standard errors of 40 clips
+            assert abs(one.adherence.value.value) < 0.35, (setting, attribute)  # three standard errors of 40 clips
             assert one.effect is None or abs(one.effect.value) < 0.35, (setting, attribute)
 
 
 def test_a_system_that_obeys_half_the_time_lies_between(corpus, tmp_path):
     found = measured(player(corpus, obeys=0.5, conditioners=("tempo",)), corpus, tmp_path / "out", clips=40, seeds=(0, 1))
-    a = found.scores["tempo"]["tempo"].adherence.a
+    a = found.scores["tempo"]["tempo"].adherence.value
     assert a.low < 0.5 < a.high and a.high - a.low < 0.5
 
 
@@ -185,7 +187,7 @@ def test_what_was_made_is_not_made_again_and_files_are_whole(corpus, tmp_path):
     assert repr(again.scores) == repr(first.scores)
     assert any("text, seed 0: 10 of 10" in line for line in lines)
     data = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
-    assert data["scores"]["text"]["tempo"]["adherence"]["a"]["value"] == 1
+    assert data["scores"]["text"]["tempo"]["adherence"]["value"]["value"] == 1
     assert "own effect" in (tmp_path / "out" / "report.md").read_text()
     for name in ("adherence.png", "clips.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
@@ -216,14 +218,16 @@ def test_only_the_settings_that_are_wanted_are_made(corpus, tmp_path):
 
 def test_what_a_text_conditioner_alone_is_worth_is_asked_without_reading(tmp_path):
     """With reading, the prompt's tempo is a value as well; without, it is only text."""
-    maker = Maker(tiny_system(), tmp_path)
+    maker = ClipGenerator(tiny_system(), tmp_path)
     prompt, values = {"prompt": "slow 90 bpm"}, {"prompt": "slow 90 bpm", "tempo": 90.0}
     clips = {
-        name: maker.clips(Setting(name, [item], [Wish()], [0.5], reads=reads), 0, progress=lambda *_: None)[0].wave
+        name: maker.generate_cached(
+            ControlSetting(name, [item], [AttributeTargets()], [0.5], reads=reads), 0, progress=lambda *_: None
+        )[0].wave
         for name, item, reads in (("read", prompt, True), ("unread", prompt, False), ("told", values, False))
     }
     assert torch.equal(clips["read"], clips["told"]) and not torch.equal(clips["read"], clips["unread"])
-    assert maker.system.spec.reads, "the system itself still reads"
+    assert maker.system.spec.prompt_patterns, "the system itself still reads"
 
 
 def test_planted_copies_are_in_the_report(corpus, tmp_path):
@@ -241,8 +245,8 @@ def test_data_without_truth_is_an_error(tmp_path):
 
 def test_a_perfect_codec_keeps_everything(corpus, tmp_path):
     system = player(corpus)
-    found = codec.evaluate_codec(cast(System, system), corpus, out=tmp_path / "codec", clips=20)
-    assert found.kept["tempo"] == found.kept["key"] == found.kept["family"] == 1
+    found = codec_quality.evaluate_codec(cast(System, system), corpus, out=tmp_path / "codec", clips=20)
+    assert found.retained["tempo"] == found.retained["key"] == found.retained["family"] == 1
     assert found.mel == 0 and found.si_sdr > 60
     assert sum(family.clips for family in found.families.values()) == 20
     assert json.loads((tmp_path / "codec" / "codec.json").read_text())["clips"] == 20
@@ -253,7 +257,7 @@ def test_codebook_use_and_perplexity_by_hand(corpus):
     system = player(corpus)
     system.codec.encode = lambda audio: Codes(ids)
     system.codec.decode = lambda codes: Audio(torch.zeros(1, 1, RATE), RATE)
-    found = codec.evaluate_codec(cast(System, system), corpus, clips=5)
+    found = codec_quality.evaluate_codec(cast(System, system), corpus, clips=5)
     assert found.use == [1.0, 0.25]
     assert found.perplexity == pytest.approx([4.0, 1.0])
     assert not found.passed["use"] and not found.passed["tempo"]

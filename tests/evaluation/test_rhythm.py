@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cadenza.dsp.audio import Audio, read
-from cadenza.evaluation.estimates import Estimate
-from cadenza.evaluation.estimators import load_estimators
-from cadenza.evaluation.features import dominant, hear
-from cadenza.evaluation.rhythm import beats, onsets, rise
-from cadenza.evaluation.soundness import sounding
+from cadenza.dsp.audio import Audio, load_audio
+from cadenza.evaluation.audio_health import last_sound_seconds
+from cadenza.evaluation.estimator_net import dominant_pitch_class, extract_features
+from cadenza.evaluation.estimators import Estimate, load_estimators
+from cadenza.evaluation.music_metrics import onset_strength, pick_onsets, track_beats
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators"
 RATE = 24000
@@ -31,12 +30,12 @@ def clicks(times: np.ndarray, seconds: float, loud: np.ndarray | None = None) ->
 
 
 def strength(audio: Audio) -> np.ndarray:
-    return rise(hear(audio).bands[0])
+    return onset_strength(extract_features(audio).bands[0])
 
 
 def test_clicks_are_onsets_within_twenty_milliseconds():
     times = np.array([0.0, 0.4, 0.53, 1.2, 1.9, 2.05, 3.0])
-    found = onsets(strength(clicks(times, 4.0))).numpy()
+    found = pick_onsets(strength(clicks(times, 4.0))).numpy()
     assert len(found) == len(times) and np.abs(found - times).max() < 0.02
 
 
@@ -47,22 +46,22 @@ def test_beats_of_a_pulse_with_weaker_ones_between(tempo, told):
     pulse = np.arange(first, 11.5, period)
     between = pulse[:-1] + period / 2
     times, loud = np.append(pulse, between), np.append(np.ones(len(pulse)), np.full(len(between), 0.2))
-    found = beats(strength(clicks(times, 14.0, loud)), told).numpy()
+    found = track_beats(strength(clicks(times, 14.0, loud)), told).numpy()
     assert mir_eval.beat.f_measure(pulse, found) == 1, "nor are there beats before the first or after the last"
 
 
 def test_beats_follow_a_tempo_that_drifts():
     gaps = 0.6 * 1.005 ** np.arange(20)
     times = np.cumsum(gaps)
-    found = beats(strength(clicks(times, float(times[-1]) + 1)), 60 / float(gaps.mean())).numpy()
+    found = track_beats(strength(clicks(times, float(times[-1]) + 1)), 60 / float(gaps.mean())).numpy()
     assert mir_eval.beat.f_measure(times, found) == 1
 
 
 def test_silence_has_neither():
     silent = strength(Audio(torch.zeros(1, 1, 5 * RATE), RATE))
-    assert len(onsets(silent)) == len(beats(silent, 100.0)) == 0
+    assert len(pick_onsets(silent)) == len(track_beats(silent, 100.0)) == 0
     short = strength(Audio(torch.zeros(1, 1, 100), RATE))
-    assert len(onsets(short)) == len(beats(short, 100.0)) == 0
+    assert len(pick_onsets(short)) == len(track_beats(short, 100.0)) == 0
 
 
 def test_the_loudest_pitch_class():
@@ -70,7 +69,7 @@ def test_the_loudest_pitch_class():
     wave = torch.cat([torch.sin(2 * math.pi * 440 * 2 ** ((pitch - 69) / 12) * time) for pitch in (60, 69, 78)])
     wave = torch.cat([0.3 * wave, torch.zeros(2 * RATE)]) + 0.05 * torch.sin(2 * math.pi * 200 * torch.arange(8 * RATE) / RATE)
     wave[6 * RATE :] = 0
-    found = dominant(hear(Audio(wave[None, None], RATE)).pitch[0]).reshape(4, 25)[:, 5:20]
+    found = dominant_pitch_class(extract_features(Audio(wave[None, None], RATE)).pitch[0]).reshape(4, 25)[:, 5:20]
     assert found.mode(1).values.tolist() == [0, 9, 6, 12] and (found == found[:, :1]).all()
 
 
@@ -78,15 +77,15 @@ def test_the_loudest_pitch_class():
 def test_how_long_it_sounds(loud, until):
     wave = torch.zeros(1, 4 * RATE)
     wave[:, round(loud[0] * RATE) : round(loud[1] * RATE)] = 0.1
-    assert abs(sounding(wave, RATE) - until) <= 0.05
-    assert sounding(torch.zeros(1, RATE), RATE) == 0
+    assert abs(last_sound_seconds(wave, RATE) - until) <= 0.05
+    assert last_sound_seconds(torch.zeros(1, RATE), RATE) == 0
 
 
 def test_beats_and_onsets_of_renders_reach_what_the_page_says():
     """On 211 held-out renders: beats .91, onsets .87 (docs/measure.md); one in twenty is counted between the beats."""
     listen, scores = load_estimators(), []
     for path in sorted(GOLDEN.glob("*.ogg")):
-        truth, heard = json.loads(path.with_suffix(".json").read_text()), listen(read(path))[0]
+        truth, heard = json.loads(path.with_suffix(".json").read_text()), listen(load_audio(path))[0]
         assert isinstance(heard, Estimate)
         starts = np.unique([round(note[0], 2) for note in truth["notes"]])
         starts = starts[np.append(True, np.diff(starts) > 0.03)]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from cadenza.core.errors import RequestError
-from cadenza.data.manifest import Clip
+from cadenza.data.manifest import ManifestClip
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.estimates import Estimate
-from cadenza.evaluation.scores import changes, scores
-from cadenza.evaluation.settings import Asking, Reference, beside, settings
-from cadenza.evaluation.wishes import Wish
+from cadenza.evaluation.adherence import control_effects, score_settings
+from cadenza.evaluation.estimators import Estimate
+from cadenza.evaluation.settings import EvaluationSet, Reference, setting_without, settings
+from cadenza.evaluation.targets import AttributeTargets
 
 FAMILIES = ("piano", "strings")
 CONTROLS = ["prompt", "tempo", "key", "chords", "melody"]
@@ -37,13 +37,13 @@ def truth(i: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def asking(tmp_path: Path) -> Asking:
+def asking(tmp_path: Path) -> EvaluationSet:
     Audio(torch.sin(torch.arange(8000 * 8) * 0.3)[None, None], 8000).save(tmp_path / "a.wav")
-    clip = Clip("a", tmp_path / "a.wav", SECONDS, 8000, 1, {})
-    return Asking([Reference(clip, truth(i)) for i in range(12)], FAMILIES, CONTROLS, 30.0, reads=True)
+    clip = ManifestClip("a", tmp_path / "a.wav", SECONDS, 8000, 1, {})
+    return EvaluationSet([Reference(clip, truth(i)) for i in range(12)], FAMILIES, CONTROLS, 30.0, extracts_prompt_values=True)
 
 
-def estimate(wishes: dict[str, list[Wish]], i: int, obeyed: set[str]) -> Estimate:
+def estimate(wishes: dict[str, list[AttributeTargets]], i: int, obeyed: set[str]) -> Estimate:
     """What a clip sounds like that obeys some controls, and in all else is like another clip."""
     found: dict[str, Any] = {"families": torch.ones(2), "lead": 0, "seconds": SECONDS, "chroma": torch.zeros(100).long()}
     for control in CONTROLS[1:]:
@@ -61,12 +61,12 @@ def estimate(wishes: dict[str, list[Wish]], i: int, obeyed: set[str]) -> Estimat
     return Estimate(**found)
 
 
-def each(asking: Asking) -> dict[str, list[Wish]]:
+def each(asking: EvaluationSet) -> dict[str, list[AttributeTargets]]:
     """What each control alone asks for."""
     return {control: asking.setting(control, [control]).wishes for control in CONTROLS[1:]}
 
 
-def heard(asking: Asking, asked: list, spoils: dict[str, str]) -> dict[str, list[list[Estimate]]]:
+def heard(asking: EvaluationSet, asked: list, spoils: dict[str, str]) -> dict[str, list[list[Estimate]]]:
     """Every setting as a system makes it that obeys what it is given, but for controls that another one spoils."""
     made, wishes = {}, each(asking)
     for setting in asked:
@@ -76,12 +76,12 @@ def heard(asking: Asking, asked: list, spoils: dict[str, str]) -> dict[str, list
 
 
 @pytest.fixture
-def table(asking: Asking):
+def table(asking: EvaluationSet):
     asked = [one for one in settings(asking) if one.references]
     made = heard(asking, asked, {"key": "melody"})
     ceiling = [estimate(each(asking), i, set(CONTROLS)) for i in range(12)]
-    found = scores(asked, made, ceiling=ceiling, captions=[wish for _, wish in asking.captions])
-    return asked, made, found, changes(asked, made, found)
+    found = score_settings(asked, made, ceiling=ceiling, captions=[wish for _, wish in asking.captions])
+    return asked, made, found, control_effects(asked, made, found)
 
 
 def test_what_is_obeyed_has_adherence_one_alone_and_together(table):
@@ -91,17 +91,17 @@ def test_what_is_obeyed_has_adherence_one_alone_and_together(table):
         for setting in (control, "all"):
             for attribute in attributes:
                 one = found[setting][attribute]
-                assert one.adherence.a.value == pytest.approx(1, abs=0.03), (setting, attribute)
+                assert one.adherence.value.value == pytest.approx(1, abs=0.03), (setting, attribute)
         assert set(found[control]) <= {*attributes, "chroma", "duration"}, "what is not asked is not scored"
-    assert found["key"]["key"].adherence.a.value == pytest.approx(1)
-    assert found["all"]["key"].adherence.a.value < 0.35, "the melody spoils it"
+    assert found["key"]["key"].adherence.value.value == pytest.approx(1)
+    assert found["all"]["key"].adherence.value.value < 0.35, "the melody spoils it"
 
 
 def test_an_own_effect_is_with_the_control_minus_without(table):
     asked, made, found, _ = table
     by_name = {setting.name: setting for setting in asked}
     for setting, without in (("chords", "nothing"), ("all", "all-but-chords")):
-        other = beside(by_name[setting], asked, "chords")
+        other = setting_without(by_name[setting], asked, "chords")
         assert other is not None and other.name == without
         wishes = by_name[setting].wishes
         share = [np.mean([int(c) == int(t) for c, t in zip(made[without][0][i].chords, w.chords.at(MIDDLES), strict=True)])
@@ -119,7 +119,7 @@ def test_a_control_that_spoils_another_is_found(table):
     assert set(changed) == set(CONTROLS)
     lost = changed["melody"]["key"]
     assert lost.high < -0.5 and lost.value == pytest.approx(
-        (found["all"]["key"].adherence.score.value - 1) / found["all"]["key"].room
+        (found["all"]["key"].adherence.score.value - 1) / found["all"]["key"].ceiling_minus_chance
     )
     for control, row in changed.items():
         for attribute, change in row.items():
@@ -147,7 +147,7 @@ def test_groups_and_names_of_settings(asking):
 
 
 def test_a_clip_longer_than_the_model_is_asked_for_what_fits(asking):
-    short = Asking(asking.references, FAMILIES, CONTROLS, 4.0)
+    short = EvaluationSet(asking.references, FAMILIES, CONTROLS, 4.0)
     wish = short.setting("all", CONTROLS).wishes[0]
     assert wish.seconds == 4.0 and len(wish.melody) == 50 and wish.chords.bounds[-1] == 4.0
     assert wish.beats.max() < 4 and len(wish.onsets) == 4

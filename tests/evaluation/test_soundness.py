@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cadenza.dsp.audio import Audio
-from cadenza.evaluation.soundness import longest_gap, soundness
+from cadenza.evaluation.audio_health import audio_health, longest_gap
 
 RATE = 24000
 
@@ -23,13 +23,13 @@ def test_rates_by_hand():
     holed, clipped = noise(8.0), noise().clone()
     holed[RATE : 5 * RATE] = 0
     clipped[:100] = 1.0
-    found = soundness([clip(noise()), clip(torch.zeros(RATE)), clip(holed), clip(clipped)])
+    found = audio_health([clip(noise()), clip(torch.zeros(RATE)), clip(holed), clip(clipped)])
     assert (found.silent, found.holes, found.clipping) == (0.25, 0.25, 0.25)
     assert math.isfinite(found.lufs)
 
 
 def test_nothing_but_silence():
-    found = soundness([clip(torch.zeros(RATE))])
+    found = audio_health([clip(torch.zeros(RATE))])
     assert (found.silent, found.lufs) == (1.0, -math.inf)
 
 

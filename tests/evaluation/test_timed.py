@@ -6,7 +6,15 @@ import mir_eval
 import numpy as np
 import pytest
 
-from cadenza.evaluation.timed import BEAT, ONSET, Chart, agreement, chart_iou, events_f1, overlap
+from cadenza.evaluation.music_metrics import (
+    BEAT,
+    ONSET,
+    ChordTimeline,
+    chart_iou,
+    events_f1,
+    majmin_accuracy,
+    pitch_class_cosine,
+)
 
 ROOTS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 QUALITIES = ("maj", "min", "7", "maj7", "min7", "dim", "hdim7", "sus4", "9", "maj6")
@@ -41,44 +49,44 @@ def test_overlap_is_majmin_of_mir_eval(seed):
     end = wanted[-1][1]
     labels = padded(heard, max(heard[-1][1], end))
     theirs = mir_eval.chord.evaluate(*padded(wanted, end), *labels)["majmin"]
-    assert overlap(Chart.of(heard), Chart.of(wanted)) == pytest.approx(theirs, abs=1e-9)
+    assert majmin_accuracy(ChordTimeline.of(heard), ChordTimeline.of(wanted)) == pytest.approx(theirs, abs=1e-9)
 
 
 def test_overlap_and_iou_by_hand():
-    wanted = Chart.of([(0, 2, "C:maj"), (2, 4, "A:min7")])
-    heard = Chart.of([(0, 1, "C:maj"), (1, 2, "C:min"), (2, 4, "A:min")])
-    assert overlap(heard, wanted) == pytest.approx(3 / 4)
+    wanted = ChordTimeline.of([(0, 2, "C:maj"), (2, 4, "A:min7")])
+    heard = ChordTimeline.of([(0, 1, "C:maj"), (1, 2, "C:min"), (2, 4, "A:min")])
+    assert majmin_accuracy(heard, wanted) == pytest.approx(3 / 4)
     assert chart_iou(heard, wanted) == pytest.approx(3 / 5)  # 3 seconds in both; 4 + 4 - 3 in either
-    assert overlap(wanted, wanted) == chart_iou(wanted, wanted) == 1
-    nothing = Chart.of_frames([24] * 50, 12.5)
-    assert overlap(nothing, wanted) == chart_iou(nothing, wanted) == 0
+    assert majmin_accuracy(wanted, wanted) == chart_iou(wanted, wanted) == 1
+    nothing = ChordTimeline.of_frames([24] * 50, 12.5)
+    assert majmin_accuracy(nothing, wanted) == chart_iou(nothing, wanted) == 0
 
 
 def test_chords_that_are_neither_major_nor_minor_are_left_out():
-    wanted = Chart.of([(0, 1, "C:dim"), (1, 4, "C:maj")])
-    heard = Chart.of([(0, 1, "G:maj"), (1, 2, "C:maj")])
-    assert overlap(heard, wanted) == pytest.approx(1 / 3) == chart_iou(heard, wanted)
-    unknown = Chart.of([(0, 1, "C:dim")])
-    assert math.isnan(overlap(heard, unknown)) and math.isnan(chart_iou(heard, unknown))
+    wanted = ChordTimeline.of([(0, 1, "C:dim"), (1, 4, "C:maj")])
+    heard = ChordTimeline.of([(0, 1, "G:maj"), (1, 2, "C:maj")])
+    assert majmin_accuracy(heard, wanted) == pytest.approx(1 / 3) == chart_iou(heard, wanted)
+    unknown = ChordTimeline.of([(0, 1, "C:dim")])
+    assert math.isnan(majmin_accuracy(heard, unknown)) and math.isnan(chart_iou(heard, unknown))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_iou_is_that_of_sets_of_moments(seed):
     """Counted over ten thousand moments as sets of (moment, chord)."""
     rng = np.random.default_rng(seed)
-    wanted, heard = (Chart.of(progression(rng, ("maj", "min"), 10.0)) for _ in range(2))
+    wanted, heard = (ChordTimeline.of(progression(rng, ("maj", "min"), 10.0)) for _ in range(2))
     moments = (np.arange(10_000) + 0.5) / 1000
     a, b = ({(i, c) for i, c in enumerate(chart.at(moments).tolist()) if c != 24} for chart in (wanted, heard))
-    assert chart_iou(heard, wanted.until(10.0)) == pytest.approx(len(a & b) / len(a | b), abs=0.005)
+    assert chart_iou(heard, wanted.truncate(10.0)) == pytest.approx(len(a & b) / len(a | b), abs=0.005)
 
 
 def test_frames_and_spans_are_the_same_chart():
     frames = [0, 0, 0, 21, 21, 24, 24, 24]
-    spans = Chart.of([(0, 0.3, "C:maj"), (0.3, 0.5, "A:min")])
-    by_frame = Chart.of_frames(frames, 10.0)
+    spans = ChordTimeline.of([(0, 0.3, "C:maj"), (0.3, 0.5, "A:min")])
+    by_frame = ChordTimeline.of_frames(frames, 10.0)
     moments = np.arange(16) * 0.05 + 0.01
     assert by_frame.at(moments).tolist() == np.repeat(frames, 2).tolist() == spans.at(moments).tolist()
-    assert by_frame.until(0.4).bounds.tolist() == pytest.approx([0, 0.3, 0.4])
+    assert by_frame.truncate(0.4).bounds.tolist() == pytest.approx([0, 0.3, 0.4])
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -101,9 +109,9 @@ def test_agreement_is_the_mean_cosine_of_one_hot_chromas():
     heard, wanted = rng.integers(0, 13, 200), rng.integers(0, 13, 200)
     chroma = np.eye(13)[:, :12]  # silence is the zero vector
     cosines = (chroma[heard] * chroma[wanted]).sum(1)[wanted != 12]
-    assert agreement(heard, wanted, 12) == pytest.approx(cosines.mean())
-    assert agreement(wanted[:100], wanted, 12) == pytest.approx((wanted[:100] != 12).sum() / (wanted != 12).sum())
-    assert math.isnan(agreement(heard, np.full(200, 12), 12))
+    assert pitch_class_cosine(heard, wanted, 12) == pytest.approx(cosines.mean())
+    assert pitch_class_cosine(wanted[:100], wanted, 12) == pytest.approx((wanted[:100] != 12).sum() / (wanted != 12).sum())
+    assert math.isnan(pitch_class_cosine(heard, np.full(200, 12), 12))
 
 
 def test_melody_agreement_is_raw_chroma_accuracy_of_mir_eval():
@@ -114,4 +122,4 @@ def test_melody_agreement_is_raw_chroma_accuracy_of_mir_eval():
     hertz = [440 * 2 ** ((pitch - 69) / 12) for pitch in (wanted, heard)]
     time = np.arange(300) * 0.08
     theirs = mir_eval.melody.evaluate(time, np.where(voiced, hertz[0], 0), time, hertz[1])["Raw Chroma Accuracy"]
-    assert agreement(heard % 12, np.where(voiced, wanted % 12, 12), 12) == pytest.approx(theirs)
+    assert pitch_class_cosine(heard % 12, np.where(voiced, wanted % 12, 12), 12) == pytest.approx(theirs)

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Tokens
-from cadenza.generators.base import GeneratorSpec, Plan
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, MaskedSequence
+from cadenza.generators.base import GenerationInputs, GeneratorSpec
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Parallel, Unroll, build_sequence, revert_logits
-from cadenza.samplers.guidance import active
+from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
 
-GRID = Grid("codes", 50.0, 3, 11)
-SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp": 2, "context": 200}
+GRID = FrameFormat("codes", 50.0, 3, 11)
+SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2, "max_frames": 200}
 DRAWN = TokenSampling()
 GREEDY = TokenSampling(temperature=0)
 
 
-def model(widths: Any = None, *, grid: Grid = GRID, **fields: Any) -> CodecLM:
-    generator = CodecLMSpec(**{**SIZE, **fields}).build(grid, widths or {}).eval()
+def model(widths: Any = None, *, frame_format: FrameFormat = GRID, **fields: Any) -> CodecLM:
+    generator = CodecLMSpec(**{**SIZE, **fields}).build(frame_format, widths or {}).eval()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -33,8 +33,8 @@ def model(widths: Any = None, *, grid: Grid = GRID, **fields: Any) -> CodecLM:
     return generator
 
 
-def plan(frames: Sequence[int], sampling: TokenSampling = DRAWN, known: Known | None = None) -> Plan:
-    return Plan(torch.tensor(frames), list(range(len(frames))), sampling, known)
+def plan(frames: Sequence[int], sampling: TokenSampling = DRAWN, known: KnownFrames | None = None) -> GenerationInputs:
+    return GenerationInputs(torch.tensor(frames), list(range(len(frames))), sampling, known)
 
 
 def codes(batch: int, frames: int, **more: Any) -> Codes:
@@ -42,12 +42,14 @@ def codes(batch: int, frames: int, **more: Any) -> Codes:
     return Codes(torch.randint(11, (batch, 3, frames), generator=rng), **more)
 
 
-def ce(generator: CodecLM, target: Codes, fused: Fused | None = None) -> dict[str, Tensor]:
-    return generator.losses(target, fused or Fused(), torch.Generator())
+def ce(generator: CodecLM, target: Codes, fused: FusedConditions | None = None) -> dict[str, Tensor]:
+    return generator.losses(target, fused or FusedConditions(), torch.Generator())
 
 
-def clips(generator: CodecLM, the_plan: Plan, branches: list[Branch] | None = None) -> list[list[list[int]]]:
-    return [clip.ids[0].tolist() for clip in generator.generate(branches or [Branch(1.0, Fused())], the_plan)]
+def clips(
+    generator: CodecLM, the_plan: GenerationInputs, branches: list[GuidanceBranch] | None = None
+) -> list[list[list[int]]]:
+    return [clip.ids[0].tolist() for clip in generator.generate(branches or [GuidanceBranch(1.0, FusedConditions())], the_plan)]
 
 
 def ends_at(generator: CodecLM, frame: int) -> None:
@@ -82,16 +84,16 @@ PATTERNS = [
 def test_generation_agrees_with_the_teacher_forced_model(pattern: Any, positions: str) -> None:
     """Greedy codes, written step by step with two branches, are the arg max of the whole sequence read at once."""
     widths = {"cross": 5, "prepend": 8, "add": 32}
-    generator = model(widths, pattern=pattern, positions=positions, end_of_sequence=False, context=19)
-    tokens = [Tokens(torch.randn(2, 4, w), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()) for w in (5, 8)]
-    fused = Fused(tokens[0], tokens[1], torch.randn(2, 19, 32))
-    null = Fused(add=torch.zeros(2, 19, 32))
-    out = generator.generate([Branch(2.0, fused), Branch(-1.0, null)], plan([19, 19], GREEDY)).ids  # type: ignore[union-attr]
+    generator = model(widths, pattern=pattern, positions=positions, end_of_sequence=False, max_frames=19)
+    tokens = [MaskedSequence(torch.randn(2, 4, w), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()) for w in (5, 8)]
+    fused = FusedConditions(tokens[0], tokens[1], torch.randn(2, 19, 32))
+    null = FusedConditions(add=torch.zeros(2, 19, 32))
+    out = generator.generate([GuidanceBranch(2.0, fused), GuidanceBranch(-1.0, null)], plan([19, 19], GREEDY)).ids  # type: ignore[union-attr]
     layout = pattern.pattern(3, 19)
-    inside = (layout.frame >= 0) & (layout.frame < 19)
+    inside = (layout.frame_at_step >= 0) & (layout.frame_at_step < 19)
     padded = torch.nn.functional.pad(out, (0, 1), value=11)
-    sequence = padded.gather(2, layout.frame.where(inside, 19).expand(2, -1, -1))
-    frame = layout.frame.expand(2, -1, -1)
+    sequence = padded.gather(2, layout.frame_at_step.where(inside, 19).expand(2, -1, -1))
+    frame = layout.frame_at_step.expand(2, -1, -1)
     logits = 2 * generator(sequence, fused, frame) - generator(sequence, null, frame)
     predicted = logits.argmax(-1).transpose(1, 2)[:, :, :-1]
     assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
@@ -100,10 +102,12 @@ def test_generation_agrees_with_the_teacher_forced_model(pattern: Any, positions
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_the_loss_is_the_cross_entropy_of_every_code(pattern: Any) -> None:
     """Of whole clips, whatever the pattern: the logits of each code, found by the pattern's own way back."""
-    generator, target = model(pattern=pattern, end_of_sequence=False, context=19), codes(2, 19, ended=torch.ones(2) > 0)
+    generator, target = model(pattern=pattern, end_of_sequence=False, max_frames=19), codes(2, 19, ended=torch.ones(2) > 0)
     layout = pattern.pattern(3, 19)
     sequence, _ = build_sequence(layout, target.ids, 11)
-    logits, mask = revert_logits(layout, generator(sequence, Fused(), layout.frame.expand(2, -1, -1)).transpose(1, 2))
+    logits, mask = revert_logits(
+        layout, generator(sequence, FusedConditions(), layout.frame_at_step.expand(2, -1, -1)).transpose(1, 2)
+    )
     assert mask.all()
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 2), target.ids.flatten(), reduction="none").view(2, 3, 19)
     terms = ce(generator, target)
@@ -114,10 +118,10 @@ def test_the_loss_is_the_cross_entropy_of_every_code(pattern: Any) -> None:
 @pytest.mark.parametrize("pattern", [CoarseFirst(), MusicLM(group_by=1)], ids=repr)
 def test_a_pattern_that_works_at_one_length_says_so(pattern: Any) -> None:
     generator = model(pattern=pattern, end_of_sequence=False)
-    assert generator.spec.whole_context and not model().spec.whole_context
+    assert generator.spec.fixed_length and not model().spec.fixed_length
     with pytest.raises(RequestError, match=f"'{pattern.type}' places codes by the length.*exactly 200 frames, not .19."):
-        list(generator.stream([Branch(1.0, Fused())], plan([19])))
-    with pytest.raises(RequestError, match=r"exactly 200 frames \(generator.context\), but got 19"):
+        list(generator.stream([GuidanceBranch(1.0, FusedConditions())], plan([19])))
+    with pytest.raises(RequestError, match=r"exactly 200 frames \(generator.max_frames\), but got 19"):
         ce(generator, codes(1, 19))
     assert ce(generator, codes(1, 19, ended=torch.tensor([True])))["loss"].isfinite()  # a short piece is as long as it is
 
@@ -125,13 +129,13 @@ def test_a_pattern_that_works_at_one_length_says_so(pattern: Any) -> None:
 @pytest.mark.parametrize("padding", [True, False])
 def test_two_steps_are_one_batch_where_lengths_agree(padding: bool) -> None:
     generator = model({"cross": 5, "prepend": 8}, attend_padding=padding, positions="sinusoidal")
-    rows = lambda n, w: Tokens(torch.randn(2, n, w), torch.arange(n) < torch.tensor([[n], [1]]))  # noqa: E731
-    given, same = Fused(rows(4, 5), rows(3, 8)), Fused(rows(4, 5), rows(3, 8))
-    wider = Fused(rows(4, 5), rows(6, 8))
+    rows = lambda n, w: MaskedSequence(torch.randn(2, n, w), torch.arange(n) < torch.tensor([[n], [1]]))  # noqa: E731
+    given, same = FusedConditions(rows(4, 5), rows(3, 8)), FusedConditions(rows(4, 5), rows(3, 8))
+    wider = FusedConditions(rows(4, 5), rows(6, 8))
 
-    def run(null: Fused, two_step: bool) -> Tensor:
-        the_plan = replace(plan([30, 30], TokenSampling(may_end=False)), two_step=two_step)
-        return generator.generate([Branch(3.0, given), Branch(-2.0, null)], the_plan).content
+    def run(null: FusedConditions, two_step: bool) -> Tensor:
+        the_plan = replace(plan([30, 30], TokenSampling(allow_eos=False)), two_step_cfg=two_step)
+        return generator.generate([GuidanceBranch(3.0, given), GuidanceBranch(-2.0, null)], the_plan).data
 
     assert torch.equal(run(same, True), run(same, False))
     assert torch.equal(run(wider, True), run(wider, False)) != padding  # padding that takes part is another model
@@ -140,10 +144,10 @@ def test_two_steps_are_one_batch_where_lengths_agree(padding: bool) -> None:
 def test_two_steps_take_one_batch_at_a_time() -> None:
     generator, rows = model(), []
     generator.transformer.blocks[0].norm1.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))  # type: ignore[union-attr]
-    branches = [Branch(3.0, Fused()), Branch(-2.0, Fused())]
+    branches = [GuidanceBranch(3.0, FusedConditions()), GuidanceBranch(-2.0, FusedConditions())]
     for two_step, widest, passes in ((False, 4, 20), (True, 2, 40)):
         rows.clear()
-        generator.generate(branches, replace(plan([18, 18], TokenSampling(may_end=False)), two_step=two_step))
+        generator.generate(branches, replace(plan([18, 18], TokenSampling(allow_eos=False)), two_step_cfg=two_step))
         assert max(rows) == widest and len(rows) == passes
 
 
@@ -152,34 +156,34 @@ def test_random_numbers_are_those_of_absolute_frames() -> None:
     generator = model()
     with torch.no_grad():
         generator.embedding.weight.copy_(generator.embedding.weight[:1].expand_as(generator.embedding.weight))
-    whole = generator.generate([Branch(1.0, Fused())], plan([90], TokenSampling(may_end=False))).content
-    later = replace(plan([20], TokenSampling(may_end=False)), first=70)
+    whole = generator.generate([GuidanceBranch(1.0, FusedConditions())], plan([90], TokenSampling(allow_eos=False))).data
+    later = replace(plan([20], TokenSampling(allow_eos=False)), start_frame=70)
     assert not torch.equal(whole[..., :20], whole[..., 70:])
-    assert torch.equal(generator.generate([Branch(1.0, Fused())], later).content, whole[..., 70:])
+    assert torch.equal(generator.generate([GuidanceBranch(1.0, FusedConditions())], later).data, whole[..., 70:])
 
 
 def test_codes_depend_on_earlier_steps_alone() -> None:
     generator, target = model(), codes(1, 12)
-    layout = Delay().pattern(3, 12).frame[None]
+    layout = Delay().pattern(3, 12).frame_at_step[None]
     sequence = torch.nn.functional.pad(target.ids, (0, 1), value=11).gather(2, layout.where((layout >= 0) & (layout < 12), 12))
-    whole = generator(sequence, Fused(), layout)
+    whole = generator(sequence, FusedConditions(), layout)
     for step in (1, 6, 11):
         changed = sequence.clone()
         changed[:, :, step:] = 0
-        other = generator(changed, Fused(), layout)
+        other = generator(changed, FusedConditions(), layout)
         assert torch.equal(other[:, :step], whole[:, :step])
         assert not torch.allclose(other[:, step:], whole[:, step:])
 
 
 def test_add_enters_where_codebook_0_of_its_frame_is_predicted() -> None:
     generator = model({"add": 32})
-    layout = Delay().pattern(3, 12).frame[None]
+    layout = Delay().pattern(3, 12).frame_at_step[None]
     sequence = torch.randint(11, (1, 3, layout.shape[2]))
-    before = generator(sequence, Fused(add=torch.zeros(1, 12, 32)), layout)
+    before = generator(sequence, FusedConditions(add=torch.zeros(1, 12, 32)), layout)
     for frame in (0, 5, 11):
         add = torch.zeros(1, 12, 32)
         add[:, frame] = 1
-        after = generator(sequence, Fused(add=add), layout)
+        after = generator(sequence, FusedConditions(add=add), layout)
         changed = (after != before).any(-1).any(-1)[0].nonzero()[:, 0]
         assert changed[0] == frame  # the output at step t is the prediction of step t + 1, which holds frame t of codebook 0
 
@@ -196,7 +200,7 @@ def test_the_loss_is_the_mean_over_the_codes_that_count() -> None:
             [ids[k][step - 1 - k] if 0 <= step - 1 - k < length else 11 for k in range(3)] for step in range(1, length + 4)
         ]
         frame = torch.full((1, 3, len(steps)), -1)
-        logits = generator(torch.tensor(steps).T[None], Fused(), frame)[0].log_softmax(-1)
+        logits = generator(torch.tensor(steps).T[None], FusedConditions(), frame)[0].log_softmax(-1)
         for step in range(1, len(steps)):
             for k in range(3):
                 frame_of = step - 1 - k
@@ -232,26 +236,26 @@ def test_only_ended_clips_teach_the_end() -> None:
 def test_after_the_end_the_tail_is_finished_and_nothing_more(frame: int) -> None:
     free, ending = model(), model()
     ends_at(ending, frame)
-    sampling = TokenSampling(may_end=True)
-    out = ending.generate([Branch(1.0, Fused())], plan([19], sampling))
+    sampling = TokenSampling(allow_eos=True)
+    out = ending.generate([GuidanceBranch(1.0, FusedConditions())], plan([19], sampling))
     assert out.lengths.tolist() == [frame] and out.ids.shape[-1] == frame  # type: ignore[union-attr]
-    want = free.generate([Branch(1.0, Fused())], plan([19], TokenSampling(may_end=False)))
+    want = free.generate([GuidanceBranch(1.0, FusedConditions())], plan([19], TokenSampling(allow_eos=False)))
     assert torch.equal(out.ids[:, 0], want.ids[:, 0, :frame])  # type: ignore[union-attr]
     assert torch.equal(out.ids[:, :, : frame - 2], want.ids[:, :, : max(frame - 2, 0)])  # type: ignore[union-attr]
-    cut = clips(free, plan([frame], TokenSampling(may_end=False)))
+    cut = clips(free, plan([frame], TokenSampling(allow_eos=False)))
     assert out.ids[0].tolist() == cut[0]  # an end is the same as having asked for so many frames
 
 
 def test_no_end_where_it_is_not_allowed() -> None:
-    for frame, sampling in ((0, TokenSampling()), (7, TokenSampling(may_end=False))):
+    for frame, sampling in ((0, TokenSampling()), (7, TokenSampling(allow_eos=False))):
         generator = model()
         ends_at(generator, frame)
-        out = generator.generate([Branch(1.0, Fused())], plan([12], sampling))
+        out = generator.generate([GuidanceBranch(1.0, FusedConditions())], plan([12], sampling))
         assert int(out.lengths) != frame
     generator = model()
     ends_at(generator, 0)  # the first step after the known frames but one
-    known = Known(codes(1, 12), torch.arange(12)[None] < 8)
-    assert int(generator.generate([Branch(1.0, Fused())], plan([12], DRAWN, known)).lengths) == 8
+    known = KnownFrames(codes(1, 12), torch.arange(12)[None] < 8)
+    assert int(generator.generate([GuidanceBranch(1.0, FusedConditions())], plan([12], DRAWN, known)).lengths) == 8
 
 
 def test_learned_ends_are_generated() -> None:
@@ -259,14 +263,14 @@ def test_learned_ends_are_generated() -> None:
     torch.manual_seed(0)
     generator = CodecLMSpec(**{**SIZE, "width": 48}).build(GRID, {"prepend": 3})
     lengths = torch.tensor([3, 6, 10])
-    fused = Fused(prepend=Tokens(torch.eye(3)[:, None] * 3, torch.ones(3, 1, dtype=torch.bool)))
+    fused = FusedConditions(prepend=MaskedSequence(torch.eye(3)[:, None] * 3, torch.ones(3, 1, dtype=torch.bool)))
     target = codes(3, 10, lengths=lengths, ended=torch.ones(3, dtype=torch.bool))
     optimiser = torch.optim.Adam(generator.parameters(), 3e-3)
     for _ in range(150):
         optimiser.zero_grad()
         ce(generator, target, fused)["loss"].backward()
         optimiser.step()
-    out = generator.generate([Branch(1.0, fused)], plan([20, 20, 20], GREEDY))
+    out = generator.generate([GuidanceBranch(1.0, fused)], plan([20, 20, 20], GREEDY))
     assert out.lengths.tolist() == [3, 6, 10]
     for i, clip in enumerate(out):
         assert torch.equal(clip.ids[0], target.ids[i, :, : int(lengths[i])])  # type: ignore[union-attr]
@@ -278,32 +282,37 @@ def test_learned_ends_are_generated() -> None:
 def test_many_seeds_alone_and_together(fields: dict[str, Any]) -> None:
     generator = model({"cross": 4}, **fields)
     lengths = [40, 3, 17, 33, 40, 1]
-    tokens = Tokens(torch.randn(6, 5, 4), torch.arange(5) < torch.tensor([5, 0, 1, 3, 2, 5])[:, None])
-    branches = [Branch(3.0, Fused(cross=tokens)), Branch(-2.0, Fused())]
+    tokens = MaskedSequence(torch.randn(6, 5, 4), torch.arange(5) < torch.tensor([5, 0, 1, 3, 2, 5])[:, None])
+    branches = [GuidanceBranch(3.0, FusedConditions(cross=tokens)), GuidanceBranch(-2.0, FusedConditions())]
     together = clips(generator, plan(lengths), branches)
     for i, length in enumerate(lengths):
-        own = Tokens(tokens.x[i : i + 1], tokens.mask[i : i + 1])
-        alone = Plan(torch.tensor([length]), [i], TokenSampling())
-        assert clips(generator, alone, [Branch(3.0, Fused(cross=own)), Branch(-2.0, Fused())])[0] == together[i]
+        own = MaskedSequence(tokens.x[i : i + 1], tokens.mask[i : i + 1])
+        alone = GenerationInputs(torch.tensor([length]), [i], TokenSampling())
+        assert (
+            clips(generator, alone, [GuidanceBranch(3.0, FusedConditions(cross=own)), GuidanceBranch(-2.0, FusedConditions())])[
+                0
+            ]
+            == together[i]
+        )
 
 
 def test_a_block_runs_where_no_number_can_be_read() -> None:
     """On the meta device every look at a value raises; a block of steps, prefix and prompt included, does not."""
     generator = model({"cross": 5, "prepend": 8, "add": 32})
-    tokens = [Tokens(torch.randn(2, 4, w), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
-    fused = Fused(tokens[0], tokens[1], torch.randn(2, 40, 32))
-    known = Known(codes(2, 40), torch.arange(40)[None] < torch.tensor([[3], [5]]))
+    tokens = [MaskedSequence(torch.randn(2, 4, w), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
+    fused = FusedConditions(tokens[0], tokens[1], torch.randn(2, 40, 32))
+    known = KnownFrames(codes(2, 40), torch.arange(40)[None] < torch.tensor([[3], [5]]))
     patterns = [generator._pattern(40)] * 2
     for sampling, two_step in ((TokenSampling(top_p=0.9), False), (TokenSampling(temperature=0), True)):
-        branches = active([Branch(3.0, fused), Branch(-2.0, Fused())])
-        first, state = generator._begin(branches, replace(plan([40, 40], sampling, known), two_step=two_step), patterns)
+        branches = nonzero_branches([GuidanceBranch(3.0, fused), GuidanceBranch(-2.0, FusedConditions())])
+        first, state = generator._begin(branches, replace(plan([40, 40], sampling, known), two_step_cfg=two_step), patterns)
         shell = model({"cross": 5, "prepend": 8, "add": 32}).to("meta")
         ghost = _to_meta(state)
         shell._prefill(ghost, first)
         shell._advance(ghost, first, first + 16)
         assert ghost.writing.sequence.is_meta
     with pytest.raises((RuntimeError, NotImplementedError)):
-        ghost.writing.ends.tolist()
+        ghost.writing.lengths.tolist()
 
 
 def _to_meta(x: Any) -> Any:
@@ -321,19 +330,21 @@ def _to_meta(x: Any) -> Any:
 
 def test_the_stream_gives_whole_frames_as_soon_as_they_are_there() -> None:
     generator = model(end_of_sequence=False)
-    sizes = [chunk.ids.shape[-1] for chunk in generator.stream([Branch(1.0, Fused())], plan([100]))]  # type: ignore[union-attr]
+    sizes = [chunk.ids.shape[-1] for chunk in generator.stream([GuidanceBranch(1.0, FusedConditions())], plan([100]))]  # type: ignore[union-attr]
     assert sizes == [14, 16, 16, 16, 16, 16, 6]  # a block of 16 steps holds 16 frames less the delay
 
 
 def test_training_and_generation_work_in_bfloat16() -> None:
     generator = model({"cross": 5, "prepend": 8}).to(torch.bfloat16)
-    tokens = [Tokens(torch.randn(2, 4, w).bfloat16(), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
-    fused = Fused(*tokens)
+    tokens = [MaskedSequence(torch.randn(2, 4, w).bfloat16(), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
+    fused = FusedConditions(*tokens)
     assert ce(generator, codes(2, 20), fused)["loss"].isfinite()
-    out = generator.generate([Branch(2.0, fused), Branch(-1.0, Fused())], plan([20, 20], TokenSampling(may_end=False)))
+    out = generator.generate(
+        [GuidanceBranch(2.0, fused), GuidanceBranch(-1.0, FusedConditions())], plan([20, 20], TokenSampling(allow_eos=False))
+    )
     assert out.lengths.tolist() == [20, 20]
     generator = model({"cross": 5, "prepend": 8}).train()
-    fused = Fused(*[Tokens(t.x.float(), t.mask) for t in tokens])
+    fused = FusedConditions(*[MaskedSequence(t.x.float(), t.mask) for t in tokens])
     with torch.autocast("cpu", torch.bfloat16):
         loss = ce(generator, codes(2, 20), fused)["loss"]
     loss.backward()
@@ -345,21 +356,29 @@ def test_training_and_generation_work_in_bfloat16() -> None:
     [
         (plan([0]), "between 1 and 200"),
         (plan([201]), "between 1 and 200"),
-        (Plan(torch.tensor([5, 5]), [1], TokenSampling()), "1 seeds are given for 2 items"),
-        (plan([9], known=Known(codes(1, 9), torch.tensor([[False] + [True] * 8]))), "must be its first ones"),
-        (plan([4], known=Known(codes(1, 9), torch.ones(1, 9, dtype=torch.bool))), "9] frames are known, but only"),
-        (plan([9], known=Known(Codes(torch.full((1, 3, 9), 11)), torch.ones(1, 9, dtype=torch.bool))), "between 0 and 10"),
-        (plan([9], known=Known(Codes(torch.zeros(1, 4, 9, dtype=torch.long)), torch.ones(1, 9, dtype=torch.bool))), "need"),
+        (GenerationInputs(torch.tensor([5, 5]), [1], TokenSampling()), "1 seeds are given for 2 items"),
+        (plan([9], known=KnownFrames(codes(1, 9), torch.tensor([[False] + [True] * 8]))), "must be its first ones"),
+        (plan([4], known=KnownFrames(codes(1, 9), torch.ones(1, 9, dtype=torch.bool))), "9] frames are known, but only"),
+        (
+            plan([9], known=KnownFrames(Codes(torch.full((1, 3, 9), 11)), torch.ones(1, 9, dtype=torch.bool))),
+            "between 0 and 10",
+        ),
+        (
+            plan([9], known=KnownFrames(Codes(torch.zeros(1, 4, 9, dtype=torch.long)), torch.ones(1, 9, dtype=torch.bool))),
+            "need",
+        ),
     ],
 )
-def test_bad_plans_are_refused(the_plan: Plan, message: str) -> None:
+def test_bad_plans_are_refused(the_plan: GenerationInputs, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        list(model().stream([Branch(1.0, Fused())], the_plan))
+        list(model().stream([GuidanceBranch(1.0, FusedConditions())], the_plan))
 
 
 def test_all_frames_known_is_nothing_to_do() -> None:
     value = codes(2, 9)
-    out = model().generate([Branch(1.0, Fused())], plan([9, 9], known=Known(value, torch.ones(2, 9, dtype=torch.bool))))
+    out = model().generate(
+        [GuidanceBranch(1.0, FusedConditions())], plan([9, 9], known=KnownFrames(value, torch.ones(2, 9, dtype=torch.bool)))
+    )
     assert torch.equal(out.ids, value.ids)  # type: ignore[union-attr]
 
 
@@ -382,8 +401,8 @@ def test_bad_specs_are_refused(fields: dict[str, Any], message: str) -> None:
 
 def test_misfits_name_the_field() -> None:
     with pytest.raises(ValueError, match=r"pattern.delays: 2 numbers are given, this codec needs 3"):
-        CodecLMSpec(**SIZE, pattern=Delay(delays=(0, 1))).fit(GRID, {})
+        CodecLMSpec(**SIZE, pattern=Delay(delays=(0, 1))).validate_inputs(GRID, {})
     with pytest.raises(ValueError, match=r"pattern.empty_initial"):
-        CodecLMSpec(**SIZE, pattern=Parallel(empty_initial=-1)).fit(GRID, {})
+        CodecLMSpec(**SIZE, pattern=Parallel(empty_initial=-1)).validate_inputs(GRID, {})
     with pytest.raises(ValueError, match="codebook 0 must come first"):
-        CodecLMSpec(**SIZE, pattern=Delay(delays=(1, 0, 0))).fit(GRID, {})
+        CodecLMSpec(**SIZE, pattern=Delay(delays=(1, 0, 0))).validate_inputs(GRID, {})

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.core.types import Branch, Fused, Grid, Tokens
-from cadenza.generators.base import Plan
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
+from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.graphs import CudaRecorder, Graphs
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache
 from cadenza.samplers.tokens import TokenSampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
@@ -19,17 +19,17 @@ DRAWN = TokenSampling()
 FRAMES = 300  # more than one bucket of positions
 
 
-class Eager(CudaRecorder):
+class Eager(CUDAGraphCapturer):
     """The same step, launched by Python."""
 
-    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         return run
 
 
 def model(dtype: torch.dtype = torch.float32) -> CodecLM:
     torch.manual_seed(0)
-    spec = CodecLMSpec(width=64, depth=2, heads=2, mlp=2, context=FRAMES, end_of_sequence=False)
-    generator = spec.build(Grid("codes", 50.0, 3, 64), {"cross": 5, "prepend": 8}).eval()
+    spec = CodecLMSpec(width=64, depth=2, heads=2, mlp_ratio=2, max_frames=FRAMES, end_of_sequence=False)
+    generator = spec.build(FrameFormat("codes", 50.0, 3, 64), {"cross": 5, "prepend": 8}).eval()
     with torch.no_grad():
         for parameter in generator.parameters():
             if parameter.dim() > 1:
@@ -40,9 +40,9 @@ def model(dtype: torch.dtype = torch.float32) -> CodecLM:
 def written(generator: CodecLM, sampling: TokenSampling = DRAWN) -> Tensor:
     rng, dtype = torch.Generator().manual_seed(1), generator.embedding.weight.dtype
     mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool().cuda()
-    given = [Tokens(torch.randn(2, 4, width, generator=rng).to("cuda", dtype), mask) for width in (5, 8)]
-    branches = [Branch(3.0, Fused(*given)), Branch(-2.0, Fused())]
-    return generator.generate(branches, Plan(torch.tensor([FRAMES, 211]), [3, 4], sampling)).content
+    given = [MaskedSequence(torch.randn(2, 4, width, generator=rng).to("cuda", dtype), mask) for width in (5, 8)]
+    branches = [GuidanceBranch(3.0, FusedConditions(*given)), GuidanceBranch(-2.0, FusedConditions())]
+    return generator.generate(branches, GenerationInputs(torch.tensor([FRAMES, 211]), [3, 4], sampling)).data
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -51,7 +51,7 @@ def test_a_graph_writes_what_the_same_step_does_launched_by_python(dtype: torch.
     got = written(generator)
     assert generator.graphs._kept is not None and len(generator.graphs._kept.runs) == 2
     assert torch.equal(written(generator), got)  # by the graphs that were kept
-    generator.graphs = Graphs(Eager)
+    generator.graphs = GraphCache(Eager)
     assert torch.equal(written(generator), got)
 
 
@@ -61,12 +61,12 @@ def test_the_gpu_writes_what_the_cpu_does() -> None:
     generator = model()
     got = written(generator, greedy).cpu()
     spec = generator.spec
-    twin = spec.build(generator.grid, {"cross": 5, "prepend": 8}).eval()
+    twin = spec.build(generator.frame_format, {"cross": 5, "prepend": 8}).eval()
     twin.load_state_dict(generator.cpu().state_dict())
     rng, mask = torch.Generator().manual_seed(1), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
-    given = [Tokens(torch.randn(2, 4, width, generator=rng), mask) for width in (5, 8)]
-    branches = [Branch(3.0, Fused(*given)), Branch(-2.0, Fused())]
-    want = twin.generate(branches, Plan(torch.tensor([FRAMES, 211]), [3, 4], greedy)).content
+    given = [MaskedSequence(torch.randn(2, 4, width, generator=rng), mask) for width in (5, 8)]
+    branches = [GuidanceBranch(3.0, FusedConditions(*given)), GuidanceBranch(-2.0, FusedConditions())]
+    want = twin.generate(branches, GenerationInputs(torch.tensor([FRAMES, 211]), [3, 4], greedy)).data
     assert torch.equal(got[..., :20], want[..., :20])
 
 
@@ -111,7 +111,9 @@ def test_a_stream_that_is_closed_frees_its_memory() -> None:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    stream: Any = generator.stream([Branch(1.0, Fused())], Plan(torch.tensor([FRAMES]), [0], TokenSampling()))
+    stream: Any = generator.stream(
+        [GuidanceBranch(1.0, FusedConditions())], GenerationInputs(torch.tensor([FRAMES]), [0], TokenSampling())
+    )
     next(stream)
     assert torch.cuda.memory_allocated() > before
     stream.close()

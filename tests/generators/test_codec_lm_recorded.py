@@ -13,25 +13,33 @@ import torch
 from tape import TapeRecorder
 from torch import Tensor
 
-from cadenza.core.types import Branch, Codes, Curve, Fused, Grid, Known, Tokens
-from cadenza.generators.base import Plan
+from cadenza.core.types import (
+    Codes,
+    FrameFormat,
+    FusedConditions,
+    GuidanceBranch,
+    InterpolatedCondition,
+    KnownFrames,
+    MaskedSequence,
+)
+from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn import span
-from cadenza.nn.graphs import Graphs, Recorder, tensors
+from cadenza.nn import kv_cache
+from cadenza.nn.cuda_graphs import GraphCache, GraphCapturer, iter_tensors
 from cadenza.nn.patterns import Delay, MusicLM, Parallel, Unroll
-from cadenza.nn.quantized import quantize
+from cadenza.nn.weight_quantization import quantize_linears
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system import windows
 
-GRID = Grid("codes", 50.0, 3, 11)
-SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp": 2, "context": 40}
+GRID = FrameFormat("codes", 50.0, 3, 11)
+SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2, "max_frames": 40}
 WIDTHS: Any = {"cross": 5, "prepend": 8, "add": 32, "concat": 3, "global": 6}
 FRAMES = 40
 
 
 @pytest.fixture(autouse=True)
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(span, "BUCKET", 16)
+    monkeypatch.setattr(kv_cache, "BUCKET", 16)
 
 
 def model(widths: Any = WIDTHS, **fields: Any) -> CodecLM:
@@ -48,72 +56,76 @@ def recording(generator: CodecLM) -> tuple[CodecLM, list[TapeRecorder]]:
     """The model, which records from now on, and the recorders it makes."""
     made: list[TapeRecorder] = []
 
-    def recorder(_: torch.device) -> Recorder:
+    def recorder(_: torch.device) -> GraphCapturer:
         made.append(TapeRecorder())
         return made[-1]
 
-    generator.graphs = Graphs(recorder)
+    generator.graphs = GraphCache(recorder)
     return generator, made
 
 
-def everything(frames: int = FRAMES, *, bias: bool = False) -> Fused:
+def everything(frames: int = FRAMES, *, bias: bool = False) -> FusedConditions:
     """Something in every slot, padding in the prefix and among the tokens; with a bias, tokens that come and go."""
     rng = torch.Generator().manual_seed(1)
     random = lambda *shape: torch.randn(shape, generator=rng)  # noqa: E731
     masks = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
     weight = torch.rand(2, 4, frames, generator=rng)
     weight[0, :, 4:7] = 0
-    curves = (Curve(random(2, 7, 32), torch.tensor([7, 3]), "linear"),)
-    cross = Tokens(random(2, 4, 5), masks, weight.log() if bias else None)
-    return Fused(cross, Tokens(random(2, 4, 8), masks), random(2, frames, 32), random(2, frames, 3), random(2, 6), curves)
+    curves = (InterpolatedCondition(random(2, 7, 32), torch.tensor([7, 3]), "linear"),)
+    cross = MaskedSequence(random(2, 4, 5), masks, weight.log() if bias else None)
+    return FusedConditions(
+        cross, MaskedSequence(random(2, 4, 8), masks), random(2, frames, 32), random(2, frames, 3), random(2, 6), curves
+    )
 
 
-def guided(fused: Fused) -> list[Branch]:
-    return [Branch(2.5, fused, 1.0), Branch(-1.5, replace(fused, cross=None, prepend=None))]
+def guided(fused: FusedConditions) -> list[GuidanceBranch]:
+    return [GuidanceBranch(2.5, fused, 1.0), GuidanceBranch(-1.5, replace(fused, cross=None, prepend=None))]
 
 
-WHOLE = TokenSampling(may_end=False)
+WHOLE = TokenSampling(allow_eos=False)
 
 
-def plan(frames: Sequence[int] = (FRAMES, 31), sampling: TokenSampling = WHOLE, **more: Any) -> Plan:
-    return Plan(torch.tensor(frames), [3, 4], sampling, **more)
+def plan(frames: Sequence[int] = (FRAMES, 31), sampling: TokenSampling = WHOLE, **more: Any) -> GenerationInputs:
+    return GenerationInputs(torch.tensor(frames), [3, 4], sampling, **more)
 
 
-def same(generator: CodecLM, branches: list[Branch], the_plan: Plan, *, least: int = 20) -> list[TapeRecorder]:
+def same(
+    generator: CodecLM, branches: list[GuidanceBranch], the_plan: GenerationInputs, *, least: int = 20
+) -> list[TapeRecorder]:
     """That the model writes the same recorded as not; what has recorded it."""
     want = generator.generate(branches, the_plan)
     got = recording(generator)
     found = generator.generate(branches, the_plan)
-    assert torch.equal(found.content, want.content) and torch.equal(found.lengths, want.lengths)
+    assert torch.equal(found.data, want.data) and torch.equal(found.lengths, want.lengths)
     assert sum(recorder.replayed for recorder in got[1]) > least
     return got[1]
 
 
-KNOWN = Known(
+KNOWN = KnownFrames(
     Codes(torch.arange(2 * 3 * FRAMES).view(2, 3, FRAMES) % 11), torch.arange(FRAMES)[None] < torch.tensor([[9], [4]])
 )
-ASKED: dict[str, Callable[[], tuple[CodecLM, list[Branch], Plan]]] = {
-    "nothing": lambda: (model({}), [Branch(1.0, Fused())], plan()),
+ASKED: dict[str, Callable[[], tuple[CodecLM, list[GuidanceBranch], GenerationInputs]]] = {
+    "nothing": lambda: (model({}), [GuidanceBranch(1.0, FusedConditions())], plan()),
     "every slot": lambda: (model(), guided(everything()), plan()),
-    "sinusoids": lambda: (model(positions="sinusoidal", cross_positions=0.5), guided(everything()), plan()),
+    "sinusoids": lambda: (model(positions="sinusoidal", cross_attention_pos_emb_scale=0.5), guided(everything()), plan()),
     "padding attended to": lambda: (model(attend_padding=True), guided(everything()), plan()),
     "a timeline": lambda: (model(), guided(everything(bias=True)), plan()),
     "no end": lambda: (model(end_of_sequence=False), guided(everything()), plan()),
-    "greedy": lambda: (model(), guided(everything()), plan(sampling=TokenSampling(temperature=0, may_end=False))),
+    "greedy": lambda: (model(), guided(everything()), plan(sampling=TokenSampling(temperature=0, allow_eos=False))),
     "top p": lambda: (
-        model(), guided(everything()), plan(sampling=TokenSampling(top_p=0.8, top_k=0, temperature=1.3, may_end=False))
+        model(), guided(everything()), plan(sampling=TokenSampling(top_p=0.8, top_k=0, temperature=1.3, allow_eos=False))
     ),
-    "strength": lambda: (model(), guided(everything()), plan(strength=torch.linspace(0, 1, FRAMES).expand(2, -1))),
+    "strength": lambda: (model(), guided(everything()), plan(guidance_schedule=torch.linspace(0, 1, FRAMES).expand(2, -1))),
     "rescaled": lambda: (model(), guided(everything()), plan(rescale=0.7)),
-    "two steps": lambda: (model(), guided(everything()), plan(two_step=True)),
-    "known": lambda: (model(), guided(everything()), plan(known=KNOWN)),
+    "two steps": lambda: (model(), guided(everything()), plan(two_step_cfg=True)),
+    "known": lambda: (model(), guided(everything()), plan(known_frames=KNOWN)),
     "parallel": lambda: (model(pattern=Parallel()), guided(everything()), plan()),
     "unrolled": lambda: (model(pattern=Unroll()), guided(everything()), plan()),
     "delays": lambda: (model(pattern=Delay(delays=(0, 1, 3), flatten_first=2)), guided(everything()), plan()),
     "coarse to fine": lambda: (
         model(pattern=MusicLM(group_by=1), end_of_sequence=False), guided(everything()), plan((FRAMES, FRAMES))
     ),
-    "one clip": lambda: (model({}), [Branch(1.0, Fused())], Plan(torch.tensor([FRAMES]), [5], TokenSampling())),
+    "one clip": lambda: (model({}), [GuidanceBranch(1.0, FusedConditions())], GenerationInputs(torch.tensor([FRAMES]), [5], TokenSampling())),
 }  # fmt: skip
 
 
@@ -128,37 +140,39 @@ def test_in_half_precision_too(dtype: torch.dtype) -> None:
     generator = model({"cross": 5}).to(dtype)
     tokens = everything().cross
     assert tokens is not None
-    fused = Fused(Tokens(tokens.x.to(dtype), tokens.mask))
+    fused = FusedConditions(MaskedSequence(tokens.x.to(dtype), tokens.mask))
 
     class Alone(TapeRecorder):
         def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
             return run
 
-    generator.graphs = Graphs(lambda _: Alone())
-    want = generator.generate(guided(fused), plan()).content
+    generator.graphs = GraphCache(lambda _: Alone())
+    want = generator.generate(guided(fused), plan()).data
     recording(generator)
-    assert torch.equal(generator.generate(guided(fused), plan()).content, want)
+    assert torch.equal(generator.generate(guided(fused), plan()).data, want)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantised_weights_can_be_recorded(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are computed with on a GPU, where no kernel of ours is: written out for each product."""
-    generator = model({"cross": 32}, width=64, mlp=1)
-    quantize(generator, kind)
-    monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "as on a GPU")
-    monkeypatch.setattr("cadenza.generators.codec_lm.widened", lambda module: module)
+    generator = model({"cross": 32}, width=64, mlp_ratio=1)
+    quantize_linears(generator, kind)
+    monkeypatch.setattr("cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason", lambda: "as on a GPU")
+    monkeypatch.setattr("cadenza.generators.codec_lm.dequantized_if_unsupported", lambda module: module)
     monkeypatch.setattr("cadenza.generators.codec_lm.QuantizedLinear", type(None))  # which the walk of a CPU looks for
-    tokens = Tokens(torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2)), torch.ones(2, 4, dtype=torch.bool))
-    same(generator, guided(Fused(tokens)), plan())
+    tokens = MaskedSequence(
+        torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2)), torch.ones(2, 4, dtype=torch.bool)
+    )
+    same(generator, guided(FusedConditions(tokens)), plan())
 
 
 def test_ends_are_seen_on_the_device() -> None:
     """One item ends by itself in the first block of steps, the other in a later one."""
     generator = model({"cross": 5})
-    branches = [Branch(1.0, Fused(everything().cross))]
-    plans = (Plan(torch.tensor([FRAMES, FRAMES]), [seed, seed + 1], TokenSampling()) for seed in range(60))
+    branches = [GuidanceBranch(1.0, FusedConditions(everything().cross))]
+    plans = (GenerationInputs(torch.tensor([FRAMES, FRAMES]), [seed, seed + 1], TokenSampling()) for seed in range(60))
 
-    def early_and_late(the_plan: Plan) -> bool:
+    def early_and_late(the_plan: GenerationInputs) -> bool:
         early, late = sorted(generator.generate(branches, the_plan).lengths.tolist())
         return 1 < early < 12 and 18 < late < FRAMES
 
@@ -168,12 +182,12 @@ def test_ends_are_seen_on_the_device() -> None:
 def test_windows_are_recorded_once_where_they_are_alike() -> None:
     """A clip of four windows, of which all but the last are as long as the model's context and know as much."""
     fused = everything(130)
-    the_plan = Plan(torch.tensor([130, 130]), [3, 4], TokenSampling(may_end=False))
+    the_plan = GenerationInputs(torch.tensor([130, 130]), [3, 4], TokenSampling(allow_eos=False))
     generator = model()
 
     def run() -> Tensor:
-        chunks = list(windows.stream(generator, guided(fused), the_plan, stride=30))
-        return torch.cat([chunk.content for chunk in chunks], -1)
+        chunks = list(windows.generate_windows(generator, guided(fused), the_plan, stride=30))
+        return torch.cat([chunk.data for chunk in chunks], -1)
 
     want = run()
     _, made = recording(generator)
@@ -185,7 +199,7 @@ def test_windows_are_recorded_once_where_they_are_alike() -> None:
 
 def test_a_short_past_is_not_charged_the_full_length() -> None:
     """One recording for each 16 positions here, and no step reads more than 16 positions beyond its own."""
-    recorders = same(model({}), [Branch(1.0, Fused())], plan())
+    recorders = same(model({}), [GuidanceBranch(1.0, FusedConditions())], plan())
     read = []
     for tape in recorders[0].tapes if len(recorders) == 1 else recorders[-1].tapes:
         attended = [args[1].shape[2] for func, args, _, _ in tape.operations if "scaled_dot_product" in str(func)]
@@ -196,10 +210,10 @@ def test_a_short_past_is_not_charged_the_full_length() -> None:
 
 def test_a_stream_that_is_closed_leaves_nothing_and_a_whole_one_what_the_next_can_use() -> None:
     generator = model()
-    generator.graphs = Graphs(lambda _: TapeRecorder())
+    generator.graphs = GraphCache(lambda _: TapeRecorder())
     stream: Any = generator.stream(guided(everything()), plan())
     next(stream)
-    buffers = [weakref.ref(x) for x in tensors(stream.gi_frame.f_locals["state"])]
+    buffers = [weakref.ref(x) for x in iter_tensors(stream.gi_frame.f_locals["state"])]
     assert len(buffers) > 20
     stream.close()
     del stream
@@ -215,12 +229,12 @@ def test_streams_side_by_side_do_not_meet() -> None:
     """Two of the same shape, a chunk of each in turn, after one that left its recordings."""
     generator, branches = model(), guided(everything())
     plans = [replace(plan(), seeds=seeds) for seeds in ([1, 2], [3, 4])]
-    want = [generator.generate(branches, each).content for each in plans]
+    want = [generator.generate(branches, each).data for each in plans]
     recording(generator)
     generator.generate(branches, plan())
     got = list(zip(*(generator.stream(branches, each) for each in plans), strict=True))
     for i, content in enumerate(want):
-        assert torch.equal(torch.cat([chunk[i].content for chunk in got], -1), content)
+        assert torch.equal(torch.cat([chunk[i].data for chunk in got], -1), content)
 
 
 def test_blocks_compile_whole() -> None:

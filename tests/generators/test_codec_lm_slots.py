@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cadenza.core.types import Branch, Curve, Fused, Grid, Tokens
-from cadenza.generators.base import Plan
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, InterpolatedCondition, MaskedSequence
+from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Unroll
 from cadenza.samplers.tokens import TokenSampling
 
-GRID = Grid("codes", 50.0, 3, 11)
-SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp": 2, "context": 200, "end_of_sequence": False}
+GRID = FrameFormat("codes", 50.0, 3, 11)
+SIZE = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2, "max_frames": 200, "end_of_sequence": False}
 WIDTHS: Any = {"cross": 5, "prepend": 8, "add": 32, "concat": 3, "global": 6}
 FRAMES = 19
 
@@ -30,57 +30,59 @@ def model(widths: Any = WIDTHS, **fields: Any) -> CodecLM:
     return generator
 
 
-def everything() -> Fused:
+def everything() -> FusedConditions:
     """Something in every slot, with tokens that come and go; nothing at all to attend to in frames 4 to 6 of one item."""
     torch.manual_seed(1)
     masks = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
     weight = torch.rand(2, 4, FRAMES)
     weight[0, :, 4:7] = 0
     weight[1, 0, ::2] = 0
-    cross = Tokens(torch.randn(2, 4, 5), masks, weight.log())
+    cross = MaskedSequence(torch.randn(2, 4, 5), masks, weight.log())
     curves = (
-        Curve(torch.randn(2, 7, 32), torch.tensor([7, 3]), "linear"),
-        Curve(torch.randn(2, 1, 32), torch.tensor([1, 1]), "nearest"),
+        InterpolatedCondition(torch.randn(2, 7, 32), torch.tensor([7, 3]), "linear"),
+        InterpolatedCondition(torch.randn(2, 1, 32), torch.tensor([1, 1]), "nearest"),
     )
-    prepend = Tokens(torch.randn(2, 4, 8), masks)
-    return Fused(cross, prepend, torch.randn(2, FRAMES, 32), torch.randn(2, FRAMES, 3), torch.randn(2, 6), curves)
+    prepend = MaskedSequence(torch.randn(2, 4, 8), masks)
+    return FusedConditions(cross, prepend, torch.randn(2, FRAMES, 32), torch.randn(2, FRAMES, 3), torch.randn(2, 6), curves)
 
 
-def read(generator: CodecLM, ids: Tensor, fused: Fused) -> tuple[Tensor, Tensor, Tensor]:
+def read(generator: CodecLM, ids: Tensor, fused: FusedConditions) -> tuple[Tensor, Tensor, Tensor]:
     """A sequence of codes read at once: the sequence, the logits of each step, and what lies inside."""
     layout = generator.spec.pattern.pattern(3, FRAMES)
-    inside = (layout.frame >= 0) & (layout.frame < FRAMES)
+    inside = (layout.frame_at_step >= 0) & (layout.frame_at_step < FRAMES)
     padded = torch.nn.functional.pad(ids, (0, 1), value=11)
-    sequence = padded.gather(2, layout.frame.where(inside, FRAMES).expand(len(ids), -1, -1))
-    return sequence, generator(sequence, fused, layout.frame.expand(len(ids), -1, -1)), inside
+    sequence = padded.gather(2, layout.frame_at_step.where(inside, FRAMES).expand(len(ids), -1, -1))
+    return sequence, generator(sequence, fused, layout.frame_at_step.expand(len(ids), -1, -1)), inside
 
 
 @pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
 @pytest.mark.parametrize("pattern", [Delay(), Unroll(), CoarseFirst(), MusicLM(group_by=1)], ids=repr)
 def test_what_is_written_step_by_step_is_what_is_read_at_once(pattern: Any, positions: str) -> None:
-    generator = model(pattern=pattern, positions=positions, context=FRAMES, cross_positions=0.5)
+    generator = model(pattern=pattern, positions=positions, max_frames=FRAMES, cross_attention_pos_emb_scale=0.5)
     fused = everything()
-    null = Fused(glob=torch.randn(2, 6), add=torch.zeros(2, FRAMES, 32), concat=torch.zeros(2, FRAMES, 3))
-    plan = Plan(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
-    out = generator.generate([Branch(2.0, fused), Branch(-1.0, null)], plan).content
+    null = FusedConditions(global_vector=torch.randn(2, 6), add=torch.zeros(2, FRAMES, 32), concat=torch.zeros(2, FRAMES, 3))
+    plan = GenerationInputs(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
+    out = generator.generate([GuidanceBranch(2.0, fused), GuidanceBranch(-1.0, null)], plan).data
     sequence, given, inside = read(generator, out, fused)
     predicted = (2 * given - read(generator, out, null)[1]).argmax(-1).transpose(1, 2)[:, :, :-1]
     assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("more", [{"positions": "sinusoidal"}, {"positions": "rotary", "bias": True, "cross_positions": 0.5}])
+@pytest.mark.parametrize(
+    "more", [{"positions": "sinusoidal"}, {"positions": "rotary", "bias": True, "cross_attention_pos_emb_scale": 0.5}]
+)
 def test_quantised_weights_are_walked_as_they_are_read(kind: Any, more: dict[str, Any]) -> None:
     """Up to what keys and values of 8 bits change, which torch keeps as they are: every code is as likely as the likeliest."""
-    generator = model(context=FRAMES, **more)
+    generator = model(max_frames=FRAMES, **more)
     before, fused = read(generator, torch.zeros(2, 3, FRAMES, dtype=torch.long), everything())[1], everything()
     generator.quantize(kind)
     after = read(generator, torch.zeros(2, 3, FRAMES, dtype=torch.long), fused)[1]
     assert 0 < (after - before).norm() < {"int8": 0.03, "int4": 0.3}[kind] * before.norm()
-    null = Fused(glob=torch.randn(2, 6), add=torch.zeros(2, FRAMES, 32), concat=torch.zeros(2, FRAMES, 3))
+    null = FusedConditions(global_vector=torch.randn(2, 6), add=torch.zeros(2, FRAMES, 32), concat=torch.zeros(2, FRAMES, 3))
     for two_step in (False, True):
-        plan = Plan(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0), two_step=two_step)
-        out = generator.generate([Branch(2.0, fused), Branch(-1.0, null)], plan).content
+        plan = GenerationInputs(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0), two_step_cfg=two_step)
+        out = generator.generate([GuidanceBranch(2.0, fused), GuidanceBranch(-1.0, null)], plan).data
         sequence, given, inside = read(generator, out, fused)
         logits = (2 * given - read(generator, out, null)[1]).transpose(1, 2)[:, :, :-1]
         taken = logits.gather(-1, sequence[:, :, 1:, None].clamp(max=10))[..., 0]
@@ -90,32 +92,37 @@ def test_quantised_weights_are_walked_as_they_are_read(kind: Any, more: dict[str
 
 
 def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = model(context=FRAMES)
+    generator = model(max_frames=FRAMES)
     generator.quantize("int8")
-    plan = Plan(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
-    monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "numba is not installed; pip install 'cadenza[fast]'")
+    plan = GenerationInputs(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
+    monkeypatch.setattr(
+        "cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason",
+        lambda: "numba is not installed; pip install 'cadenza[fast]'",
+    )
     with pytest.warns(UserWarning, match=r"int8 weights are computed with as float32.*numba is not installed; pip install"):
-        out = generator.generate([Branch(1.0, everything())], plan).content
+        out = generator.generate([GuidanceBranch(1.0, everything())], plan).data
     sequence, given, inside = read(generator, out, everything())
     predicted = given.argmax(-1).transpose(1, 2)[:, :, :-1]
     assert torch.equal(predicted[:, inside[:, 1:]], sequence[:, :, 1:][:, inside[:, 1:]])
 
 
-@pytest.mark.parametrize("slot", ["concat", "glob"])
+@pytest.mark.parametrize("slot", ["concat", "global_vector"])
 def test_a_new_slot_changes_nothing_before_training(slot: str) -> None:
     """As `global` begins at zero, and `concat` where the part beside the frames does, from which it must be able to learn."""
-    name = "global" if slot == "glob" else slot
+    name = "global" if slot == "global_vector" else slot
     torch.manual_seed(0)
     plain = CodecLMSpec(**SIZE).build(GRID, {})
     told = CodecLMSpec(**SIZE).build(GRID, {name: WIDTHS[name]})
     extra = told.state_dict().keys() - plain.state_dict().keys()
-    assert extra == ({"inputs.concat.weight"} if slot == "concat" else {f"transformer.blocks.{i}.style.weight" for i in (0, 1)})
+    assert extra == (
+        {"input_projections.concat.weight"} if slot == "concat" else {f"transformer.blocks.{i}.adaln.weight" for i in (0, 1)}
+    )
     assert not plain.state_dict().keys() - told.state_dict().keys()
     told.load_state_dict({**told.state_dict(), **plain.state_dict()})
     ids = torch.randint(11, (2, 3, FRAMES))
-    before = read(plain, ids, Fused())[1]
-    given = getattr(everything(), slot) if slot == "glob" else torch.zeros_like(everything().concat).requires_grad_()
-    after = read(told, ids, Fused(**{slot: given}))[1]
+    before = read(plain, ids, FusedConditions())[1]
+    given = getattr(everything(), slot) if slot == "global_vector" else torch.zeros_like(everything().concat).requires_grad_()
+    after = read(told, ids, FusedConditions(**{slot: given}))[1]
     torch.testing.assert_close(after, before)
     if slot == "concat":
         after.square().sum().backward()
@@ -140,7 +147,7 @@ def test_a_global_vector_reaches_every_block_and_step() -> None:
     before = read(generator, ids, fused)[1]
     for block in (0, 1):
         with torch.no_grad():
-            style: Any = generator.transformer.blocks[block].style
+            style: Any = generator.transformer.blocks[block].adaln
             kept = style.weight.clone()
             style.weight.zero_()
         other = read(generator, ids, fused)[1]
@@ -151,14 +158,14 @@ def test_a_global_vector_reaches_every_block_and_step() -> None:
 
 def test_curves_are_stretched_over_the_steps_of_each_item() -> None:
     """As torch's interpolation does for an item alone, from the first step to its last."""
-    generator, curve = model({"add": 32}), everything().steps[0]  # type: ignore[index]
+    generator, curve = model({"add": 32}), everything().interpolated[0]  # type: ignore[index]
     seen: list[Tensor] = []
     generator.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    layout = generator.spec.pattern.pattern(3, FRAMES).frame.expand(2, -1, -1).clone()
+    layout = generator.spec.pattern.pattern(3, FRAMES).frame_at_step.expand(2, -1, -1).clone()
     layout[1] = layout[1].where(layout[1] < 11, -1)  # the second item has 11 frames
     sequence = torch.randint(11, layout.shape)
-    generator(sequence, Fused(steps=(curve,)), layout)
-    generator(sequence, Fused(), layout)
+    generator(sequence, FusedConditions(interpolated=(curve,)), layout)
+    generator(sequence, FusedConditions(), layout)
     for i, (n, steps) in enumerate(((7, FRAMES + 3), (3, 11 + 3))):
         want = interpolate(curve.x[i : i + 1, :n].mT, size=steps, mode="linear").mT[0]
         torch.testing.assert_close((seen[0] - seen[1])[i, :steps], want, atol=1e-5, rtol=1e-4)
@@ -170,24 +177,24 @@ def test_a_token_is_heard_only_where_it_has_weight() -> None:
     x, bias = torch.randn(2, 2, 5), torch.zeros(2, 2, FRAMES)
     bias[:, 0, 9:] = -torch.inf
     bias[:, 1, :9] = -torch.inf
-    timed = read(generator, ids, Fused(Tokens(x, mask, bias)))[1]
-    first = read(generator, ids, Fused(Tokens(x[:, :1], mask[:, :1])))[1]
+    timed = read(generator, ids, FusedConditions(MaskedSequence(x, mask, bias)))[1]
+    first = read(generator, ids, FusedConditions(MaskedSequence(x[:, :1], mask[:, :1])))[1]
     torch.testing.assert_close(timed[:, :9], first[:, :9], atol=1e-5, rtol=1e-4)  # the output of step t predicts frame t
     assert (timed[:, 9:] - first[:, 9:]).abs().flatten(2).amax(-1).min() > 1e-3
-    silent = read(generator, ids, Fused(Tokens(x, mask, torch.full((2, 2, FRAMES), -torch.inf))))[1]
-    torch.testing.assert_close(silent, read(generator, ids, Fused())[1])
-    weak = read(generator, ids, Fused(Tokens(x, mask, bias.clamp(min=-30))))[1]
+    silent = read(generator, ids, FusedConditions(MaskedSequence(x, mask, torch.full((2, 2, FRAMES), -torch.inf))))[1]
+    torch.testing.assert_close(silent, read(generator, ids, FusedConditions())[1])
+    weak = read(generator, ids, FusedConditions(MaskedSequence(x, mask, bias.clamp(min=-30))))[1]
     torch.testing.assert_close(weak, timed, atol=1e-4, rtol=1e-3)
 
 
 def test_places_in_cross_count_what_is_real() -> None:
-    generator, ids = model({"cross": 5}, cross_positions=2.0), torch.randint(11, (1, 3, FRAMES))
+    generator, ids = model({"cross": 5}, cross_attention_pos_emb_scale=2.0), torch.randint(11, (1, 3, FRAMES))
     x = torch.randn(1, 3, 5)
-    alone = read(generator, ids, Fused(Tokens(x, torch.ones(1, 3, dtype=torch.bool))))[1]
-    gaps = Tokens(x.new_full((1, 6, 5), 9.0), torch.tensor([[False, True, False, True, True, False]]))
+    alone = read(generator, ids, FusedConditions(MaskedSequence(x, torch.ones(1, 3, dtype=torch.bool))))[1]
+    gaps = MaskedSequence(x.new_full((1, 6, 5), 9.0), torch.tensor([[False, True, False, True, True, False]]))
     gaps.x[:, [1, 3, 4]] = x
-    torch.testing.assert_close(read(generator, ids, Fused(gaps))[1], alone, atol=1e-5, rtol=1e-4)
-    turned = read(generator, ids, Fused(Tokens(x.flip(1), torch.ones(1, 3, dtype=torch.bool))))[1]
+    torch.testing.assert_close(read(generator, ids, FusedConditions(gaps))[1], alone, atol=1e-5, rtol=1e-4)
+    turned = read(generator, ids, FusedConditions(MaskedSequence(x.flip(1), torch.ones(1, 3, dtype=torch.bool))))[1]
     assert (turned - alone).abs().max() > 1e-2  # order matters now
 
 
@@ -195,8 +202,8 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
     """On the meta device every look at a value raises: every slot, guidance that varies, spreads that are brought back."""
     generator, fused = model(), everything()
     strength = torch.rand(2, FRAMES)
-    plan = Plan(torch.tensor([FRAMES, 11]), [0, 1], TokenSampling(), strength=strength, rescale=0.5)
-    branches = [Branch(3.0, fused, 1.0), Branch(-2.0, Fused(glob=fused.glob))]
+    plan = GenerationInputs(torch.tensor([FRAMES, 11]), [0, 1], TokenSampling(), guidance_schedule=strength, rescale=0.5)
+    branches = [GuidanceBranch(3.0, fused, 1.0), GuidanceBranch(-2.0, FusedConditions(global_vector=fused.global_vector))]
     patterns = [generator._pattern(frames) for frames in (FRAMES, 11)]
     first, state = generator._begin(branches, plan, patterns)
     shell, ghost = model().to("meta"), _to_meta(state)
@@ -204,7 +211,7 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
     shell._advance(ghost, first, first + 8)
     assert ghost.writing.sequence.is_meta
     with pytest.raises((RuntimeError, NotImplementedError)):
-        ghost.writing.ends.tolist()
+        ghost.writing.lengths.tolist()
 
 
 def _to_meta(x: Any) -> Any:

@@ -44,12 +44,12 @@ def test_the_same_weights_as_transformers_give_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(x, his[name].half().float() if half else his[name], msg=name)
     spec: Any = system.spec.generator
     assert spec.attend_padding and not other.spec.generator.attend_padding
-    assert spec.context == 200 and system.spec.defaults.guidance == 2.5  # 2 seconds of 100 frames
+    assert spec.max_frames == 200 and system.spec.defaults.guidance == 2.5  # 2 seconds of 100 frames
     assert system.spec.conditioners["prompt"].word_dropout == 0.3
     other.generator.load_state_dict(system.generator.state_dict())
     other.conditioners.load_state_dict(system.conditioners.state_dict())
     same = {"seconds": 0.2, "sampling": {"temperature": 0}, "guidance": 2.5}
-    assert torch.equal(system.frames(TEXT, **same).ids, other.frames(TEXT, **same).ids)
+    assert torch.equal(system.generate_frames(TEXT, **same).ids, other.generate_frames(TEXT, **same).ids)
 
 
 def test_a_codec_that_is_only_named(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_fewer_codebooks_than_the_codec_has(tmp_path: Path) -> None:
     config["transformer_lm"]["q_modeling"] = "delay"  # as old releases said it
     save_package(tmp_path / "state_dict.bin", state, yaml.safe_dump(config))
     system = cadenza.load(tmp_path, device="cpu")
-    assert system.codec.grid.rows == 2 and system.spec.generator.pattern.delays == (0, 1)
-    assert system.frames(TEXT, seconds=0.1).ids.shape == (1, 2, 10)
+    assert system.codec.frame_format.channels == 2 and system.spec.generator.pattern.delays == (0, 1)
+    assert system.generate_frames(TEXT, seconds=0.1).ids.shape == (1, 2, 10)
 
 
 def test_biases_and_attention_of_torch(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_positions_of_what_is_attended_to_are_kept(tmp_path: Path) -> None:
     """What they do is proven by the fuser cases of the conformance kit."""
     audiocraft_folder(tmp_path, fuser__cross_attention_pos_emb=True, fuser__cross_attention_pos_emb_scale=0.5)
     spec: Any = cadenza.load(tmp_path, device="cpu").spec
-    assert spec.generator.cross_positions == 0.5 and [route.id for route in spec.fusion.cross] == ["prompt"]
+    assert spec.generator.cross_attention_pos_emb_scale == 0.5 and [route.id for route in spec.fusion.cross] == ["prompt"]
 
 
 def test_sections_of_which_nothing_is_built_are_said(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.audiocraft_fuser import fusion_of
-from cadenza.importers.section import Section
+from cadenza.importers.audiocraft_conditioners import convert_fuser
+from cadenza.importers.base import ConfigReader
 from cadenza.system.spec import FusionSpec
 
 NAMES = {"description": "prompt", "genre": "genre", "self_wav": "melody"}
@@ -24,18 +24,18 @@ STEPS = {"align": "steps", "resize": "nearest"}
     ],
 )
 def test_methods_become_slots(fuser: dict, want: dict) -> None:
-    section = Section(fuser, source="fuser")
-    fusion, scale = fusion_of(section, NAMES)
-    section.close()
+    section = ConfigReader(fuser, source="fuser")
+    fusion, scale = convert_fuser(section, NAMES)
+    section.raise_errors()
     assert FusionSpec.parse(fusion) == FusionSpec.parse(want) and scale == 0
 
 
 @pytest.mark.parametrize(("fields", "scale"), [({}, 0.0), ({"cross_attention_pos_emb_scale": 0.5}, 0.0)])
 def test_positions_have_a_scale_where_they_are_wanted(fields: dict, scale: float) -> None:
     base = {"cross": list(NAMES), **fields}
-    assert fusion_of(Section(base, source="fuser"), NAMES)[1] == scale
+    assert convert_fuser(ConfigReader(base, source="fuser"), NAMES)[1] == scale
     wanted = fields.get("cross_attention_pos_emb_scale", 1.0)
-    assert fusion_of(Section({**base, "cross_attention_pos_emb": True}, source="fuser"), NAMES)[1] == wanted
+    assert convert_fuser(ConfigReader({**base, "cross_attention_pos_emb": True}, source="fuser"), NAMES)[1] == wanted
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_positions_have_a_scale_where_they_are_wanted(fields: dict, scale: float
     ],
 )
 def test_what_cannot_be_honoured_is_named(fuser: dict, message: str) -> None:
-    section = Section(fuser, source="fuser")
-    fusion_of(section, NAMES)
+    section = ConfigReader(fuser, source="fuser")
+    convert_fuser(section, NAMES)
     with pytest.raises(CheckpointError, match=message):
-        section.close()
+        section.raise_errors()

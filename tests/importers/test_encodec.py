@@ -16,7 +16,7 @@ from transformers.models.musicgen import MusicgenConfig
 from cadenza.codecs.encodec import Encodec, EncodecSpec
 from cadenza.codecs.stereo import StereoSpec
 from cadenza.core.errors import CheckpointError
-from cadenza.core.types import Codes, Grid
+from cadenza.core.types import Codes, FrameFormat
 from cadenza.dsp.audio import Audio
 from cadenza.importers import encodec as importer
 
@@ -63,9 +63,9 @@ def theirs(name: str, **changes: Any) -> EncodecModel:
 
 
 def ours(model: EncodecModel) -> Encodec:
-    spec = importer.spec_of(model.config.to_dict(), source="config.json")
+    spec = importer.spec_from_transformers(model.config.to_dict(), source="config.json")
     codec = spec.build()
-    codec.load_state_dict(importer.weights_of(model.state_dict(), spec, source="model.safetensors"))
+    codec.load_state_dict(importer.weights_from_transformers(model.state_dict(), spec, source="model.safetensors"))
     return codec.eval()
 
 
@@ -87,13 +87,13 @@ def assert_close(one: Tensor, other: Tensor) -> None:
 def test_codes_loudness_and_audio_are_theirs(name: str) -> None:
     model = theirs(name)
     codec = ours(model)
-    hop, rate = codec.spec.hop, 4000
+    hop, rate = codec.spec.hop_length, 4000
     lengths = [1, hop - 1, hop, hop + 1, 201, 397, 777]
     wave = 0.3 * torch.randn(len(lengths), codec.spec.channels, 777)
     batch = codec.encode(Audio(wave, rate, torch.tensor(lengths)))
     decoded = codec.decode(batch)
     for bandwidth in model.config.target_bandwidths:
-        levels = codec.spec.levels_for(bandwidth)
+        levels = codec.spec.num_codebooks_for_bandwidth(bandwidth)
         assert levels == model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
         for length in lengths:
             clip = wave[lengths.index(length)][None, :, :length]
@@ -114,10 +114,10 @@ def test_codes_loudness_and_audio_are_theirs(name: str) -> None:
 def test_what_is_exported_they_load(name: str, tmp_path: Path) -> None:
     model = theirs(name)
     codec = ours(model)
-    config = importer.config_for(codec.spec)
-    assert importer.spec_of(config, source="again") == codec.spec
+    config = importer.config_to_transformers(codec.spec)
+    assert importer.spec_from_transformers(config, source="again") == codec.spec
     (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = importer.weights_for(codec.state_dict())
+    weights = importer.weights_to_transformers(codec.state_dict())
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     loaded: Any = EncodecModel.from_pretrained(tmp_path, output_loading_info=True)
     again, report = loaded
@@ -139,7 +139,7 @@ def test_a_codec_without_bandwidths_is_exported_with_one_that_pays_for_all_codeb
     for codebooks in range(1, 33):
         for rate in (16000, 24000, 44100):
             spec = EncodecSpec(sample_rate=rate, codebooks=codebooks, bins=1024, lstm_layers=1)
-            config = EncodecConfig(**importer.config_for(spec))
+            config = EncodecConfig(**importer.config_to_transformers(spec))
             assert config.num_quantizers == codebooks
 
 
@@ -157,18 +157,18 @@ def test_a_codec_without_bandwidths_is_exported_with_one_that_pays_for_all_codeb
 def test_what_they_cannot_say_is_not_exported(change: dict[str, Any], message: str) -> None:
     spec = EncodecSpec.parse(EncodecSpec.example().to_dict() | {"lstm_layers": 1} | change)
     with pytest.raises(CheckpointError, match=message):
-        importer.config_for(spec)
+        importer.config_to_transformers(spec)
     with pytest.raises(CheckpointError, match="'stereo' is no EnCodec"):
-        importer.config_for(StereoSpec.example())
+        importer.config_to_transformers(StereoSpec.example())
 
 
 def test_the_config_inside_a_musicgen() -> None:
     inner = EncodecConfig(**(TINY | {"target_bandwidths": [10.0]}))
     whole = MusicgenConfig(text_encoder=T5Config(), audio_encoder=inner, decoder=MusicgenDecoderConfig())
-    spec = importer.spec_of(whole.to_dict()["audio_encoder"], source="config.json.audio_encoder")
-    assert spec == importer.spec_of(inner.to_dict(), source="config.json")
+    spec = importer.spec_from_transformers(whole.to_dict()["audio_encoder"], source="config.json.audio_encoder")
+    assert spec == importer.spec_from_transformers(inner.to_dict(), source="config.json")
     old = {"torch_dtype": "float32", "typical_p": 1.0, "forced_bos_token_id": None, "_commit_hash": None}  # of transformers 4
-    assert importer.spec_of(inner.to_dict() | old, source="config.json") == spec
+    assert importer.spec_from_transformers(inner.to_dict() | old, source="config.json") == spec
 
 
 @pytest.mark.parametrize(
@@ -192,13 +192,13 @@ def test_the_config_inside_a_musicgen() -> None:
 )
 def test_a_config_that_cannot_be_honoured_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError) as error:
-        importer.spec_of(EncodecConfig(**TINY).to_dict() | change, source="config.json")
+        importer.spec_from_transformers(EncodecConfig(**TINY).to_dict() | change, source="config.json")
     assert message in str(error.value)
 
 
 def test_weights_must_be_exactly_those_of_the_config() -> None:
     model = theirs("causal")
-    spec, state = importer.spec_of(model.config.to_dict(), source="config.json"), dict(model.state_dict())
+    spec, state = importer.spec_from_transformers(model.config.to_dict(), source="config.json"), dict(model.state_dict())
     key, book = "encoder.layers.0.conv.bias", "quantizer.layers.1.codebook."
     faults: list[tuple[dict[str, Tensor], str]] = [
         ({name: x for name, x in state.items() if name != key}, "1 missing: encoder.layers.0.conv.bias"),
@@ -209,18 +209,18 @@ def test_weights_must_be_exactly_those_of_the_config() -> None:
     ]
     for wrong, message in faults:
         with pytest.raises(CheckpointError, match=message):
-            importer.weights_of(wrong, spec, source="model.safetensors")
+            importer.weights_from_transformers(wrong, spec, source="model.safetensors")
 
 
 def test_half_precision_and_torchs_former_names_are_the_same_weights() -> None:
     model = theirs("centred")
-    spec = importer.spec_of(model.config.to_dict(), source="config.json")
+    spec = importer.spec_from_transformers(model.config.to_dict(), source="config.json")
     state = {name: x.half() for name, x in model.state_dict().items()}
-    new = importer.weights_of(state, spec, source="new")
+    new = importer.weights_from_transformers(state, spec, source="new")
     former = {name.replace("parametrizations.weight.original0", "weight_g"): x for name, x in state.items()}
     former = {name.replace("parametrizations.weight.original1", "weight_v"): x for name, x in former.items()}
     assert former.keys() != state.keys()
-    old = importer.weights_of(former, spec, source="old")
+    old = importer.weights_from_transformers(former, spec, source="old")
     assert all(x.dtype == torch.float32 and torch.equal(x, new[name]) for name, x in old.items())
     assert {name: x.shape for name, x in new.items()} == {name: x.shape for name, x in spec.build().state_dict().items()}
 
@@ -279,7 +279,7 @@ def native_name(name: str, transposed: set[str]) -> str:
 
 def test_audiocraft_has_no_causal_codec_whose_norm_looks_at_the_whole_clip() -> None:
     with pytest.raises(CheckpointError, match=r"xp.cfg.seanet.norm: 'time_group_norm' looks at the whole clip"):
-        importer.spec_of_audiocraft(native_config(theirs("causal_group")), source="xp.cfg")
+        importer.spec_from_audiocraft(native_config(theirs("causal_group")), source="xp.cfg")
 
 
 @pytest.mark.parametrize("name", [name for name in GEOMETRIES if "chunk" not in name and name != "causal_group"])
@@ -289,9 +289,9 @@ def test_native_packages_are_the_same_models(name: str) -> None:
         path.removesuffix(".conv") for path, part in model.named_modules() if isinstance(part, torch.nn.ConvTranspose1d)
     }
     state = {native_name(key, transposed): x for key, x in model.state_dict().items()}
-    spec = importer.spec_of_audiocraft(native_config(model), source="xp.cfg")
+    spec = importer.spec_from_audiocraft(native_config(model), source="xp.cfg")
     codec = spec.build().eval()
-    codec.load_state_dict(importer.weights_of_audiocraft(state, spec, source="best_state"))
+    codec.load_state_dict(importer.weights_from_audiocraft(state, spec, source="best_state"))
     same = ours(model)
     assert spec.model_copy(update={"bandwidths": same.spec.bandwidths}) == same.spec
     wave = torch.randn(1, spec.channels, 333)
@@ -304,7 +304,7 @@ def test_native_names_without_memory_or_norm() -> None:
     config = copy.deepcopy(NATIVE)
     config["seanet"] |= {"ratios": [2], "lstm": 0, "norm": "none", "true_skip": False}
     config["rvq"] |= {"n_q": 1}
-    spec = importer.spec_of_audiocraft(config, source="xp.cfg")
+    spec = importer.spec_from_audiocraft(config, source="xp.cfg")
     residual = {"block.1.conv.conv": (1, 2, 3), "block.3.conv.conv": (2, 1, 1), "shortcut.conv.conv": (2, 2, 1)}
     weights = {"encoder.model.0.conv.conv": (2, 1, 7), "encoder.model.3.conv.conv": (4, 2, 4)}
     weights |= {"encoder.model.5.conv.conv": (8, 4, 7), "decoder.model.0.conv.conv": (4, 8, 7)}
@@ -316,7 +316,7 @@ def test_native_names_without_memory_or_norm() -> None:
     state |= {f"{name}.bias": torch.randn(shape[1] if "convtr" in name else shape[0]) for name, shape in weights.items()}
     shapes = {"inited": (1,), "cluster_size": (32,), "embed": (32, 8), "embed_avg": (32, 8)}
     state |= {f"quantizer.vq.layers.0._codebook.{name}": torch.ones(shape) for name, shape in shapes.items()}
-    spec.build().load_state_dict(importer.weights_of_audiocraft(state, spec, source="best_state"))
+    spec.build().load_state_dict(importer.weights_from_audiocraft(state, spec, source="best_state"))
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_native_config_that_cannot_be_honoured_is_refused_by_name(place: str, 
         node = node[step]
     node[last] = value
     with pytest.raises(CheckpointError) as error:
-        importer.spec_of_audiocraft(config, source="xp.cfg")
+        importer.spec_from_audiocraft(config, source="xp.cfg")
     assert message in str(error.value)
 
 
@@ -354,8 +354,8 @@ def test_equal_settings_of_both_sides_are_no_difference() -> None:
     config = copy.deepcopy(NATIVE)
     config["seanet"]["encoder"] = {"kernel_size": 7}
     config["seanet"]["decoder"] |= {"kernel_size": 7}
-    expected = importer.spec_of_audiocraft(NATIVE, source="xp.cfg")
-    assert importer.spec_of_audiocraft(config, source="xp.cfg") == expected
+    expected = importer.spec_from_audiocraft(NATIVE, source="xp.cfg")
+    assert importer.spec_from_audiocraft(config, source="xp.cfg") == expected
 
 
 RELEASED: dict[str, tuple[dict[str, Any], int, float, float]] = {  # changes, codebooks, frame rate, millions of weights
@@ -380,13 +380,13 @@ def test_released_geometries(name: str) -> None:
     """Built on the meta device: the same weights by name and shape as transformers'."""
     changes, codebooks, rate, millions = RELEASED[name]
     config = EncodecConfig(**changes)
-    spec = importer.spec_of(config.to_dict(), source="config.json")
-    assert (spec.codebooks, spec.grid.frame_rate) == (codebooks, rate)
-    assert spec.spans(48001) == ([(0, 48000), (47520, 48001)] if name == "48khz" else [(0, 48001)])
+    spec = importer.spec_from_transformers(config.to_dict(), source="config.json")
+    assert (spec.codebooks, spec.frame_format.frame_rate) == (codebooks, rate)
+    assert spec.chunk_spans(48001) == ([(0, 48000), (47520, 48001)] if name == "48khz" else [(0, 48001)])
     with torch.device("meta"):
         codec, model = spec.build(), EncodecModel(config)
     assert round(sum(p.numel() for p in codec.parameters()) / 1e6, 1) == millions
-    shapes = {key: tuple(x.shape) for key, x in importer.weights_for(codec.state_dict()).items()}
+    shapes = {key: tuple(x.shape) for key, x in importer.weights_to_transformers(codec.state_dict()).items()}
     assert shapes == {key: tuple(x.shape) for key, x in model.state_dict().items()}
 
 
@@ -396,8 +396,11 @@ def test_codecs_of_audiogen_and_musicgen(rate: int, ratios: list[int]) -> None:
     config["encodec"]["sample_rate"] = rate
     config["seanet"] |= {"ratios": ratios, "n_filters": 64, "dimension": 128}
     config["rvq"]["bins"] = 2048
-    spec = importer.spec_of_audiocraft(config, source="xp.cfg")
-    assert spec.grid == Grid("codes", 50.0, rows=4, cardinality=2048) and spec.levels_for(2.2) == 4
+    spec = importer.spec_from_audiocraft(config, source="xp.cfg")
+    assert (
+        spec.frame_format == FrameFormat("codes", 50.0, channels=4, cardinality=2048)
+        and spec.num_codebooks_for_bandwidth(2.2) == 4
+    )
     with torch.device("meta"):
         codec = spec.build()
     assert rate != 32000 or round(sum(p.numel() for p in codec.parameters()) / 1e6, 1) == 56.9

@@ -41,7 +41,7 @@ def test_transformers_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert bool(list((tmp_path / "out").glob("model-*"))) == sharded
     model, processor = opened(tmp_path / "out")
     inputs = processor(text=["sad piano", "drums"], padding=True, return_tensors="pt")
-    rows = system.codec.grid.rows
+    rows = system.codec.frame_format.channels
     frames = 12 - rows // system.spec.codec.channels
     with torch.no_grad():
         wave = model.generate(**inputs, do_sample=False, max_new_tokens=11)
@@ -104,7 +104,7 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path) -> None:
         ("generator", {"bias": True}, "generator.bias"),
         ("generator", {"norm_eps": 1e-6}, "generator.norm_eps: 1e-06"),
         ("generator", {"pattern": {"type": "parallel"}}, r"generator.pattern: must be a delay of \(0, 1, 2\)"),
-        ("prompt", {"absent": "learned"}, "conditioners.prompt.absent: 'learned'"),
+        ("prompt", {"null_embedding": "learned"}, "conditioners.prompt.null_embedding: 'learned'"),
         ("prompt", {"normalize_text": True}, "conditioners.prompt.normalize_text"),
         ("fusion", {"cross": [], "prepend": ["prompt"]}, "fusion: everything but `cross`"),
     ],

@@ -9,7 +9,7 @@ from foreign import audiocraft_folder, musicgen_folder
 
 import cadenza
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.licence import card_of
+from cadenza.importers.license import model_card_for
 
 
 def touch(path: Path, text: str = "") -> Path:
@@ -102,6 +102,6 @@ def test_git_lfs_pointers(tmp_path: Path) -> None:
 def test_licences(tmp_path: Path, front: str | None, name: str, licence: str) -> None:
     if front is not None:
         touch(tmp_path / "README.md", f"---\n{front}\n---\n# Text\n")
-    card = card_of(tmp_path, name=name, summary="S")
+    card = model_card_for(tmp_path, name=name, summary="S")
     assert card.license == licence and name in card.notice
     assert licence in card.notice or "without a licence" in card.notice

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.interpolation import Interpolated
+from cadenza.importers.audiocraft_package import InterpolatedConfig
 
 TEXT = """
 rate: 32000
@@ -23,7 +23,7 @@ b: "${a}"
 loop: {inner: "${loop}"}
 list: ["${two}", {x: "${name}"}]
 """
-CONFIG = Interpolated(yaml.safe_load(TEXT), "cfg")
+CONFIG = InterpolatedConfig(yaml.safe_load(TEXT), "cfg")
 
 
 @pytest.mark.parametrize(

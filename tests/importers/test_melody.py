@@ -28,7 +28,7 @@ def sung(samples: int) -> Audio:
 def inputs(system: System, items: list[Any]) -> dict[str, Tensor]:
     """What transformers' model is given for items that all have a melody, or none."""
     prepared = system.prepare(items)
-    text, melody = prepared["prompt"].tensors, system.conditioners["melody"].features(prepared["melody"])
+    text, melody = prepared["prompt"].tensors, system.conditioners["melody"].encode(prepared["melody"])
     given = {"input_ids": text["ids"], "attention_mask": text["mask"].long()}
     return given | ({"input_features": melody.tensors["chroma"]} if prepared["melody"].present.all() else {})
 
@@ -50,16 +50,16 @@ def test_logits_and_sound_are_theirs_and_our_export_is_loaded(tmp_path: Path, ch
     spec: Any = system.spec.generator
     texts = [{"prompt": "sad piano"}, {"prompt": "drums"}]
     many = [{**item, "melody": sung(n)} for item, n in zip(texts, (3000, 9000), strict=True)]
-    codes = torch.randint(16, (2, system.codec.grid.rows, 5), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(16, (2, system.codec.frame_format.channels, 5), generator=torch.Generator().manual_seed(1))
     pattern = spec.pattern.pattern(*codes.shape[1:])
     sequence, _ = build_sequence(pattern, codes, 16)
     for items in (many, texts):
         with torch.no_grad():
             out = model(**inputs(system, items), decoder_input_ids=sequence.flatten(0, 1)).logits[:, -sequence.shape[-1] :]
-        fused = system.fuse(system.condition(system.prepare(items)), frames=5)
-        logits = system.generator(sequence, fused, pattern.frame.expand(2, -1, -1)).transpose(1, 2)  # type: ignore[misc]
+        fused = system.fuse(system.encode_conditions(system.prepare(items)), frames=5)
+        logits = system.generator(sequence, fused, pattern.frame_at_step.expand(2, -1, -1)).transpose(1, 2)  # type: ignore[misc]
         torch.testing.assert_close(logits, out.unflatten(0, (2, -1)), atol=2e-4, rtol=1e-3)
-    frames = 12 - system.codec.grid.rows // system.spec.codec.channels
+    frames = 12 - system.codec.frame_format.channels // system.spec.codec.channels
     for theirs in (model, other.eval()):
         with torch.no_grad():
             wave = theirs.generate(**inputs(system, many), do_sample=False, max_new_tokens=11, guidance_scale=3.0)
@@ -71,8 +71,8 @@ def test_what_is_heard_of_a_melody(tmp_path: Path) -> None:
     """As its processor says, in the file of either release; where there is none, as that library does by default."""
     melody_folder(tmp_path)
     spec: Any = cadenza.load(tmp_path, device="cpu").spec.conditioners["melody"]
-    assert (spec.sample_rate, spec.window, spec.hop, spec.seconds, spec.frames) == (8000, 512, 128, 1, 9)
-    assert spec.stems is None and spec.absent == "silence" and spec.pad_to == "longest"
+    assert (spec.sample_rate, spec.window, spec.hop, spec.seconds, spec.max_frames) == (8000, 512, 128, 1, 9)
+    assert spec.stems is None and spec.null_embedding == "silence" and spec.pad_to == "longest"
     change(tmp_path / "processor_config.json", feature_extractor__padding_side="left", feature_extractor__num_chroma=24)
     with pytest.raises(CheckpointError, match="(?s)padding_side: 'left'.*num_chroma: 24 is not the num_chroma of the model"):
         cadenza.load(tmp_path, device="cpu")
@@ -90,7 +90,7 @@ def test_audiocrafts_package_is_the_same_model(tmp_path: Path) -> None:
     model = audiocraft_folder(tmp_path / "a", melody=True)
     system = cadenza.load(tmp_path / "a", device="cpu")
     melody: Any = system.spec.conditioners["melody"]
-    assert (melody.window, melody.hop, melody.frames, melody.stems) == (512, 128, 126, ("vocals", "other"))
+    assert (melody.window, melody.hop, melody.max_frames, melody.stems) == (512, 128, 126, ("vocals", "other"))
     assert [route.id for route in system.spec.fusion.prepend] == ["melody", "prompt"]
     model.half().float()
     model.config.chroma_length = 126
@@ -112,8 +112,8 @@ def test_audiocrafts_package_is_the_same_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "said"),
     [
-        ("melody", {"absent": "learned"}, "conditioners.melody.absent: 'learned'; there no melody is silence"),
-        ("melody", {"frames": None}, "conditioners.melody.frames: must be given"),
+        ("melody", {"null_embedding": "learned"}, "conditioners.melody.null_embedding: 'learned'; there no melody is silence"),
+        ("melody", {"max_frames": None}, "conditioners.melody.max_frames: must be given"),
         ("melody", {"one_hot": False}, "conditioners.melody.one_hot"),
         ("fusion", {"prepend": ["prompt", "melody"]}, r"fusion.prepend: must be the chroma and then the t5, not \['prompt'"),
         ("fusion", {"prepend": ["prompt"], "cross": ["melody"]}, "fusion: everything but `prepend`"),

@@ -37,7 +37,7 @@ def theirs(model: Any, system: System, texts: list[str], codes: Tensor) -> Tenso
     """Logits [b k s v] of the whole sequence, the padding of texts masked."""
     prepared = system.prepare([{"prompt": text} for text in texts])["prompt"].tensors
     spec: Any = system.spec.generator
-    sequence, _ = build_sequence(spec.pattern.pattern(*codes.shape[1:]), codes, system.codec.grid.cardinality)
+    sequence, _ = build_sequence(spec.pattern.pattern(*codes.shape[1:]), codes, system.codec.frame_format.cardinality)
     with torch.no_grad():
         out = model(input_ids=prepared["ids"], attention_mask=prepared["mask"].long(), decoder_input_ids=sequence.flatten(0, 1))
     return out.logits.unflatten(0, (len(codes), -1))
@@ -46,11 +46,11 @@ def theirs(model: Any, system: System, texts: list[str], codes: Tensor) -> Tenso
 def ours(system: System, texts: list[str], codes: Tensor) -> Tensor:
     spec: Any = system.spec.generator
     pattern = spec.pattern.pattern(*codes.shape[1:])
-    sequence, _ = build_sequence(pattern, codes, system.codec.grid.cardinality)
-    conditions = system.condition(system.prepare([{"prompt": text} for text in texts]))
+    sequence, _ = build_sequence(pattern, codes, system.codec.frame_format.cardinality)
+    conditions = system.encode_conditions(system.prepare([{"prompt": text} for text in texts]))
     fused = system.fuse(conditions, frames=codes.shape[-1])
     assert system.generator is not None
-    return system.generator(sequence, fused, pattern.frame.expand(len(codes), -1, -1)).transpose(1, 2)
+    return system.generator(sequence, fused, pattern.frame_at_step.expand(len(codes), -1, -1)).transpose(1, 2)
 
 
 @pytest.mark.parametrize("changes", [{}, WIDE, STEREO, DEEP, ODD], ids=["plain", "wide text", "stereo", "deep", "odd"])
@@ -58,7 +58,7 @@ def test_logits_codes_and_sound_are_theirs(tmp_path: Path, changes: dict[str, An
     model = musicgen_folder(tmp_path / "m", **changes)
     system = cadenza.load(tmp_path / "m", device="cpu")
     texts = ["sad piano", "drums, 90"]
-    rows, rng = system.codec.grid.rows, torch.Generator().manual_seed(1)
+    rows, rng = system.codec.frame_format.channels, torch.Generator().manual_seed(1)
     codes = torch.randint(16, (2, rows, 7), generator=rng)
     torch.testing.assert_close(ours(system, texts, codes), theirs(model, system, texts, codes), atol=2e-4, rtol=1e-3)
     prepared = system.prepare([{"prompt": texts[0]}])["prompt"].tensors
@@ -71,7 +71,9 @@ def test_logits_codes_and_sound_are_theirs(tmp_path: Path, changes: dict[str, An
             guidance_scale=3.0,
         )
     frames = 12 - rows // system.spec.codec.channels
-    made = system.generate(texts[0], seconds=frames / system.codec.grid.frame_rate, sampling={"temperature": 0}, guidance=3.0)
+    made = system.generate(
+        texts[0], seconds=frames / system.codec.frame_format.frame_rate, sampling={"temperature": 0}, guidance=3.0
+    )
     torch.testing.assert_close(made.wave, wave, atol=1e-4, rtol=1e-3)
 
 
@@ -81,7 +83,7 @@ def test_what_it_generates_by_default(tmp_path: Path) -> None:
     assert system.spec.defaults.seconds == pytest.approx((43 - 3) / 100)  # 8000 Hz / (4 * 4 * 5); the start and the delay count
     assert system.spec.defaults.guidance == 3.0
     assert system.spec.defaults.sampling == {"temperature": 1.0, "top_k": 50, "top_p": 0.0}
-    assert system.spec.generator.context >= 40 and not system.spec.generator.attend_padding
+    assert system.spec.generator.max_frames >= 40 and not system.spec.generator.attend_padding
     change(tmp_path / "generation_config.json", do_sample=False, top_k=7, max_new_tokens=20, guidance_scale=None)
     system = cadenza.load(tmp_path, device="cpu")
     assert system.spec.defaults.sampling == {"temperature": 0.0} and system.spec.defaults.guidance == 1.0

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cadenza.importers import encodec, text_encoder
-from cadenza.importers.audiocraft import in_transformers
-from cadenza.importers.audiocraft_text import text_weights
-from cadenza.importers.layout import compare, lm_layout, wanted_of
-from cadenza.importers.published import CODECS, MERT, MODELS, TEXTS, Language
-from cadenza.importers.weights import part
+from cadenza.core.checkpoint import check_state_dict, strip_prefix
+from cadenza.importers import encodec, musicgen
+from cadenza.importers.audiocraft import rename_to_transformers
+from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights
+from cadenza.importers.base import expected_state_dict, musicgen_key_map
+from cadenza.importers.catalog import CODECS, MERT, MODELS, TEXTS, LMGeometry
 from cadenza.system.spec import SystemSpec
 
 LANGUAGES = {name: model for name, model in MODELS.items() if model.language}
@@ -34,8 +34,8 @@ AUDIO: dict[int, dict[str, Any]] = {  # what their configs say beside the defaul
     48000: {"sampling_rate": 48000, "audio_channels": 2, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01},
 }
 HEARD: dict[str, dict[str, Any]] = {
-    "melody": {"type": "chroma", "frames": 235, "stems": "vocals+other"},
-    "style": {"type": "style", "model": "m-a-p/MERT-v1-95M", "dim": 768, "absent": "zeros"},
+    "melody": {"type": "chroma", "max_frames": 235, "stems": "vocals+other"},
+    "style": {"type": "style", "model": "m-a-p/MERT-v1-95M", "dim": 768, "null_embedding": "zeros"},
 }
 for rate in (16000, 32000):
     AUDIO[rate] |= {"num_filters": 64, "codebook_size": 2048, "target_bandwidths": [2.2], "use_causal_conv": False}
@@ -43,8 +43,8 @@ for rate in (16000, 32000):
 AUDIO[48000] |= {"norm_type": "time_group_norm", "use_causal_conv": False, "target_bandwidths": [3.0, 6.0, 12.0, 24.0]}
 
 
-def system_of(language: Language, sample_rate: int) -> SystemSpec:
-    mono = encodec.spec_of(AUDIO[sample_rate], source="published").to_dict()
+def system_of(language: LMGeometry, sample_rate: int) -> SystemSpec:
+    mono = encodec.spec_from_transformers(AUDIO[sample_rate], source="published").to_dict()
     return SystemSpec.parse(
         {
             "codec": mono if language.sides == 1 else {"type": "stereo", "codec": mono},
@@ -53,21 +53,25 @@ def system_of(language: Language, sample_rate: int) -> SystemSpec:
                     "type": "t5",
                     "model": language.text,
                     "dim": TEXTS[language.text][0],
-                    "width": language.width,
-                    "absent": "zeros",
+                    "output_dim": language.width,
+                    "null_embedding": "zeros",
                 }
             }
-            | ({language.hears: HEARD[language.hears] | {"width": language.width}} if language.hears else {}),
-            "fusion": {"prepend": [language.hears, "prompt"]} if language.hears else {"cross": ["prompt"]},
+            | (
+                {language.audio_condition: HEARD[language.audio_condition] | {"output_dim": language.width}}
+                if language.audio_condition
+                else {}
+            ),
+            "fusion": {"prepend": [language.audio_condition, "prompt"]} if language.audio_condition else {"cross": ["prompt"]},
             "generator": {
                 **{"type": "codec_lm", "width": language.width, "depth": language.depth, "heads": language.heads},
-                **{"positions": "sinusoidal", "end_of_sequence": False, "context": language.seconds * 50},
+                **{"positions": "sinusoidal", "end_of_sequence": False, "max_frames": language.seconds * 50},
             },
         }
     )
 
 
-def audiocraft_manifest(language: Language) -> dict[str, list[int]]:
+def audiocraft_manifest(language: LMGeometry) -> dict[str, list[int]]:
     """Names and shapes of a released package of AudioCraft, from the tables of its study."""
     d, bins, text = language.width, language.bins, TEXTS[language.text][0]
     found = {"out_norm.weight": [d], "out_norm.bias": [d]}
@@ -75,7 +79,7 @@ def audiocraft_manifest(language: Language) -> dict[str, list[int]]:
         found |= {f"emb.{k}.weight": [bins + 1, d], f"linears.{k}.weight": [bins, d]}
     for i in range(language.depth):
         stem = f"transformer.layers.{i}."
-        crossed = not language.hears
+        crossed = not language.audio_condition
         for attention in ("self_attn", "cross_attention") if crossed else ("self_attn",):
             found |= {f"{stem}{attention}.in_proj_weight": [3 * d, d], f"{stem}{attention}.out_proj.weight": [d, d]}
         found |= {f"{stem}linear1.weight": [4 * d, d], f"{stem}linear2.weight": [d, 4 * d]}
@@ -84,9 +88,9 @@ def audiocraft_manifest(language: Language) -> dict[str, list[int]]:
     stem = "condition_provider.conditioners.description.output_proj."
     found |= {f"{stem}weight": [d, text], f"{stem}bias": [d]}
     stem = "condition_provider.conditioners.self_wav."
-    if language.hears == "melody":
+    if language.audio_condition == "melody":
         found |= {f"{stem}output_proj.weight": [d, 12], f"{stem}output_proj.bias": [d]}
-    elif language.hears == "style":
+    elif language.audio_condition == "style":
         found |= {f"{stem}{name}": shape for name, shape in style_manifest(d).items()}
     return found
 
@@ -109,12 +113,12 @@ def count(weights: dict[str, Tensor]) -> int:
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_audiocrafts_weights_have_their_places(name: str) -> None:
     language: Any = MODELS[name].language
-    wanted = wanted_of(system_of(language, MODELS[name].sample_rate))
+    wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
     manifest = audiocraft_manifest(language)
     assert sum(torch.Size(shape).numel() for shape in manifest.values()) == language.parameters
     state = {key: torch.empty(shape, device="meta") for key, shape in manifest.items()}
     spec = system_of(language, MODELS[name].sample_rate)
-    if language.hears == "style":
+    if language.audio_condition == "style":
         books = {"inited": (1,), "cluster_size": (1024,), "embed": (1024, 512), "embed_avg": (1024, 512)}
         stem = "condition_provider.conditioners.self_wav."
         state |= {
@@ -122,27 +126,29 @@ def test_audiocrafts_weights_have_their_places(name: str) -> None:
         }
         state |= {f"{stem}batch_norm.{key}": torch.ones(512) for key in ("running_mean", "running_var")}
         state[f"{stem}batch_norm.num_batches_tracked"] = torch.ones(())
-    elif language.hears == "melody":
+    elif language.audio_condition == "melody":
         state["condition_provider.conditioners.self_wav.chroma.spec.window"] = torch.hann_window(16384)
-    ours = text_weights(state, spec, wanted, source=name)
+    ours = convert_conditioner_weights(state, spec, wanted, source=name)
     assert {key: x.shape for key, x in ours.items()} == {
-        f"conditioners.{key}": x.shape for key, x in part(wanted, "conditioners.").items()
+        f"conditioners.{key}": x.shape for key, x in strip_prefix(wanted, "conditioners.").items()
     }
-    layout = lm_layout(language.depth, language.codebooks, cross=not language.hears)
-    ours = layout.ours(
-        in_transformers(state, forward=False, attention=False, source=name), part(wanted, "generator."), source=name
+    layout = musicgen_key_map(language.depth, language.codebooks, cross=not language.audio_condition)
+    ours = layout.import_weights(
+        rename_to_transformers(state, forward=False, attention=False, source=name),
+        strip_prefix(wanted, "generator."),
+        source=name,
     )
-    assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in part(wanted, "generator.").items()}
+    assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in strip_prefix(wanted, "generator.").items()}
 
 
-@pytest.mark.parametrize("name", [name for name, model in LANGUAGES.items() if model.language.hears != "style"])
+@pytest.mark.parametrize("name", [name for name, model in LANGUAGES.items() if model.language.audio_condition != "style"])
 def test_transformers_weights_have_their_places(name: str) -> None:
     """transformers builds the model of the published config; each of its weights is one of ours, or of the T5's."""
     import transformers
     from transformers import EncodecConfig, T5Config
 
     language: Any = MODELS[name].language
-    kind = "MusicgenMelody" if language.hears else "Musicgen"
+    kind = "MusicgenMelody" if language.audio_condition else "Musicgen"
     whole, part_of, model_of = (
         getattr(transformers, f"{kind}{end}") for end in ("Config", "DecoderConfig", "ForConditionalGeneration")
     )
@@ -158,13 +164,13 @@ def test_transformers_weights_have_their_places(name: str) -> None:
     with torch.device("meta"):
         model = model_of(config)
     state = model.state_dict()
-    wanted = wanted_of(system_of(language, MODELS[name].sample_rate))
-    layout = lm_layout(language.depth, language.codebooks, cross=not language.hears)
-    compare(part(state, "decoder."), layout.shapes(part(wanted, "generator.")), source=name)
-    text_encoder.check(part(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
+    wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
+    layout = musicgen_key_map(language.depth, language.codebooks, cross=not language.audio_condition)
+    check_state_dict(strip_prefix(state, "decoder."), layout.shapes(strip_prefix(wanted, "generator.")), source=name)
+    musicgen.check_t5_weights(strip_prefix(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
     for part_name, prefix in (("prompt", "enc_to_dec_proj."), ("melody", "audio_enc_to_dec_proj.")):
-        bridge = {key: x.shape for key, x in part(wanted, f"conditioners.{part_name}.out.").items()}
-        compare(part(state, prefix), bridge, source=name)
+        bridge = {key: x.shape for key, x in strip_prefix(wanted, f"conditioners.{part_name}.out.").items()}
+        check_state_dict(strip_prefix(state, prefix), bridge, source=name)
     parameters = sum(x.numel() for x in model.parameters())
     assert MODELS[name].parameters == parameters
     assert TEXTS[language.text][1] == sum(x.numel() for x in model.text_encoder.parameters())
@@ -188,19 +194,19 @@ def test_codecs(rate: int) -> None:
     state = {key: torch.zeros(x.shape) for key, x in model.state_dict().items()}
     for key, x in state.items():
         x.fill_(1.0) if key.endswith("inited") else None
-    spec = encodec.spec_of(AUDIO[rate], source="published")
-    ours = encodec.weights_of(state, spec, source="published")
+    spec = encodec.spec_from_transformers(AUDIO[rate], source="published")
+    ours = encodec.weights_from_transformers(state, spec, source="published")
     assert {key: x.shape for key, x in ours.items()} == {
-        key.removeprefix("codec."): x.shape for key, x in wanted_of(SystemSpec(codec=spec)).items()
+        key.removeprefix("codec."): x.shape for key, x in expected_state_dict(SystemSpec(codec=spec)).items()
     }
     known = {16000: (50, 4), 24000: (75, 32), 32000: (50, 4), 48000: (150, 16)}
-    assert (spec.grid.frame_rate, spec.grid.rows) == known[rate]
+    assert (spec.frame_format.frame_rate, spec.frame_format.channels) == known[rate]
 
 
 @pytest.mark.parametrize(("name", "millions"), COUNTED.items())
 def test_parameters_are_as_many_as_were_counted(name: str, millions: int) -> None:
     language: Any = MODELS[name].language
     assert language.parameters / 1e6 == pytest.approx(millions, rel=0.005)
-    wanted = wanted_of(system_of(language, MODELS[name].sample_rate))
+    wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
     own = {key: x for key, x in wanted.items() if not key.startswith("codec.")}
     assert count(own) == language.parameters

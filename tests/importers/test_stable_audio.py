@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.codecs.oobleck import OobleckSpec
-from cadenza.conditioners.base import Conditioners
+from cadenza.codecs.oobleck_vae import OobleckSpec
+from cadenza.conditioners.base import ConditionerSet
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
-from cadenza.importers.stable_audio import Conditioning, conditioning_of
-from cadenza.importers.stable_audio_weights import weights_of
+from cadenza.importers.stable_audio import ConditioningConfig, load_conditioning
+from cadenza.importers.stable_audio_weights import convert_conditioner_weights
 from cadenza.system.spec import SystemSpec
 
 STAGES = {"channels": 4, "c_mults": [1, 2], "strides": [2, 4], "use_snake": True}
@@ -78,21 +78,21 @@ def model(*configs: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 def refused(config: Any) -> str:
     with pytest.raises(CheckpointError) as error:
-        conditioning_of(config)
+        load_conditioning(config)
     return str(error.value)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["type"])
 def test_every_example_of_their_guide_loads(example: dict[str, Any]) -> None:
-    found = conditioning_of(model(example))
+    found = load_conditioning(model(example))
     (name, spec), *more = found.conditioners.items()
     assert not more and name == example["id"] and spec.type == OURS.get(example["type"], example["type"])  # type: ignore[attr-defined]
-    assert spec.width == 768 and found.fusion is not None and found.fusion.ignore == (name,)
+    assert spec.output_dim == 768 and found.fusion is not None and found.fusion.ignore == (name,)
 
 
 def test_their_whole_example_loads_in_each_form(tmp_path: Path) -> None:
-    found = conditioning_of({"conditioning": WHOLE})
-    assert conditioning_of(WHOLE) == found
+    found = load_conditioning({"conditioning": WHOLE})
+    assert load_conditioning(WHOLE) == found
     assert {name: spec.type for name, spec in found.conditioners.items()} == {  # type: ignore[attr-defined]
         "prompt": "t5",
         "seconds_start": "int",
@@ -100,11 +100,11 @@ def test_their_whole_example_loads_in_each_form(tmp_path: Path) -> None:
     }
     assert found.fusion is None and found.checkpoints == {}
     assert found.conditioners["prompt"] == T5Spec(
-        model="google-t5/t5-base", width=768, max_length=77, pad_to="max_length", empty="read", absent="zeros"
+        model="google-t5/t5-base", output_dim=768, max_length=77, pad_to="max_length", empty_text="read", null_embedding="zeros"
     )
     (tmp_path / "model_config.json").write_text(json.dumps({"model": {"conditioning": WHOLE}}))
     (tmp_path / "t5-base").mkdir()
-    local = conditioning_of(tmp_path / "model_config.json").conditioners["prompt"]
+    local = load_conditioning(tmp_path / "model_config.json").conditioners["prompt"]
     assert local.model == str(tmp_path / "t5-base")  # type: ignore[attr-defined]
 
 
@@ -156,26 +156,26 @@ KEYS: list[tuple[str, dict[str, Any], str, Any]] = [
 @pytest.mark.parametrize(("kind", "config", "key", "value"), KEYS, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_key_counts(kind: str, config: dict[str, Any], key: str, value: Any) -> None:
     """What a key is set to changes what is built, or the file that it is to be built of."""
-    found = [conditioning_of(model({"id": "it", "type": kind, "config": each})) for each in (config, {**config, key: value})]
+    found = [load_conditioning(model({"id": "it", "type": kind, "config": each})) for each in (config, {**config, key: value})]
     assert found[0] != found[1]
     files = key in ("audio_model_type", "enable_fusion", "pretransform_ckpt_path")
     assert (found[0].conditioners == found[1].conditioners) == files
 
 
 def test_keys_mean_what_they_meant() -> None:
-    spec = conditioning_of(model({"id": "it", "type": "number", "config": {"min_val": -2, "max_val": 10}})).conditioners["it"]
+    spec = load_conditioning(model({"id": "it", "type": "number", "config": {"min_val": -2, "max_val": 10}})).conditioners["it"]
     assert (spec.min, spec.max, spec.bands, spec.frequencies, spec.outside) == (-2, 10, 128, "learned", "clamp")  # type: ignore[attr-defined]
-    spec = conditioning_of(model({"id": "it", "type": "int", "config": {}})).conditioners["it"]
+    spec = load_conditioning(model({"id": "it", "type": "int", "config": {}})).conditioners["it"]
     assert (spec.min, spec.max) == (0, 512)  # type: ignore[attr-defined]
-    found = conditioning_of(model(EXAMPLES[2]))
-    assert found.conditioners["prompt"].layer == -2 and found.conditioners["prompt"].gives == "tokens"  # type: ignore[attr-defined]
+    found = load_conditioning(model(EXAMPLES[2]))
+    assert found.conditioners["prompt"].layer == -2 and found.conditioners["prompt"].output_kind == "tokens"  # type: ignore[attr-defined]
     checkpoint = found.checkpoints["prompt"]
     assert (checkpoint.path, checkpoint.audio_model_type, checkpoint.enable_fusion) == tuple(CLAP.values())
     assert found.conditioners["prompt"].model == CLAP["clap_ckpt_path"]  # type: ignore[attr-defined]
-    there = conditioning_of(model(EXAMPLES[2]), converted={CLAP["clap_ckpt_path"]: "my-clap"})
+    there = load_conditioning(model(EXAMPLES[2]), converted={CLAP["clap_ckpt_path"]: "my-clap"})
     assert there.conditioners["prompt"].model == "my-clap"  # type: ignore[attr-defined]
-    codec = conditioning_of(model(EXAMPLES[9])).conditioners["audio_cond"].codec  # type: ignore[attr-defined]
-    assert (codec.sample_rate, codec.hop, codec.grid.rows, codec.bottleneck) == (44100, 8, 4, "vae")
+    codec = load_conditioning(model(EXAMPLES[9])).conditioners["audio_cond"].codec  # type: ignore[attr-defined]
+    assert (codec.sample_rate, codec.hop_length, codec.frame_format.channels, codec.bottleneck) == (44100, 8, 4, "vae")
 
 
 NUMBERS = [{"id": name, "type": "number", "config": {"output_dim": width}} for name, width in (("a", 4), ("b", 4), ("c", 6))]
@@ -186,27 +186,27 @@ def test_routes_are_slots() -> None:
     """In the order in which they are named; what a diffusion model fills itself is no condition."""
     ids = {"cross_attention_cond_ids": ["b", "a"], "global_cond_ids": ["a", "c"], "prepend_cond_ids": ["a"]}
     config = model(*NUMBERS, SOUND, **ids, input_concat_ids=["inpaint_mask", "inpaint_masked_input", "d"])
-    fusion = conditioning_of(config).fusion
+    fusion = load_conditioning(config).fusion
     assert fusion is not None and fusion.ignore == ()
-    routes = {slot: [route.id for route in routes] for slot, routes in fusion.slots().items()}
+    routes = {slot: [route.id for route in routes] for slot, routes in fusion.routes_by_slot().items()}
     assert routes == {"cross": ["b", "a"], "global": ["a", "c"], "prepend": ["a"], "concat": ["d"]}
     assert fusion.concat[0].resize == "nearest"
-    guided = {slot for slot, routes in fusion.slots().items() for route in routes if route.guided}
+    guided = {slot for slot, routes in fusion.routes_by_slot().items() for route in routes if route.guided}
     assert guided == {"cross", "prepend"}, "theirs drops nothing else, in training or for guidance"
-    assert conditioning_of(model(*NUMBERS)).fusion.ignore == ("a", "b", "c")  # type: ignore[union-attr]
+    assert load_conditioning(model(*NUMBERS)).fusion.ignore == ("a", "b", "c")  # type: ignore[union-attr]
 
 
 def test_a_system_can_be_made_of_it() -> None:
-    found = conditioning_of(model(NUMBERS[0], cross_attention_cond_ids=["a"]))
+    found = load_conditioning(model(NUMBERS[0], cross_attention_cond_ids=["a"]))
     spec = SystemSpec.parse(
         {
-            "codec": CodecSpec.find("encodec").example().to_dict(),
+            "codec": CodecSpec.lookup("encodec").example().to_dict(),
             "conditioners": {name: part.to_dict() for name, part in found.conditioners.items()},
             "fusion": found.fusion.to_dict() if found.fusion else {},
             "generator": {"type": "codec_lm", "width": 4, "depth": 1, "heads": 1},
         }
     )
-    assert spec.conditioners == found.conditioners and spec.widths() == {"cross": 4}
+    assert spec.conditioners == found.conditioners and spec.slot_dims() == {"cross": 4}
 
 
 def test_the_conditioning_of_stable_audio_open() -> None:
@@ -215,13 +215,15 @@ def test_the_conditioning_of_stable_audio_open() -> None:
     prompt = {"id": "prompt", "type": "t5", "config": {"t5_model_name": "t5-base", "max_length": 128}}
     every, ends = ["prompt", "seconds_start", "seconds_total"], ["seconds_start", "seconds_total"]
     config = model(prompt, *seconds, cross_attention_cond_ids=every, global_cond_ids=ends)
-    found = conditioning_of(config)
+    found = load_conditioning(config)
     assert found.fusion is not None
     parts = {name: part.to_dict() for name, part in found.conditioners.items()}
     codec = OobleckSpec(sample_rate=44100).to_dict()
     spec = SystemSpec.parse({"codec": codec, "conditioners": parts, "fusion": found.fusion.to_dict()})
-    assert spec.widths() == {"cross": 768, "global": 1536}
-    assert [(slot, id) for slot, routes in spec.fusion.slots().items() for id in [r.id for r in routes if not r.guided]] == [
+    assert spec.slot_dims() == {"cross": 768, "global": 1536}
+    assert [
+        (slot, id) for slot, routes in spec.fusion.routes_by_slot().items() for id in [r.id for r in routes if not r.guided]
+    ] == [
         ("global", "seconds_start"),
         ("global", "seconds_total"),
     ]
@@ -230,24 +232,26 @@ def test_the_conditioning_of_stable_audio_open() -> None:
 
 
 def test_other_keys_of_metadata_stand_in() -> None:
-    found = conditioning_of(model(*NUMBERS[:2], default_keys={"b": "length"}))
+    found = load_conditioning(model(*NUMBERS[:2], default_keys={"b": "length"}))
     assert found.conditioners["b"].fallback == "length" and found.conditioners["a"].fallback is None
     assert found.item({"a": [1], "length": 2, "path": "x"}) == {"a": 1, "length": 2}
-    sound = conditioning_of(model(SOUND)).item({"d": torch.zeros(2, 9)})["d"]
+    sound = load_conditioning(model(SOUND)).item({"d": torch.zeros(2, 9)})["d"]
     assert isinstance(sound, Audio) and sound.wave.shape == (1, 2, 9) and sound.sample_rate == 44100
 
 
 def test_values_that_are_encoded_pass() -> None:
-    found = conditioning_of(model(NUMBERS[0], SOUND, {**NUMBERS[1], "id": "t", "type": "t5"}, pre_encoded_keys=["a", "d", "t"]))
+    found = load_conditioning(
+        model(NUMBERS[0], SOUND, {**NUMBERS[1], "id": "t", "type": "t5"}, pre_encoded_keys=["a", "d", "t"])
+    )
     specs = found.conditioners
-    assert {name: (spec.type, spec.gives, spec.width) for name, spec in specs.items()} == {  # type: ignore[attr-defined]
+    assert {name: (spec.type, spec.output_kind, spec.output_dim) for name, spec in specs.items()} == {  # type: ignore[attr-defined]
         "a": ("encoded", "vector", 4),
         "d": ("encoded", "frames", 768),
         "t": ("encoded", "tokens", 4),
     }
     part = specs["d"].build()
     z = torch.randn(768, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(part(part.features(part.prepare([z]))).x[0].T, z)
+    assert torch.equal(part(part.encode(part.prepare([z]))).embeddings[0].T, z)
 
 
 @pytest.mark.parametrize(
@@ -323,40 +327,42 @@ def test_autoencoders_that_contradict_themselves_are_refused() -> None:
         assert mistake in refused(model({**SOUND, "config": {**AUDIO, "pretransform_config": whole}}))
 
 
-def given(*configs: dict[str, Any], **fields: Any) -> tuple[Conditioning, Conditioners]:
-    found = conditioning_of(model(*configs, **fields))
-    return found, Conditioners({name: spec.build() for name, spec in found.conditioners.items()})
+def given(*configs: dict[str, Any], **fields: Any) -> tuple[ConditioningConfig, ConditionerSet]:
+    found = load_conditioning(model(*configs, **fields))
+    return found, ConditionerSet({name: spec.build() for name, spec in found.conditioners.items()})
 
 
 def test_weights_are_all_of_them_and_no_other() -> None:
     found, parts = given(NUMBERS[0], pre_encoded_keys=[])
     state = {"a.embedder.embedding.0.weights": torch.ones(128)}
     state |= {"a.embedder.embedding.1.weight": torch.ones(4, 257), "a.embedder.embedding.1.bias": torch.ones(4)}
-    ours = weights_of(found, parts, state, source="here", codec={})
+    ours = convert_conditioner_weights(found, parts, state, source="here", codec={})
     parts.load_state_dict(ours)
     for wrong, mistake in (
         ({**state, "z.x": torch.ones(1)}, "holds weights of a conditioner 'z'"),
-        ({**state, "a.x": torch.ones(1)}, "here: a: the weights are not those that its config describes: 1 unknown: x"),
+        ({**state, "a.x": torch.ones(1)}, "here: a: the weights do not match the config: 1 unknown: x"),
         ({name: x for name, x in state.items() if not name.endswith("bias")}, "1 missing: out.bias"),
         ({**state, "a.embedder.embedding.0.weights": torch.ones(64)}, r"1 misshapen: cycles is \[64\] instead of \[128\]"),
         ({**state, "a.embedder.embedding.0.weights": torch.full((128,), torch.nan)}, "not finite"),
     ):
         with pytest.raises(CheckpointError, match=mistake):
-            weights_of(found, parts, wrong, source="here", codec={})
+            convert_conditioner_weights(found, parts, wrong, source="here", codec={})
 
 
 def test_the_codec_may_be_that_of_the_model() -> None:
     found, parts = given({**EXAMPLES[9], "config": {**EXAMPLES[9]["config"], "output_dim": 4}})
     theirs, own = given({**SOUND, "id": "audio_cond", "config": {**AUDIO, "output_dim": 4}})
     codec = {_old(name): x for name, x in own["audio_cond"].codec.state_dict().items()}  # type: ignore[union-attr]
-    ours = weights_of(found, parts, {}, source="here", codec=codec)
-    saved = weights_of(theirs, own, {f"audio_cond.pretransform.{n}": x for n, x in codec.items()}, source="here", codec={})
+    ours = convert_conditioner_weights(found, parts, {}, source="here", codec=codec)
+    saved = convert_conditioner_weights(
+        theirs, own, {f"audio_cond.pretransform.{n}": x for n, x in codec.items()}, source="here", codec={}
+    )
     assert ours.keys() == saved.keys() == parts.state_dict().keys()
     assert all(torch.equal(ours[name], saved[name]) for name in ours)
     with pytest.raises(
         CheckpointError, match="its pretransform is not among the weights; save the model with save_pretransform"
     ):
-        weights_of(found, parts, {}, source="here", codec={})
+        convert_conditioner_weights(found, parts, {}, source="here", codec={})
 
 
 def _old(name: str) -> str:
@@ -378,6 +384,6 @@ def test_a_text_encoder_that_learned_is_among_the_weights(tmp_path: Path) -> Non
     held = {f"p.model.{name}": 2 * x for name, x in load_file(folder / "model.safetensors").items()}
     held |= {"p.model.encoder.embed_tokens.weight": held["p.model.shared.weight"]}
     held |= {"p.proj_out.weight": torch.ones(8, 16), "p.proj_out.bias": torch.zeros(8)}
-    ours = weights_of(found, parts, held, source="here", codec={})
+    ours = convert_conditioner_weights(found, parts, held, source="here", codec={})
     parts.load_state_dict(ours)
     assert torch.equal(parts["p"].encoder.state_dict()["embed_tokens.weight"], held["p.model.shared.weight"])  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from transformers import HubertConfig, HubertModel
 import cadenza
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
-from cadenza.nn.positions import sinusoids
+from cadenza.nn.rope import sinusoidal_embedding
 
 STEM = "condition_provider.conditioners.self_wav."
 STYLE = {
@@ -87,7 +87,7 @@ def packed(folder: Path, **changes: Any) -> tuple[nn.ModuleList, dict[str, Tenso
 def theirs(net: nn.ModuleList, other: dict[str, Tensor], heard: Tensor, levels: int) -> Tensor:
     """The style of frames, step by step as AudioCraft's module has them."""
     x = nn.functional.linear(heard, other["embed.weight"], other["embed.bias"])
-    x = x + sinusoids(torch.arange(x.shape[1])[None], 256)
+    x = x + sinusoidal_embedding(torch.arange(x.shape[1])[None], 256)
     for layer in net:
         x = layer(x)
     x = (x - other["batch_norm.running_mean"]) / (other["batch_norm.running_var"] + 1e-5).sqrt()
@@ -103,22 +103,22 @@ def test_a_package_with_a_style(tmp_path: Path) -> None:
     system = cadenza.load(tmp_path, device="cpu")
     assert [route.id for route in system.spec.fusion.prepend] == ["style", "prompt"]
     spec: Any = system.spec.conditioners["style"]
-    assert (spec.hidden, spec.depth, spec.heads, spec.levels, spec.used, spec.every) == (256, 4, 8, 3, 2, 15)
-    assert (spec.seconds, spec.lasting, spec.absent) == (0.5, (0.2, 0.6), "zeros")
+    assert (spec.hidden, spec.depth, spec.heads, spec.levels, spec.eval_q, spec.downsample) == (256, 4, 8, 3, 2, 15)
+    assert (spec.seconds, spec.train_seconds_range, spec.null_embedding) == (0.5, (0.2, 0.6), "zeros")
     wave = torch.randn(1, 1, 20000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         heard = mert(wave[0, :, 4000:16000]).last_hidden_state  # the middle half second at 24 kHz
     for value, levels in ((Audio(wave, 24000), 2), ({"audio": Audio(wave, 24000), "levels": 3}, 3)):
-        found = system.condition(system.prepare([{"style": value}]))["style"].x
+        found = system.encode_conditions(system.prepare([{"style": value}]))["style"].embeddings
         torch.testing.assert_close(found, theirs(net, other, heard, levels), atol=1e-4, rtol=1e-3)
     items = [{"prompt": "sad piano", "style": Audio(wave, 24000)}, {"prompt": "drums"}]
-    with_style, without = system.frames(items, seconds=0.2, sampling={"temperature": 0}).ids
+    with_style, without = system.generate_frames(items, seconds=0.2, sampling={"temperature": 0}).ids
     assert with_style.shape == without.shape == (3, 20)
-    assert torch.equal(system.frames(items[:1], seconds=0.2, sampling={"temperature": 0}).ids[0], with_style)
+    assert torch.equal(system.generate_frames(items[:1], seconds=0.2, sampling={"temperature": 0}).ids[0], with_style)
     system.save(tmp_path / "saved")
     again = cadenza.load(tmp_path / "saved", device="cpu")
     assert str(tmp_path / "MERT") not in (tmp_path / "saved/system.json").read_text()
-    assert torch.equal(again.frames(items, seconds=0.2, sampling={"temperature": 0}).ids[0], with_style)
+    assert torch.equal(again.generate_frames(items, seconds=0.2, sampling={"temperature": 0}).ids[0], with_style)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_package_with_a_style(tmp_path: Path) -> None:
         ({"transformer_scale": "huge"}, "style.transformer_scale: 'huge' is not known"),
         ({"batch_norm": False}, "style.batch_norm: False"),
         ({"shift": 1}, "style.shift: 1 is a setting that this release does not know"),
-        ({"transformer_scale": "default"}, "the weights are not those that its config describes"),
+        ({"transformer_scale": "default"}, "the weights do not match the config"),
     ],
 )
 def test_what_cannot_be_honoured_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from cadenza.nn.bpe import BYTES, Pieces, learn
+from cadenza.nn.tokenizers import BYTES, BPETokenizer, train_bpe
 
 WORDS = "piano pianos pianist pine pipe organ organic violin violins viola bass bassoon brass drums drum drumming".split()
 
@@ -19,13 +19,13 @@ def spelled(ids: list[int], merges: list[tuple[int, int]]) -> list[bytes]:
 def test_the_most_frequent_pair_is_joined_first() -> None:
     """The example of the paper (Sennrich et al. 2016, section 3.2), without its end-of-word mark."""
     counts = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
-    merges = learn(counts, 3)
+    merges = train_bpe(counts, 3)
     assert [spelled([BYTES + i], merges)[0] for i in range(3)] == [b"es", b"est", b"lo"]
-    assert spelled(Pieces(merges).split("slowest"), merges) == [b"s", b"lo", b"w", b"est"]
+    assert spelled(BPETokenizer(merges).encode_word("slowest"), merges) == [b"s", b"lo", b"w", b"est"]
 
 
 def test_words_split_as_the_library_splits_them() -> None:
-    merges = learn(Counter({word: 3 + i for i, word in enumerate(WORDS)}), 60)
+    merges = train_bpe(Counter({word: 3 + i for i, word in enumerate(WORDS)}), 60)
     names = [chr(0x100 + i) for i in range(BYTES)]  # any 256 characters can stand for the bytes
     spelling = list(names)
     for left, right in merges:
@@ -33,10 +33,10 @@ def test_words_split_as_the_library_splits_them() -> None:
     pairs = [(spelling[left], spelling[right]) for left, right in merges]
     library = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(spelling)}, merges=pairs))
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    pieces = Pieces(merges)
+    pieces = BPETokenizer(merges)
     for word in [*WORDS, "pianoorgan", "vviolaa", "zzz", "drumdrumdrums", "très", "音楽", "aaaa"]:
         expected = library.encode("".join(names[byte] for byte in word.encode())).ids
-        assert pieces.split(word) == expected, word
+        assert pieces.encode_word(word) == expected, word
 
 
 def test_counts_stay_right_while_merging() -> None:
@@ -60,9 +60,9 @@ def test_counts_stay_right_while_merging() -> None:
                 i += 2 if joins else 1
             words[word] = out
         slow.append(best)
-    assert learn(counts, 80) == slow
+    assert train_bpe(counts, 80) == slow
 
 
 def test_nothing_to_learn() -> None:
-    assert learn({}, 10) == [] and learn({"once": 1}, 10) == [] and learn({"word": 5}, 0) == []
-    assert Pieces().split("é") == [0xC3, 0xA9]
+    assert train_bpe({}, 10) == [] and train_bpe({"once": 1}, 10) == [] and train_bpe({"word": 5}, 0) == []
+    assert BPETokenizer().encode_word("é") == [0xC3, 0xA9]

@@ -3,28 +3,28 @@
 import pytest
 import torch
 
-from cadenza.nn.chunks import Chunks, InChunks, Overlap, overlap_add
+from cadenza.nn.streaming import ChunkedStream, ChunkLayout, OverlapAdder, overlap_add
 
 
 def test_a_chunk_begins_at_every_stride_while_samples_are_left() -> None:
-    chunks = Chunks(4800, 4752)
+    chunks = ChunkLayout(4800, 4752)
     assert chunks.spans(4752) == [(0, 4752)]
     assert chunks.spans(4753) == [(0, 4753), (4752, 4753)]
     assert chunks.spans(4800) == [(0, 4800), (4752, 4800)]
     assert chunks.spans(10000) == [(0, 4800), (4752, 9552), (9504, 10000)]
-    assert Chunks(8, 2).spans(5) == [(0, 5), (2, 5), (4, 5)]
+    assert ChunkLayout(8, 2).spans(5) == [(0, 5), (2, 5), (4, 5)]
 
 
 @pytest.mark.parametrize(("length", "stride"), [(4, 0), (4, 5)])
 def test_chunks_leave_no_gaps(length: int, stride: int) -> None:
     with pytest.raises(ValueError, match="gaps"):
-        Chunks(length, stride)
+        ChunkLayout(length, stride)
 
 
 @pytest.mark.parametrize(("length", "stride", "samples"), [(8, 6, 27), (8, 2, 13), (7, 7, 20), (9, 5, 4)])
 def test_pieces_of_a_wave_add_up_to_it(length: int, stride: int, samples: int) -> None:
     wave = torch.randn(2, 3, samples, generator=torch.Generator().manual_seed(0))
-    pieces = [wave[..., start:stop] for start, stop in Chunks(length, stride).spans(samples)]
+    pieces = [wave[..., start:stop] for start, stop in ChunkLayout(length, stride).spans(samples)]
     torch.testing.assert_close(overlap_add(pieces, stride), wave)
 
 
@@ -40,9 +40,9 @@ def test_one_fades_into_the_other_along_the_triangle() -> None:
 def test_a_sum_that_grows_gives_what_no_later_chunk_covers() -> None:
     rng = torch.Generator().manual_seed(0)
     pieces = [torch.randn(2, 3, size, generator=rng) for size in (10, 10, 10, 7)]
-    overlap = Overlap(8)
+    overlap = OverlapAdder(8)
     given = [overlap.push(piece) for piece in pieces]
-    assert [part.shape[-1] for part in given] == [8, 8, 8, 7] and overlap.finish().shape[-1] == 0
+    assert [part.shape[-1] for part in given] == [8, 8, 8, 7] and overlap.flush().shape[-1] == 0
     torch.testing.assert_close(torch.cat(given, -1), overlap_add(pieces, 8))
     torch.testing.assert_close(given[1][..., 2:], pieces[1][..., 2:8])
     torch.testing.assert_close(given[1][..., 0], (2 * pieces[0][..., 8] + pieces[1][..., 0]) / 3)
@@ -50,13 +50,13 @@ def test_a_sum_that_grows_gives_what_no_later_chunk_covers() -> None:
 
 def test_clips_in_chunks_are_decoded_when_a_chunk_is_there() -> None:
     """Each frame stands for 4 samples; chunks of 3 frames every 10 samples, of which the second clip has no whole one."""
-    stream = InChunks(lambda z: z.repeat_interleave(4, -1), frames=3, stride=10)
+    stream = ChunkedStream(lambda z: z.repeat_interleave(4, -1), frames=3, stride=10)
     z = torch.arange(1.0, 9).repeat(2, 1, 1)
     given = [
         stream.push(z[..., :2], [2, 2]),
         stream.push(z[..., 2:6], [4, 0]),
         stream.push(z[..., 6:], [2, 0]),
-        stream.finish(),
+        stream.flush(),
     ]
     assert [{clip: wave.shape[-1] for clip, wave in part.items()} for part in given] == [{}, {0: 20, 1: 8}, {}, {0: 8}]
     whole = torch.cat([part[0] for part in given if 0 in part], -1)[0]

@@ -7,16 +7,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM, TimeGroupNorm, folded, pad
+from cadenza.nn.conv import (
+    Conv1d,
+    ConvConfig,
+    ConvTranspose1d,
+    ResidualLSTM,
+    StreamState,
+    TimeGroupNorm,
+    pad1d,
+    without_weight_norm,
+)
 
-CAUSAL = ConvStyle(causal=True, norm="none", pad_mode="constant")
+CAUSAL = ConvConfig(causal=True, norm="none", pad_mode="constant")
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("pad_mode", ["constant", "reflect", "replicate"])
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [(7, 1, 1), (3, 1, 4), (8, 4, 1), (10, 5, 1), (1, 1, 1)])
 def test_every_length_gives_full_frames(causal: bool, pad_mode: str, kernel: int, stride: int, dilation: int) -> None:
-    style = ConvStyle(causal, "none", pad_mode)  # type: ignore[arg-type]
+    style = ConvConfig(causal, "none", pad_mode)  # type: ignore[arg-type]
     conv = Conv1d(2, 3, kernel=kernel, stride=stride, dilation=dilation, style=style)
     for t in range(1, 30):
         assert conv(torch.randn(1, 2, t)).shape == (1, 3, math.ceil(t / stride))
@@ -24,8 +33,8 @@ def test_every_length_gives_full_frames(causal: bool, pad_mode: str, kernel: int
 
 def test_short_reflection_sees_zeros_after_the_clip() -> None:
     x = torch.tensor([[[1.0, 2.0]]])
-    assert pad(x, 3, 0, "reflect").tolist() == [[[0.0, 0.0, 2.0, 1.0, 2.0]]]
-    assert pad(x, 1, 1, "reflect").tolist() == [[[2.0, 1.0, 2.0, 1.0]]]
+    assert pad1d(x, 3, 0, "reflect").tolist() == [[[0.0, 0.0, 2.0, 1.0, 2.0]]]
+    assert pad1d(x, 1, 1, "reflect").tolist() == [[[2.0, 1.0, 2.0, 1.0]]]
 
 
 def test_causal_convolution_is_a_left_padded_one() -> None:
@@ -46,7 +55,7 @@ def test_causal_convolution_looks_at_no_later_sample() -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_transposed_convolution_gives_stride_samples_a_frame(causal: bool) -> None:
-    style = ConvStyle(causal, "none", "constant")
+    style = ConvConfig(causal, "none", "constant")
     conv = ConvTranspose1d(2, 3, kernel=10, stride=5, style=style)
     x = torch.randn(2, 2, 7)
     whole = F.conv_transpose1d(x, conv.conv.weight, conv.conv.bias, stride=5)
@@ -58,7 +67,7 @@ def test_transposed_convolution_gives_stride_samples_a_frame(causal: bool) -> No
 @pytest.mark.parametrize("norm", ["weight_norm", "none"])
 def test_chunks_of_a_stream_equal_the_whole(pad_mode: str, norm: str) -> None:
     torch.manual_seed(0)
-    style = ConvStyle(True, norm, pad_mode)  # type: ignore[arg-type]
+    style = ConvConfig(True, norm, pad_mode)  # type: ignore[arg-type]
     layers: list[nn.Module] = [
         Conv1d(3, 4, kernel=7, dilation=2, style=style),
         ConvTranspose1d(4, 4, kernel=6, stride=3, style=style),
@@ -68,7 +77,7 @@ def test_chunks_of_a_stream_equal_the_whole(pad_mode: str, norm: str) -> None:
     for layer in layers:
         nn.init.normal_(getattr(layer, "conv", nn.Linear(1, 1)).bias)  # a bias counted twice would show
     x = torch.randn(2, 3, 41)
-    whole, carried, chunks = x, Carried(), []
+    whole, carried, chunks = x, StreamState(), []
     for layer in layers:
         whole = layer(whole)
     for chunk in x.split([13, 1, 1, 2, 9, 15], -1):
@@ -80,7 +89,7 @@ def test_chunks_of_a_stream_equal_the_whole(pad_mode: str, norm: str) -> None:
 
 def test_group_norm_is_over_channels_and_time() -> None:
     for causal in (False, True):  # the padding alone is causal then
-        conv = Conv1d(2, 4, kernel=3, style=ConvStyle(causal, norm="time_group_norm"))
+        conv = Conv1d(2, 4, kernel=3, style=ConvConfig(causal, norm="time_group_norm"))
         y = conv(torch.randn(3, 2, 50) * 7.0 + 3.0)
         torch.testing.assert_close(y.mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0.0)
         torch.testing.assert_close(y.var((1, 2), correction=0), torch.ones(3), atol=1e-3, rtol=0.0)
@@ -106,12 +115,12 @@ def test_time_group_norm_is_torchs_and_takes_a_single_value() -> None:
 
 def test_what_is_folded_is_the_same_without_the_norm() -> None:
     torch.manual_seed(0)
-    style = ConvStyle(causal=True)
+    style = ConvConfig(causal=True)
     layers = nn.Sequential(
         Conv1d(3, 4, kernel=5, dilation=2, style=style), ConvTranspose1d(4, 2, kernel=6, stride=3, style=style),
         Conv1d(2, 2, kernel=1, style=CAUSAL), ResidualLSTM(2, 1),
     )  # fmt: skip
-    twin, x = folded(layers), torch.randn(2, 3, 20)
+    twin, x = without_weight_norm(layers), torch.randn(2, 3, 20)
     torch.testing.assert_close(twin(x), layers(x))
     assert not any("parametrizations" in name for name, _ in twin.named_parameters())
     assert sum("parametrizations" in name for name, _ in layers.named_parameters()) == 4, "the module itself is left as it is"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from cadenza.nn.discriminators import MultiScaleStft
+from cadenza.nn.discriminators import MultiScaleSTFTDiscriminator
 
 
 @pytest.mark.parametrize("samples", [1, 200, 3000])
 def test_features_halve_in_frequency_at_each_stride(samples: int) -> None:
-    critic = MultiScaleStft(2, n_ffts=(256, 64), filters=3)
+    critic = MultiScaleSTFTDiscriminator(2, n_ffts=(256, 64), filters=3)
     for n_fft, opinion in zip((256, 64), critic(torch.randn(2, 2, samples)), strict=True):
         frames = (max(samples, n_fft) - n_fft) // (n_fft // 4) + 1
         bins = n_fft // 2 + 1

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.espeak import phonemes
+from cadenza.nn.phonemize import phonemize
 
 
 def alone(text: str, language: str) -> str:
@@ -28,14 +28,14 @@ def test_many_texts_in_one_call_are_each_text_alone(language: str, texts: list[s
     expected = [alone(text, language) for text in texts]
     calls, run = [], subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *said, **how: calls.append(said) or run(*said, **how))
-    assert phonemes(["", *texts, "...", texts[0]], language) == ["", *expected, "", expected[0]]
+    assert phonemize(["", *texts, "...", texts[0]], language) == ["", *expected, "", expected[0]]
     assert len(calls) == 1
-    assert phonemes(["", " \n ", "?!"], language) == ["", "", ""] and len(calls) == 1
+    assert phonemize(["", " \n ", "?!"], language) == ["", "", ""] and len(calls) == 1
 
 
 def test_marks_stay_where_clauses_end() -> None:
     hello, friend, pi = (alone(text, "en-us") for text in ("hello", "friend", "3.14"))
-    assert phonemes(["hello, friend!", "hello\nfriend", "3.14; hello...", "hello？friend。"], "en-us") == [
+    assert phonemize(["hello, friend!", "hello\nfriend", "3.14; hello...", "hello？friend。"], "en-us") == [
         f"{hello} , {friend} !",
         f"{hello} \n {friend}",
         f"{pi} ; {hello} .",
@@ -45,23 +45,23 @@ def test_marks_stay_where_clauses_end() -> None:
 
 def test_no_text_is_a_command() -> None:
     """Neither markup of phonemes nor options nor what stands between clauses can be given in a text."""
-    one, other = phonemes(["[[ptptptpt]]", "-v de hello"], "en-us")
+    one, other = phonemize(["[[ptptptpt]]", "-v de hello"], "en-us")
     assert one and "ptptptpt" not in one.replace(" ", "")
     assert other.endswith(alone("hello", "en-us"))
-    assert phonemes(["hel\x00lo\x07"], "en-us") == [alone("hel lo", "en-us")]
+    assert phonemize(["hel\x00lo\x07"], "en-us") == [alone("hel lo", "en-us")]
 
 
 def test_a_text_of_any_length_is_read_to_its_end() -> None:
     """The program cuts lines of a thousand bytes wherever that is, so it is given shorter ones."""
-    words = phonemes(["piano " * 700, "пиано " * 300, "a" * 1500], "en-us")
+    words = phonemize(["piano " * 700, "пиано " * 300, "a" * 1500], "en-us")
     assert words[0].split() == alone("piano", "en-us").split() * 700
     assert len(words[1].split()) >= 300 and words[2]
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="espeak-ng does not read the language 'tlh-q'"):
-        phonemes(["hello"], "tlh-q")
+        phonemize(["hello"], "tlh-q")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(CheckpointError, match="needs the program espeak-ng, which is not installed: apt-get install espeak-ng"):
-        phonemes(["hello"], "en-us")
-    assert phonemes([""], "en-us") == [""]
+        phonemize(["hello"], "en-us")
+    assert phonemize([""], "en-us") == [""]

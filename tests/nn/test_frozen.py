@@ -4,38 +4,38 @@ import pytest
 import torch
 from torch import nn
 
-from cadenza.core import weights
+from cadenza.core import checkpoint
+from cadenza.core.checkpoint import LazyTensor
 from cadenza.core.errors import CheckpointError
-from cadenza.core.weights import Record
-from cadenza.nn.frozen import fill
-from cadenza.nn.quantized import QuantizedLinear
-from cadenza.nn.t5 import Sizes, T5Encoder
-from cadenza.nn.unfilled import unfilled
+from cadenza.nn.frozen import load_weights_streaming
+from cadenza.nn.meta_init import init_empty_weights
+from cadenza.nn.t5 import T5Config, T5Encoder
+from cadenza.nn.weight_quantization import QuantizedLinear
 
-SIZES = Sizes(vocabulary=2000, width=36, hidden=150, depth=2, heads=3, head=10)
+SIZES = T5Config(vocabulary=2000, width=36, hidden=150, depth=2, heads=3, head=10)
 
 
-def stored() -> tuple[T5Encoder, dict[str, Record], list[int]]:
+def stored() -> tuple[T5Encoder, dict[str, LazyTensor], list[int]]:
     """A network, what is stored of it, and a list of the bytes that are read of that at a time."""
     torch.manual_seed(0)
     network, read = T5Encoder(SIZES).requires_grad_(False), []
 
-    def record(x: torch.Tensor) -> Record:
+    def record(x: torch.Tensor) -> LazyTensor:
         def rows(a: int, b: int) -> torch.Tensor:
             read.append(x[a:b].nbytes)
             return x[a:b].clone()
 
-        return Record(tuple(x.shape), x.dtype, rows)
+        return LazyTensor(tuple(x.shape), x.dtype, rows)
 
     return network, {name: record(x) for name, x in network.state_dict().items()}, read
 
 
 def test_the_whole_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "PIECE", 1000)
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 1000)
     network, records, read = stored()
-    with unfilled():
+    with init_empty_weights():
         made = T5Encoder(SIZES).to(torch.bfloat16)
-    fill(made, records, source="it")
+    load_weights_streaming(made, records, source="it")
     for name, x in network.state_dict().items():
         assert torch.equal(made.state_dict()[name], x.bfloat16()), name
     assert max(read) <= 36 * 150 * 4, "no more than 64 rows at a time"
@@ -43,16 +43,16 @@ def test_the_whole_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_narrow_layers_are_those_of_the_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "PIECE", 1000)
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 1000)
     network, records, _ = stored()
-    with unfilled():
+    with init_empty_weights():
         made = T5Encoder(SIZES)
-    fill(made, records, source="it", narrow=("embed_tokens.weight",))
+    load_weights_streaming(made, records, source="it", narrow=("embed_tokens.weight",))
     layers = {name: part for name, part in network.named_modules() if isinstance(part, nn.Linear)}
     assert len(layers) == 12
     for name, part in layers.items():
         other = made.get_submodule(name)
-        whole = QuantizedLinear.of(part, "int8")
+        whole = QuantizedLinear.from_linear(part, "int8")
         assert isinstance(other, QuantizedLinear) and torch.equal(other.packed, whole.packed)
         assert torch.equal(other.scale, whole.scale)
     assert torch.equal(made.embed_tokens.weight, network.embed_tokens.weight.bfloat16())
@@ -65,21 +65,21 @@ def test_narrow_layers_are_those_of_the_whole_weights(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("narrow", [None, ("embed_tokens.weight",)])
 def test_weights_that_do_not_belong_are_named(narrow: tuple[str, ...] | None) -> None:
-    def filled(change: dict[str, Record | None]) -> None:
+    def filled(change: dict[str, LazyTensor | None]) -> None:
         _, records, _ = stored()
-        with unfilled():
+        with init_empty_weights():
             made = T5Encoder(SIZES)
         kept = {name: record for name, record in {**records, **change}.items() if record is not None}
-        fill(made, kept, source="it", narrow=narrow)
+        load_weights_streaming(made, kept, source="it", narrow=narrow)
 
     wide = torch.ones(150, 36)
     wide[140, 3] = torch.nan
     name = "block.1.layer.1.DenseReluDense.wi.weight"
-    with pytest.raises(CheckpointError, match=rf"'it': 1 weights are not finite \({name}\)"):
-        filled({name: Record.of(wide)})
-    with pytest.raises(CheckpointError, match=rf"1 missing \['{name}'\]"):
+    with pytest.raises(CheckpointError, match=rf"it: 1 weight is not finite \(NaN or infinite\): {name}"):
+        filled({name: LazyTensor.from_tensor(wide)})
+    with pytest.raises(CheckpointError, match=rf"1 missing: {name}"):
         filled({name: None})
-    with pytest.raises(CheckpointError, match=rf"1 misshapen \['{name} is \(36, 150\) instead of \(150, 36\)"):
-        filled({name: Record.of(wide.T)})
-    with pytest.raises(CheckpointError, match=r"1 unknown \['more'\]"):
-        filled({"more": Record.of(wide)})
+    with pytest.raises(CheckpointError, match=rf"1 misshapen: {name} is \[36, 150\] instead of \[150, 36\]"):
+        filled({name: LazyTensor.from_tensor(wide.T)})
+    with pytest.raises(CheckpointError, match=r"1 unknown: more"):
+        filled({"more": LazyTensor.from_tensor(wide)})

@@ -14,8 +14,8 @@ import torch
 from tape import TapeRecorder
 from torch import Tensor, nn
 
-from cadenza.nn import graphs
-from cadenza.nn.graphs import Graphs, Recorder, recorder_for
+from cadenza.nn import cuda_graphs
+from cadenza.nn.cuda_graphs import GraphCache, GraphCapturer, capturer_for
 
 
 @dataclass
@@ -27,11 +27,11 @@ class Count:
     by: float = 1.0
 
 
-class Unable(Recorder):
-    def warm(self, run: Callable[[], Any]) -> None:
+class Unable(GraphCapturer):
+    def warmup(self, run: Callable[[], Any]) -> None:
         run()
 
-    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         raise RuntimeError("operation not permitted\nat a place in C++")
 
 
@@ -50,8 +50,8 @@ def adding(state: Count) -> Callable[[], None]:
     return run
 
 
-def begun(made: Graphs, state: Count) -> Any:
-    recorded = made.begin(state, MODULE)
+def begun(made: GraphCache, state: Count) -> Any:
+    recorded = made.acquire(state, MODULE)
     assert recorded is not None
     return recorded
 
@@ -59,30 +59,30 @@ def begun(made: Graphs, state: Count) -> Any:
 def test_runs_are_done_as_often_as_asked_recorded_or_not() -> None:
     """The sum of 0 to n - 1, in pieces and under two keys; a single run of a key is not worth a recording."""
     tape = TapeRecorder()
-    made = Graphs(lambda _: tape)
+    made = GraphCache(lambda _: tape)
     recorded = begun(made, count())
     for times, key in ((4, "a"), (1, "b"), (5, "a"), (1, "b"), (0, "c")):
-        recorded.repeat(adding(recorded.state), times, key=key)
+        recorded.run(adding(recorded.state), times, key=key)
     assert recorded.state.total.tolist() == [sum(range(11))] * 3
     assert len(tape.tapes) == 1 and tape.replayed == 8
 
 
 def test_what_cannot_be_recorded_is_done_one_by_one_and_said_once() -> None:
-    recorded = begun(Graphs(lambda _: Unable()), count())
+    recorded = begun(GraphCache(lambda _: Unable()), count())
     with pytest.warns(UserWarning, match=r"one by one.*\(operation not permitted\)$") as seen:
         for key in "aab":
-            recorded.repeat(adding(recorded.state), 3, key=key)
+            recorded.run(adding(recorded.state), 3, key=key)
     assert len(seen) == 1 and recorded.state.total.tolist() == [sum(range(9))] * 3
 
 
 def test_the_next_of_the_same_shape_is_replayed_with_its_own_numbers() -> None:
     tapes: list[TapeRecorder] = []
 
-    def recorder(_: torch.device) -> Recorder:
+    def recorder(_: torch.device) -> GraphCapturer:
         tapes.append(TapeRecorder())
         return tapes[-1]
 
-    made = Graphs(recorder)
+    made = GraphCache(recorder)
     for first, state, recordings in (
         (0.0, count(0.0), 1),
         (7.0, count(7.0), 1),  # served by what was kept
@@ -90,65 +90,65 @@ def test_the_next_of_the_same_shape_is_replayed_with_its_own_numbers() -> None:
         (0.0, count(0.0, size=5, by=2.0), 3),  # another number in what was recorded
     ):
         recorded = begun(made, state)
-        recorded.repeat(adding(recorded.state), 4, key=0)
+        recorded.run(adding(recorded.state), 4, key=0)
         assert recorded.state.total.tolist() == [first + 6 * state.by] * len(state.total)
         assert sum(len(tape.tapes) for tape in tapes) == recordings
-        made.keep(recorded)
+        made.release(recorded)
 
 
 def test_moved_weights_are_recorded_anew() -> None:
     tape, module = TapeRecorder(), nn.Linear(2, 2)
-    made = Graphs(lambda _: tape)
+    made = GraphCache(lambda _: tape)
     for _ in range(2):
-        recorded = made.begin(count(), module)
+        recorded = made.acquire(count(), module)
         assert recorded is not None
-        recorded.repeat(adding(recorded.state), 2, key=0)
-        made.keep(recorded)
+        recorded.run(adding(recorded.state), 2, key=0)
+        made.release(recorded)
         module.weight = nn.Parameter(module.weight.detach().clone())
     assert len(tape.tapes) == 2
 
 
 def test_two_at_once_have_their_own() -> None:
-    made = Graphs(lambda _: TapeRecorder())
-    made.keep(begun(made, count()))
+    made = GraphCache(lambda _: TapeRecorder())
+    made.release(begun(made, count()))
     one, other = begun(made, count()), begun(made, count())
     assert one.state.total is not other.state.total
 
 
 def test_nothing_is_kept_that_is_large_or_was_given_up_or_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Graphs(lambda _: TapeRecorder())
+    made = GraphCache(lambda _: TapeRecorder())
 
     def alive(then: Callable[[Any], None]) -> bool:
         recorded = begun(made, count())
-        recorded.repeat(adding(recorded.state), 3, key=0)
+        recorded.run(adding(recorded.state), 3, key=0)
         reference = weakref.ref(recorded.state.total)
         then(recorded)
         del recorded
         gc.collect()
         return reference() is not None
 
-    assert alive(made.keep)
+    assert alive(made.release)
     made.clear()
     assert not alive(lambda _: None)
-    assert alive(made.keep)
-    assert not alive(lambda recorded: (made.keep(recorded), made.clear()) and None)
-    monkeypatch.setattr(graphs, "LIMIT", 10)
-    assert not alive(made.keep)
+    assert alive(made.release)
+    assert not alive(lambda recorded: (made.release(recorded), made.clear()) and None)
+    monkeypatch.setattr(cuda_graphs, "LIMIT", 10)
+    assert not alive(made.release)
 
 
 def test_copies_of_a_model_record_their_own() -> None:
-    made = Graphs()
-    made.keep(begun(Graphs(lambda _: TapeRecorder()), count()))
+    made = GraphCache()
+    made.release(begun(GraphCache(lambda _: TapeRecorder()), count()))
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert other._kept is None and made._kept is not None
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:
-    assert recorder_for(torch.device("cpu")) is None and recorder_for(torch.device("mps")) is None
-    assert Graphs().begin(count(), MODULE) is None and not Graphs().here(MODULE)
+    assert capturer_for(torch.device("cpu")) is None and capturer_for(torch.device("mps")) is None
+    assert GraphCache().acquire(count(), MODULE) is None and not GraphCache().is_supported(MODULE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Graphs().clear()
+        GraphCache().clear()
 
 
 def test_cuda_graphs_share_a_stream_and_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +191,10 @@ def test_cuda_graphs_share_a_stream_and_a_pool(monkeypatch: pytest.MonkeyPatch) 
     for name, fake in {"stream": Within, "graph": Within, "CUDAGraph": Graph}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
-    monkeypatch.setattr(graphs, "_beside", lambda _: Stream("beside"))
-    recorded = begun(Graphs(lambda _: recorder_for(torch.device("cuda", 0))), count())
+    monkeypatch.setattr(cuda_graphs, "_beside", lambda _: Stream("beside"))
+    recorded = begun(GraphCache(lambda _: capturer_for(torch.device("cuda", 0))), count())
     for key in "ab":
-        recorded.repeat(lambda: done.append("run"), 3, key=key)
+        recorded.run(lambda: done.append("run"), 3, key=key)
     warm = ["beside waits for here", "on beside", "run", "end", "here waits for beside"]
     assert done[:12] == [*warm, "on here", "graph 1, None, beside, thread_local", "run", "end", "end", *["replay graph 1"] * 2]
     assert done[12:] == [

@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from cadenza.nn.conv import ConvStyle
-from cadenza.nn.lookahead import Lookahead, Reach
-from cadenza.nn.seanet import Decoder, Seanet
+from cadenza.nn.conv import ConvConfig
+from cadenza.nn.seanet import Decoder, SeanetConfig
+from cadenza.nn.streaming import LookaheadStream, ReceptiveField
 
 
-def shape(**changes: object) -> Seanet:
+def shape(**changes: object) -> SeanetConfig:
     fields = {"channels": 1, "dimension": 3, "strides": (4, 3), "widths": (4, 6, 8), "residual_layers": (2, 1), "kernel": 5}
-    return Seanet(**(fields | changes))  # type: ignore[arg-type]
+    return SeanetConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"residual_layers": (4, 0), "last_kernel": 3}, {"strides": (1, 2), "kernel": 8}])
 def test_no_sample_depends_on_a_frame_out_of_reach(causal: bool, changes: dict) -> None:
     torch.manual_seed(0)
-    form = shape(style=ConvStyle(causal=causal, pad_mode="constant"), **changes)
+    form = shape(style=ConvConfig(causal=causal, pad_mode="constant"), **changes)
     decoder, hop = Decoder(form).eval().double(), form.strides[0] * form.strides[1]
-    reach = Reach.of(form)
+    reach = ReceptiveField.of(form)
     far = reach.before + reach.after
     z = torch.randn(1, 3, 41, dtype=torch.double)
     disturbed = z.clone()
@@ -32,12 +32,12 @@ def test_no_sample_depends_on_a_frame_out_of_reach(causal: bool, changes: dict) 
 
 def test_pieces_of_a_stream_are_the_whole() -> None:
     torch.manual_seed(0)
-    form = shape(style=ConvStyle(pad_mode="reflect"), lstm_layers=2)
+    form = shape(style=ConvConfig(pad_mode="reflect"), lstm_layers=2)
     decoder = Decoder(form).eval()
     z = torch.randn(2, 3, 30)
-    stream = Lookahead(decoder, form)
+    stream = LookaheadStream(decoder, form)
     with torch.no_grad():
-        pieces = [stream.push(part, [part.shape[-1]] * 2) for part in z.split([1, 9, 0, 20], -1)] + [stream.finish()]
+        pieces = [stream.push(part, [part.shape[-1]] * 2) for part in z.split([1, 9, 0, 20], -1)] + [stream.flush()]
         for clip, whole in enumerate(decoder(z)):
             torch.testing.assert_close(torch.cat([piece[clip] for piece in pieces if clip in piece], -1), whole)
     assert stream.push(z[..., :0], [0, 0]) == {}

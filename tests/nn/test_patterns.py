@@ -18,10 +18,10 @@ from cadenza.nn.patterns import (
     PatternSpec,
     Unroll,
     build_sequence,
-    revert,
+    pad_frame_tables,
+    pad_step_tables,
     revert_logits,
-    stack_frames,
-    stack_steps,
+    revert_sequence,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "patterns.json"
@@ -56,7 +56,7 @@ def agrees(entry: dict[str, Any]) -> None:
     rows, frames, special = entry["n_q"], entry["T"], entry["special"]
     pattern = rule(entry).pattern(rows, frames)
     assert [[list(code) for code in step] for step in pattern.steps] == entry["layout"]
-    assert pattern.tail == max(0, entry["max_delay"])
+    assert pattern.delay_steps == max(0, entry["max_delay"])
     assert pattern.starts_empty == entry["starts_with_special_token"]
     assert [pattern.first_step(frame) for frame in range(frames)] == entry["first_step_with_timestep"]
     ids = 1000 + 100 * torch.arange(rows)[:, None] + torch.arange(frames)
@@ -64,7 +64,7 @@ def agrees(entry: dict[str, Any]) -> None:
         want = {key: torch.tensor(value) for key, value in entry[name].items()}
         sequence, mask = build_sequence(pattern, ids[None], special, steps=steps)
         assert torch.equal(sequence[0], want["sequence"]) and torch.equal(mask.long(), want["mask"])
-        back, mask = revert(pattern, sequence, special)
+        back, mask = revert_sequence(pattern, sequence, special)
         assert torch.equal(back[0], want["reverted"]) and torch.equal(mask.long(), want["reverted_mask"])
         numbers = torch.arange(sequence[0].numel()).view(1, *sequence[0].shape, 1).float()
         logits, mask = revert_logits(pattern, numbers, fill=-1)
@@ -96,7 +96,7 @@ def test_each_code_is_written_once_and_found_again(spec: Any, frames: int) -> No
     ids = torch.randint(1024, (3, 4, frames), generator=torch.Generator().manual_seed(0))
     sequence, mask = build_sequence(pattern, ids, 1024)
     assert mask.sum() == 4 * frames and (sequence == 1024).sum() == 3 * (~mask).sum()
-    back, found = revert(pattern, sequence, 1024)
+    back, found = revert_sequence(pattern, sequence, 1024)
     assert found.all() and torch.equal(back, ids)
 
 
@@ -104,12 +104,12 @@ def test_each_code_is_written_once_and_found_again(spec: Any, frames: int) -> No
 @pytest.mark.parametrize("frames", [1, 7, 40])
 def test_codes_come_in_order(spec: Any, frames: int) -> None:
     """A codebook's codes by frame; a frame's by codebook, unless delays say otherwise."""
-    step = spec.pattern(4, frames).step
+    step = spec.pattern(4, frames).step_of_frame
     assert (step >= 0).all() and (step.diff(dim=1) > 0).all()
     delays = list(getattr(spec, "delays", None) or ())
     if delays == sorted(delays):
         assert (step.diff(dim=0) >= 0).all()
-    if not spec.grows:  # what is coarse is whole before what is fine begins
+    if not spec.prefix_stable:  # what is coarse is whole before what is fine begins
         assert step[0].max() < step[-1].min()
 
 
@@ -117,29 +117,29 @@ def test_where_each_code_stands() -> None:
     """The rules in closed form: the step of a code from its frame t and codebook k."""
     t, k = torch.arange(7), torch.arange(4)[:, None]
     delays = torch.tensor([0, 0, 1, 1])[:, None]
-    assert torch.equal(Parallel().pattern(4, 7).step, (1 + t).expand(4, -1))
-    assert torch.equal(Parallel(empty_initial=-1).pattern(4, 7).step, t.expand(4, -1))
-    assert torch.equal(Delay(delays=(0, 0, 1, 1), empty_initial=2).pattern(4, 7).step, 3 + t + delays)
+    assert torch.equal(Parallel().pattern(4, 7).step_of_frame, (1 + t).expand(4, -1))
+    assert torch.equal(Parallel(empty_initial=-1).pattern(4, 7).step_of_frame, t.expand(4, -1))
+    assert torch.equal(Delay(delays=(0, 0, 1, 1), empty_initial=2).pattern(4, 7).step_of_frame, 3 + t + delays)
     flat = torch.where(t < 2, 1 + 4 * t + k, 9 + t - 2 + k)
-    assert torch.equal(Delay(flatten_first=2).pattern(4, 7).step, flat)
-    assert torch.equal(Unroll().pattern(4, 7).step, 1 + 4 * t + k)
-    assert torch.equal(CoarseFirst().pattern(4, 7).step, 1 + t + 7 * (k > 0))
-    assert torch.equal(MusicLM().pattern(4, 7).step, 1 + 2 * t + k % 2 + 14 * (k // 2))
+    assert torch.equal(Delay(flatten_first=2).pattern(4, 7).step_of_frame, flat)
+    assert torch.equal(Unroll().pattern(4, 7).step_of_frame, 1 + 4 * t + k)
+    assert torch.equal(CoarseFirst().pattern(4, 7).step_of_frame, 1 + t + 7 * (k > 0))
+    assert torch.equal(MusicLM().pattern(4, 7).step_of_frame, 1 + 2 * t + k % 2 + 14 * (k // 2))
 
 
 @pytest.mark.parametrize("spec", RULES, ids=repr)
 def test_a_growing_pattern_begins_like_a_shorter_one(spec: Any) -> None:
-    long, short = spec.pattern(4, 9).frame, spec.pattern(4, 5).frame
+    long, short = spec.pattern(4, 9).frame_at_step, spec.pattern(4, 5).frame_at_step
     n = short.shape[1]
     same = torch.equal(torch.where(long[:, :n] < 5, long[:, :n], -1), torch.where(short < 5, short, -1))
-    assert same == spec.grows
+    assert same == spec.prefix_stable
 
 
 @pytest.mark.parametrize("spec", RULES, ids=repr)
 def test_complete_counts_whole_frames(spec: Any) -> None:
     pattern = spec.pattern(4, 5)
     written: set[tuple[int, int]] = set()
-    for step, count in zip(pattern.steps, pattern.complete(), strict=True):
+    for step, count in zip(pattern.steps, pattern.complete_frames_after(), strict=True):
         written |= set(step)
         whole = [all((frame, row) in written for row in range(4)) for frame in range(5)] + [False]
         assert count == whole.index(False)
@@ -147,8 +147,8 @@ def test_complete_counts_whole_frames(spec: Any) -> None:
 
 def test_stacked_tables_are_padded() -> None:
     patterns = [Delay().pattern(2, 3), Delay().pattern(2, 1)]
-    assert stack_frames(patterns).tolist()[1] == [[-1, 0, 1, -1, -1], [-1, -1, 0, -1, -1]]
-    assert stack_steps(patterns).tolist() == [[[1, 2, 3], [2, 3, 4]], [[1, -1, -1], [2, -1, -1]]]
+    assert pad_frame_tables(patterns).tolist()[1] == [[-1, 0, 1, -1, -1], [-1, -1, 0, -1, -1]]
+    assert pad_step_tables(patterns).tolist() == [[[1, 2, 3], [2, 3, 4]], [[1, -1, -1], [2, -1, -1]]]
 
 
 def test_misfits_name_the_mend() -> None:
@@ -159,7 +159,7 @@ def test_misfits_name_the_mend() -> None:
     with pytest.raises(ValueError, match="made for 4 frames, the codes have 5"):
         build_sequence(Delay().pattern(2, 4), torch.zeros(1, 2, 5, dtype=torch.long), 9)
     with pytest.raises(ValueError, match="has 2 codebooks, the tensor 3"):
-        revert(Delay().pattern(2, 4), torch.zeros(1, 3, 5, dtype=torch.long), 9)
+        revert_sequence(Delay().pattern(2, 4), torch.zeros(1, 3, 5, dtype=torch.long), 9)
     with pytest.raises(ValueError, match="twice"):
         Pattern(1, 2, ((), ((0, 0), (1, 0))))
     with pytest.raises(ValueError, match="goes back"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from cadenza.nn.quantize import Codebook, ResidualQuantizer
+from cadenza.nn.vector_quantize import Codebook, ResidualVectorQuantizer
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -20,7 +20,7 @@ def test_nearest_is_by_euclidean_distance() -> None:
 
 
 def test_each_level_quantises_what_the_ones_before_left() -> None:
-    quantizer, z = ResidualQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7)
+    quantizer, z = ResidualVectorQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7)
     codes = quantizer.encode(z)
     left = z.transpose(1, 2)
     for k, level in enumerate(quantizer.levels):
@@ -32,7 +32,7 @@ def test_each_level_quantises_what_the_ones_before_left() -> None:
 
 
 def test_gradient_passes_straight_through() -> None:
-    quantizer, z = ResidualQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7, requires_grad=True)
+    quantizer, z = ResidualVectorQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7, requires_grad=True)
     made = quantizer(z)
     torch.testing.assert_close(made.latents, quantizer.decode(made.codes))
     weight = torch.randn_like(z)
@@ -41,7 +41,7 @@ def test_gradient_passes_straight_through() -> None:
 
 
 def test_commitment_pulls_the_latents_to_their_entries_at_every_level() -> None:
-    quantizer, z = ResidualQuantizer(5, codebooks=2, bins=11), torch.randn(2, 5, 7, requires_grad=True)
+    quantizer, z = ResidualVectorQuantizer(5, codebooks=2, bins=11), torch.randn(2, 5, 7, requires_grad=True)
     made = quantizer(z)
     left = [z.detach() - quantizer.decode(made.codes[:, :k]) if k else z.detach() for k in range(3)]
     expected = (left[1].square().mean() + left[2].square().mean()) / 2
@@ -51,13 +51,13 @@ def test_commitment_pulls_the_latents_to_their_entries_at_every_level() -> None:
 
 
 def test_fewer_levels_are_the_first_ones() -> None:
-    quantizer, z = ResidualQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7)
+    quantizer, z = ResidualVectorQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7)
     made = quantizer(z, levels=2)
     assert torch.equal(made.codes, quantizer.encode(z)[:, :2])
 
 
 def test_nothing_is_learnt_without_rng() -> None:
-    quantizer = ResidualQuantizer(5, codebooks=2, bins=11).train()
+    quantizer = ResidualVectorQuantizer(5, codebooks=2, bins=11).train()
     before = {name: x.clone() for name, x in quantizer.state_dict().items()}
     quantizer(torch.randn(2, 5, 7))
     assert all(torch.equal(before[name], x) for name, x in quantizer.state_dict().items())
@@ -73,7 +73,7 @@ def test_codebook_is_the_running_average_of_its_inputs() -> None:
     for _ in range(20):
         x = book.embed[torch.randint(3, (40,), generator=draw)] + torch.randn(40, 2, generator=draw)
         ids = book.nearest(x)
-        book.learn(x, ids, rng())
+        book.ema_update(x, ids, rng())
         for j in range(3):
             mine = x[ids == j].double()
             usage[j] = 0.9 * usage[j] + 0.1 * len(mine) / 40
@@ -92,7 +92,7 @@ def test_a_replaced_entry_stays_and_is_used() -> None:
     draw = rng(2)
     for _ in range(60):
         x = torch.randn(64, 2, generator=draw)
-        book.learn(x, book.nearest(x), draw)
+        book.ema_update(x, book.nearest(x), draw)
     assert book.embed.abs().max() < 5.0
     x = torch.randn(4000, 2, generator=draw)
     assert (torch.bincount(book.nearest(x), minlength=8) > 40).all()
@@ -104,7 +104,7 @@ def test_a_replaced_entry_is_a_vector_of_the_batch() -> None:
     book.usage.copy_(torch.tensor([0.97, 0.01, 0.01, 0.01]))
     book.total.copy_(book.embed * book.usage[:, None])
     x = torch.randn(30, 2)
-    book.learn(x, book.nearest(x), rng())
+    book.ema_update(x, book.nearest(x), rng())
     assert all(torch.isclose(x, book.embed[j], atol=1e-5).all(-1).any() for j in (1, 2, 3))
 
 
@@ -117,7 +117,7 @@ def clusters(count: int, dim: int, spread: float, seed: int) -> tuple[Tensor, Te
 def test_k_means_explains_what_is_clustered() -> None:
     _, x = clusters(6, 4, 0.1, 3)
     book = Codebook(24, 4)
-    book.fit(x, rng())
+    book.kmeans_init(x, rng())
     error = (x - book(book.nearest(x))).square().sum(-1).mean()
     assert error < 0.05 * x.var(0).sum()
     assert (torch.bincount(book.nearest(x), minlength=24) > 0).float().mean() > 0.9
@@ -127,8 +127,8 @@ def test_fit_makes_each_level_from_what_is_left() -> None:
     """Sums of two independent codebooks: one level cannot explain them, two can."""
     a, b = 10.0 * torch.randn(4, 8, generator=rng(4)), torch.randn(4, 8, generator=rng(5))
     x = (a[:, None] + b[None]).flatten(0, 1).repeat(50, 1) + 0.01 * torch.randn(800, 8, generator=rng(6))
-    quantizer = ResidualQuantizer(8, codebooks=2, bins=8)
-    quantizer.fit(x, rng(7))
+    quantizer = ResidualVectorQuantizer(8, codebooks=2, bins=8)
+    quantizer.kmeans_init(x, rng(7))
     z = x.T[None]
     codes = quantizer.encode(z)
     errors = [(quantizer.decode(codes[:, :k]) - z).square().mean() for k in (1, 2)]
@@ -148,7 +148,7 @@ def _taught(rank: int, world: int) -> dict[str, Tensor]:
     for _ in range(5):
         x = torch.randn(60, 4, generator=draw)
         x = x[60 // world * rank : 60 // world * (rank + 1)]
-        book.learn(x, book.nearest(x), picks)
+        book.ema_update(x, book.nearest(x), picks)
     return book.state_dict()
 
 
@@ -165,6 +165,6 @@ def test_two_processes_learn_as_one_with_the_double_batch(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_fewer_latents_than_entries_can_be_fitted(frames: int) -> None:
-    quantizer = ResidualQuantizer(4, codebooks=2, bins=8)
-    quantizer.fit(torch.randn(frames, 4), rng())
+    quantizer = ResidualVectorQuantizer(4, codebooks=2, bins=8)
+    quantizer.kmeans_init(torch.randn(frames, 4), rng())
     assert all(torch.isfinite(x).all() for x in quantizer.state_dict().values())

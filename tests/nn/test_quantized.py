@@ -6,12 +6,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.native import obstacle
-from cadenza.nn.quantized import KINDS, QuantizedLinear, QuantizedLSTM, fit, group_of, kind_of, narrow, quantize
+from cadenza.nn.kernels import cpu_kernel_unavailable_reason
+from cadenza.nn.weight_quantization import (
+    KINDS,
+    QuantizedLinear,
+    QuantizedLSTM,
+    int4_group_size,
+    prepare_for_checkpoint,
+    quantization_of,
+    quantize_linears,
+    quantize_lstms,
+)
 
 
 def test_the_kernel_is_what_is_tested() -> None:
-    assert obstacle() is None
+    assert cpu_kernel_unavailable_reason() is None
 
 
 SHAPES = [(64, 64), (96, 100), (32, 1), (1088, 70)]
@@ -30,16 +39,16 @@ def _linear(inputs: int, outputs: int, *, bias: bool = True, seed: int = 0) -> n
 def test_int8_is_within_half_a_step_of_each_weight(shape: tuple[int, int]) -> None:
     linear = _linear(*shape)
     step = linear.weight.abs().amax(1, keepdim=True) / 127
-    error = (QuantizedLinear.of(linear, "int8").dense() - linear.weight).abs()
+    error = (QuantizedLinear.from_linear(linear, "int8").dequantize() - linear.weight).abs()
     assert (error <= step * 0.501).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int4_is_within_a_step_of_each_weight_but_the_outermost(shape: tuple[int, int]) -> None:
     linear = _linear(*shape)
-    groups = linear.weight.view(shape[1], -1, group_of(shape[0]))
+    groups = linear.weight.view(shape[1], -1, int4_group_size(shape[0]))
     step = (groups.amax(-1) - groups.amin(-1)) / 15
-    error = (QuantizedLinear.of(linear, "int4").dense() - linear.weight).view_as(groups)
+    error = (QuantizedLinear.from_linear(linear, "int4").dequantize() - linear.weight).view_as(groups)
     assert (error.square().mean(-1).sqrt() <= step * 0.35).all()  # sqrt(1/12) = 0.29 steps where nothing is cut
 
 
@@ -51,27 +60,27 @@ def test_weights_that_fit_are_kept_exactly(kind: str) -> None:
     linear.weight.data = numbers / 8 if kind == "int4" else (numbers * 127 // 8).clamp(-127, 127) / 128
     if kind == "int8":
         linear.weight.data[:, 0] = -127 / 128
-    assert torch.equal(QuantizedLinear.of(linear, kind).dense(), linear.weight)
+    assert torch.equal(QuantizedLinear.from_linear(linear, kind).dequantize(), linear.weight)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 9])
 def test_product_is_that_of_the_weights_written_out(kind: str, shape: tuple[int, int], rows: int) -> None:
-    layer = QuantizedLinear.of(_linear(*shape), kind)
+    layer = QuantizedLinear.from_linear(_linear(*shape), kind)
     x = torch.randn(rows, shape[0], generator=torch.Generator().manual_seed(2))
-    wanted = F.linear(x.double(), layer.dense().double(), layer.bias.double())
+    wanted = F.linear(x.double(), layer.dequantize().double(), layer.bias.double())
     assert (layer(x) - wanted).norm() < 1e-4 * wanted.norm()  # inputs have 16 bits
 
 
 def test_an_input_of_zeros_gives_the_bias() -> None:
-    layer = QuantizedLinear.of(_linear(64, 10), "int4")
+    layer = QuantizedLinear.from_linear(_linear(64, 10), "int4")
     assert torch.equal(layer(torch.zeros(2, 64)), layer.bias.expand(2, -1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_the_others(kind: str) -> None:
-    layer = QuantizedLinear.of(_linear(128, 200), kind)
+    layer = QuantizedLinear.from_linear(_linear(128, 200), kind)
     x = torch.randn(7, 128, generator=torch.Generator().manual_seed(3))
     assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
 
@@ -79,34 +88,34 @@ def test_a_row_does_not_depend_on_the_others(kind: str) -> None:
 def test_worst_case_numbers_do_not_overflow() -> None:
     linear = nn.Linear(4096, 64, bias=False)
     linear.weight.data.fill_(1.0)
-    out = QuantizedLinear.of(linear, "int8")(torch.ones(1, 4096))
+    out = QuantizedLinear.from_linear(linear, "int8")(torch.ones(1, 4096))
     assert torch.allclose(out, torch.full_like(out, 4096.0), rtol=1e-4)
 
 
 def test_quantize_and_fit() -> None:
     made = nn.Sequential(_linear(64, 64), nn.GELU(), nn.Sequential(_linear(64, 32, seed=1)), nn.LayerNorm(32))
-    quantize(made, "int4", gently=("2.0",))
+    quantize_linears(made, "int4", gently=("2.0",))
     assert [part.kind for part in made.modules() if isinstance(part, QuantizedLinear)] == ["int4", "int8"]
-    assert kind_of(made) == "int4"
+    assert quantization_of(made) == "int4"
     other = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Sequential(nn.Linear(64, 32)), nn.LayerNorm(32))
-    fit(other, made.state_dict())
+    prepare_for_checkpoint(other, made.state_dict())
     other.load_state_dict(made.state_dict())
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(4))
     assert torch.equal(made(x), other(x))
 
 
 def test_casting_leaves_the_numbers_and_their_scales() -> None:
-    layer = QuantizedLinear.of(_linear(64, 64), "int4")
-    before = layer.dense()
-    assert torch.equal(layer.to(torch.bfloat16).dense(), before)
+    layer = QuantizedLinear.from_linear(_linear(64, 64), "int4")
+    before = layer.dequantize()
+    assert torch.equal(layer.to(torch.bfloat16).dequantize(), before)
     assert layer(torch.ones(1, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(RequestError, match=r"0: int4 needs a number of inputs that 32 or 64 divides.*has 20; use int8"):
-        quantize(nn.Sequential(nn.Linear(20, 8)), "int4")
+        quantize_linears(nn.Sequential(nn.Linear(20, 8)), "int4")
     with pytest.raises(CheckpointError, match="has no linear layer 'b'"):
-        fit(nn.Sequential(nn.Linear(4, 4)), {"b.packed": torch.zeros(1, dtype=torch.int8)})
+        prepare_for_checkpoint(nn.Sequential(nn.Linear(4, 4)), {"b.packed": torch.zeros(1, dtype=torch.int8)})
 
 
 def _lstm() -> nn.LSTM:
@@ -121,12 +130,12 @@ def _lstm() -> nn.LSTM:
 def test_an_lstm_is_that_of_its_weights_written_out(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     wide, x = _lstm(), torch.randn(70, 3, 24, generator=torch.Generator().manual_seed(6))
     made = QuantizedLSTM(wide)
-    for layer, (inward, again) in enumerate(zip(made.inward, made.again, strict=True)):
-        assert (wide.all_weights[layer][0] - inward.dense()).norm() < 0.01 * inward.dense().norm()
-        wide.all_weights[layer][0].copy_(inward.dense())
-        wide.all_weights[layer][1].copy_(again.dense())
+    for layer, (inward, again) in enumerate(zip(made.input_proj, made.recurrent_proj, strict=True)):
+        assert (wide.all_weights[layer][0] - inward.dequantize()).norm() < 0.01 * inward.dequantize().norm()
+        wide.all_weights[layer][0].copy_(inward.dequantize())
+        wide.all_weights[layer][1].copy_(again.dequantize())
     if not compiled:
-        monkeypatch.setattr("cadenza.nn.quantized.obstacle", lambda: "it is not there")
+        monkeypatch.setattr("cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason", lambda: "it is not there")
     wanted, ends = wide(x)
     got, found = made(x)
     torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)
@@ -152,8 +161,8 @@ def test_gates_that_are_far_open_do_not_overflow() -> None:
 
 def test_lstms_are_narrowed_in_place() -> None:
     made, other = (nn.Sequential(_lstm(), _linear(24, 8)) for _ in range(2))
-    narrow(made)
-    narrow(other)
+    quantize_lstms(made)
+    quantize_lstms(other)
     other.load_state_dict(made.state_dict())
     x = torch.randn(4, 1, 24, generator=torch.Generator().manual_seed(8))
     assert torch.equal(made[0](x)[0], other[0](x)[0]) and type(other[1]) is nn.Linear

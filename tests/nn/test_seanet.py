@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from cadenza.nn.conv import Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM
-from cadenza.nn.seanet import Activation, Decoder, Encoder, Residual, Seanet, first_chunk
+from cadenza.nn.conv import Conv1d, ConvConfig, ConvTranspose1d, ResidualLSTM
+from cadenza.nn.seanet import Activation, Decoder, Encoder, ResidualUnit, SeanetConfig, min_first_chunk_frames
 
 
-def shape(**changes: object) -> Seanet:
+def shape(**changes: object) -> SeanetConfig:
     fields = {"channels": 1, "dimension": 6, "strides": (4, 2), "widths": (4, 8, 16), "residual_layers": (1, 1)}
-    return Seanet(**(fields | changes))  # type: ignore[arg-type]
+    return SeanetConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
 def test_layers_stand_at_encodecs_places() -> None:
     released = shape(strides=(8, 5, 4, 2), widths=(2, 4, 8, 16, 32), residual_layers=(1,) * 4, lstm_layers=2)
     encoder, decoder = Encoder(released).layers, Decoder(released).layers
-    kinds = {Residual: [1, 4, 7, 10], Activation: [2, 5, 8, 11, 14], Conv1d: [0, 3, 6, 9, 12, 15], ResidualLSTM: [13]}
+    kinds = {ResidualUnit: [1, 4, 7, 10], Activation: [2, 5, 8, 11, 14], Conv1d: [0, 3, 6, 9, 12, 15], ResidualLSTM: [13]}
     for kind, places in kinds.items():
         assert [i for i, layer in enumerate(encoder) if isinstance(layer, kind)] == places
     assert [layer.stride for layer in encoder if isinstance(layer, Conv1d)] == [1, 2, 4, 5, 8, 1]
-    kinds = {ConvTranspose1d: [3, 6, 9, 12], Residual: [4, 7, 10, 13], Activation: [2, 5, 8, 11, 14], ResidualLSTM: [1]}
+    kinds = {ConvTranspose1d: [3, 6, 9, 12], ResidualUnit: [4, 7, 10, 13], Activation: [2, 5, 8, 11, 14], ResidualLSTM: [1]}
     for kind, places in kinds.items():
         assert [i for i, layer in enumerate(decoder) if isinstance(layer, kind)] == places
     assert [layer.stride for layer in decoder if isinstance(layer, ConvTranspose1d)] == [8, 5, 4, 2]
@@ -27,7 +27,7 @@ def test_layers_stand_at_encodecs_places() -> None:
 
 def test_lists_of_widths_and_residuals_are_per_rate_from_the_wave_inwards() -> None:
     encoder = Encoder(shape(widths=(4, 6, 10), residual_layers=(0, 3))).layers
-    residuals = [layer for layer in encoder if isinstance(layer, Residual)]
+    residuals = [layer for layer in encoder if isinstance(layer, ResidualUnit)]
     assert [layer.block.layers[1].conv.in_channels for layer in residuals] == [6, 6, 6]
     assert [layer.block.layers[1].conv.dilation for layer in residuals] == [(1,), (2,), (4,)]
 
@@ -36,7 +36,7 @@ def test_lists_of_widths_and_residuals_are_per_rate_from_the_wave_inwards() -> N
 def test_first_chunk_is_the_shortest_that_streams(mode: str) -> None:
     """Against trying: with one frame fewer some layer mirrors what it has not yet seen."""
     torch.manual_seed(0)
-    style = ConvStyle(causal=True, pad_mode=mode)  # type: ignore[arg-type]
+    style = ConvConfig(causal=True, pad_mode=mode)  # type: ignore[arg-type]
     for residual_layers, kernel in (((1, 1), 7), ((4, 4), 3)):
         form = shape(style=style, residual_layers=residual_layers, kernel=kernel)
         decoder, z = Decoder(form).eval(), torch.randn(1, 6, 20)
@@ -47,5 +47,5 @@ def test_first_chunk_is_the_shortest_that_streams(mode: str) -> None:
             parts = [decoder(part, carried) for part in z.split([first, 20 - first], -1)]
             return torch.allclose(torch.cat(parts, -1), whole, atol=1e-5)
 
-        need = first_chunk(form)
+        need = min_first_chunk_frames(form)
         assert streams(need) and (need == 1 or not streams(need - 1))

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers.utils import sentencepiece_model_pb2_new as spm
 
-from cadenza.nn.spiece import tokenizer_of
+from cadenza.nn.tokenizers import load_sentencepiece
 
 PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁drum", -3.0), ("s", -2.5), ("d", -4.0), ("rum", -3.5)]
 PIECES += [("▁très", -5.0), ("ü", -6.0)]
@@ -27,7 +27,7 @@ def written(path: Path, *, kind: int = 1) -> Path:
 
 
 def test_pieces_and_scores_are_those_of_the_file(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(written(tmp_path / "spiece.model"))
+    tokenizer = load_sentencepiece(written(tmp_path / "spiece.model"))
     vocabulary = tokenizer.get_vocab()
     assert [vocabulary[piece] for piece, _ in PIECES] == list(range(len(PIECES)))
     assert tokenizer.encode("drums  très\tdrum").ids == [4, 5, 8, 4]
@@ -41,7 +41,7 @@ def test_pieces_and_scores_are_those_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [2, 3, 4])
 def test_other_kinds_are_refused(tmp_path: Path, kind: int) -> None:
     with pytest.raises(ValueError, match="is no unigram model"):
-        tokenizer_of(written(tmp_path / "spiece.model", kind=kind))
+        load_sentencepiece(written(tmp_path / "spiece.model", kind=kind))
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 40, b"\xff" * 40, "short"])
@@ -49,4 +49,4 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | str) -> No
     path = written(tmp_path / "spiece.model")
     path.write_bytes(path.read_bytes()[:-3] if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=r"spiece.model is no (SentencePiece|unigram) model"):
-        tokenizer_of(path)
+        load_sentencepiece(path)

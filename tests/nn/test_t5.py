@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForTextEncoding
 
 from cadenza.core.errors import CheckpointError
-from cadenza.nn.t5 import Sizes, T5Encoder
+from cadenza.nn.t5 import T5Config, T5Encoder
 
 SMALL = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_heads": 4, "num_layers": 3, "vocab_size": 50}
 KINDS: dict[str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ def pair(kind: str = "t5", **fields: Any) -> tuple[Any, T5Encoder]:
     with torch.no_grad():
         for name, x in theirs.named_parameters():
             x.normal_(std=1.0 if "bias" in name else 1.4 / x.shape[-1] ** 0.5)
-    ours = T5Encoder(Sizes.of({"model_type": kind, **SMALL, **fields})).eval()
+    ours = T5Encoder(T5Config.from_dict({"model_type": kind, **SMALL, **fields})).eval()
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 
@@ -60,7 +60,7 @@ def test_where_nothing_may_be_seen_the_first_token_is() -> None:
 
 @pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
 def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str) -> None:
-    ours, theirs = Sizes.of({"model_type": kind}), AutoConfig.for_model(kind)
+    ours, theirs = T5Config.from_dict({"model_type": kind}), AutoConfig.for_model(kind)
     assert (ours.vocabulary, ours.width, ours.hidden) == (theirs.vocab_size, theirs.d_model, theirs.d_ff)
     assert (ours.depth, ours.heads, ours.head) == (theirs.num_layers, theirs.num_heads, theirs.d_kv)
     assert (ours.activation, ours.gated) == (theirs.dense_act_fn, theirs.is_gated_act)
@@ -70,4 +70,4 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str) -> None:
 
 def test_an_unknown_feed_forward_is_named() -> None:
     with pytest.raises(CheckpointError, match="feed_forward_proj: 'gated-tanh' is not known; one of relu, silu, gelu"):
-        Sizes.of({"model_type": "t5", "feed_forward_proj": "gated-tanh"})
+        T5Config.from_dict({"model_type": "t5", "feed_forward_proj": "gated-tanh"})

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cadenza.core.types import Tokens
-from cadenza.nn.attention import CrossAttention, SelfAttention, attend, prefix_mask, step_mask
-from cadenza.nn.positions import rotations
-from cadenza.nn.span import Span
-from cadenza.nn.transformer import Transformer, drop
+from cadenza.core.types import MaskedSequence
+from cadenza.nn.attention import CrossAttention, SelfAttention, attention, decode_step_mask, prefix_causal_mask
+from cadenza.nn.kv_cache import PositionRange
+from cadenza.nn.rope import rotary_table
+from cadenza.nn.transformer import Transformer, dropout
 
 DIM, HEADS = 16, 4
 
@@ -27,9 +27,9 @@ def model(**more: object) -> Transformer:
     return stack
 
 
-def tokens(batch: int, lengths: list[int], width: int = 6) -> Tokens:
+def tokens(batch: int, lengths: list[int], width: int = 6) -> MaskedSequence:
     x = torch.randn(batch, max(lengths), width)
-    return Tokens(x, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+    return MaskedSequence(x, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
 
 
 def test_self_attention_is_torchs() -> None:
@@ -62,7 +62,7 @@ def test_cross_attention_is_torchs_and_dead_rows_are_exactly_zero() -> None:
     )
     x, source = torch.randn(3, 7, DIM), tokens(3, [5, 2, 0], DIM)
     source.x[~source.mask] = torch.nan  # padding can hold anything
-    got = ours(x, ours.read(source))
+    got = ours(x, ours.project_kv(source))
     assert torch.equal(got[2], torch.zeros(7, DIM))
     for row in (0, 1):
         memory = source.x[row : row + 1, : [5, 2][row]]
@@ -74,11 +74,11 @@ def test_attending_to_padding_counts_it() -> None:
     layer = CrossAttention(DIM, HEADS, source=6)
     randomised(layer)
     source = tokens(1, [3])
-    wide = Tokens(torch.cat([source.x, torch.zeros(1, 2, 6)], 1), torch.tensor([[True] * 3 + [False] * 2]))
+    wide = MaskedSequence(torch.cat([source.x, torch.zeros(1, 2, 6)], 1), torch.tensor([[True] * 3 + [False] * 2]))
     x = torch.randn(1, 2, DIM)
-    same = layer(x, layer.read(wide))
-    torch.testing.assert_close(same, layer(x, layer.read(source)))
-    assert (layer(x, layer.read(wide, attend_padding=True)) - same).abs().max() > 1e-3
+    same = layer(x, layer.project_kv(wide))
+    torch.testing.assert_close(same, layer(x, layer.project_kv(source)))
+    assert (layer(x, layer.project_kv(wide, attend_padding=True)) - same).abs().max() > 1e-3
 
 
 def test_a_block_without_source_is_torchs_layer() -> None:
@@ -100,8 +100,8 @@ def test_a_block_without_source_is_torchs_layer() -> None:
 
 def test_no_gradient_flows_from_later_positions() -> None:
     stack, x = model(), torch.randn(1, 8, DIM, requires_grad=True)
-    source = stack.read(tokens(1, [3]))
-    stack(x, rotation=rotations(torch.arange(8)[None], DIM // HEADS), source=source)[:, 4].sum().backward()
+    source = stack.project_cross_kv(tokens(1, [3]))
+    stack(x, rotation=rotary_table(torch.arange(8)[None], DIM // HEADS), source=source)[:, 4].sum().backward()
     assert x.grad is not None
     reached = x.grad.abs().sum((0, 2)) > 0
     assert reached.tolist() == [True] * 5 + [False] * 3
@@ -115,23 +115,30 @@ def test_steps_equal_the_whole(first: int, prefix: bool) -> None:
     valid = torch.ones(3, n, dtype=torch.bool)
     if prefix:
         valid[0, 1] = valid[1, :4] = False
-    rotation = rotations(valid.cumsum(1) - 1, DIM // HEADS)
-    source = stack.read(tokens(3, [4, 1, 0]))
-    want = stack(x, rotation=rotation, mask=prefix_mask(valid), source=source)
+    rotation = rotary_table(valid.cumsum(1) - 1, DIM // HEADS)
+    source = stack.project_cross_kv(tokens(3, [4, 1, 0]))
+    want = stack(x, rotation=rotation, mask=prefix_causal_mask(valid), source=source)
     if not prefix:
         torch.testing.assert_close(stack(x, rotation=rotation, source=source), want, atol=1e-5, rtol=1e-5)
-    cache = stack.cache(3, n)
-    mask = prefix_mask(valid[:, :first]) if prefix else None
+    cache = stack.allocate_kv_cache(3, n)
+    mask = prefix_causal_mask(valid[:, :first]) if prefix else None
     got = [
-        stack(x[:, :first], rotation=rotation.part(Span(0, first)), mask=mask, source=source, cache=cache, span=Span(0, first))
+        stack(
+            x[:, :first],
+            rotation=rotation.slice(PositionRange(0, first)),
+            mask=mask,
+            source=source,
+            cache=cache,
+            span=PositionRange(0, first),
+        )
     ]
     for at in range(first, n):
         mask = valid[:, None, None, : at + 1] if prefix else None
-        here = Span(at, at + 1)
-        got.append(stack(here.of(x, 1), rotation=rotation.part(here), mask=mask, source=source, cache=cache, span=here))
+        here = PositionRange(at, at + 1)
+        got.append(stack(here.gather(x, 1), rotation=rotation.slice(here), mask=mask, source=source, cache=cache, span=here))
     torch.testing.assert_close(torch.cat(got, 1)[valid], want[valid], atol=1e-5, rtol=1e-4)
     with pytest.raises(AssertionError, match="does not fit"):
-        stack(x[:, :1], cache=cache, span=Span(n, n + 1))
+        stack(x[:, :1], cache=cache, span=PositionRange(n, n + 1))
 
 
 def test_padding_of_the_prefix_changes_nothing() -> None:
@@ -139,17 +146,17 @@ def test_padding_of_the_prefix_changes_nothing() -> None:
     x = torch.randn(1, 6, DIM)
     wide = torch.cat([x[:, :2], torch.randn(1, 3, DIM), x[:, 2:]], 1)
     valid = torch.tensor([[True] * 2 + [False] * 3 + [True] * 4])
-    got = stack(wide, rotation=rotations(valid.cumsum(1) - 1, DIM // HEADS), mask=prefix_mask(valid))
-    want = stack(x, rotation=rotations(torch.arange(6)[None], DIM // HEADS))
+    got = stack(wide, rotation=rotary_table(valid.cumsum(1) - 1, DIM // HEADS), mask=prefix_causal_mask(valid))
+    want = stack(x, rotation=rotary_table(torch.arange(6)[None], DIM // HEADS))
     torch.testing.assert_close(got[valid], want[0], atol=1e-5, rtol=1e-4)
 
 
 def test_dropout_draws_from_its_generator() -> None:
     x = torch.ones(200, 200)
-    a, b = (drop(x, 0.25, torch.Generator().manual_seed(3)) for _ in range(2))
+    a, b = (dropout(x, 0.25, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b) and set(a.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs((a == 0).float().mean() - 0.25) < 0.01
-    assert torch.equal(drop(x, 0.25, None), x)
+    assert torch.equal(dropout(x, 0.25, None), x)
 
 
 def test_the_start_keeps_the_residual_stream_small() -> None:
@@ -168,8 +175,8 @@ def test_half_precision_in_training_attends_as_float32_does() -> None:
     q, k, v = (torch.randn(2, 3, 5, 8, generator=rng).requires_grad_() for _ in range(3))
     mask = torch.tensor([True, True, False, True, True]).expand(2, 1, 5, 5)
     for keep, causal in ((None, True), (mask, False), (None, False)):
-        wanted = attend(q, k, v, keep, causal=causal)
-        found = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), keep, causal=causal)
+        wanted = attention(q, k, v, keep, causal=causal)
+        found = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), keep, causal=causal)
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
         gradients = [torch.autograd.grad(y.float().square().sum(), (q, k, v)) for y in (wanted, found)]
@@ -182,8 +189,8 @@ def test_a_place_on_the_device_sees_what_one_that_the_host_knows_does() -> None:
     valid = torch.tensor([[True] * 9, [False, False] + [True] * 7])
     for at, end in ((0, 5), (4, 20), (8, 9)):
         for keep in (None, valid):
-            bias = step_mask(keep, Span(torch.tensor([at]), end), torch.bfloat16)
-            told = step_mask(keep, Span(at, at + 1), torch.bfloat16)
+            bias = decode_step_mask(keep, PositionRange(torch.tensor([at]), end), torch.bfloat16)
+            told = decode_step_mask(keep, PositionRange(at, at + 1), torch.bfloat16)
             assert bias is not None and bias.dtype == torch.bfloat16 and bias.shape[-1] == end and bias.stride(-2) % 16 == 0
             seen = torch.ones(1, 1, 1, at + 1, dtype=torch.bool) if told is None else told
             assert torch.equal(bias == 0, torch.nn.functional.pad(seen, (0, end - at - 1)))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from cadenza.nn.unfilled import unfilled
+from cadenza.nn.meta_init import init_empty_weights
 
 
 def _divided(*_: int) -> nn.Module:
@@ -27,7 +27,7 @@ def _divided(*_: int) -> nn.Module:
     ],
 )
 def test_an_outline_has_the_shapes_of_the_whole(make) -> None:
-    with unfilled():
+    with init_empty_weights():
         outline = make()
     whole = make().state_dict()
     assert {name: (x.shape, x.dtype) for name, x in outline.state_dict().items()} == {
@@ -37,7 +37,7 @@ def test_an_outline_has_the_shapes_of_the_whole(make) -> None:
 
 
 def test_what_is_meant_for_another_device_is_made_there() -> None:
-    with unfilled():
+    with init_empty_weights():
         drawn = torch.randn(1000, device="cpu", generator=torch.Generator().manual_seed(0))
         assert abs(float(drawn.std()) - 1) < 0.1 and float(torch.ones(2, device="cpu").div(4).sum()) == 0.5
     assert torch.ones(2).device.type == "cpu"

@@ -8,53 +8,57 @@ import torch
 from torch import Tensor
 
 from cadenza.core.errors import RequestError, SpecError
-from cadenza.core.types import Branch, Curve, Fused, Tokens
+from cadenza.core.types import FusedConditions, GuidanceBranch, InterpolatedCondition, MaskedSequence
 from cadenza.samplers.guidance import (
     Guidance,
-    Mix,
-    active,
-    classifier_free,
-    combine,
-    projected,
-    rescaled,
-    stack,
-    strength,
-    terms,
+    GuidanceMixer,
+    adaptive_projected_guidance,
+    batch_branches,
+    cfg_branches,
+    expand_guidance,
+    guidance_schedule,
+    nonzero_branches,
+    rescale_std,
+    weighted_sum,
 )
 
 IDS = ["text", "style", "melody"]
 
 
-def tokens(n: int, width: int = 3) -> Tokens:
-    return Tokens(torch.randn(2, n, width), torch.ones(2, n, dtype=torch.bool))
+def tokens(n: int, width: int = 3) -> MaskedSequence:
+    return MaskedSequence(torch.randn(2, n, width), torch.ones(2, n, dtype=torch.bool))
 
 
 def test_classifier_free_is_null_plus_scale_times_the_difference() -> None:
     given, null = torch.randn(2, 4, 7), torch.randn(2, 4, 7)
     for scale in (0.5, 3.0, -1.0):
-        weights = [branch.weight for branch in classifier_free(Fused(), Fused(), scale)]
-        torch.testing.assert_close(combine(torch.cat([given, null]), weights), null + scale * (given - null))
+        weights = [branch.weight for branch in cfg_branches(FusedConditions(), FusedConditions(), scale)]
+        torch.testing.assert_close(weighted_sum(torch.cat([given, null]), weights), null + scale * (given - null))
 
 
 def test_branches_without_weight_cost_nothing() -> None:
-    given, null = Fused(add=torch.zeros(1, 1, 1)), Fused()
-    assert [branch.fused for branch in classifier_free(given, null, 1.0)] == [given]
-    assert [branch.fused for branch in classifier_free(given, null, 0.0)] == [null]
-    assert len(active([Branch(0.0, given, 1.0), Branch(1.0, null)], plain=True)) == 2
+    given, null = FusedConditions(add=torch.zeros(1, 1, 1)), FusedConditions()
+    assert [branch.fused for branch in cfg_branches(given, null, 1.0)] == [given]
+    assert [branch.fused for branch in cfg_branches(given, null, 0.0)] == [null]
+    assert len(nonzero_branches([GuidanceBranch(0.0, given, 1.0), GuidanceBranch(1.0, null)], plain=True)) == 2
 
 
 def test_weights_must_sum_to_one() -> None:
     with pytest.raises(RequestError, match="sum to 1.5"):
-        active([Branch(1.0, Fused()), Branch(0.5, Fused())])
+        nonzero_branches([GuidanceBranch(1.0, FusedConditions()), GuidanceBranch(0.5, FusedConditions())])
 
 
 def test_stacked_branches_keep_what_each_had() -> None:
     a, b = tokens(2), tokens(5)
     add = torch.randn(2, 4, 3)
-    timed = Tokens(b.x, b.mask, torch.randn(2, 5, 4))
-    curve = Curve(torch.randn(2, 6, 3), torch.tensor([6, 2]), "linear")
-    branches = [Branch(1, Fused(cross=a)), Branch(1, Fused(cross=timed, add=add, steps=(curve,))), Branch(-1, Fused())]
-    fused = stack(branches, 2)
+    timed = MaskedSequence(b.x, b.mask, torch.randn(2, 5, 4))
+    curve = InterpolatedCondition(torch.randn(2, 6, 3), torch.tensor([6, 2]), "linear")
+    branches = [
+        GuidanceBranch(1, FusedConditions(cross=a)),
+        GuidanceBranch(1, FusedConditions(cross=timed, add=add, interpolated=(curve,))),
+        GuidanceBranch(-1, FusedConditions()),
+    ]
+    fused = batch_branches(branches, 2)
     assert fused.cross is not None and fused.cross.x.shape == (6, 5, 3) and fused.prepend is None
     assert fused.cross.mask.sum(1).tolist() == [2, 2, 5, 5, 0, 0]
     assert torch.equal(fused.cross.x[:2, :2], a.x) and torch.equal(fused.cross.x[2:4], b.x)
@@ -62,14 +66,18 @@ def test_stacked_branches_keep_what_each_had() -> None:
     assert not fused.cross.bias[:2, :2].any() and (fused.cross.bias[:2, 2:] == -torch.inf).all()
     assert fused.add is not None and torch.equal(fused.add[2:4], add)
     assert not fused.add[:2].any() and not fused.add[4:].any()
-    assert fused.steps is not None and torch.equal(fused.steps[0].x[2:4], curve.x) and not fused.steps[0].x[4:].any()
+    assert (
+        fused.interpolated is not None
+        and torch.equal(fused.interpolated[0].x[2:4], curve.x)
+        and not fused.interpolated[0].x[4:].any()
+    )
 
 
 def weighed(guidance: Guidance, told: list[str] = IDS, scale: float = 3.0) -> dict[str, Any]:
     """The weights of the terms that count, by their ids."""
     return {
         "none" if term.ids is None else "+".join(sorted(term.ids)): pytest.approx(term.weight)
-        for term in terms(guidance, scale, IDS, told)
+        for term in expand_guidance(guidance, scale, IDS, told)
         if abs(term.weight) > 1e-9
     }
 
@@ -87,11 +95,11 @@ def test_emphasis_of_one_id_is_double_guidance() -> None:
     a, b = 3.0, 5.0
     both, style, uncond = torch.randn(3, 4, 7)
     answers = {"style+text": both, "style": style, "none": uncond}
-    weights = weighed(Guidance(scale=a, emphasis={"text": b}), told=["text", "style"])
+    weights = weighed(Guidance(scale=a, id_scales={"text": b}), told=["text", "style"])
     got = sum((answers[name] * weight.expected for name, weight in weights.items()), torch.zeros(4, 7))
     torch.testing.assert_close(got, uncond + a * (style + b * (both - style) - uncond))
-    assert weighed(Guidance(emphasis={"text": 1.0})) == weighed(Guidance())
-    assert weighed(Guidance(emphasis={"text": 5.0}), told=["style"]) == {"style": 3.0, "none": -2.0}  # nobody says any text
+    assert weighed(Guidance(id_scales={"text": 1.0})) == weighed(Guidance())
+    assert weighed(Guidance(id_scales={"text": 5.0}), told=["style"]) == {"style": 3.0, "none": -2.0}  # nobody says any text
 
 
 def test_weights_are_guidance_by_several_sources() -> None:
@@ -101,7 +109,7 @@ def test_weights_are_guidance_by_several_sources() -> None:
     got = weighed(Guidance(weights={"text+melody": 2.0, "style": -1.0}))
     assert got == {"melody+text": 2.0, "style": -1.0}
     with pytest.raises(RequestError, match="no condition called 'txt'. Did you mean 'text'"):
-        terms(Guidance(weights={"txt": 1.0}), 3.0, IDS, IDS)
+        expand_guidance(Guidance(weights={"txt": 1.0}), 3.0, IDS, IDS)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +130,12 @@ def test_bad_guidance_is_refused(fields: dict, message: str) -> None:
 
 def test_strength_follows_the_schedule_of_each_item() -> None:
     lengths = torch.tensor([10, 4])
-    assert strength(Guidance(), lengths, size=10) is None
-    part = strength(Guidance(interval=(0.25, 0.75)), lengths, size=10)
+    assert guidance_schedule(Guidance(), lengths, size=10) is None
+    part = guidance_schedule(Guidance(interval=(0.25, 0.75)), lengths, size=10)
     assert part is not None and part[1, :4].tolist() == [0, 1, 1, 0] and part[0].sum() == 5
-    line = strength(Guidance(schedule="linear", strength=(1.0, 0.2)), lengths, size=10)
+    line = guidance_schedule(Guidance(schedule="linear", strength=(1.0, 0.2)), lengths, size=10)
     assert line is not None and line[1, :4].tolist() == pytest.approx([0.9, 0.7, 0.5, 0.3])
-    cosine = strength(Guidance(schedule="cosine", strength=(0.0, 1.0)), lengths, size=10)
+    cosine = guidance_schedule(Guidance(schedule="cosine", strength=(0.0, 1.0)), lengths, size=10)
     want = [(1 - math.cos(math.pi * (i + 0.5) / 4)) / 2 for i in range(4)]
     assert cosine is not None and cosine[1, :4].tolist() == pytest.approx(want, abs=1e-6)
 
@@ -135,7 +143,7 @@ def test_strength_follows_the_schedule_of_each_item() -> None:
 def test_guidance_by_strength_is_guidance_at_that_scale() -> None:
     """At a share r of its strength, scale s is scale 1 + r (s - 1)."""
     given, null = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
-    mix = Mix.of(classifier_free(Fused(), Fused(), 4.0))
+    mix = GuidanceMixer.of(cfg_branches(FusedConditions(), FusedConditions(), 4.0))
     share = torch.tensor([0.5, 0.0])
     got = mix(torch.cat([given, null]), share)
     for i, scale in enumerate((2.5, 1.0)):
@@ -144,14 +152,14 @@ def test_guidance_by_strength_is_guidance_at_that_scale() -> None:
 
 def test_rescaling_gives_back_the_spread() -> None:
     given, null = torch.randn(2, 3, 50), torch.randn(2, 3, 50)
-    mix = Mix.of(classifier_free(Fused(), Fused(), 6.0), 1.0)
-    plain = Mix.of(classifier_free(Fused(), Fused(), 6.0))
+    mix = GuidanceMixer.of(cfg_branches(FusedConditions(), FusedConditions(), 6.0), 1.0)
+    plain = GuidanceMixer.of(cfg_branches(FusedConditions(), FusedConditions(), 6.0))
     outputs = torch.cat([given, null])
     torch.testing.assert_close(mix(outputs).std(-1), given.std(-1))
     torch.testing.assert_close(torch.nn.functional.cosine_similarity(mix(outputs), plain(outputs), -1), torch.ones(2, 3))
-    half = rescaled(plain(outputs), given, 0.5)
+    half = rescale_std(plain(outputs), given, 0.5)
     torch.testing.assert_close(half, (mix(outputs) + plain(outputs)) / 2)
-    some = Mix.of(classifier_free(Fused(), Fused(), 6.0), 1.0)(outputs, spread=20)
+    some = GuidanceMixer.of(cfg_branches(FusedConditions(), FusedConditions(), 6.0), 1.0)(outputs, spread=20)
     torch.testing.assert_close(some[..., :20].std(-1), given[..., :20].std(-1))
 
 
@@ -161,15 +169,15 @@ def flat(x: Tensor) -> Tensor:
 
 def test_projected_guidance_keeps_what_is_orthogonal() -> None:
     given, null = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
-    whole, change = projected(given, null, 5.0, parallel=1.0)
+    whole, change = adaptive_projected_guidance(given, null, 5.0, parallel=1.0)
     torch.testing.assert_close(whole, null + 5 * (given - null))  # nothing is left out: classifier-free guidance
     torch.testing.assert_close(change, given - null)
-    out, _ = projected(given, null, 5.0)
+    out, _ = adaptive_projected_guidance(given, null, 5.0)
     torch.testing.assert_close((flat(out - given) * flat(given)).sum(1), torch.zeros(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(out - given - (whole - given), -4 * along(given - null, given), atol=1e-4, rtol=1e-4)
-    short, _ = projected(given, null, 5.0, parallel=1.0, largest=0.5)
+    short, _ = adaptive_projected_guidance(given, null, 5.0, parallel=1.0, largest=0.5)
     torch.testing.assert_close(flat(short - given).norm(dim=1), torch.full((2,), 4 * 0.5))
-    again, kept = projected(given, null, 5.0, parallel=1.0, running=change, momentum=-0.5)
+    again, kept = adaptive_projected_guidance(given, null, 5.0, parallel=1.0, running=change, momentum=-0.5)
     torch.testing.assert_close(kept, 0.5 * change)
     torch.testing.assert_close(again, given + 4 * 0.5 * change)
 

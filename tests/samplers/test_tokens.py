@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from cadenza.core.errors import SpecError
-from cadenza.samplers.tokens import TokenSampling, sample, uniforms
+from cadenza.samplers.tokens import TokenSampling, sample_tokens, uniform_noise
 
 
 def drawn(logits: torch.Tensor, sampling: TokenSampling, n: int = 20000) -> torch.Tensor:
     """How often each token comes, over evenly spaced uniforms: exact up to 1 / n."""
-    ids = sample(logits.expand(n, -1), (torch.arange(n) + 0.5) / n, sampling)
+    ids = sample_tokens(logits.expand(n, -1), (torch.arange(n) + 0.5) / n, sampling)
     return ids.bincount(minlength=logits.shape[-1]) / n
 
 
@@ -33,7 +33,7 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
 def test_greedy_takes_the_likeliest_whatever_is_drawn() -> None:
     logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     for u in (0.0, 0.999):
-        assert torch.equal(sample(logits, torch.full((7,), u), TokenSampling(temperature=0)), logits.argmax(-1))
+        assert torch.equal(sample_tokens(logits, torch.full((7,), u), TokenSampling(temperature=0)), logits.argmax(-1))
 
 
 def test_the_edges_of_the_uniform_never_draw_what_cannot_be() -> None:
@@ -41,27 +41,27 @@ def test_the_edges_of_the_uniform_never_draw_what_cannot_be() -> None:
     logits[:, 2] = 3.0
     edges = torch.tensor([0.0, 1 - 2**-24])
     for sampling in (TokenSampling(), TokenSampling(temperature=1e-6), TokenSampling(top_p=0.5), TokenSampling(top_k=1)):
-        assert sample(logits, edges, sampling).tolist() == [2, 2]
+        assert sample_tokens(logits, edges, sampling).tolist() == [2, 2]
 
 
 def test_a_tiny_temperature_is_greedy() -> None:
     logits = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)) * 10
-    got = sample(logits, torch.rand(9), TokenSampling(temperature=1e-30))
+    got = sample_tokens(logits, torch.rand(9), TokenSampling(temperature=1e-30))
     assert torch.equal(got, logits.argmax(-1))
 
 
 def test_uniforms_are_functions_of_seed_frame_and_codebook() -> None:
-    table = uniforms([3, 8], 0, 200, 4)
+    table = uniform_noise([3, 8], 0, 200, 4)
     assert table.shape == (2, 4, 200) and table.dtype == torch.float32
-    assert torch.equal(uniforms([8], 0, 200, 4)[0], table[1])
-    assert torch.equal(uniforms([8, 3], 70, 65, 2), table.flip(0)[:, :2, 70:135])
-    assert torch.equal(uniforms([3], 199, 1, 4)[0], table[0, :, 199:])
-    flat = uniforms([0, 1, 2, 2**63, -1], 0, 300, 8).flatten()
+    assert torch.equal(uniform_noise([8], 0, 200, 4)[0], table[1])
+    assert torch.equal(uniform_noise([8, 3], 70, 65, 2), table.flip(0)[:, :2, 70:135])
+    assert torch.equal(uniform_noise([3], 199, 1, 4)[0], table[0, :, 199:])
+    flat = uniform_noise([0, 1, 2, 2**63, -1], 0, 300, 8).flatten()
     assert len(flat.unique()) > 0.999 * len(flat)
 
 
 def test_uniforms_are_uniform_and_uncorrelated() -> None:
-    table = uniforms(list(range(40)), 0, 512, 4).double()
+    table = uniform_noise(list(range(40)), 0, 512, 4).double()
     flat = table.flatten().sort().values
     n = len(flat)
     assert (flat - (torch.arange(n) + 0.5) / n).abs().max() < 1.63 / n**0.5  # Kolmogorov-Smirnov at 1 %

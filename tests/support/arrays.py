@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from cadenza.core.types import Grid
+from cadenza.core.types import FrameFormat
 
-LATENTS = Grid("latents", 25.0, 4, 0)
+LATENTS = FrameFormat("latents", 25.0, 4, 0)
 
 
 def encoded(path, frames, start=0.0, real=None, codes=False, **said):

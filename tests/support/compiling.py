@@ -8,35 +8,39 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from cadenza.core.types import Branch, Fused, Grid, Tokens
-from cadenza.generators.base import Plan
+from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
+from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLMSpec
-from cadenza.nn import span
-from cadenza.nn.graphs import Graphs, Recorder
+from cadenza.nn import kv_cache
+from cadenza.nn.cuda_graphs import GraphCache, GraphCapturer
 from cadenza.samplers.tokens import TokenSampling
 
 
-class Python(Recorder):
+class Python(GraphCapturer):
     """Records nothing: the step as it is on a GPU, run by Python."""
 
-    def warm(self, run: Callable[[], Any]) -> None:
+    def warmup(self, run: Callable[[], Any]) -> None:
         run()
 
-    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         return run
 
 
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    spec = CodecLMSpec(width=32, depth=3, heads=2, mlp=2, context=40, end_of_sequence=False)
-    generator = spec.build(Grid("codes", 50.0, 3, 11), {"cross": 5, "prepend": 8, "global": 6}).eval().requires_grad_(False)
+    spec = CodecLMSpec(width=32, depth=3, heads=2, mlp_ratio=2, max_frames=40, end_of_sequence=False)
+    generator = (
+        spec.build(FrameFormat("codes", 50.0, 3, 11), {"cross": 5, "prepend": 8, "global": 6}).eval().requires_grad_(False)
+    )
     for weight in generator.parameters():
         weight.normal_(std=1.5 * weight.shape[-1] ** -0.5)
     mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
-    given = Fused(Tokens(torch.randn(2, 4, 5), mask), Tokens(torch.randn(2, 4, 8), mask), glob=torch.randn(2, 6))
-    branches = [Branch(2.5, given), Branch(-1.5, Fused(glob=given.glob))]
-    plan = Plan(torch.tensor([40, 31]), [1, 2], TokenSampling())
+    given = FusedConditions(
+        MaskedSequence(torch.randn(2, 4, 5), mask), MaskedSequence(torch.randn(2, 4, 8), mask), global_vector=torch.randn(2, 6)
+    )
+    branches = [GuidanceBranch(2.5, given), GuidanceBranch(-1.5, FusedConditions(global_vector=given.global_vector))]
+    plan = GenerationInputs(torch.tensor([40, 31]), [1, 2], TokenSampling())
     compiled = 0
 
     def backend(graph: Any, _: Any) -> Any:
@@ -47,12 +51,12 @@ def main() -> None:
     def compile_whole(block: nn.Module) -> None:
         block._compiled_call_impl = torch.compile(block._call_impl, backend=backend, fullgraph=True)
 
-    with patch.object(span, "BUCKET", 16), patch("cadenza.generators.codec_lm.packed", lambda module, _: module):
-        want = generator.generate(branches, plan).content
-        generator.graphs = Graphs(lambda _: Python())
+    with patch.object(kv_cache, "BUCKET", 16), patch("cadenza.generators.codec_lm.pack_linears", lambda module, _: module):
+        want = generator.generate(branches, plan).data
+        generator.graphs = GraphCache(lambda _: Python())
         with patch.object(nn.Module, "compile", compile_whole):
             generator.transformer.compile_blocks()
-        print(compiled, torch.equal(generator.generate(branches, plan).content, want), compiled)
+        print(compiled, torch.equal(generator.generate(branches, plan).data, want), compiled)
 
         def broken(graph: Any, _: Any) -> Any:
             raise RuntimeError("no compiler is here")
@@ -62,9 +66,7 @@ def main() -> None:
         with patch.object(nn.Module, "compile", compile_whole), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             generator.transformer.compile_blocks()
-            print(
-                torch.equal(generator.generate(branches, plan).content, want), *(str(each.message) for each in said), sep="\n"
-            )
+            print(torch.equal(generator.generate(branches, plan).data, want), *(str(each.message) for each in said), sep="\n")
 
 
 if __name__ == "__main__":

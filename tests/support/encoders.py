@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForTextEncoding, PreTrainedTokenizerFast
 
-from cadenza.conditioners.t5 import T5, T5Spec
+from cadenza.conditioners.t5 import T5Conditioner, T5Spec
 from cadenza.core.types import Condition
 
 TEXTS = ["slow piano in a minor", "drums", "fast violins, and a choir of fifty that never ends"]
@@ -36,14 +36,16 @@ def tokens(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def part_of(folder: Path | str, **fields: Any) -> T5:
-    spec = T5Spec.parse({"type": "t5", "model": str(folder), "width": 16, "project": "auto", "absent": "zeros"} | fields)
+def part_of(folder: Path | str, **fields: Any) -> T5Conditioner:
+    spec = T5Spec.parse(
+        {"type": "t5", "model": str(folder), "output_dim": 16, "project": "auto", "null_embedding": "zeros"} | fields
+    )
     return spec.build().eval()
 
 
 @torch.no_grad()
-def run(part: T5, texts: list[str | None]) -> Condition:
-    return part(part.features(part.prepare(texts)))
+def run(part: T5Conditioner, texts: list[str | None]) -> Condition:
+    return part(part.encode(part.prepare(texts)))
 
 
 def theirs(folder: Path, text: str) -> torch.Tensor:

@@ -16,7 +16,7 @@ def stand_ins(text: str, folder: Path) -> None:
 
 
 def _musicgen(folder: Path, *, melody: bool = False) -> None:
-    """The codec's grid is that of MusicGen: 32 kHz, 50 frames a second of 4 codebooks x 2048."""
+    """The codec's frame format is that of MusicGen: 32 kHz, 50 frames a second of 4 codebooks x 2048."""
     codec = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "codebook_size": 2048, "target_bandwidths": [2.2]}
     lm = {"vocab_size": 2048, "num_codebooks": 4, "pad_token_id": 2048, "bos_token_id": 2048, "max_position_embeddings": 2048}
     audio, decoder = ({f"{part}__{key}": x for key, x in keys.items()} for part, keys in (("audio", codec), ("decoder", lm)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cadenza.nn.graphs import Recorder
+from cadenza.nn.cuda_graphs import GraphCapturer
 
 WAITS = {
     *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "unique2", "bincount"),
@@ -69,7 +69,7 @@ def _place(x: Tensor) -> int:
     return x.untyped_storage().data_ptr() if x.layout == torch.strided and not x.is_mkldnn else id(x)
 
 
-class TapeRecorder(Recorder):
+class TapeRecorder(GraphCapturer):
     """Records tapes, and counts."""
 
     def __init__(self) -> None:
@@ -77,11 +77,11 @@ class TapeRecorder(Recorder):
         self.tapes: list[Tape] = []
         self.replayed = 0
 
-    def warm(self, run: Callable[[], Any]) -> None:
+    def warmup(self, run: Callable[[], Any]) -> None:
         self.warmed += 1
         run()
 
-    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         tape = Tape()
         with tape:
             run()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cadenza.dsp import files
+from cadenza.dsp import audio_io
 
 RATE = 16_000
 WORDS = ("slow", "fast", "bright", "dark", "soft", "loud", "old", "new"), ("piano", "flute", "bass", "drums", "organ", "bells")
@@ -39,7 +39,7 @@ def caption(number: int) -> str:
 def save(path: Path, samples: np.ndarray, said: str | None, rate: int = RATE, subtype: str | None = None) -> Path:
     """An audio file with its caption."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, samples, rate, subtype=subtype)
+    audio_io.write(path, samples, rate, subtype=subtype)
     if said is not None:
         path.with_suffix(".txt").write_text(said)
     return path

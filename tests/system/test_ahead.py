@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import tiny_system
 
-from cadenza.system.ahead import Ahead
+from cadenza.system.prefetch import Prefetcher
 
 
 class Chunk:
@@ -59,15 +59,15 @@ def until(happened: Callable[[], bool]) -> None:
 
 def test_everything_in_order() -> None:
     source = Source(50)
-    assert [chunk.number for chunk in Ahead(source.stream(), chunks=3)] == list(range(50))
+    assert [chunk.number for chunk in Prefetcher(source.stream(), chunks=3)] == list(range(50))
     assert source.closed and not threads()
-    assert list(Ahead([])) == [] and list(Ahead([1, 2])) == [1, 2]
+    assert list(Prefetcher([])) == [] and list(Prefetcher([1, 2])) == [1, 2]
 
 
 @pytest.mark.parametrize("room", [1, 4])
 def test_a_slow_consumer_bounds_the_work(room: int) -> None:
     source = Source()
-    with Ahead(source.stream(), chunks=room) as ahead:
+    with Prefetcher(source.stream(), chunks=room) as ahead:
         for taken in range(1, 6):
             chunk = next(ahead)
             until(lambda taken=taken: source.made == taken + room)
@@ -80,7 +80,7 @@ def test_a_slow_consumer_bounds_the_work(room: int) -> None:
 
 def test_making_goes_on_while_the_consumer_is_busy() -> None:
     source = Source(4)
-    with Ahead(source.stream(), chunks=8) as ahead:
+    with Prefetcher(source.stream(), chunks=8) as ahead:
         until(lambda: source.closed)
         assert len(ahead) == 4 and not threads(), "the thread does not wait for its chunks to be taken"
         assert [chunk.number for chunk in ahead] == [0, 1, 2, 3]
@@ -88,7 +88,7 @@ def test_making_goes_on_while_the_consumer_is_busy() -> None:
 
 def test_closing_leaves_no_thread_and_no_memory() -> None:
     source = Source()
-    ahead = Ahead(source.stream(), chunks=4)
+    ahead = Prefetcher(source.stream(), chunks=4)
     next(ahead)
     ahead.close()
     ahead.close()
@@ -99,7 +99,7 @@ def test_closing_leaves_no_thread_and_no_memory() -> None:
 
 def test_a_stream_that_is_dropped_leaves_no_thread_and_no_memory() -> None:
     source = Source()
-    for chunk in Ahead(source.stream(), chunks=4):
+    for chunk in Prefetcher(source.stream(), chunks=4):
         assert chunk.number == 0
         del chunk
         break
@@ -111,7 +111,7 @@ def test_a_stream_that_is_dropped_leaves_no_thread_and_no_memory() -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
 def test_an_error_of_the_consumer_ends_the_stream(error: type[BaseException]) -> None:
     source = Source()
-    with pytest.raises(error), Ahead(source.stream()) as ahead:
+    with pytest.raises(error), Prefetcher(source.stream()) as ahead:
         next(ahead)
         raise error
     assert source.closed and not threads()
@@ -126,7 +126,7 @@ def test_an_error_of_the_stream_is_raised_after_what_was_made(error: BaseExcepti
 
     taken = []
     with pytest.raises(type(error)) as caught:
-        for chunk in Ahead(breaks(), chunks=8):
+        for chunk in Prefetcher(breaks(), chunks=8):
             taken.append(chunk)
     assert taken == [1, 2] and caught.value is error and not threads()
     assert "breaks" in [frame.name for frame in traceback.extract_tb(caught.tb)], "its traceback leads to where it broke"
@@ -134,7 +134,7 @@ def test_an_error_of_the_stream_is_raised_after_what_was_made(error: BaseExcepti
 
 def test_an_error_is_no_memory() -> None:
     source = Source(9, fails_at=3)
-    ahead = Ahead(source.stream())
+    ahead = Prefetcher(source.stream())
     with pytest.raises(ArithmeticError):
         list(ahead)
     watch = weakref.ref(ahead)
@@ -147,15 +147,15 @@ def test_a_signal_reaches_a_consumer_that_waits() -> None:
     """Ctrl-C while nothing has come yet, and the end of a program that has forgotten its stream."""
     code = """
 import itertools, os, signal, sys, threading, time
-from cadenza.system.ahead import Ahead
+from cadenza.system.prefetch import Prefetcher
 def slow():
     yield 0
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     time.sleep(0.6)
     yield 1
-forgotten = Ahead(itertools.count(), chunks=2)
+forgotten = Prefetcher(itertools.count(), chunks=2)
 next(forgotten)
-ahead = Ahead(slow())
+ahead = Prefetcher(slow())
 next(ahead)
 try:
     next(ahead)
@@ -169,11 +169,11 @@ except KeyboardInterrupt:
 def test_a_system_ahead_is_the_system() -> None:
     system = tiny_system()
     plain = list(system.stream("drums", seconds=0.5, seed=1))
-    with Ahead(system.stream("drums", seconds=0.5, seed=1), chunks=2) as ahead:
+    with Prefetcher(system.stream("drums", seconds=0.5, seed=1), chunks=2) as ahead:
         for one, other in zip(plain, ahead, strict=True):
             assert torch.equal(one.wave, other.wave)
 
 
 def test_a_room_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one chunk ahead, not 0"):
-        Ahead([], chunks=0)
+        Prefetcher([], chunks=0)

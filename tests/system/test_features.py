@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from cadenza.conditioners.base import Conditioners, Prepared
+from cadenza.conditioners.base import ConditionerSet, PreparedInputs
 from cadenza.conditioners.clap import ClapSpec
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.conditioners.text import TextSpec
 from cadenza.core.errors import DataError
 from cadenza.dsp.audio import Audio
-from cadenza.system.features import FeatureCache, opened, place
+from cadenza.system.feature_cache import FeatureCache, cache_dir, open_cache
 
 TEXTS = ["slow piano", "drums", "a choir of many voices, 90 bpm"]
 FORK = multiprocessing.get_context("fork")
@@ -31,23 +31,25 @@ def cache(tmp_path: Path) -> Iterator[FeatureCache]:
     made.close()
 
 
-def t5(**fields: Any) -> Conditioners:
+def t5(**fields: Any) -> ConditionerSet:
     spec = T5Spec.example()[0].model_copy(update={"word_dropout": 0.0, **fields})
-    return Conditioners({"it": spec.build().eval()})
+    return ConditionerSet({"it": spec.build().eval()})
 
 
-def asked(parts: Conditioners, values: list[Any]) -> dict[str, Prepared]:
+def asked(parts: ConditionerSet, values: list[Any]) -> dict[str, PreparedInputs]:
     return parts.prepare([{"it": value} for value in values])
 
 
-def same(parts: Conditioners, cache: FeatureCache, values: list[Any]) -> None:
+def same(parts: ConditionerSet, cache: FeatureCache, values: list[Any]) -> None:
     """What the cache gives is what the part gives, in the same shapes."""
     prepared = asked(parts, values)
-    made, plain = cache.features(parts, prepared, "cpu")["it"], parts.features(prepared)["it"]
+    made, plain = cache.encode(parts, prepared, "cpu")["it"], parts.encode(prepared)["it"]
     assert made.tensors.keys() == plain.tensors.keys() and torch.equal(made.present, plain.present)
     for name, x in plain.tensors.items():
         torch.testing.assert_close(made.tensors[name], x, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(parts({"it": made})["it"].x, parts({"it": plain})["it"].x, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        parts({"it": made})["it"].embeddings, parts({"it": plain})["it"].embeddings, atol=1e-5, rtol=1e-4
+    )
 
 
 def counts(cache: FeatureCache) -> tuple[int, int]:
@@ -82,7 +84,7 @@ def test_texts_and_sounds(cache: FeatureCache) -> None:
     spec, rng = ClapSpec.example()[0], torch.Generator().manual_seed(0)
     long, short = (Audio(torch.randn(1, 2, n, generator=rng), 8000) for n in (11000, 3000))
     values = ["slow piano, 80 bpm", long, {"text": "drums", "audio": short}, {"audio": short}]
-    parts = Conditioners({"it": spec.build().eval()})
+    parts = ConditionerSet({"it": spec.build().eval()})
     same(parts, cache, [*values, None])
     assert cache.made == len(values) + 1
     same(parts, cache, [short, "slow piano, 80 bpm"])
@@ -90,7 +92,7 @@ def test_texts_and_sounds(cache: FeatureCache) -> None:
     assert cache.made == len(values) + 1 and len(cache) == len(values) + 1
     same(parts, cache, [Audio(long.wave * 0.5, long.sample_rate), {"text": "drums"}])
     assert cache.made == len(values) + 3
-    layers = Conditioners({"it": ClapSpec.parse({**spec.to_dict(), "reads": "text", "layer": -1}).build().eval()})
+    layers = ConditionerSet({"it": ClapSpec.parse({**spec.to_dict(), "modalities": "text", "layer": -1}).build().eval()})
     same(layers, cache, ["a", "abcdefg", None])
     same(layers, cache, ["abcdefg"])
     assert cache.made == len(values) + 6
@@ -99,12 +101,12 @@ def test_texts_and_sounds(cache: FeatureCache) -> None:
 def test_never_stale(cache: FeatureCache) -> None:
     same(t5(), cache, TEXTS)
     made = cache.made
-    for fields in ({"max_length": 40}, {"dtype": "bf16"}, {"width": 9}):
+    for fields in ({"max_length": 40}, {"dtype": "bf16"}, {"output_dim": 9}):
         same(t5(**fields), cache, TEXTS)
         assert cache.made == made + 3, fields
         made = cache.made
     parts = t5()
-    encoder = parts["it"].pretrained.on(torch.device("cpu"))
+    encoder = parts["it"].pretrained.get(torch.device("cpu"))
     with torch.no_grad():
         encoder.final_layer_norm.weight.mul_(2)
     same(parts, cache, TEXTS)
@@ -114,7 +116,7 @@ def test_never_stale(cache: FeatureCache) -> None:
     same(parts, cache, TEXTS)
     assert cache.made == made + 6, "other settings of the encoder"
     with torch.autocast("cpu", torch.bfloat16):
-        cache.features(t5(), asked(t5(), TEXTS), "cpu")
+        cache.encode(t5(), asked(t5(), TEXTS), "cpu")
     assert cache.made == made + 9, "another precision around it"
     same(t5(), cache, TEXTS)
     assert cache.made == made + 9
@@ -122,14 +124,14 @@ def test_never_stale(cache: FeatureCache) -> None:
 
 def test_what_has_nothing_to_keep(cache: FeatureCache) -> None:
     trained = t5(train=True)
-    assert cache.features(trained, asked(trained, TEXTS), "cpu")["it"].tensors.keys() == {"ids", "mask"}
-    plain = Conditioners({"it": TextSpec.example()[0].build()})
-    cache.features(plain, asked(plain, TEXTS), "cpu")
+    assert cache.encode(trained, asked(trained, TEXTS), "cpu")["it"].tensors.keys() == {"ids", "mask"}
+    plain = ConditionerSet({"it": TextSpec.example()[0].build()})
+    cache.encode(plain, asked(plain, TEXTS), "cpu")
     assert counts(cache) == (0, 0) and len(cache) == 0
 
 
 def entries(folder: Path) -> dict[bytes, bytes]:
-    with opened(folder, 2**30) as store:
+    with open_cache(folder, 2**30) as store:
         found: Any = {key: store.get(key) for key in store}
         return found
 
@@ -139,7 +141,7 @@ def test_a_damaged_entry_is_made_again(cache: FeatureCache, harm: Any) -> None:
     parts = t5()
     same(parts, cache, TEXTS)
     key, entry = next(iter(entries(cache.folder).items()))
-    with opened(cache.folder, 2**30) as store:
+    with open_cache(cache.folder, 2**30) as store:
         store.set(key, harm(entry))
     same(parts, cache, TEXTS)
     assert counts(cache) == (4, 2)
@@ -191,8 +193,8 @@ def test_it_stays_within_its_limit(tmp_path: Path) -> None:
     assert small.made == made + 1, "the oldest is made again"
 
 
-def cache_one(parts: Conditioners, cache: FeatureCache, text: str) -> None:
-    cache.features(parts, asked(parts, [text]), "cpu")
+def cache_one(parts: ConditionerSet, cache: FeatureCache, text: str) -> None:
+    cache.encode(parts, asked(parts, [text]), "cpu")
 
 
 def write(folder: Path, texts: list[str]) -> None:
@@ -234,12 +236,12 @@ def test_a_killed_process_leaves_whole_entries(tmp_path: Path) -> None:
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CADENZA_CACHE", str(tmp_path / "there"))
-    assert place() == tmp_path / "there" and FeatureCache().folder == tmp_path / "there"
+    assert cache_dir() == tmp_path / "there" and FeatureCache().folder == tmp_path / "there"
     monkeypatch.setenv("CADENZA_CACHE", "off")
-    assert place() is None
+    assert cache_dir() is None
     with pytest.raises(DataError, match=r"the cache is off \(CADENZA_CACHE\); unset that, or give a folder"):
         FeatureCache()
     monkeypatch.delenv("CADENZA_CACHE")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert place() == tmp_path / "cadenza" / "features"
+    assert cache_dir() == tmp_path / "cadenza" / "features"

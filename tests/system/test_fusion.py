@@ -47,7 +47,7 @@ def test_missing_dropped_and_nulled_are_the_same_thing():
         assert one is not None and other is not None
         assert torch.equal(one.x, other.x) and torch.equal(one.mask, other.mask)
     assert dropped.add is not None and absent.add is not None and torch.equal(dropped.add, absent.add)
-    assert dropped.glob is not None and dropped.glob.tolist() == [[9], [9]]
+    assert dropped.global_vector is not None and dropped.global_vector.tolist() == [[9], [9]]
 
 
 def test_zeros_leave_no_valid_position():

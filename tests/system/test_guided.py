@@ -5,7 +5,7 @@ import torch
 from tiny import TINY
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Branch, Fused
+from cadenza.core.types import FusedConditions, GuidanceBranch
 from cadenza.samplers.guidance import Guidance
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
@@ -24,29 +24,32 @@ def system() -> System:
     return system.eval().requires_grad_(False)
 
 
-def branches(system: System, items: list[dict], **fields) -> list[Branch]:
-    request = Request.of(items, **fields)
-    return system._branches([clip.item for clip in request.clips()], torch.tensor([50] * len(request.clips())), request)
+def branches(system: System, items: list[dict], **fields) -> list[GuidanceBranch]:
+    request = Request.from_input(items, **fields)
+    return system._branches([clip.item for clip in request.expand()], torch.tensor([50] * len(request.expand())), request)
 
 
-def fused(system: System, *items: dict) -> Fused:
-    return system.fuse(system.condition(system.prepare(items)), frames=50)
+def fused(system: System, *items: dict) -> FusedConditions:
+    return system.fuse(system.encode_conditions(system.prepare(items)), frames=50)
 
 
-def same(a: Fused, b: Fused) -> bool:
-    assert a.cross is not None and b.cross is not None and a.glob is not None and b.glob is not None
+def same(a: FusedConditions, b: FusedConditions) -> bool:
+    assert a.cross is not None and b.cross is not None and a.global_vector is not None and b.global_vector is not None
     ours, theirs = a.cross.x * a.cross.mask[..., None], b.cross.x * b.cross.mask[..., None]
     n = min(ours.shape[1], theirs.shape[1])  # what is longer must be padding
-    return torch.equal(ours[:, :n], theirs[:, :n]) and torch.equal(a.glob, b.glob)
+    return torch.equal(ours[:, :n], theirs[:, :n]) and torch.equal(a.global_vector, b.global_vector)
 
 
 def test_what_is_not_guided_stays_in_every_branch(system: System) -> None:
     given, null = branches(system, [ITEM], guidance=3)
     assert (given.weight, null.weight) == (3, -2) and same(given.fused, fused(system, ITEM))
-    assert torch.equal(null.fused.glob, given.fused.glob)  # type: ignore[arg-type]
+    assert torch.equal(null.fused.global_vector, given.fused.global_vector)  # type: ignore[arg-type]
     assert null.fused.cross is not None
     learned = fused(system, {"key": "A minor"})
-    assert same(Fused(null.fused.cross, glob=null.fused.glob), learned) or null.fused.cross.mask.sum() == 2
+    assert (
+        same(FusedConditions(null.fused.cross, global_vector=null.fused.global_vector), learned)
+        or null.fused.cross.mask.sum() == 2
+    )
     assert len(branches(system, [{"key": "A minor"}], guidance=3)) == 1  # nothing to guide by
 
 
@@ -59,48 +62,51 @@ def test_a_negative_item_stands_for_no_conditions(system: System) -> None:
     assert same(two[1].fused, want)
     assert len(branches(system, [ITEM], guidance={"scale": 1, "negative": negative})) == 1
     with pytest.raises(RequestError, match="negative has 2 items for 3"):
-        Request.of([ITEM] * 3, guidance={"negative": ["a", "b"]})
+        Request.from_input([ITEM] * 3, guidance={"negative": ["a", "b"]})
 
 
 def test_emphasis_and_weights_ask_for_parts(system: System) -> None:
-    parts = branches(system, [ITEM], guidance={"scale": 2.0, "emphasis": {"tempo": 3.0}})
+    parts = branches(system, [ITEM], guidance={"scale": 2.0, "id_scales": {"tempo": 3.0}})
     assert [branch.weight for branch in parts] == [6.0, -4.0, -1.0]
     assert same(parts[1].fused, fused(system, {"prompt": "slow piano", "key": "A minor"}))
     parts = branches(system, [ITEM], guidance={"weights": {"prompt": 2.0, "tempo": -1.0}})
     assert [branch.weight for branch in parts] == [2.0, -1.0]
     with pytest.raises(RequestError, match="no condition called 'tmpo'. Did you mean 'tempo'"):
-        branches(system, [ITEM], guidance={"emphasis": {"tmpo": 3.0}})
+        branches(system, [ITEM], guidance={"id_scales": {"tmpo": 3.0}})
 
 
 def test_a_number_and_its_long_form_are_the_same(system: System) -> None:
-    short = system.frames(ITEM, seconds=0.05, seed=1, guidance=2.5).content
-    long = system.frames(ITEM, seconds=0.05, seed=1, guidance=Guidance(scale=2.5, emphasis={"tempo": 1.0})).content
+    short = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=2.5).data
+    long = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=Guidance(scale=2.5, id_scales={"tempo": 1.0})).data
     assert torch.equal(short, long)
-    assert Request.of(ITEM, guidance={"scale": 2.5}).guided == Request.of(ITEM, guidance=2.5).guided
+    assert (
+        Request.from_input(ITEM, guidance={"scale": 2.5}).effective_guidance
+        == Request.from_input(ITEM, guidance=2.5).effective_guidance
+    )
 
 
 def test_guidance_of_no_strength_is_none_at_all(system: System) -> None:
     """Where it never holds, the codes are those of scale 1; where it holds throughout, those without a schedule."""
-    plain = system.frames(ITEM, seconds=0.05, seed=1, guidance=1).content
+    plain = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=1).data
     never = {"scale": 4.0, "schedule": "linear", "strength": (0.0, 0.0)}
-    assert torch.equal(system.frames(ITEM, seconds=0.05, seed=1, guidance=never).content, plain)
-    full = system.frames(ITEM, seconds=0.05, seed=1, guidance=4.0).content
+    assert torch.equal(system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=never).data, plain)
+    full = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=4.0).data
     always = {"scale": 4.0, "schedule": "cosine", "strength": (1.0, 1.0)}
-    assert torch.equal(system.frames(ITEM, seconds=0.05, seed=1, guidance=always).content, full)
-    late = system.frames(ITEM, seconds=0.05, seed=1, guidance={"scale": 4.0, "interval": (0.5, 1.0)}).content
+    assert torch.equal(system.generate_frames(ITEM, seconds=0.05, seed=1, guidance=always).data, full)
+    late = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance={"scale": 4.0, "interval": (0.5, 1.0)}).data
     assert torch.equal(late[..., :11], plain[..., :11]) and not torch.equal(late, plain)
-    loose = system.frames(ITEM, seconds=0.05, seed=1, guidance={"scale": 4.0, "rescale": 0.7}).content
+    loose = system.generate_frames(ITEM, seconds=0.05, seed=1, guidance={"scale": 4.0, "rescale": 0.7}).data
     assert not torch.equal(loose, full)
 
 
 def test_an_item_is_guided_alone_as_in_a_batch(system: System) -> None:
-    how = {"scale": 3.0, "emphasis": {"tempo": 2.0}, "interval": (0.2, 0.8), "schedule": "linear", "rescale": 0.5}
+    how = {"scale": 3.0, "id_scales": {"tempo": 2.0}, "interval": (0.2, 0.8), "schedule": "linear", "rescale": 0.5}
     how["negative"] = {"prompt": "noise"}
     items = [ITEM, {"prompt": "drums"}, {"tempo": 100, "prompt": "a much longer text than the others have"}]
-    together = list(system.frames(items, seconds=[0.04, 0.02, 0.03], seed=[1, 2, 3], guidance=how))
+    together = list(system.generate_frames(items, seconds=[0.04, 0.02, 0.03], seed=[1, 2, 3], guidance=how))
     for i, (item, seconds) in enumerate(zip(items, (0.04, 0.02, 0.03), strict=True)):
-        alone = system.frames(item, seconds=seconds, seed=i + 1, guidance=how)
-        assert torch.equal(alone.content[0], together[i].content[0])
+        alone = system.generate_frames(item, seconds=seconds, seed=i + 1, guidance=how)
+        assert torch.equal(alone.data[0], together[i].data[0])
 
 
 @pytest.mark.parametrize(
@@ -116,4 +122,4 @@ def test_an_item_is_guided_alone_as_in_a_batch(system: System) -> None:
 )
 def test_a_mistake_in_guidance_is_said_once_in_its_place(guidance, says: str) -> None:
     with pytest.raises(RequestError, match=f"request: 1 mistake\n  {says}"):
-        Request.of("one", guidance=guidance)
+        Request.from_input("one", guidance=guidance)

@@ -9,7 +9,7 @@ from tiny import TINY, tiny_system
 
 from cadenza.apps.api import load
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.nn.quantized import suits
+from cadenza.nn.weight_quantization import check_device_supports
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -29,7 +29,7 @@ def wide(seed: int = 0) -> System:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_is_loaded_and_generates_the_same(tmp_path: Path, kind: str) -> None:
     system = wide().quantize(kind)
-    assert system.quantized == kind
+    assert system.quantization == kind
     system.save(tmp_path / "it", dtype=torch.bfloat16)  # which numbers and their scales do not become
     stored = load_file(tmp_path / "it" / "model.safetensors")
     qkv = "generator.transformer.blocks.0.attention.qkv"
@@ -38,18 +38,18 @@ def test_what_is_saved_is_loaded_and_generates_the_same(tmp_path: Path, kind: st
     assert stored["generator.embedding.weight"].dtype == torch.bfloat16
     system.to(torch.bfloat16)
     again = load(tmp_path / "it", dtype="bfloat16")
-    assert again.quantized == kind
-    codes = [each.frames(ITEMS, seconds=0.3, seed=3).content for each in (system, again)]
+    assert again.quantization == kind
+    codes = [each.generate_frames(ITEMS, seconds=0.3, seed=3).data for each in (system, again)]
     assert torch.equal(*codes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_item_is_the_same_alone_in_a_batch_and_streamed(kind: str) -> None:
     system = wide().quantize(kind)
-    both = system.frames(ITEMS, seconds=[0.4, 0.3], seed=[1, 2])
+    both = system.generate_frames(ITEMS, seconds=[0.4, 0.3], seed=[1, 2])
     for i, item in enumerate(ITEMS):
-        alone = system.frames(item, seconds=[0.4, 0.3][i], seed=i + 1)
-        assert torch.equal(alone.content[0], both.content[i, :, : int(both.lengths[i])])
+        alone = system.generate_frames(item, seconds=[0.4, 0.3][i], seed=i + 1)
+        assert torch.equal(alone.data[0], both.data[i, :, : int(both.lengths[i])])
     whole = system.generate(ITEMS, seconds=0.4, seed=1)
     chunks = list(system.stream(ITEMS, seconds=0.4, seed=1))
     streamed = torch.cat([chunk.wave[0, :, : int(chunk.lengths[0])] for chunk in chunks], -1)
@@ -59,10 +59,10 @@ def test_an_item_is_the_same_alone_in_a_batch_and_streamed(kind: str) -> None:
 def test_windows_and_continuation_go_on_from_what_is_known() -> None:
     """In windows the beginning is known and fed at once; what follows is what follows it in a clip of one window."""
     system = wide().quantize("int8")
-    start = system.frames(ITEMS[0], seconds=0.3, seed=5)
-    more = system.frames(ITEMS[0], seconds=0.5, seed=5, continue_from=start)
-    whole = system.frames(ITEMS[0], seconds=0.5, seed=5)
-    assert torch.equal(more.content, whole.content)
+    start = system.generate_frames(ITEMS[0], seconds=0.3, seed=5)
+    more = system.generate_frames(ITEMS[0], seconds=0.5, seed=5, continue_from=start)
+    whole = system.generate_frames(ITEMS[0], seconds=0.5, seed=5)
+    assert torch.equal(more.data, whole.data)
 
 
 def test_loading_can_quantise(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     narrow = tiny_system()
     with pytest.raises(RequestError, match=r"attention.qkv: int4 needs a number of inputs that 32 or 64 divides.*has 16"):
         narrow.quantize("int4")
-    assert narrow.quantized is None  # nothing was changed
+    assert narrow.quantization is None  # nothing was changed
     with pytest.raises(RequestError, match=r"weights are int8; to have int4, load what they were made of"):
         wide().quantize("int8").quantize("int4")
     with pytest.raises(RequestError, match=r"int8 weights are computed with on cpu and cuda, not on meta"):
@@ -86,7 +86,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError, match=r"int4 weights are computed with on cpu and cuda, not on mps; take half precision there"
     ):
-        suits("int4", torch.device("mps"))
+        check_device_supports("int4", torch.device("mps"))
     codec = System(SystemSpec.parse({"codec": TINY["codec"]}))
     with pytest.raises(RequestError, match="a codec alone"):
         codec.quantize("int8")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cadenza.conditioners.base import Conditioners
+from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import SpecError
-from cadenza.system.reading import Reading, read
+from cadenza.system.prompt_patterns import PromptPattern, extract_prompt_values
 from cadenza.system.spec import SystemSpec
 from cadenza.training.config import TrainingConfig
 
@@ -20,8 +20,8 @@ def starter() -> SystemSpec:
 
 
 @pytest.fixture(scope="module")
-def conditioners(starter: SystemSpec) -> Conditioners:
-    return Conditioners({name: part.build() for name, part in starter.conditioners.items()})
+def conditioners(starter: SystemSpec) -> ConditionerSet:
+    return ConditionerSet({name: part.build() for name, part in starter.conditioners.items()})
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def conditioners(starter: SystemSpec) -> Conditioners:
         ("slow piano", {}),
     ],
 )
-def test_prompts(starter: SystemSpec, conditioners: Conditioners, prompt: str, values: dict[str, Any]) -> None:
-    assert read({"prompt": prompt}, starter.reads, conditioners) == {"prompt": prompt, **values}
+def test_prompts(starter: SystemSpec, conditioners: ConditionerSet, prompt: str, values: dict[str, Any]) -> None:
+    assert extract_prompt_values({"prompt": prompt}, starter.prompt_patterns, conditioners) == {"prompt": prompt, **values}
 
 
-def test_what_is_given_stays(starter: SystemSpec, conditioners: Conditioners) -> None:
+def test_what_is_given_stays(starter: SystemSpec, conditioners: ConditionerSet) -> None:
     item = {"prompt": "80 bpm in C major", "tempo": 120}
-    assert read(item, starter.reads, conditioners) == {**item, "key": "C major"}
-    assert read({"tempo": 90}, starter.reads, conditioners) == {"tempo": 90}
+    assert extract_prompt_values(item, starter.prompt_patterns, conditioners) == {**item, "key": "C major"}
+    assert extract_prompt_values({"tempo": 90}, starter.prompt_patterns, conditioners) == {"tempo": 90}
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_what_is_given_stays(starter: SystemSpec, conditioners: Conditioners) ->
 )
 def test_a_pattern_has_one_group(pattern: str, match: str) -> None:
     with pytest.raises(SpecError, match=match):
-        Reading.parse({"of": "prompt", "to": "tempo", "pattern": pattern})
+        PromptPattern.parse({"of": "prompt", "to": "tempo", "pattern": pattern})
 
 
 def test_names_must_lead_somewhere(starter: SystemSpec) -> None:
-    wrong = starter.to_dict() | {"reads": [{"of": "prompt", "to": "tmpo", "pattern": "(.)"}]}
+    wrong = starter.to_dict() | {"prompt_patterns": [{"of": "prompt", "to": "tmpo", "pattern": "(.)"}]}
     with pytest.raises(SpecError, match="reads names 'tmpo', but there is no such conditioner. Did you mean 'tempo'"):
         SystemSpec.parse(wrong)

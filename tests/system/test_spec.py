@@ -11,12 +11,12 @@ from cadenza.system.spec import SystemSpec
 TINY = {
     "codec": {"type": "encodec", "sample_rate": 8000, "strides": [2, 4], "codebooks": 2, "bins": 16, "filters": 4},
     "conditioners": {
-        "prompt": {"type": "text", "width": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
-        "tempo": {"type": "number", "width": 16, "min": 40, "max": 200},
-        "key": {"type": "category", "width": 16, "values": ["C major", "A minor"]},
+        "prompt": {"type": "text", "output_dim": 16, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300},
+        "tempo": {"type": "number", "output_dim": 16, "min": 40, "max": 200},
+        "key": {"type": "category", "output_dim": 16, "values": ["C major", "A minor"]},
     },
     "fusion": {"cross": ["prompt", "tempo"], "prepend": ["key"]},
-    "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "context": 64},
+    "generator": {"type": "codec_lm", "width": 16, "depth": 2, "heads": 2, "max_frames": 64},
 }
 
 
@@ -35,13 +35,13 @@ def changed(**changes):
 def test_round_trip():
     spec = SystemSpec.parse(TINY)
     assert SystemSpec.parse(spec.to_dict()) == spec
-    assert spec.fusion.pairs() == [("cross", "prompt"), ("cross", "tempo"), ("prepend", "key")]
-    assert spec.widths() == {"cross": 16, "prepend": 16}
+    assert spec.fusion.slot_ids() == [("cross", "prompt"), ("cross", "tempo"), ("prepend", "key")]
+    assert spec.slot_dims() == {"cross": 16, "prepend": 16}
 
 
 def test_a_codec_alone_is_a_system():
     spec = SystemSpec.parse({"codec": TINY["codec"]})
-    assert spec.generator is None and spec.codec.hop == 8
+    assert spec.generator is None and spec.codec.hop_length == 8
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_a_codec_alone_is_a_system():
             ["'tempo' has `align: steps`, which only add knows"],
         ),
         (changed(fusion__add=["prompt"]), ["fusion.add: 'prompt' gives tokens", "cross, prepend"]),
-        (changed(conditioners__tempo__width=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
+        (changed(conditioners__tempo__output_dim=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
         (changed(codec__binz=3), ["codec.binz: unknown field. Did you mean 'bins'"]),
-        (changed(conditioners__prompt__type="txt"), ["no conditioner called 'txt'", "Did you mean 'text'"]),
+        (changed(conditioners__prompt__type="txt"), ["'txt' is not a conditioner", "Did you mean 'text'"]),
         (changed(fusion__cross=["prompt", "prompt", "tempo"]), ["named twice in one slot: prompt"]),
         (changed(generator__depth=0, codec__codebooks=0), ["2 mistakes", "generator.depth", "codec.codebooks"]),
         (changed(format=99), ["format 99 is not known to this release"]),
@@ -85,14 +85,14 @@ def test_a_generator_needs_frames_that_it_can_make(field: dict[str, Any], what: 
     for wrapped in (codec, {"type": "stereo", "codec": codec}):
         with pytest.raises(SpecError, match=what):
             SystemSpec.parse(
-                {"codec": wrapped, "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "context": 50}}
+                {"codec": wrapped, "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "max_frames": 50}}
             )
 
 
 def test_a_slot_that_the_generator_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = type(SystemSpec.parse(TINY).generator)
     monkeypatch.setattr(generator, "slots", frozenset({"cross", "prepend"}))
-    monkeypatch.setattr(generator, "aligns", frozenset({"frames"}))
+    monkeypatch.setattr(generator, "alignments", frozenset({"frames"}))
     with pytest.raises(SpecError, match=r"fusion.global: generator 'codec_lm' has no such slot; it has: cross, prepend"):
         SystemSpec.parse(changed(fusion__global=["key"]))
     with pytest.raises(SpecError, match="'key' has `align: steps`, but generator 'codec_lm' has no steps beside frames"):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny import TINY, lively
 
-from cadenza.codecs.base import WholeDecoder
+from cadenza.codecs.base import BufferingDecoder
 from cadenza.core.types import Codes
-from cadenza.system.ahead import Ahead
+from cadenza.system.prefetch import Prefetcher
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -46,7 +46,7 @@ def steps_of(system: System) -> list[int]:
 @pytest.mark.parametrize(("codec", "seconds"), [("causal", SECONDS), ("centred", 7.0), ("stereo", SECONDS), ("early", SECONDS)])
 def test_the_first_chunk_is_early_and_many_follow(codec: str, seconds: float) -> None:
     """Before a tenth of the work, at least ten, as even as the blocks of the generator, and the same samples."""
-    system = system_with(CODECS[codec], context=300)
+    system = system_with(CODECS[codec], max_frames=300)
     whole = system.generate(["drums", "piano"], seconds=seconds, seed=[1, 2], stride=4)
     assert float(whole.wave.std()) > 0.01 or codec == "stereo"
     steps = steps_of(system)
@@ -64,9 +64,9 @@ def test_the_first_chunk_is_early_and_many_follow(codec: str, seconds: float) ->
 def test_a_later_chunk_costs_what_an_earlier_one_does(codec: str) -> None:
     """Samples at the wave's rate that the codec computes for each chunk, against the new ones among them."""
     system = system_with(CODECS[codec])
-    assert not isinstance(system.codec.decoder(), WholeDecoder)
+    assert not isinstance(system.codec.streaming_decoder(), BufferingDecoder)
     computed: list[int] = []
-    system.codec.synthesis.layers[-1].register_forward_hook(lambda _, __, out: computed.append(out.shape[-1]))  # type: ignore[union-attr]
+    system.codec.decoder.layers[-1].register_forward_hook(lambda _, __, out: computed.append(out.shape[-1]))  # type: ignore[union-attr]
     each = []
     for _ in system.stream("drums", seconds=4):
         each.append(sum(computed))
@@ -78,7 +78,7 @@ def test_a_later_chunk_costs_what_an_earlier_one_does(codec: str) -> None:
 def test_the_convolutions_keep_only_what_the_next_chunk_needs() -> None:
     """A view of the end of a chunk would keep all of it."""
     system = system_with(CODECS["causal"])
-    decoder: Any = system.codec.decoder()
+    decoder: Any = system.codec.streaming_decoder()
     kept = []
     for frames in (16, 160, 16):
         decoder.push(Codes(torch.zeros(1, 2, frames, dtype=torch.long)))
@@ -94,18 +94,18 @@ MEMORY = """
 import sys
 import psutil, torch
 torch.set_num_threads(1)
-from cadenza.system.ahead import Ahead
+from cadenza.system.prefetch import Prefetcher
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
 codec = {"type": "encodec", "sample_rate": 32000, "channels": 2, "strides": [8, 8, 5, 5, 4], "codebooks": 2, "bins": 16,
          "filters": 2, "causal": sys.argv[1] == "causal", "lstm_layers": 1}
-generator = {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "context": 50, "end_of_sequence": False}
-tempo = {"type": "number", "width": 16, "min": 40, "max": 200}
+generator = {"type": "codec_lm", "width": 16, "depth": 1, "heads": 2, "max_frames": 50, "end_of_sequence": False}
+tempo = {"type": "number", "output_dim": 16, "min": 40, "max": 200}
 tree = {"codec": codec, "conditioners": {"tempo": tempo}, "fusion": {"cross": ["tempo"]}, "generator": generator}
 system = System(SystemSpec.parse(tree)).eval().requires_grad_(False)
 kept, seconds, most = [], 0.0, {}
-with Ahead(system.stream({"tempo": 90}, seconds=300, guidance=1)) as chunks:
+with Prefetcher(system.stream({"tempo": 90}, seconds=300, guidance=1)) as chunks:
     for chunk in chunks:
         seconds += chunk.wave.shape[-1] / 32000
         now = psutil.Process().memory_info().rss
@@ -131,7 +131,7 @@ def test_a_cancelled_stream_leaves_nothing() -> None:
     """Closed, or dropped, in the thread that makes it or without one: no step more, no thread, no cache."""
     system = system_with(CODECS["centred"])
     steps = steps_of(system)
-    for make in (lambda stream: stream, Ahead):
+    for make in (lambda stream: stream, Prefetcher):
         stream = make(system.stream("drums", seconds=60))
         next(stream)
         stream.close()
@@ -142,7 +142,7 @@ def test_a_cancelled_stream_leaves_nothing() -> None:
 
 def test_a_stream_that_is_dropped_ends_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """In each window, so that what it holds in memory is freed."""
-    system = system_with(CODECS["causal"], context=50)
+    system = system_with(CODECS["causal"], max_frames=50)
     assert system.generator is not None
     made, ended = system.generator.stream, []
 

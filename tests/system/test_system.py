@@ -82,9 +82,9 @@ def rows_read(system, *args, **fields):
     """How many rows the generator reads at once, and the frames."""
     rows = []
     handle = system.generator.transformer.blocks[0].norm1.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
-    frames = system.frames(*args, **fields)
+    frames = system.generate_frames(*args, **fields)
     handle.remove()
-    return rows, frames.content
+    return rows, frames.data
 
 
 def test_nothing_to_guide_by_costs_one_branch(system):
@@ -99,23 +99,23 @@ def test_nothing_to_guide_by_costs_one_branch(system):
     ):
         rows, _ = rows_read(system, what, seconds=0.1, guidance=guidance)
         assert set(rows) == {width}, (what, guidance)
-    free, plain = (system.frames(None, seconds=0.3, seed=2, guidance=g).content for g in (3, 1))
-    both = system.frames([None, "drums"], seconds=0.3, seed=2).content
+    free, plain = (system.generate_frames(None, seconds=0.3, seed=2, guidance=g).data for g in (3, 1))
+    both = system.generate_frames([None, "drums"], seconds=0.3, seed=2).data
     assert torch.equal(free, plain) and torch.equal(both[:1], free)
-    assert torch.equal(system.frames({"prompt": None}, seconds=0.3, seed=2).content, free)
+    assert torch.equal(system.generate_frames({"prompt": None}, seconds=0.3, seed=2).data, free)
 
 
 def test_two_steps_are_guidance_in_one_batch(system):
     for what in ("drums", ITEMS):
         rows, one = rows_read(system, what, seconds=0.3, seed=2)
-        twice, two = rows_read(system, what, seconds=0.3, seed=2, two_step=True)
+        twice, two = rows_read(system, what, seconds=0.3, seed=2, two_step_cfg=True)
         assert torch.equal(one, two) and max(rows) == 2 * max(twice) and len(twice) == 2 * len(rows)
 
 
 @pytest.fixture(scope="module")
 def short() -> System:
     """A window of 0.2 seconds."""
-    return tiny_system(context=100)
+    return tiny_system(max_frames=100)
 
 
 def test_longer_than_trained(short):
@@ -125,32 +125,34 @@ def test_longer_than_trained(short):
     assert [clip.wave.shape[-1] for clip in both] == [3440, 800]
     alone = short.generate("drums", seconds=0.43, seed=1, stride=0.15)
     torch.testing.assert_close(alone.wave, both[0].wave)
-    begun = short.frames("drums", seconds=0.2, seed=1).content
-    assert torch.equal(short.frames("drums", seconds=0.43, seed=1, stride=0.15).content[..., :100], begun)
+    begun = short.generate_frames("drums", seconds=0.2, seed=1).data
+    assert torch.equal(short.generate_frames("drums", seconds=0.43, seed=1, stride=0.15).data[..., :100], begun)
     chunks = list(short.stream(["drums", "piano"], **fields))
     assert len(chunks) > 10
     for i, clip in enumerate(both):
         streamed = torch.cat([chunk.wave[i, :, : int(chunk.lengths[i])] for chunk in chunks], -1)
         torch.testing.assert_close(streamed, clip.wave[0], atol=1e-5, rtol=1e-4)
     assert not torch.equal(short.generate("drums", seconds=0.43, seed=1, stride=0.1).wave, alone.wave)
-    usual = tiny_system(context=100, stride=0.15).generate("drums", seconds=0.43, seed=1)
+    usual = tiny_system(max_frames=100, stride=0.15).generate("drums", seconds=0.43, seed=1)
     assert torch.equal(usual.wave, alone.wave)
 
 
 def test_beats_go_on_as_long_as_the_clip():
     """The beat of frame t is that of the whole clip, in whichever window t lies; what was enough before stays as it was."""
-    tempo = {"type": "beats", "width": 16, "frame_rate": 500, "frames": 100}
+    tempo = {"type": "beats", "output_dim": 16, "frame_rate": 500, "max_frames": 100}
     tree = {**TINY, "conditioners": {**TINY["conditioners"], "tempo": tempo}}
     tree["fusion"] = {"cross": ["prompt"], "prepend": ["key"], "add": [{"id": "tempo", "resize": "cut"}]}
     torch.manual_seed(0)
-    system = System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "context": 100}})).eval().requires_grad_(False)
+    system = (
+        System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "max_frames": 100}})).eval().requires_grad_(False)
+    )
     items = [{"tempo": 117}, {"tempo": [0.01, 0.2]}, {"prompt": "drums"}]
-    long, usual = (system.fuse(system.condition(system.prepare(items, frames=n)), frames=n).add for n in (230, 100))
+    long, usual = (system.fuse(system.encode_conditions(system.prepare(items, frames=n)), frames=n).add for n in (230, 100))
     assert long.shape[1] == 230 and torch.equal(long[:, :100], usual)
-    later = system.fuse(system.condition(system.prepare([{"tempo": [0.0, 60 / 117]}], frames=430)), frames=430).add
+    later = system.fuse(system.encode_conditions(system.prepare([{"tempo": [0.0, 60 / 117]}], frames=430)), frames=430).add
     torch.testing.assert_close(later[0, :230], long[0], atol=1e-4, rtol=1e-3)
-    whole = system.frames(items, seconds=0.46, seed=1, stride=0.15).content
-    assert torch.equal(system.frames(items[1], seconds=0.46, seed=1, stride=0.15).content, whole[1:2])
+    whole = system.generate_frames(items, seconds=0.46, seed=1, stride=0.15).data
+    assert torch.equal(system.generate_frames(items[1], seconds=0.46, seed=1, stride=0.15).data, whole[1:2])
 
 
 def test_progress_counts_the_frames_of_the_longest(short):
@@ -207,7 +209,7 @@ def test_loudness_is_set_and_nothing_clips(system):
         ("drums", {"seconds": 3, "stride": 2}, "a stride of 2 seconds does not suit a window of 2; use less"),
         ("drums", {"seconds": 3, "stride": 0}, "stride"),
         ("drums", {"loudness": 3}, "loudness"),
-        ("drums", {"two_steps": True}, "two_steps: unknown field. Did you mean 'two_step'"),
+        ("drums", {"two_steps": True}, "two_steps: unknown field. Did you mean 'two_step_cfg'"),
         ("drums", {"seconds": 1e9}, "too long: a clip may have up to 3600"),
         ({"promt": "x"}, {}, "no condition called 'promt'. Did you mean 'prompt'"),
         ({"tempo": "fast"}, {}, "fast"),
@@ -241,7 +243,7 @@ def test_saved_and_loaded(system, tmp_path):
 
 def test_nothing_else_is_overwritten(system, tmp_path):
     (tmp_path / "diary.txt").write_text("dear diary")
-    with pytest.raises(CheckpointError, match="holds no system"):
+    with pytest.raises(CheckpointError, match="is not a saved system"):
         system.save(tmp_path)
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
 
@@ -263,7 +265,7 @@ def test_damaged_weights_are_named(system, tmp_path):
     whole = load_file(file)
     name = next(n for n, x in whole.items() if x.is_floating_point())
     save_file({**whole, name: torch.full_like(whole[name], float("nan"))}, file)
-    with pytest.raises(CheckpointError, match=f"'{name}' is not finite"):
+    with pytest.raises(CheckpointError, match=f"1 weight is not finite.*: {name}"):
         System.load(tmp_path / "model")
     save_file({n: x for n, x in whole.items() if n != name}, file)
     with pytest.raises(CheckpointError, match="1 missing"):

@@ -14,17 +14,17 @@ from cadenza.system.fusion import fuse
 from cadenza.system.request import Request
 from cadenza.system.spec import FusionSpec, SystemSpec
 from cadenza.system.system import System
-from cadenza.training.tasks.base import Progress
+from cadenza.training.tasks.base import StepContext
 from cadenza.training.tasks.generator import GeneratorTask, GeneratorTaskSpec
 
 RATE = 500  # frames a second of the tiny codec
-BEATS = {"type": "beats", "width": 16, "frame_rate": RATE, "frames": 20, "hidden": 8}
+BEATS = {"type": "beats", "output_dim": 16, "frame_rate": RATE, "max_frames": 20, "hidden": 8}
 
 
 def build(fusion: dict[str, Any], **conditioners: Any) -> System:
     torch.manual_seed(0)
     tree = {**TINY, "conditioners": {**TINY["conditioners"], **conditioners}, "fusion": fusion}
-    tree["generator"] = {**TINY["generator"], "context": 20}
+    tree["generator"] = {**TINY["generator"], "max_frames": 20}
     system = System(SystemSpec.parse(tree))
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -76,9 +76,9 @@ def test_a_bias_is_the_logarithm_of_the_weight() -> None:
 def test_what_holds_throughout_is_a_plain_value(system: System) -> None:
     plain = {"prompt": "drums", "tempo": 90, "key": "A minor", "beats": 120}
     changing = {id: [(0, None, value)] for id, value in plain.items()}
-    frames = system.frames([plain, changing], seconds=0.05, seed=3).content
+    frames = system.generate_frames([plain, changing], seconds=0.05, seed=3).data
     assert torch.equal(frames[0], frames[1])
-    assert torch.equal(system.frames(plain, seconds=0.05, seed=3).content[0], frames[0])
+    assert torch.equal(system.generate_frames(plain, seconds=0.05, seed=3).data[0], frames[0])
 
 
 ITEMS: list[dict[str, Any]] = [
@@ -92,10 +92,10 @@ ITEMS: list[dict[str, Any]] = [
 def test_an_item_is_the_same_alone_and_in_a_batch(system: System) -> None:
     """Of text, category, number and beats, over several windows too."""
     seconds = [0.05, 0.06, 0.03, 0.04]
-    together = list(system.frames(ITEMS, seconds=seconds, seed=[1, 2, 3, 4]))
+    together = list(system.generate_frames(ITEMS, seconds=seconds, seed=[1, 2, 3, 4]))
     for i, item in enumerate(ITEMS[:3]):
-        alone = system.frames(item, seconds=seconds[i], seed=i + 1).content
-        assert torch.equal(alone[0], together[i].content[0]), item
+        alone = system.generate_frames(item, seconds=seconds[i], seed=i + 1).data
+        assert torch.equal(alone[0], together[i].data[0]), item
 
 
 def test_a_change_is_heard_from_its_frame_on(system: System) -> None:
@@ -104,7 +104,7 @@ def test_a_change_is_heard_from_its_frame_on(system: System) -> None:
     items: list[dict[str, Any]] = []
     for id, (one, other) in pairs.items():
         items += [{id: one}, *({id: [(0, change, one), (change, None, other)]} for change in (0.02, 0.056))]
-    frames = system.frames(items, seconds=0.07, seed=5, guidance=1).content.unflatten(0, (4, 3))
+    frames = system.generate_frames(items, seconds=0.07, seed=5, guidance=1).data.unflatten(0, (4, 3))
     for i, id in enumerate(pairs):
         for changed, at in ((frames[i, 1], 10), (frames[i, 2], 28)):
             before = at - 1  # the last codebook of that frame is written with the first of the next
@@ -122,20 +122,20 @@ def test_a_stream_changes_too(system: System) -> None:
 def test_a_slot_of_one_value_refuses(slot: str) -> None:
     system = build({"cross": ["prompt", "tempo"], slot: ["key"]})
     with pytest.raises(RequestError, match=f"fusion.{slot}: 'key' changes over time.*give one value, or put it in cross, add"):
-        system.frames({"key": [(0, 1, "A minor")]}, seconds=0.1)
+        system.generate_frames({"key": [(0, 1, "A minor")]}, seconds=0.1)
 
 
 def test_a_mistake_in_a_span_names_the_id(system: System) -> None:
     with pytest.raises(RequestError, match="key: no value called 'A minr'. Did you mean 'A minor'"):
-        system.frames({"key": [(0, 1, "A minor"), (1, 2, "A minr")]}, seconds=0.1)
-    with pytest.raises(RequestError, match="tempo: a span of a timeline must start"):
-        system.frames({"tempo": [(1, 0.5, 90)]}, seconds=0.1)
+        system.generate_frames({"key": [(0, 1, "A minor"), (1, 2, "A minr")]}, seconds=0.1)
+    with pytest.raises(RequestError, match="tempo: .*timeline"):
+        system.generate_frames({"tempo": [(1, 0.5, 90)]}, seconds=0.1)
 
 
 def test_texts_that_change_are_read_one_by_one(system: System) -> None:
-    read = system.read({"prompt": [(0, 1, "at 80 bpm"), (1, 2, "no tempo"), (2, None, "120 bpm")]})
+    read = system.extract_prompt_values({"prompt": [(0, 1, "at 80 bpm"), (1, 2, "no tempo"), (2, None, "120 bpm")]})
     assert [span.value for span in read["tempo"].spans] == [80.0, None, 120.0]
-    assert "tempo" not in system.read({"prompt": [(0, 1, "none")]})
+    assert "tempo" not in system.extract_prompt_values({"prompt": [(0, 1, "none")]})
 
 
 def test_training_counts_from_the_start_of_the_piece(system: System) -> None:
@@ -145,7 +145,7 @@ def test_training_counts_from_the_start_of_the_piece(system: System) -> None:
     def keys(start: float) -> list[float]:
         item = {"id": "x", "seconds_start": start, "key": [(0, 1.05, "A minor"), (1.05, 2, "C major")], "codes": Codes(ids)}
         batch = collate([item], system.conditioners.prepare)
-        fused = system.fuse(system.condition(batch.prepared), frames=20)
+        fused = system.fuse(system.encode_conditions(batch.prepared), frames=20)
         assert fused.concat is not None
         return fused.concat[0, :, 0].tolist()
 
@@ -165,13 +165,13 @@ def test_swapping_two_spans_swaps_what_is_heard(slot: str) -> None:
     torch.manual_seed(0)
     tree: dict[str, Any] = {
         **TINY,
-        "reads": [],
+        "prompt_patterns": [],
         "conditioners": {"key": TINY["conditioners"]["key"]},
         "fusion": {slot: ["key"]},
     }
-    system = System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "context": 40, "width": 16, "depth": 1}}))
-    task = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.1, attribute_dropout=0.0), system)
-    parameters = [p for part in task.groups().values() for p in part.parameters()]
+    system = System(SystemSpec.parse({**tree, "generator": {**TINY["generator"], "max_frames": 40, "width": 16, "depth": 1}}))
+    task = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.1, attribute_dropout=0.0), system)
+    parameters = [p for part in task.optimized_modules().values() for p in part.parameters()]
     optimiser, rng = torch.optim.Adam(parameters, 1e-2), torch.Generator().manual_seed(0)
     names, frames = ["C major", "A minor"], 24
     for _ in range(80):
@@ -182,13 +182,13 @@ def test_swapping_two_spans_swaps_what_is_heard(slot: str) -> None:
             {"id": str(i), "codes": Codes(ids[i : i + 1]), "key": line(names, int(change[i]) / RATE, int(first[i]))}
             for i in range(8)
         ]
-        (_, losses), *_ = task.step(collate(rows, system.conditioners.prepare), Progress(0, 1, rng))
+        (_, losses), *_ = task.step(collate(rows, system.conditioners.prepare), StepContext(0, 1, rng))
         optimiser.zero_grad()
         losses["loss"].backward()
         optimiser.step()
     system.eval()
     items = [{"key": line(names, 0.024, first)} for first in (0, 1)] * 4
-    made = system.frames(Request.of(items, seconds=frames / RATE, seed=list(range(8)), guidance=1.0)).content
+    made = system.generate_frames(Request.from_input(items, seconds=frames / RATE, seed=list(range(8)), guidance=1.0)).data
     high = (made >= 8).float().mean(1)
     for i, (before, after) in enumerate(zip(high[:, :12].mean(1).tolist(), high[:, 12:].mean(1).tolist(), strict=True)):
         want = (0.0, 1.0) if i % 2 == 0 else (1.0, 0.0)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Branch, Codes, Fused, Grid, Known, Latents, Tokens
-from cadenza.generators.base import Generator, Plan
+from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, Latents, MaskedSequence
+from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import CoarseFirst
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system import windows
 
-SAMPLING = TokenSampling(may_end=False)
+SAMPLING = TokenSampling(allow_eos=False)
 
 
 class Scribe(Generator):
@@ -23,23 +23,25 @@ class Scribe(Generator):
 
     def __init__(self, context: int, *, chunk: int = 3) -> None:
         super().__init__()
-        self.spec = SimpleNamespace(context=context, whole_context=False)
-        self.chunk, self.plans = chunk, list[Plan]()
+        self.spec = SimpleNamespace(max_frames=context, fixed_length=False)
+        self.chunk, self.plans = chunk, list[GenerationInputs]()
 
     def losses(self, target: Any, fused: Any, rng: Any) -> Any:
         raise NotImplementedError
 
-    def stream(self, branches: Sequence[Branch], plan: Plan) -> Iterator[Codes | Latents]:
+    def stream(self, branches: Sequence[GuidanceBranch], plan: GenerationInputs) -> Iterator[Codes | Latents]:
         self.plans.append(plan)
         longest, add = int(plan.frames.max()), branches[0].fused.add
         assert add is not None and len(add) == len(plan.frames)
         here = torch.arange(longest)
         rows = [torch.full((longest,), float(seed)) for seed in plan.seeds]
-        z = torch.stack([torch.stack([row, here + plan.first, a[:longest, 0], here]) for row, a in zip(rows, add, strict=True)])
-        if plan.known is not None:
-            n = plan.known.mask.shape[1]
-            assert plan.known.mask.all() and isinstance(plan.known.value, Latents)
-            assert torch.equal(plan.known.value.z[:, :3], z[:, :3, :n])  # the same frames as this window's first ones
+        z = torch.stack(
+            [torch.stack([row, here + plan.start_frame, a[:longest, 0], here]) for row, a in zip(rows, add, strict=True)]
+        )
+        if plan.known_frames is not None:
+            n = plan.known_frames.mask.shape[1]
+            assert plan.known_frames.mask.all() and isinstance(plan.known_frames.frames, Latents)
+            assert torch.equal(plan.known_frames.frames.z[:, :3], z[:, :3, :n])  # the same frames as this window's first ones
         z = z.where(here < plan.frames[:, None, None], 0)
         for start in range(0, longest, self.chunk):
             yield Latents(z[..., start : start + self.chunk], (plan.frames - start).clamp(0, min(self.chunk, longest - start)))
@@ -50,9 +52,9 @@ class Scribe(Generator):
 def test_every_frame_once_from_its_own_place(stride: int, chunk: int) -> None:
     scribe, totals = Scribe(10, chunk=chunk), [23, 4, 10, 31]
     add = torch.arange(31.0)[None, :, None] + 1000 * torch.arange(4)[:, None, None]
-    plan = Plan(torch.tensor(totals), [5, 6, 7, 8], SAMPLING)
-    chunks = list(windows.stream(scribe, [Branch(1.0, Fused(add=add))], plan, stride=stride))
-    whole = Latents.join(chunks)  # type: ignore[arg-type]
+    plan = GenerationInputs(torch.tensor(totals), [5, 6, 7, 8], SAMPLING)
+    chunks = list(windows.generate_windows(scribe, [GuidanceBranch(1.0, FusedConditions(add=add))], plan, stride=stride))
+    whole = Latents.cat(chunks)  # type: ignore[arg-type]
     assert whole.lengths.tolist() == totals and whole.z.shape[-1] == 31
     for i, total in enumerate(totals):
         seed, frame, said, place = whole.z[i, :, :total]
@@ -61,23 +63,23 @@ def test_every_frame_once_from_its_own_place(stride: int, chunk: int) -> None:
         )
         assert (place[10:] >= 10 - stride).all()  # what a later window adds it adds after what it knows
         assert not whole.z[i, :, total:].any()
-    assert [plan.first for plan in scribe.plans] == list(range(0, stride * len(scribe.plans), stride))
+    assert [plan.start_frame for plan in scribe.plans] == list(range(0, stride * len(scribe.plans), stride))
     assert all(len(plan.frames) < 4 for plan in scribe.plans[1:])  # items that have ended cost nothing
 
 
 def test_one_window_is_the_generators_own_stream() -> None:
     scribe = Scribe(10)
-    plan = Plan(torch.tensor([10, 3]), [0, 1], SAMPLING)
-    branches = [Branch(1.0, Fused(add=torch.zeros(2, 10, 1)))]
+    plan = GenerationInputs(torch.tensor([10, 3]), [0, 1], SAMPLING)
+    branches = [GuidanceBranch(1.0, FusedConditions(add=torch.zeros(2, 10, 1)))]
     own = list(scribe.stream(branches, plan))
-    for a, b in zip(own, windows.stream(scribe, branches, plan), strict=True):
-        assert torch.equal(a.content, b.content) and torch.equal(a.lengths, b.lengths)
+    for a, b in zip(own, windows.generate_windows(scribe, branches, plan), strict=True):
+        assert torch.equal(a.data, b.data) and torch.equal(a.lengths, b.lengths)
 
 
 def model(**fields: Any) -> CodecLM:
-    generator = CodecLMSpec(width=32, depth=2, heads=2, mlp=2, **{"context": 20, "end_of_sequence": False, **fields}).build(
-        Grid("codes", 10.0, 3, 11), {"cross": 4, "add": 32}
-    )
+    generator = CodecLMSpec(
+        width=32, depth=2, heads=2, mlp_ratio=2, **{"max_frames": 20, "end_of_sequence": False, **fields}
+    ).build(FrameFormat("codes", 10.0, 3, 11), {"cross": 4, "add": 32})
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -86,52 +88,56 @@ def model(**fields: Any) -> CodecLM:
     return generator.eval()
 
 
-def told(batch: int, frames: int) -> Fused:
+def told(batch: int, frames: int) -> FusedConditions:
     rng = torch.Generator().manual_seed(1)
-    tokens = Tokens(torch.randn(batch, 5, 4, generator=rng), torch.arange(5) < torch.tensor([5, 2, 3, 1])[:batch, None])
-    return Fused(cross=tokens, add=torch.randn(batch, frames, 32, generator=rng))
+    tokens = MaskedSequence(torch.randn(batch, 5, 4, generator=rng), torch.arange(5) < torch.tensor([5, 2, 3, 1])[:batch, None])
+    return FusedConditions(cross=tokens, add=torch.randn(batch, frames, 32, generator=rng))
 
 
-def run(generator: CodecLM, fused: Fused, plan: Plan, stride: int | None = 12) -> Codes:
-    null = Fused(add=None if fused.add is None else torch.zeros_like(fused.add))
-    chunks = list(windows.stream(generator, [Branch(3.0, fused), Branch(-2.0, null)], plan, stride=stride))
-    return Codes.join(chunks)  # type: ignore[arg-type]
+def run(generator: CodecLM, fused: FusedConditions, plan: GenerationInputs, stride: int | None = 12) -> Codes:
+    null = FusedConditions(add=None if fused.add is None else torch.zeros_like(fused.add))
+    chunks = list(
+        windows.generate_windows(generator, [GuidanceBranch(3.0, fused), GuidanceBranch(-2.0, null)], plan, stride=stride)
+    )
+    return Codes.cat(chunks)  # type: ignore[arg-type]
 
 
 def test_the_windows_are_what_a_caller_would_do_by_hand() -> None:
     """Generate, keep the last frames, generate on from them (the scheme of MusicGen's long clips), greedily."""
     generator, fused = model(), told(1, 50)
     greedy = TokenSampling(temperature=0)
-    whole = run(generator, fused, Plan(torch.tensor([50]), [0], greedy)).ids
+    whole = run(generator, fused, GenerationInputs(torch.tensor([50]), [0], greedy)).ids
     made = torch.zeros(1, 3, 0, dtype=torch.long)
     for first in (0, 12, 24, 36):
         prompt = made[..., first:]
-        known = Known(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool)) if first else None
+        known = KnownFrames(Codes(prompt), torch.ones(1, prompt.shape[-1], dtype=torch.bool)) if first else None
         assert fused.add is not None
-        here = Fused(cross=fused.cross, add=fused.add[:, first : first + 20])
-        null = Fused(add=torch.zeros(1, here.add.shape[1], 32))  # type: ignore[union-attr]
-        plan = Plan(torch.tensor([min(20, 50 - first)]), [0], greedy, known)
-        out = generator.generate([Branch(3.0, here), Branch(-2.0, null)], plan)
-        made = torch.cat([made, out.content[..., prompt.shape[-1] :]], -1)
+        here = FusedConditions(cross=fused.cross, add=fused.add[:, first : first + 20])
+        null = FusedConditions(add=torch.zeros(1, here.add.shape[1], 32))  # type: ignore[union-attr]
+        plan = GenerationInputs(torch.tensor([min(20, 50 - first)]), [0], greedy, known)
+        out = generator.generate([GuidanceBranch(3.0, here), GuidanceBranch(-2.0, null)], plan)
+        made = torch.cat([made, out.data[..., prompt.shape[-1] :]], -1)
     assert torch.equal(made, whole)
 
 
 def test_alone_and_in_any_batch() -> None:
     generator, fused, totals = model(), told(4, 70), [33, 70, 7, 45]
-    together = list(run(generator, fused, Plan(torch.tensor(totals), [1, 2, 3, 4], SAMPLING)))
+    together = list(run(generator, fused, GenerationInputs(torch.tensor(totals), [1, 2, 3, 4], SAMPLING)))
     for i, total in enumerate(totals):
         assert fused.cross is not None and fused.add is not None
         n = int(fused.cross.mask[i].sum())
-        own = Tokens(fused.cross.x[i : i + 1, :n], fused.cross.mask[i : i + 1, :n])
+        own = MaskedSequence(fused.cross.x[i : i + 1, :n], fused.cross.mask[i : i + 1, :n])
         alone = run(
-            generator, Fused(cross=own, add=fused.add[i : i + 1, :total]), Plan(torch.tensor([total]), [i + 1], SAMPLING)
+            generator,
+            FusedConditions(cross=own, add=fused.add[i : i + 1, :total]),
+            GenerationInputs(torch.tensor([total]), [i + 1], SAMPLING),
         )
         assert torch.equal(alone.ids, together[i].ids) and together[i].ids.shape[-1] == total
 
 
 def test_a_longer_clip_begins_like_a_shorter_one() -> None:
     generator, fused = model(), told(1, 70)
-    short, long = (run(generator, fused, Plan(torch.tensor([n]), [3], SAMPLING)).ids for n in (41, 70))
+    short, long = (run(generator, fused, GenerationInputs(torch.tensor([n]), [3], SAMPLING)).ids for n in (41, 70))
     assert torch.equal(short[..., :39], long[..., :39])  # what the delay writes last knows no condition of the frames after
 
 
@@ -148,29 +154,31 @@ def test_a_clip_that_ends_is_not_gone_on_with() -> None:
         return y
 
     generator._logits = ending  # type: ignore[method-assign]
-    out = run(generator, fused, Plan(torch.tensor([60, 60]), [0, 1], TokenSampling()))
+    out = run(generator, fused, GenerationInputs(torch.tensor([60, 60]), [0, 1], TokenSampling()))
     assert out.lengths.tolist()[1] == 60 and 20 < out.lengths.tolist()[0] < 40
 
 
 @pytest.mark.parametrize("frames", [7, 20, 33])
 def test_a_pattern_of_one_length_makes_whole_windows_and_cuts(frames: int) -> None:
     generator, fused = model(pattern=CoarseFirst()), told(1, 40)
-    out = run(generator, fused, Plan(torch.tensor([frames]), [0], SAMPLING))
+    out = run(generator, fused, GenerationInputs(torch.tensor([frames]), [0], SAMPLING))
     assert out.lengths.tolist() == [frames] and out.ids.shape[-1] == frames
-    longer = run(generator, fused, Plan(torch.tensor([40]), [0], SAMPLING))
+    longer = run(generator, fused, GenerationInputs(torch.tensor([40]), [0], SAMPLING))
     assert torch.equal(out.ids, longer.ids[..., :frames])
 
 
 @pytest.mark.parametrize("stride", [0, 20, 25, -1])
 def test_a_stride_that_does_not_suit_is_refused(stride: int) -> None:
     with pytest.raises(RequestError, match=f"stride of {stride} frames does not suit windows of 20"):
-        run(model(), told(1, 30), Plan(torch.tensor([30]), [0], SAMPLING), stride)
+        run(model(), told(1, 30), GenerationInputs(torch.tensor([30]), [0], SAMPLING), stride)
 
 
 def test_closing_stops_the_work_in_any_window() -> None:
     generator, calls = model(), []
     generator.transformer.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(0))  # type: ignore[union-attr]
-    stream = windows.stream(generator, [Branch(1.0, told(1, 60))], Plan(torch.tensor([60]), [0], SAMPLING), stride=12)
+    stream = windows.generate_windows(
+        generator, [GuidanceBranch(1.0, told(1, 60))], GenerationInputs(torch.tensor([60]), [0], SAMPLING), stride=12
+    )
     assert not calls
     for _ in range(4):
         next(stream)
@@ -185,5 +193,5 @@ def test_the_work_grows_with_the_length_alone() -> None:
     generator.transformer.blocks[0].norm1.register_forward_hook(lambda _, args, __: read.append(args[0].shape[1]))  # type: ignore[union-attr]
     for total, parts in ((20, 1), (32, 2), (116, 9)):
         read.clear()
-        run(generator, told(1, total), Plan(torch.tensor([total]), [0], SAMPLING))
+        run(generator, told(1, total), GenerationInputs(torch.tensor([total]), [0], SAMPLING))
         assert sum(read) == parts * (20 + 3 - 1)

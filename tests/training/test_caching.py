@@ -15,16 +15,16 @@ from cadenza.apps.api import load
 from cadenza.apps.cli.main import main
 from cadenza.conditioners.t5 import T5Spec
 from cadenza.core.errors import DataError
-from cadenza.system.features import FeatureCache
+from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
-from cadenza.training.caching import fill
+from cadenza.training.precompute import precompute_features
 from cadenza.training.trainer import Trainer
 
 
 def system(**prompt: Any) -> System:
     """A tiny one whose prompts go through a frozen T5."""
-    t5 = T5Spec.example()[0].model_copy(update={"width": 16, "word_dropout": 0.0}).to_dict()
+    t5 = T5Spec.example()[0].model_copy(update={"output_dim": 16, "word_dropout": 0.0}).to_dict()
     spec = {**TINY, "conditioners": {**TINY["conditioners"], "prompt": {**t5, **prompt}}}
     torch.manual_seed(0)
     return System(SystemSpec.parse(spec)).eval()
@@ -47,17 +47,17 @@ def data(tmp_path: Path) -> Path:
 
 def test_every_value_of_the_data_is_made_once(data: Path, tmp_path: Path) -> None:
     cache, heard = FeatureCache(tmp_path / "cache"), list[tuple[int, int]]()
-    made = fill(system(), data, cache, batch=3, progress=lambda done, total: heard.append((done, total)))
+    made = precompute_features(system(), data, cache, batch=3, progress=lambda done, total: heard.append((done, total)))
     assert len(cache) == 4 and (made.made, made.broken) == (4, {}), "three texts and what stands for none"
     assert heard == [(3, 4), (4, 4)] and made.parts == ["prompt"]
-    again = fill(system(), data, FeatureCache(tmp_path / "cache"))
+    again = precompute_features(system(), data, FeatureCache(tmp_path / "cache"))
     assert (again.made, again.found) == (0, 5)
     (data / "0.json").write_text('{"prompt": 3}')
     (data / "3.json").write_text('{"prompt": "flute"}')
-    more = fill(system(), data, cache)
+    more = precompute_features(system(), data, cache)
     assert more.made == 1 and list(more.broken) == ["0"] and "a text is needed, got 3" in more.broken["0"]
     with pytest.raises(DataError, match="has a frozen encoder"):
-        fill(system(train=True), data, cache)
+        precompute_features(system(train=True), data, cache)
 
 
 def test_the_command_and_what_uses_it(
@@ -79,11 +79,11 @@ def test_the_command_and_what_uses_it(
     assert "0 values made, 5 were there" in run("data", "cache", data, "--model", tmp_path / "model")
     there = load(tmp_path / "model", device="cpu")
     assert there.cache is not None
-    with_it = there.frames([{"prompt": "drums"}, {"prompt": "slow piano", "tempo": 90}, {}], seconds=0.02).ids
+    with_it = there.generate_frames([{"prompt": "drums"}, {"prompt": "slow piano", "tempo": 90}, {}], seconds=0.02).ids
     assert there.cache.made == 0 and there.cache.found >= 3
     there.cache = None
     assert torch.equal(
-        there.frames([{"prompt": "drums"}, {"prompt": "slow piano", "tempo": 90}, {}], seconds=0.02).ids, with_it
+        there.generate_frames([{"prompt": "drums"}, {"prompt": "slow piano", "tempo": 90}, {}], seconds=0.02).ids, with_it
     )
     monkeypatch.setenv("CADENZA_CACHE", "off")
     assert load(tmp_path / "model", device="cpu").cache is None
@@ -92,7 +92,7 @@ def test_the_command_and_what_uses_it(
 def test_training_takes_what_was_made(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CADENZA_CACHE", str(tmp_path / "cache"))
     made = system()
-    fill(made, data, FeatureCache())
+    precompute_features(made, data, FeatureCache())
     fields: dict[str, Any] = {"steps": 1, "batch": 4, "seconds": 0.1, "workers": 0, "validation_items": 0, "samples_every": 9}
     trainer = Trainer(made, data, out=tmp_path / "run", cpu=True, cache=True, trackers=[], **fields)
     trainer.train()

@@ -30,32 +30,32 @@ def said() -> list[str]:
 
 
 def test_what_is_written_is_read_and_the_oldest_go(tmp_path: Path, said: list[str]) -> None:
-    assert checkpoints.newest(tmp_path / "none", said.append) is None
+    assert checkpoints.latest_checkpoint(tmp_path / "none", said.append) is None
     for step in (5, 10, 15):
-        checkpoints.write(tmp_path, make(step), keep_last=2)
-    assert checkpoints.steps(tmp_path) == [10, 15]
-    found = checkpoints.newest(tmp_path, said.append)
+        checkpoints.save_checkpoint(tmp_path, make(step), keep_last=2)
+    assert checkpoints.list_checkpoint_steps(tmp_path) == [10, 15]
+    found = checkpoints.latest_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 15 and found.state == {"note": {"step": [15]}} and said == []
     torch.testing.assert_close(found.tensors, make(15).tensors, rtol=0, atol=0)
 
 
 def test_a_flipped_bit_a_cut_and_a_missing_file_are_seen(tmp_path: Path, said: list[str]) -> None:
-    paths = [checkpoints.write(tmp_path, make(step), keep_last=9) for step in (1, 2, 3, 4)]
+    paths = [checkpoints.save_checkpoint(tmp_path, make(step), keep_last=9) for step in (1, 2, 3, 4)]
     flipped = bytearray((paths[3] / checkpoints.TENSORS).read_bytes())
     flipped[-1] ^= 1
     (paths[3] / checkpoints.TENSORS).write_bytes(flipped)
     os.truncate(paths[2] / checkpoints.STATE, 10)
     (paths[1] / checkpoints.TENSORS).unlink()
-    found = checkpoints.newest(tmp_path, said.append)
+    found = checkpoints.latest_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 1
     assert [path.name in line and "damaged" in line for path, line in zip(reversed(paths), said, strict=False)] == [True] * 3
     (paths[0] / checkpoints.STATE).unlink()
     with pytest.raises(CheckpointError, match="all 4 checkpoints are damaged"):
-        checkpoints.newest(tmp_path, said.append)
+        checkpoints.latest_checkpoint(tmp_path, said.append)
 
 
 def test_half_a_checkpoint_is_never_taken_for_one(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints.write(tmp_path, make(1), keep_last=2)
+    checkpoints.save_checkpoint(tmp_path, make(1), keep_last=2)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -63,11 +63,11 @@ def test_half_a_checkpoint_is_never_taken_for_one(tmp_path: Path, said: list[str
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(checkpoints.os, "replace", killed)
         patched.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing
-        checkpoints.write(tmp_path, make(2), keep_last=2)
+        checkpoints.save_checkpoint(tmp_path, make(2), keep_last=2)
     assert len(list(tmp_path.iterdir())) == 2
-    found = checkpoints.newest(tmp_path, said.append)
+    found = checkpoints.latest_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 1 and said == []
-    checkpoints.clear(tmp_path)
+    checkpoints.remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -83,24 +83,24 @@ def disk_of(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path: Path, said: list[str]) -> None:
-    checkpoints.write(tmp_path, make(1), keep_last=1)
+    checkpoints.save_checkpoint(tmp_path, make(1), keep_last=1)
     with disk_of(50_000), pytest.raises(CheckpointError, match=r"could not be written.*step 1 is intact.*Free space"):
-        checkpoints.write(tmp_path, make(2, numbers=100_000), keep_last=1)
-    found = checkpoints.newest(tmp_path, said.append)
+        checkpoints.save_checkpoint(tmp_path, make(2, numbers=100_000), keep_last=1)
+    found = checkpoints.latest_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 1 and [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_no_permission_is_a_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="no earlier checkpoint"):
-        checkpoints.write(tmp_path / "file", make(1), keep_last=1)
+        checkpoints.save_checkpoint(tmp_path / "file", make(1), keep_last=1)
 
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(checkpoints.tempfile, "mkdtemp", denied)
     with pytest.raises(CheckpointError, match="Permission denied.*allow writing"):
-        checkpoints.write(tmp_path, make(1), keep_last=1)
+        checkpoints.save_checkpoint(tmp_path, make(1), keep_last=1)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

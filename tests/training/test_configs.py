@@ -14,13 +14,13 @@ from transformers import EncodecConfig
 
 from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.t5 import T5Spec
-from cadenza.data.music import MusicText
+from cadenza.data.music_metadata import PromptMixer
 from cadenza.dsp.audio import Audio
 from cadenza.importers import encodec
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
-from cadenza.training.config import TrainingConfig, config_of
-from cadenza.training.optim import rate
+from cadenza.training.config import TrainingConfig, resolve_config
+from cadenza.training.optim import lr_multiplier
 from cadenza.training.trainer import Trainer
 
 FOLDER = Path(__file__).parents[2] / "configs" / "training"
@@ -83,28 +83,34 @@ def test_what_a_language_model_learns_from(name: str) -> None:
     chosen = config(name)
     steps, items, seconds, lr, clip, guidance, words = LEARNED[name]
     assert (chosen.steps, chosen.batch * chosen.accumulation, chosen.seconds) == (steps, items, seconds)
-    assert (chosen.lr, chosen.betas, chosen.weight_decay, chosen.clip) == (lr, (0.9, 0.95), 0.1, clip)
+    assert (chosen.lr, chosen.betas, chosen.weight_decay, chosen.grad_clip) == (lr, (0.9, 0.95), 0.1, clip)
     assert chosen.ema == pytest.approx(0.99 ** (1 / 10), abs=1e-5)  # 0.99 at every tenth step
     dropped = {"melody": 0.5} if "melody" in name else 0.0
-    assert chosen.task.to_dict() == {"type": "generator", "guidance_dropout": guidance, "attribute_dropout": dropped}
+    assert chosen.task.to_dict() == {"type": "generator", "cfg_dropout": guidance, "attribute_dropout": dropped}
     assert chosen.music == (
-        None if name.startswith("audiogen") else MusicText(merge=0.25, drop_description=0.5, keep_field=0.5, exact=True)
+        None if name.startswith("audiogen") else PromptMixer(merge=0.25, drop_description=0.5, keep_field=0.5, exact=True)
     )
     spec: Any = chosen.system
     assert spec.conditioners["prompt"].word_dropout == words
     assert spec.conditioners["prompt"].dim == {True: 1024, False: 768}["large" in spec.conditioners["prompt"].model]
     sides = spec.codec.channels
-    assert (spec.codec.grid.frame_rate, spec.codec.grid.rows, spec.codec.grid.cardinality) == (50, 4 * sides, 2048)
-    assert spec.generator.context == seconds * 50 and spec.generator.width == 64 * spec.generator.heads
+    assert (spec.codec.frame_format.frame_rate, spec.codec.frame_format.channels, spec.codec.frame_format.cardinality) == (
+        50,
+        4 * sides,
+        2048,
+    )
+    assert spec.generator.max_frames == seconds * 50 and spec.generator.width == 64 * spec.generator.heads
     assert spec.generator.pattern.delays == tuple(k // sides for k in range(4 * sides))
     assert not spec.generator.end_of_sequence and spec.generator.positions == "sinusoidal"
 
 
 def test_the_learning_rates_go_as_published() -> None:
     small, sounds, codec = config("musicgen_small_32khz"), config("audiogen_16khz"), config("encodec_32khz")
-    assert [rate(step, small) for step in (0, 3999, 502_000, 1_000_000)] == pytest.approx([1 / 4000, 1, 0.5, 0], abs=1e-9)
-    assert [rate(step, sounds) for step in (2999, 11_999, 74_999)] == pytest.approx([1, 0.5, 0.2])
-    assert [rate(step, codec) for step in (0, 100_000, 399_999)] == [1, 1, 1]
+    assert [lr_multiplier(step, small) for step in (0, 3999, 502_000, 1_000_000)] == pytest.approx(
+        [1 / 4000, 1, 0.5, 0], abs=1e-9
+    )
+    assert [lr_multiplier(step, sounds) for step in (2999, 11_999, 74_999)] == pytest.approx([1, 0.5, 0.2])
+    assert [lr_multiplier(step, codec) for step in (0, 100_000, 399_999)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -112,17 +118,17 @@ def test_what_a_codec_learns_from(name: str) -> None:
     chosen = config(name)
     paper = name == "encodec_48khz"  # the others are AudioCraft's
     assert (chosen.steps, chosen.batch * chosen.accumulation, chosen.seconds) == (600_000 if paper else 400_000, 64, 1)
-    assert (chosen.lr, chosen.betas, chosen.weight_decay, chosen.clip, chosen.ema) == (3e-4, (0.5, 0.9), 0, None, 0.99)
+    assert (chosen.lr, chosen.betas, chosen.weight_decay, chosen.grad_clip, chosen.ema) == (3e-4, (0.5, 0.9), 0, None, 0.99)
     task: Any = chosen.task
-    weights = (task.time, task.mel, task.adversarial, task.feature, task.commitment)
+    weights = (task.l1, task.mel, task.adversarial, task.feature, task.commitment)
     assert weights == ((0.1, 1, 4, 4, 1) if paper else (0.1, 2, 4, 4, 1)) and not task.stft
     assert task.mel_windows == tuple(2**i for i in (range(5, 12) if paper else range(6, 11)))
-    assert task.level_dropout == (0.0 if name == "encodec_32khz" else 1.0)
+    assert task.quantizer_dropout == (0.0 if name == "encodec_32khz" else 1.0)
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_released_codecs_can_be_the_start(name: str) -> None:
-    released = encodec.spec_of(EncodecConfig(**RELEASED[name]).to_dict(), source="config.json")
+    released = encodec.spec_from_transformers(EncodecConfig(**RELEASED[name]).to_dict(), source="config.json")
     users = [user for user in LANGUAGE if "32khz" in user] if name == "encodec_32khz" else []
     assert [codec_of(config(user).system) for user in [name, *users]] == [released] * (1 + len(users))
 
@@ -132,7 +138,7 @@ def test_the_codec_of_audiogen_is_what_the_head_of_a_config_says() -> None:
     words = shlex.split(head.replace("\n#", ""))
     assert set(words[::2]) == {"--set"}
     settings = words[1::2]
-    changed = config_of(FOLDER / "encodec_32khz.yaml", settings, {})
+    changed = resolve_config(FOLDER / "encodec_32khz.yaml", settings, {})
     assert changed.system.codec == config("audiogen_16khz").system.codec and changed.name == "encodec-16khz"
 
 
@@ -172,15 +178,15 @@ def test_two_steps_of_a_language_model(name: str, tmp_path: Path) -> None:
     settings = [f"{codec}.{field}" for field in ("filters=2", "dimension=4", "bins=16", "bandwidths=[]")]
     settings += [f"system.generator.{field}" for field in ("width=16", "depth=2", "heads=2")]
     settings += [
-        f"system.conditioners.prompt.{field}" for field in (f"model={T5Spec.example()[0].model}", "dim=16", "width=16")
+        f"system.conditioners.prompt.{field}" for field in (f"model={T5Spec.example()[0].model}", "dim=16", "output_dim=16")
     ]
     if "melody" in name:
-        settings += [f"system.conditioners.melody.{field}" for field in ("width=16", "stems=null", "frames=9")]
-    small = config_of(FOLDER / f"{name}.yaml", settings, {**QUICK, "accumulation": 2, "seconds": 0.5})
+        settings += [f"system.conditioners.melody.{field}" for field in ("output_dim=16", "stems=null", "max_frames=9")]
+    small = resolve_config(FOLDER / f"{name}.yaml", settings, {**QUICK, "accumulation": 2, "seconds": 0.5})
     torch.manual_seed(0)
     System(SystemSpec.parse({"codec": small.system.codec.to_dict()})).save(tmp_path / "codec")
     data = folder_of_sound(tmp_path / "sound", small.system.codec)
-    trainer = Trainer(small, data, out=tmp_path / "run", cpu=True, start=str(tmp_path / "codec"))
+    trainer = Trainer(small, data, out=tmp_path / "run", cpu=True, init_from=str(tmp_path / "codec"))
     assert trainer.train().reason == "finished"
     records = [*lines(tmp_path / "run").values(), *lines(tmp_path / "run", "valid").values()]
     losses = [record.get("generator/loss", record.get("loss")) for record in records]
@@ -193,15 +199,15 @@ def test_two_steps_of_a_language_model(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CODECS)
 def test_two_steps_of_a_codec(name: str, tmp_path: Path) -> None:
     settings = [f"system.codec.{field}" for field in ("filters=2", "dimension=4", "bins=16", "codebooks=3", "bandwidths=[]")]
-    small = config_of(FOLDER / f"{name}.yaml", [*settings, "task.critic_filters=2"], {**QUICK, "seconds": 0.2})
+    small = resolve_config(FOLDER / f"{name}.yaml", [*settings, "task.discriminator_filters=2"], {**QUICK, "seconds": 0.2})
     torch.manual_seed(0)
     trainer = Trainer(small, folder_of_sound(tmp_path / "sound", small.system.codec), out=tmp_path / "run", cpu=True)
     assert trainer.train().reason == "finished"
     first, second = lines(tmp_path / "run").values()
-    shares = {"time", "mel", "adversarial", "feature"}
+    shares = {"l1", "mel", "adversarial", "feature"}
     assert {f"codec/share_{name}" for name in shares} <= first.keys() and "critic/loss" in first
     assert first["critic/loss"] == pytest.approx(2, abs=0.3)  # hinge: of no opinion yet
     assert "codec/commitment" not in first and second["codec/commitment"] >= 0  # k-means stands between
     assert all(math.isfinite(value) for value in [*first.values(), *second.values()])
     system = System.load(tmp_path / "run" / "final")
-    assert System.load(tmp_path / "run" / "best").spec == system.spec and system.codec.grid.rows == 3
+    assert System.load(tmp_path / "run" / "best").spec == system.spec and system.codec.frame_format.channels == 3

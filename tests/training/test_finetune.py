@@ -10,10 +10,10 @@ from tiny import tiny_system
 
 from cadenza.core.errors import TrainingError
 from cadenza.dsp.audio import Audio
-from cadenza.system.card import Card
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 from cadenza.training.config import TrainingConfig
-from cadenza.training.finetune import config_for, finetune
+from cadenza.training.finetune import finetune, finetune_config
 
 FOLDER = Path(__file__).parents[2] / "configs" / "training"
 
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "training"
 def published(name: str) -> System:
     """A published model without weights."""
     with torch.device("meta"):
-        return System(TrainingConfig.read(FOLDER / f"{name}.yaml").system, Card(name=f"facebook/{name}: a test"))
+        return System(TrainingConfig.read(FOLDER / f"{name}.yaml").system, ModelCard(name=f"facebook/{name}: a test"))
 
 
 class Noise(torch.utils.data.Dataset[Any]):
@@ -39,28 +39,28 @@ class Noise(torch.utils.data.Dataset[Any]):
 
 
 def test_the_settings_follow_from_the_model() -> None:
-    small = config_for(published("musicgen_small_32khz"))
+    small = finetune_config(published("musicgen_small_32khz"))
     assert (small.seconds, small.lr, small.warmup, small.steps, small.ema) == (30, 1e-4, 100, 1000, 0.99)
-    assert small.task.to_dict() == {"type": "generator", "guidance_dropout": 0.1, "attribute_dropout": 0.0}
+    assert small.task.to_dict() == {"type": "generator", "cfg_dropout": 0.1, "attribute_dropout": 0.0}
     assert small.name == "musicgen_small_32khz-a-test-finetuned"
-    large = config_for(published("musicgen_large_32khz"), steps=20, minutes=5)
+    large = finetune_config(published("musicgen_large_32khz"), steps=20, minutes=5)
     assert (large.lr, large.warmup, large.validate_every, large.minutes) == (3e-5, 2, 2, 5)
-    several = config_for(tiny_system(), overrides=["task.guidance_dropout=0.2", "lr=1e-5", "batch=1"])
-    assert several.task.to_dict() == {"type": "generator", "guidance_dropout": 0.2, "attribute_dropout": 0.1}
+    several = finetune_config(tiny_system(), overrides=["task.cfg_dropout=0.2", "lr=1e-5", "batch=1"])
+    assert several.task.to_dict() == {"type": "generator", "cfg_dropout": 0.2, "attribute_dropout": 0.1}
     assert (several.lr, several.batch) == (1e-5, 1)
 
 
 def test_a_codec_or_another_model_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"a codec alone.*task\.warm_steps=0"):
-        config_for(published("encodec_32khz"))
+    with pytest.raises(TrainingError, match=r"a codec alone.*task\.unquantized_steps=0"):
+        finetune_config(published("encodec_32khz"))
     with pytest.raises(TrainingError, match="not what it is made of"):
-        config_for(tiny_system(), overrides=["system.defaults.seconds=1"])
+        finetune_config(tiny_system(), overrides=["system.defaults.seconds=1"])
 
 
 def tuned(tmp_path: Path, data: Noise, *overrides: str) -> Any:
     system = tiny_system()
     quick = ["workers=0", "trackers=[]", "sample_items=0", "seconds=0.1", "batch=2"]
-    return finetune(system, data, config_for(system, steps=2, overrides=[*quick, *overrides]), out=tmp_path, cpu=True)
+    return finetune(system, data, finetune_config(system, steps=2, overrides=[*quick, *overrides]), out=tmp_path, cpu=True)
 
 
 def test_too_few_clips_are_not_held_out(tmp_path: Path) -> None:

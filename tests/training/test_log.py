@@ -16,21 +16,21 @@ from training_toys import train
 
 from cadenza.core.errors import TrainingError
 from cadenza.dsp.audio import Audio
-from cadenza.training import samples
-from cadenza.training.log import Log, Ticker
+from cadenza.training import loggers
+from cadenza.training.loggers import ProgressPrinter, RunLogger
 
 
 def test_reopened_at_a_step_it_forgets_what_came_after(tmp_path: Path) -> None:
-    log = Log(tmp_path, 0)
+    log = RunLogger(tmp_path, 0)
     for step in (1, 2, 3, 4):
-        log.scalars("train", step, {"a/loss": step / 3})
+        log.log_scalars("train", step, {"a/loss": step / 3})
         assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["a/loss"] == step / 3  # at once, and exact
-    log.scalars("valid", 2, {"loss": 1.0})
+    log.log_scalars("valid", 2, {"loss": 1.0})
     log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 2, "a/lo')
-    log = Log(tmp_path, 2)
-    log.scalars("train", 3, {"a/loss": 7.0})
+    log = RunLogger(tmp_path, 2)
+    log.log_scalars("train", 3, {"a/loss": 7.0})
     log.close()
     assert [record["a/loss"] for record in lines(tmp_path).values()] == [1 / 3, 2 / 3, 7.0]
     assert list(lines(tmp_path, "valid")) == [2]
@@ -38,14 +38,14 @@ def test_reopened_at_a_step_it_forgets_what_came_after(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot be written"):
-        Log(tmp_path / "none", 0)
+        RunLogger(tmp_path / "none", 0)
     if Path("/dev/full").exists():
         (tmp_path / "log.jsonl").symlink_to("/dev/full")
-        log = Log.__new__(Log)
+        log = RunLogger.__new__(RunLogger)
         log.path, log.trackers = tmp_path / "log.jsonl", ()
         log._file = log.path.open("a")
         with pytest.raises(TrainingError, match="No space left on device; free space, then start again"):
-            log.scalars("train", 1, {"a": 1.0})
+            log.log_scalars("train", 1, {"a": 1.0})
 
 
 def test_tensorboard_has_scalars_sound_and_pictures_once(tmp_path: Path) -> None:
@@ -86,22 +86,22 @@ def test_samples_are_the_sound_and_a_picture_of_it(tmp_path: Path) -> None:
     t = torch.arange(8000) / 8000
     tone = torch.sin(2 * torch.pi * 1000 * t)[None, None] * 0.5
     pair = Audio(torch.cat([tone, tone / 2]), 8000, torch.tensor([8000, 4000]))
-    written = samples.write(tmp_path / "deep/er", "tone", pair)
+    written = loggers.save_samples(tmp_path / "deep/er", "tone", pair)
     assert [name for name, _, _ in written] == ["tone-1", "tone-2"]
     wave, rate = soundfile.read(tmp_path / "deep/er/tone-2.wav")
     assert rate == 8000 and len(wave) == 4000 and abs(wave - tone[0, 0, :4000].numpy() / 2).max() < 1e-4
     long, short = (imread(tmp_path / f"deep/er/{name}.png") for name in ("tone-1", "tone-2"))
     assert long.shape == short.shape and not (long == short).all()  # one lasts twice as long; dsp tests what is drawn
-    samples.write(tmp_path, "silence", Audio(torch.zeros(1, 1, 10), 8000))
+    loggers.save_samples(tmp_path, "silence", Audio(torch.zeros(1, 1, 10), 8000))
 
 
 def test_the_line_for_the_eye(capfd: pytest.CaptureFixture[str]) -> None:
-    ticker = Ticker(10, every=0.0)
+    ticker = ProgressPrinter(10, every=0.0)
     ticker._start -= 2.0
-    ticker.tick(1, 8.0, {"codec/loss": 1.23456, "codec/l1": 2.0})
+    ticker.update(1, 8.0, {"codec/loss": 1.23456, "codec/l1": 2.0})
     said = capfd.readouterr().err
     assert said.startswith("step 1/10  codec/loss 1.235  0.50 steps/s  4.0 audio-s/s  ETA 0:00:18")
-    Ticker(10, quiet=True, every=0.0).tick(10, 0.0, {})
+    ProgressPrinter(10, quiet=True, every=0.0).update(10, 0.0, {})
     assert capfd.readouterr().err == ""
 
 

@@ -10,8 +10,8 @@ import torch
 from training_toys import GanTask, Net, Order, Points, ToyBatches, codec_losses, collate, config, critic_losses, train
 
 from cadenza.core.errors import SpecError, TrainingError
-from cadenza.training.engine import Engine
-from cadenza.training.loop import Loop, Material
+from cadenza.training.distributed import DistributedContext
+from cadenza.training.loop import TrainingData, TrainingLoop
 
 
 def lines(folder: Path, kind: str = "train") -> dict[int, dict[str, float]]:
@@ -119,16 +119,16 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
                 yield name, terms
 
     settings, net = config(steps=5), Net()
-    loop = Loop(settings, Cliff(net), folder=tmp_path, engine=Engine(cpu=True), save=net.save)
+    loop = TrainingLoop(settings, Cliff(net), folder=tmp_path, engine=DistributedContext(cpu=True), save=net.save)
     batch = collate([Points()[i] for i in range(4)])
 
     class Same:
-        def start(self, position: int):  # type: ignore[no-untyped-def]
+        def iter_from(self, position: int):  # type: ignore[no-untyped-def]
             while True:
                 yield batch
 
     with pytest.raises(TrainingError, match="step 3: .*gradient is nan.*point-0, point-1"):
-        loop.run(Material(Same()))
+        loop.run(TrainingData(Same()))
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_a_task_that_yields_nonsense_is_told(tmp_path: Path, yields: tuple[str, 
             yield yields
 
     net = Net()
-    loop = Loop(config(), Odd(net), folder=tmp_path, engine=Engine(cpu=True), save=net.save)
-    batches = type("Same", (), {"start": lambda self, position: iter([collate([Points()[0]])] * 3)})()
+    loop = TrainingLoop(config(), Odd(net), folder=tmp_path, engine=DistributedContext(cpu=True), save=net.save)
+    batches = type("Same", (), {"iter_from": lambda self, position: iter([collate([Points()[0]])] * 3)})()
     with pytest.raises(TrainingError, match=message):
-        loop.run(Material(batches))
+        loop.run(TrainingData(batches))
 
 
 def test_time_runs_out_with_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
@@ -176,16 +176,16 @@ def test_fp16_scales_skips_what_overflows_and_goes_on(tmp_path: Path) -> None:
         settings, net, engine = (
             config(steps=steps, precision="fp16", task={"type": "toy", "noisy": False}),
             Net(),
-            Engine(cpu=True),
+            DistributedContext(cpu=True),
         )
         engine.dtype = torch.float16
-        loop = Loop(settings, GanTask(net, noisy=False), folder=tmp_path, engine=engine, save=net.save)
+        loop = TrainingLoop(settings, GanTask(net, noisy=False), folder=tmp_path, engine=engine, save=net.save)
         if steps == 20:
             for group in loop.groups.values():
                 group.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
         loop.resume()
         outcomes.append({name: group.scaler.get_scale() for name, group in loop.groups.items()})
-        loop.run(Material(ToyBatches(Points(), 4)))
+        loop.run(TrainingData(ToyBatches(Points(), 4)))
     first, second = outcomes
     assert first == {"codec": 2.0**40, "critic": 2.0**40}
     assert all(2.0**8 < scale < 2.0**40 for scale in second.values())  # halved at each overflow, and remembered
@@ -195,13 +195,13 @@ def test_fp16_scales_skips_what_overflows_and_goes_on(tmp_path: Path) -> None:
 
 def test_fp16_wants_a_gpu() -> None:
     with pytest.raises(TrainingError, match="fp16 needs a GPU"):
-        Engine("fp16", cpu=True)
+        DistributedContext("fp16", cpu=True)
 
 
 def test_without_accelerate_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(TrainingError, match=r'pip install "cadenza\[train\]"'):
-        Engine()
+        DistributedContext()
 
 
 def test_the_config_explains_its_mistakes(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from torch import nn
 from training_toys import config
 
 from cadenza.core.errors import TrainingError
-from cadenza.training.ema import Ema
-from cadenza.training.optim import decayed, optimizers, rate
+from cadenza.training.optim import EMA, build_optimizers, lr_multiplier, weight_decay_groups
 
 
 def test_only_matrices_decay() -> None:
@@ -24,7 +23,7 @@ def test_only_matrices_decay() -> None:
     module.register_parameter("null", nn.Parameter(torch.zeros(1, 4)))
     module["linear"].bias.requires_grad_(False)
     names = {id(p): name for name, p in module.named_parameters()}
-    groups = [({names[id(p)] for p in group["params"]}, group["weight_decay"]) for group in decayed(module, 0.1)]  # type: ignore[attr-defined]
+    groups = [({names[id(p)] for p in group["params"]}, group["weight_decay"]) for group in weight_decay_groups(module, 0.1)]  # type: ignore[attr-defined]
     assert groups == [
         ({"linear.weight", "conv.parametrizations.weight.original1"}, 0.1),
         ({"norm.weight", "norm.bias", "conv.bias", "conv.parametrizations.weight.original0", "table.weight", "null"}, 0.0),
@@ -32,36 +31,36 @@ def test_only_matrices_decay() -> None:
 
 
 def test_the_rate_rises_then_falls_along_half_a_cosine() -> None:
-    settings = config(steps=110, warmup=10, final=0.1)
-    assert [rate(step, settings) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert [rate(step, settings) for step in (10, 60, 110, 500)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
-    assert rate(35, settings) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
-    assert rate(0, config(steps=10, warmup=0)) == 1.0
+    settings = config(steps=110, warmup=10, final_lr_ratio=0.1)
+    assert [lr_multiplier(step, settings) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [lr_multiplier(step, settings) for step in (10, 60, 110, 500)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert lr_multiplier(35, settings) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert lr_multiplier(0, config(steps=10, warmup=0)) == 1.0
 
 
 def test_the_rate_may_fall_as_the_inverse_square_root() -> None:
     settings = config(steps=10_000, warmup=100, schedule="inverse_sqrt")
-    assert [rate(step, settings) for step in (49, 99, 399, 9_999)] == pytest.approx([0.5, 1.0, 0.5, 0.1])
-    assert [rate(step, config(warmup=0, schedule="inverse_sqrt")) for step in (0, 3)] == pytest.approx([1.0, 0.5])
+    assert [lr_multiplier(step, settings) for step in (49, 99, 399, 9_999)] == pytest.approx([0.5, 1.0, 0.5, 0.1])
+    assert [lr_multiplier(step, config(warmup=0, schedule="inverse_sqrt")) for step in (0, 3)] == pytest.approx([1.0, 0.5])
 
 
 def test_groups_have_their_own_rates_and_no_parameter_in_common() -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-    groups = optimizers({"a": a, "b": b}, config(groups={"b": {"lr": 1.0, "betas": [0.5, 0.6], "clip": 7.0}}))
+    groups = build_optimizers({"a": a, "b": b}, config(groups={"b": {"lr": 1.0, "betas": [0.5, 0.6], "grad_clip": 7.0}}))
     assert (groups["a"].lr, groups["a"].clip) == (1e-2, 1.0)
     assert (groups["b"].lr, groups["b"].clip) == (1.0, 7.0)
     assert groups["b"].optimizer.param_groups[0]["betas"] == (0.5, 0.6)
     with pytest.raises(TrainingError, match="'0.weight' belongs to two groups, 'a' and 'b'"):
-        optimizers({"a": a, "b": nn.Sequential(a)}, config())
+        build_optimizers({"a": a, "b": nn.Sequential(a)}, config())
     with pytest.raises(TrainingError, match="no parameter that learns"):
-        optimizers({"a": nn.Linear(2, 2).requires_grad_(False)}, config())
+        build_optimizers({"a": nn.Linear(2, 2).requires_grad_(False)}, config())
 
 
 def test_the_average_is_the_closed_form() -> None:
     module = nn.Linear(1, 1, bias=False)
     module.register_buffer("table", torch.zeros(2))
     values = torch.randn(30, dtype=torch.float64).tolist()
-    ema = Ema(module, 0.9)
+    ema = EMA(module, 0.9)
     expected = module.weight.item()
     for n, value in enumerate(values):
         module.weight.data.fill_(value)
@@ -69,7 +68,7 @@ def test_the_average_is_the_closed_form() -> None:
         ema.update()
         decay = min(0.9, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * value
-    with ema.applied():
+    with ema.swapped_in():
         assert module.weight.item() == pytest.approx(expected, rel=1e-5)
         assert module.table.tolist() == [29, 29]
     assert module.weight.item() == pytest.approx(values[-1])
@@ -77,10 +76,10 @@ def test_the_average_is_the_closed_form() -> None:
 
 def test_an_error_inside_gives_the_weights_back() -> None:
     module = nn.Linear(2, 2)
-    ema = Ema(module, 0.5)
+    ema = EMA(module, 0.5)
     module.weight.data += 1
     own = module.weight.clone()
-    with pytest.raises(RuntimeError), ema.applied():
+    with pytest.raises(RuntimeError), ema.swapped_in():
         assert not torch.equal(module.weight, own)
         raise RuntimeError
     assert torch.equal(module.weight, own)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from cadenza.core.errors import TrainingError
-from cadenza.data.manifest import Manifest, build
-from cadenza.data.music import MusicText
-from cadenza.data.shards import write_shards
-from cadenza.dsp import files
-from cadenza.dsp.audio import read
+from cadenza.data.manifest import Manifest, scan_folder
+from cadenza.data.music_metadata import PromptMixer
+from cadenza.data.webdataset import write_shards
+from cadenza.dsp import audio_io
+from cadenza.dsp.audio import load_audio
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 from cadenza.training.trainer import Trainer
@@ -23,9 +23,9 @@ from cadenza.training.trainer import Trainer
 RATE = 8000
 SYSTEM = {
     "codec": {"type": "encodec", "sample_rate": RATE, "strides": [4, 4, 4], "codebooks": 2, "bins": 16, "filters": 2},
-    "conditioners": {"prompt": {"type": "text", "width": 16, "vocabulary": 270, "dim": 8, "depth": 1, "heads": 1}},
+    "conditioners": {"prompt": {"type": "text", "output_dim": 16, "vocabulary": 270, "dim": 8, "depth": 1, "heads": 1}},
     "fusion": {"cross": ["prompt"]},
-    "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 1, "context": 80, "end_of_sequence": False},
+    "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 1, "max_frames": 80, "end_of_sequence": False},
 }
 QUICK: dict[str, Any] = {
     "batch": 2, "seconds": 0.25, "workers": 0, "steps": 2, "log_every": 1, "validate_every": 2, "samples_every": 100,
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "audio").mkdir()
     for i in range(8):
         wave = 0.3 * np.sin(np.arange(RATE // 2) * (0.1 + i / 50))
-        files.write(tmp_path / f"audio/{i}.wav", wave.astype(np.float32)[:, None], RATE)
+        audio_io.write(tmp_path / f"audio/{i}.wav", wave.astype(np.float32)[:, None], RATE)
         (tmp_path / f"audio/{i}.json").write_text(json.dumps({"description": f"tone {i}", "bpm": 100 + i}))
     return tmp_path / "audio"
 
@@ -56,7 +56,7 @@ def audiocraft(folder: Path, system: System) -> Path:
 
 
 def shards(folder: Path, system: System) -> Path:
-    write_shards(build(folder)[0], folder.parent / "shards", clips=3)
+    write_shards(scan_folder(folder)[0], folder.parent / "shards", clips=3)
     shutil.rmtree(folder)
     return folder.parent / "shards"
 
@@ -68,12 +68,12 @@ def dataset_config(folder: Path, system: System) -> Path:
 
 
 def manifest_and_function(folder: Path, system: System) -> Manifest:
-    return build(folder)[0].then(MusicText(merge=1))
+    return scan_folder(folder)[0].with_transform(PromptMixer(merge=1))
 
 
 def arrays(folder: Path, system: System) -> Path:
     for path in sorted(folder.glob("*.wav")):
-        np.save(folder.parent / f"{path.stem}.npy", system.codec.encode(read(path)).ids[0].numpy())  # type: ignore[union-attr]
+        np.save(folder.parent / f"{path.stem}.npy", system.codec.encode(load_audio(path)).ids[0].numpy())  # type: ignore[union-attr]
         (folder.parent / f"{path.stem}.json").write_text(json.dumps({"prompt": path.stem}))
     shutil.rmtree(folder)
     return folder.parent

@@ -12,23 +12,23 @@ import torch
 from test_loop import lines
 
 from cadenza.core.errors import SpecError, TrainingError
-from cadenza.data.encode import encode
-from cadenza.data.source import manifest_of
-from cadenza.system.card import Card
+from cadenza.data.encoded_store import encode_dataset
+from cadenza.data.sources import load_manifest
 from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
-from cadenza.training.config import TrainingConfig, config_of
+from cadenza.training.config import TrainingConfig, resolve_config
 from cadenza.training.trainer import Trainer
 
 CODEC = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4, 4], "codebooks": 2, "bins": 16, "filters": 2, "dimension": 8}
 SYSTEM = {
     "codec": CODEC,
     "conditioners": {
-        "prompt": {"type": "text", "width": 16, "vocabulary": 270, "max_tokens": 8, "dim": 8, "depth": 1, "heads": 1},
-        "pitch": {"type": "number", "width": 16, "min": 100, "max": 1000, "log": True, "bands": 4},
+        "prompt": {"type": "text", "output_dim": 16, "vocabulary": 270, "max_tokens": 8, "dim": 8, "depth": 1, "heads": 1},
+        "pitch": {"type": "number", "output_dim": 16, "min": 100, "max": 1000, "log": True, "bands": 4},
     },
     "fusion": {"cross": ["prompt", "pitch"]},
-    "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 1, "context": 80, "end_of_sequence": False},
+    "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 1, "max_frames": 80, "end_of_sequence": False},
 }
 QUICK: dict[str, Any] = {
     "batch": 4, "seconds": 0.5, "workers": 0, "lr": 5e-3, "warmup": 2, "log_every": 1, "validate_every": 10,
@@ -53,7 +53,7 @@ def codec(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a codec trained for a moment."""
     out = tmp_path_factory.mktemp("codec")
     spec = SystemSpec.parse({"codec": CODEC})
-    trainer = Trainer(spec, folder, out=out, cpu=True, steps=20, overrides=["task.warm_steps=10"], **QUICK)
+    trainer = Trainer(spec, folder, out=out, cpu=True, steps=20, overrides=["task.unquantized_steps=10"], **QUICK)
     assert trainer.train().reason == "finished"
     return out
 
@@ -74,10 +74,10 @@ def test_a_codec_from_a_folder(folder: Path, codec: Path) -> None:
 
 def test_a_generator_from_codes_that_goes_on_exactly(folder: Path, codec: Path, tmp_path: Path) -> None:
     trained = System.load(codec / "best")
-    encode(manifest_of(folder)[0], trained.codec, tmp_path / "codes")
+    encode_dataset(load_manifest(folder)[0], trained.codec, tmp_path / "codes")
     with pytest.raises(TrainingError, match="store of encoded frames, but this task learns from audio"):
         Trainer(SystemSpec.parse({"codec": CODEC}), tmp_path / "codes", out=tmp_path / "codec", cpu=True, **QUICK)
-    config = {"system": SYSTEM, "task": {"type": "generator"}, "start": str(codec / "best"), **QUICK}
+    config = {"system": SYSTEM, "task": {"type": "generator"}, "init_from": str(codec / "best"), **QUICK}
     torch.manual_seed(0)
     whole = Trainer(config, tmp_path / "codes", out=tmp_path / "whole", cpu=True, steps=40)
     whole.train()
@@ -133,25 +133,27 @@ def test_any_dataset_and_what_is_held_out(codec: Path, tmp_path: Path) -> None:
 
 def test_what_would_stay_noise_is_refused(folder: Path, codec: Path, tmp_path: Path) -> None:
     spec = SystemSpec.parse(SYSTEM)
-    with pytest.raises(TrainingError, match="'codec' would stay untrained.*start: FOLDER"):
+    with pytest.raises(TrainingError, match="'codec' would stay untrained.*init_from: FOLDER"):
         Trainer(spec, folder, out=tmp_path, cpu=True, **QUICK)
     with pytest.raises(TrainingError, match="'conditioners.prompt' would stay untrained"):
         Trainer(spec, folder, out=tmp_path, cpu=True, task={"type": "codec"}, **QUICK)
     other = SystemSpec.parse({**SYSTEM, "codec": {**CODEC, "bins": 8}})
     with pytest.raises(TrainingError, match="no part of .* has the same spec"):
-        Trainer(other, folder, out=tmp_path, cpu=True, start=str(codec / "best"), **QUICK)
+        Trainer(other, folder, out=tmp_path, cpu=True, init_from=str(codec / "best"), **QUICK)
     with pytest.raises(TrainingError, match="a codec alone; add a generator"):
         Trainer(SystemSpec.parse({"codec": CODEC}), folder, out=tmp_path, cpu=True, task={"type": "generator"}, **QUICK)
 
 
 def test_the_licence_of_the_start_is_kept(folder: Path, codec: Path, tmp_path: Path) -> None:
     start = System.load(codec / "best")
-    start.card = Card(name="theirs", license="CC-BY-NC-4.0", notice="Not for sale.")
+    start.card = ModelCard(name="theirs", license="CC-BY-NC-4.0", notice="Not for sale.")
     start.save(tmp_path / "start")
-    trainer = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, start=str(tmp_path / "start"), **QUICK)
+    trainer = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, init_from=str(tmp_path / "start"), **QUICK)
     assert (trainer.system.card.license, trainer.system.card.notice) == ("CC-BY-NC-4.0", "Not for sale.")
     assert trainer.system.card.name == trainer.config.name
-    held = Trainer(SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, start=start, **QUICK).system  # one that is loaded
+    held = Trainer(
+        SystemSpec.parse(SYSTEM), folder, out=tmp_path, cpu=True, init_from=start, **QUICK
+    ).system  # one that is loaded
     assert held.card.license == "CC-BY-NC-4.0"
     assert all(torch.equal(x, start.codec.state_dict()[name]) for name, x in held.codec.state_dict().items())
 
@@ -162,15 +164,15 @@ def test_configs_are_read_and_overridden(tmp_path: Path) -> None:
     config = TrainingConfig.read(tmp_path / "run.yaml")
     assert config.system == SystemSpec.parse({"codec": CODEC}) and config.steps == 7
     assert TrainingConfig.parse(config.to_dict()) == config
-    changed = config_of(
-        tmp_path / "run.yaml", ["lr=1e-4", "task.time=0.5", "groups.critic.lr=2e-4", "trackers=[]"], {"steps": 9}
+    changed = resolve_config(
+        tmp_path / "run.yaml", ["lr=1e-4", "task.l1=0.5", "groups.critic.lr=2e-4", "trackers=[]"], {"steps": 9}
     )
     assert (changed.lr, changed.steps, changed.trackers) == (1e-4, 9, ())
-    assert changed.task.to_dict()["mel"] == 1.5 and changed.task.to_dict()["time"] == 0.5
-    assert changed.group("critic").lr == 2e-4 and changed.group("codec").lr == 1e-4
+    assert changed.task.to_dict()["mel"] == 1.5 and changed.task.to_dict()["l1"] == 0.5
+    assert changed.optimizer_for("critic").lr == 2e-4 and changed.optimizer_for("codec").lr == 1e-4
     with pytest.raises(SpecError, match="'steps' sets nothing"):
-        config_of(config, ["steps"], {})
+        resolve_config(config, ["steps"], {})
     with pytest.raises(SpecError, match="step: unknown field"):
-        config_of(config, ["step=3"], {})
+        resolve_config(config, ["step=3"], {})
     with pytest.raises(SpecError, match="int is no training config"):
-        config_of(3, [], {})
+        resolve_config(3, [], {})

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.core.types import Grid
-from cadenza.data.loader import deaf
+from cadenza.core.types import FrameFormat
+from cadenza.data.loader import ignore_stop_signals
 from cadenza.dsp.audio import Audio
 from cadenza.training.config import TrainingConfig
-from cadenza.training.engine import Engine
-from cadenza.training.loop import Loop, Material, Outcome
-from cadenza.training.tasks.base import Progress, Task, TaskSpec
+from cadenza.training.distributed import DistributedContext
+from cadenza.training.loop import TrainingData, TrainingLoop, TrainingResult
+from cadenza.training.tasks.base import StepContext, Task, TaskSpec
 
 
 class ToyCodecSpec(CodecSpec):
@@ -27,8 +27,8 @@ class ToyCodecSpec(CodecSpec):
     sample_rate: int = 100
 
     @property
-    def grid(self) -> Grid:
-        return Grid("codes", 10.0, 1, 16)
+    def frame_format(self) -> FrameFormat:
+        return FrameFormat("codes", 10.0, 1, 16)
 
 
 class ToyTaskSpec(TaskSpec):
@@ -63,10 +63,10 @@ class GanTask(Task):
         if not noisy:
             net.codec[2].p = 0.0  # type: ignore[union-attr,assignment]
 
-    def groups(self) -> dict[str, nn.Module]:
+    def optimized_modules(self) -> dict[str, nn.Module]:
         return {"codec": self.net.codec, "critic": self.net.critic}
 
-    def step(self, batch: Any, progress: Progress) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    def step(self, batch: Any, progress: StepContext) -> Iterator[tuple[str, dict[str, Tensor]]]:
         x = batch["x"]
         noise = torch.randn(x.shape, generator=progress.rng) if self.noisy else torch.zeros_like(x)
         y = self.net.codec(x + 0.1 * noise)
@@ -80,7 +80,7 @@ class GanTask(Task):
         y = self.net.codec(batch["x"])
         return {"loss": (batch["x"] - y).abs().mean()}
 
-    def samples(self, batch: Any) -> dict[str, Audio]:
+    def sample_audio(self, batch: Any) -> dict[str, Audio]:
         return {"toy": Audio(self.net.codec(batch["x"]).flatten()[None, None].tanh(), 8000)}
 
 
@@ -141,10 +141,10 @@ class ToyBatches:
     rank: int = 0
     processes: int = 1
 
-    def start(self, position: int) -> Iterator[Any]:
+    def iter_from(self, position: int) -> Iterator[Any]:
         order = Order(len(self.dataset), self.batch, position, self.rank, self.processes)
         yield from DataLoader(
-            self.dataset, batch_sampler=order, num_workers=self.workers, collate_fn=collate, worker_init_fn=deaf
+            self.dataset, batch_sampler=order, num_workers=self.workers, collate_fn=collate, worker_init_fn=ignore_stop_signals
         )
 
 
@@ -159,17 +159,17 @@ def config(**overrides: Any) -> TrainingConfig:
 
 def train(
     folder: Path, *, data: Points | None = None, net: Net | None = None, samples: bool = False, **overrides: Any
-) -> tuple[Outcome, Net]:
+) -> tuple[TrainingResult, Net]:
     """Trains in a folder, or goes on there."""
     settings = config(**overrides)
-    engine = Engine(settings.precision, cpu=True)
+    engine = DistributedContext(settings.precision, cpu=True)
     net = net or Net()
     batches = ToyBatches(data or Points(), settings.batch, settings.workers, engine.rank, engine.processes)
     held = collate([Points()[1000 + i] for i in range(4)])
-    material = Material(batches, [held], held if samples else None)
+    material = TrainingData(batches, [held], held if samples else None)
     task = settings.task.build(net)
     folder.mkdir(parents=True, exist_ok=True)
-    loop = Loop(settings, task, folder=folder, engine=engine, save=net.save)
+    loop = TrainingLoop(settings, task, folder=folder, engine=engine, save=net.save)
     loop.resume()
     return loop.run(material), net
 

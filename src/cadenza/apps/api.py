@@ -1,92 +1,85 @@
-"""The Python face: `cadenza.load`."""
+"""Python interface: `cadenza.load`."""
 
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from cadenza.core.device import Precision, choose
+from cadenza.core.atomic import CACHE_VARIABLE, cache_dir
+from cadenza.core.device import Precision, select_device
 from cadenza.core.errors import CheckpointError
-from cadenza.core.spec import near
-from cadenza.nn.native import obstacle
-from cadenza.nn.quantized import Kind, suits
-from cadenza.system import store
-from cadenza.system.features import PLACE, FeatureCache, place
+from cadenza.core.spec import did_you_mean
+from cadenza.nn.kernels import cpu_kernel_unavailable_reason
+from cadenza.nn.weight_quantization import Kind, check_device_supports
+from cadenza.system.feature_cache import FeatureCache
+from cadenza.system.store import SPEC_FILE, ModelFolder
 from cadenza.system.system import System
-
-if TYPE_CHECKING:
-    from cadenza.importers.model import Foreign
 
 BUNDLED = Path(__file__).parents[1] / "bundled"  # systems that come with the package
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def load(
-    name: str | Path,
+    name: str | Path | ModelFolder,
     *,
     device: str | torch.device | None = None,
     dtype: Precision | None = None,
     quantize: Kind | None = None,
 ) -> System:
-    """The system called `name`: one that comes with the package (`starter`), a folder, or a model in the hub.
+    """Load a system: a bundled one (`starter`), a folder, a model on the hub, or an open ModelFolder.
 
-    A folder is one that was saved here, or one of transformers or AudioCraft, whose model is then imported. On the GPU
-    where one answers, and in float32, unless `device` and `dtype` say otherwise (`core.device.choose`), RequestError where
-    that is not to be had. `quantize` makes weights that are not so yet int8 or int4
-    (`System.quantize`). Raises CheckpointError for what is not there, not whole, or of a kind that cannot be loaded.
-    Where CADENZA_CACHE names a folder, what frozen encoders make of values is kept there.
+    A folder is a saved system, or a model of transformers or AudioCraft, which is converted. `device` is a GPU if one is
+    available, and `dtype` float32, by default (see `core.device.select_device`). `quantize` converts weights that are not
+    quantised to int8 or int4 (`System.quantize`). If CADENZA_CACHE names a folder, outputs of frozen encoders are cached
+    there. Raises CheckpointError if the model is not found, not complete or of an unknown kind, RequestError for a device
+    or dtype that is not available.
     """
-    chosen = choose(device, dtype)
-    found = find(name)
-    if isinstance(found, Path):
-        system = System.load(found)
-    else:
-        system = System.of(found.read(), source=str(found.folder))
+    choice = select_device(device, dtype)
+    model = name if isinstance(name, ModelFolder) else resolve(name)
+    system = System.from_saved(model.load(), source=str(model.folder))
     if quantize is not None:
         system.quantize(quantize)
-    if system.quantized is not None:
-        suits(system.quantized, chosen.device)
-    system = system.to(device=chosen.device, dtype=chosen.dtype)
-    if system.quantized and chosen.device.type == "cpu":
-        obstacle()  # compiles what is needed first, or finds it on disk, now rather than at the first request
-    if os.environ.get(PLACE) and place() is not None:
+    if system.quantization is not None:
+        check_device_supports(system.quantization, choice.device)
+    system = system.to(device=choice.device, dtype=choice.dtype)
+    if system.quantization and choice.device.type == "cpu":
+        cpu_kernel_unavailable_reason()  # compiles the kernel now, or loads it from disk, and not at the first request
+    if os.environ.get(CACHE_VARIABLE) and cache_dir() is not None:
         system.cache = FeatureCache()
     return system
 
 
-def find(name: str | Path) -> "Path | Foreign":
-    """What `name` stands for: the folder of a system, or another library's model, whose weights are not read yet."""
+def resolve(name: str | Path) -> ModelFolder:
+    """Find a bundled system, a folder or a model on the hub, and open it; weights are not read.
+
+    Raises CheckpointError if nothing has this name, or the folder is not that of a model.
+    """
     path = Path(name).expanduser()
-    if (path / store.SPEC).exists():
-        return path
-    if str(name) in bundled_names():
-        return BUNDLED / str(name)
-    from cadenza.importers import foreign, hub
-    from cadenza.importers.published import MODELS
+    if (path / SPEC_FILE).exists():
+        return ModelFolder.open(path)
+    if str(name) in list_bundled():
+        return ModelFolder.open(BUNDLED / str(name))
+    from cadenza.core import hub
+    from cadenza.importers import detect
+    from cadenza.importers.audiocraft_package import PACKAGE_FILES
+    from cadenza.importers.catalog import MODELS
 
     if path.is_dir():
-        return foreign.look(path)
+        return detect.detect_model(path)
     if path.is_file():
-        raise foreign.refuse_file(path)
+        raise detect.single_file_error(path)
     if not isinstance(name, Path) and _REPOSITORY.fullmatch(name) and (name in MODELS or not path.parent.is_dir()):
-        folder = hub.fetch(name)
-        if (folder / store.SPEC).exists():
-            return folder
-        return foreign.look(folder, name=name.partition("@")[0])
-    raise CheckpointError(_nowhere(str(name)))
+        folder = hub.download_snapshot(name, weight_files=PACKAGE_FILES)
+        if (folder / SPEC_FILE).exists():
+            return ModelFolder.open(folder)
+        return detect.detect_model(folder, name=name.partition("@")[0])
+    message = f"'{name}' is neither a folder nor a bundled model."
+    if released := [model for model in MODELS if model.rpartition("/")[2] == str(name)]:
+        raise CheckpointError(f"{message} Use its name on the hub, '{released[0]}'.")
+    raise CheckpointError(message + did_you_mean(str(name), [*list_bundled(), *MODELS]))
 
 
-def bundled_names() -> list[str]:
-    """The systems that come with the package."""
-    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{store.SPEC}"))
-
-
-def _nowhere(name: str) -> str:
-    from cadenza.importers.published import MODELS
-
-    released = [model for model in MODELS if model.rpartition("/")[2] == name]
-    if released:
-        return f"there is no folder and no bundled model called '{name}'; in the hub it is '{released[0]}'"
-    return f"there is no folder and no bundled model called '{name}'.{near(name, [*bundled_names(), *MODELS])}"
+def list_bundled() -> list[str]:
+    """Return the names of the systems that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{SPEC_FILE}"))

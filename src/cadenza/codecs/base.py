@@ -10,67 +10,70 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cadenza.core.checkpoint import check_finite, check_state_dict
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.pretrained import Pretrained, check
-from cadenza.core.spec import Part
-from cadenza.core.types import Codes, Grid, Latents
+from cadenza.core.hub import ModelSource
+from cadenza.core.spec import RegisteredSpec
+from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
-from cadenza.nn.conv import fold
-from cadenza.nn.quantized import narrow
+from cadenza.nn.conv import remove_weight_norm_
+from cadenza.nn.weight_quantization import quantize_lstms
 
 
-class CodecSpec(Part):
-    """What every codec's spec says; the grid follows from it before any weight exists."""
+class CodecSpec(RegisteredSpec):
+    """What every codec's spec says; the frame format follows from it before any weight exists."""
 
     family: ClassVar[str] = "cadenza.codecs"
     sample_rate: int
     channels: int = 1
 
     @property
-    def grid(self) -> Grid:
-        raise NotImplementedError(f"{type(self).__name__} must say its grid")
+    def frame_format(self) -> FrameFormat:
+        raise NotImplementedError(f"{type(self).__name__} must define its frame format")
 
     @property
-    def hop(self) -> int:
+    def hop_length(self) -> int:
         """Samples per frame."""
-        return round(self.sample_rate / self.grid.frame_rate)
+        return round(self.sample_rate / self.frame_format.frame_rate)
 
     @property
-    def chunked(self) -> bool:
+    def uses_chunks(self) -> bool:
         """Whether clips are encoded in overlapping chunks, so that they have more frames than samples / hop."""
         return False
 
     @property
-    def scaled(self) -> bool:
+    def has_loudness_scale(self) -> bool:
         """Whether clips are encoded at one loudness, with a factor beside their frames."""
         return False
 
-    def frames_of(self, samples: int) -> int:
+    def num_frames(self, samples: int) -> int:
         """Frames of a clip of so many samples."""
-        return -(-samples // self.hop)
+        return -(-samples // self.hop_length)
 
-    def levels_for(self, bandwidth: float) -> int:
+    def num_codebooks_for_bandwidth(self, bandwidth: float) -> int:
         """Codebooks that `bandwidth` kbit/s pay for; RequestError where it pays for none."""
-        grid = self.grid
-        if grid.kind != "codes":
+        frame_format = self.frame_format
+        if frame_format.kind != "codes":
             raise RequestError("codec: latents have no bandwidth in kbit/s")
-        each = math.log2(grid.cardinality) * grid.frame_rate / 1000
+        each = math.log2(frame_format.cardinality) * frame_format.frame_rate / 1000
         if not bandwidth >= each * (1 - 1e-9):
-            raise RequestError(f"codec: {bandwidth:g} kbit/s pay for no codebook; give {each:g} to {each * grid.rows:g}")
-        return min(grid.rows, int(bandwidth / each * (1 + 1e-9)))
+            raise RequestError(
+                f"codec: {bandwidth:g} kbit/s pay for no codebook; give {each:g} to {each * frame_format.channels:g}"
+            )
+        return min(frame_format.channels, int(bandwidth / each * (1 + 1e-9)))
 
     @property
-    def streamed(self) -> bool:
+    def supports_streaming(self) -> bool:
         """Whether its `decoder` gives samples before it has seen the last frame."""
         return False
 
-    def at_once(self, frames: int, device: str) -> int:
+    def decode_chunk_frames(self, frames: int, device: str) -> int:
         """Frames that `decode` works on at a time, of clips of so many, on a kind of device."""
         return frames
 
-    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
+    def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
         """Bytes that decoding so many frames of so many clips at once takes at its peak, beside weights and audio."""
-        return 256 * clips * frames * self.hop * self.channels * itemsize  # a guess, for those that say nothing
+        return 256 * clips * frames * self.hop_length * self.channels * itemsize  # a guess, for those that say nothing
 
     @classmethod
     def example(cls) -> "CodecSpec":
@@ -82,7 +85,7 @@ class CodecSpec(Part):
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class CodecTrainOutput:
     """What one training pass of a codec gives: the decoded wave, the frames between, and its own loss terms."""
 
     wave: Float[Tensor, "b c t"]
@@ -90,7 +93,7 @@ class Reconstruction:
     losses: dict[str, Tensor]
 
 
-class Decoder(ABC):
+class StreamingDecoder(ABC):
     """A codec decoding a batch of clips chunk by chunk; the state of one stream."""
 
     @abstractmethod
@@ -98,11 +101,11 @@ class Decoder(ABC):
         """The samples that the frames so far determine and that were not returned before."""
 
     @abstractmethod
-    def finish(self) -> Audio:
+    def flush(self) -> Audio:
         """The remaining samples; all chunks together equal `decode` of all frames."""
 
 
-class WholeDecoder(Decoder):
+class BufferingDecoder(StreamingDecoder):
     """For codecs that need the whole clip: nothing until the end, then all of it."""
 
     def __init__(self, codec: "Codec") -> None:
@@ -114,10 +117,10 @@ class WholeDecoder(Decoder):
         spec = self.codec.spec
         return Audio(torch.zeros(len(frames), spec.channels, 0, device=self.codec.device), spec.sample_rate)
 
-    def finish(self) -> Audio:
+    def flush(self) -> Audio:
         if not self.waiting:
             return Audio(torch.zeros(0, self.codec.spec.channels, 0, device=self.codec.device), self.codec.spec.sample_rate)
-        return self.codec.decode(type(self.waiting[0]).join(self.waiting))
+        return self.codec.decode(type(self.waiting[0]).cat(self.waiting))
 
 
 class Codec(nn.Module, ABC):
@@ -130,27 +133,28 @@ class Codec(nn.Module, ABC):
         self.spec = spec
 
     @property
-    def grid(self) -> Grid:
-        return self.spec.grid
+    def frame_format(self) -> FrameFormat:
+        return self.spec.frame_format
 
     @property
     def device(self) -> torch.device:
         """Where it computes, and so where what it gives lies."""
         return next((x.device for x in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
-    def narrow(self) -> None:
+    def quantize_(self) -> None:
         """From here on keeps the weights of its LSTMs in 8 bits and the others without their norm, not to be trained."""
-        narrow(self)
-        fold(self)
+        quantize_lstms(self)
+        remove_weight_norm_(self)
 
-    def load_from(self, model: str) -> None:
+    def load_weights_from(self, model: str) -> None:
         """Takes the weights of the codec of the saved system `model`, a folder or a repository of the hub."""
-        source = Pretrained(model)
-        described = source.json("system.json", of="a saved system").get("codec")
+        source = ModelSource(model)
+        described = source.read_json("system.json", of="a saved system").get("codec")
         if CodecSpec.parse(described, source=f"{model}: codec") != self.spec:
             raise CheckpointError(f"'{model}' has another codec than this one; take `codec` from its system.json, or another")
-        weights = {name.removeprefix("codec."): x for name, x in source.weights(("codec.",)).items()}
-        check(weights, self.state_dict(), model)
+        weights = {name.removeprefix("codec."): x for name, x in source.load_state_dict(("codec.",)).items()}
+        check_state_dict(weights, self.state_dict(), model)
+        check_finite(weights, source=model)
         self.load_state_dict(weights)
 
     @abstractmethod
@@ -168,26 +172,26 @@ class Codec(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decoder(self) -> Decoder:
+    def streaming_decoder(self) -> StreamingDecoder:
         """A fresh stream state."""
 
     @torch.no_grad()
-    def decode_by(self, frames: Codes | Latents, size: int | None) -> Audio:
+    def decode_chunked(self, frames: Codes | Latents, size: int | None) -> Audio:
         """The same as `decode`, `size` frames at a time, which takes the memory of so many; whole with None."""
-        content, longest = frames.content, int(frames.lengths.max())
-        if size is None or size >= longest or not self.spec.streamed:
+        content, longest = frames.data, int(frames.lengths.max())
+        if size is None or size >= longest or not self.spec.supports_streaming:
             return self.decode(frames)
-        most = frames.lengths * self.spec.hop if frames.samples is None else frames.samples.to(frames.lengths.device)
+        most = frames.lengths * self.spec.hop_length if frames.samples is None else frames.samples.to(frames.lengths.device)
         wave: Tensor | None = None
-        done, decoder = [0] * len(frames), self.decoder()
+        done, decoder = [0] * len(frames), self.streaming_decoder()
         for first in [*range(0, longest, size), None]:
             if first is None:
-                audio = decoder.finish()
+                audio = decoder.flush()
             else:
                 part = content[..., first : first + size]
                 lengths = (frames.lengths - first).clamp(0, part.shape[-1])
                 scale = {"scale": frames.scale} if isinstance(frames, Codes) else {}
-                audio = decoder.push(replace(frames.like(part, lengths), **scale))
+                audio = decoder.push(replace(frames.with_data(part, lengths), **scale))
             if wave is None:
                 wave = audio.wave.new_zeros(len(frames), audio.wave.shape[1], int(most.max()))
             for clip, count in enumerate(audio.lengths.tolist()):
@@ -201,9 +205,9 @@ class Codec(nn.Module, ABC):
         wave.masked_fill_(beyond[:, None], 0)
         return Audio(wave, self.spec.sample_rate, lengths)
 
-    def reconstruct(
+    def forward_train(
         self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
-    ) -> Reconstruction:
+    ) -> CodecTrainOutput:
         """A differentiable pass for training; raises for a codec that cannot be trained.
 
         `levels` codebooks are used (all by default; with 0 the latents pass unquantised), and they learn from
@@ -216,21 +220,21 @@ class Codec(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot be trained")
 
     @property
-    def latent_width(self) -> int:
+    def latent_dim(self) -> int:
         """Numbers per frame before quantisation."""
         raise NotImplementedError(f"{type(self).__name__} must say its latent width")
 
     @property
-    def vector_width(self) -> int:
+    def embedding_dim(self) -> int:
         """Numbers per frame of what `vectors` gives."""
-        return self.grid.rows if self.grid.kind == "latents" else self.latent_width
+        return self.frame_format.channels if self.frame_format.kind == "latents" else self.latent_dim
 
-    def vectors(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
+    def embed(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
         """Frames as vectors: latents as they are, codes as what their codebooks hold for them."""
         if isinstance(frames, Latents):
             return frames.z
         raise NotImplementedError(f"{type(self).__name__} must say what its codes stand for")
 
-    def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+    def init_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         """Codebooks made anew for latents that `reconstruct` gave with `levels=0`; raises where there are none."""
         raise NotImplementedError(f"{type(self).__name__} has no codebooks to fit")

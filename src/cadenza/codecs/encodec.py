@@ -10,16 +10,14 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
-from cadenza.codecs.base import Codec, CodecSpec, Decoder, Reconstruction, WholeDecoder
+from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, CodecTrainOutput, StreamingDecoder
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Codes, Grid, Latents
+from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn import seanet
-from cadenza.nn.chunks import Chunks, InChunks, overlap_add
-from cadenza.nn.conv import Carried, ConvStyle, Norm, PadMode, folded
-from cadenza.nn.lookahead import Lookahead
-from cadenza.nn.quantize import ResidualQuantizer
-from cadenza.nn.streams import Stream
+from cadenza.nn.conv import ConvConfig, Norm, PadMode, StreamState, without_weight_norm
+from cadenza.nn.streaming import BatchStream, ChunkedStream, ChunkLayout, LookaheadStream, overlap_add
+from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
 PIECE = 64  # frames decoded at a time
 Kind = TypeVar("Kind", bound=Hashable)
@@ -78,7 +76,7 @@ class EncodecSpec(CodecSpec):
             raise ValueError(
                 f"residual_layers must have as many entries as strides ({levels}), got {len(self.residual_layers)}"
             )
-        thin = [width for width in self.shape.widths[:-1] if width < self.compress]
+        thin = [width for width in self.seanet_config.widths[:-1] if width < self.compress]
         if thin:
             raise ValueError(
                 f"widths {thin} are less than compress ({self.compress}) and leave nothing; change them, or filters"
@@ -89,69 +87,69 @@ class EncodecSpec(CodecSpec):
             raise ValueError("chunk_overlap says nothing without chunk_seconds; give both or none")
         if self.chunk_seconds is not None and self.chunk_seconds * self.sample_rate < 1:
             raise ValueError(f"chunk_seconds {self.chunk_seconds:g} are less than a sample; give more")
-        if self.bandwidths and (full := self.levels_for(self.bandwidths[-1])) != self.codebooks:
+        if self.bandwidths and (full := self.num_codebooks_for_bandwidth(self.bandwidths[-1])) != self.codebooks:
             raise ValueError(
                 f"the last of bandwidths pays for {full} codebooks instead of {self.codebooks}; change one of them"
             )
         return self
 
     @property
-    def grid(self) -> Grid:
-        return Grid("codes", self.sample_rate / self.hop, rows=self.codebooks, cardinality=self.bins)
+    def frame_format(self) -> FrameFormat:
+        return FrameFormat("codes", self.sample_rate / self.hop_length, channels=self.codebooks, cardinality=self.bins)
 
     @property
-    def hop(self) -> int:
+    def hop_length(self) -> int:
         return math.prod(self.strides)
 
     @property
-    def chunked(self) -> bool:
+    def uses_chunks(self) -> bool:
         return self.chunk_seconds is not None
 
     @property
-    def scaled(self) -> bool:
+    def has_loudness_scale(self) -> bool:
         return self.normalize
 
     @property
-    def chunks(self) -> Chunks | None:
+    def chunk_layout(self) -> ChunkLayout | None:
         if self.chunk_seconds is None:
             return None
         length = int(self.chunk_seconds * self.sample_rate)
-        return Chunks(length, max(1, int((1.0 - self.chunk_overlap) * length)))
+        return ChunkLayout(length, max(1, int((1.0 - self.chunk_overlap) * length)))
 
-    def spans(self, samples: int) -> list[tuple[int, int]]:
+    def chunk_spans(self, samples: int) -> list[tuple[int, int]]:
         """Start and stop of what is encoded at a time."""
-        return [(0, samples)] if self.chunks is None else self.chunks.spans(samples)
+        return [(0, samples)] if self.chunk_layout is None else self.chunk_layout.spans(samples)
 
-    def frames_of(self, samples: int) -> int:
+    def num_frames(self, samples: int) -> int:
         return sum(self._frames_each(samples))
 
-    def levels_for(self, bandwidth: float) -> int:
+    def num_codebooks_for_bandwidth(self, bandwidth: float) -> int:
         """Codebooks that `bandwidth` kbit/s pay for; RequestError where the model was not trained for it."""
         if not self.bandwidths:
-            return super().levels_for(bandwidth)
+            return super().num_codebooks_for_bandwidth(bandwidth)
         if bandwidth not in self.bandwidths:
             known = ", ".join(f"{known:g}" for known in self.bandwidths)
             raise RequestError(f"codec: {bandwidth:g} kbit/s is no bandwidth of this model; choose from {known}")
-        each = math.log2(self.bins) * -(-self.sample_rate // self.hop)  # with whole frames, as transformers counts
+        each = math.log2(self.bins) * -(-self.sample_rate // self.hop_length)  # with whole frames, as transformers counts
         return max(1, min(self.codebooks, math.floor(bandwidth * 1000 / each)))
 
-    def layout(self, frames: int, samples: int | None) -> tuple[int, ...]:
+    def frames_per_chunk(self, frames: int, samples: int | None) -> tuple[int, ...]:
         """Frames of each chunk: those of a clip of `samples` samples, or else all chunks but the last are whole."""
-        if self.chunks is None:
+        if self.chunk_layout is None:
             return (frames,)
         if samples is not None and sum(each := self._frames_each(samples)) == frames:
             return each
-        whole = -(-self.chunks.length // self.hop)
+        whole = -(-self.chunk_layout.length // self.hop_length)
         return tuple(min(whole, frames - start) for start in range(0, frames, whole))
 
     def _frames_each(self, samples: int) -> tuple[int, ...]:
-        return tuple(-(-(stop - start) // self.hop) for start, stop in self.spans(samples))
+        return tuple(-(-(stop - start) // self.hop_length) for start, stop in self.chunk_spans(samples))
 
     @property
-    def shape(self) -> seanet.Seanet:
+    def seanet_config(self) -> seanet.SeanetConfig:
         """The shape of the encoder and the decoder."""
         layers = self.residual_layers
-        return seanet.Seanet(
+        return seanet.SeanetConfig(
             channels=self.channels,
             dimension=self.dimension,
             strides=self.strides,
@@ -164,18 +162,18 @@ class EncodecSpec(CodecSpec):
             compress=self.compress,
             conv_shortcut=self.shortcut == "conv",
             lstm_layers=self.lstm_layers,
-            style=ConvStyle(self.causal, self.norm, self.pad_mode, self.trim_right_ratio),
+            style=ConvConfig(self.causal, self.norm, self.pad_mode, self.trim_right_ratio),
         )
 
     @property
-    def streamed(self) -> bool:
-        return not self.chunked and self.norm != "time_group_norm"
+    def supports_streaming(self) -> bool:
+        return not self.uses_chunks and self.norm != "time_group_norm"
 
-    def at_once(self, frames: int, device: str) -> int:
-        return PIECE if self.streamed and device == "cpu" and frames > 2 * PIECE else frames
+    def decode_chunk_frames(self, frames: int, device: str) -> int:
+        return PIECE if self.supports_streaming and device == "cpu" and frames > 2 * PIECE else frames
 
-    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
-        return clips * frames * seanet.live(self.shape) * itemsize
+    def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
+        return clips * frames * seanet.peak_activations_per_frame(self.seanet_config) * itemsize
 
     @classmethod
     def example(cls) -> "EncodecSpec":
@@ -198,9 +196,9 @@ class Encodec(Codec):
 
     def __init__(self, spec: EncodecSpec) -> None:
         super().__init__(spec)
-        self.analysis = seanet.Encoder(spec.shape)
-        self.quantizer = ResidualQuantizer(spec.dimension, codebooks=spec.codebooks, bins=spec.bins)
-        self.synthesis = seanet.Decoder(spec.shape)
+        self.encoder = seanet.Encoder(spec.seanet_config)
+        self.quantizer = ResidualVectorQuantizer(spec.dimension, codebooks=spec.codebooks, bins=spec.bins)
+        self.decoder = seanet.Decoder(spec.seanet_config)
 
     @torch.no_grad()
     def encode(self, audio: Audio, *, levels: int | None = None) -> Codes:
@@ -208,15 +206,15 @@ class Encodec(Codec):
         levels = self._checked(levels)
         audio = audio.to(self.device)
         lengths = audio.lengths.tolist()
-        frames = torch.tensor([self.spec.frames_of(length) for length in lengths], device=self.device)
+        frames = torch.tensor([self.spec.num_frames(length) for length in lengths], device=self.device)
         ids = audio.wave.new_zeros(len(audio), levels, int(frames.max()), dtype=torch.long)
-        most = max(len(self.spec.spans(length)) for length in lengths)
+        most = max(len(self.spec.chunk_spans(length)) for length in lengths)
         scale = audio.wave.new_ones(len(audio), most, dtype=torch.float32) if self.spec.normalize else None
         for length, rows in _grouped(lengths, self.device):
             start = 0
-            for number, (first, last) in enumerate(self.spec.spans(length)):
+            for number, (first, last) in enumerate(self.spec.chunk_spans(length)):
                 wave, loudness = self._levelled(audio.wave[rows, :, first:last].to(self.quantizer.dtype))
-                codes = self.quantizer.encode(self.analysis(wave), levels=levels)
+                codes = self.quantizer.encode(self.encoder(wave), levels=levels)
                 ids[rows, :, start : start + codes.shape[-1]] = codes
                 start += codes.shape[-1]
                 if scale is not None and loudness is not None:
@@ -227,9 +225,9 @@ class Encodec(Codec):
     def decode(self, frames: Codes | Latents) -> Audio:
         """Audio of codes, or of latents before quantisation; at loudness 1 where there is no `scale`."""
         frames = frames.to(self.device)
-        latents = self.latents(frames)
+        latents = self.dequantize(frames)
         known = [None] * len(latents) if frames.samples is None else frames.samples.tolist()
-        layouts = [self.spec.layout(*size) for size in zip(frames.lengths.tolist(), known, strict=True)]
+        layouts = [self.spec.frames_per_chunk(*size) for size in zip(frames.lengths.tolist(), known, strict=True)]
         gain = _gain(frames, max(map(len, layouts)))
         waves = latents.new_zeros(len(latents), self.spec.channels, max(map(self._samples, layouts)))
         for layout, rows in _grouped(layouts, self.device):
@@ -238,34 +236,36 @@ class Encodec(Codec):
             if gain is not None:
                 parts = [part * gain[rows, i, None, None] for i, part in enumerate(parts)]
             if parts:
-                wave = parts[0] if self.spec.chunks is None else overlap_add(parts, self.spec.chunks.stride)
+                wave = parts[0] if self.spec.chunk_layout is None else overlap_add(parts, self.spec.chunk_layout.stride)
                 waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)  # under autocast it is another
         samples = torch.tensor([self._samples(layout) for layout in layouts], device=self.device)
         if frames.samples is not None:
             samples = torch.minimum(frames.samples, samples)
         return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
 
-    def decoder(self) -> Decoder:
+    def streaming_decoder(self) -> StreamingDecoder:
         """A stream that returns the samples of each frame at once where the codec is causal, or a few frames later.
 
         Those of a codec in chunks come chunk by chunk, and all at the end where the norm looks at the whole clip.
         """
         spec = self.spec
-        if spec.chunks is not None:
-            frames = -(-spec.chunks.length // spec.hop)
-            return StreamDecoder(self, InChunks(folded(self.synthesis), frames=frames, stride=spec.chunks.stride))
+        if spec.chunk_layout is not None:
+            frames = -(-spec.chunk_layout.length // spec.hop_length)
+            return LookaheadDecoder(
+                self, ChunkedStream(without_weight_norm(self.decoder), frames=frames, stride=spec.chunk_layout.stride)
+            )
         if spec.norm == "time_group_norm":
-            return WholeDecoder(self)
+            return BufferingDecoder(self)
         if spec.causal and spec.trim_right_ratio == 1.0:
             return CausalDecoder(self)
-        return StreamDecoder(self, Lookahead(folded(self.synthesis), spec.shape))
+        return LookaheadDecoder(self, LookaheadStream(without_weight_norm(self.decoder), spec.seanet_config))
 
-    def reconstruct(
+    def forward_train(
         self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
-    ) -> Reconstruction:
+    ) -> CodecTrainOutput:
         """A differentiable pass, of the wave as one chunk."""
         levelled, loudness = self._levelled(wave)
-        latents = self.analysis(levelled)
+        latents = self.encoder(levelled)
         frames: Codes | Latents = Latents(latents)
         losses = {}
         if levels != 0:
@@ -273,34 +273,34 @@ class Encodec(Codec):
             latents = quantized.latents.to(latents.dtype)
             frames = Codes(quantized.codes, scale=None if loudness is None else loudness[:, 0])
             losses = {"commitment": quantized.commitment}
-        decoded = self.synthesis(latents)[..., : wave.shape[-1]]
-        return Reconstruction(decoded if loudness is None else decoded * loudness, frames, losses)
+        decoded = self.decoder(latents)[..., : wave.shape[-1]]
+        return CodecTrainOutput(decoded if loudness is None else decoded * loudness, frames, losses)
 
     def freeze_encoder(self) -> None:
-        self.analysis.requires_grad_(False)
+        self.encoder.requires_grad_(False)
 
     @property
-    def latent_width(self) -> int:
+    def latent_dim(self) -> int:
         return self.spec.dimension
 
-    def vectors(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
-        return self.latents(frames.to(self.device))
+    def embed(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
+        return self.dequantize(frames.to(self.device))
 
-    def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
-        self.quantizer.fit(latents, rng)
+    def init_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+        self.quantizer.kmeans_init(latents, rng)
 
-    def latents(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
+    def dequantize(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
         """What the synthesis network is given for these frames."""
         return frames.z if isinstance(frames, Latents) else self.quantizer.decode(frames.ids)
 
     def _decoded(self, z: Float[Tensor, "b d f"]) -> Float[Tensor, "b c t"]:
         """The wave of frames; a CPU makes a long one in pieces, which takes half the time and little memory."""
-        whole = self.spec.chunked or self.spec.norm == "time_group_norm" or z.device.type != "cpu"
+        whole = self.spec.uses_chunks or self.spec.norm == "time_group_norm" or z.device.type != "cpu"
         if whole or z.shape[-1] <= 2 * PIECE:
-            return self.synthesis(z)
-        decoder = self.decoder()
+            return self.decoder(z)
+        decoder = self.streaming_decoder()
         parts = [decoder.push(Latents(part)).wave for part in z.split(PIECE, -1)]
-        return torch.cat([*parts, decoder.finish().wave], -1)
+        return torch.cat([*parts, decoder.flush().wave], -1)
 
     def _levelled(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b c t"], Float[Tensor, "b 1 1"] | None]:
         """What the analysis network is given, and the loudness that was taken from it."""
@@ -311,8 +311,8 @@ class Encodec(Codec):
 
     def _samples(self, layout: Sequence[int]) -> int:
         """Samples of a clip whose chunks have so many frames."""
-        stride = 0 if self.spec.chunks is None else self.spec.chunks.stride
-        return max((i * stride + frames * self.spec.hop for i, frames in enumerate(layout)), default=0)
+        stride = 0 if self.spec.chunk_layout is None else self.spec.chunk_layout.stride
+        return max((i * stride + frames * self.spec.hop_length for i, frames in enumerate(layout)), default=0)
 
     def _checked(self, levels: int | None) -> int:
         if levels is None:
@@ -335,13 +335,13 @@ class Encodec(Codec):
             raise RequestError("codec: the audio holds NaN or infinite samples; mend it first")
 
 
-class CausalDecoder(Decoder):
+class CausalDecoder(StreamingDecoder):
     """Decodes each chunk with what the layers carry over from the one before."""
 
     def __init__(self, codec: Encodec) -> None:
         self.codec = codec
-        self.synthesis = folded(codec.synthesis)
-        self.carried: Carried = {}
+        self.decoder = without_weight_norm(codec.decoder)
+        self.carried: StreamState = {}
         self.waiting: list[Latents] = []  # frames before there are enough to start with
         self.clips = 0
         self.gain: Tensor | None = None
@@ -349,26 +349,26 @@ class CausalDecoder(Decoder):
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
         frames = frames.to(self.codec.device)
-        latents = Latents(self.codec.latents(frames), frames.lengths)
+        latents = Latents(self.codec.dequantize(frames), frames.lengths)
         self.clips = len(latents)
         self.gain = _gain(frames, 1)
         if self.carried:
-            return self._audio(self.synthesis(latents.z, self.carried), latents.lengths * self.codec.spec.hop)
+            return self._audio(self.decoder(latents.z, self.carried), latents.lengths * self.codec.spec.hop_length)
         self.waiting.append(latents)
-        latents, need = Latents.join(self.waiting), seanet.first_chunk(self.codec.spec.shape)
+        latents, need = Latents.cat(self.waiting), seanet.min_first_chunk_frames(self.codec.spec.seanet_config)
         if latents.z.shape[-1] < need:
             return self._audio(latents.z.new_zeros(len(latents), self.codec.spec.channels, 0), latents.lengths * 0)
         self.waiting = self.waiting[:0]
-        wave = self.synthesis(latents.z, self.carried)
+        wave = self.decoder(latents.z, self.carried)
         if need > 1 and bool((short := latents.lengths < need).any()):  # these mirror what they have themselves
             for row in short.nonzero()[:, 0].tolist():
                 z = latents.z[[row], :, : int(latents.lengths[row])]
-                wave[row, :, : z.shape[-1] * self.codec.spec.hop] = self.synthesis(z)[0]
-        return self._audio(wave, latents.lengths * self.codec.spec.hop)
+                wave[row, :, : z.shape[-1] * self.codec.spec.hop_length] = self.decoder(z)[0]
+        return self._audio(wave, latents.lengths * self.codec.spec.hop_length)
 
-    def finish(self) -> Audio:
+    def flush(self) -> Audio:
         if self.waiting:
-            audio = self.codec.decode(Latents.join(self.waiting))
+            audio = self.codec.decode(Latents.cat(self.waiting))
             return self._audio(audio.wave, audio.lengths)
         return self._audio(torch.zeros(self.clips, self.codec.spec.channels, 0, device=self.codec.device))
 
@@ -378,10 +378,10 @@ class CausalDecoder(Decoder):
         return Audio(wave, rate) if lengths is None else Audio(wave, rate, lengths)
 
 
-class StreamDecoder(Decoder):
+class LookaheadDecoder(StreamingDecoder):
     """Decodes frames as soon as `stream` has those that their samples depend on."""
 
-    def __init__(self, codec: Encodec, stream: Stream) -> None:
+    def __init__(self, codec: Encodec, stream: BatchStream) -> None:
         self.codec, self.stream = codec, stream
         self.clips = self.frames = 0
         self.gain: Tensor | None = None  # of the clips; a stream in chunks has its own of each chunk
@@ -389,17 +389,17 @@ class StreamDecoder(Decoder):
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
         frames = frames.to(self.codec.device)
-        latents = self.codec.latents(frames)
+        latents = self.codec.dequantize(frames)
         self.clips, self.frames = len(frames), self.frames + latents.shape[-1]
-        if isinstance(self.stream, InChunks):
+        if isinstance(self.stream, ChunkedStream):
             self.stream.gain = _gain(frames, -(-self.frames // self.stream.frames))
         else:
             self.gain = _gain(frames, 1)
         return self._audio(self.stream.push(latents, frames.lengths.tolist()))
 
     @torch.no_grad()
-    def finish(self) -> Audio:
-        return self._audio(self.stream.finish())
+    def flush(self) -> Audio:
+        return self._audio(self.stream.flush())
 
     def _audio(self, waves: dict[int, Tensor]) -> Audio:
         lengths = [waves[clip].shape[-1] if clip in waves else 0 for clip in range(self.clips)]

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cadenza.codecs.base import Codec, CodecSpec, Decoder, Reconstruction
+from cadenza.codecs.base import Codec, CodecSpec, CodecTrainOutput, StreamingDecoder
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Codes, Grid, Latents
+from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 
 
@@ -26,7 +26,7 @@ class StereoSpec(CodecSpec):
     def _fits(self) -> "StereoSpec":
         if self.codec.channels != 1:
             raise ValueError(f"codec: a mono codec makes each side, but this one has {self.codec.channels} channels")
-        if self.codec.grid.kind != "codes":
+        if self.codec.frame_format.kind != "codes":
             raise ValueError("codec: its codebooks are interleaved, but this one gives latents")
         for name, value in (("sample_rate", self.codec.sample_rate), ("channels", 2)):
             if name in self.model_fields_set and getattr(self, name) != value:
@@ -36,38 +36,38 @@ class StereoSpec(CodecSpec):
         return self
 
     @property
-    def grid(self) -> Grid:
-        side = self.codec.grid
-        return Grid("codes", side.frame_rate, rows=2 * side.rows, cardinality=side.cardinality)
+    def frame_format(self) -> FrameFormat:
+        side = self.codec.frame_format
+        return FrameFormat("codes", side.frame_rate, channels=2 * side.channels, cardinality=side.cardinality)
 
     @property
-    def hop(self) -> int:
-        return self.codec.hop
+    def hop_length(self) -> int:
+        return self.codec.hop_length
 
     @property
-    def chunked(self) -> bool:
-        return self.codec.chunked
+    def uses_chunks(self) -> bool:
+        return self.codec.uses_chunks
 
     @property
-    def scaled(self) -> bool:
-        return self.codec.scaled
+    def has_loudness_scale(self) -> bool:
+        return self.codec.has_loudness_scale
 
-    def frames_of(self, samples: int) -> int:
-        return self.codec.frames_of(samples)
+    def num_frames(self, samples: int) -> int:
+        return self.codec.num_frames(samples)
 
-    def levels_for(self, bandwidth: float) -> int:
+    def num_codebooks_for_bandwidth(self, bandwidth: float) -> int:
         """Rows that `bandwidth` kbit/s of both sides pay for."""
-        return 2 * self.codec.levels_for(bandwidth / 2)
+        return 2 * self.codec.num_codebooks_for_bandwidth(bandwidth / 2)
 
     @property
-    def streamed(self) -> bool:
-        return self.codec.streamed
+    def supports_streaming(self) -> bool:
+        return self.codec.supports_streaming
 
-    def at_once(self, frames: int, device: str) -> int:
-        return self.codec.at_once(frames, device)
+    def decode_chunk_frames(self, frames: int, device: str) -> int:
+        return self.codec.decode_chunk_frames(frames, device)
 
-    def decoding(self, frames: int, *, clips: int, itemsize: int) -> int:
-        return self.codec.decoding(frames, clips=2 * clips, itemsize=itemsize)
+    def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
+        return self.codec.decode_memory_bytes(frames, clips=2 * clips, itemsize=itemsize)
 
     @classmethod
     def example(cls) -> "StereoSpec":
@@ -104,49 +104,49 @@ class Stereo(Codec):
     def decode(self, frames: Codes | Latents) -> Audio:
         return _paired(self.codec.decode(_sides(frames)))
 
-    def decoder(self) -> Decoder:
+    def streaming_decoder(self) -> StreamingDecoder:
         """A stream that returns samples as soon as the mono codec's does."""
-        return StereoDecoder(self.codec.decoder())
+        return StereoStreamingDecoder(self.codec.streaming_decoder())
 
-    def reconstruct(
+    def forward_train(
         self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
-    ) -> Reconstruction:
+    ) -> CodecTrainOutput:
         """A differentiable pass; of `levels` rows each side uses half, rounded up."""
         each = None if levels is None else -(-levels // 2)
-        made = self.codec.reconstruct(rearrange(wave, "b c t -> (b c) 1 t"), levels=each, rng=rng)
+        made = self.codec.forward_train(rearrange(wave, "b c t -> (b c) 1 t"), levels=each, rng=rng)
         frames = _joined(made.frames) if isinstance(made.frames, Codes) else made.frames
-        return Reconstruction(rearrange(made.wave, "(b c) 1 t -> b c t", c=2), frames, made.losses)
+        return CodecTrainOutput(rearrange(made.wave, "(b c) 1 t -> b c t", c=2), frames, made.losses)
 
     def freeze_encoder(self) -> None:
         self.codec.freeze_encoder()
 
     @property
-    def latent_width(self) -> int:
-        return self.codec.latent_width
+    def latent_dim(self) -> int:
+        return self.codec.latent_dim
 
     @property
-    def vector_width(self) -> int:
-        return 2 * self.codec.vector_width
+    def embedding_dim(self) -> int:
+        return 2 * self.codec.embedding_dim
 
-    def vectors(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
+    def embed(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
         """The left side's vectors, then the right's."""
-        return rearrange(self.codec.vectors(_sides(frames)), "(b c) d f -> b (c d) f", c=2)
+        return rearrange(self.codec.embed(_sides(frames)), "(b c) d f -> b (c d) f", c=2)
 
-    def fit_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
-        self.codec.fit_codebooks(latents, rng)
+    def init_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+        self.codec.init_codebooks(latents, rng)
 
 
-class StereoDecoder(Decoder):
+class StereoStreamingDecoder(StreamingDecoder):
     """The stream of a mono codec, two clips of which are one."""
 
-    def __init__(self, sides: Decoder) -> None:
+    def __init__(self, sides: StreamingDecoder) -> None:
         self.sides = sides
 
     def push(self, frames: Codes | Latents) -> Audio:
         return _paired(self.sides.push(_sides(frames)))
 
-    def finish(self) -> Audio:
-        return _paired(self.sides.finish())
+    def flush(self) -> Audio:
+        return _paired(self.sides.flush())
 
 
 def _sides(frames: Codes | Latents) -> Codes:

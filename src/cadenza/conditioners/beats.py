@@ -11,14 +11,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, FramesSpec
+from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Tokens
+from cadenza.core.types import MaskedSequence
 
 _CYCLES = (1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4)  # per beat: bars of four, three and two, the beat, and what divides it
 
 
-class BeatsSpec(FramesSpec):
+class BeatsSpec(FramewiseConditionerSpec):
     """A tempo beyond `min` or `max`, in beats a minute, is moved to the nearest end, with a warning; beat times are not."""
 
     type: Literal["beats"] = "beats"
@@ -35,13 +35,13 @@ class BeatsSpec(FramesSpec):
 
     @classmethod
     def example(cls) -> tuple["BeatsSpec", list[Any]]:
-        return cls(width=8, frame_rate=10, frames=12, hidden=4), [80, 120.5, [0.1, 0.6, 1.2]]
+        return cls(output_dim=8, frame_rate=10, max_frames=12, hidden=4), [80, 120.5, [0.1, 0.6, 1.2]]
 
-    def build(self) -> "Beats":
-        return Beats(self)
+    def build(self) -> "BeatsConditioner":
+        return BeatsConditioner(self)
 
 
-class Beats(Conditioner[Any]):
+class BeatsConditioner(Conditioner[Any]):
     """The phase of the beat at each frame as waves, its tempo, then two layers.
 
     A value is a tempo, whose first beat is at the start of the clip, or the times of two or more beats in seconds from
@@ -50,32 +50,32 @@ class Beats(Conditioner[Any]):
 
     def __init__(self, spec: BeatsSpec) -> None:
         super().__init__(spec)
-        self.blank = spec.min
+        self.placeholder = spec.min
         self.up = nn.Linear(2 * len(_CYCLES) + 1, spec.hidden)
-        self.out = nn.Linear(spec.hidden, spec.width)
+        self.out = nn.Linear(spec.hidden, spec.output_dim)
 
-    def since(self, value: Any, start: float) -> Any:
+    def crop_value(self, value: Any, start: float) -> Any:
         """The beats from there on: those of a tempo as the times of two of them."""
         if _number(value):
             return [-start, 60 / self._tempo(value) - start]
         return [x - start for x in value] if isinstance(value, list | tuple) and all(map(_number, value)) else value
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """At each frame the beats since the first one, in fractions, and the beats a second: `count`, `speed` [b f]."""
         count = np.stack([self._count(value) for value in values])
         step = 1 / self.spec.frame_rate
         return {name: torch.from_numpy(x).float() for name, x in (("count", count[:, :-1]), ("speed", np.diff(count) / step))}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         count = tensors["count"]
         cycles = torch.tensor(_CYCLES, device=count.device)
         phase = 2 * math.pi * (count[..., None] * cycles)
         tempo = (60 * tensors["speed"]).log2()[..., None]
         x = torch.cat([tempo - math.log2(100), phase.sin(), phase.cos()], -1).to(self.out.weight.dtype)
-        return Tokens(self.out(nn.functional.gelu(self.up(x))), torch.ones_like(count, dtype=torch.bool))
+        return MaskedSequence(self.out(nn.functional.gelu(self.up(x))), torch.ones_like(count, dtype=torch.bool))
 
     def _count(self, value: Any) -> np.ndarray:
-        time = np.arange(self.spec.frames + 1) / self.spec.frame_rate
+        time = np.arange(self.spec.max_frames + 1) / self.spec.frame_rate
         if isinstance(value, Tensor | np.ndarray):
             value = value.tolist()
         if _number(value):

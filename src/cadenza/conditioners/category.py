@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.spec import near
-from cadenza.core.types import Gives, Tokens
+from cadenza.core.spec import did_you_mean
+from cadenza.core.types import ConditionKind, MaskedSequence
 
 
 class CategorySpec(ConditionerSpec):
@@ -35,60 +35,62 @@ class CategorySpec(ConditionerSpec):
     def _one_meaning_each(self) -> Self:
         seen: dict[str, str] = {}
         for word in (*self.values, *self.aliases):
-            key = self.key(word)
+            key = self.normalize_value(word)
             if key in seen:
                 raise ValueError(f"'{word}' and '{seen[key]}' are the same word; keep one of them")
             seen[key] = word
         for alias, value in self.aliases.items():
             if value not in self.values:
-                raise ValueError(f"aliases.{alias} is '{value}', which is no value.{near(value, list(self.values))}")
+                raise ValueError(f"aliases.{alias} is '{value}', which is no value.{did_you_mean(value, list(self.values))}")
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "vector"
 
     @classmethod
     def example(cls) -> tuple["CategorySpec", list[Any]]:
-        spec = cls(width=8, values=("A minor", "A# minor", "C major"), aliases={"Bb minor": "A# minor"})
+        spec = cls(output_dim=8, values=("A minor", "A# minor", "C major"), aliases={"Bb minor": "A# minor"})
         return spec, ["C major", "bb  Minor", "A minor"]
 
-    def key(self, word: str) -> str:
+    def normalize_value(self, word: str) -> str:
         """What of a word counts."""
-        return word if self.exact else plain(word)
+        return word if self.exact else normalize_word(word)
 
-    def build(self) -> "Category":
-        return Category(self)
+    def build(self) -> "CategoryConditioner":
+        return CategoryConditioner(self)
 
 
-class Category(Conditioner[str]):
+class CategoryConditioner(Conditioner[str]):
     """A table with one trained vector a value, after that of unknown words where there is one."""
 
     def __init__(self, spec: CategorySpec) -> None:
         super().__init__(spec)
-        self.blank = spec.values[0]
+        self.placeholder = spec.values[0]
         first = int(spec.unknown == "learned")
-        self.rows = {spec.key(value): row for row, value in enumerate(spec.values, first)}
-        self.rows |= {spec.key(alias): self.rows[spec.key(value)] for alias, value in spec.aliases.items()}
-        self.table = nn.Embedding(len(spec.values) + first, spec.width)
+        self.rows = {spec.normalize_value(value): row for row, value in enumerate(spec.values, first)}
+        self.rows |= {
+            spec.normalize_value(alias): self.rows[spec.normalize_value(value)] for alias, value in spec.aliases.items()
+        }
+        self.table = nn.Embedding(len(spec.values) + first, spec.output_dim)
         nn.init.normal_(self.table.weight, std=spec.std)
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {"row": torch.tensor([self._row(value) for value in values], dtype=torch.long)}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         row = tensors["row"][:, None]
-        return Tokens(self.table(row), torch.ones_like(row, dtype=torch.bool))
+        return MaskedSequence(self.table(row), torch.ones_like(row, dtype=torch.bool))
 
     def _row(self, value: Any) -> int:
-        row = self.rows.get(self.spec.key(value)) if isinstance(value, str) else None
+        row = self.rows.get(self.spec.normalize_value(value)) if isinstance(value, str) else None
         if row is None and isinstance(value, str) and self.spec.unknown == "learned":
             return 0
         if row is None:
-            raise RequestError(f"no value called {value!r}.{near(str(value), [*self.spec.values, *self.spec.aliases])}")
+            raise RequestError(f"no value called {value!r}.{did_you_mean(str(value), [*self.spec.values, *self.spec.aliases])}")
         return row
 
 
-def plain(word: str) -> str:
+def normalize_word(word: str) -> str:
     """A word without what does not count: case, spaces, hyphens inside, how its characters are composed."""
     return re.sub(r"(?<=\w)-(?=\w)", "", "".join(unicodedata.normalize("NFKC", word).casefold().split()))

@@ -11,18 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, FramesSpec
+from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.spec import near
+from cadenza.core.spec import did_you_mean
 from cadenza.core.timeline import Timeline
-from cadenza.core.types import Tokens
-from cadenza.dsp.chords import chord
+from cadenza.core.types import MaskedSequence
+from cadenza.dsp.chords import parse_chord
 
 _FEATURES = 3 * 12 + 3  # root, bass, tones; whether there is none; how long it has sounded and will sound
 _REACH = 2.0  # seconds over which those times are told apart
 
 
-class Span(NamedTuple):
+class ChordSpan(NamedTuple):
     """A chord from `start` to `end`, in seconds."""
 
     start: float
@@ -30,7 +30,7 @@ class Span(NamedTuple):
     name: str
 
 
-class ChordsSpec(FramesSpec):
+class ChordsSpec(FramewiseConditionerSpec):
     """How a line of chords without times is laid out, and which chords there are.
 
     A bar lasts four beats of the tempo that the item has under the id `tempo` when the bar begins, or `bar` seconds where
@@ -41,21 +41,21 @@ class ChordsSpec(FramesSpec):
 
     type: Literal["chords"] = "chords"
     widget: ClassVar[str] = "chords"
-    bar: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    bar_seconds: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     tempo: str | None = "tempo"
-    known: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
     hidden: int = Field(default=128, ge=1)
 
     @classmethod
     def example(cls) -> tuple["ChordsSpec", list[Any]]:
         values = ["C Am7/E | F G7", "C@0 N@0.5 Bbmaj7@0.9", [(0.0, 0.6, "A:min"), (0.6, 1.2, "G:7/b3")]]
-        return cls(width=8, frame_rate=10, frames=12, bar=0.4, hidden=32), values
+        return cls(output_dim=8, frame_rate=10, max_frames=12, bar_seconds=0.4, hidden=32), values
 
-    def build(self) -> "Chords":
-        return Chords(self)
+    def build(self) -> "ChordsConditioner":
+        return ChordsConditioner(self)
 
 
-class Chords(Conditioner[Any]):
+class ChordsConditioner(Conditioner[Any]):
     """Root, bass and tones of the chord at each frame, then two layers, of which the last begins at zero.
 
     A value is a list of (start, end, name) in seconds, where an end of None is open; or chords with their starts,
@@ -64,52 +64,52 @@ class Chords(Conditioner[Any]):
     says that none sounds.
     """
 
-    timed: ClassVar[bool] = True  # its values are lists of (start, end, ...) by themselves
+    handles_timelines: ClassVar[bool] = True  # its values are lists of (start, end, ...) by themselves
 
     def __init__(self, spec: ChordsSpec) -> None:
         super().__init__(spec)
-        self.blank: Any = [Span(0.0, 0.0, spec.known[0] if spec.known else "N")]
-        self.table = nn.Embedding(len(spec.known), spec.hidden) if spec.known else None
-        self.up = None if spec.known else nn.Linear(_FEATURES, spec.hidden)
-        self.out = nn.Linear(spec.hidden, spec.width)
+        self.placeholder: Any = [ChordSpan(0.0, 0.0, spec.vocabulary[0] if spec.vocabulary else "N")]
+        self.table = nn.Embedding(len(spec.vocabulary), spec.hidden) if spec.vocabulary else None
+        self.up = None if spec.vocabulary else nn.Linear(_FEATURES, spec.hidden)
+        self.out = nn.Linear(spec.hidden, spec.output_dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     @property
-    def beside(self) -> tuple[str, ...]:  # type: ignore[override]
+    def extra_inputs(self) -> tuple[str, ...]:  # type: ignore[override]
         return () if self.spec.tempo is None else (self.spec.tempo,)
 
-    def pick(self, item: Mapping[str, Any], name: str) -> Any:
+    def value_from_item(self, item: Mapping[str, Any], name: str) -> Any:
         """A line of chords as times, by the item's tempo; no chords at all are none."""
-        value = super().pick(item, name)
+        value = super().value_from_item(item, name)
         if not isinstance(value, str):
             return None if isinstance(value, list | tuple) and not value else value
         tempo = item.get(self.spec.tempo) if self.spec.tempo else None
         return self._line(value, tempo, after=float(item.get("seconds_start") or 0))
 
-    def since(self, value: Any, start: float) -> Any:
+    def crop_value(self, value: Any, start: float) -> Any:
         if not isinstance(value, list | tuple):
             return value
-        return [Span(max(0.0, a - start), b - start, name) for a, b, name in map(_span, value) if b > start] or None
+        return [ChordSpan(max(0.0, a - start), b - start, name) for a, b, name in map(_span, value) if b > start] or None
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """`x` [b f n] or, with `known`, `row` [b f]; `covered` [b f] where a value says anything."""
         charts = [self._spans(self._line(value) if isinstance(value, str) else value) for value in values]
-        found = [self._rows(chart) if self.spec.known else self._features(chart) for chart in charts]
+        found = [self._rows(chart) if self.spec.vocabulary else self._features(chart) for chart in charts]
         covered = torch.from_numpy(np.stack([there for _, there in found]))
-        return {"row" if self.spec.known else "x": torch.from_numpy(np.stack([x for x, _ in found])), "covered": covered}
+        return {"row" if self.spec.vocabulary else "x": torch.from_numpy(np.stack([x for x, _ in found])), "covered": covered}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         if self.table is not None:
             hidden = self.table(tensors["row"])
         else:
             assert self.up is not None
             hidden = self.up(tensors["x"].to(self.up.weight.dtype))
-        return Tokens(self.out(nn.functional.gelu(hidden)), tensors["covered"])
+        return MaskedSequence(self.out(nn.functional.gelu(hidden)), tensors["covered"])
 
-    def _line(self, text: str, tempo: Any = None, *, after: float = 0.0) -> list[Span]:
+    def _line(self, text: str, tempo: Any = None, *, after: float = 0.0) -> list[ChordSpan]:
         """A line of chords until the longest clip ends that begins `after` seconds, or chords with their starts."""
-        total = after + self.spec.frames / self.spec.frame_rate
+        total = after + self.spec.max_frames / self.spec.frame_rate
         words = text.replace(",", " ").split()
         if any("@" in word for word in words):
             return _placed(words, total)
@@ -117,15 +117,15 @@ class Chords(Conditioner[Any]):
         bars = [part for part in bars if part]
         if not bars:
             raise RequestError("no chord is given; write some, such as 'Am F C G', or leave them out")
-        spans: list[Span] = []
-        begin, tempo_line = 0.0, Timeline.of(tempo)
+        spans: list[ChordSpan] = []
+        begin, tempo_line = 0.0, Timeline.parse(tempo)
         for part in cycle(bars):
-            bar = self._bar(tempo if tempo_line is None else tempo_line.at(begin))
+            bar = self._bar(tempo if tempo_line is None else tempo_line.value_at(begin))
             for i, word in enumerate(part):
                 if word == "%" and not spans:
                     raise RequestError("'%' repeats the chord before it, and there is none")
                 name = spans[-1].name if word == "%" else word
-                spans.append(Span(begin + i / len(part) * bar, begin + (i + 1) / len(part) * bar, name))
+                spans.append(ChordSpan(begin + i / len(part) * bar, begin + (i + 1) / len(part) * bar, name))
             begin += bar
             if begin >= total:
                 break
@@ -133,57 +133,57 @@ class Chords(Conditioner[Any]):
 
     def _bar(self, tempo: Any) -> float:
         """Seconds of a bar."""
-        bar = self.spec.bar if tempo is None else 240 / _beats_a_minute(tempo)
+        bar = self.spec.bar_seconds if tempo is None else 240 / _beats_a_minute(tempo)
         if bar * self.spec.frame_rate < 1:
             raise RequestError(f"at {tempo!r} beats a minute a bar of chords is shorter than a frame; give a slower tempo")
         return bar
 
-    def _spans(self, value: Any) -> list[Span]:
+    def _spans(self, value: Any) -> list[ChordSpan]:
         if not isinstance(value, list | tuple) or not value:
             raise RequestError(f"chords are a text such as 'Am F C G' or a list of (start, end, name), got {value!r}")
         return sorted(_span(entry) for entry in value)
 
-    def _rows(self, chart: list[Span]) -> tuple[np.ndarray, np.ndarray]:
-        rows, covered = np.zeros(self.spec.frames, np.int64), np.zeros(self.spec.frames, bool)
+    def _rows(self, chart: list[ChordSpan]) -> tuple[np.ndarray, np.ndarray]:
+        rows, covered = np.zeros(self.spec.max_frames, np.int64), np.zeros(self.spec.max_frames, bool)
         for span in chart:
-            if span.name not in self.spec.known:
-                raise RequestError(f"no chord called '{span.name}'.{near(span.name, list(self.spec.known))}")
+            if span.name not in self.spec.vocabulary:
+                raise RequestError(f"no chord called '{span.name}'.{did_you_mean(span.name, list(self.spec.vocabulary))}")
             first, last = self._frames(span)
-            rows[first:last], covered[first:last] = self.spec.known.index(span.name), True
+            rows[first:last], covered[first:last] = self.spec.vocabulary.index(span.name), True
         return rows, covered
 
-    def _features(self, chart: list[Span]) -> tuple[np.ndarray, np.ndarray]:
-        x, covered = np.zeros((self.spec.frames, _FEATURES), np.float32), np.zeros(self.spec.frames, bool)
-        middle = (np.arange(self.spec.frames) + 0.5) / self.spec.frame_rate
+    def _features(self, chart: list[ChordSpan]) -> tuple[np.ndarray, np.ndarray]:
+        x, covered = np.zeros((self.spec.max_frames, _FEATURES), np.float32), np.zeros(self.spec.max_frames, bool)
+        middle = (np.arange(self.spec.max_frames) + 0.5) / self.spec.frame_rate
         for span in chart:
             first, last = self._frames(span)
-            found = chord(span.name)
+            found = parse_chord(span.name)
             vector = np.zeros(_FEATURES, np.float32)
             if found.root is None or found.bass is None:
                 vector[36] = 1
             else:
-                vector[[found.root, 12 + found.bass, *(24 + tone for tone in found.tones)]] = 1
+                vector[[found.root, 12 + found.bass, *(24 + tone for tone in found.pitch_classes)]] = 1
             x[first:last], covered[first:last] = vector, True
             here = middle[first:last]
             x[first:last, 37] = np.clip((here - span.start) / _REACH, 0, 1)
             x[first:last, 38] = np.clip((span.end - here) / _REACH, 0, 1)
         return x, covered
 
-    def _frames(self, span: Span) -> tuple[int, int]:
+    def _frames(self, span: ChordSpan) -> tuple[int, int]:
         """The frames whose middle a span covers."""
         rate = self.spec.frame_rate
-        return tuple(round(min(max(0, second * rate), self.spec.frames)) for second in span[:2])  # type: ignore[return-value]
+        return tuple(round(min(max(0, second * rate), self.spec.max_frames)) for second in span[:2])  # type: ignore[return-value]
 
 
-def _span(entry: Any) -> Span:
+def _span(entry: Any) -> ChordSpan:
     if isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[2], str):
         start, end, name = entry[0], np.inf if entry[1] is None else entry[1], entry[2]
         if all(isinstance(x, Real) for x in (start, end)) and 0 <= start <= end and np.isfinite(float(start)):
-            return Span(float(start), float(end), name)
+            return ChordSpan(float(start), float(end), name)
     raise RequestError(f"a chord is (start, end, name) with 0 <= start <= end in seconds, got {entry!r}")
 
 
-def _placed(words: list[str], total: float) -> list[Span]:
+def _placed(words: list[str], total: float) -> list[ChordSpan]:
     starts = []
     for word in words:
         name, _, second = word.partition("@")
@@ -193,7 +193,7 @@ def _placed(words: list[str], total: float) -> list[Span]:
     if starts != sorted(starts, key=lambda pair: pair[0]):
         raise RequestError("the starts of the chords must rise")
     ends = [second for second, _ in starts[1:]] + [max(total, starts[-1][0])]
-    return [Span(start, end, name) for (start, name), end in zip(starts, ends, strict=True)]
+    return [ChordSpan(start, end, name) for (start, name), end in zip(starts, ends, strict=True)]
 
 
 def _beats_a_minute(tempo: Any) -> float:

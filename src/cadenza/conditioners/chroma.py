@@ -12,13 +12,12 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, Prepared
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.types import Condition, Gives, Tokens
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.chroma import chroma, chroma_filters, chroma_frames, strongest
-from cadenza.dsp.hearing import heard, silence
-from cadenza.dsp.stems import Separator
+from cadenza.core.types import Condition, ConditionKind, MaskedSequence
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
+from cadenza.dsp.spectral import chroma_filters, chroma_frames, chromagram, one_hot_argmax
+from cadenza.nn.demucs import Separator
 
 
 class ChromaSpec(ConditionerSpec):
@@ -31,15 +30,15 @@ class ChromaSpec(ConditionerSpec):
 
     type: Literal["chroma"] = "chroma"
     widget: ClassVar[str] = "audio"
-    absent: Literal["zeros", "learned", "silence"] = "silence"  # type: ignore[assignment]  # as silence
+    null_embedding: Literal["zeros", "learned", "silence"] = "silence"  # type: ignore[assignment]  # as silence
     sample_rate: int = Field(default=32000, gt=0)
     window: int = Field(default=16384, ge=2)
     hop: int = Field(default=4096, ge=1)
     bins: int = Field(default=12, ge=2)
     one_hot: bool = True  # the strongest pitch class alone, in silence the first; else all, over the strongest
     seconds: float | None = Field(default=None, gt=0)
-    frames: int | None = Field(default=None, ge=1)
-    short: Literal["repeat", "mask"] = "repeat"  # what fills `frames` where the sound is too short
+    max_frames: int | None = Field(default=None, ge=1)
+    pad_mode: Literal["repeat", "mask"] = "repeat"  # what fills `frames` where the sound is too short
     pad_to: Literal["own", "longest"] = "own"  # longest: sounds end in silence as long as the longest of their batch
     stems: tuple[str, ...] | None = Field(default=None, min_length=1)  # also as vocals+other; null: the whole mix
     separator: str = Field(default="htdemucs", min_length=1)
@@ -57,7 +56,7 @@ class ChromaSpec(ConditionerSpec):
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "frames"
 
     @property
@@ -70,91 +69,91 @@ class ChromaSpec(ConditionerSpec):
         rng = torch.Generator().manual_seed(0)
         values: list[Any] = [Audio(torch.randn(1, 1, n, generator=rng), 8000) for n in (900, 3000)]
         values.append({"vocals": Audio(torch.randn(1, 2, 2000, generator=rng), 16000)})
-        return cls(width=8, sample_rate=8000, window=512, hop=256, stems=("vocals", "other")), [
+        return cls(output_dim=8, sample_rate=8000, window=512, hop=256, stems=("vocals", "other")), [
             values[2],
             *map(_sung, values[:2]),
         ]
 
-    def build(self) -> "Chroma":
-        return Chroma(self)
+    def build(self) -> "ChromaConditioner":
+        return ChromaConditioner(self)
 
-    def within(self, folder: Path) -> Self:
+    def resolve_paths(self, folder: Path) -> Self:
         local = self.separator.startswith("./")
         return self.model_copy(update={"separator": str(folder / self.separator)}) if local else self
 
 
-class Chroma(Conditioner[Any]):
+class ChromaConditioner(Conditioner[Any]):
     """Chroma through a linear layer.
 
     A value is a recording (Audio of one clip, or the path of a file), or a mapping of stems to such; an item's `stems`
     are taken in place of what would be found in its recording.
     """
 
-    blank = None
-    padded: Mapping[str, str]  # for a cache of features
-    like: Tensor  # of nothing, on the device and of the dtype of this module
-    beside: ClassVar[tuple[str, ...]] = ("stems",)
+    placeholder = None
+    padding_masks: Mapping[str, str]  # for a cache of features
+    dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
+    extra_inputs: ClassVar[tuple[str, ...]] = ("stems",)
 
     def __init__(self, spec: ChromaSpec) -> None:
         super().__init__(spec)
         self.separator = Separator(spec.separator)
         sound = {} if spec.pad_to == "longest" else {"wave": "samples"}  # elsewhere what pads a sound is not heard
-        self.padded = {**sound, "chroma": "mask", "mask": "mask"}
-        same = spec.project == "auto" and spec.bins == spec.width
-        self.out = nn.Identity() if same else nn.Linear(spec.bins, spec.width)
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.padding_masks = {**sound, "chroma": "mask", "mask": "mask"}
+        same = spec.project == "auto" and spec.bins == spec.output_dim
+        self.out = nn.Identity() if same else nn.Linear(spec.bins, spec.output_dim)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
 
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """What features depend on beside the spec: the separator, where one is asked for, and is here."""
         if self.spec.stems is None:
             return None
         try:
-            return self.separator.frozen()
+            return self.separator.cache_fingerprint()
         except CheckpointError:
             return None  # the first mix that needs it says what is wrong
 
-    def worth(self, prepared: Prepared) -> bool:
+    def is_cacheable(self, prepared: PreparedInputs) -> bool:
         """Where a mix is to be separated; chroma alone is made as soon as it is found."""
         return bool(prepared.tensors["mixed"].any())
 
-    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
         if self.spec.stems is None or self.separator.folder is None:
             return self.spec
         self.separator.save(folder / place)
         return self.spec.model_copy(update={"separator": f"./{place}"})
 
-    def over(self, frames: int) -> "Chroma":
-        if self.spec.frames is None or self.spec.short == "repeat" or frames <= self.spec.frames:
+    def with_max_frames(self, frames: int) -> "ChromaConditioner":
+        if self.spec.max_frames is None or self.spec.pad_mode == "repeat" or frames <= self.spec.max_frames:
             return self
         longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"frames": frames})
+        longer.spec = self.spec.model_copy(update={"max_frames": frames})
         return longer
 
-    def pick(self, item: Item, name: str) -> Any:
-        value, own = super().pick(item, name), item.get("stems")
+    def value_from_item(self, item: Item, name: str) -> Any:
+        value, own = super().value_from_item(item, name), item.get("stems")
         if value is None and self.spec.fallback == "audio" and {"codes", "latents"} & item.keys():
             raise RequestError("the items are frames of a codec without their sound; train on audio, or set fallback: null")
         return own if value is not None and own is not None and self.spec.stems is not None else value
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """The mono `wave` [b t], its true `samples` [b], and whether it is `mixed` [b], to be separated yet.
 
         The `mask` [b n] is that of the frames to be made of it.
         """
         sounds = [self._sound(value) for value in values]
-        audio = Audio.stack([sound for sound, _ in sounds])
+        audio = Audio.pad_and_stack([sound for sound, _ in sounds])
         wave, samples = audio.wave[:, 0], audio.lengths
         if self.spec.seconds is not None:
             most = max(1, round(self.spec.seconds * self.spec.sample_rate))
             wave, samples = wave[:, :most], samples.clamp(max=most)
         spec, mixed = self.spec, torch.tensor([mixed for _, mixed in sounds])
         counts = torch.tensor([chroma_frames(own, spec.window, spec.hop) for own in samples.tolist()])
-        if spec.frames is not None and spec.short == "repeat":
-            counts.fill_(spec.frames)
-        mask = torch.arange(spec.frames or int(counts.max())) < counts[:, None]
+        if spec.max_frames is not None and spec.pad_mode == "repeat":
+            counts.fill_(spec.max_frames)
+        mask = torch.arange(spec.max_frames or int(counts.max())) < counts[:, None]
         return {"wave": wave, "samples": samples, "mixed": mixed, "mask": mask}
 
-    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The `chroma` [b n k], and its `mask` [b n]."""
         spec, wave, mask = self.spec, tensors["wave"], tensors["mask"]
         n = mask.shape[1]
@@ -164,23 +163,23 @@ class Chroma(Conditioner[Any]):
         for row, own, separate in zip(wave, samples, mixed, strict=True):
             sound = row if spec.pad_to == "longest" else row[:own]
             with torch.autocast(wave.device.type, enabled=False):
-                rows.append(chroma(self._stems(sound) if separate else sound, filters, hop=spec.hop))
-        if spec.frames is not None and spec.short == "repeat":
+                rows.append(chromagram(self._stems(sound) if separate else sound, filters, hop=spec.hop))
+        if spec.max_frames is not None and spec.pad_mode == "repeat":
             rows = [row.repeat(-(-n // len(row)), 1) for row in rows]
         x = torch.stack([F.pad(row[:n], (0, 0, 0, n - len(row[:n]))) for row in rows])
-        return {"chroma": (strongest(x) if spec.one_hot else x) * mask[..., None], "mask": mask}
+        return {"chroma": (one_hot_argmax(x) if spec.one_hot else x) * mask[..., None], "mask": mask}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
-        return Tokens(self.out(tensors["chroma"].to(self.like.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(tensors["chroma"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
-    def forward(self, features: Prepared) -> Condition:
+    def forward(self, features: PreparedInputs) -> Condition:
         condition = super().forward(features)
-        if self.spec.absent != "silence":
+        if self.spec.null_embedding != "silence":
             return condition
-        first = torch.arange(self.spec.bins, device=self.like.device) == (0 if self.spec.one_hot else -1)
-        null = self.out(first.to(self.like.dtype)).expand(self.spec.frames or 1, -1)
-        return replace(condition, null=null)
+        first = torch.arange(self.spec.bins, device=self.dtype_ref.device) == (0 if self.spec.one_hot else -1)
+        null = self.out(first.to(self.dtype_ref.dtype)).expand(self.spec.max_frames or 1, -1)
+        return replace(condition, null_embedding=null)
 
     def _sound(self, value: Any) -> tuple[Audio, bool]:
         """A value as a mono clip, and whether that is a mix of which only some stems are wanted."""
@@ -188,18 +187,18 @@ class Chroma(Conditioner[Any]):
         if value is None:
             return silence(spec.sample_rate), False
         if not isinstance(value, Mapping):
-            return heard([value], spec.sample_rate), spec.stems is not None
+            return load_condition_audio([value], spec.sample_rate), spec.stems is not None
         wanted = list(value) if spec.stems is None else [stem for stem in spec.stems if value.get(stem) is not None]
         if not wanted:
             raise RequestError(
                 f"the stems are {', '.join(map(str, value)) or 'none'}; needed is one of {', '.join(spec.stems or ())}"
             )
-        sounds = heard([value[stem] for stem in wanted], spec.sample_rate)
+        sounds = load_condition_audio([value[stem] for stem in wanted], spec.sample_rate)
         return Audio(sounds.wave.sum(0, keepdim=True), spec.sample_rate), False
 
     def _stems(self, sound: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The wanted stems of a mix, together."""
-        found = self.separator.stems(sound[None], self.spec.sample_rate)
+        found = self.separator.separate(sound[None], self.spec.sample_rate)
         if unknown := [stem for stem in self.spec.stems if stem not in found]:
             raise RequestError(
                 f"stems: '{unknown[0]}' is not told apart by '{self.spec.separator}', which gives {', '.join(found)}"

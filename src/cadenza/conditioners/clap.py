@@ -17,15 +17,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.types import Gives, Tokens
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import heard, silence
-from cadenza.dsp.logmel import Pictures
-from cadenza.nn.clap import COMPUTED, Towers, empty, filled
-from cadenza.nn.frozen import Borrowed, Borrower
-from cadenza.nn.quantize import ResidualQuantizer
+from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
+from cadenza.dsp.spectral import LogMelFrontend
+from cadenza.nn.clap import COMPUTED, ClapTowers, build_clap, load_clap
+from cadenza.nn.frozen import FrozenEncoder, FrozenEncoderMixin
+from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
 _TOKENIZER = "tokenizer.json"
 _SOUNDS = ("preprocessor_config.json", "processor_config.json")  # how sounds are prepared, in one of them
@@ -49,8 +48,8 @@ class ClapSpec(ConditionerSpec):
     model: str = Field(min_length=1)
     revision: str | None = None  # of the repository
     dim: int | None = Field(default=None, ge=1)  # width of what the towers give; looked up in the config where not given
-    reads: Literal["text", "audio", "both"] = "both"
-    first: Literal["text", "audio"] = "text"
+    modalities: Literal["text", "audio", "both"] = "both"
+    prefer: Literal["text", "audio"] = "text"
     text_probability: float = Field(default=0.0, ge=0, le=1)
     layer: int | None = None
     normalize: bool = True  # vectors of length 1
@@ -60,29 +59,29 @@ class ClapSpec(ConditionerSpec):
     train: bool = False
     max_length: int = Field(default=77, ge=3)  # tokens of a text
     pad_to: Literal["longest", "max_length"] = "longest"
-    empty: Literal["absent", "read"] = "absent"  # an empty text is no value, or a text of its two marks alone
+    empty_text: Literal["absent", "read"] = "absent"  # an empty text is no value, or a text of its two marks alone
     project: Literal["always", "auto"] = "always"  # auto: not where the vector has that width already
 
     @model_validator(mode="after")
     def _layers_are_of_texts(self) -> Self:
-        if self.layer is not None and (self.reads != "text" or self.codebooks):
+        if self.layer is not None and (self.modalities != "text" or self.codebooks):
             raise ValueError("layer: a layer is one of the text tower, token by token; set reads: text and no codebooks")
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "vector" if self.layer is None else "tokens"
 
     @classmethod
     def example(cls) -> tuple["ClapSpec", list[Any]]:
         rng = torch.Generator().manual_seed(0)
         values = ["slow piano, 80 bpm", Audio(torch.randn(1, 2, 11000, generator=rng), 8000), {"text": "drums"}]
-        return cls(model=_tiny().name, width=8, stride=0.25, text_probability=0.5), values
+        return cls(model=_tiny().name, output_dim=8, stride=0.25, text_probability=0.5), values
 
-    def build(self) -> "Clap":
-        return Clap(self)
+    def build(self) -> "CLAPConditioner":
+        return CLAPConditioner(self)
 
-    def within(self, folder: Path) -> Self:
+    def resolve_paths(self, folder: Path) -> Self:
         return self.model_copy(update={"model": str(folder / self.model)}) if self.model.startswith("./") else self
 
 
@@ -93,99 +92,105 @@ class _Said(NamedTuple):
     audio: Any
 
 
-class Clap(Borrower, Conditioner[Any]):
+class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
     """The towers of a CLAP, codebooks where there are some, and a linear layer."""
 
-    padded: ClassVar[dict[str, str]] = {"ids": "mask", "mask": "mask", "x": "mask", "mel": "windows", "windows": "windows"}
-    like: Tensor  # of nothing, on the device and of the dtype of this module
+    padding_masks: ClassVar[dict[str, str]] = {
+        "ids": "mask",
+        "mask": "mask",
+        "x": "mask",
+        "mel": "windows",
+        "windows": "windows",
+    }
+    dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
 
     def __init__(self, spec: ClapSpec) -> None:
         super().__init__(spec)
-        self.pretrained = Encoder(spec)
+        self.pretrained = ClapEncoder(spec)
         dim = self.pretrained.dim
-        self.quantizer = ResidualQuantizer(dim, codebooks=spec.codebooks, bins=spec.bins) if spec.codebooks else None
-        self.out = nn.Identity() if spec.project == "auto" and dim == spec.width else nn.Linear(dim, spec.width)
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.quantizer = ResidualVectorQuantizer(dim, codebooks=spec.codebooks, bins=spec.bins) if spec.codebooks else None
+        self.out = nn.Identity() if spec.project == "auto" and dim == spec.output_dim else nn.Linear(dim, spec.output_dim)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
         if spec.train:
             self.encoder = self.pretrained.build().requires_grad_(True)
 
     @property
-    def blank(self) -> _Said:  # type: ignore[override]
-        if self.spec.reads == "audio":
-            return _Said(None, silence(self.pretrained.pictures.sample_rate))
+    def placeholder(self) -> _Said:  # type: ignore[override]
+        if self.spec.modalities == "audio":
+            return _Said(None, silence(self.pretrained.mel_frontend.sample_rate))
         return _Said("", None)
 
     def fit(self, values: Iterable[Any]) -> None:
         """Fetches what is needed, and puts the codebooks where the vectors of the values are."""
-        if self.spec.reads != "audio":
+        if self.spec.modalities != "audio":
             _ = self.pretrained.tokenizer
         if not self.spec.train:
-            self.pretrained.on(self.like.device)
+            self.pretrained.get(self.dtype_ref.device)
         if self.quantizer is not None:
             found = [row for value in values if value is not None for row in self._vectors(value)]
             if found:  # in an order that is theirs, whatever that of the values
                 vectors = torch.unique(torch.stack(found[:_FITTED]), dim=0)
-                self.quantizer.fit(vectors, torch.Generator().manual_seed(0))
+                self.quantizer.kmeans_init(vectors, torch.Generator().manual_seed(0))
 
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """What features depend on beside the spec: the config and the weights of the towers, where they are not trained."""
-        return None if self.spec.train else (self.pretrained.config, self.pretrained.on(self.like.device).state_dict())
+        return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
 
-    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
         """A frozen CLAP of the hub is named by its commit; of anything else the place gets what the weights lack."""
         here = {"dim": self.pretrained.dim}
         if self.pretrained.source.folder is None and not self.spec.train:
-            return self.spec.model_copy(update=here | {"revision": self.pretrained.source.commit})
+            return self.spec.model_copy(update=here | {"revision": self.pretrained.source.resolved_revision})
         self.pretrained.save(folder / place, weights=not self.spec.train)
         return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None})
 
-    def prepare(self, values: Sequence[Any]) -> Prepared:
+    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         return super().prepare([self._said(value) for value in values])
 
-    def read(self, values: Sequence[_Said]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[_Said]) -> dict[str, Tensor]:
         """The `ids` of tokens and the `mask` of real ones [b n]; a picture of each window, `mel` [b w f m],
         and which `windows` there are.
 
         Where there may be both, also which items are `told`, `heard`, and to be embedded `by_text`.
         """
         tensors = {}
-        if self.spec.reads != "audio":
+        if self.spec.modalities != "audio":
             tensors |= self._ids([value.text or "" for value in values])
-        if self.spec.reads != "text":
+        if self.spec.modalities != "text":
             tensors |= self._mel([value.audio for value in values])
-        if self.spec.reads == "both":
+        if self.spec.modalities == "both":
             told, sounds = (torch.tensor([x is not None for x in each]) for each in zip(*values, strict=True))
-            tensors |= {"told": told, "heard": sounds, "by_text": told & ~sounds if self.spec.first == "audio" else told}
+            tensors |= {"told": told, "heard": sounds, "by_text": told & ~sounds if self.spec.prefer == "audio" else told}
         return tensors
 
-    def vary(self, prepared: Prepared, rng: torch.Generator) -> Prepared:
+    def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
         """Of the items with both, some by their text and the others by their sound."""
-        if self.spec.reads != "both":
+        if self.spec.modalities != "both":
             return prepared
         told, sounds = prepared.tensors["told"], prepared.tensors["heard"]
         drawn = torch.rand(len(told), generator=rng).to(told.device) < self.spec.text_probability
-        return Prepared({**prepared.tensors, "by_text": told & (drawn | ~sounds)}, prepared.present)
+        return PreparedInputs({**prepared.tensors, "by_text": told & (drawn | ~sounds)}, prepared.present)
 
-    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.spec.train:
             return tensors
-        towers = self.pretrained.on(next(iter(tensors.values())).device)
-        with _exact(self.like.device.type):
+        towers = self.pretrained.get(next(iter(tensors.values())).device)
+        with _exact(self.dtype_ref.device.type):
             return self._states(towers, tensors) if self.spec.layer is not None else {"x": self._some(towers, tensors)}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         if self.spec.train:
-            with _exact(self.like.device.type):
+            with _exact(self.dtype_ref.device.type):
                 layer = self.spec.layer
                 tensors = self._states(self.encoder, tensors) if layer is not None else {"x": self._all(self.encoder, tensors)}
         if self.spec.layer is not None:
-            return Tokens(self.out(tensors["x"].to(self.like.dtype)) * tensors["mask"][..., None], tensors["mask"])
+            return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * tensors["mask"][..., None], tensors["mask"])
         x = tensors["x"]
         if self.quantizer is not None:
-            with _exact(self.like.device.type):
+            with _exact(self.dtype_ref.device.type):
                 z = x.to(self.quantizer.dtype)[..., None]
                 x = x + (self.quantizer.decode(self.quantizer.encode(z))[..., 0] - x).detach()
-        return Tokens(self.out(x.to(self.like.dtype))[:, None], torch.ones_like(x[:, :1], dtype=torch.bool))
+        return MaskedSequence(self.out(x.to(self.dtype_ref.dtype))[:, None], torch.ones_like(x[:, :1], dtype=torch.bool))
 
     def train(self, mode: bool = True) -> Self:
         """The towers stay as they are in evaluation: their batch norm must not mix the items of a batch."""
@@ -194,15 +199,15 @@ class Clap(Borrower, Conditioner[Any]):
             self.encoder.eval()
         return self
 
-    def _states(self, towers: "Towers", tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _states(self, towers: "ClapTowers", tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         mask = tensors["mask"]
-        return {"x": towers.states(tensors["ids"], mask, self.spec.layer) * mask[..., None], "mask": mask}
+        return {"x": towers.text_hidden_states(tensors["ids"], mask, self.spec.layer) * mask[..., None], "mask": mask}
 
-    def _some(self, towers: "Towers", tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
+    def _some(self, towers: "ClapTowers", tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
         """The vector of each item, without a look at what it does not go by."""
         any_of = next(iter(tensors.values()))
         here = torch.ones(len(any_of), dtype=torch.bool, device=any_of.device)
-        text = {"text": here, "audio": ~here, "both": tensors.get("by_text", here)}[self.spec.reads]
+        text = {"text": here, "audio": ~here, "both": tensors.get("by_text", here)}[self.spec.modalities]
         x = torch.zeros(len(here), self.pretrained.dim, device=here.device)
         if text.any():
             x[text] = self._unit(towers.text(tensors["ids"][text], tensors["mask"][text]))
@@ -212,7 +217,7 @@ class Clap(Borrower, Conditioner[Any]):
             x = torch.where(text[:, None], x, self._unit(mean))
         return x
 
-    def _all(self, towers: "Towers", tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
+    def _all(self, towers: "ClapTowers", tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
         """The same in shapes that do not depend on the values."""
         text = sound = None
         if "ids" in tensors:
@@ -232,15 +237,15 @@ class Clap(Borrower, Conditioner[Any]):
         """The vectors that a training value may be, each made alone so that no other value matters."""
         said = self._said(value)
         ways = [] if said is None else [_Said(said.text, None), _Said(None, said.audio)]
-        read = [self.read([way]) for way in ways if way != (None, None)]
-        moved = [{name: x.to(self.like.device) for name, x in tensors.items()} for tensors in read]
-        with torch.no_grad(), _exact(self.like.device.type):
-            towers = self.encoder if self.spec.train else self.pretrained.on(self.like.device)
+        read = [self.preprocess([way]) for way in ways if way != (None, None)]
+        moved = [{name: x.to(self.dtype_ref.device) for name, x in tensors.items()} for tensors in read]
+        with torch.no_grad(), _exact(self.dtype_ref.device.type):
+            towers = self.encoder if self.spec.train else self.pretrained.get(self.dtype_ref.device)
             return [self._some(towers, tensors)[0] for tensors in moved]
 
     def _said(self, value: Any) -> _Said | None:
         """What a value gives to read, or None where that is nothing."""
-        reads = self.spec.reads
+        reads = self.spec.modalities
         if isinstance(value, Mapping):
             if not value.keys() <= {"text", "audio"}:
                 raise RequestError(
@@ -259,24 +264,27 @@ class Clap(Borrower, Conditioner[Any]):
         if usable == (None, None) and (text is not None or audio is not None):
             other = "text" if reads == "audio" else "sound"
             raise RequestError(f"this control reads no {other}; give {'a sound' if reads == 'audio' else 'a text'}")
-        if self.spec.empty == "absent" and usable.text is not None and not usable.text.strip():
+        if self.spec.empty_text == "absent" and usable.text is not None and not usable.text.strip():
             usable = _Said(None, usable.audio)
         return None if usable == (None, None) else usable
 
     def _ids(self, texts: Sequence[str]) -> dict[str, Tensor]:
         found = [self.pretrained.tokenizer.encode(text) for text in texts]
-        most = self.pretrained.longest
+        most = self.pretrained.max_text_tokens
         if cut := sum(bool(encoding.overflowing) for encoding in found):
             warnings.warn(f"{cut} texts have more than {most} tokens, which are all that is read (`max_length`)", stacklevel=2)
         n = most if self.spec.pad_to == "max_length" else max(len(encoding.ids) for encoding in found)
-        ids = torch.full((len(found), n), self.pretrained.pad)
+        ids = torch.full((len(found), n), self.pretrained.pad_token_id)
         for row, encoding in zip(ids, found, strict=True):
             row[: len(encoding.ids)] = torch.tensor(encoding.ids)
         return {"ids": ids, "mask": torch.arange(n) < torch.tensor([len(encoding.ids) for encoding in found])[:, None]}
 
     def _mel(self, sounds: Sequence[Any]) -> dict[str, Tensor]:
-        how = self.pretrained.pictures
-        pictures = [None if x is None else how(heard([x], how.sample_rate).wave[0, 0], stride=self.spec.stride) for x in sounds]
+        how = self.pretrained.mel_frontend
+        pictures = [
+            None if x is None else how(load_condition_audio([x], how.sample_rate).wave[0, 0], stride=self.spec.stride)
+            for x in sounds
+        ]
         counts = torch.tensor([0 if picture is None else len(picture) for picture in pictures])
         w = max(int(counts.max()), int(self.spec.train))
         mel = torch.zeros(len(sounds), w, *how.shape)
@@ -286,7 +294,7 @@ class Clap(Borrower, Conditioner[Any]):
         return {"mel": mel, "windows": torch.arange(w) < counts[:, None]}
 
 
-class Encoder(Borrowed[Towers]):
+class ClapEncoder(FrozenEncoder[ClapTowers]):
     """The pretrained CLAP of a spec."""
 
     @property
@@ -297,18 +305,18 @@ class Encoder(Borrowed[Towers]):
         return self.config.get("projection_dim", 512) if self.spec.layer is None else self._text.get("hidden_size", 768)
 
     @property
-    def pad(self) -> int:
+    def pad_token_id(self) -> int:
         return self._text.get("pad_token_id", 1)
 
     @property
-    def longest(self) -> int:
+    def max_text_tokens(self) -> int:
         """Tokens of a text at most: positions are counted from the one after padding's."""
-        return min(self.spec.max_length, self._text.get("max_position_embeddings", 514) - self.pad - 1)
+        return min(self.spec.max_length, self._text.get("max_position_embeddings", 514) - self.pad_token_id - 1)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """What config.json says of the CLAP."""
-        config = self.source.json("config.json", of="a CLAP")
+        config = self.source.read_json("config.json", of="a CLAP")
         if config.get("model_type") != "clap":
             raise CheckpointError(
                 f"'{self.spec.model}' is no CLAP: it is of type {config.get('model_type')!r}; give one in the layout of "
@@ -328,21 +336,21 @@ class Encoder(Borrowed[Towers]):
         return self.config.get("text_config") or {}
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def mel_frontend(self) -> LogMelFrontend:
         """How sounds are prepared, with the names and the defaults of transformers' ClapFeatureExtractor."""
-        found = self.source.json(self.source.require(*_SOUNDS, of="a CLAP that hears").name)
+        found = self.source.read_json(self.source.required_file(*_SOUNDS, of="a CLAP that hears").name)
         found = found.get("feature_extractor", found)
         rate, fill = found.get("sampling_rate", 48000), found.get("padding", "repeatpad")
         if fill not in ("repeatpad", "repeat", "pad"):
             raise CheckpointError(
                 f"'{self.spec.model}': sounds with a padding {fill!r} are not known; repeatpad, repeat or pad is"
             )
-        return Pictures(
+        return LogMelFrontend(
             sample_rate=rate,
             samples=int(found.get("max_length_s", 10) * rate),
             hop=found.get("hop_length", 480),
             n_fft=found.get("fft_window_size", 1024),
-            bands=found.get("feature_size", 64),
+            n_mels=found.get("feature_size", 64),
             f_min=found.get("frequency_min", 0),
             f_max=found.get("frequency_max", 14000),
             scale="htk" if found.get("truncation", "fusion") == "fusion" else "slaney",
@@ -352,37 +360,37 @@ class Encoder(Borrowed[Towers]):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         _ = self.config  # a folder that is no CLAP is called that first
-        path = self.source.require(_TOKENIZER, of="a CLAP with its tokenizer")
+        path = self.source.required_file(_TOKENIZER, of="a CLAP with its tokenizer")
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # `tokenizers` raises nothing narrower
             raise CheckpointError(f"{path} is no tokenizer ({error}); copy it again") from None
         tokenizer.no_padding()
-        tokenizer.enable_truncation(self.longest)
+        tokenizer.enable_truncation(self.max_text_tokens)
         return tokenizer
 
     def weights(self) -> dict[str, Tensor]:
         """The towers' weights by transformers' names, without what follows from the config."""
-        sides = ("text", "audio") if self.spec.reads == "both" else (self.spec.reads,)
-        found = self.source.weights(tuple(f"{side}_{part}." for side in sides for part in ("model", "projection")))
+        sides = ("text", "audio") if self.spec.modalities == "both" else (self.spec.modalities,)
+        found = self.source.load_state_dict(tuple(f"{side}_{part}." for side in sides for part in ("model", "projection")))
         return {key: x for key, x in found.items() if not key.endswith(COMPUTED)}
 
-    def build(self) -> Towers:
+    def build(self) -> ClapTowers:
         """Towers of their own; on the meta device, to be filled later, their weights are not read."""
         with torch.inference_mode(False):
             if torch.get_default_device().type == "meta":
-                return empty(self.config, self.spec.reads)
+                return build_clap(self.config, self.spec.modalities)
             elsewhere = bool(self.config.get(_ELSEWHERE))
             if elsewhere and not self.spec.train:
                 raise CheckpointError(f"'{self.spec.model}' has its weights among those of its system; set train: true")
-            return filled(self.config, None if elsewhere else self.weights(), self.spec.reads, source=self.spec.model)
+            return load_clap(self.config, None if elsewhere else self.weights(), self.spec.modalities, source=self.spec.model)
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Writes a folder that is a CLAP with its tokenizer and what else it needs."""
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(self.config | ({} if weights else {_ELSEWHERE: True}), indent=2) + "\n")
         for name in _BESIDE:
-            if path := self.source.find(name):
+            if path := self.source.optional_file(name):
                 (folder / name).write_bytes(path.read_bytes())
         if weights:
             path = folder / "model.safetensors"
@@ -423,7 +431,7 @@ def _tiny() -> TemporaryDirectory[str]:
     sounds = {"feature_size": 32, "sampling_rate": 8000, "hop_length": 80, "max_length_s": 1, "fft_window_size": 256}
     (folder / _SOUNDS[0]).write_text(json.dumps(sounds | {"frequency_max": 4000, "truncation": "rand_trunc"}))
     with torch.device("meta"):
-        shapes = Encoder(ClapSpec(model=place.name, width=1)).build().state_dict()
+        shapes = ClapEncoder(ClapSpec(model=place.name, output_dim=1)).build().state_dict()
     rng = torch.Generator().manual_seed(0)
     made = {key: _drawn(key, x.shape, rng) for key, x in shapes.items() if x.is_floating_point()}
     counts = {key: torch.zeros((), dtype=torch.long) for key in shapes if key.endswith("num_batches_tracked")}

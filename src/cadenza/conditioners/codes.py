@@ -10,13 +10,13 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, FramesSpec
+from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes as Coded
-from cadenza.core.types import Tokens
+from cadenza.core.types import MaskedSequence
 
 
-class CodesSpec(FramesSpec):
+class CodesSpec(FramewiseConditionerSpec):
     """Codes of up to `codebooks` codebooks of `bins` entries, `rate` frames a second (that of the clip's frames if not given).
 
     At another rate a frame of the clip takes the code that is there in its middle.
@@ -32,30 +32,34 @@ class CodesSpec(FramesSpec):
     def example(cls) -> tuple["CodesSpec", list[Any]]:
         rng = torch.Generator().manual_seed(0)
         whole = Coded(torch.randint(5, (1, 2, 9), generator=rng), lengths=torch.tensor([7]))
-        return cls(width=8, frame_rate=10, frames=12, codebooks=2, bins=5, rate=7.5), [whole, [[0, 4, 2]], [[1] * 9, [3] * 9]]
+        return cls(output_dim=8, frame_rate=10, max_frames=12, codebooks=2, bins=5, rate=7.5), [
+            whole,
+            [[0, 4, 2]],
+            [[1] * 9, [3] * 9],
+        ]
 
-    def build(self) -> "Codes":
-        return Codes(self)
+    def build(self) -> "CodesConditioner":
+        return CodesConditioner(self)
 
 
-class Codes(Conditioner[Any]):
+class CodesConditioner(Conditioner[Any]):
     """A table of vectors a codebook.
 
     A value is Codes of one clip, ids [k f] as a tensor or lists, or the path of a file that `cadenza encode` wrote.
     Codebooks that are not given add nothing; frames after the last code are not there.
     """
 
-    timed: ClassVar[bool] = True  # lists of ids are its values, also where three of them look like a span
+    handles_timelines: ClassVar[bool] = True  # lists of ids are its values, also where three of them look like a span
 
     def __init__(self, spec: CodesSpec) -> None:
         super().__init__(spec)
-        self.blank = Coded(torch.zeros(1, spec.codebooks, 1, dtype=torch.long))
-        self.table = nn.Embedding(spec.codebooks * spec.bins, spec.width)
+        self.placeholder = Coded(torch.zeros(1, spec.codebooks, 1, dtype=torch.long))
+        self.table = nn.Embedding(spec.codebooks * spec.bins, spec.output_dim)
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """The `ids` at each frame of the clip [b k f], -1 where there is none."""
         steps = (self.spec.rate or self.spec.frame_rate) / self.spec.frame_rate
-        at = ((torch.arange(self.spec.frames, dtype=torch.float64) + 0.5) * steps).floor().long()
+        at = ((torch.arange(self.spec.max_frames, dtype=torch.float64) + 0.5) * steps).floor().long()
         ids = torch.full((len(values), self.spec.codebooks, len(at)), -1)
         for row, value in zip(ids, values, strict=True):
             given = self._ids(value)
@@ -63,12 +67,12 @@ class Codes(Conditioner[Any]):
             row[: len(given), there] = given[:, at[there]]
         return {"ids": ids}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         ids = tensors["ids"]
         there = ids >= 0
         first = torch.arange(self.spec.codebooks, device=ids.device)[:, None] * self.spec.bins
         x = self.table(ids.clamp(min=0) + first) * there[..., None]
-        return Tokens(x.sum(1), there.any(1))
+        return MaskedSequence(x.sum(1), there.any(1))
 
     def _ids(self, value: Any) -> Int[Tensor, "k f"]:
         if isinstance(value, str | Path):

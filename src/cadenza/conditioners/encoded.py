@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Gives, Tokens
+from cadenza.core.types import ConditionKind, MaskedSequence
 
 
 class EncodedSpec(ConditionerSpec):
@@ -21,46 +21,48 @@ class EncodedSpec(ConditionerSpec):
 
     type: Literal["encoded"] = "encoded"
     widget: ClassVar[str] = "file"
-    kind: Gives = "vector"
+    kind: ConditionKind = "vector"
     dim: int | None = Field(default=None, ge=1)
     along: Literal["rows", "columns"] = "rows"
     project: Literal["always", "auto"] = "always"  # auto: not where the vectors have that width already
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return self.kind
 
     @classmethod
     def example(cls) -> tuple["EncodedSpec", list[Any]]:
         rng = torch.Generator().manual_seed(0)
-        return cls(width=8, dim=3, kind="tokens"), [torch.randn(n, 3, generator=rng) for n in (4, 1, 2)]
+        return cls(output_dim=8, dim=3, kind="tokens"), [torch.randn(n, 3, generator=rng) for n in (4, 1, 2)]
 
-    def build(self) -> "Encoded":
-        return Encoded(self)
+    def build(self) -> "PrecomputedConditioner":
+        return PrecomputedConditioner(self)
 
 
-class Encoded(Conditioner[Any]):
+class PrecomputedConditioner(Conditioner[Any]):
     """The vectors as they are, or through a linear layer."""
 
     def __init__(self, spec: EncodedSpec) -> None:
         super().__init__(spec)
-        self.dim = spec.dim or spec.width
-        self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.width else nn.Linear(self.dim, spec.width)
-        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.dim = spec.dim or spec.output_dim
+        self.out = (
+            nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
+        )
+        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     @property
-    def blank(self) -> Tensor:  # type: ignore[override]
+    def placeholder(self) -> Tensor:  # type: ignore[override]
         return torch.zeros((1, self.dim) if self.spec.along == "rows" else (self.dim, 1))
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         rows = [self._rows(value) for value in values]
         lengths = torch.tensor([len(row) for row in rows])
         x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return {"x": x, "mask": torch.arange(x.shape[1]) < lengths[:, None]}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
-        return Tokens(self.out(tensors["x"].to(self.like.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
     def _rows(self, value: Any) -> Tensor:
         """[n dim], as plain numbers on the host."""

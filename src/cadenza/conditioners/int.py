@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Gives, Tokens
+from cadenza.core.types import ConditionKind, MaskedSequence
 
 
 class IntSpec(ConditionerSpec):
@@ -35,32 +35,32 @@ class IntSpec(ConditionerSpec):
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "vector"
 
     @classmethod
     def example(cls) -> tuple["IntSpec", list[Any]]:
-        return cls(width=8, min=-2, max=3), [-2, 3, 0.0]
+        return cls(output_dim=8, min=-2, max=3), [-2, 3, 0.0]
 
-    def build(self) -> "Int":
-        return Int(self)
+    def build(self) -> "IntConditioner":
+        return IntConditioner(self)
 
 
-class Int(Conditioner[int]):
+class IntConditioner(Conditioner[int]):
     """A table with one trained vector a number."""
 
     def __init__(self, spec: IntSpec) -> None:
         super().__init__(spec)
-        self.blank = spec.min
-        self.table = nn.Embedding(spec.max - spec.min + 1, spec.width)
+        self.placeholder = spec.min
+        self.table = nn.Embedding(spec.max - spec.min + 1, spec.output_dim)
         nn.init.normal_(self.table.weight, std=spec.std)
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {"row": torch.tensor([self._row(value) for value in values], dtype=torch.long)}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         row = tensors["row"][:, None]
-        return Tokens(self.table(row), torch.ones_like(row, dtype=torch.bool))
+        return MaskedSequence(self.table(row), torch.ones_like(row, dtype=torch.bool))
 
     def _row(self, value: Any) -> int:
         low, high = self.spec.min, self.spec.max

@@ -12,33 +12,32 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.pretrained import Pretrained
+from cadenza.core.hub import ModelSource
 from cadenza.core.spec import Spec
-from cadenza.core.types import Gives, Tokens
-from cadenza.nn.spiece import tokenizer_of
-from cadenza.nn.words import MODEL, content_words, language_model, normal_words, row_of
+from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.nn.tokenizers import MODEL, find_spacy_model, hash_to_row, load_sentencepiece, spacy_tokens, split_normalized_words
 
 _FILES = ("tokenizer.json", "spiece.model")  # which are read as they are; for others `transformers` knows rules
 _KEPT = "tokenizer.json"
 
 
-class Whole(Spec):
+class WholeTextTokenizer(Spec):
     """A text is one word, hashed as it is: what AudioCraft calls `noop`."""
 
     type: Literal["whole"] = "whole"
     bins: int = Field(default=1024, ge=1)  # rows of the table; words may share one
 
 
-class Words(Spec):
+class HashedWordsTokenizer(Spec):
     """Runs of letters and digits, hashed; case, width and marks do not count."""
 
     type: Literal["words"] = "words"
     bins: int = Field(default=8192, ge=1)
 
 
-class SpacyWords(Spec):
+class SpacyTokenizer(Spec):
     """Words as spaCy's language model `model` finds them, hashed: what AudioCraft calls `whitespace`."""
 
     type: Literal["spacy"] = "spacy"
@@ -48,7 +47,7 @@ class SpacyWords(Spec):
     stop_words: bool = False  # whether "the" and its like are kept
 
 
-class Vocab(Spec):
+class PretrainedTokenizer(Spec):
     """Tokens of the tokenizer in `model`, a folder or a repository of the hub, with `special_tokens` beside its own."""
 
     type: Literal["vocab"] = "vocab"
@@ -58,7 +57,9 @@ class Vocab(Spec):
     size: int | None = Field(default=None, ge=1)  # tokens in all; looked up in the tokenizer where not given
 
 
-Reader = Annotated[Whole | Words | SpacyWords | Vocab, Field(discriminator="type")]
+Reader = Annotated[
+    WholeTextTokenizer | HashedWordsTokenizer | SpacyTokenizer | PretrainedTokenizer, Field(discriminator="type")
+]
 
 
 class LutSpec(ConditionerSpec):
@@ -70,11 +71,11 @@ class LutSpec(ConditionerSpec):
 
     type: Literal["lut"] = "lut"
     widget: ClassVar[str] = "text"
-    tokenizer: Reader = Words()
+    tokenizer: Reader = HashedWordsTokenizer()
     dim: int | None = Field(default=None, ge=1)
     project: Literal["always", "auto"] = "auto"
     std: float = Field(default=1.0, gt=0)  # of the table before training: 1 suits attention, a tenth of it a sum
-    empty: Literal["absent", "read"] = "absent"  # whether an empty text is no value, or one of no word
+    empty_text: Literal["absent", "read"] = "absent"  # whether an empty text is no value, or one of no word
     max_length: int | None = Field(default=None, ge=1)
     pad_to: Literal["longest", "max_length"] = "longest"
     positions: bool = False
@@ -91,91 +92,93 @@ class LutSpec(ConditionerSpec):
     def _lengths(self) -> Self:
         if self.max_length is None and (self.positions or self.pad_to == "max_length"):
             raise ValueError(f"{'positions' if self.positions else 'pad_to: max_length'} needs max_length, in tokens")
-        if self.max_length is not None and isinstance(self.tokenizer, Whole):
+        if self.max_length is not None and isinstance(self.tokenizer, WholeTextTokenizer):
             raise ValueError("max_length has no meaning where a text is one word (tokenizer: whole); leave it out")
         return self
 
     @property
-    def gives(self) -> Gives:
-        return "vector" if isinstance(self.tokenizer, Whole) else "tokens"
+    def output_kind(self) -> ConditionKind:
+        return "vector" if isinstance(self.tokenizer, WholeTextTokenizer) else "tokens"
 
     @classmethod
     def example(cls) -> tuple["LutSpec", list[Any]]:
-        spec = cls(width=8, tokenizer=Words(bins=64), dim=6, max_length=12, positions=True)
+        spec = cls(output_dim=8, tokenizer=HashedWordsTokenizer(bins=64), dim=6, max_length=12, positions=True)
         return spec, ["slow piano in A minor, 80 bpm", "drums", "F♯ major — 120 BPM, très vite"]
 
-    def build(self) -> "Lut":
-        return Lut(self)
+    def build(self) -> "LUTConditioner":
+        return LUTConditioner(self)
 
-    def within(self, folder: Path) -> Self:
+    def resolve_paths(self, folder: Path) -> Self:
         tokenizer = self.tokenizer
-        if isinstance(tokenizer, SpacyWords | Vocab) and tokenizer.model.startswith("./"):
+        if isinstance(tokenizer, SpacyTokenizer | PretrainedTokenizer) and tokenizer.model.startswith("./"):
             tokenizer = tokenizer.model_copy(update={"model": str(folder / tokenizer.model)})
         return self.model_copy(update={"tokenizer": tokenizer})
 
 
-class Lut(Conditioner[str]):
+class LUTConditioner(Conditioner[str]):
     """A table with a trained vector a word, and a linear layer; what pads is exactly zero but for its position."""
 
-    blank = ""
+    placeholder = ""
 
     def __init__(self, spec: LutSpec) -> None:
         super().__init__(spec)
-        self.vocabulary = Vocabulary(spec.tokenizer, spec.max_length) if isinstance(spec.tokenizer, Vocab) else None
-        dim = spec.dim or spec.width
+        self.vocabulary = (
+            LazyTokenizer(spec.tokenizer, spec.max_length) if isinstance(spec.tokenizer, PretrainedTokenizer) else None
+        )
+        dim = spec.dim or spec.output_dim
         rows = self.vocabulary.size if self.vocabulary else spec.tokenizer.bins  # type: ignore[union-attr]
         self.table = nn.Embedding(rows, dim)
         nn.init.normal_(self.table.weight, std=spec.std)
-        self.out = nn.Identity() if spec.project == "auto" and dim == spec.width else nn.Linear(dim, spec.width)
-        self.places = nn.Embedding(spec.max_length or 1, spec.width) if spec.positions else None
+        self.out = nn.Identity() if spec.project == "auto" and dim == spec.output_dim else nn.Linear(dim, spec.output_dim)
+        self.places = nn.Embedding(spec.max_length or 1, spec.output_dim) if spec.positions else None
 
     def fit(self, values: Any) -> None:
         """Reads what is needed, so that what is missing is said before the first step."""
         self._ids(["x"])
 
-    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
         """A tokenizer of the hub is named by its commit, an installed language model by its name; folders are copied."""
         tokenizer = self.spec.tokenizer
         if self.vocabulary:
-            tokenizer = self.vocabulary.keep(folder, place)
-        elif isinstance(tokenizer, SpacyWords) and Path(tokenizer.model).expanduser().is_dir():
-            shutil.copytree(language_model(tokenizer.model), folder / place, copy_function=shutil.copyfile)
+            tokenizer = self.vocabulary.save_assets(folder, place)
+        elif isinstance(tokenizer, SpacyTokenizer) and Path(tokenizer.model).expanduser().is_dir():
+            shutil.copytree(find_spacy_model(tokenizer.model), folder / place, copy_function=shutil.copyfile)
             tokenizer = tokenizer.model_copy(update={"model": f"./{place}"})
         return self.spec.model_copy(update={"tokenizer": tokenizer})
 
-    def prepare(self, values: Sequence[Any]) -> Prepared:
+    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         """A text in which no word is found says as little as none, so it counts as absent."""
-        there = [value is not None and (self.spec.empty == "read" or bool(_text(value).strip())) for value in values]
+        there = [value is not None and (self.spec.empty_text == "read" or bool(_text(value).strip())) for value in values]
         found = iter(self._ids([_text(value) for value, is_there in zip(values, there, strict=True) if is_there]))
         rows = [next(found) if is_there else [] for is_there in there]
-        return Prepared(self._padded(rows), torch.tensor([bool(row) for row in rows]))
+        return PreparedInputs(self._padded(rows), torch.tensor([bool(row) for row in rows]))
 
-    def read(self, values: Sequence[str]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[str]) -> dict[str, Tensor]:
         return self._padded(self._ids([_text(value) for value in values]))
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
         x = self.out(self.table(tensors["ids"])) * mask[..., None]
         if self.places is not None:  # as large as the vectors of a table divided by the root of their width
-            x = x + self.places.weight[: x.shape[1]] * self.spec.width**-0.5
-        return Tokens(x, mask)
+            x = x + self.places.weight[: x.shape[1]] * self.spec.output_dim**-0.5
+        return MaskedSequence(x, mask)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The rows of each text's words in the table."""
         tokenizer, most = self.spec.tokenizer, self.spec.max_length
         if self.vocabulary:
-            return self.vocabulary.ids(texts)
+            return self.vocabulary.encode_batch(texts)
         match tokenizer:
-            case Whole():
+            case WholeTextTokenizer():
                 words = [[text] for text in texts]
-            case Words():
-                words = [normal_words(text) for text in texts]
+            case HashedWordsTokenizer():
+                words = [split_normalized_words(text) for text in texts]
             case _:
-                words = content_words(texts, model=tokenizer.model, lemmas=tokenizer.lemmas, stop_words=tokenizer.stop_words)
+                words = spacy_tokens(texts, model=tokenizer.model, lemmas=tokenizer.lemmas, stop_words=tokenizer.stop_words)
         for some in words:
             if most is not None and len(some) > most:
                 _warn(len(some), most)
-        return [[row_of(word, tokenizer.bins) for word in some[:most]] for some in words]
+        return [[hash_to_row(word, tokenizer.bins) for word in some[:most]] for some in words]
 
     def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
         """The `ids` of tokens and the `mask` of those that are real [b n]."""
@@ -188,18 +191,18 @@ class Lut(Conditioner[str]):
         return {"ids": ids, "mask": torch.arange(n) < lengths[:, None]}
 
 
-class Vocabulary:
+class LazyTokenizer:
     """The tokenizer of a spec, read when first needed; copies share it, other processes read their own."""
 
-    def __init__(self, spec: Vocab, most: int | None = None) -> None:
+    def __init__(self, spec: PretrainedTokenizer, most: int | None = None) -> None:
         self.spec, self.most = spec, most
-        self.source = Pretrained(spec.model, spec.revision)
+        self.source = ModelSource(spec.model, spec.revision)
 
-    def __deepcopy__(self, memo: Any) -> "Vocabulary":
+    def __deepcopy__(self, memo: Any) -> "LazyTokenizer":
         return self
 
     def __reduce__(self) -> Any:
-        return Vocabulary, (self.spec, self.most)
+        return LazyTokenizer, (self.spec, self.most)
 
     @property
     def size(self) -> int:
@@ -209,20 +212,20 @@ class Vocabulary:
     @property
     def pad(self) -> int:
         """The id that pads; what it is never counts."""
-        said = self.source.find("tokenizer_config.json") if self.source.folder else None
-        name = self.source.json("tokenizer_config.json").get("pad_token") if said else None
+        said = self.source.optional_file("tokenizer_config.json") if self.source.folder else None
+        name = self.source.read_json("tokenizer_config.json").get("pad_token") if said else None
         name = name.get("content") if isinstance(name, dict) else name
         return self.tokenizer.token_to_id(name or "<pad>") or 0
 
     @cached_property
-    def plain(self) -> Tokenizer:
+    def base_tokenizer(self) -> Tokenizer:
         """The tokenizer as it was found."""
-        path = next((path for name in _FILES if (path := self.source.find(name))), None)
+        path = next((path for name in _FILES if (path := self.source.optional_file(name))), None)
         try:
             if path is None:
                 tokenizer = self._by_rules()
             else:
-                tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else tokenizer_of(path)
+                tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else load_sentencepiece(path)
         except CheckpointError:
             raise
         except Exception as error:  # neither library raises anything narrower
@@ -234,7 +237,7 @@ class Vocabulary:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer with the special tokens of the spec, which cuts what is too long before the mark at its end."""
-        tokenizer = Tokenizer.from_str(self.plain.to_str())
+        tokenizer = Tokenizer.from_str(self.base_tokenizer.to_str())
         tokenizer.add_special_tokens(list(self.spec.special_tokens))
         if self.spec.size not in (None, _size(tokenizer)):
             raise CheckpointError(f"'{self.spec.model}' has {_size(tokenizer)} tokens, not {self.spec.size}; mend `size`")
@@ -242,7 +245,7 @@ class Vocabulary:
             tokenizer.enable_truncation(self.most)
         return tokenizer
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text's tokens, the marks around it included."""
         encodings = [self.tokenizer.encode(text) for text in texts]
         for encoding in encodings:
@@ -250,13 +253,13 @@ class Vocabulary:
                 _warn(len(encoding.ids) + lost, len(encoding.ids))
         return [encoding.ids for encoding in encodings]
 
-    def keep(self, folder: Path, place: str) -> Vocab:
+    def save_assets(self, folder: Path, place: str) -> PretrainedTokenizer:
         """What a saved system says of it, which is copied there where it came from a folder."""
         if self.source.folder is None:
-            return self.spec.model_copy(update={"size": self.size, "revision": self.source.commit})
+            return self.spec.model_copy(update={"size": self.size, "revision": self.source.resolved_revision})
         (folder / place).mkdir(parents=True)
-        self.plain.save(str(folder / place / _KEPT))
-        if config := self.source.find("tokenizer_config.json"):
+        self.base_tokenizer.save(str(folder / place / _KEPT))
+        if config := self.source.optional_file("tokenizer_config.json"):
             (folder / place / config.name).write_bytes(config.read_bytes())
         return self.spec.model_copy(update={"size": self.size, "model": f"./{place}", "revision": None})
 

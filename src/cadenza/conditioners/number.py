@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cadenza.conditioners.base import Conditioner, ConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Gives, Tokens
+from cadenza.core.types import ConditionKind, MaskedSequence
 
 _LOWEST, _HIGHEST = 0.25, 32.0  # cycles over the whole range, of the slowest and the fastest band
 
@@ -41,18 +41,18 @@ class NumberSpec(ConditionerSpec):
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "vector"
 
     @classmethod
     def example(cls) -> tuple["NumberSpec", list[Any]]:
-        return cls(width=8, min=40, max=200, log=True, bands=4), [80, 120.5, 200]
+        return cls(output_dim=8, min=40, max=200, log=True, bands=4), [80, 120.5, 200]
 
-    def build(self) -> "Number":
-        return Number(self)
+    def build(self) -> "NumberConditioner":
+        return NumberConditioner(self)
 
 
-class Number(Conditioner[float]):
+class NumberConditioner(Conditioner[float]):
     """The place within the range as Fourier features (arXiv:2006.10739), then a linear layer.
 
     Learned frequencies begin as draws of a normal distribution, in cycles over the range.
@@ -60,21 +60,21 @@ class Number(Conditioner[float]):
 
     def __init__(self, spec: NumberSpec) -> None:
         super().__init__(spec)
-        self.blank = spec.min
+        self.placeholder = spec.min
         self.cycles = nn.Parameter(torch.randn(spec.bands)) if spec.frequencies == "learned" else None
-        self.out = nn.Linear(2 * spec.bands + 1, spec.width)
+        self.out = nn.Linear(2 * spec.bands + 1, spec.output_dim)
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {"place": torch.tensor([self._place(value) for value in values], dtype=torch.float32)}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         place = tensors["place"][:, None]
         cycles = self.cycles
         if cycles is None:
             cycles = torch.logspace(math.log2(_LOWEST), math.log2(_HIGHEST), self.spec.bands, base=2.0, device=place.device)
         phase = 2 * math.pi * place * cycles
         x = torch.cat([place, phase.sin(), phase.cos()], -1).to(self.out.weight.dtype)
-        return Tokens(self.out(x)[:, None], torch.ones_like(place, dtype=torch.bool))
+        return MaskedSequence(self.out(x)[:, None], torch.ones_like(place, dtype=torch.bool))
 
     def _place(self, value: Any) -> float:
         """Where in the range, from 0 to 1."""

@@ -11,12 +11,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
 from cadenza.core.errors import RequestError
-from cadenza.core.spec import near
-from cadenza.core.types import Gives, Tokens
-from cadenza.nn.espeak import MARKS, phonemes
-from cadenza.nn.positions import sinusoids
+from cadenza.core.spec import did_you_mean
+from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.nn.phonemize import MARKS, phonemize
+from cadenza.nn.rope import sinusoidal_embedding
 
 Vocabulary = Literal["ipa", "g2p_en"]
 
@@ -59,56 +59,56 @@ class PhonemeSpec(ConditionerSpec):
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "tokens"
 
     @classmethod
     def example(cls) -> tuple["PhonemeSpec", list[Any]]:
         """With values that need no program."""
-        return cls(width=8, max_length=32), [{"phonemes": said} for said in ("həlˈoʊ wˈɜːld", "hˈaɪ", "bɔ̃ʒˈuʁ, mˈɔ̃d !")]
+        return cls(output_dim=8, max_length=32), [{"phonemes": said} for said in ("həlˈoʊ wˈɜːld", "hˈaɪ", "bɔ̃ʒˈuʁ, mˈɔ̃d !")]
 
-    def build(self) -> "Phoneme":
-        return Phoneme(self)
+    def build(self) -> "PhonemeConditioner":
+        return PhonemeConditioner(self)
 
 
-class Phoneme(Conditioner[Any]):
+class PhonemeConditioner(Conditioner[Any]):
     """A table with a trained vector a phoneme, and where it stands; what pads is exactly zero."""
 
-    blank = ""
+    placeholder = ""
 
     def __init__(self, spec: PhonemeSpec) -> None:
         super().__init__(spec)
-        self.table = nn.Embedding(len(rows(spec.vocabulary)), spec.width)
-        self.out = nn.Linear(spec.width, spec.width) if spec.project else nn.Identity()
+        self.table = nn.Embedding(len(symbol_table(spec.vocabulary)), spec.output_dim)
+        self.out = nn.Linear(spec.output_dim, spec.output_dim) if spec.project else nn.Identity()
 
-    def prepare(self, values: Sequence[Any]) -> Prepared:
+    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         """A text without a phoneme says as little as none, so it counts as absent."""
         found = self._ids([value for value in values if value is not None])
         ids = [[] if value is None else found.pop(0) for value in values]
-        return Prepared(_padded(ids), torch.tensor([bool(row) for row in ids]))
+        return PreparedInputs(_padded(ids), torch.tensor([bool(row) for row in ids]))
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return _padded(self._ids(values))
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         ids, mask = tensors["ids"], tensors["mask"]
         x = self.out(self.table(ids))
         if self.spec.positions:
             places = torch.arange(ids.shape[1], device=ids.device)[None]
-            x = x + sinusoids(places, self.spec.width).to(x.dtype)
-        return Tokens(x * mask[..., None], mask)
+            x = x + sinusoidal_embedding(places, self.spec.output_dim).to(x.dtype)
+        return MaskedSequence(x * mask[..., None], mask)
 
     def _ids(self, values: Sequence[Any]) -> list[list[int]]:
         """The rows of each value's phonemes in the table; the program is run once for each language."""
         read, found = [_read(value, self.spec.language) for value in values], dict[int, str]()
         for language in dict.fromkeys(language for _, language in read if language):
             which = [i for i, (_, its) in enumerate(read) if its == language]
-            found |= dict(zip(which, phonemes([str(read[i][0]) for i in which], language), strict=True))
+            found |= dict(zip(which, phonemize([str(read[i][0]) for i in which], language), strict=True))
         said = [found.get(i, given) for i, (given, _) in enumerate(read)]
         for value, sounds in zip(values, said, strict=True):
             if not sounds and isinstance(value, str) and value.strip():
                 warnings.warn(f"{value!r} has no phonemes: it counts as absent", stacklevel=3)
-        most, known = self.spec.max_length, rows(self.spec.vocabulary)
+        most, known = self.spec.max_length, symbol_table(self.spec.vocabulary)
         ids = [_g2p(sounds, known) if self.spec.vocabulary == "g2p_en" else _ipa(sounds, known) for sounds in said]
         if longest := max((len(row) for row in ids if len(row) > most), default=0):
             warnings.warn(
@@ -120,7 +120,7 @@ class Phoneme(Conditioner[Any]):
 
 
 @cache
-def rows(vocabulary: Vocabulary) -> dict[str, int]:
+def symbol_table(vocabulary: Vocabulary) -> dict[str, int]:
     """The row of every phoneme in the table of a vocabulary.
 
     `ipa` begins with what it does not know, the space and the marks; then `a` to `z`, the digits, and letters and
@@ -133,7 +133,7 @@ def rows(vocabulary: Vocabulary) -> dict[str, int]:
     return {"": 0, " ": _NOTHING} | {symbol: row for row, symbol in enumerate([*_MARKED, *sounds], _NOTHING + 1)}
 
 
-def arpabet(sounds: str) -> list[str]:
+def ipa_to_arpabet(sounds: str) -> list[str]:
     """English phonemes of the IPA in the symbols of the CMU dictionary, each vowel with its stress; spaces and marks stay."""
     found, stress, at = [], "0", 0
     while at < len(sounds):
@@ -174,10 +174,10 @@ def _ipa(sounds: str | list[str], known: dict[str, int]) -> list[int]:
 
 def _g2p(sounds: str | list[str], known: dict[str, int]) -> list[int]:
     """The row of each symbol of the CMU dictionary, as they are given or out of the IPA."""
-    symbols = arpabet(sounds) if isinstance(sounds, str) else sounds
+    symbols = ipa_to_arpabet(sounds) if isinstance(sounds, str) else sounds
     if not all(symbol in known or symbol in MARKS for symbol in symbols):
         wrong = next(symbol for symbol in symbols if symbol not in known and symbol not in MARKS)
-        raise RequestError(f"g2p_en has no phoneme called {wrong!r}.{near(wrong, list(known))}")
+        raise RequestError(f"g2p_en has no phoneme called {wrong!r}.{did_you_mean(wrong, list(known))}")
     ids = [known.get(symbol, _NOTHING) for symbol in symbols]
     return ids if any(row > _NOTHING for row in ids) else []
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import ThroughCodec, ThroughCodecSpec
+from cadenza.conditioners.base import CodecConditioner, CodecConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.spec import near
-from cadenza.core.types import Latents, Tokens
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import heard
+from cadenza.core.spec import did_you_mean
+from cadenza.core.types import Latents, MaskedSequence
+from cadenza.dsp.audio import Audio, load_condition_audio
 
 
-class SourceMixSpec(ThroughCodecSpec):
+class SourceMixSpec(CodecConditionerSpec):
     """A value is a mapping of some of the `sources` to sounds; `codec`, `model` and `given` are as in `waveform`."""
 
     type: Literal["source_mix"] = "source_mix"
@@ -39,31 +38,31 @@ class SourceMixSpec(ThroughCodecSpec):
         )
         rng = torch.Generator().manual_seed(0)
         one, two, three = (Audio(torch.randn(1, 1, samples, generator=rng), 800) for samples in (41, 16, 64))
-        return cls(width=8, sources=("drums", "bass"), codec=codec), [{"drums": one, "bass": two}, {"bass": three}]
+        return cls(output_dim=8, sources=("drums", "bass"), codec=codec), [{"drums": one, "bass": two}, {"bass": three}]
 
-    def build(self) -> "SourceMix":
-        return SourceMix(self)
+    def build(self) -> "SourceMixConditioner":
+        return SourceMixConditioner(self)
 
 
-class SourceMix(ThroughCodec[Mapping[str, Any]]):
+class SourceMixConditioner(CodecConditioner[Mapping[str, Any]]):
     """The sum over the sources that are there of the frozen codec's frames, each through the linear layer of its source."""
 
-    blank: Mapping[str, Any] = {}
-    padded: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
+    placeholder: Mapping[str, Any] = {}
+    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
 
     def __init__(self, spec: SourceMixSpec) -> None:
         super().__init__(spec)
-        self.codec = spec.codec.build().requires_grad_(False) if spec.given == "audio" else None
+        self.codec = spec.codec.build().requires_grad_(False) if spec.input_kind == "audio" else None
         with torch.device("meta"):
-            self.dim = spec.codec.build().vector_width
-        self.heads = nn.ModuleList(nn.Linear(self.dim, spec.width) for _ in spec.sources)
-        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+            self.dim = spec.codec.build().embedding_dim
+        self.heads = nn.ModuleList(nn.Linear(self.dim, spec.output_dim) for _ in spec.sources)
+        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     def prepare(self, values: Sequence[Any]) -> Any:
         """A value without any source says as little as none, so it counts as absent."""
         return super().prepare([self._there(value) or None for value in values])
 
-    def read(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The `wave` of each frame of each source [b n k c s] and its samples in all, `lengths` [b k], 0 where it is not there.
 
         Frames that are given are `x` [b n k d], and counted; the `mask` says which are true of any source.
@@ -79,7 +78,7 @@ class SourceMix(ThroughCodec[Mapping[str, Any]]):
         mask = torch.arange(x.shape[2]) < counts.amax(1, keepdim=True)
         return {"x" if self.codec is None else "wave": x.transpose(1, 2), "lengths": lengths, "mask": mask}
 
-    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """`x` [b n k d], the frames of each source, how many are true of each, `lengths` [b k], and of any, `mask` [b n]."""
         if self.codec is None:
             return tensors
@@ -90,23 +89,23 @@ class SourceMix(ThroughCodec[Mapping[str, Any]]):
         if len(row):
             with torch.autocast(wave.device.type, enabled=False):
                 coded = self.codec.encode(Audio(wave[row, k], self.spec.codec.sample_rate, lengths[row, k]))
-                vectors = self.codec.vectors(coded).transpose(1, 2)
+                vectors = self.codec.embed(coded).transpose(1, 2)
             x[row, k, : vectors.shape[1]], frames[row, k] = vectors.to(x.dtype), coded.lengths
         return {"x": x.transpose(1, 2), "lengths": frames, "mask": tensors["mask"]}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
-        x = tensors["x"].to(self.like.dtype)
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
+        x = tensors["x"].to(self.dtype_ref.dtype)
         there = torch.arange(x.shape[1], device=x.device)[:, None] < tensors["lengths"][:, None]
         each = [head(x[:, :, k]) * there[:, :, k, None] for k, head in enumerate(self.heads)]
-        return Tokens(torch.stack(each).sum(0), tensors["mask"])
+        return MaskedSequence(torch.stack(each).sum(0), tensors["mask"])
 
     def _waves(self, given: Sequence[Any]) -> "_Made":
         """Sounds by frames, [m n c s]."""
         codec, hop = self.spec.codec, self.spec.hop
         if not given:
             return _Made(torch.zeros(0, 1, codec.channels, hop), torch.zeros(0, dtype=torch.long))
-        audio = heard(given, codec.sample_rate, channels=codec.channels)
-        n = codec.frames_of(audio.wave.shape[-1])
+        audio = load_condition_audio(given, codec.sample_rate, channels=codec.channels)
+        n = codec.num_frames(audio.wave.shape[-1])
         wave = F.pad(audio.wave, (0, n * hop - audio.wave.shape[-1]))
         return _Made(rearrange(wave, "m c (n s) -> m n c s", n=n), audio.lengths)
 
@@ -125,7 +124,7 @@ class SourceMix(ThroughCodec[Mapping[str, Any]]):
             raise RequestError(f"a mapping of sources to sounds is needed, such as {{'{known[0]}': ...}}, got {value!r}")
         for name in value:
             if name not in known:
-                raise RequestError(f"no source called {name!r}.{near(str(name), list(known))}")
+                raise RequestError(f"no source called {name!r}.{did_you_mean(str(name), list(known))}")
         return {name: sound for name, sound in value.items() if sound is not None}
 
     def _one(self, value: Any) -> Tensor:
@@ -148,4 +147,4 @@ class _Made(NamedTuple):
 
 def _counted(codec: CodecSpec, samples: Tensor) -> Tensor:
     """Frames of so many samples."""
-    return torch.tensor([[codec.frames_of(each) if each else 0 for each in row] for row in samples.tolist()])
+    return torch.tensor([[codec.num_frames(each) if each else 0 for each in row] for row in samples.tolist()])

@@ -16,16 +16,15 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
+from cadenza.core.checkpoint import LazyTensor
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.types import Gives, Tokens
-from cadenza.core.weights import Record
-from cadenza.nn.frozen import Borrowed, Borrower, fill, shrink
-from cadenza.nn.quantized import QuantizedLinear
-from cadenza.nn.spiece import tokenizer_of
-from cadenza.nn.t5 import Sizes, T5Encoder
-from cadenza.nn.unfilled import unfilled
-from cadenza.nn.words import plain_words
+from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.nn.frozen import FrozenEncoder, FrozenEncoderMixin, load_weights_streaming, quantize_on_meta
+from cadenza.nn.meta_init import init_empty_weights
+from cadenza.nn.t5 import T5Config, T5Encoder
+from cadenza.nn.tokenizers import lemmatize, load_sentencepiece
+from cadenza.nn.weight_quantization import QuantizedLinear
 
 _GEMMA = "t5gemma"  # arXiv:2504.06225
 _KINDS = ("t5", "mt5", "umt5", _GEMMA)
@@ -48,13 +47,13 @@ class T5Spec(ConditionerSpec):
     widget: ClassVar[str] = "text"
     model: str = Field(min_length=1)
     revision: str | None = None  # of the repository
-    inside: str | None = None  # where `model` is more than a T5: what its config and its weights call the T5
+    subconfig: str | None = None  # where `model` is more than a T5: what its config and its weights call the T5
     dim: int | None = Field(default=None, ge=1)  # width of the encoder; looked up in its config where not given
     train: bool = False
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the encoder's computations, whatever the rest has; half overflows
     max_length: int | None = Field(default=None, ge=1)
     pad_to: Literal["longest", "max_length"] = "longest"
-    empty: Literal["absent", "read"] = "absent"  # an empty text is no value, or a text of its end mark alone
+    empty_text: Literal["absent", "read"] = "absent"  # an empty text is no value, or a text of its end mark alone
     normalize_text: bool = False  # lemmas, without stop words and punctuation, numbers in words
     word_dropout: float = Field(default=0.0, ge=0, le=1)  # of each word in a training step
     project: Literal["always", "auto"] = "always"  # auto: not where the encoder has that width already
@@ -66,34 +65,34 @@ class T5Spec(ConditionerSpec):
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "tokens"
 
     @classmethod
     def example(cls) -> tuple["T5Spec", list[Any]]:
         values = ["slow piano in A minor, 80 bpm", "drums", "F# major — 120 BPM, très vite"]
-        return cls(model=_tiny().name, width=8, max_length=48, word_dropout=0.5), values
+        return cls(model=_tiny().name, output_dim=8, max_length=48, word_dropout=0.5), values
 
-    def build(self) -> "T5":
-        return T5(self)
+    def build(self) -> "T5Conditioner":
+        return T5Conditioner(self)
 
-    def within(self, folder: Path) -> Self:
+    def resolve_paths(self, folder: Path) -> Self:
         return self.model_copy(update={"model": str(folder / self.model)}) if self.model.startswith("./") else self
 
 
-class T5(Borrower, Conditioner[str]):
+class T5Conditioner(FrozenEncoderMixin, Conditioner[str]):
     """Tokens of a T5, its encoder, and a linear layer; what pads is exactly zero."""
 
-    blank = ""
-    padded: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "word", "x"), "mask")  # for a cache of features
-    like: Tensor  # of nothing, on the device and of the dtype of this module
+    placeholder = ""
+    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "word", "x"), "mask")  # for a cache of features
+    dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
 
     def __init__(self, spec: T5Spec) -> None:
         super().__init__(spec)
-        self.pretrained = Encoder(spec)
+        self.pretrained = T5EncoderSource(spec)
         dim = self.pretrained.dim
-        self.out = nn.Identity() if spec.project == "auto" and dim == spec.width else nn.Linear(dim, spec.width)
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.out = nn.Identity() if spec.project == "auto" and dim == spec.output_dim else nn.Linear(dim, spec.output_dim)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
         if spec.train:
             self.encoder = self.pretrained.build().requires_grad_(True)
 
@@ -101,37 +100,37 @@ class T5(Borrower, Conditioner[str]):
         """Fetches what is needed, so that what is missing is said before the first step."""
         _ = self.pretrained.tokenizer
         if not self.spec.train:
-            self.pretrained.on(self.like.device)
+            self.pretrained.get(self.dtype_ref.device)
 
-    def frozen(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """What features depend on beside the spec: the config and the weights of the encoder, where it is not trained."""
-        return None if self.spec.train else (self.pretrained.config, self.pretrained.on(self.like.device).state_dict())
+        return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
 
-    def keep(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
         """A frozen encoder of the hub is named by its commit; of anything else the place gets what the weights lack."""
         here = {"dim": self.pretrained.dim}
         if self.pretrained.source.folder is None and not self.spec.train:
-            return self.spec.model_copy(update=here | {"revision": self.pretrained.source.commit})
+            return self.spec.model_copy(update=here | {"revision": self.pretrained.source.resolved_revision})
         self.pretrained.save(folder / place, weights=not self.spec.train)
-        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None, "inside": None})
+        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None, "subconfig": None})
 
-    def prepare(self, values: Sequence[Any]) -> Prepared:
+    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         prepared = super().prepare([self._text(value) for value in values])
         mask = prepared.tensors["mask"] & prepared.present[:, None]
-        return Prepared({**prepared.tensors, "mask": mask}, prepared.present)
+        return PreparedInputs({**prepared.tensors, "mask": mask}, prepared.present)
 
-    def read(self, values: Sequence[str]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[str]) -> dict[str, Tensor]:
         """The `ids` of tokens, the `mask` of those that are real, and where words may drop the `word` each is of [b n]."""
         rows = [self._tokens(value) for value in values]
         longest = max((len(ids) for ids, _ in rows), default=1)
         n = self.spec.max_length if self.spec.pad_to == "max_length" else longest
-        ids, word = torch.full((len(rows), n), self.pretrained.pad), torch.full((len(rows), n), -1)
+        ids, word = torch.full((len(rows), n), self.pretrained.pad_token_id), torch.full((len(rows), n), -1)
         for i, (row, of) in enumerate(rows):
             ids[i, : len(row)], word[i, : len(of)] = torch.tensor(row), torch.tensor(of)
         mask = torch.arange(n) < torch.tensor([len(row) for row, _ in rows], dtype=torch.long)[:, None]
         return {"ids": ids, "mask": mask, **({"word": word} if self.spec.word_dropout else {})}
 
-    def vary(self, prepared: Prepared, rng: torch.Generator) -> Prepared:
+    def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
         """Without some of the words; a text that loses all of them is an empty one."""
         if not self.spec.word_dropout:
             return prepared
@@ -139,28 +138,28 @@ class T5(Borrower, Conditioner[str]):
         drawn = torch.rand(word.shape, generator=rng).to(word.device).gather(1, word.clamp(min=0))  # one draw a word
         kept = mask & ((word < 0) | (drawn >= self.spec.word_dropout))
         present = prepared.present
-        if self.spec.empty == "absent":
+        if self.spec.empty_text == "absent":
             present = present & (kept & (word >= 0)).any(1)
         order = torch.argsort((~kept).long(), dim=1, stable=True)
         kept, word = kept.gather(1, order), word.gather(1, order)
-        ids = torch.where(kept | ~mask, ids.gather(1, order), self.pretrained.pad)
+        ids = torch.where(kept | ~mask, ids.gather(1, order), self.pretrained.pad_token_id)
         word = torch.where(kept, word, -1)
-        return Prepared({"ids": ids, "mask": kept & present[:, None], "word": word}, present)
+        return PreparedInputs({"ids": ids, "mask": kept & present[:, None], "word": word}, present)
 
-    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.spec.train:
             return tensors
         ids, mask = tensors["ids"], tensors["mask"]
-        return {"x": self._hidden(self.pretrained.on(ids.device), ids, mask), "mask": mask}
+        return {"x": self._hidden(self.pretrained.get(ids.device), ids, mask), "mask": mask}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
         x = self._hidden(self.encoder, tensors["ids"], mask) if self.spec.train else tensors["x"]
-        return Tokens(self.out(x.to(self.like.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(x.to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
     def _hidden(self, encoder: nn.Module, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
         with _computing(ids.device.type, self.spec.dtype, train=self.spec.train):
-            x = _through_gemma(encoder, ids, mask) if self.pretrained.gemma else encoder(ids, mask)
+            x = _through_gemma(encoder, ids, mask) if self.pretrained.is_t5gemma else encoder(ids, mask)
         return x * mask[..., None]
 
     def _text(self, value: Any) -> str | None:
@@ -168,8 +167,8 @@ class T5(Borrower, Conditioner[str]):
             return None
         if not isinstance(value, str):
             raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
-        text = plain_words(value) if self.spec.normalize_text else value
-        return text if text.strip() or self.spec.empty == "read" else None
+        text = lemmatize(value) if self.spec.normalize_text else value
+        return text if text.strip() or self.spec.empty_text == "read" else None
 
     def _tokens(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of a text's tokens, and the number of the word that each is of; -1 for marks."""
@@ -188,13 +187,13 @@ class T5(Borrower, Conditioner[str]):
             )
             cut = max(most - marks, 0)
             ids, words = (ids[:cut] + ids[len(ids) - marks :])[:most], (words[:cut] + [-1] * marks)[:most]
-        return (ids, words) if ids else ([self.pretrained.pad], [-1])
+        return (ids, words) if ids else ([self.pretrained.pad_token_id], [-1])
 
 
-class Encoder(Borrowed[nn.Module]):
+class T5EncoderSource(FrozenEncoder[nn.Module]):
     """The pretrained T5 of a spec."""
 
-    piecemeal = True
+    loads_per_tensor = True
 
     @property
     def dim(self) -> int:
@@ -202,22 +201,22 @@ class Encoder(Borrowed[nn.Module]):
         return self.spec.dim or _width(self.config)
 
     @property
-    def light(self) -> bool:
+    def cheap_to_reload(self) -> bool:
         return bool(self.config.get(_NARROW))
 
     @property
-    def pad(self) -> int:
+    def pad_token_id(self) -> int:
         return self.config.get("pad_token_id") or self.config.get("encoder", {}).get("pad_token_id") or 0
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """What config.json says of the T5."""
-        whole = self.source.json("config.json", of="a T5")
-        config = whole.get(self.spec.inside, {}) if self.spec.inside else whole
+        whole = self.source.read_json("config.json", of="a T5")
+        config = whole.get(self.spec.subconfig, {}) if self.spec.subconfig else whole
         if config.get("model_type") not in _KINDS or not _width(config):
             inner = [name for name, value in whole.items() if isinstance(value, dict) and value.get("model_type") in _KINDS]
             hint = f"set inside: {inner[0]}" if inner else f"give a model of one of the types {', '.join(_KINDS)}"
-            what = f"its '{self.spec.inside}'" if self.spec.inside else "it"
+            what = f"its '{self.spec.subconfig}'" if self.spec.subconfig else "it"
             raise CheckpointError(f"'{self.spec.model}' is no T5: {what} is of type {config.get('model_type')!r}; {hint}")
         if self.spec.dim not in (None, _width(config)):
             raise CheckpointError(f"'{self.spec.model}' has a width of {_width(config)}, not {self.spec.dim}; mend `dim`")
@@ -226,19 +225,19 @@ class Encoder(Borrowed[nn.Module]):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         _ = self.config  # a folder that is no T5 is called that first
-        path = self.source.require(*_TOKENIZER, of="a T5 with its tokenizer")
+        path = self.source.required_file(*_TOKENIZER, of="a T5 with its tokenizer")
         try:
-            tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else _ended(tokenizer_of(path))
+            tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else _ended(load_sentencepiece(path))
         except Exception as error:  # `tokenizers` raises nothing narrower
             raise CheckpointError(f"{path} is no tokenizer ({error}); copy it again") from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
-    def records(self) -> dict[str, Record]:
+    def open_state_dict(self) -> dict[str, LazyTensor]:
         """The encoder's weights as they are stored, to be read one by one, by the names of its own modules."""
-        prefix = f"{self.spec.inside}." if self.spec.inside else ""
-        found = self.source.records(tuple(f"{prefix}{part}" for part in ("encoder.", "shared.", "model.encoder.")))
+        prefix = f"{self.spec.subconfig}." if self.spec.subconfig else ""
+        found = self.source.open_state_dict(tuple(f"{prefix}{part}" for part in ("encoder.", "shared.", "model.encoder.")))
         named = {key.removeprefix(prefix).removeprefix("model."): x for key, x in found.items()}
         tied = {"embed_tokens.weight": named.pop("shared.weight")} if "shared.weight" in named else {}
         return tied | {key.removeprefix("encoder."): x for key, x in named.items()}
@@ -246,20 +245,22 @@ class Encoder(Borrowed[nn.Module]):
     def weights(self) -> dict[str, Tensor]:
         """The same, read, in floating point."""
         if not self.config.get(_NARROW):
-            return {key: record.read() for key, record in self.records().items()}
-        layers = {key: part for key, part in self.kept().named_modules() if isinstance(part, QuantizedLinear)}
-        dense = {f"{key}.weight": part.dense() for key, part in layers.items()}
-        return dense | {key: record.read() for key, record in self.records().items() if key.rpartition(".")[0] not in layers}
+            return {key: record.load() for key, record in self.open_state_dict().items()}
+        layers = {key: part for key, part in self.build_resident().named_modules() if isinstance(part, QuantizedLinear)}
+        dense = {f"{key}.weight": part.dequantize() for key, part in layers.items()}
+        return dense | {
+            key: record.load() for key, record in self.open_state_dict().items() if key.rpartition(".")[0] not in layers
+        }
 
     def build(self) -> nn.Module:
         """An encoder of its own; on the meta device, to be filled later, its weights are not read."""
         return self._made(narrow=False)
 
-    def kept(self) -> nn.Module:
-        return self._made(narrow=self.narrow)
+    def build_resident(self) -> nn.Module:
+        return self._made(narrow=self.quantized)
 
     def _made(self, *, narrow: bool) -> nn.Module:
-        tables = () if self.gemma else (_TABLE,)
+        tables = () if self.is_t5gemma else (_TABLE,)
         dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
         stored = bool(self.config.get(_NARROW))
         if stored and self.spec.train:
@@ -268,20 +269,20 @@ class Encoder(Borrowed[nn.Module]):
             )
         with torch.inference_mode(False):
             outline = torch.get_default_device().type == "meta"
-            with unfilled():
-                encoder = (self._gemma() if self.gemma else T5Encoder(Sizes.of(self.config)).eval()).to(dtype)
+            with init_empty_weights():
+                encoder = (self._gemma() if self.is_t5gemma else T5Encoder(T5Config.from_dict(self.config)).eval()).to(dtype)
                 if stored or (narrow and outline):
-                    shrink(encoder, tables)
+                    quantize_on_meta(encoder, tables)
             if outline:
                 return encoder
-            weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.records()
-            fill(encoder, weights, source=self.spec.model, narrow=tables if narrow and not stored else None)
-            if self.gemma:
+            weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.open_state_dict()
+            load_weights_streaming(encoder, weights, source=self.spec.model, narrow=tables if narrow and not stored else None)
+            if self.is_t5gemma:
                 _turned(encoder)
         return encoder
 
     @property
-    def gemma(self) -> bool:
+    def is_t5gemma(self) -> bool:
         """Whether it is the encoder of a T5Gemma, which transformers computes."""
         return self.config["model_type"] == _GEMMA
 
@@ -296,32 +297,32 @@ class Encoder(Borrowed[nn.Module]):
     @property
     def _alone(self) -> dict[str, Any]:
         """What the config of a T5Gemma must say besides, where it is an encoder without its decoder."""
-        return {"is_encoder_decoder": False, "attention_dropout": 0.0} if self.gemma else {}
+        return {"is_encoder_decoder": False, "attention_dropout": 0.0} if self.is_t5gemma else {}
 
-    def _elsewhere(self, encoder: nn.Module) -> dict[str, Record]:
+    def _elsewhere(self, encoder: nn.Module) -> dict[str, LazyTensor]:
         """What stands for weights until those that were saved with the rest of the system are there."""
         if not self.spec.train:
             raise CheckpointError(
                 f"'{self.spec.model}' has a T5 whose weights are among those of its system; set train: true, or give another T5"
             )
-        return {key: Record.of(torch.zeros(x.shape)) for key, x in encoder.state_dict().items()}
+        return {key: LazyTensor.from_tensor(torch.zeros(x.shape)) for key, x in encoder.state_dict().items()}
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Writes a folder that is a T5 encoder with its tokenizer and nothing else, in 8 bits where it is `narrow`."""
         folder.mkdir(parents=True)
-        narrow = weights and (self.narrow or bool(self.config.get(_NARROW)))
+        narrow = weights and (self.quantized or bool(self.config.get(_NARROW)))
         config = self.config | self._alone | ({} if weights else {_ELSEWHERE: True}) | ({_NARROW: "int8"} if narrow else {})
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        tokenizer = self.source.require(*_TOKENIZER, of="a T5 with its tokenizer")
+        tokenizer = self.source.required_file(*_TOKENIZER, of="a T5 with its tokenizer")
         for path in {tokenizer} | {tokenizer.with_name(name) for name in _BESIDE if self.source.folder}:
             if path.is_file():
                 (folder / path.name).write_bytes(path.read_bytes())
         if weights:
-            held = self.kept().state_dict() if narrow else self.weights()
-            save_encoder(held, folder, shared=not self._alone)
+            held = self.build_resident().state_dict() if narrow else self.weights()
+            save_encoder_weights(held, folder, shared=not self._alone)
 
 
-def save_encoder(weights: dict[str, Tensor], folder: Path, *, shared: bool = True) -> None:
+def save_encoder_weights(weights: dict[str, Tensor], folder: Path, *, shared: bool = True) -> None:
     """Writes the weights of an encoder as those of a model that is one; its table is `shared` unless it is a T5Gemma."""
     table = {"embed_tokens.weight": "shared.weight"} if shared else {}
     path = folder / "model.safetensors"
@@ -384,9 +385,9 @@ def _tiny() -> TemporaryDirectory[str]:
     _ended(tokenizer).save(str(folder / "tokenizer.json"))
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_heads": 4, "num_layers": 2, "vocab_size": len(vocabulary)}
     (folder / "config.json").write_text(json.dumps({"model_type": "t5", "pad_token_id": 0, **sizes}))
-    with unfilled():
-        shapes = Encoder(T5Spec(model=place.name, width=1)).build().state_dict()
+    with init_empty_weights():
+        shapes = T5EncoderSource(T5Spec(model=place.name, output_dim=1)).build().state_dict()
     rng = torch.Generator().manual_seed(0)
     made = {key: torch.randn(x.shape, generator=rng) / x.shape[-1] ** 0.5 for key, x in shapes.items()}
-    save_encoder(made, folder)
+    save_encoder_weights(made, folder)
     return place

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Prepared
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Gives, Tokens
-from cadenza.nn.bpe import BYTES, Pieces, learn
+from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.nn.tokenizers import BYTES, BPETokenizer, train_bpe
 
 # each digit and each symbol is a word of its own; a run of letters is cut so that no word is slow to split
 _WORD = re.compile(r"\d|[^\W\d_]{1,32}|[^\w\s]|_")
@@ -42,22 +42,22 @@ class TextSpec(ConditionerSpec):
         return self
 
     @property
-    def gives(self) -> Gives:
+    def output_kind(self) -> ConditionKind:
         return "tokens"
 
     @classmethod
     def example(cls) -> tuple["TextSpec", list[Any]]:
-        spec = cls(width=8, vocabulary=300, max_tokens=48, dim=16, depth=2, heads=2)
+        spec = cls(output_dim=8, vocabulary=300, max_tokens=48, dim=16, depth=2, heads=2)
         return spec, ["slow piano in A minor, 80 bpm", "drums", "F# major — 120 BPM, très vite"]
 
-    def build(self) -> "Text":
-        return Text(self)
+    def build(self) -> "TextConditioner":
+        return TextConditioner(self)
 
 
-class Text(Conditioner[str]):
+class TextConditioner(Conditioner[str]):
     """Bytes and their frequent joins, embedded and attended to in both directions, padding never."""
 
-    blank = ""
+    placeholder = ""
     merges: Tensor
 
     def __init__(self, spec: TextSpec) -> None:
@@ -66,24 +66,24 @@ class Text(Conditioner[str]):
         self.embedding = nn.Embedding(spec.vocabulary, spec.dim)
         self.blocks = nn.ModuleList(Block(spec.dim, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(spec.dim)
-        self.out = nn.Linear(spec.dim, spec.width)
-        self.pieces = Pieces()  # what `merges` says, on the host, for the data workers
+        self.out = nn.Linear(spec.dim, spec.output_dim)
+        self.tokenizer = BPETokenizer()  # what `merges` says, on the host, for the data workers
         self.register_load_state_dict_post_hook(_read_merges)
 
     def fit(self, values: Iterable[Any]) -> None:
         """Learns the vocabulary; the same texts in any order give the same one."""
-        counts = Counter(word for value in values if value is not None for word in words(_checked(value)))
-        merges = learn(counts, self.spec.vocabulary - BYTES)
+        counts = Counter(word for value in values if value is not None for word in split_words(_checked(value)))
+        merges = train_bpe(counts, self.spec.vocabulary - BYTES)
         self.merges.fill_(-1)
         if merges:
             self.merges[: len(merges)] = torch.tensor(merges, dtype=torch.int32)
-        self.pieces = Pieces(merges)
+        self.tokenizer = BPETokenizer(merges)
 
-    def prepare(self, values: Sequence[Any]) -> Prepared:
+    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         """A text without any word says as little as none, so it counts as absent."""
         return super().prepare([None if value is None or not _checked(value).strip() else value for value in values])
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         rows = [self._ids(value) for value in values]
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)
@@ -91,16 +91,16 @@ class Text(Conditioner[str]):
             line[: len(row)] = torch.tensor(row)
         return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths[:, None]}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         x, mask = self.embedding(tensors["ids"]), tensors["mask"]
         for block in self.blocks:
             x = block(x, mask)
-        return Tokens(self.out(self.norm(x)) * mask[..., None], mask)
+        return MaskedSequence(self.out(self.norm(x)) * mask[..., None], mask)
 
     def _ids(self, text: str) -> list[int]:
         most, ids = self.spec.max_tokens, []
-        for word in words(text):
-            ids += self.pieces.split(word)
+        for word in split_words(text):
+            ids += self.tokenizer.encode_word(word)
             if len(ids) > most:
                 message = f"a text is longer than {most} tokens (`max_tokens` of its conditioner): the rest of it is not read"
                 warnings.warn(message, stacklevel=2)
@@ -125,16 +125,16 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
-def words(text: str) -> Iterator[str]:
+def split_words(text: str) -> Iterator[str]:
     """Digits, symbols and runs of letters, whatever their case and spacing: "80BPM" is 8, 0, bpm."""
     plain = unicodedata.normalize("NFKC", text).lower().translate(_SIGNS)
     return (match.group() for match in _WORD.finditer(plain))
 
 
 def _read_merges(module: nn.Module, _: Any) -> None:
-    assert isinstance(module, Text)
+    assert isinstance(module, TextConditioner)
     if not module.merges.is_meta:
-        module.pieces = Pieces([(a, b) for a, b in module.merges.tolist() if a >= 0])
+        module.tokenizer = BPETokenizer([(a, b) for a, b in module.merges.tolist() if a >= 0])
 
 
 def _turn(x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import ThroughCodec, ThroughCodecSpec
+from cadenza.conditioners.base import CodecConditioner, CodecConditionerSpec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Latents, Tokens
-from cadenza.dsp.audio import Audio
-from cadenza.dsp.hearing import heard, silence
+from cadenza.core.types import Latents, MaskedSequence
+from cadenza.dsp.audio import Audio, load_condition_audio, silence
 
 
-class WaveformSpec(ThroughCodecSpec):
+class WaveformSpec(CodecConditionerSpec):
     """With `given: frames` a value is what the codec would give, [d f].
 
     With `frames` each sound is cut to so many frames, or followed by nothing until it has them, as a clip of that length
@@ -28,7 +27,7 @@ class WaveformSpec(ThroughCodecSpec):
 
     type: Literal["waveform"] = "waveform"
     widget: ClassVar[str] = "audio"
-    frames: int | None = Field(default=None, ge=1)  # of the longest clip in training
+    max_frames: int | None = Field(default=None, ge=1)  # of the longest clip in training
     project: Literal["always", "auto"] = "always"  # auto: not where the codec has that width already
 
     @classmethod
@@ -38,70 +37,72 @@ class WaveformSpec(ThroughCodecSpec):
         )
         rng = torch.Generator().manual_seed(0)
         sounds = [Audio(torch.randn(1, 1, samples, generator=rng), 800) for samples in (41, 16, 64)]
-        return cls(width=8, codec=codec), sounds
+        return cls(output_dim=8, codec=codec), sounds
 
-    def build(self) -> "Waveform":
-        return Waveform(self)
+    def build(self) -> "WaveformConditioner":
+        return WaveformConditioner(self)
 
 
-class Waveform(ThroughCodec[Any]):
+class WaveformConditioner(CodecConditioner[Any]):
     """The frozen codec's frames, each through a linear layer."""
 
-    padded: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
+    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for a cache of features
 
     def __init__(self, spec: WaveformSpec) -> None:
         super().__init__(spec)
-        self.codec = spec.codec.build().requires_grad_(False) if spec.given == "audio" else None
+        self.codec = spec.codec.build().requires_grad_(False) if spec.input_kind == "audio" else None
         self.dim = _width(spec.codec)
-        self.out = nn.Identity() if spec.project == "auto" and self.dim == spec.width else nn.Linear(self.dim, spec.width)
-        self.like = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.out = (
+            nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
+        )
+        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
 
     @property
-    def blank(self) -> Any:  # type: ignore[override]
+    def placeholder(self) -> Any:  # type: ignore[override]
         return torch.zeros(self.dim, 1) if self.codec is None else silence(self.spec.sample_rate, samples=self.spec.hop)
 
-    def over(self, frames: int) -> "Waveform":
-        if self.spec.frames is None or frames <= self.spec.frames:
+    def with_max_frames(self, frames: int) -> "WaveformConditioner":
+        if self.spec.max_frames is None or frames <= self.spec.max_frames:
             return self
         longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"frames": frames})
+        longer.spec = self.spec.model_copy(update={"max_frames": frames})
         return longer
 
-    def read(self, values: Sequence[Any]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """The `wave` of each frame [b n c s], and samples in all, `lengths` [b]; or the frames `x` [b n d].
 
         The `mask` says which frames are true.
         """
-        most = self.spec.frames
+        most = self.spec.max_frames
         if self.codec is None:
             x, mask = _side_by_side([_frames(value, self.dim) for value in values])
             return {"x": x if most is None else _exactly(x, most), "mask": mask if most is None else _exactly(mask, most)}
         codec, hop = self.spec.codec, self.spec.hop
-        audio = heard(values, codec.sample_rate, channels=codec.channels)
-        n = codec.frames_of(audio.wave.shape[-1]) if most is None else most
+        audio = load_condition_audio(values, codec.sample_rate, channels=codec.channels)
+        n = codec.num_frames(audio.wave.shape[-1]) if most is None else most
         lengths = audio.lengths.clamp(max=n * hop)
         wave = F.pad(audio.wave, (0, max(n * hop - audio.wave.shape[-1], 0)))[..., : n * hop]
-        mask = torch.arange(n) < torch.tensor([codec.frames_of(length) for length in lengths.tolist()])[:, None]
+        mask = torch.arange(n) < torch.tensor([codec.num_frames(length) for length in lengths.tolist()])[:, None]
         return {"wave": rearrange(wave, "b c (n s) -> b n c s", n=n), "lengths": lengths, "mask": mask}
 
-    def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.codec is None:
             return tensors
         mask, wave = tensors["mask"], rearrange(tensors["wave"], "b n c s -> b c (n s)")
         with torch.autocast(wave.device.type, enabled=False):
             frames = self.codec.encode(Audio(wave, self.spec.codec.sample_rate, tensors["lengths"]))
-            x = self.codec.vectors(frames).transpose(1, 2)
+            x = self.codec.embed(frames).transpose(1, 2)
         return {"x": torch.where(mask[..., None], _exactly(x, mask.shape[1]), 0), "mask": mask}
 
-    def embed(self, tensors: dict[str, Tensor]) -> Tokens:
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
-        return Tokens(self.out(tensors["x"].to(self.like.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
 
 def _width(codec: CodecSpec) -> int:
     """Numbers per frame of a codec."""
     with torch.device("meta"):
-        return codec.build().vector_width
+        return codec.build().embedding_dim
 
 
 def _frames(value: Any, dim: int) -> Float[Tensor, "d f"]:

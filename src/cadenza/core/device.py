@@ -1,85 +1,96 @@
-"""Where to compute and in what precision: one choice, and the reason for it."""
+"""Selection of device, dtype and thread count."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from cadenza.core.errors import RequestError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BFLOAT16 = (8, 0)  # the compute capability from which NVIDIA's devices multiply in bfloat16
+MIN_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA compute capability
+SMALL_MODEL = 50_000_000  # parameters; `starter` has 15 million: 4.3 times real time with one thread, 2.4 with two
 Precision = torch.dtype | Literal["float32", "bfloat16", "float16", "half"]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A device, the dtype of the weights there, and why these."""
+class DeviceChoice:
+    """A device, the dtype of the weights on it, and the reason for both."""
 
     device: torch.device
     dtype: torch.dtype
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.device}, {_name(self.dtype)}: {self.reason}"
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
-def choose(device: str | torch.device | None = None, dtype: Precision | None = None) -> Choice:
-    """The device and dtype to compute with; RequestError names what there is where something else is asked for.
+def select_device(device: str | torch.device | None = None, dtype: Precision | None = None) -> DeviceChoice:
+    """Return the device and dtype to compute with; raise RequestError, with the alternatives, for what is unavailable.
 
-    Without `device`, a GPU of NVIDIA (CUDA) or AMD (ROCm, which torch calls cuda too) if one answers, else the CPU;
-    Apple's (mps) only when asked for, as nothing here has been measured on it. Without `dtype`, float32 everywhere:
-    what is loaded may be trained and saved again, and only in float32 are an item's tokens the same alone and in any
-    batch. "half" is what the device computes fastest in 16 bits: bfloat16, whose range is that of float32, where it
-    has units for it, else float16. Samples are drawn in float32 whatever the dtype.
+    Default device: an NVIDIA (CUDA) or AMD GPU (ROCm, "cuda" in torch) if one works, else the CPU. Apple's "mps" only on
+    request, as it is not measured. Default dtype: float32 everywhere, because only in float32 are the tokens of an item equal
+    alone and in any batch. "half" is bfloat16 if the device computes it natively, else float16. Sampling is always float32.
     """
-    where, reason = _found() if device is None else (_asked(device), "the device that was asked for")
+    selected, reason = _default_device() if device is None else (_requested_device(device), "requested device")
     if dtype is None:
-        return Choice(where, torch.float32, f"{reason}; float32 by default")
+        return DeviceChoice(selected, torch.float32, f"{reason}; float32 by default")
     if dtype == "half":
-        half, why = _half(where)
-        return Choice(where, half, f"{reason}; {why}")
-    exact = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if exact is None or exact not in DTYPES.values():
-        raise RequestError(f"there is no dtype '{dtype}' to compute with; there are: {', '.join(DTYPES)}, half")
-    return Choice(where, exact, f"{reason}; the dtype that was asked for")
+        half, half_reason = _half_dtype(selected)
+        return DeviceChoice(selected, half, f"{reason}; {half_reason}")
+    resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved is None or resolved not in DTYPES.values():
+        raise RequestError(f"'{dtype}' is not a dtype to compute with. Available: {', '.join(DTYPES)}, half")
+    return DeviceChoice(selected, resolved, f"{reason}; requested dtype")
 
 
-def available() -> list[str]:
-    """The devices that torch sees, the CPU last."""
-    there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [*there, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+def list_devices() -> list[str]:
+    """Return the names of the devices that torch sees, the CPU last."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
-def _found() -> tuple[torch.device, str]:
-    """The best device that answers."""
+def choose_threads(model: nn.Module) -> None:
+    """Set torch to one thread for a model below `SMALL_MODEL` on a CPU, unless OMP_NUM_THREADS is set."""
+    weights = [*model.parameters(), *model.buffers()]
+    if "OMP_NUM_THREADS" not in os.environ and all(weight.device.type in ("cpu", "meta") for weight in weights):
+        if sum(weight.numel() for weight in weights) < SMALL_MODEL:
+            torch.set_num_threads(1)
+
+
+def _default_device() -> tuple[torch.device, str]:
     if torch.cuda.is_available():
         device = torch.device("cuda")
-        problem = _problem(device)
-        if problem is None:
-            return device, f"{torch.cuda.get_device_name()} by {_maker()}"
-        return torch.device("cpu"), f"the GPU does not answer ({problem})"
+        if (problem := _problem(device)) is not None:
+            return torch.device("cpu"), f"the GPU does not work ({problem})"
+        runtime = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        return device, f"{torch.cuda.get_device_name()} with {runtime}"
     if torch.backends.mps.is_available():
-        return torch.device("cpu"), 'no CUDA or ROCm device; Apple\'s GPU is used where device="mps" asks for it'
+        return torch.device("cpu"), 'no CUDA or ROCm device; device="mps" selects the Apple GPU'
     return torch.device("cpu"), "torch sees no GPU"
 
 
-def _asked(name: str | torch.device) -> torch.device:
-    """The device of that name, which must be there."""
+def _requested_device(name: str | torch.device) -> torch.device:
+    available = list_devices()
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RequestError(f"there is no kind of device '{name}'; here there are: {', '.join(available())}") from None
-    whole = [torch.device(there) for there in available()]
-    if device.type not in ("meta", "cpu") and device not in whole and device not in [torch.device(d.type) for d in whole]:
-        raise RequestError(f"this machine, or this build of torch, has no device '{name}'; there are: {', '.join(available())}")
+        raise RequestError(f"'{name}' is not a kind of device. Available: {', '.join(available)}") from None
+    known = {torch.device(each) for each in available} | {torch.device(each.partition(":")[0]) for each in available}
+    if device.type != "meta" and device not in known and device.type != "cpu":
+        raise RequestError(
+            f"device '{name}' not found on this machine, or not supported by this build of torch. "
+            f"Available: {', '.join(available)}"
+        )
     if device.type == "cuda" and (problem := _problem(device)) is not None:
-        raise RequestError(f"the device '{name}' does not answer ({problem}); there is also: cpu")
+        raise RequestError(f"the device '{name}' does not work ({problem}). Also available: cpu")
     return device
 
 
 def _problem(device: torch.device) -> str | None:
-    """What keeps a device from adding two numbers: an old driver, a kind that torch was not built for, no memory."""
+    """Return why a device cannot add two numbers (old driver, unsupported architecture, no memory), or None."""
     try:
         (torch.zeros(1, device=device) + 1).cpu()
     except RuntimeError as error:
@@ -87,18 +98,9 @@ def _problem(device: torch.device) -> str | None:
     return None
 
 
-def _maker() -> str:
-    return f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
-
-
-def _half(device: torch.device) -> tuple[torch.dtype, str]:
-    """The 16 bits that suit a device, and why."""
-    if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < BFLOAT16:
-        return torch.float16, "float16, as the device has no units for bfloat16"
+def _half_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < MIN_BFLOAT16_CAPABILITY:
+        return torch.float16, "float16, as the device does not compute bfloat16 natively"
     if device.type == "mps":
-        return torch.float16, "float16, which every one of Apple's GPUs computes"
-    return torch.bfloat16, "bfloat16, whose range is that of float32"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        return torch.float16, "float16, which every Apple GPU computes"
+    return torch.bfloat16, "bfloat16, which has the range of float32"

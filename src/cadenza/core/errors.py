@@ -1,33 +1,33 @@
-"""The exceptions this library raises on purpose; each message names what, where and the mend."""
+"""The exceptions this library raises on purpose; each message names the subject, the problem and the fix."""
 
 
 class CadenzaError(Exception):
-    """Something a user can mend."""
+    """Base class: a problem that the user can fix."""
 
 
 class SpecError(CadenzaError):
-    """A spec does not describe something that can be built."""
+    """A spec that cannot be built."""
 
 
 class RequestError(CadenzaError):
-    """A request asks for something the system cannot do."""
+    """A request that the system cannot serve."""
 
 
 class AudioError(CadenzaError):
-    """An audio file or signal cannot be used."""
+    """An audio file or signal that cannot be used."""
 
 
 class DataError(CadenzaError):
-    """A data set, manifest or store cannot be used."""
+    """A data set, manifest or store that cannot be used."""
 
 
 class CheckpointError(CadenzaError):
-    """A saved system or training state cannot be loaded or written."""
+    """A saved system or training state that cannot be loaded or written."""
 
 
 class TrainingError(CadenzaError):
-    """Training cannot start or go on."""
+    """Training that cannot start or continue."""
 
 
 class BenchmarkError(CadenzaError):
-    """A measurement cannot be made, or would mean nothing."""
+    """A measurement that cannot be made, or would be meaningless."""

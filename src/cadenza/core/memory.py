@@ -1,67 +1,78 @@
-"""How much memory there is: of this machine or container, and of a GPU."""
+"""Memory of this process, machine, container or GPU; parsing and formatting of byte counts."""
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path("/")  # where a system says what it has
-LIMIT = "CADENZA_MEMORY"  # environment: bytes that this program may take in all, such as 4GB
+ROOT = Path("/")
+LIMIT_VARIABLE = "CADENZA_MEMORY"  # environment variable: most bytes that this process may use, such as 4GB
 _UNITS = {"": 1, "b": 1, "k": 1e3, "kb": 1e3, "kib": 2**10, "m": 1e6, "mb": 1e6, "mib": 2**20}
 _UNITS |= {"g": 1e9, "gb": 1e9, "gib": 2**30, "t": 1e12, "tb": 1e12, "tib": 2**40}
-_HUGE = 2**60  # stands for no limit in cgroups of the first version
+_NO_LIMIT = 2**60  # cgroups v1 write such a number for "no limit"
 
 
-def resident(root: Path = ROOT) -> int:
-    """Bytes of memory that this process takes now; 0 where the system does not say."""
-    return _fields(root / "proc/self/status").get("VmRSS", 0)
+def process_rss(root: Path = ROOT) -> int:
+    """Return the resident bytes of this process; 0 if the system does not report them."""
+    return _read_kilobytes(root / "proc/self/status").get("VmRSS", 0)
 
 
-def free(root: Path = ROOT) -> int | None:
-    """Bytes that this process may still take: those of the machine, or of the container; None where nothing says."""
-    said = [_machine(root), *_containers(root)]
-    if limit := os.environ.get(LIMIT, "").strip():
-        said.append(max(0, amount(limit) - resident(root)))
-    known = [each for each in said if each is not None]
+def peak_rss() -> int:
+    """Return the largest number of resident bytes of this process so far; 0 if the system does not report them."""
+    if peak := _read_kilobytes(ROOT / "proc/self/status").get("VmHWM"):
+        return peak
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def available_memory(root: Path = ROOT) -> int | None:
+    """Return the bytes that this process may still allocate (machine, container, CADENZA_MEMORY); None if unknown."""
+    limits = [_read_kilobytes(root / "proc/meminfo").get("MemAvailable"), *_cgroup_limits(root)]
+    if limit := os.environ.get(LIMIT_VARIABLE, "").strip():
+        limits.append(max(0, parse_bytes(limit) - process_rss(root)))
+    known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
 
 
-def free_on(device: str) -> int | None:
-    """Bytes that are free on a device; None where nothing says."""
+def available_memory_on(device: str) -> int | None:
+    """Return the free bytes of a device such as "cpu" or "cuda:0"; None if unknown."""
     if device.partition(":")[0] != "cuda":
-        return free()
+        return available_memory()
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def amount(text: str) -> int:
-    """Bytes by a number with its unit, such as 4GB or 512 MiB; ValueError where it is none."""
-    plain = text.strip().lower()
-    digits = plain.rstrip("bkmgti ")
-    unit = plain[len(digits) :].strip()
+def parse_bytes(text: str) -> int:
+    """Parse a number with a unit, such as 4GB or 512 MiB, to bytes; raise ValueError for anything else."""
+    lowered = text.strip().lower()
+    digits = lowered.rstrip("bkmgti ")
+    unit = lowered[len(digits) :].strip()
     try:
         number = float(digits) * _UNITS[unit]
     except (KeyError, ValueError):
-        raise ValueError(f"'{text}' is no amount of memory; write a number of bytes, or one such as 4GB or 512MiB") from None
-    if not 0 < number < _HUGE:
-        raise ValueError(f"'{text}' is no amount of memory that a machine has; write one such as 4GB")
+        raise ValueError(
+            f"'{text}' is not an amount of memory; write a number of bytes, or for example 4GB or 512MiB"
+        ) from None
+    if not 0 < number < _NO_LIMIT:
+        raise ValueError(f"'{text}' is not a possible amount of memory; write for example 4GB")
     return int(number)
 
 
-def shown(size: float) -> str:
-    """Bytes for people."""
+def format_bytes(size: float) -> str:
+    """Format a byte count, such as "4.00 GB" or "162 kB"."""
     if size >= 0.9995e9:
         return f"{size / 1e9:.2f} GB" if size < 9.995e9 else f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.0f} MB" if size >= 0.5e6 else f"{size / 1e3:.0f} kB"
 
 
-def _machine(root: Path) -> int | None:
-    return _fields(root / "proc/meminfo").get("MemAvailable")
-
-
-def _containers(root: Path) -> list[int]:
-    """What is left in each group of processes that this one belongs to, of those that have a limit."""
-    left = []
+def _cgroup_limits(root: Path) -> list[int]:
+    """Return the bytes left in each cgroup of this process that has a limit."""
+    limits = []
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -72,29 +83,29 @@ def _containers(root: Path) -> list[int]:
             continue
         top = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        place = top / own.lstrip("/")
-        for folder in [place, *place.parents]:
+        own_folder = top / own.lstrip("/")
+        for folder in [own_folder, *own_folder.parents]:
             if top in (folder, *folder.parents):
-                limit, used = (_number(folder / name) for name in names)
-                if limit is not None and used is not None and limit < _HUGE:
-                    left.append(max(0, limit - used + _reclaimable(folder)))
-    return left
+                limit, used = (_read_int(folder / name) for name in names)
+                if limit is not None and used is not None and limit < _NO_LIMIT:
+                    limits.append(max(0, limit - used + _reclaimable(folder)))
+    return limits
 
 
 def _reclaimable(folder: Path) -> int:
-    """Bytes of files that a group holds in memory and would give back."""
-    stat = _pairs(folder / "memory.stat")
+    """Return the bytes of inactive file cache in a cgroup."""
+    stat = _read_stat(folder / "memory.stat")
     return stat.get("total_inactive_file", stat.get("inactive_file", 0))
 
 
-def _number(path: Path) -> int | None:
+def _read_int(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # `max` is no limit
+    except (OSError, ValueError):  # "max" means no limit
         return None
 
 
-def _pairs(path: Path) -> Mapping[str, int]:
+def _read_stat(path: Path) -> Mapping[str, int]:
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
@@ -102,8 +113,8 @@ def _pairs(path: Path) -> Mapping[str, int]:
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
-def _fields(path: Path) -> Mapping[str, int]:
-    """Bytes by name, of a file whose lines are `name: number kB`."""
+def _read_kilobytes(path: Path) -> Mapping[str, int]:
+    """Return bytes by name from a file with lines `name: number kB`."""
     try:
         lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:

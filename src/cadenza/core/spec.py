@@ -1,7 +1,7 @@
-"""Specs: frozen descriptions of parts, found by the name under which they are filed.
+"""Specs: frozen descriptions of parts, with a registry by file name.
 
-A family (codecs, conditioners, generators) is a folder and a member is one file in it, whose name is the
-member's `type`: `{"type": "encodec", ...}` among codecs is `codecs/encodec.py`.
+A family (codecs, conditioners, generators) is a package and a member is one module in it, whose name is the member's `type`:
+`{"type": "encodec", ...}` among codecs is `codecs/encodec.py`.
 """
 
 import difflib
@@ -19,71 +19,76 @@ from cadenza.core.errors import SpecError
 
 
 class Spec(BaseModel):
-    """A frozen description; unknown fields are errors and equality is by value."""
+    """Frozen description of a part; unknown fields are errors, equality is by value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     @classmethod
     def parse(cls, data: Any, *, source: str = "spec") -> Self:
-        """The spec that `data` describes, or a SpecError that lists every mistake with its place."""
+        """Return the spec that `data` describes; raise SpecError with every mistake and its location."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(explain(cls, data, error, source)) from None
+            raise SpecError(format_validation_error(cls, data, error, source)) from None
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The spec in a YAML or JSON file."""
-        try:
-            data = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SpecError(f"{path}: not readable as YAML or JSON: {error}") from None
-        return cls.parse(data, source=str(path))
+        """Return the spec in a YAML or JSON file."""
+        return cls.parse(read_data(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `parse` turns back into an equal spec."""
+        """Return plain data from which `parse` makes an equal spec."""
         return self.model_dump(mode="json", serialize_as_any=True, by_alias=True)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-class Part(Spec):
-    """A spec of an open family; its `type` names the file that defines it."""
+def read_data(path: str | Path) -> Any:
+    """Return the plain data in a YAML or JSON file; raise SpecError if it is not readable."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: not readable as YAML or JSON: {error}") from None
 
-    family: ClassVar[str] = ""  # the package in which members are filed; set once, by the family's base
-    members: ClassVar[dict[str, Any]] = {}
+
+class RegisteredSpec(Spec):
+    """Spec of a member of a family; its `type` names the module that defines it."""
+
+    family: ClassVar[str] = ""  # package of the members; set once, by the base class of the family
+    registry: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if "family" in cls.__dict__:
-            cls.members = {}
+            cls.registry = {}
         elif "type" in cls.model_fields:
             name = cls.model_fields["type"].default
-            other = cls.members.setdefault(name, cls)
+            other = cls.registry.setdefault(name, cls)
             if other.__module__ != cls.__module__:
-                raise SpecError(f"{cls.family}: '{name}' is filed twice, in {other.__module__} and {cls.__module__}")
+                raise SpecError(f"{cls.family}: '{name}' is defined twice, in {other.__module__} and {cls.__module__}")
 
     @classmethod
-    def names(cls) -> list[str]:
-        """Every member's name, without importing any of them."""
+    def registered_names(cls) -> list[str]:
+        """Return the names of all members, without importing them."""
         package = importlib.import_module(cls.family)
-        filed = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"}
-        plugged = {point.name for point in entry_points(group=cls.family)}
-        return sorted(filed | plugged | set(cls.members))
+        modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"}
+        plugins = {point.name for point in entry_points(group=cls.family)}
+        return sorted(modules | plugins | set(cls.registry))
 
     @classmethod
-    def find(cls, name: str) -> type[Self]:
-        """The spec class filed under `name`; raises ValueError with the nearest names."""
-        if name not in cls.members:
+    def lookup(cls, name: str) -> type[Self]:
+        """Return the spec class of a member; raise ValueError, with similar names, if it does not exist."""
+        if name not in cls.registry:
             for point in entry_points(group=cls.family, name=name):
                 point.load()
-        if name not in cls.members and name in cls.names():
+        if name not in cls.registry and name in cls.registered_names():
             importlib.import_module(f"{cls.family}.{name}")
-        if name not in cls.members:
-            raise ValueError(f"no {cls.family.rpartition('.')[2].removesuffix('s')} called '{name}'.{near(name, cls.names())}")
-        return cls.members[name]
+        if name not in cls.registry:
+            kind = cls.family.rpartition(".")[2].removesuffix("s")
+            raise ValueError(f"'{name}' is not a {kind}.{did_you_mean(name, cls.registered_names())}")
+        return cls.registry[name]
 
     @model_validator(mode="wrap")
     @classmethod
@@ -91,36 +96,36 @@ class Part(Spec):
         if "family" not in cls.__dict__ or not isinstance(data, dict):
             return handler(data)
         if "type" not in data:
-            raise ValueError(f"'type' is missing.{near('', cls.names())}")
-        return cls.find(str(data["type"])).model_validate(data)
+            raise ValueError(f"'type' is missing.{did_you_mean('', cls.registered_names())}")
+        return cls.lookup(str(data["type"])).model_validate(data)
 
 
-def near(name: str, names: list[str]) -> str:
-    """The end of an error message: the closest known name, or all of them."""
+def did_you_mean(name: str, names: list[str]) -> str:
+    """Return the end of an error message: the closest known name, or all of them."""
     close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean '{close[0]}'?" if close else f" Choose from: {', '.join(names)}."
 
 
-def explain(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
-    """The lines of an error message: every mistake with its place and the mend."""
+def format_validation_error(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
+    """Return the error message: every mistake with its location and the fix."""
     lines = [f"{source}: {error.error_count()} mistake{'s' if error.error_count() > 1 else ''}"]
     for mistake in error.errors():
         *path, last = mistake["loc"] or ("(root)",)
-        what = mistake["msg"].removeprefix("Value error, ")
+        message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
-            what = f"unknown field.{near(str(last), _fields(cls, data, path))}"
+            message = f"unknown field.{did_you_mean(str(last), _fields(cls, data, path))}"
         elif mistake["type"] not in {"value_error", "missing"}:
-            what += f", got {mistake['input']!r}"
-        lines.append(f"  {'.'.join(map(str, [*path, last]))}: {what}")
+            message += f", got {mistake['input']!r}"
+        lines.append(f"  {'.'.join(map(str, [*path, last]))}: {message}")
     return "\n".join(lines)
 
 
 def _fields(owner: Any, node: Any, path: list[Any]) -> list[str]:
-    """The field names of the spec that `path` leads to."""
+    """Return the field names of the spec at `path`."""
     owner = _member([owner], node)
     for step in path:
         if step == _tag(node) and step not in getattr(owner, "model_fields", {}):
-            continue  # the branch of a union, which pydantic names in the path
+            continue  # the member of a union, which pydantic includes in the path
         try:
             node = node[step]
         except (KeyError, IndexError, TypeError):
@@ -131,10 +136,10 @@ def _fields(owner: Any, node: Any, path: list[Any]) -> list[str]:
 
 
 def _member(owners: list[Any], node: Any) -> Any:
-    """Which of the specs that may stand somewhere describes `node`: the one with its `type`, or the first."""
+    """Return the spec class that describes `node`: the one with its `type`, else the first."""
     tagged = [owner for owner in owners if _tag(node) and _default_type(owner) == _tag(node)]
     owner: Any = next(iter([*tagged, *owners]), None)
-    return owner.find(_tag(node)) if "family" in getattr(owner, "__dict__", {}) and _tag(node) else owner
+    return owner.lookup(_tag(node)) if "family" in getattr(owner, "__dict__", {}) and _tag(node) else owner
 
 
 def _tag(node: Any) -> str | None:
@@ -148,7 +153,7 @@ def _default_type(owner: Any) -> Any:
 
 
 def _specs_in(annotation: Any) -> list[Any]:
-    """The Spec classes inside an annotation such as `dict[str, X]` or `X | Y | None`."""
+    """Return the Spec classes in an annotation such as `dict[str, X]` or `X | Y | None`."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return [annotation]
     return [spec for argument in get_args(annotation) for spec in _specs_in(argument)]

@@ -1,4 +1,4 @@
-"""What flows between parts; `Audio` lives in `cadenza.dsp.audio` because it can be saved.
+"""Data passed between parts. `Audio` is in `cadenza.dsp.audio`, as it can be saved.
 
 Letters in shapes: b batch, c channels, t samples, f frames, k codebooks, d width, n tokens.
 """
@@ -13,22 +13,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What a codec's output looks like: all that a generator may know of a codec."""
+class FrameFormat:
+    """Format of a codec's frames; generators depend on nothing else of a codec."""
 
     kind: Literal["codes", "latents"]
-    frame_rate: float  # frames per second
-    rows: int  # codebooks, or latent channels
-    cardinality: int = 0  # entries of a codebook; codes only
+    frame_rate: float  # frames a second
+    channels: int  # codebooks of codes, channels of latents
+    cardinality: int = 0  # entries of a codebook; 0 for latents
 
 
 @dataclass(frozen=True)
 class Codes:
     """Discrete frames of a batch of clips.
 
-    `lengths` are true frames (all of them when not given), `samples` the audio samples per clip that they
-    stand for (frames times hop when not given), `scale` a loudness factor per clip or chunk where the codec has one.
-    `ended` is True where the last true frame is the last of the piece, not of a crop; not known when not given.
+    `lengths`: true frames of each clip, by default all. `samples`: audio samples of each clip, None for lengths * hop length.
+    `scale`: loudness factor per clip or chunk, for codecs that have one. `ended`: True where a clip ends with the whole
+    piece rather than with a crop, None if unknown.
     """
 
     ids: Int[Tensor, "b k f"]
@@ -44,7 +44,7 @@ class Codes:
         return len(self.ids)
 
     def __iter__(self) -> Iterator["Codes"]:
-        """Each clip as a batch of one, without its padding."""
+        """Yield each clip as a batch of one without its padding."""
         for i, length in enumerate(self.lengths.tolist()):
             scale = None if self.scale is None else self.scale[i : i + 1]
             samples = None if self.samples is None else self.samples[i : i + 1]
@@ -52,28 +52,28 @@ class Codes:
             yield Codes(self.ids[i : i + 1, :, :length], self.lengths[i : i + 1], samples, scale, ended)
 
     @property
-    def content(self) -> Int[Tensor, "b k f"]:
-        """What every kind of frames has: `ids` here, `z` in Latents."""
+    def data(self) -> Int[Tensor, "b k f"]:
+        """Tensor of the frames: `ids` of Codes, `z` of Latents."""
         return self.ids
 
-    def like(self, content: Int[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> "Codes":
-        """Other frames of this kind."""
-        return Codes(content, lengths)  # type: ignore[arg-type]  # filled in
+    def with_data(self, data: Int[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> "Codes":
+        """Return frames of this class with other data."""
+        return Codes(data, lengths)  # type: ignore[arg-type]  # filled in
 
     def to(self, device: torch.device | str) -> Self:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
 
     @classmethod
-    def join(cls, chunks: Sequence["Codes"]) -> "Codes":
-        """Successive chunks of the same clips as one; only the chunk in which a clip ends may be shorter."""
+    def cat(cls, chunks: Sequence["Codes"]) -> "Codes":
+        """Concatenate successive chunks of the same clips along frames; only a clip's last chunk may be padded."""
         ids = torch.cat([chunk.ids for chunk in chunks], -1)
         return cls(ids, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)), scale=chunks[0].scale)
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Continuous frames of a batch of clips; `lengths` and `samples` as in `Codes`."""
+    """Continuous frames of a batch of clips; `lengths` and `samples` as for `Codes`."""
 
     z: Float[Tensor, "b d f"]
     lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # filled in below
@@ -86,65 +86,64 @@ class Latents:
         return len(self.z)
 
     def __iter__(self) -> Iterator["Latents"]:
-        """Each clip as a batch of one, without its padding."""
+        """Yield each clip as a batch of one without its padding."""
         for i, length in enumerate(self.lengths.tolist()):
             samples = None if self.samples is None else self.samples[i : i + 1]
             yield Latents(self.z[i : i + 1, :, :length], self.lengths[i : i + 1], samples)
 
     @property
-    def content(self) -> Float[Tensor, "b d f"]:
-        """What every kind of frames has: `z` here, `ids` in Codes."""
+    def data(self) -> Float[Tensor, "b d f"]:
+        """Tensor of the frames: `ids` of Codes, `z` of Latents."""
         return self.z
 
-    def like(self, content: Float[Tensor, "b d f"], lengths: Int[Tensor, " b"] | None = None) -> "Latents":
-        """Other frames of this kind."""
-        return Latents(content, lengths)  # type: ignore[arg-type]  # filled in
+    def with_data(self, data: Float[Tensor, "b d f"], lengths: Int[Tensor, " b"] | None = None) -> "Latents":
+        """Return frames of this class with other data."""
+        return Latents(data, lengths)  # type: ignore[arg-type]  # filled in
 
     def to(self, device: torch.device | str) -> Self:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
 
     @classmethod
-    def join(cls, chunks: Sequence["Latents"]) -> "Latents":
-        """Successive chunks of the same clips as one; only the chunk in which a clip ends may be shorter."""
+    def cat(cls, chunks: Sequence["Latents"]) -> "Latents":
+        """Concatenate successive chunks of the same clips along frames; only a clip's last chunk may be padded."""
         z = torch.cat([chunk.z for chunk in chunks], -1)
         return cls(z, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)))
 
 
 @dataclass(frozen=True)
-class Known:
-    """Frames already decided (True in `mask`): continuation, inpainting and windows are one thing."""
+class KnownFrames:
+    """Frames that are given, where `mask` is True: continuation, inpainting and windows."""
 
-    value: Codes | Latents
+    frames: Codes | Latents
     mask: Bool[Tensor, "b f"]
 
 
 Slot = Literal["cross", "prepend", "add", "concat", "global"]
-Gives = Literal["vector", "tokens", "frames"]  # one vector a clip, a set of tokens, or one vector a frame
+ConditionKind = Literal["vector", "tokens", "frames"]  # one vector a clip, a set of tokens, or one vector a frame
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One conditioner's answer for a batch.
+    """Output of one conditioner for a batch of items.
 
-    `mask` is True where `x` is real. `present` is False for items that carry no value. `null` is what stands
-    in for a value that is absent or dropped: learned positions, or None for no valid position at all. Where values
-    change with time, the n positions are those of s values one after another and `spans` says when each holds: its
-    start and end in seconds from the start of the clip, and the seconds of the cross-fade at either.
+    `mask` is True at real embeddings, `present` False for items without a value. `null_embedding` replaces an absent or
+    dropped value; None means no valid position. For values that change over time, the n positions are those of s values
+    one after another, and `spans` holds (start, end, fade in, fade out) of each in seconds from the start of the clip.
     """
 
-    x: Float[Tensor, "b n d"]
+    embeddings: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
     present: Bool[Tensor, " b"]
-    null: Float[Tensor, "m d"] | None = None
+    null_embedding: Float[Tensor, "m d"] | None = None
     spans: Float[Tensor, "b s 4"] | None = None
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Vectors with the mask of those that are real; a row without any contributes exactly nothing.
+class MaskedSequence:
+    """Vectors and a mask of the real ones; a row without any contributes exactly zero.
 
-    `bias` is added to the logits of attention at each frame: the logarithm of a token's weight there, -inf for none.
+    `bias` is added to the attention logits at each frame: the logarithm of the token's weight, -inf for weight 0.
     """
 
     x: Float[Tensor, "b n d"]
@@ -153,8 +152,8 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Vectors that a generator spreads over the steps of its own sequence; `lengths` of them are real."""
+class InterpolatedCondition:
+    """Vectors that a generator interpolates over its own steps; `lengths` of them are real."""
 
     x: Float[Tensor, "b n d"]
     lengths: Int[Tensor, " b"]
@@ -162,24 +161,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Fused:
-    """All that a generator ever sees of conditioning."""
+class FusedConditions:
+    """Conditioning inputs of a generator, one field for each slot."""
 
-    cross: Tokens | None = None  # attended to by every block
-    prepend: Tokens | None = None  # put before the sequence
+    cross: MaskedSequence | None = None  # attended to by every block
+    prepend: MaskedSequence | None = None  # prepended to the sequence
     add: Float[Tensor, "b f d"] | None = None  # added to every frame
-    concat: Float[Tensor, "b f e"] | None = None  # beside every frame
-    glob: Float[Tensor, "b g"] | None = None  # slot `global`: modulates every block
-    steps: tuple[Curve, ...] | None = None  # slot `add` where it is aligned to steps
+    concat: Float[Tensor, "b f e"] | None = None  # concatenated to every frame
+    global_vector: Float[Tensor, "b g"] | None = None  # slot `global`: modulates every block
+    interpolated: tuple[InterpolatedCondition, ...] | None = None  # slot `add` with `align: steps`
 
 
 @dataclass(frozen=True)
-class Branch:
-    """One term of guidance; the weights of a request's branches sum to 1, and so do those where guidance does not hold."""
+class GuidanceBranch:
+    """One term of guidance; weights of a request's branches sum to 1, as do their unguided weights."""
 
     weight: float
-    fused: Fused
-    plain: float = 0.0  # its weight where guidance does not hold
+    fused: FusedConditions
+    unguided_weight: float = 0.0  # weight at frames outside the guidance interval
 
 
 def _fill_lengths(owner: Codes | Latents, x: Tensor) -> None:

@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import soundfile
 
+from cadenza.core.atomic import atomic_write, remove_stale_temp_files
 from cadenza.core.errors import DataError
-from cadenza.core.files import replacing, sweep
 
 from .captions import ground_truth, make_captions
 from .compose import compose_piece, plan_piece
@@ -88,7 +88,7 @@ def build_corpus(
                 progress(min(number * BATCH, len(durations)), len(durations))
         clips = _write_manifest(out, corpus, durations)
         for folder in [out, *(path for path in out.iterdir() if path.is_dir())]:
-            sweep(folder)  # drafts of a build that was killed
+            remove_stale_temp_files(folder)  # of a build that was killed
     except OSError as error:
         raise DataError(
             f"{out}: cannot be written: {error}; check free space and permissions, or choose another folder"
@@ -158,14 +158,14 @@ def _render_batch(out: Path, corpus: Corpus, indices: range) -> int:
         piece, audio = clips[index - indices.start]
         path = out / _audio_name(index)
         path.parent.mkdir(exist_ok=True)
-        with replacing(path, DataError) as file:
+        with atomic_write(path, DataError) as file:
             soundfile.write(file, audio, corpus.sample_rate, format="FLAC", subtype="PCM_16")
         _write_record(out, corpus, index, piece)
     return len(missing)
 
 
 def _write_record(out: Path, corpus: Corpus, index: int, piece: Piece) -> None:
-    with replacing((out / _audio_name(index)).with_suffix(".json"), DataError) as file:
+    with atomic_write((out / _audio_name(index)).with_suffix(".json"), DataError) as file:
         file.write(_json_line(clip_record(corpus, index, piece)))
 
 
@@ -184,7 +184,7 @@ def _write_manifest(out: Path, corpus: Corpus, durations: Sequence[float]) -> in
         for index, seconds in enumerate(durations)
         if _is_complete(out, index)
     ]
-    with replacing(out / "manifest.jsonl", DataError) as file:
+    with atomic_write(out / "manifest.jsonl", DataError) as file:
         file.writelines(lines)
     return len(lines)
 
@@ -205,7 +205,7 @@ def _write_header(out: Path, corpus: Corpus, hours: float) -> None:
                     f"{path}: has {name} {previous.get(name)!r}, not {value!r}: choose another folder or the same {name}"
                 )
         hours = max(hours, float(previous.get("hours", 0.0)))
-    with replacing(path, DataError) as file:
+    with atomic_write(path, DataError) as file:
         file.write((json.dumps({**header, "hours": hours}, indent=2) + "\n").encode())
 
 

@@ -15,7 +15,7 @@ Broken = Literal["raise", "skip"]  # what to do about a file that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SampleIndex:
     """One reading of one place of a data set; the same draw gives the same item in any process."""
 
     index: int
@@ -23,7 +23,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Segment:
+class SegmentInfo:
     """What is drawn of a clip, for a function that makes an item of its metadata; all times are in seconds."""
 
     id: str
@@ -39,16 +39,16 @@ class Segment:
         return self.read()
 
 
-ToItem = Callable[[dict[str, Any], Segment], Item | None]  # metadata to item; None rejects the segment
+ToItem = Callable[[dict[str, Any], SegmentInfo], Item | None]  # metadata to item; None rejects the segment
 
 
 @dataclass(frozen=True)
-class Chain:
+class Compose:
     """Functions to items one after another; what one rejects, the next does not see."""
 
     functions: tuple[ToItem, ...]
 
-    def __call__(self, metadata: dict[str, Any], segment: Segment) -> Item | None:
+    def __call__(self, metadata: dict[str, Any], segment: SegmentInfo) -> Item | None:
         item: Item | None = metadata
         for function in self.functions:
             item = function(dict(item), segment)
@@ -61,34 +61,34 @@ class Chain:
         return item
 
 
-def chain(*functions: ToItem | None) -> ToItem | None:
+def compose(*functions: ToItem | None) -> ToItem | None:
     """The functions as one, leaving out those that are None."""
     given = tuple(function for function in functions if function is not None)
-    return Chain(given) if given else None
+    return Compose(given) if given else None
 
 
-def draw_rng(seed: int, draw: Draw) -> random.Random:
+def sample_rng(seed: int, draw: SampleIndex) -> random.Random:
     """The chance of one draw, which depends on nothing else."""
     return random.Random(f"{seed}/{draw.epoch}/{draw.index}")
 
 
-def chosen(metadata: Item, rng: random.Random | None) -> dict[str, Any]:
+def pick_alternatives(metadata: Item, rng: random.Random | None) -> dict[str, Any]:
     """The same metadata with one string of each list of strings: by chance, or the first without `rng`."""
     return {key: _one(value, rng) if _alternatives(value) else value for key, value in metadata.items()}
 
 
-def kept(metadata: Item, ids: Collection[str] | None) -> dict[str, Any]:
+def select_keys(metadata: Item, ids: Collection[str] | None) -> dict[str, Any]:
     """The metadata under `ids`, or all of it."""
     return dict(metadata) if ids is None else {key: value for key, value in metadata.items() if key in ids}
 
 
-def held_out(ids: Iterable[str], count: int) -> set[str]:
+def select_holdout(ids: Iterable[str], count: int) -> set[str]:
     """`count` of the ids, the same ones however the data grows around them: those of the smallest hashes."""
     return set(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
 
 
 @dataclass
-class Report:
+class ReadReport:
     """How many items were read, and which could not be and why."""
 
     read: int = 0
@@ -101,7 +101,7 @@ class Report:
         more = f"\n  and {len(self.broken) - 20} more" if len(self.broken) > 20 else ""
         return f"{self.read} items, {len(self.broken)} broken:{named}{more}"
 
-    def note(self, name: str, reason: str, broken: Broken = "skip") -> None:
+    def add_broken(self, name: str, reason: str, broken: Broken = "skip") -> None:
         """Counts a broken item, or raises where that was asked for."""
         if broken == "raise":
             raise DataError(f"item '{name}' cannot be read: {reason}; mend or remove it, or load with broken='skip'")

@@ -1,25 +1,89 @@
-"""Loader: batches of items with what conditioners prepared of them, read ahead by worker processes."""
+"""Sampler: an endless sequence of batches in which batch number n is always the same."""
 
+import hashlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from cadenza.conditioners.base import Prepared
+from cadenza.conditioners.base import PreparedInputs
 from cadenza.core.errors import CadenzaError, DataError
 from cadenza.core.types import Codes, Latents
-from cadenza.data.clips import Drawn
-from cadenza.data.items import Broken, Draw, Item, Report
-from cadenza.data.sampler import Batches
+from cadenza.data.audio_dataset import ItemDataset
+from cadenza.data.items import Broken, Item, ReadReport, SampleIndex
 from cadenza.dsp.audio import Audio
 
-Prepare = Callable[[Sequence[Item]], Mapping[str, Prepared]]
+
+class BatchSampler(Sampler[list[SampleIndex]]):
+    """Batches of draws: shuffled epochs end to end, so that batches are full and span their borders.
+
+    `world` processes with batches of `batch` see together what one sees with `world * batch`. The whole state is
+    `position`, the number of the next batch.
+    """
+
+    def __init__(self, size: int, batch: int, *, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
+        if size < 1 or batch < 1:
+            raise DataError(f"cannot draw batches of {batch} from {size} items; both must be at least 1")
+        if not 0 <= rank < world:
+            raise DataError(f"there is no process {rank} among {world}")
+        self.size, self.batch, self.seed, self.shuffle = size, batch, seed, shuffle
+        self.rank, self.world, self.position = rank, world, 0
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    @property
+    def epoch(self) -> int:
+        """Times that every item has been drawn before the next batch."""
+        return self.position * self.batch * self.world // self.size
+
+    def batch_at(self, position: int) -> list[SampleIndex]:
+        """This process's part of batch number `position`."""
+        first = (position * self.world + self.rank) * self.batch
+        return [self._draw(place) for place in range(first, first + self.batch)]
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        while True:
+            self.position += 1
+            yield self.batch_at(self.position - 1)
+
+    def from_position(self, position: int) -> "BatchSampler":
+        """The same sequence from batch number `position` on."""
+        again = BatchSampler(self.size, self.batch, seed=self.seed, rank=self.rank, world=self.world, shuffle=self.shuffle)
+        again.position = position
+        return again
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "epoch": self.epoch, "size": self.size, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, now in {"size": self.size, "seed": self.seed}.items():
+            if state[name] != now:
+                raise DataError(f"the data's {name} is {now} and was {state[name]} when the state was saved; use the same data")
+        self.position = state["position"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def _draw(self, place: int) -> SampleIndex:
+        epoch, inside = divmod(place, self.size)
+        return SampleIndex(self._order(epoch)[inside] if self.shuffle else inside, epoch)
+
+    def _permutation(self, epoch: int) -> list[int]:
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()[:8], "little", signed=True)
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+Prepare = Callable[[Sequence[Item]], Mapping[str, PreparedInputs]]
 _SIGNALS = ("audio", "codes", "latents")
 _NAMES = (*_SIGNALS, "prepared", "metadata", "ids", "seconds", "broken")
 
@@ -35,7 +99,7 @@ class Batch(Mapping[str, Any]):
     audio: Audio | None = None
     codes: Codes | None = None
     latents: Latents | None = None
-    prepared: dict[str, Prepared] = field(default_factory=dict)
+    prepared: dict[str, PreparedInputs] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # items that should be here and could not be read
     frame_rate: float | None = None  # of codes and latents, where known
 
@@ -89,39 +153,39 @@ def collate(items: Sequence[Item], prepare: Prepare | None = None, *, frame_rate
     return Batch(metadata, prepared=prepared, frame_rate=frame_rate, **signals)
 
 
-class Loader:
+class BatchLoader:
     """Batches from a data set in the order of a sampler; the number of workers changes nothing but the speed.
 
     `report` counts what was read and names what was broken.
     """
 
     def __init__(
-        self, dataset: Drawn, sampler: Batches, *, workers: int = 0, prepare: Prepare | None = None,
+        self, dataset: ItemDataset, sampler: BatchSampler, *, workers: int = 0, prepare: Prepare | None = None,
         broken: Broken = "raise", pin: bool | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.sampler, self.workers, self.prepare = dataset, sampler, workers, prepare
         self.broken: Broken = broken
         self.pin = torch.cuda.is_available() if pin is None else pin
-        self.report = Report()
+        self.report = ReadReport()
         self.position = 0  # of the next batch that will be given; the workers are ahead of it
 
-    def start(self, position: int) -> Iterator[Batch]:
+    def iter_from(self, position: int) -> Iterator[Batch]:
         """An endless iterator over this process's batches from number `position` on."""
         self.position = position
         reading = DataLoader(
             _Reading(self.dataset),  # type: ignore[arg-type]
-            batch_sampler=self.sampler.start(position),
+            batch_sampler=self.sampler.from_position(position),
             num_workers=self.workers,
             collate_fn=_Collating(self.prepare, _frame_rate(self.dataset)),
             pin_memory=self.pin,
-            worker_init_fn=deaf if self.workers else None,
+            worker_init_fn=ignore_stop_signals if self.workers else None,
             prefetch_factor=4 if self.workers else None,
         )
         for batch in reading:
             if isinstance(batch, _Fault):
                 raise DataError(f"the items {', '.join(batch.ids)} cannot be prepared: {batch.reason}")
             for name, reason in batch.broken.items():
-                self.report.note(name, reason, self.broken)
+                self.report.add_broken(name, reason, self.broken)
             if not batch.metadata:
                 raise DataError(f"batch {self.position} holds no readable item. {self.report}")
             self.report.read += len(batch.metadata)
@@ -129,23 +193,23 @@ class Loader:
             yield batch
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.start(self.position)
+        return self.iter_from(self.position)
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on: after the batches that were given, not those read ahead."""
-        return self.sampler.start(self.position).state_dict()
+        return self.sampler.from_position(self.position).state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        checked = self.sampler.start(0)
+        checked = self.sampler.from_position(0)
         checked.load_state_dict(state)
         self.position = checked.position
 
 
-def fixed(dataset: Drawn, batch: int, *, count: int | None = None, prepare: Prepare | None = None) -> list[Batch]:
+def fixed_batches(dataset: ItemDataset, batch: int, *, count: int | None = None, prepare: Prepare | None = None) -> list[Batch]:
     """The same batches each time: `count` items spread evenly over the data set, in order."""
     count = len(dataset) if count is None else min(count, len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]
-    items = [dataset[Draw(index)] for index in chosen]
+    items = [dataset[SampleIndex(index)] for index in chosen]
     rate = _frame_rate(dataset)
     return [collate(items[i : i + batch], prepare, frame_rate=rate) for i in range(0, count, batch)]
 
@@ -161,17 +225,17 @@ class _Fault:
 class _Reading:
     """A data set whose readable errors come back as values: an exception would lose its form between processes."""
 
-    def __init__(self, dataset: Drawn) -> None:
+    def __init__(self, dataset: ItemDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> Any:
+    def __getitem__(self, draw: SampleIndex) -> Any:
         try:
             return self.dataset[draw]
         except CadenzaError as error:
-            return _Fault([self.dataset.name(draw.index)], str(error))
+            return _Fault([self.dataset.item_id(draw.index)], str(error))
 
 
 class _Collating:
@@ -187,11 +251,11 @@ class _Collating:
         return replace(batch, broken={item.ids[0]: item.reason for item in read if isinstance(item, _Fault)})
 
 
-def _frame_rate(dataset: Drawn) -> float | None:
+def _frame_rate(dataset: ItemDataset) -> float | None:
     return getattr(dataset, "frame_rate", None)
 
 
-def deaf(worker: int) -> None:
+def ignore_stop_signals(worker: int) -> None:
     """For a worker: Ctrl-C and SIGTERM are for the main process, which then ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -9,37 +9,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from cadenza.core.atomic import atomic_write
 from cadenza.core.errors import AudioError, DataError
-from cadenza.core.files import replacing
-from cadenza.data.items import Report, ToItem, chain, held_out
-from cadenza.dsp import files
-from cadenza.dsp.sections import Section
+from cadenza.data.items import ReadReport, ToItem, compose, select_holdout
+from cadenza.dsp import audio_io
+from cadenza.dsp.byte_range import ByteRange
 
 FILE = "manifest.jsonl"
 _OWN = ("id", "audio", "seconds", "sample_rate", "channels")
 
 
 @dataclass(frozen=True)
-class Clip:
+class ManifestClip:
     """One line of a manifest; what it does not say of the audio is None and read from the file's header."""
 
     id: str
-    audio: Path | Section
+    audio: Path | ByteRange
     seconds: float | None
     sample_rate: int | None
     channels: int | None
     inline: dict[str, Any]
     weight: float = 1.0  # how often it is drawn, beside others of its length; 0 is never
 
-    def info(self) -> files.Info:
+    def info(self) -> audio_io.AudioFileInfo:
         """Rate, channels and length, from the manifest where it says them."""
         if self.seconds is None or self.sample_rate is None or self.channels is None:
-            return files.info(self.audio)
-        return files.Info(self.sample_rate, self.channels, round(self.seconds * self.sample_rate))
+            return audio_io.probe(self.audio)
+        return audio_io.AudioFileInfo(self.sample_rate, self.channels, round(self.seconds * self.sample_rate))
 
     def metadata(self) -> dict[str, Any]:
         """What is known of the clip: its sidecars, then what the manifest says, which counts more."""
-        return {**(sidecars(self.audio) if isinstance(self.audio, Path) else {}), **self.inline}
+        return {**(read_sidecars(self.audio) if isinstance(self.audio, Path) else {}), **self.inline}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Manifest:
     """Clips in a fixed order, each id once, and what makes items of their metadata where there is such a function."""
 
     folder: Path  # that the paths in the file start from
-    clips: Sequence[Clip]
+    clips: Sequence[ManifestClip]
     to_item: ToItem | None = None
     random_crop: bool = True  # otherwise only the beginning of each clip is used
 
@@ -65,32 +65,32 @@ class Manifest:
         clips = [_clip(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
         if not clips:
             raise DataError(f'{path}: lists no clip; a line is like {{"audio": "a.wav", "prompt": "slow piano"}}')
-        unique(clips, str(path))
+        check_unique_ids(clips, str(path))
         return cls(path.parent, clips)
 
-    def then(self, to_item: ToItem) -> Self:
+    def with_transform(self, to_item: ToItem) -> Self:
         """The same clips, with `to_item` made of what is an item so far."""
-        return replace(self, to_item=chain(self.to_item, to_item))
+        return replace(self, to_item=compose(self.to_item, to_item))
 
     def write(self, path: str | Path) -> None:
         """The manifest as a file, whole or not at all, with paths relative to its folder."""
         path = Path(path)
         lines = []
         for clip in self.clips:
-            if isinstance(clip.audio, Section):
+            if isinstance(clip.audio, ByteRange):
                 raise DataError(f"{clip.audio}: is inside another file, which a manifest cannot say; name the shards instead")
             audio = Path(os.path.relpath(clip.audio.absolute(), path.absolute().parent)).as_posix()
             own = {"id": clip.id, "audio": audio, "seconds": clip.seconds, "sample_rate": clip.sample_rate}
             line = {**own, "channels": clip.channels, **clip.inline}
             lines.append(json.dumps({key: value for key, value in line.items() if value is not None}, ensure_ascii=False))
-        with replacing(path, DataError) as file:
+        with atomic_write(path, DataError) as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
 
     def split(self, count: int) -> tuple["Manifest", "Manifest"]:
         """The manifest without, and with only, `count` clips held out by the hash of their ids."""
         if not 0 <= count < len(self):
             raise DataError(f"cannot hold out {count} of {len(self)} clips; leave at least one to train on")
-        out = held_out((clip.id for clip in self.clips), count)
+        out = select_holdout((clip.id for clip in self.clips), count)
         parts = ([clip for clip in self.clips if (clip.id in out) == held] for held in (False, True))
         rest, held = (replace(self, clips=part) for part in parts)
         return rest, held
@@ -100,29 +100,29 @@ class Manifest:
         return hashlib.sha256(json.dumps([clip.id for clip in self.clips]).encode()).hexdigest()
 
 
-def build(folder: str | Path) -> tuple[Manifest, Report]:
+def scan_folder(folder: str | Path) -> tuple[Manifest, ReadReport]:
     """A manifest of all audio under a folder, in order of path, and a report that names what is broken."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; give one with audio in it")
-    clips, report = [], Report()
-    for path in audio_under(folder):
+    clips, report = [], ReadReport()
+    for path in list_audio_files(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
-            header = files.info(path)
-            sidecars(path)
+            header = audio_io.probe(path)
+            read_sidecars(path)
         except (AudioError, DataError) as error:
-            report.note(path.relative_to(folder).as_posix(), str(error))
+            report.add_broken(path.relative_to(folder).as_posix(), str(error))
             continue
-        clips.append(Clip(name, path, header.seconds, header.sample_rate, header.channels, {}))
-    unique(clips, str(folder))
+        clips.append(ManifestClip(name, path, header.seconds, header.sample_rate, header.channels, {}))
+    check_unique_ids(clips, str(folder))
     report.read = len(clips)
     if not clips:
-        raise DataError(f"{folder}: no usable audio ({', '.join(files.SUFFIXES)}) in it: {report}")
+        raise DataError(f"{folder}: no usable audio ({', '.join(audio_io.SUFFIXES)}) in it: {report}")
     return Manifest(folder, clips), report
 
 
-def sidecars(audio: Path) -> dict[str, Any]:
+def read_sidecars(audio: Path) -> dict[str, Any]:
     """The metadata beside an audio file: the mapping in its `.json`, and its `.txt` as `prompt`."""
     found: dict[str, Any] = {}
     try:
@@ -148,23 +148,23 @@ def _mapping(data: Any, source: Path) -> dict[str, Any]:
     return data
 
 
-def audio_under(folder: Path) -> list[Path]:
+def list_audio_files(folder: Path) -> list[Path]:
     """All audio in a folder and its subfolders, hidden ones left out, in order of path."""
     found = []
     for place, inner, names in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        found += [Path(place, n) for n in names if Path(n).suffix.lower() in files.SUFFIXES and not n.startswith(".")]
+        found += [Path(place, n) for n in names if Path(n).suffix.lower() in audio_io.SUFFIXES and not n.startswith(".")]
     return sorted(found)
 
 
-def _clip(path: Path, number: int, line: str) -> Clip:
+def _clip(path: Path, number: int, line: str) -> ManifestClip:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("audio"), str):
         foreign = isinstance(data, dict) and "path" in data
-        hint = "; read AudioCraft's manifests with cadenza.data.audiocraft" if foreign else ""
+        hint = "; read AudioCraft's manifests with cadenza.data.audiocraft_manifest" if foreign else ""
         raise DataError(f'{path}:{number}: a line must be a mapping with the path of its "audio"{hint}')
     for key, kinds in {"seconds": (int, float), "sample_rate": (int,), "channels": (int,)}.items():
         if data.get(key) is not None and (not isinstance(data[key], kinds) or not 0 < data[key] < math.inf):
@@ -172,12 +172,12 @@ def _clip(path: Path, number: int, line: str) -> Clip:
     name = str(data.get("id", Path(data["audio"]).with_suffix("").as_posix()))
     inline = {key: value for key, value in data.items() if key not in _OWN}
     facts: dict[str, Any] = {key: data.get(key) for key in ("seconds", "sample_rate", "channels")}
-    return Clip(id=name, audio=path.parent / data["audio"], inline=inline, **facts)
+    return ManifestClip(id=name, audio=path.parent / data["audio"], inline=inline, **facts)
 
 
-def unique(clips: Iterable[Clip], source: str | Path) -> None:
+def check_unique_ids(clips: Iterable[ManifestClip], source: str | Path) -> None:
     """DataError that names both clips unless each id is there once."""
-    seen: dict[str, Path | Section] = {}
+    seen: dict[str, Path | ByteRange] = {}
     for clip in clips:
         if clip.id in seen:
             raise DataError(f"{source}: two clips have the id '{clip.id}': {seen[clip.id]} and {clip.audio}; rename one")

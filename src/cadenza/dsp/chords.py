@@ -1,4 +1,4 @@
-"""Chords: their names as pitch classes, as a musician writes them (F#m7/C#) and in Harte's syntax (F#:min7/5)."""
+"""Chord names to pitch classes, in common notation (F#m7/C#) and in Harte's syntax (F#:min7/5)."""
 
 import difflib
 import re
@@ -48,52 +48,57 @@ _QUALITIES = {name: tones for tones, names in _TONES.items() for name in names}
 
 @dataclass(frozen=True)
 class Chord:
-    """Pitch classes from 0 for C to 11 for B; no tones where no chord sounds."""
+    """Root, bass and all pitch classes, 0 for C to 11 for B; empty for no chord."""
 
     root: int | None
     bass: int | None
-    tones: frozenset[int]
+    pitch_classes: frozenset[int]
 
 
 NO_CHORD = Chord(None, None, frozenset())
 
 
-def chord(name: str) -> Chord:
-    """The chord of a name such as `Am`, `Bbmaj7`, `G7/B` or `A:min7/b3`, or `N` for none; RequestError names what is none."""
+def parse_chord(name: str) -> Chord:
+    """Parse a chord name such as `Am`, `Bbmaj7`, `G7/B` or `A:min7/b3`, or `N` for no chord.
+
+    Raise RequestError, with the closest quality, for any other text.
+    """
     text = name.strip()
     if text.lower() in _NONE:
         return NO_CHORD
-    found = re.fullmatch(_NOTE + ":?(.*)", text.replace("6/9", "69"))
-    if found is None:
+    match = re.fullmatch(_NOTE + ":?(.*)", text.replace("6/9", "69"))
+    if match is None:
         hint = "; the German H is B here" if text[:1] in {"H", "h"} else ""
-        raise RequestError(f"'{name}' is no chord{hint}; write a root and a quality, such as C, F#m7, Bbmaj7/D, or N for none")
-    quality, _, bass = found[3].partition("/")
+        raise RequestError(
+            f"'{name}' is not a chord{hint}; write a root and a quality, such as C, F#m7, Bbmaj7/D, or N for none"
+        )
+    quality, _, bass = match[3].partition("/")
     tones = _QUALITIES.get(quality.replace("♯", "#").replace("♭", "b"))
     if tones is None:
         close = difflib.get_close_matches(quality, _QUALITIES, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "there are m, 7, maj7, m7, dim, aug, sus4, 6, 9, m7b5 and more"
-        raise RequestError(f"'{name}': there is no chord quality '{quality}'; {hint}")
-    root = pitch_class(found[1] + found[2])
-    low = root if not bass else _bass(name, bass, root)
-    return Chord(root, low, frozenset((root + tone) % 12 for tone in tones) | {low})
+        hint = f"did you mean '{close[0]}'?" if close else "available: m, 7, maj7, m7, dim, aug, sus4, 6, 9, m7b5 and more"
+        raise RequestError(f"'{name}': '{quality}' is not a chord quality; {hint}")
+    root = parse_pitch_class(match[1] + match[2])
+    bass_class = root if not bass else _bass(name, bass, root)
+    return Chord(root, bass_class, frozenset((root + tone) % 12 for tone in tones) | {bass_class})
 
 
-def pitch_class(name: str) -> int:
-    """0 for C to 11 for B, with any number of sharps and flats; RequestError for what is no note."""
-    found = re.fullmatch(_NOTE, name.strip())
-    if found is None:
+def parse_pitch_class(name: str) -> int:
+    """Return 0 for C to 11 for B, with any number of sharps and flats; raise RequestError for other names."""
+    match = re.fullmatch(_NOTE, name.strip())
+    if match is None:
         raise RequestError(f"'{name}' is not a note name such as C, F# or Bb")
-    return (_LETTERS[found[1].upper()] + _shift(found[2])) % 12
+    return (_LETTERS[match[1].upper()] + _shift(match[2])) % 12
 
 
 def _bass(name: str, text: str, root: int) -> int:
-    """A note, or a degree of the root's major scale."""
+    """Return the pitch class of a note, or of a degree of the root's major scale."""
     if re.fullmatch(_NOTE, text):
-        return pitch_class(text)
+        return parse_pitch_class(text)
     if degree := re.fullmatch(r"([#♯b♭]*)(\d+)", text):
         step = int(degree[2]) - 1
         return (root + _DEGREES[step % 7] + _shift(degree[1])) % 12
-    raise RequestError(f"'{name}': '{text}' is no bass; write a note such as E or Bb after the /")
+    raise RequestError(f"'{name}': '{text}' is not a bass note; write a note such as E or Bb after the /")
 
 
 def _shift(accidentals: str) -> int:

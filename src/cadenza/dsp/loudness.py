@@ -1,21 +1,24 @@
-"""Integrated loudness after ITU-R BS.1770-4, and setting it without going over a peak."""
+"""Integrated loudness (ITU-R BS.1770-4) and loudness normalization with a peak ceiling."""
 
 import math
+import warnings
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK, STEP = 0.4, 0.1  # seconds of a gating block, and from one to the next
-ABSOLUTE, RELATIVE = -70.0, -10.0  # the two gates: LUFS, and LU below what passes the first
-OFFSET = -0.691  # makes a full-scale 997 Hz sine in one channel read -3.01 LUFS
+from cadenza.dsp.audio import Audio
+
+BLOCK, STEP = 0.4, 0.1  # seconds: length of a gating block, hop between blocks
+ABSOLUTE, RELATIVE = -70.0, -10.0  # gates: LUFS, and LU relative to the loudness above the first gate
+OFFSET = -0.691  # dB; makes a full-scale 997 Hz sine in one channel read -3.01 LUFS
 _WEIGHTS = {4: (1, 1, 1.41, 1.41), 5: (1, 1, 1, 1.41, 1.41), 6: (1, 1, 1, 0, 1.41, 1.41)}  # quad, 5.0, 5.1 in wav order
-_CHUNK = 60.0  # seconds filtered at a time
-_RUN_IN = 1.0  # seconds after which the filters have forgotten their start: below 1e-100
+_CHUNK = 60.0  # seconds filtered at once
+_RUN_IN = 1.0  # seconds after which the impulse responses are below 1e-100
 
 
 def loudness(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
-    """Integrated loudness in LUFS, -inf for silence; a clip under 0.4 s counts as one block."""
+    """Return the integrated loudness in LUFS, -inf for silence; a clip below 0.4 s is one block."""
     powers = _blocks(wave, sample_rate)
     loud = powers[_lufs(powers) > ABSOLUTE]
     if not len(loud):
@@ -25,17 +28,18 @@ def loudness(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
 
 
 def normalize(wave: Float[Tensor, "c t"], sample_rate: int, lufs: float, *, ceiling: float = -1.0) -> Float[Tensor, "c t"]:
-    """The same sound at `lufs`, or as near below it as a sample peak of `ceiling` dBFS allows; silence stays silence."""
-    now, peak = loudness(wave, sample_rate), float(wave.abs().max()) if wave.numel() else 0.0
-    if not math.isfinite(now) or peak == 0:
+    """Scale a wave to `lufs`, or less if its sample peak would exceed `ceiling` dBFS; silence is unchanged."""
+    current, peak = loudness(wave, sample_rate), float(wave.abs().max()) if wave.numel() else 0.0
+    if not math.isfinite(current) or peak == 0:
         return wave
-    return wave * min(10 ** ((lufs - now) / 20), 10 ** (ceiling / 20) / peak)
+    return wave * min(10 ** ((lufs - current) / 20), 10 ** (ceiling / 20) / peak)
 
 
 def k_weighting(sample_rate: int) -> tuple[Float[Tensor, "2 3"], Float[Tensor, "2 3"]]:
-    """Numerators and denominators of the shelf and the high-pass of BS.1770-4 (annex 1, tables 1 and 2) at any rate.
+    """Return numerators and denominators of the K-weighting shelf and high-pass filters at a sample rate.
 
-    The analogue prototypes behind the tables' 48 kHz coefficients, by the bilinear transform (Brecht De Man, 2018).
+    BS.1770-4, annex 1, tables 1 and 2; the analog prototypes of their 48 kHz coefficients by the bilinear transform
+    (Brecht De Man, 2018).
     """
     gain, quality, k = 3.999843853973347, 0.7071752369554196, math.tan(math.pi * 1681.974450955533 / sample_rate)
     high = 10 ** (gain / 20)
@@ -54,15 +58,15 @@ def _lufs(power: Tensor) -> Tensor:
 
 
 def _blocks(wave: Tensor, sample_rate: int) -> Float[Tensor, " n"]:
-    """Weighted mean square of each gating block."""
+    """Return the weighted mean square of each gating block."""
     wave = wave.detach().to("cpu", torch.float64)
     weights = torch.tensor(_WEIGHTS.get(len(wave), (1,) * len(wave)), dtype=torch.float64)
     chunk, run_in, total = round(_CHUNK * sample_rate), round(_RUN_IN * sample_rate), wave.shape[-1]
     energy = [torch.zeros(1, dtype=torch.float64)]  # running sum of the weighted squares
     for begin in range(0, total, chunk):
         early = max(0, begin - run_in)
-        heard = _filter(wave[:, early : begin + chunk], sample_rate)[:, begin - early :]
-        energy.append((weights @ heard.square()).cumsum(0) + energy[-1][-1])
+        filtered = _filter(wave[:, early : begin + chunk], sample_rate)[:, begin - early :]
+        energy.append((weights @ filtered.square()).cumsum(0) + energy[-1][-1])
     summed = torch.cat(energy)
     size, count = round(BLOCK * sample_rate), max(1, int((total / sample_rate - BLOCK) / STEP + 1e-9) + 1)
     starts = (torch.arange(count) * STEP * sample_rate).round().long()
@@ -71,7 +75,19 @@ def _blocks(wave: Tensor, sample_rate: int) -> Float[Tensor, " n"]:
 
 
 def _filter(wave: Tensor, sample_rate: int) -> Tensor:
-    """The K-weighted wave; the filters' responses are applied in the frequency domain, with room for them to decay."""
+    """Apply K-weighting in the frequency domain, with zero padding for the filters' decay."""
     size = 1 << (wave.shape[-1] + round(_RUN_IN * sample_rate) - 1).bit_length()
     numerators, denominators = (torch.fft.rfft(x, size) for x in k_weighting(sample_rate))
     return torch.fft.irfft(torch.fft.rfft(wave, size) * (numerators / denominators).prod(0), size)[:, : wave.shape[-1]]
+
+
+def normalize_loudness(audio: Audio, lufs: float) -> Audio:
+    """Scale each clip to `lufs`, or as close as its peaks allow, with a warning; silence is unchanged."""
+    clips = []
+    for i, clip in enumerate(audio):
+        wave = normalize(clip.wave[0].float(), clip.sample_rate, lufs)
+        reached = loudness(wave, clip.sample_rate)
+        if -70 < reached < lufs - 0.1:
+            warnings.warn(f"clip {i + 1} stays at {reached:.1f} LUFS: {lufs:g} would clip its peaks", stacklevel=3)
+        clips.append(Audio(wave[None].to(audio.wave), clip.sample_rate))
+    return Audio.pad_and_stack(clips)

@@ -1,64 +1,108 @@
-"""Pitch: the fundamental of one voice, such as humming, at each frame."""
+"""Pitch of a single voice (YIN) and onset detection in frequency bands."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-WINDOW = 0.04  # seconds compared with themselves a period later
-_DIP = 0.15  # how unlike the periods of a voiced frame may be
-_QUIET = 0.02  # of the loudest frame: below this, nothing sounds
+from cadenza.dsp.spectral import stft
+
+_PITCH_WINDOW = 0.04  # seconds compared with themselves one period later
+_MAX_DIFFERENCE = 0.15  # of the periods of a voiced frame: the absolute threshold of YIN
+_MIN_LEVEL = 0.02  # of the loudest frame; quieter frames are unvoiced
+
+_ONSET_HOP, _ONSET_WINDOW = 0.01, 0.032  # seconds
+_NEIGHBORHOOD = 0.1  # seconds on each side that an onset must exceed
+_MIN_INTERVAL = 0.05  # seconds between two onsets of a band
+_COMPRESSION_FLOOR = 1e-2  # of the loudest bin; quieter bins count as 0
 
 
-def pitches(
+def estimate_pitch(
     wave: Float[Tensor, " t"], sample_rate: int, frame_rate: float, *, low: float = 65.0, high: float = 1000.0
 ) -> Float[Tensor, " f"]:
-    """MIDI pitch in the middle of each frame, NaN where no voice sounds.
+    """Estimate the MIDI pitch at the middle of each frame; NaN for unvoiced frames.
 
-    YIN (de Cheveigne and Kawahara 2002), equations 6 to 8 and its steps 4 and 5; `low` and `high` are in Hz.
+    YIN (de Cheveigné and Kawahara 2002), equations 6 to 8, steps 4 and 5. `low` and `high` bound the pitch in Hz.
     """
     frames = max(1, round(len(wave) / sample_rate * frame_rate))
-    size, longest = round(WINDOW * sample_rate), round(sample_rate / low)
+    size, longest = round(_PITCH_WINDOW * sample_rate), round(sample_rate / low)
     shortest = max(2, int(sample_rate / high))
-    reach = size + longest + 1
+    span = size + longest + 1
     middle = ((torch.arange(frames) + 0.5) * sample_rate / frame_rate).long()
-    padded = F.pad(wave.float(), (reach // 2, reach))
-    parts = padded[middle[:, None] + torch.arange(reach)]
+    padded = F.pad(wave.float(), (span // 2, span))
+    parts = padded[middle[:, None] + torch.arange(span)]
     energy = parts.square().cumsum(1)
     energy = torch.cat([torch.zeros(frames, 1), energy], 1)
     lags = torch.arange(longest + 1)
     power = energy[:, lags + size] - energy[:, lags]
-    n = 1 << (reach + size).bit_length()
+    n = 1 << (span + size).bit_length()
     spectrum = torch.fft.rfft(parts, n) * torch.fft.rfft(parts[:, :size], n).conj()
-    same = torch.fft.irfft(spectrum, n)[:, : longest + 1]
-    difference = (power[:, :1] + power - 2 * same).clamp(min=0)
+    autocorrelation = torch.fft.irfft(spectrum, n)[:, : longest + 1]
+    difference = (power[:, :1] + power - 2 * autocorrelation).clamp(min=0)
     mean = difference.cumsum(1)[:, 1:] / lags[1:]
-    unlike = torch.cat([torch.ones(frames, 1), difference[:, 1:] / mean.clamp(min=1e-12)], 1)
-    unlike[:, :shortest] = 1.0
-    inner = unlike[:, 1:-1]
-    dips = (inner <= unlike[:, :-2]) & (inner < unlike[:, 2:])
-    deep = dips & (inner < _DIP)
-    first = deep.float().argmax(1)  # the first deep dip, the least period
-    lag = first + 1
-    here = torch.arange(frames)
-    left, centre, right = unlike[here, lag - 1], unlike[here, lag], unlike[here, lag + 1]
-    bend = (left + right - 2 * centre).clamp(min=1e-9)
-    period = (lag + 0.5 * (left - right) / bend) / sample_rate
-    loud = power[:, 0] > _QUIET**2 * power[:, 0].max().clamp(min=1e-9)
+    normalized = torch.cat([torch.ones(frames, 1), difference[:, 1:] / mean.clamp(min=1e-12)], 1)
+    normalized[:, :shortest] = 1.0
+    inner = normalized[:, 1:-1]
+    dips = (inner <= normalized[:, :-2]) & (inner < normalized[:, 2:])
+    deep = dips & (inner < _MAX_DIFFERENCE)
+    lag = deep.float().argmax(1) + 1  # the first deep dip is the shortest period
+    rows = torch.arange(frames)
+    left, center, right = normalized[rows, lag - 1], normalized[rows, lag], normalized[rows, lag + 1]
+    curvature = (left + right - 2 * center).clamp(min=1e-9)
+    period = (lag + 0.5 * (left - right) / curvature) / sample_rate
+    loud = power[:, 0] > _MIN_LEVEL**2 * power[:, 0].max().clamp(min=1e-9)
     voiced = deep.any(1) & loud
     return torch.where(voiced, 69 - 12 * (440 * period).log2(), torch.nan)
 
 
-def notes(pitch: Float[Tensor, " f"], frame_rate: float, *, shortest: float = 0.06) -> list[tuple[float, float, int]]:
-    """Runs of one semitone as (start, end, MIDI pitch) in seconds, without those of less than `shortest` seconds."""
+def segment_notes(pitch: Float[Tensor, " f"], frame_rate: float, *, shortest: float = 0.06) -> list[tuple[float, float, int]]:
+    """Return runs of one semitone as (start, end, MIDI pitch), times in seconds; drop those below `shortest` seconds."""
     steps = [None if math.isnan(value) else round(value) for value in pitch.tolist()]
-    found, first = [], 0
+    notes, first = [], 0
     for at in range(1, len(steps) + 1):
         if at == len(steps) or steps[at] != steps[first]:
             step = steps[first]
             if step is not None and (at - first) / frame_rate >= shortest:
-                found.append((first / frame_rate, at / frame_rate, step))
+                notes.append((first / frame_rate, at / frame_rate, step))
             first = at
-    return found
+    return notes
+
+
+def detect_onsets(
+    wave: Float[Tensor, " t"], sample_rate: int, bands: Sequence[tuple[float, float]], *, rise: float = 0.25
+) -> list[list[float]]:
+    """Return the onset times in seconds of each band, given as (low, high) in Hz.
+
+    Spectral flux of compressed magnitudes with an adaptive threshold (Böck, Krebs and Schedl 2012, sections 2.2 and 2.3).
+    `rise` is the increase of a band's mean level at an onset, where 1 is the level of the loudest bin.
+    """
+    hop, size = round(_ONSET_HOP * sample_rate), round(_ONSET_WINDOW * sample_rate)
+    if len(wave) <= size:
+        wave = F.pad(wave, (0, size + 1 - len(wave)))
+    magnitude = stft(F.pad(wave, (size, 0)), size, hop=hop).abs()[:, : -(size // hop)]  # a cut is not an onset
+    level = torch.log1p(magnitude / (_COMPRESSION_FLOOR * magnitude.max()).clamp(min=1e-9)) / torch.log1p(
+        torch.tensor(1 / _COMPRESSION_FLOOR)
+    )
+    hertz = torch.linspace(0, sample_rate / 2, level.shape[0])
+    onsets = []
+    for low, high in bands:
+        inside = (hertz >= low) & (hertz < high)
+        energy = level[inside].mean(0)
+        flux = F.pad((energy[2:] - energy[:-2]).clamp(min=0), (2, 0))
+        onsets.append([max(0.0, frame * _ONSET_HOP - _ONSET_WINDOW) for frame in _peaks(flux, rise)])
+    return onsets
+
+
+def _peaks(flux: Float[Tensor, " f"], rise: float) -> list[int]:
+    """Return frames that are local maxima, exceed the local mean, and are not too close to the previous one."""
+    side, interval = round(_NEIGHBORHOOD / _ONSET_HOP), round(_MIN_INTERVAL / _ONSET_HOP)
+    highest = F.max_pool1d(flux[None], 2 * interval + 1, 1, interval)[0]
+    mean = F.avg_pool1d(flux[None], 2 * side + 1, 1, side)[0]
+    peaks: list[int] = []
+    for peak in ((flux == highest) & (flux > mean + rise / 2)).nonzero().flatten().tolist():
+        if not peaks or (peak - peaks[-1]) * _ONSET_HOP >= _MIN_INTERVAL:
+            peaks.append(peak)
+    return peaks

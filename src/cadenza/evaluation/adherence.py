@@ -1,13 +1,17 @@
 """Adherence: how far outputs obey their requests, between chance and what reference renders reach."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from cadenza.evaluation.estimators import Estimate
+from cadenza.evaluation.settings import TEXT, ControlSetting, setting_without
+from cadenza.evaluation.targets import ATTRIBUTES, AttributeTargets
 
 DRAWS = 2000
 LEAST = 0.02  # a ceiling less than this above chance leaves nothing to measure
@@ -26,7 +30,7 @@ class Interval:
 class Adherence:
     """A = (score - chance) / (ceiling - chance), and what it is made of."""
 
-    a: Interval
+    value: Interval
     score: Interval
     chance: float
     ceiling: float
@@ -34,7 +38,7 @@ class Adherence:
     seeds: int
 
 
-def pairings(
+def score_matrix(
     outputs: Sequence[Sequence[Any]],
     requests: Sequence[Any],
     score: Callable[[Any, Any], float],
@@ -79,7 +83,7 @@ def adherence(
     return Adherence(_interval(_ratio(*plain), _ratio(*drawn)), _interval(plain[0], drawn[0]), chance, ceiling, clips, seeds)
 
 
-def difference(
+def paired_difference(
     with_control: Float[Tensor, "seeds n"], without: Float[Tensor, "seeds n"], *, rng: torch.Generator, draws: int = DRAWS
 ) -> Interval:
     """A control's own effect: the mean score with it minus that without it, on the same clips and seeds."""
@@ -91,9 +95,9 @@ def difference(
     return _interval(gap.mean()[None], means)
 
 
-def rate(values: Float[Tensor, " n"], *, rng: torch.Generator, draws: int = DRAWS) -> Interval:
+def bootstrap_mean(values: Float[Tensor, " n"], *, rng: torch.Generator, draws: int = DRAWS) -> Interval:
     """The mean of one value a clip, with its bounds."""
-    return difference(values[None], torch.zeros_like(values)[None], rng=rng, draws=draws)
+    return paired_difference(values[None], torch.zeros_like(values)[None], rng=rng, draws=draws)
 
 
 def _parts(table: Tensor, reference: Tensor, seeds: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,3 +137,121 @@ def _interval(value: Tensor, drawn: Tensor) -> Interval:
         return Interval(math.nan, math.nan, math.nan)
     low, high = torch.quantile(known, torch.tensor([0.025, 0.975], dtype=known.dtype)).tolist()
     return Interval(float(value[0]), low, high)
+
+
+OTHERS = 40  # requests of other clips that a clip is scored against, at most
+Heard = Mapping[str, Sequence[Sequence[Estimate]]]  # by setting, seed and clip
+
+SHOWN_BY = {  # the control that is to be heard in an attribute; a setting without it says it in its text
+    "tempo": "tempo",
+    "beat": "tempo",
+    "key": "key",
+    "chords": "chords",
+    "chord IoU": "chords",
+    "melody": "melody",
+    "chroma": "melody",
+    "onset": "melody",
+    "pace": TEXT,
+    "family": TEXT,
+}
+
+
+@dataclass(frozen=True)
+class AttributeResult:
+    """One attribute in one setting: adherence, and the control's own effect where there is something beside it."""
+
+    adherence: Adherence
+    asked: int  # clips whose request says something of this attribute
+    effect: Interval | None
+
+    @property
+    def ceiling_minus_chance(self) -> float:
+        """The score from chance to ceiling: what an effect is divided by to be compared with A."""
+        return self.adherence.ceiling - self.adherence.chance
+
+
+def score_settings(
+    asked: Sequence[ControlSetting], heard: Heard, *, ceiling: Sequence[Estimate], captions: Sequence[AttributeTargets] = ()
+) -> dict[str, dict[str, AttributeResult]]:
+    """Every attribute that a setting asks for, with intervals.
+
+    `ceiling` are the reference renders through the codec; `captions` what their captions say, for prompts without one.
+    """
+    return {setting.name: _measured(setting, asked, heard, ceiling=ceiling, captions=captions) for setting in asked}
+
+
+def control_effects(
+    asked: Sequence[ControlSetting], heard: Heard, found: Mapping[str, Mapping[str, AttributeResult]]
+) -> dict[str, dict[str, Interval]]:
+    """What each control, added to all others, changes in the attributes of these, as a part of A."""
+    whole = next((setting for setting in asked if setting.name == "all"), None)
+    changed: dict[str, dict[str, Interval]] = {}
+    for control in sorted(whole.given) if whole else ():
+        assert whole is not None
+        other = setting_without(whole, asked, control)
+        if other is None:
+            continue
+        changed[control] = {}
+        for attribute, one in found[whole.name].items():
+            if SHOWN_BY.get(attribute) not in other.given or one.ceiling_minus_chance <= LEAST:
+                continue
+            gap = _gap(attribute, whole, heard, other)
+            changed[control][attribute] = Interval(
+                gap.value / one.ceiling_minus_chance, gap.low / one.ceiling_minus_chance, gap.high / one.ceiling_minus_chance
+            )
+    return changed
+
+
+def _measured(
+    setting: ControlSetting,
+    asked: Sequence[ControlSetting],
+    heard: Heard,
+    *,
+    ceiling: Sequence[Estimate],
+    captions: Sequence[AttributeTargets],
+) -> dict[str, AttributeResult]:
+    found = {}
+    for attribute, met in ATTRIBUTES.items():
+        says = _says(attribute, setting, heard)
+        if int(says.sum()) < 2 or (attribute == "duration" and not setting.references):
+            continue
+        table = score_matrix(heard[setting.name], setting.wishes, met, others=OTHERS)
+        if setting.references:
+            best = torch.tensor([met(e, wish) for e, wish in zip(ceiling, setting.wishes, strict=True)])
+        else:  # a prompt without a reference: what references reach with their captions
+            reached = torch.tensor([met(e, wish) for e, wish in zip(ceiling, captions, strict=True)])
+            best = reached.nanmean().expand(len(setting.wishes))
+        scored = adherence(table[:, says][:, :, says], best[says], rng=_rng())
+        other = _other(attribute, setting, asked)
+        effect = None if other is None else _gap(attribute, setting, heard, other)
+        found[attribute] = AttributeResult(scored, int(says.sum()), effect)
+    return found
+
+
+def _other(attribute: str, setting: ControlSetting, asked: Sequence[ControlSetting]) -> ControlSetting | None:
+    """The setting without what says this attribute in `setting`, if it was asked."""
+    control = SHOWN_BY.get(attribute)
+    if control is None:
+        return None
+    return setting_without(setting, asked, control if control in setting.given else TEXT)
+
+
+def _gap(attribute: str, setting: ControlSetting, heard: Heard, other: ControlSetting) -> Interval:
+    """The score of a setting minus that of another with the same clips and seeds, both against what the first asks."""
+    says = _says(attribute, setting, heard)
+    own, without = (_own(attribute, setting, heard[name])[:, says] for name in (setting.name, other.name))
+    return paired_difference(own, without, rng=_rng())
+
+
+def _own(attribute: str, setting: ControlSetting, batches: Sequence[Sequence[Estimate]]) -> Tensor:
+    met = ATTRIBUTES[attribute]
+    return torch.tensor([[met(e, wish) for e, wish in zip(batch, setting.wishes, strict=True)] for batch in batches])
+
+
+def _says(attribute: str, setting: ControlSetting, heard: Heard) -> Tensor:
+    """Which requests say something of an attribute."""
+    return ~torch.tensor([ATTRIBUTES[attribute](heard[setting.name][0][0], wish) for wish in setting.wishes]).isnan()
+
+
+def _rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

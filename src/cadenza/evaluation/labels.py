@@ -9,8 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cadenza.core.errors import DataError
-from cadenza.dsp.chords import pitch_class
-from cadenza.evaluation.features import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
+from cadenza.data.manifest import Manifest, ManifestClip
+from cadenza.dsp.chords import parse_pitch_class
+from cadenza.evaluation.estimator_net import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
 
 UNKNOWN = -100  # a frame or clip without a truth: neither trained nor scored
 NO_CHORD, NO_MELODY = 24, SEMITONES
@@ -18,7 +19,7 @@ _MAJOR, _MINOR = ("maj", "7", "maj7", "maj6", "9", "maj9", "6"), ("min", "min7",
 
 
 @dataclass(frozen=True)
-class Truth:
+class ClipLabels:
     """What is true of one clip; `key` and `chords` count majors from C, then minors from C, then no chord."""
 
     tempo: float  # beats a minute, 0 where unknown
@@ -30,7 +31,15 @@ class Truth:
     melody: Int[Tensor, " f"]  # semitones above the lowest, SEMITONES where none sounds
 
 
-def truth_of(sidecar: Mapping[str, Any], frames: int, *, families: Sequence[str]) -> Truth:
+def labelled_clips(manifest: Manifest) -> list[tuple[ManifestClip, dict[str, Any]]]:
+    """Return the clips that have labels, with their metadata; raise DataError if the manifest has none."""
+    clips = [(clip, metadata) for clip in manifest.clips if "tempo" in (metadata := clip.metadata())]
+    if not clips:
+        raise DataError(f"{manifest.folder}: no clip has a sidecar with labels; make a corpus with 'cadenza corpus'")
+    return clips
+
+
+def labels_from_sidecar(sidecar: Mapping[str, Any], frames: int, *, families: Sequence[str]) -> ClipLabels:
     """The truth in a corpus sidecar; times are looked up in the middle of each pitch frame."""
     lead = sidecar.get("lead_family")
     unknown = set(sidecar.get("families", ())) - set(families)
@@ -50,7 +59,7 @@ def truth_of(sidecar: Mapping[str, Any], frames: int, *, families: Sequence[str]
             playing[family[role], first : last + 1] = True
         if role == "melody":
             melody[(middle >= start) & (middle < end)] = min(max(int(pitch) - LOWEST, 0), SEMITONES - 1)
-    return Truth(
+    return ClipLabels(
         float(sidecar.get("tempo") or 0),
         UNKNOWN if sidecar.get("key") is None else key_class(sidecar["key"]),
         torch.tensor([name in sidecar.get("families", ()) for name in families]),
@@ -66,7 +75,7 @@ def key_class(name: str) -> int:
     tonic, _, mode = name.strip().partition(" ")
     if mode not in {"major", "minor"}:
         raise DataError(f"'{name}' is not a key such as 'A minor' or 'F# major'")
-    return pitch_class(tonic) + 12 * (mode == "minor")
+    return parse_pitch_class(tonic) + 12 * (mode == "minor")
 
 
 def chord_class(name: str) -> int:
@@ -76,5 +85,5 @@ def chord_class(name: str) -> int:
     root, _, quality = name.partition(":")
     quality = quality.partition("/")[0] or "maj"
     if quality in _MAJOR or quality in _MINOR:
-        return pitch_class(root) + 12 * (quality in _MINOR)
+        return parse_pitch_class(root) + 12 * (quality in _MINOR)
     return UNKNOWN

@@ -9,19 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.audiocraft_text import text_of, text_weights
-from cadenza.importers.compression import Compression, compression_of, first_levels, mono_of
-from cadenza.importers.layout import lm_layout, wanted_of
-from cadenza.importers.licence import card_of
-from cadenza.importers.model import Foreign
-from cadenza.importers.package import LM, Package, package
-from cadenza.importers.section import Section
-from cadenza.importers.weights import check_finite, in_memory, part
-from cadenza.system import store
-from cadenza.system.card import Card
+from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights, convert_conditioners
+from cadenza.importers.audiocraft_package import LM, AudiocraftPackage, load_package
+from cadenza.importers.base import ConfigReader, expected_state_dict, musicgen_key_map
+from cadenza.importers.encodec import CompressionModel, inner_encodec, keep_codebooks, load_compression_model
+from cadenza.importers.license import model_card_for
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import Stored
+from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
 # Of the whole config: what records how the model was trained, or how it was to be run. AudioCraft builds no model of these.
 _RECORD = frozenset(
@@ -40,49 +36,53 @@ _STRIDES = (18.0, 2.0)  # of its programs for music and for sounds, in seconds
 _OTHER_MODELS = {"transformer_lm_magnet": "MAGNeT", "flow_matching": "JASCO"}
 
 
-def look(folder: Path, *, name: str | None = None) -> Foreign:
+def inspect_audiocraft_lm(folder: Path, *, name: str | None = None) -> ModelFolder:
     """The model in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
-    held = package(folder / LM)
-    codec = compression_of(folder, held.config.get("compression_model_checkpoint"))
+    held = load_package(folder / LM)
+    codec = load_compression_model(folder, held.config.get("compression_model_checkpoint"))
     spec = _spec(held, codec)
-    card = card_of(folder, name=name, summary="Text to audio: a language model over codes, imported from AudioCraft.")
-    return Foreign(folder, "AudioCraft", spec, card, partial(_read, held, codec, spec, card))
+    card = model_card_for(folder, name=name, summary="Text to audio: a language model over codes, imported from AudioCraft.")
+    return ModelFolder(folder, "AudioCraft", spec, card, partial(_read, held, codec, spec, card))
 
 
-def _spec(held: Package, codec: Compression) -> SystemSpec:
+def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
     config = held.config
     if unknown := sorted(config.root.keys() - _USED - _RECORD):
         warnings.warn(f"{config.source}: nothing of the model is built of {', '.join(unknown)}", stacklevel=2)
     mistakes: list[str] = []
-    whole = Section({key: config[key] for key in _USED if key in config}, source=config.source, mistakes=mistakes)
-    kind = whole.take("lm_model", str)
+    whole = ConfigReader({key: config[key] for key in _USED if key in config}, source=config.source, mistakes=mistakes)
+    kind = whole.get("lm_model", str)
     if kind != "transformer_lm":
-        whole.refuse("lm_model", f"'{kind}' is {_OTHER_MODELS.get(kind, 'no language model')}, which this release cannot load")
-        whole.close()
-    classes = whole.within("classifier_free_guidance")
-    classes.without_effect(["training_dropout"])
-    guidance = classes.take("inference_coef", float, 3.0)
-    dataset = whole.within("dataset")
-    seconds = dataset.take("segment_duration", (float, int))
-    lm = whole.within("transformer_lm")
+        whole.unsupported(
+            "lm_model", f"'{kind}' is {_OTHER_MODELS.get(kind, 'no language model')}, which this release cannot load"
+        )
+        whole.raise_errors()
+    classes = whole.subsection("classifier_free_guidance")
+    classes.ignore(["training_dropout"])
+    guidance = classes.get("inference_coef", float, 3.0)
+    dataset = whole.subsection("dataset")
+    seconds = dataset.get("segment_duration", (float, int))
+    lm = whole.subsection("transformer_lm")
     generator = _generator(lm)
-    generator["pattern"] = _pattern(whole.within("codebooks_pattern"), lm, generator["rows"])
-    text, fusion, generator["cross_positions"] = text_of(held, whole, generator["width"], seconds=seconds)
-    lm.all_seen()
+    generator["pattern"] = _pattern(whole.subsection("codebooks_pattern"), lm, generator["rows"])
+    text, fusion, generator["cross_attention_pos_emb_scale"] = convert_conditioners(
+        held, whole, generator["width"], seconds=seconds
+    )
+    lm.reject_unread()
     sides = _sides(whole, codec, generator)
     levels = generator.pop("rows") // sides
     generator.pop("bins")
-    whole.close()
+    whole.raise_errors()
     mono = codec.spec.model_copy(update={"codebooks": levels}) if levels != codec.spec.codebooks else codec.spec
-    frames = round(seconds * mono.grid.frame_rate)
+    frames = round(seconds * mono.frame_format.frame_rate)
     return SystemSpec.parse(
         {
             "codec": mono.to_dict() if sides == 1 else {"type": "stereo", "codec": mono.to_dict()},
             "conditioners": text,
             "fusion": fusion,
-            "generator": {**generator, "context": frames},
+            "generator": {**generator, "max_frames": frames},
             "defaults": {
-                "seconds": frames / mono.grid.frame_rate,
+                "seconds": frames / mono.frame_format.frame_rate,
                 "guidance": guidance,
                 "sampling": {"top_k": 250},
                 "stride": next((stride for stride in _STRIDES if stride < seconds), None),
@@ -92,114 +92,123 @@ def _spec(held: Package, codec: Compression) -> SystemSpec:
     )
 
 
-def _generator(lm: Section) -> dict[str, Any]:
+def _generator(lm: ConfigReader) -> dict[str, Any]:
     """The language model's spec, with `rows` and `bins`."""
-    lm.without_effect((*_TRAINING, *_COMPUTING))
+    lm.ignore((*_TRAINING, *_COMPUTING))
     for key, only in {"norm_first": True, "causal": True, "activation": "gelu"}.items():
         if key in lm:
-            lm.expect(key, only)
+            lm.require_value(key, only)
         else:
-            lm.refuse(key, f"is missing, which there means another model than with {only!r}, the only one that can be loaded")
+            lm.unsupported(
+                key, f"is missing, which there means another model than with {only!r}, the only one that can be loaded"
+            )
     for key in ("layer_scale", "past_context"):
-        lm.expect(key, None)
+        lm.require_value(key, None)
     for key in ("attention_dropout", "layer_drop", "layer_dropout"):
-        lm.expect(key, None, 0.0, 0)
+        lm.require_value(key, None, 0.0, 0)
     for key in ("xpos", "qk_layer_norm", "qk_layer_norm_cross", "bias_proj", "cross_attention_pos_emb"):
-        lm.expect(key, False, None)
-    lm.expect("positional_embedding", "sin")
-    lm.expect("positional_scale", 1.0, 1)
-    lm.expect("max_period", 10000, 10000.0)
-    lm.expect("kv_repeat", 1)
-    lm.expect("norm", "layer_norm", "layer_norm_fp32")
-    for key in [key for key in lm.left() if key.startswith(("spectral_norm_", "residual_balancer_"))]:
-        lm.expect(key, None, False, 0, 0.0)  # of old exports
+        lm.require_value(key, False, None)
+    lm.require_value("positional_embedding", "sin")
+    lm.require_value("positional_scale", 1.0, 1)
+    lm.require_value("max_period", 10000, 10000.0)
+    lm.require_value("kv_repeat", 1)
+    lm.require_value("norm", "layer_norm", "layer_norm_fp32")
+    for key in [key for key in lm.unread_keys() if key.startswith(("spectral_norm_", "residual_balancer_"))]:
+        lm.require_value(key, None, False, 0, 0.0)  # of old exports
     return {
         "type": "codec_lm",
-        "width": lm.take("dim", int),
-        "depth": lm.take("num_layers", int),
-        "heads": lm.take("num_heads", int),
-        "mlp": float(lm.take("hidden_scale", (float, int), 4)),
+        "width": lm.get("dim", int),
+        "depth": lm.get("num_layers", int),
+        "heads": lm.get("num_heads", int),
+        "mlp_ratio": float(lm.get("hidden_scale", (float, int), 4)),
         "bias": any(_biased(lm)),
-        "dropout": lm.take("dropout", (float, int), 0.0),
+        "dropout": lm.get("dropout", (float, int), 0.0),
         "positions": "sinusoidal",
         "end_of_sequence": False,
         "attend_padding": True,
-        "rows": lm.take("n_q", int),
-        "bins": lm.take("card", int),
+        "rows": lm.get("n_q", int),
+        "bins": lm.get("card", int),
     }
 
 
-def _biased(lm: Section) -> tuple[bool, bool]:
+def _biased(lm: ConfigReader) -> tuple[bool, bool]:
     """Whether the feed-forward has biases, and whether attention has."""
-    return lm.take("bias_ff", bool, True), lm.take("bias_attn", bool, True)
+    return lm.get("bias_ff", bool, True), lm.get("bias_attn", bool, True)
 
 
-def _pattern(section: Section, lm: Section, rows: int) -> dict[str, Any]:
+def _pattern(section: ConfigReader, lm: ConfigReader, rows: int) -> dict[str, Any]:
     """The order in which codes are written; blocks of patterns that are not chosen say nothing."""
     kinds = {"parallel": "parallel", "delay": "delay", "unroll": "unroll", "musiclm": "musiclm"}
     kinds |= {"coarse_first": "coarse_first", "valle": "coarse_first"}  # its first name
-    legacy = lm.take("q_modeling", (str, type(None)), None)
-    chosen = section.take("modeling", (str, type(None)), None)
-    section.without_effect([*kinds, "music_lm"])
-    section.all_seen()
+    legacy = lm.get("q_modeling", (str, type(None)), None)
+    chosen = section.get("modeling", (str, type(None)), None)
+    section.ignore([*kinds, "music_lm"])
+    section.reject_unread()
     if chosen is None and legacy is None:
-        section.refuse("modeling", f"is missing; choose from {', '.join(kinds)}")
+        section.unsupported("modeling", f"is missing; choose from {', '.join(kinds)}")
     if chosen is None:
         return {"type": kinds.get(legacy or "delay", "delay"), "delays": list(range(rows))}
     if chosen not in kinds:
-        section.refuse("modeling", f"'{chosen}' is no pattern that is known; choose from {', '.join(kinds)}")
+        section.unsupported("modeling", f"'{chosen}' is no pattern that is known; choose from {', '.join(kinds)}")
         return {"type": "delay"}
-    block = section.within(chosen, {})
+    block = section.subsection(chosen, {})
     spec: dict[str, Any] = {"type": kinds[chosen]}
     for key in ("delays", "flattening"):
-        if (value := block.take(key, (list, type(None)), None)) is not None:
+        if (value := block.get(key, (list, type(None)), None)) is not None:
             spec[key] = value
     for key in ("flatten_first", "empty_initial", "group_by"):
-        if (value := block.take(key, (int, type(None)), None)) is not None:
+        if (value := block.get(key, (int, type(None)), None)) is not None:
             spec[key] = value
-    block.all_seen()
+    block.reject_unread()
     return spec
 
 
-def _sides(whole: Section, codec: Compression, generator: Mapping[str, Any]) -> int:
+def _sides(whole: ConfigReader, codec: CompressionModel, generator: Mapping[str, Any]) -> int:
     """2 where a mono codec is used for left and right; whether the codec is the one that the language model writes for."""
-    stereo = whole.within("interleave_stereo_codebooks", {})
-    sides = 2 if stereo.take("use", bool, False) else 1
+    stereo = whole.subsection("interleave_stereo_codebooks", {})
+    sides = 2 if stereo.get("use", bool, False) else 1
     if sides == 2:
-        stereo.expect("per_timestep", False, why="puts left and right into frames of their own, which")
-    stereo.without_effect(["per_timestep"])
-    stereo.all_seen()
-    whole.take("compression_model_checkpoint", (str, type(None)), None)
-    levels = whole.take("compression_model_n_q", (int, type(None)), None) or codec.spec.codebooks
-    whole.expect("sample_rate", codec.spec.sample_rate, why="is not the sample rate of the codec")
-    whole.expect("channels", codec.spec.channels * sides, why="are not the channels of the codec")
+        stereo.require_value("per_timestep", False, why="puts left and right into frames of their own, which")
+    stereo.ignore(["per_timestep"])
+    stereo.reject_unread()
+    whole.get("compression_model_checkpoint", (str, type(None)), None)
+    levels = whole.get("compression_model_n_q", (int, type(None)), None) or codec.spec.codebooks
+    whole.require_value("sample_rate", codec.spec.sample_rate, why="is not the sample rate of the codec")
+    whole.require_value("channels", codec.spec.channels * sides, why="are not the channels of the codec")
     if levels > codec.spec.codebooks:
-        whole.refuse("compression_model_n_q", f"{levels} are more codebooks than the codec's {codec.spec.codebooks}")
+        whole.unsupported("compression_model_n_q", f"{levels} are more codebooks than the codec's {codec.spec.codebooks}")
     elif levels * sides != generator["rows"]:
-        whole.refuse("transformer_lm.n_q", f"is {generator['rows']}, but the codec gives {levels * sides} codebooks")
+        whole.unsupported("transformer_lm.n_q", f"is {generator['rows']}, but the codec gives {levels * sides} codebooks")
     if codec.spec.bins != generator["bins"]:
-        whole.refuse("transformer_lm.card", f"is {generator['bins']}, but the codec's codebooks have {codec.spec.bins} entries")
-    if codec.spec.normalize or codec.spec.chunked:
-        whole.refuse(
+        whole.unsupported(
+            "transformer_lm.card", f"is {generator['bins']}, but the codec's codebooks have {codec.spec.bins} entries"
+        )
+    if codec.spec.normalize or codec.spec.uses_chunks:
+        whole.unsupported(
             "compression_model_checkpoint", "is a codec with loudness factors or chunks, which no language model writes"
         )
     return sides
 
 
-def _read(held: Package, codec: Compression, spec: SystemSpec, card: Card) -> Stored:
+def _read(held: AudiocraftPackage, codec: CompressionModel, spec: SystemSpec, card: ModelCard) -> SavedSystem:
     source = f"{held.path}: best_state"
     check_finite(held.weights, source=source)
     generator: Any = spec.generator
-    wanted, state = wanted_of(spec), dict(held.weights)
-    ours = text_weights(state, spec, wanted, source=source)
-    forward, attention = _biased(Section(held.config["transformer_lm"], source=source))
-    lm = in_transformers(state, forward=forward, attention=attention, source=source)
-    layout = lm_layout(generator.depth, spec.codec.grid.rows, cross=bool(spec.fusion.cross), bias=generator.bias)
-    ours |= {f"generator.{name}": x for name, x in layout.ours(lm, part(wanted, "generator."), source=source).items()}
-    mono, stem = mono_of(spec.codec)
-    ours |= {f"{stem}{name}": x for name, x in in_memory(first_levels(codec.read(), mono.codebooks)).items()}
-    store.check(ours, wanted, str(held.path.parent))
-    return Stored(spec, card, ours)
+    wanted, state = expected_state_dict(spec), dict(held.weights)
+    ours = convert_conditioner_weights(state, spec, wanted, source=source)
+    forward, attention = _biased(ConfigReader(held.config["transformer_lm"], source=source))
+    lm = rename_to_transformers(state, forward=forward, attention=attention, source=source)
+    layout = musicgen_key_map(
+        generator.depth, spec.codec.frame_format.channels, cross=bool(spec.fusion.cross), bias=generator.bias
+    )
+    ours |= {
+        f"generator.{name}": x
+        for name, x in layout.import_weights(lm, strip_prefix(wanted, "generator."), source=source).items()
+    }
+    mono, stem = inner_encodec(spec.codec)
+    ours |= {f"{stem}{name}": x for name, x in to_float32_copy(keep_codebooks(codec.read(), mono.codebooks)).items()}
+    check_state_dict(ours, wanted, str(held.path.parent))
+    return SavedSystem(spec, card, ours)
 
 
 _NAMES = (  # AudioCraft's -> transformers'
@@ -219,7 +228,7 @@ _NAMES = (  # AudioCraft's -> transformers'
 _FUSED = re.compile(r"transformer\.layers\.(\d+)\.(self_attn|cross_attention)\.in_proj_(weight|bias)")
 
 
-def in_transformers(state: Mapping[str, Tensor], *, forward: bool, attention: bool, source: str) -> dict[str, Tensor]:
+def rename_to_transformers(state: Mapping[str, Tensor], *, forward: bool, attention: bool, source: str) -> dict[str, Tensor]:
     """AudioCraft's language model by transformers' names; where only one kind of layer has a bias, it is zero in the other."""
     found: dict[str, Tensor] = {}
     for old, x in state.items():

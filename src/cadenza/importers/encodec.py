@@ -2,17 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cadenza.codecs.base import CodecSpec
 from cadenza.codecs.encodec import EncodecSpec
+from cadenza.core import hub
+from cadenza.core.checkpoint import check_finite, check_state_dict, read_folder, to_float32_copy
 from cadenza.core.errors import CheckpointError, SpecError
-from cadenza.importers.layout import compare
-from cadenza.importers.section import Section
-from cadenza.importers.weights import check_finite
+from cadenza.importers.audiocraft_package import CODEC, PACKAGE_FILES, AudiocraftPackage, load_package
+from cadenza.importers.base import ConfigReader
+from cadenza.importers.license import model_card_for
 from cadenza.nn.conv import ConvTranspose1d
+from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
 # What every config of transformers may hold, today or in the years of the first EnCodec, and EnCodec does not read.
 _ANY_CONFIG = """
@@ -35,67 +43,69 @@ _PADDING = ("constant", "reflect", "replicate")
 _BOOK = ("inited", "cluster_size", "embed", "embed_avg")
 
 
-def spec_of(config: Mapping[str, Any], *, source: str) -> EncodecSpec:
+def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> EncodecSpec:
     """The spec of a transformers EncodecConfig, which may be the `audio_encoder` of another; what it omits has its defaults.
 
     CheckpointError names every key that cannot be honoured.
     """
-    section = Section(config, source=source)
-    section.without_effect(_ANY_CONFIG)
-    section.expect("model_type", "encodec", why="is another codec")
-    rate, bins = section.take("sampling_rate", int, 24000), section.take("codebook_size", int, 1024)
-    strides = section.take("upsampling_ratios", (list, tuple), (8, 5, 4, 2))
-    width, causal = section.take("hidden_size", int, 128), section.take("use_causal_conv", bool, True)
-    bandwidths = section.take("target_bandwidths", (list, tuple), (1.5, 3.0, 6.0, 12.0, 24.0))
+    section = ConfigReader(config, source=source)
+    section.ignore(_ANY_CONFIG)
+    section.require_value("model_type", "encodec", why="is another codec")
+    rate, bins = section.get("sampling_rate", int, 24000), section.get("codebook_size", int, 1024)
+    strides = section.get("upsampling_ratios", (list, tuple), (8, 5, 4, 2))
+    width, causal = section.get("hidden_size", int, 128), section.get("use_causal_conv", bool, True)
+    bandwidths = section.get("target_bandwidths", (list, tuple), (1.5, 3.0, 6.0, 12.0, 24.0))
     chunk = _optional(section, "chunk_length_s")
     overlap = _optional(section, "overlap")
-    section.expect("codebook_dim", width, None, why="differs from hidden_size")
+    section.require_value("codebook_dim", width, None, why="differs from hidden_size")
     fields = {
         "sample_rate": rate,
-        "channels": section.take("audio_channels", int, 1),
+        "channels": section.get("audio_channels", int, 1),
         "strides": strides,
         "bins": bins,
-        "filters": section.take("num_filters", int, 32),
+        "filters": section.get("num_filters", int, 32),
         "dimension": width,
         "causal": causal,
         "norm": _one_of(section, "norm_type", ("time_group_norm",), "weight_norm"),
         "pad_mode": _one_of(section, "pad_mode", _PADDING, "reflect"),
-        "lstm_layers": section.take("num_lstm_layers", int, 2),
-        "residual_layers": section.take("num_residual_layers", int, 1),
-        "residual_kernel": section.take("residual_kernel_size", int, 3),
-        "kernel": section.take("kernel_size", int, 7),
-        "last_kernel": section.take("last_kernel_size", int, 7),
-        "dilation_base": section.take("dilation_growth_rate", int, 2),
-        "compress": section.take("compress", int, 2),
-        "shortcut": "conv" if section.take("use_conv_shortcut", bool, True) else "identity",
-        "trim_right_ratio": section.take("trim_right_ratio", float, 1.0),
-        "normalize": section.take("normalize", bool, False),
+        "lstm_layers": section.get("num_lstm_layers", int, 2),
+        "residual_layers": section.get("num_residual_layers", int, 1),
+        "residual_kernel": section.get("residual_kernel_size", int, 3),
+        "kernel": section.get("kernel_size", int, 7),
+        "last_kernel": section.get("last_kernel_size", int, 7),
+        "dilation_base": section.get("dilation_growth_rate", int, 2),
+        "compress": section.get("compress", int, 2),
+        "shortcut": "conv" if section.get("use_conv_shortcut", bool, True) else "identity",
+        "trim_right_ratio": section.get("trim_right_ratio", float, 1.0),
+        "normalize": section.get("normalize", bool, False),
     }
     if chunk is not None and overlap is None:
-        section.refuse("overlap", "is missing, but chunk_length_s asks for chunks; write their overlap, such as 0.01")
+        section.unsupported("overlap", "is missing, but chunk_length_s asks for chunks; write their overlap, such as 0.01")
     if bins < 2 or bins & (bins - 1):
-        section.refuse("codebook_size", f"must be a power of two, got {bins}")
+        section.unsupported("codebook_size", f"must be a power of two, got {bins}")
     if not (strides and bandwidths and all(isinstance(each, int) and each > 0 for each in strides)):
-        section.refuse("upsampling_ratios", f"and target_bandwidths must hold positive numbers, got {strides} and {bandwidths}")
+        section.unsupported(
+            "upsampling_ratios", f"and target_bandwidths must hold positive numbers, got {strides} and {bandwidths}"
+        )
     else:
         whole_rate = -(-rate // math.prod(strides))
         fields["codebooks"] = int(1000 * bandwidths[-1] // (whole_rate * math.ceil(math.log2(max(bins, 2)))))
         if fields["codebooks"] < 1:
-            section.refuse("target_bandwidths", f"the last, {bandwidths[-1]} kbit/s, is not enough for one codebook")
+            section.unsupported("target_bandwidths", f"the last, {bandwidths[-1]} kbit/s, is not enough for one codebook")
     _refuse_impossible(section, fields, causal="use_causal_conv")
-    section.all_seen()
-    section.close()
+    section.reject_unread()
+    section.raise_errors()
     if chunk is not None:
         fields |= {"chunk_seconds": chunk, "chunk_overlap": overlap}
     return _spec({**fields, "bandwidths": bandwidths}, source)
 
 
-def weights_of(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
+def weights_from_transformers(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
     """A transformers EncodecModel's weights as those of our codec, in float32; strict both ways."""
     return _weights(state, spec, name=_in_transformers, book="quantizer.layers.{}.codebook.", source=source)
 
 
-def spec_of_audiocraft(config: Any, *, source: str) -> EncodecSpec:
+def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
     """The spec of a compression model from its `xp.cfg` as a mapping of mappings.
 
     Only `compression_model`, `encodec`, `seanet` and `rvq` are read, as AudioCraft builds the model from these alone;
@@ -106,66 +116,66 @@ def spec_of_audiocraft(config: Any, *, source: str) -> EncodecSpec:
     kind = config["compression_model"] if "compression_model" in config else None
     if kind != "encodec":
         mistakes.append(f"{source}.compression_model: {kind!r} is not supported; only 'encodec' can be loaded")
-    model, net, books = (Section(each, source=f"{source}.{key}", mistakes=mistakes) for key, each in found.items())
-    model.expect("autoencoder", "seanet")
-    model.expect("quantizer", "rvq")
-    model.without_effect(["renorm"])  # deprecated there, and ignored
-    rate, channels, causal = model.take("sample_rate", int), model.take("channels", int), model.take("causal", bool)
-    net.expect("channels", channels, why="differs from encodec.channels")
-    net.expect("causal", causal, why="differs from encodec.causal")
-    net.expect("activation", "ELU")
-    net.expect("activation_params", {"alpha": 1.0}, {}, None)
-    net.expect("norm_params", {}, None)
-    net.expect("disable_norm_outer_blocks", 0)
-    encoder, decoder = net.within("encoder", {}), net.within("decoder", {})
+    model, net, books = (ConfigReader(each, source=f"{source}.{key}", mistakes=mistakes) for key, each in found.items())
+    model.require_value("autoencoder", "seanet")
+    model.require_value("quantizer", "rvq")
+    model.ignore(["renorm"])  # deprecated there, and ignored
+    rate, channels, causal = model.get("sample_rate", int), model.get("channels", int), model.get("causal", bool)
+    net.require_value("channels", channels, why="differs from encodec.channels")
+    net.require_value("causal", causal, why="differs from encodec.causal")
+    net.require_value("activation", "ELU")
+    net.require_value("activation_params", {"alpha": 1.0}, {}, None)
+    net.require_value("norm_params", {}, None)
+    net.require_value("disable_norm_outer_blocks", 0)
+    encoder, decoder = net.subsection("encoder", {}), net.subsection("decoder", {})
     for side in (encoder, decoder):
         _same_as(net, side)
-    decoder.expect("final_activation", None)
-    decoder.without_effect(["final_activation_params"])
-    books.without_effect(_IN_TRAINING)
+    decoder.require_value("final_activation", None)
+    decoder.ignore(["final_activation_params"])
+    books.ignore(_IN_TRAINING)
     fields = {
         "sample_rate": rate,
         "channels": channels,
-        "strides": net.take("ratios", list),
-        "codebooks": books.take("n_q", int),
-        "bins": books.take("bins", int),
-        "filters": net.take("n_filters", int),
-        "dimension": net.take("dimension", int),
+        "strides": net.get("ratios", list),
+        "codebooks": books.get("n_q", int),
+        "bins": books.get("bins", int),
+        "filters": net.get("n_filters", int),
+        "dimension": net.get("dimension", int),
         "causal": causal,
         "norm": _one_of(net, "norm", ("weight_norm", "time_group_norm"), "none"),
         "pad_mode": _one_of(net, "pad_mode", _PADDING, "reflect"),
-        "lstm_layers": net.take("lstm", int),
-        "residual_layers": net.take("n_residual_layers", int),
-        "residual_kernel": net.take("residual_kernel_size", int),
-        "kernel": net.take("kernel_size", int),
-        "last_kernel": net.take("last_kernel_size", int),
-        "dilation_base": net.take("dilation_base", int),
-        "compress": net.take("compress", int),
-        "shortcut": "identity" if net.take("true_skip", bool) else "conv",
-        "trim_right_ratio": decoder.take("trim_right_ratio", float, 1.0),
-        "normalize": model.take("renormalize", bool, False),
+        "lstm_layers": net.get("lstm", int),
+        "residual_layers": net.get("n_residual_layers", int),
+        "residual_kernel": net.get("residual_kernel_size", int),
+        "kernel": net.get("kernel_size", int),
+        "last_kernel": net.get("last_kernel_size", int),
+        "dilation_base": net.get("dilation_base", int),
+        "compress": net.get("compress", int),
+        "shortcut": "identity" if net.get("true_skip", bool) else "conv",
+        "trim_right_ratio": decoder.get("trim_right_ratio", float, 1.0),
+        "normalize": model.get("renormalize", bool, False),
     }
     if causal and fields["norm"] == "time_group_norm":
-        net.refuse("norm", "'time_group_norm' looks at the whole clip, which causal forbids there")
+        net.unsupported("norm", "'time_group_norm' looks at the whole clip, which causal forbids there")
     _refuse_impossible(net, fields, causal="causal")
     for section in (model, net, encoder, decoder, books):
-        section.all_seen()
-    model.close()
+        section.reject_unread()
+    model.raise_errors()
     return _spec(fields, source)
 
 
-def weights_of_audiocraft(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
+def weights_from_audiocraft(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
     """A compression model's `best_state` as the weights of our codec, in float32; strict both ways."""
     return _weights(state, spec, name=_in_audiocraft, book="quantizer.vq.layers.{}._codebook.", source=source)
 
 
-def config_for(spec: Any) -> dict[str, Any]:
+def config_to_transformers(spec: Any) -> dict[str, Any]:
     """The transformers EncodecConfig of a codec; CheckpointError says what of it transformers' EnCodec cannot be."""
     if not isinstance(spec, EncodecSpec):
         raise CheckpointError(
             f"codec '{spec.type}' is no EnCodec, which is the only codec with a place in transformers' layout"
         )
-    widths, layers = spec.shape.widths, spec.shape.residual_layers
+    widths, layers = spec.seanet_config.widths, spec.seanet_config.residual_layers
     doubling = [widths[0] * 2**level for level in range(len(widths))]
     lacks = {
         f"widths {list(widths)}; there each is twice the one before": list(widths) != doubling,
@@ -204,11 +214,11 @@ def config_for(spec: Any) -> dict[str, Any]:
         "trim_right_ratio": spec.trim_right_ratio,
         "normalize": spec.normalize,
         "chunk_length_s": spec.chunk_seconds,
-        "overlap": spec.chunk_overlap if spec.chunked else None,
+        "overlap": spec.chunk_overlap if spec.uses_chunks else None,
     }
 
 
-def weights_for(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our codec's weights as transformers names them; how often a codebook's entries are used is told per batch of one each."""
     theirs = {}
     for ours, value in state.items():
@@ -223,14 +233,14 @@ def weights_for(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return theirs
 
 
-def preprocessor_for(spec: EncodecSpec) -> dict[str, Any]:
+def feature_extractor_config(spec: EncodecSpec) -> dict[str, Any]:
     """What transformers keeps beside an EnCodec as `preprocessor_config.json`."""
     return {
         "feature_extractor_type": "EncodecFeatureExtractor",
         "feature_size": spec.channels,
         "sampling_rate": spec.sample_rate,
         "chunk_length_s": spec.chunk_seconds,
-        "overlap": spec.chunk_overlap if spec.chunked else None,
+        "overlap": spec.chunk_overlap if spec.uses_chunks else None,
         "padding_side": "right",
         "padding_value": 0.0,
         "return_attention_mask": True,
@@ -250,7 +260,7 @@ def _weights(state: Mapping[str, Tensor], spec: EncodecSpec, *, name: Naming, bo
     each = dict(zip(_BOOK, [(1,), (spec.bins,), *[(spec.bins, spec.dimension)] * 2], strict=True))
     shapes |= {f"{book.format(k)}{part}": shape for k in range(spec.codebooks) for part, shape in each.items()}
     state = {_newer(key): value for key, value in state.items()}
-    compare(state, shapes, source=source)
+    check_state_dict(state, shapes, source=source)
     check_finite(state, source=source)
     found = {ours: state[theirs].float() for ours, theirs in names.items()}
     for k in range(spec.codebooks):
@@ -278,7 +288,7 @@ def _newer(key: str) -> str:
 
 
 def _in_transformers(ours: str, transposed: bool) -> str:
-    theirs = ours.replace("analysis.", "encoder.", 1).replace("synthesis.", "decoder.", 1)
+    theirs = ours
     return theirs.replace(".block.layers.", ".block.")
 
 
@@ -297,34 +307,36 @@ def _levels(state: Mapping[str, Tensor]) -> int:
 
 def _bandwidth(spec: EncodecSpec) -> float:
     """The kbit/s of all codebooks, of which transformers' sum of them is sure to be as many."""
-    each = -(-spec.sample_rate // spec.hop) * round(math.log2(spec.bins))
+    each = -(-spec.sample_rate // spec.hop_length) * round(math.log2(spec.bins))
     exact = spec.codebooks * each / 1000
     return exact if int(1000 * exact // each) == spec.codebooks else (spec.codebooks + 0.5) * each / 1000
 
 
-def _optional(section: Section, key: str) -> float | None:
+def _optional(section: ConfigReader, key: str) -> float | None:
     """A number that may be null."""
-    section.without_effect([key])
-    return None if section.data.get(key) is None else section.take(key, float)
+    section.ignore([key])
+    return None if section.data.get(key) is None else section.get(key, float)
 
 
-def _one_of(section: Section, key: str, allowed: tuple[str, ...], default: str) -> str:
-    section.expect(key, default, *(one for one in allowed if one != default))
+def _one_of(section: ConfigReader, key: str, allowed: tuple[str, ...], default: str) -> str:
+    section.require_value(key, default, *(one for one in allowed if one != default))
     return section.data.get(key, default)
 
 
-def _same_as(net: Section, side: Section) -> None:
+def _same_as(net: ConfigReader, side: ConfigReader) -> None:
     """Refuses what would make AudioCraft's encoder another network than its decoder."""
     for key in side.data.keys() & net.data.keys():
-        side.without_effect([key])
+        side.ignore([key])
         if side.data[key] != net.data[key]:
-            side.refuse(key, f"{side.data[key]!r} differs from seanet.{key} ({net.data[key]!r}); both sides must be the same")
+            side.unsupported(
+                key, f"{side.data[key]!r} differs from seanet.{key} ({net.data[key]!r}); both sides must be the same"
+            )
 
 
-def _refuse_impossible(section: Section, fields: Mapping[str, Any], *, causal: str) -> None:
+def _refuse_impossible(section: ConfigReader, fields: Mapping[str, Any], *, causal: str) -> None:
     """Refuses, by their foreign names, values that do not go together."""
     if not fields["causal"] and fields["trim_right_ratio"] != 1.0:
-        section.refuse("trim_right_ratio", f"{fields['trim_right_ratio']} is only defined where {causal} is true")
+        section.unsupported("trim_right_ratio", f"{fields['trim_right_ratio']} is only defined where {causal} is true")
 
 
 def _spec(fields: Mapping[str, Any], source: str) -> EncodecSpec:
@@ -332,3 +344,86 @@ def _spec(fields: Mapping[str, Any], source: str) -> EncodecSpec:
         return EncodecSpec.parse(dict(fields), source=source)
     except SpecError as error:
         raise CheckpointError(f"the config describes no codec that can be built: {error}") from None
+
+
+@dataclass(frozen=True)
+class CompressionModel:
+    """A codec understood from its config."""
+
+    spec: EncodecSpec
+    package: AudiocraftPackage | None  # AudioCraft's own
+    folder: Path | None  # or transformers'
+
+    def read(self) -> dict[str, Tensor]:
+        """Its weights by our names."""
+        if self.package is not None:
+            return weights_from_audiocraft(self.package.weights, self.spec, source=str(self.package.path))
+        assert self.folder is not None
+        return weights_from_transformers(read_folder(self.folder), self.spec, source=str(self.folder))
+
+
+def load_compression_model(folder: Path, named: object) -> CompressionModel:
+    """The codec of the model in `folder`; `named` is how the language model's config calls it."""
+    path = folder / CODEC
+    if not path.exists() and not str(named).startswith("//pretrained/"):
+        raise CheckpointError(
+            f"{folder} holds no {CODEC}, and its config names the codec '{named}', which is a file of whoever trained it; "
+            f"copy {CODEC} from where the model came from"
+        )
+    held = load_package(path) if path.exists() else None
+    if held is not None and held.pretrained is None:
+        return CompressionModel(spec_from_audiocraft(held.config, source=held.config.source), held, None)
+    name = (str(named) if held is None or held.pretrained is None else held.pretrained).removeprefix("//pretrained/")
+    if name.startswith("dac_"):
+        raise CheckpointError(
+            f"{folder}: its codec is '{name}' (DAC), which this release cannot load yet; use an EnCodec model"
+        )
+    place = _place(folder, name)
+    config = hub.read_json_object(place / "config.json")
+    if config.get("model_type") != "encodec":
+        raise CheckpointError(
+            f"{place}: the codec '{name}' is of type {config.get('model_type')!r}; only 'encodec' can be loaded"
+        )
+    return CompressionModel(spec_from_transformers(config, source=str(place / "config.json")), None, place)
+
+
+def keep_codebooks(weights: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """A codec's weights without the codebooks from `levels` on, which the language model does not write."""
+    cut = {f"quantizer.levels.{k}." for k in range(levels)}
+    return {name: x for name, x in weights.items() if not name.startswith("quantizer.levels.") or name.startswith(tuple(cut))}
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where a released codec lies: beside the model, at the path that its name is, or in the hub's cache."""
+    for place in (folder / name, folder / name.rpartition("/")[2], Path(name)):
+        if (place / "config.json").exists():
+            return place
+    return hub.download_snapshot(name, of=f"the codec of {folder}", weight_files=PACKAGE_FILES)
+
+
+def inner_encodec(codec: CodecSpec) -> tuple[EncodecSpec, str]:
+    """The EnCodec that a system's codec is, or that it has for each side, and how its weights' names begin in the system."""
+    inner = getattr(codec, "codec", codec)
+    assert isinstance(inner, EncodecSpec), "every codec that is imported is an EnCodec"
+    return inner, "codec." if inner is codec else "codec.codec."
+
+
+def inspect_transformers_encodec(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:
+    """The EnCodec in a folder of transformers."""
+    codec = CompressionModel(spec_from_transformers(config, source=str(folder / "config.json")), None, folder)
+    return _foreign(folder, "transformers EnCodec", codec, name)
+
+
+def inspect_audiocraft_encodec(folder: Path, *, name: str | None = None) -> ModelFolder:
+    """The compression model that AudioCraft exported into a folder."""
+    return _foreign(folder, "AudioCraft EnCodec", load_compression_model(folder, None), name)
+
+
+def _foreign(folder: Path, layout: str, codec: CompressionModel, name: str | None) -> ModelFolder:
+    spec = SystemSpec.parse({"codec": codec.spec.to_dict()}, source=str(folder))
+    card = model_card_for(folder, name=name, summary="Audio to codes and back: EnCodec, imported.")
+    return ModelFolder(folder, layout, spec, card, partial(_read, codec, spec, card))
+
+
+def _read(codec: CompressionModel, spec: SystemSpec, card: ModelCard) -> SavedSystem:
+    return SavedSystem(spec, card, to_float32_copy({f"codec.{name}": x for name, x in codec.read().items()}))

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.errors import CheckpointError
-from cadenza.importers import chroma, encodec
-from cadenza.importers.layout import lm_layout
-from cadenza.importers.weights import part
+from cadenza.importers import audiocraft_conditioners, encodec
+from cadenza.importers.base import musicgen_key_map
 from cadenza.nn.patterns import Delay
 from cadenza.system.system import System
 
@@ -64,8 +64,8 @@ Parts = tuple[dict[str, Any], dict[str, str | bytes], list[str]]  # config, file
 
 def _codec_alone(system: System) -> Parts:
     spec = system.spec.codec
-    config = encodec.config_for(spec)
-    return config, {"preprocessor_config.json": _text(encodec.preprocessor_for(spec))}, []  # type: ignore[arg-type]  # checked there
+    config = encodec.config_to_transformers(spec)
+    return config, {"preprocessor_config.json": _text(encodec.feature_extractor_config(spec))}, []  # type: ignore[arg-type]  # checked there
 
 
 def _musicgen(system: System) -> Parts:
@@ -75,18 +75,18 @@ def _musicgen(system: System) -> Parts:
     melody = _named(system, "chroma")
     kind, architecture = ("musicgen_melody", "MusicgenMelody") if melody else ("musicgen", "Musicgen")
     t5: Any = system.conditioners[_named(system, "t5")]
-    sides, bins = system.spec.codec.channels, mono.grid.cardinality
+    sides, bins = system.spec.codec.channels, mono.frame_format.cardinality
     decoder = {
         "model_type": f"{kind}_decoder",
         "vocab_size": bins,
-        "max_position_embeddings": max(2048, generator.context + system.spec.codec.grid.rows),
+        "max_position_embeddings": max(2048, generator.max_frames + system.spec.codec.frame_format.channels),
         "num_hidden_layers": generator.depth,
-        "ffn_dim": round(generator.width * generator.mlp),
+        "ffn_dim": round(generator.width * generator.mlp_ratio),
         "num_attention_heads": generator.heads,
         "activation_function": "gelu",
         "hidden_size": generator.width,
         "dropout": generator.dropout,
-        "num_codebooks": system.spec.codec.grid.rows,
+        "num_codebooks": system.spec.codec.frame_format.channels,
         "audio_channels": sides,
         "pad_token_id": bins,
         "bos_token_id": bins,
@@ -99,24 +99,24 @@ def _musicgen(system: System) -> Parts:
         "model_type": kind,
         "is_encoder_decoder": True,
         "text_encoder": t5.pretrained.config,
-        "audio_encoder": encodec.config_for(mono),
+        "audio_encoder": encodec.config_to_transformers(mono),
         "decoder": decoder,
     }
-    heard = {**encodec.preprocessor_for(mono), "feature_size": sides}
+    heard = {**encodec.feature_extractor_config(mono), "feature_size": sides}
     if melody:
         part = system.spec.conditioners[melody]
-        config |= {"num_chroma": part.bins, "chroma_length": part.frames}  # type: ignore[attr-defined]
-        heard = chroma.preprocessor_for(part)
+        config |= {"num_chroma": part.bins, "chroma_length": part.max_frames}  # type: ignore[attr-defined]
+        heard = audiocraft_conditioners.feature_extractor_config(part)
     files: dict[str, str | bytes] = {
         "generation_config.json": _text(_generation(system, bins)),
         "preprocessor_config.json": _text({**heard, "processor_class": f"{architecture}Processor"}),
     }
     _ = t5.pretrained.tokenizer  # whole, or said here
     for file in _TOKENIZER:
-        if path := t5.pretrained.source.find(file):
+        if path := t5.pretrained.source.optional_file(file):
             files[file] = path.read_bytes()
     files.setdefault("tokenizer_config.json", _text({"tokenizer_class": "T5Tokenizer"}))
-    notes = [] if melody is None else chroma.lost(system.spec.conditioners[melody])
+    notes = [] if melody is None else audiocraft_conditioners.export_warnings(system.spec.conditioners[melody])
     if generator.attend_padding == (melody is None):
         does, other = ("masks", "attends to") if generator.attend_padding else ("attends to", "masks")
         notes.append(f"note: transformers {does} what pads short texts in a batch, this model {other} it; single texts agree")
@@ -132,8 +132,8 @@ def _refuse(system: System) -> None:
         raise CheckpointError(f"generator: '{generator.type}' has no layout in transformers; only codec_lm has")  # type: ignore[union-attr]
     g: Any = generator
     sides = spec.codec.channels
-    straight = tuple(k // sides for k in range(spec.codec.grid.rows))
-    delays = (g.pattern.delays or tuple(range(spec.codec.grid.rows))) if isinstance(g.pattern, Delay) else None
+    straight = tuple(k // sides for k in range(spec.codec.frame_format.channels))
+    delays = (g.pattern.delays or tuple(range(spec.codec.frame_format.channels))) if isinstance(g.pattern, Delay) else None
     types = {name: part.type for name, part in spec.conditioners.items()}  # type: ignore[attr-defined]
     texts = [name for name, kind in types.items() if kind == "t5"]
     melodies = [name for name, kind in types.items() if kind == "chroma"]
@@ -143,7 +143,7 @@ def _refuse(system: System) -> None:
         "codec: must be an encodec, or a stereo of one": _mono(system).type != "encodec",
         f"generator.positions: '{g.positions}'; there they are sinusoidal": g.positions != "sinusoidal",
         "generator.end_of_sequence: a clip has no end of its own there": g.end_of_sequence,
-        "generator.cross_positions: what is attended to has no positions there": g.cross_positions,
+        "generator.cross_positions: what is attended to has no positions there": g.cross_attention_pos_emb_scale,
         "generator.bias: its layers have none there": g.bias,
         f"generator.norm_eps: {g.norm_eps:g}; there it is 1e-05": g.norm_eps != 1e-5,
         f"generator.pattern: must be a delay of {straight}": delays != straight
@@ -152,18 +152,22 @@ def _refuse(system: System) -> None:
         f"conditioners: must be one t5, and one chroma at most, but there are: {', '.join(types) or 'none'}": len(texts) != 1
         or len(melodies) > 1
         or len(types) != len(texts) + len(melodies),
-        f"fusion: everything but `{place}` has no place": set(spec.fusion.slots()) != {place},
+        f"fusion: everything but `{place}` has no place": set(spec.fusion.routes_by_slot()) != {place},
         f"fusion.prepend: must be the chroma and then the t5, not {routes}": bool(melodies) and routes != [*melodies, *texts],
     }
     for name in melodies:
-        lacks |= {f"conditioners.{name}.{what}": True for what in chroma.impossible(spec.conditioners[name])}
+        lacks |= {
+            f"conditioners.{name}.{what}": True
+            for what in audiocraft_conditioners.unsupported_settings(spec.conditioners[name])
+        }
     for name in texts:
         t5: Any = spec.conditioners[name]
         dim = system.conditioners[name].pretrained.dim  # type: ignore[union-attr]
         lacks |= {
-            f"conditioners.{name}.absent: '{t5.absent}'; there an absent text is zeros": t5.absent != "zeros",
+            f"conditioners.{name}.null_embedding: '{t5.null_embedding}'; there an absent text is zeros": t5.null_embedding
+            != "zeros",
             f"conditioners.{name}.normalize_text: texts are read as they are there": t5.normalize_text,
-            f"conditioners.{name}.project: there is no projection where the T5 is as wide as the model": dim == t5.width
+            f"conditioners.{name}.project: there is no projection where the T5 is as wide as the model": dim == t5.output_dim
             and t5.project == "always",
         }
     if wrong := [what for what, so in lacks.items() if so]:
@@ -174,34 +178,34 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
     """All weights by the names of transformers."""
     state = {name: x.detach().float().cpu() for name, x in system.state_dict().items()}
     mono = "codec.codec." if system.spec.codec.channels == 2 and hasattr(system.codec, "codec") else "codec."
-    codec = encodec.weights_for(part(state, mono))
+    codec = encodec.weights_to_transformers(strip_prefix(state, mono))
     if system.generator is None:
         yield from codec.items()
         return
     yield from ((f"audio_encoder.{name}", x) for name, x in codec.items())
     generator: Any = system.spec.generator
     name, melody = _named(system, "t5"), _named(system, "chroma")
-    layout = lm_layout(generator.depth, system.spec.codec.grid.rows, cross=melody is None)
-    yield from ((f"decoder.{name}", x) for name, x in layout.theirs(part(state, "generator.")).items())
+    layout = musicgen_key_map(generator.depth, system.spec.codec.frame_format.channels, cross=melody is None)
+    yield from ((f"decoder.{name}", x) for name, x in layout.export_weights(strip_prefix(state, "generator.")).items())
     t5: Any = system.conditioners[name]
     text = dict(t5.encoder.state_dict() if t5.spec.train else t5.pretrained.weights())
     yield "text_encoder.shared.weight", text.pop("embed_tokens.weight").detach().float().cpu()
     yield from ((f"text_encoder.encoder.{key}", x.detach().float().cpu()) for key, x in text.items())
     for each, theirs in ((name, "enc_to_dec_proj"), (melody, "audio_enc_to_dec_proj")):
-        yield from ((f"{theirs}.{end}", x) for end, x in part(state, f"conditioners.{each}.out.").items())
+        yield from ((f"{theirs}.{end}", x) for end, x in strip_prefix(state, f"conditioners.{each}.out.").items())
 
 
 def _generation(system: System, bins: int) -> dict[str, Any]:
     """The defaults of a request; lengths count the start and what the last codebook lags behind."""
-    defaults, grid, generator = system.spec.defaults, system.spec.codec.grid, system.spec.generator
+    defaults, frame_format, generator = system.spec.defaults, system.spec.codec.frame_format, system.spec.generator
     sampling: Any = generator.sampling.parse(defaults.sampling, source="defaults.sampling")  # type: ignore[union-attr]
-    frames = min(round(defaults.seconds * grid.frame_rate), generator.context)  # type: ignore[union-attr]
+    frames = min(round(defaults.seconds * frame_format.frame_rate), generator.max_frames)  # type: ignore[union-attr]
     how = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature}
     return {
         "bos_token_id": bins,
         "decoder_start_token_id": bins,
         "pad_token_id": bins,
-        "max_length": frames + grid.rows // system.spec.codec.channels,
+        "max_length": frames + frame_format.channels // system.spec.codec.channels,
         "guidance_scale": defaults.guidance,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p or 1.0,

@@ -1,4 +1,4 @@
-"""MusicGen as transformers saves it, with or without a melody: language model, EnCodec and T5 (arXiv:2306.05284)."""
+"""The T5 inside another library's model: its weights must be exactly those of its config, its tokenizer beside it."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -8,21 +8,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cadenza.core.checkpoint import check_finite, check_state_dict, read_folder, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.core.pretrained import mapping
-from cadenza.importers import chroma, encodec, text_encoder
-from cadenza.importers.chroma import MELODY
-from cadenza.importers.compression import mono_of
-from cadenza.importers.layout import compare, lm_layout, wanted_of
-from cadenza.importers.licence import card_of
-from cadenza.importers.model import Foreign
-from cadenza.importers.section import Section
-from cadenza.importers.weights import check_finite, in_memory, part, read_folder
-from cadenza.nn.positions import sinusoids
-from cadenza.system import store
-from cadenza.system.card import Card
+from cadenza.core.hub import read_json_object
+from cadenza.importers import audiocraft_conditioners, encodec
+from cadenza.importers.audiocraft_conditioners import MELODY
+from cadenza.importers.base import ConfigReader, expected_state_dict, musicgen_key_map
+from cadenza.importers.encodec import inner_encodec
+from cadenza.importers.license import model_card_for
+from cadenza.nn.rope import sinusoidal_embedding
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import Stored
+from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
+
+SETTINGS = frozenset(  # of a T5, which transformers reads itself
+    "classifier_dropout d_ff d_kv d_model dense_act_fn dropout_rate feed_forward_proj initializer_factor is_gated_act "
+    "layer_norm_epsilon n_positions num_decoder_layers num_heads num_layers output_past relative_attention_max_distance "
+    "relative_attention_num_buckets scale_decoder_outputs use_cache vocab_size".split()
+)
+TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
+
+
+def check_t5_weights(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> None:
+    """Raises CheckpointError unless these are the weights of the encoder; the embedding may be there under both its names."""
+    held = dict(state)
+    if "shared.weight" in held:
+        held.pop("encoder.embed_tokens.weight", None)
+    elif "encoder.embed_tokens.weight" in held:
+        held["shared.weight"] = held.pop("encoder.embed_tokens.weight")
+    check_state_dict(held, expected_t5_shapes(config), source=source)
+
+
+def expected_t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The weights of a T5 encoder (arXiv:1910.10683) by transformers' names; a gate makes the feed-forward two matrices."""
+    width, hidden = config.get("d_model", 512), config.get("d_ff", 2048)
+    heads = config.get("num_heads", 8)
+    inner = heads * config.get("d_kv", 64)
+    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
+    found: dict[str, tuple[int, ...]] = {"shared.weight": (config.get("vocab_size", 32128), width)}
+    for i in range(config.get("num_layers", 6)):
+        attention, forward = f"encoder.block.{i}.layer.0.", f"encoder.block.{i}.layer.1."
+        found |= {f"{attention}SelfAttention.{x}.weight": (inner, width) for x in "qkv"}
+        found |= {f"{attention}SelfAttention.o.weight": (width, inner), f"{attention}layer_norm.weight": (width,)}
+        found |= {f"{forward}DenseReluDense.{x}.weight": (hidden, width) for x in (("wi_0", "wi_1") if gated else ("wi",))}
+        found |= {f"{forward}DenseReluDense.wo.weight": (width, hidden), f"{forward}layer_norm.weight": (width,)}
+        if i == 0:
+            biases = (config.get("relative_attention_num_buckets", 32), heads)
+            found[f"{attention}SelfAttention.relative_attention_bias.weight"] = biases
+    return found | {"encoder.final_layer_norm.weight": (width,)}
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises CheckpointError where a folder with a T5 has no tokenizer."""
+    if not any((folder / name).exists() for name in TOKENIZER):
+        raise CheckpointError(
+            f"{folder} has no tokenizer ({' or '.join(TOKENIZER)}), without which no text can be read; copy it from where the "
+            "model came from, or from its text encoder's repository (google-t5/t5-base for MusicGen)"
+        )
+
 
 # Of every config of transformers, old or new: bookkeeping, and defaults for generation by other classes of model.
 GENERAL = frozenset(
@@ -59,94 +101,96 @@ _NO_MATTER = frozenset(  # of a generation config: how it computes, not what
 )
 
 
-def look(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> Foreign:
+def inspect_musicgen(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:
     """The MusicGen in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
     spec = _spec(folder, config)
     what = "Text and melody" if MELODY in spec.conditioners else "Text"
-    card = card_of(folder, name=name, summary=f"{what} to music: MusicGen, imported from the layout of transformers.")
-    return Foreign(folder, "transformers MusicGen", spec, card, partial(_read, folder, config, spec, card))
+    card = model_card_for(folder, name=name, summary=f"{what} to music: MusicGen, imported from the layout of transformers.")
+    return ModelFolder(folder, "transformers MusicGen", spec, card, partial(_read, folder, config, spec, card))
 
 
 def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
-    whole = Section(config, source=str(folder / "config.json"))
-    whole.without_effect({*GENERAL, "initializer_factor"})
+    whole = ConfigReader(config, source=str(folder / "config.json"))
+    whole.ignore({*GENERAL, "initializer_factor"})
     melody = config.get("model_type") == "musicgen_melody"
-    heard = (whole.take("num_chroma", int, 12), whole.take("chroma_length", int, 235)) if melody else None
-    text, audio = whole.within("text_encoder"), whole.within("audio_encoder")
-    decoder = whole.within("decoder")
-    whole.all_seen()
+    heard = (whole.get("num_chroma", int, 12), whole.get("chroma_length", int, 235)) if melody else None
+    text, audio = whole.subsection("text_encoder"), whole.subsection("audio_encoder")
+    decoder = whole.subsection("decoder")
+    whole.reject_unread()
     generator, channels = _generator(decoder)
-    text.expect("model_type", "t5", why="is not a text encoder that is known")
-    text_width = text.take("d_model", int, 512)
-    text.expect("pruned_heads", {}, None)
-    text.without_effect({*GENERAL, *text_encoder.SETTINGS})
-    text.all_seen()
+    text.require_value("model_type", "t5", why="is not a text encoder that is known")
+    text_width = text.get("d_model", int, 512)
+    text.require_value("pruned_heads", {}, None)
+    text.ignore({*GENERAL, *SETTINGS})
+    text.reject_unread()
     if heard is not None:
         generator["attend_padding"] = True  # of the prefix
     elif decoder.data.get("cross_attention_hidden_size") not in (None, text_width):
-        decoder.refuse("cross_attention_hidden_size", f"must be null, or the text encoder's width {text_width}")
+        decoder.unsupported("cross_attention_hidden_size", f"must be null, or the text encoder's width {text_width}")
     elif decoder.data.get("cross_attention_hidden_size") is not None and text_width != generator["width"]:
-        decoder.refuse("cross_attention_hidden_size", "leaves out the projection that two different widths need; use null")
-    audio.expect("normalize", False, None, why="gives clips a loudness factor that a language model cannot write")
-    audio.expect("audio_channels", 1, why="channels are not what the language model of a mono codec speaks of")
-    whole.close()
+        decoder.unsupported("cross_attention_hidden_size", "leaves out the projection that two different widths need; use null")
+    audio.require_value("normalize", False, None, why="gives clips a loudness factor that a language model cannot write")
+    audio.require_value("audio_channels", 1, why="channels are not what the language model of a mono codec speaks of")
+    whole.raise_errors()
     in_one = {"chunk_length_s": None, "overlap": None}  # as codes that are generated are decoded there too
-    codec = encodec.spec_of({**audio.data, **in_one}, source=audio.source)
-    rows = codec.grid.rows * channels
-    if rows != generator.pop("rows") or codec.grid.cardinality != generator.pop("bins"):
-        decoder.refuse(
-            "num_codebooks", f"and vocab_size must be {rows} and {codec.grid.cardinality}, as audio_encoder has them"
+    codec = encodec.spec_from_transformers({**audio.data, **in_one}, source=audio.source)
+    rows = codec.frame_format.channels * channels
+    if rows != generator.pop("rows") or codec.frame_format.cardinality != generator.pop("bins"):
+        decoder.unsupported(
+            "num_codebooks", f"and vocab_size must be {rows} and {codec.frame_format.cardinality}, as audio_encoder has them"
         )
-    defaults, context = _defaults(folder, decoder, codec.grid.frame_rate, rows // channels)
+    defaults, context = _defaults(folder, decoder, codec.frame_format.frame_rate, rows // channels)
     conditioners: dict[str, Any] = {
         "prompt": {
             "type": "t5",
             "model": str(folder),
-            "inside": "text_encoder",
+            "subconfig": "text_encoder",
             "dim": text_width,
-            "width": generator["width"],
-            "absent": "zeros",
-            "empty": "read",
+            "output_dim": generator["width"],
+            "null_embedding": "zeros",
+            "empty_text": "read",
             "project": "auto",
         }
     }
     if heard is not None:
         sizes = dict(zip(("bins", "frames"), heard, strict=True))
-        conditioners[MELODY] = chroma.of_transformers(folder, **sizes, width=generator["width"], mistakes=whole.mistakes)
-    whole.close()
+        conditioners[MELODY] = audiocraft_conditioners.chroma_spec_from_transformers(
+            folder, **sizes, width=generator["width"], mistakes=whole.mistakes
+        )
+    whole.raise_errors()
     return SystemSpec.parse(
         {
             "codec": codec.to_dict() if channels == 1 else {"type": "stereo", "codec": codec.to_dict()},
             "conditioners": conditioners,
             "fusion": {"prepend": [MELODY, "prompt"]} if heard else {"cross": ["prompt"]},
-            "generator": {**generator, "context": context},
+            "generator": {**generator, "max_frames": context},
             "defaults": defaults,
         },
         source=str(folder),
     )
 
 
-def _generator(decoder: Section) -> tuple[dict[str, Any], int]:
+def _generator(decoder: ConfigReader) -> tuple[dict[str, Any], int]:
     """The language model's spec with `rows` and `bins`, and the channels it writes."""
-    decoder.without_effect({*GENERAL, *_TRAINING, "max_position_embeddings", "scale_embedding"} - {"tie_word_embeddings"})
-    decoder.expect("activation_function", "gelu")
-    decoder.expect("pruned_heads", {}, None)
-    decoder.expect("tie_word_embeddings", False, None)
-    bins = decoder.take("vocab_size", int, 2048)
+    decoder.ignore({*GENERAL, *_TRAINING, "max_position_embeddings", "scale_embedding"} - {"tie_word_embeddings"})
+    decoder.require_value("activation_function", "gelu")
+    decoder.require_value("pruned_heads", {}, None)
+    decoder.require_value("tie_word_embeddings", False, None)
+    bins = decoder.get("vocab_size", int, 2048)
     for key in ("pad_token_id", "bos_token_id"):
-        decoder.expect(key, bins, None, why="is not the id after the last code")
-    decoder.expect("eos_token_id", None)
-    channels = decoder.take("audio_channels", int, 1)
+        decoder.require_value(key, bins, None, why="is not the id after the last code")
+    decoder.require_value("eos_token_id", None)
+    channels = decoder.get("audio_channels", int, 1)
     if channels not in (1, 2):
-        decoder.refuse("audio_channels", f"must be 1 or 2, got {channels}")
-    rows, width = decoder.take("num_codebooks", int, 4), decoder.take("hidden_size", int, 1024)
+        decoder.unsupported("audio_channels", f"must be 1 or 2, got {channels}")
+    rows, width = decoder.get("num_codebooks", int, 4), decoder.get("hidden_size", int, 1024)
     spec = {
         "type": "codec_lm",
         "width": width,
-        "depth": decoder.take("num_hidden_layers", int, 24),
-        "heads": decoder.take("num_attention_heads", int, 16),
-        "mlp": decoder.take("ffn_dim", int, 4096) / max(width, 1),
-        "dropout": decoder.take("dropout", float, 0.1),
+        "depth": decoder.get("num_hidden_layers", int, 24),
+        "heads": decoder.get("num_attention_heads", int, 16),
+        "mlp_ratio": decoder.get("ffn_dim", int, 4096) / max(width, 1),
+        "dropout": decoder.get("dropout", float, 0.1),
         "pattern": {"type": "delay", "delays": [k // channels for k in range(rows)]},
         "positions": "sinusoidal",
         "end_of_sequence": False,
@@ -154,66 +198,66 @@ def _generator(decoder: Section) -> tuple[dict[str, Any], int]:
         "rows": rows,
         "bins": bins,
     }
-    decoder.all_seen()
+    decoder.reject_unread()
     return spec, channels
 
 
-def _defaults(folder: Path, decoder: Section, rate: float, delayed: int) -> tuple[dict[str, Any], int]:
+def _defaults(folder: Path, decoder: ConfigReader, rate: float, delayed: int) -> tuple[dict[str, Any], int]:
     """What a request gets that does not say otherwise, and the frames that the model makes in one piece."""
     path = folder / "generation_config.json"
-    given = mapping(path) if path.exists() else _PUBLISHED
+    given = read_json_object(path) if path.exists() else _PUBLISHED
     given = {key: value for key, value in given.items() if value is not None}  # null is not said
-    section = Section(given, source=str(path), mistakes=decoder.mistakes)
+    section = ConfigReader(given, source=str(path), mistakes=decoder.mistakes)
     for key, nothing in _NOT_SAMPLED.items():
-        section.expect(key, nothing, None, why="is a way of sampling that is not known")
-    bins = decoder.take("vocab_size", int, 2048)
+        section.require_value(key, nothing, None, why="is a way of sampling that is not known")
+    bins = decoder.get("vocab_size", int, 2048)
     for key in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
-        section.expect(key, bins, None, why="is not the id after the last code")
-    section.without_effect(_NO_MATTER)
-    steps = section.take("max_length", int, None) or _PUBLISHED["max_length"]
-    new = section.take("max_new_tokens", int, None)
+        section.require_value(key, bins, None, why="is not the id after the last code")
+    section.ignore(_NO_MATTER)
+    steps = section.get("max_length", int, None) or _PUBLISHED["max_length"]
+    new = section.get("max_new_tokens", int, None)
     frames = max(1, (steps if new is None else new + 1) - delayed)  # the start and the delay are counted too
     sampling = {
-        "temperature": section.take("temperature", float, None) or 1.0,
-        "top_k": section.take("top_k", int, 50) or 0,
-        "top_p": section.take("top_p", float, None) or 0.0,
+        "temperature": section.get("temperature", float, None) or 1.0,
+        "top_k": section.get("top_k", int, 50) or 0,
+        "top_p": section.get("top_p", float, None) or 0.0,
     }
-    if not section.take("do_sample", bool, False):
+    if not section.get("do_sample", bool, False):
         sampling = {"temperature": 0.0}
     elif sampling["top_p"] == 1.0:
         sampling["top_p"] = 0.0
-    guidance = section.take("guidance_scale", float, None)
-    section.all_seen()
+    guidance = section.get("guidance_scale", float, None)
+    section.reject_unread()
     return {"seconds": frames / rate, "guidance": guidance or 1.0, "sampling": sampling}, max(steps, frames)
 
 
-def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Card) -> Stored:
+def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: ModelCard) -> SavedSystem:
     state = read_folder(folder)
     check_finite(state, source=str(folder))
     bridges = {"prompt": "enc_to_dec_proj."} | ({MELODY: "audio_enc_to_dec_proj."} if MELODY in spec.conditioners else {})
     parts = ("decoder.", "audio_encoder.", "text_encoder.")
     if others := [name for name in state if not name.startswith((*parts, *bridges.values()))]:
         raise CheckpointError(f"{folder}: {len(others)} weights belong to no part of MusicGen: {', '.join(others[:4])}")
-    lm, audio, text = (part(state, prefix) for prefix in parts)
+    lm, audio, text = (strip_prefix(state, prefix) for prefix in parts)
     _check_positions(lm, spec, folder)
-    text_encoder.check(text, config["text_encoder"], source=f"{folder}, text_encoder")
-    text_encoder.check_tokenizer(folder)
-    wanted = wanted_of(spec)
+    check_t5_weights(text, config["text_encoder"], source=f"{folder}, text_encoder")
+    check_tokenizer(folder)
+    wanted = expected_state_dict(spec)
     ours = {}
     for name, prefix in bridges.items():
-        stem, projection = f"conditioners.{name}.out.", part(state, prefix)
-        bridge = {end: x.shape for end, x in part(wanted, stem).items()}  # nothing where the widths are equal
-        compare(projection, bridge, source=f"{folder}, {prefix.rstrip('.')}")
-        ours |= {f"{stem}{end}": x for end, x in in_memory(projection).items()}
+        stem, projection = f"conditioners.{name}.out.", strip_prefix(state, prefix)
+        bridge = {end: x.shape for end, x in strip_prefix(wanted, stem).items()}  # nothing where the widths are equal
+        check_state_dict(projection, bridge, source=f"{folder}, {prefix.rstrip('.')}")
+        ours |= {f"{stem}{end}": x for end, x in to_float32_copy(projection).items()}
     cross = MELODY not in spec.conditioners
-    layout = lm_layout(spec.generator.depth, spec.codec.grid.rows, cross=cross)  # type: ignore[union-attr]  # a codec_lm
-    decoder = layout.ours(lm, part(wanted, "generator."), source=f"{folder}, decoder")
+    layout = musicgen_key_map(spec.generator.depth, spec.codec.frame_format.channels, cross=cross)  # type: ignore[union-attr]  # a codec_lm
+    decoder = layout.import_weights(lm, strip_prefix(wanted, "generator."), source=f"{folder}, decoder")
     ours |= {f"generator.{name}": x for name, x in decoder.items()}
-    mono, stem = mono_of(spec.codec)
-    codec = encodec.weights_of(audio, mono, source=f"{folder}, audio_encoder")
-    ours |= {f"{stem}{name}": x for name, x in in_memory(codec).items()}
-    store.check(ours, wanted, str(folder))
-    return Stored(spec, card, ours)
+    mono, stem = inner_encodec(spec.codec)
+    codec = encodec.weights_from_transformers(audio, mono, source=f"{folder}, audio_encoder")
+    ours |= {f"{stem}{name}": x for name, x in to_float32_copy(codec).items()}
+    check_state_dict(ours, wanted, str(folder))
+    return SavedSystem(spec, card, ours)
 
 
 def _check_positions(lm: dict[str, Tensor], spec: SystemSpec, folder: Path) -> None:
@@ -225,6 +269,6 @@ def _check_positions(lm: dict[str, Tensor], spec: SystemSpec, folder: Path) -> N
     width = spec.generator.width  # type: ignore[union-attr]  # a codec_lm
     if table.ndim != 2 or table.shape[1] != width:
         raise CheckpointError(f"{folder}: decoder.{name} is {list(table.shape)} instead of [n, {width}]; copy the folder again")
-    computed = sinusoids(torch.arange(len(table))[None], width)[0]
+    computed = sinusoidal_embedding(torch.arange(len(table))[None], width)[0]
     if not torch.allclose(table.float(), computed, atol=2e-3):  # stored in half precision, computed in another order
         raise CheckpointError(f"{folder}: decoder.{name} are not the sinusoids that its positions are; train them anew as such")

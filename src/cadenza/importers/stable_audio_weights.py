@@ -4,12 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cadenza.conditioners.base import Conditioners
+from cadenza.conditioners.base import ConditionerSet
+from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.layout import compare
-from cadenza.importers.stable_audio import Conditioning
-from cadenza.importers.stable_audio_codec import codec_weights
-from cadenza.importers.weights import check_finite, in_memory, part
+from cadenza.importers.stable_audio import ConditioningConfig, convert_pretransform_weights
 
 _OUT = {f"proj_out.{end}": f"out.{end}" for end in ("weight", "bias")}
 _NAMES = {  # ours -> theirs -> ours
@@ -29,8 +27,13 @@ _NAMES = {  # ours -> theirs -> ours
 }
 
 
-def weights_of(
-    conditioning: Conditioning, parts: Conditioners, state: Mapping[str, Tensor], *, source: str, codec: Mapping[str, Tensor]
+def convert_conditioner_weights(
+    conditioning: ConditioningConfig,
+    parts: ConditionerSet,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    codec: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The state dict of `parts`, built of `conditioning`, from theirs, whose names begin with the ids.
 
@@ -41,7 +44,9 @@ def weights_of(
         raise CheckpointError(f"{source}: holds weights of a conditioner '{unknown[0]}', which its config does not have")
     for name, spec in conditioning.conditioners.items():
         kind = spec.type  # type: ignore[attr-defined]
-        found = _one(kind, part(state, f"{name}."), part(wanted, f"{name}."), source=f"{source}: {name}", codec=codec)
+        found = _one(
+            kind, strip_prefix(state, f"{name}."), strip_prefix(wanted, f"{name}."), source=f"{source}: {name}", codec=codec
+        )
         ours |= {f"{name}.{key}": x for key, x in found.items()}
     check_finite(ours, source=source)
     return ours
@@ -53,9 +58,9 @@ def _one(
     """The weights of one conditioner."""
     if kind == "encoded":  # theirs is built and passed by
         return {}
-    inner = part(wanted, "codec.")
+    inner = strip_prefix(wanted, "codec.")
     found = {}
-    own = {name: state.pop(f"pretransform.{name}") for name in part(state, "pretransform.")}
+    own = {name: state.pop(f"pretransform.{name}") for name in strip_prefix(state, "pretransform.")}
     if inner:
         held = own or dict(codec)
         if not held:
@@ -63,7 +68,7 @@ def _one(
                 f"{source}: its pretransform is not among the weights; save the model with save_pretransform: true, or "
                 "load the file that pretransform_ckpt_path names"
             )
-        found = {f"codec.{name}": x for name, x in codec_weights(held, inner, source=source).items()}
+        found = {f"codec.{name}": x for name, x in convert_pretransform_weights(held, inner, source=source).items()}
     if kind == "source_mix":
         for name in ("proj_out.weight", "proj_out.bias"):  # which nothing passes
             state.pop(name, None)
@@ -77,5 +82,5 @@ def _one(
         state.pop("model.encoder.embed_tokens.weight", None) if "model.shared.weight" in state else None
         names |= {name: name.removeprefix("model.") for name in state if name.startswith("model.encoder.")}
     state = {names.get(name, name): x for name, x in state.items()}
-    compare(state, {name: x.shape for name, x in wanted.items() if not name.startswith("codec.")}, source=source)
-    return found | in_memory(state)
+    check_state_dict(state, {name: x.shape for name, x in wanted.items() if not name.startswith("codec.")}, source=source)
+    return found | to_float32_copy(state)

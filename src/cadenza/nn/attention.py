@@ -8,24 +8,23 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.core.types import Tokens
-from cadenza.nn.cache import KeyValues
-from cadenza.nn.positions import Rotation, rotate
-from cadenza.nn.span import Span
+from cadenza.core.types import MaskedSequence
+from cadenza.nn.kv_cache import LayerKVCache, PositionRange
+from cadenza.nn.rope import RotaryTable, apply_rotary
 
 ALIGNED = 16  # numbers from row to row of a bias
 
 MANY = 2**20  # numbers of keys that are widened item by item
 
 
-class Reach(NamedTuple):
+class AttentionMask(NamedTuple):
     """Which tokens each position attends to, or with what bias; where nothing is `alive`, nothing is contributed."""
 
     mask: Shaped[Tensor, "b 1 i n"] | None = None  # True where attended to, or the bias of the logits; i: positions, or 1
-    alive: Bool[Tensor, "b i 1"] | None = None
+    any_valid: Bool[Tensor, "b i 1"] | None = None
 
     @classmethod
-    def of(cls, tokens: Tokens, *, attend_padding: bool = False) -> "Reach":
+    def from_tokens(cls, tokens: MaskedSequence, *, attend_padding: bool = False) -> "AttentionMask":
         """That of every position, or of each where the tokens have a bias; padding takes part only if asked."""
         if tokens.bias is None:
             if attend_padding:
@@ -38,23 +37,23 @@ class Reach(NamedTuple):
         alive = (bias > -torch.inf).any(-1, keepdim=True)
         return cls(bias.masked_fill(~alive, 0)[:, None], alive)
 
-    def part(self, span: Span) -> "Reach":
+    def slice(self, span: PositionRange) -> "AttentionMask":
         """That of some positions."""
-        if self.mask is None or self.alive is None or self.mask.shape[2] == 1:
+        if self.mask is None or self.any_valid is None or self.mask.shape[2] == 1:
             return self
-        return Reach(span.of(self.mask, 2), span.of(self.alive, 1))
+        return AttentionMask(span.gather(self.mask, 2), span.gather(self.any_valid, 1))
 
-    def biased(self, dtype: torch.dtype) -> "Reach":
+    def as_bias(self, dtype: torch.dtype) -> "AttentionMask":
         """The same as a bias, which many layers share; else each makes one of the mask."""
-        return Reach(None if self.mask is None else _bias(self.mask, dtype), self.alive)
+        return AttentionMask(None if self.mask is None else _bias(self.mask, dtype), self.any_valid)
 
 
-class Source(NamedTuple):
+class CrossKV(NamedTuple):
     """Keys and values of tokens to attend to, computed once."""
 
     keys: Float[Tensor, "b h n d"]
     values: Float[Tensor, "b h n d"]
-    reach: Reach
+    reach: AttentionMask
 
 
 class SelfAttention(nn.Module):
@@ -70,20 +69,20 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         *,
-        rotation: Rotation | None = None,
+        rotation: RotaryTable | None = None,
         mask: Shaped[Tensor, "#b 1 n m"] | None = None,
-        memory: KeyValues | None = None,
-        span: Span | None = None,
+        memory: LayerKVCache | None = None,
+        span: PositionRange | None = None,
     ) -> Float[Tensor, "b n d"]:
         """With `memory`, the positions of `span` are written to it; several of them after others need a mask."""
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = apply_rotary(q, rotation), apply_rotary(k, rotation)
         if memory is not None:
             assert span is not None, "a memory needs to know which positions are written"
-            k, v = memory.write(k, v, span)
+            k, v = memory.update(k, v, span)
         causal = mask is None and q.shape[2] > 1
-        y = attend(q, k, v, mask, causal=causal)
+        y = attention(q, k, v, mask, causal=causal)
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
 
@@ -97,21 +96,25 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(source, 2 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
 
-    def read(self, tokens: Tokens, *, attend_padding: bool = False, reach: Reach | None = None) -> Source:
+    def project_kv(
+        self, tokens: MaskedSequence, *, attend_padding: bool = False, reach: AttentionMask | None = None
+    ) -> CrossKV:
         """Keys and values of the tokens; padding takes part only if asked. `reach` is given where it is known."""
         x = tokens.x if attend_padding else tokens.x.masked_fill(~tokens.mask[..., None], 0)
         k, v = rearrange(self.kv(x), "b n (p h d) -> p b h n d", p=2, h=self.heads).unbind(0)
-        return Source(k.contiguous(), v.contiguous(), reach or Reach.of(tokens, attend_padding=attend_padding))
+        return CrossKV(
+            k.contiguous(), v.contiguous(), reach or AttentionMask.from_tokens(tokens, attend_padding=attend_padding)
+        )
 
-    def forward(self, x: Float[Tensor, "b n d"], source: Source) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], source: CrossKV) -> Float[Tensor, "b n d"]:
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
         mask, alive = source.reach
-        y = attend(q, source.keys, source.values, mask)
+        y = attention(q, source.keys, source.values, mask)
         y = self.out(rearrange(y, "b h n d -> b n (h d)"))
         return y if alive is None else y * alive
 
 
-def attend(
+def attention(
     q: Float[Tensor, "b h n d"],
     k: Float[Tensor, "b h m d"],
     v: Float[Tensor, "b h m d"],
@@ -155,7 +158,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
     return torch.matmul(scores.softmax(-1), v)
 
 
-def prefix_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
+def prefix_causal_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
     """Causal attention to valid positions; every position sees itself, so that no row is empty."""
     n = valid.shape[1]
     causal = torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
@@ -163,7 +166,9 @@ def prefix_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
     return (causal & (valid[:, None] | itself))[:, None]
 
 
-def step_mask(valid: Bool[Tensor, "b n"] | None, span: Span, dtype: torch.dtype) -> Shaped[Tensor, "#b 1 1 m"] | None:
+def decode_step_mask(
+    valid: Bool[Tensor, "b n"] | None, span: PositionRange, dtype: torch.dtype
+) -> Shaped[Tensor, "#b 1 1 m"] | None:
     """What one position sees: the valid ones up to itself, all of them where None.
 
     A bias of `dtype` where the position lies on the device, as what ends before the span does is then seen by a mask alone.

@@ -18,11 +18,11 @@ from torch.nn.utils.parametrize import is_parametrized
 M = TypeVar("M", bound=nn.Module)
 Norm = Literal["weight_norm", "time_group_norm", "none"]
 PadMode = Literal["constant", "reflect", "replicate"]
-Carried = dict[nn.Module, Any]
+StreamState = dict[nn.Module, Any]
 
 
 @dataclass(frozen=True)
-class ConvStyle:
+class ConvConfig:
     """What all convolutions of one network share."""
 
     causal: bool = False
@@ -35,7 +35,7 @@ class Conv1d(nn.Module):
     """A convolution whose output has ceil(t / stride) frames."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, dilation: int = 1, style: ConvStyle = ConvStyle()
+        self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, dilation: int = 1, style: ConvConfig = ConvConfig()
     ) -> None:
         super().__init__()
         self.stride = stride
@@ -48,20 +48,20 @@ class Conv1d(nn.Module):
         self.conv = _weight_normed(conv, style)
         self.norm = _output_norm(outputs, style)
 
-    def forward(self, x: Float[Tensor, "b i t"], carried: Carried | None = None) -> Float[Tensor, "b o f"]:
+    def forward(self, x: Float[Tensor, "b i t"], carried: StreamState | None = None) -> Float[Tensor, "b o f"]:
         if carried is not None:
             return self.norm(self.conv(self._continue(x, carried)))
         extra = -x.shape[-1] % self.stride  # fills the last frame
         right = 0 if self.style.causal else self.padding // 2
-        x = pad(x, self.padding - right, right + extra, self.style.pad_mode)
+        x = pad1d(x, self.padding - right, right + extra, self.style.pad_mode)
         return self.norm(self.conv(x))
 
-    def _continue(self, x: Tensor, carried: Carried) -> Tensor:
+    def _continue(self, x: Tensor, carried: StreamState) -> Tensor:
         assert self.style.causal and self.stride == 1, "only causal convolutions of stride 1 can be streamed"
         if self.padding == 0:
             return x
         past = carried.get(self)
-        x = pad(x, self.padding, 0, self.style.pad_mode) if past is None else torch.cat([past, x], -1)
+        x = pad1d(x, self.padding, 0, self.style.pad_mode) if past is None else torch.cat([past, x], -1)
         carried[self] = x[..., x.shape[-1] - self.padding :].clone()  # a view would keep all of x
         return x
 
@@ -69,7 +69,7 @@ class Conv1d(nn.Module):
 class ConvTranspose1d(nn.Module):
     """A transposed convolution whose output has exactly f times stride samples."""
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, style: ConvStyle = ConvStyle()) -> None:
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, style: ConvConfig = ConvConfig()) -> None:
         super().__init__()
         self.stride = stride
         self.style = style
@@ -78,14 +78,14 @@ class ConvTranspose1d(nn.Module):
         self.conv = _weight_normed(conv, style)
         self.norm = _output_norm(outputs, style)
 
-    def forward(self, x: Float[Tensor, "b i f"], carried: Carried | None = None) -> Float[Tensor, "b o t"]:
+    def forward(self, x: Float[Tensor, "b i f"], carried: StreamState | None = None) -> Float[Tensor, "b o t"]:
         if carried is not None:
             return self.norm(self._continue(x, carried))
         y = self.norm(self.conv(x))
         right = math.ceil(self.surplus * self.style.trim_right) if self.style.causal else self.surplus // 2
         return y[..., self.surplus - right : y.shape[-1] - right]
 
-    def _continue(self, x: Tensor, carried: Carried) -> Tensor:
+    def _continue(self, x: Tensor, carried: StreamState) -> Tensor:
         assert self.style.causal and self.style.trim_right == 1.0, "this transposed convolution cannot be streamed"
         y = self.conv(x)
         past = carried.get(self)
@@ -103,7 +103,7 @@ class ResidualLSTM(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(dim, dim, layers)
 
-    def forward(self, x: Float[Tensor, "b d f"], carried: Carried | None = None) -> Float[Tensor, "b d f"]:
+    def forward(self, x: Float[Tensor, "b d f"], carried: StreamState | None = None) -> Float[Tensor, "b d f"]:
         past, frames = None if carried is None else carried.get(self), x.permute(2, 0, 1)
         apart = carried is not None and x.device.type == "cpu" and isinstance(self.lstm, nn.LSTM)
         y, state = self._steps(frames, past) if apart else self.lstm(frames, past)
@@ -139,7 +139,7 @@ class TimeGroupNorm(nn.GroupNorm):
         return torch.group_norm(input, 1, self.weight, self.bias, self.eps)
 
 
-def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Float[Tensor, "b c u"]:
+def pad1d(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Float[Tensor, "b c u"]:
     """`x` padded in time; to be reflected, a clip shorter than the padding first gets zeros at its end."""
     if left == right == 0:
         return x
@@ -150,7 +150,7 @@ def pad(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Floa
     return x[..., : x.shape[-1] - short]
 
 
-def fold(module: nn.Module) -> None:
+def remove_weight_norm_(module: nn.Module) -> None:
     """Takes weight norm out of a module, in place: it keeps the weights that this makes."""
     for above in list(module.modules()):
         for name, part in above.named_children():
@@ -158,14 +158,14 @@ def fold(module: nn.Module) -> None:
                 setattr(above, name, _bare(part))
 
 
-def folded(module: M) -> M:
+def without_weight_norm(module: M) -> M:
     """A twin of the module for inference, without weight norm: what is normalised is computed once, not at each call."""
     if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
         return _bare(module) if is_parametrized(module) else module  # type: ignore[return-value]
     if not module._modules:
         return module
     twin = copy.copy(module)
-    twin._modules = {name: None if part is None else folded(part) for name, part in module._modules.items()}
+    twin._modules = {name: None if part is None else without_weight_norm(part) for name, part in module._modules.items()}
     return twin
 
 
@@ -186,9 +186,9 @@ def _even(conv: Any, seen: float) -> Any:
     return conv
 
 
-def _weight_normed(conv: Any, style: ConvStyle) -> Any:
+def _weight_normed(conv: Any, style: ConvConfig) -> Any:
     return weight_norm(conv) if style.norm == "weight_norm" else conv
 
 
-def _output_norm(channels: int, style: ConvStyle) -> nn.Module:
+def _output_norm(channels: int, style: ConvConfig) -> nn.Module:
     return TimeGroupNorm(channels) if style.norm == "time_group_norm" else nn.Identity()

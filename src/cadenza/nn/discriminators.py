@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from cadenza.dsp.spectra import stft
+from cadenza.dsp.spectral import stft
 
 
 @dataclass(frozen=True)
-class Opinion:
+class DiscriminatorOutput:
     """One discriminator's logits (high for real) with the features they were made from."""
 
     logits: Float[Tensor, "b 1 f n"]
     features: list[Tensor]
 
 
-class StftDiscriminator(nn.Module):
+class STFTDiscriminator(nn.Module):
     """2-D convolutions over real and imaginary part of a complex spectrogram."""
 
     def __init__(self, channels: int, n_fft: int, *, filters: int = 32, dilations: Sequence[int] = (1, 2, 4)) -> None:
@@ -34,7 +34,7 @@ class StftDiscriminator(nn.Module):
         self.convs = nn.ModuleList(convs)
         self.last = weight_norm(nn.Conv2d(filters, 1, 3, padding=1))
 
-    def forward(self, wave: Float[Tensor, "b c t"]) -> Opinion:
+    def forward(self, wave: Float[Tensor, "b c t"]) -> DiscriminatorOutput:
         wave = F.pad(wave, (0, max(self.n_fft - wave.shape[-1], 0)))
         spectrum = stft(wave, self.n_fft, hop=self.n_fft // 4, center=False, normalized=True)
         x = torch.cat([spectrum.real, spectrum.imag], 1).transpose(2, 3)
@@ -42,15 +42,15 @@ class StftDiscriminator(nn.Module):
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.3)
             features.append(x)
-        return Opinion(self.last(x), features)
+        return DiscriminatorOutput(self.last(x), features)
 
 
-class MultiScaleStft(nn.Module):
+class MultiScaleSTFTDiscriminator(nn.Module):
     """One StftDiscriminator for each window size."""
 
     def __init__(self, channels: int = 1, *, n_ffts: Sequence[int] = (1024, 2048, 512, 256, 128), filters: int = 32) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(StftDiscriminator(channels, n_fft, filters=filters) for n_fft in n_ffts)
+        self.scales = nn.ModuleList(STFTDiscriminator(channels, n_fft, filters=filters) for n_fft in n_ffts)
 
-    def forward(self, wave: Float[Tensor, "b c t"]) -> list[Opinion]:
+    def forward(self, wave: Float[Tensor, "b c t"]) -> list[DiscriminatorOutput]:
         return [scale(wave) for scale in self.scales]

@@ -15,7 +15,7 @@ _DILATIONS = (1, 3, 9)
 
 
 @dataclass(frozen=True)
-class Stages:
+class OobleckStages:
     """The strides from the sample rate on, and the channels before the first of them and after each."""
 
     strides: Sequence[int]
@@ -34,7 +34,7 @@ class Snake(nn.Module):
         return x + (x * self.alpha.exp()[:, None]).sin().square() / (self.beta.exp()[:, None] + 1e-9)
 
 
-class Residual(nn.Sequential):
+class ResidualUnit(nn.Sequential):
     """x plus two convolutions of it."""
 
     def __init__(self, channels: int, dilation: int, *, snake: bool) -> None:
@@ -48,7 +48,7 @@ class Residual(nn.Sequential):
 class Encoder(nn.Sequential):
     """A wave, whole frames of it, to vectors of `out` numbers a frame."""
 
-    def __init__(self, stages: Stages, *, channels: int, out: int) -> None:
+    def __init__(self, stages: OobleckStages, *, channels: int, out: int) -> None:
         widths = stages.widths
         layers: list[nn.Module] = [_conv(channels, widths[0], 7, padding=3)]
         for stride, before, after in zip(stages.strides, widths, widths[1:], strict=False):
@@ -60,7 +60,7 @@ class Encoder(nn.Sequential):
 class Decoder(nn.Sequential):
     """Vectors to a wave; with odd strides to one that is a little short. `nearest` repeats samples to upsample."""
 
-    def __init__(self, stages: Stages, *, channels: int, latent: int, nearest: bool = False, tanh: bool = False) -> None:
+    def __init__(self, stages: OobleckStages, *, channels: int, latent: int, nearest: bool = False, tanh: bool = False) -> None:
         widths = stages.widths[::-1]
         layers: list[nn.Module] = [_conv(latent, widths[0], 7, padding=3)]
         for stride, before, after in zip(stages.strides[::-1], widths, widths[1:], strict=False):
@@ -71,7 +71,7 @@ class Decoder(nn.Sequential):
 
 
 def _residuals(channels: int, snake: bool) -> list[nn.Module]:
-    return [Residual(channels, dilation, snake=snake) for dilation in _DILATIONS]
+    return [ResidualUnit(channels, dilation, snake=snake) for dilation in _DILATIONS]
 
 
 def _act(channels: int, snake: bool) -> nn.Module:

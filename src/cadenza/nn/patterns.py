@@ -44,21 +44,21 @@ class Pattern:
         return len(self.steps)
 
     @property
-    def tail(self) -> int:
+    def delay_steps(self) -> int:
         """Steps at the end that only finish the delayed codebooks."""
         return max([0, *(frame + 1 - self.frames for step in self.steps for frame, _ in step)])
 
     @property
     def valid_steps(self) -> int:
         """Steps of which every frame lies inside."""
-        return len(self.steps) - self.tail
+        return len(self.steps) - self.delay_steps
 
     @property
     def starts_empty(self) -> bool:
         return bool(self.steps) and not self.steps[0]
 
     @cached_property
-    def frame(self) -> Int[Tensor, "k s"]:
+    def frame_at_step(self) -> Int[Tensor, "k s"]:
         """The frame that each codebook writes at each step, -1 where it writes none; past the end while it waits."""
         table = torch.full((self.codebooks, len(self.steps)), -1)
         cells = [(row, number, frame) for number, step in enumerate(self.steps) for frame, row in step]
@@ -68,34 +68,34 @@ class Pattern:
         return table
 
     @cached_property
-    def step(self) -> Int[Tensor, "k f"]:
+    def step_of_frame(self) -> Int[Tensor, "k f"]:
         """The step at which each code is written, -1 where none is."""
         table = torch.full((self.codebooks, self.frames), -1)
-        inside = (self.frame >= 0) & (self.frame < self.frames)
+        inside = (self.frame_at_step >= 0) & (self.frame_at_step < self.frames)
         rows, numbers = inside.nonzero(as_tuple=True)
-        table[rows, self.frame[rows, numbers]] = numbers
+        table[rows, self.frame_at_step[rows, numbers]] = numbers
         return table
 
     def first_step(self, frame: int) -> int:
         """The first step that writes a code of `frame`."""
-        return int(self.step[:, frame].min())
+        return int(self.step_of_frame[:, frame].min())
 
-    def complete(self) -> list[int]:
+    def complete_frames_after(self) -> list[int]:
         """For each step, how many leading frames are whole once it is written."""
-        last = self.step.max(0).values.cummax(0).values if self.frames else torch.zeros(0, dtype=torch.long)
+        last = self.step_of_frame.max(0).values.cummax(0).values if self.frames else torch.zeros(0, dtype=torch.long)
         return torch.searchsorted(last, torch.arange(len(self.steps)), right=True).tolist()
 
 
-def stack_frames(patterns: Sequence[Pattern]) -> Int[Tensor, "b k s"]:
+def pad_frame_tables(patterns: Sequence[Pattern]) -> Int[Tensor, "b k s"]:
     """`frame` of several patterns, -1 after the steps of the shorter."""
     longest = max(len(pattern) for pattern in patterns)
-    return torch.stack([pad(pattern.frame, (0, longest - len(pattern)), value=-1) for pattern in patterns])
+    return torch.stack([pad(pattern.frame_at_step, (0, longest - len(pattern)), value=-1) for pattern in patterns])
 
 
-def stack_steps(patterns: Sequence[Pattern]) -> Int[Tensor, "b k f"]:
+def pad_step_tables(patterns: Sequence[Pattern]) -> Int[Tensor, "b k f"]:
     """`step` of several patterns, -1 after the frames of the shorter."""
     longest = max(pattern.frames for pattern in patterns)
-    return torch.stack([pad(pattern.step, (0, longest - pattern.frames), value=-1) for pattern in patterns])
+    return torch.stack([pad(pattern.step_of_frame, (0, longest - pattern.frames), value=-1) for pattern in patterns])
 
 
 def build_sequence(
@@ -103,17 +103,19 @@ def build_sequence(
 ) -> tuple[Int[Tensor, "b k s"], Bool[Tensor, "k s"]]:
     """The codes in the order of the pattern's first `steps` steps, with the mask of those that are codes."""
     _check(pattern, ids, frames=ids.shape[-1])
-    frame = pattern.frame[:, :steps].to(ids.device)
+    frame = pattern.frame_at_step[:, :steps].to(ids.device)
     mask = (frame >= 0) & (frame < pattern.frames)
     padded = pad(ids, (0, 1), value=special)
     return padded.gather(2, frame.where(mask, pattern.frames).expand(len(ids), -1, -1)), mask
 
 
-def revert(pattern: Pattern, sequence: Int[Tensor, "b k s"], special: int) -> tuple[Int[Tensor, "b k f"], Bool[Tensor, "k f"]]:
+def revert_sequence(
+    pattern: Pattern, sequence: Int[Tensor, "b k s"], special: int
+) -> tuple[Int[Tensor, "b k f"], Bool[Tensor, "k f"]]:
     """The codes of a sequence, which may be cut short, with the mask of those it holds."""
     _check(pattern, sequence)
     steps = sequence.shape[-1]
-    step = pattern.step.to(sequence.device)
+    step = pattern.step_of_frame.to(sequence.device)
     mask = (step >= 0) & (step < steps)
     padded = pad(sequence, (0, 1), value=special)
     return padded.gather(2, step.where(mask, steps).expand(len(sequence), -1, -1)), mask
@@ -124,7 +126,7 @@ def revert_logits(
 ) -> tuple[Float[Tensor, "b k f v"], Bool[Tensor, "k f"]]:
     """The predictions of each code of the sequence: a step's output speaks of the step after it, where there is a start."""
     _check(pattern, logits)
-    step = pattern.step.to(logits.device)
+    step = pattern.step_of_frame.to(logits.device)
     mask = (step >= 0) & (step < logits.shape[2])
     index = (step - int(pattern.starts_empty)).where(mask, 0)[None, :, :, None].expand(len(logits), -1, -1, logits.shape[-1])
     return logits.gather(2, index).masked_fill(~mask[None, :, :, None], fill), mask
@@ -141,7 +143,7 @@ class _Rule(Spec):
     """How a pattern follows from the number of codebooks and frames."""
 
     @property
-    def grows(self) -> bool:
+    def prefix_stable(self) -> bool:
         """Whether the pattern of a longer clip begins like that of a shorter one, so that a clip may end by itself."""
         return True
 
@@ -149,13 +151,13 @@ class _Rule(Spec):
         """The pattern of a clip; raises ValueError, naming the field, where the codebooks do not suit."""
         return _pattern(self, codebooks, frames)  # type: ignore[arg-type]  # frozen, so hashable
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         raise NotImplementedError(f"{type(self).__name__} must say its steps")
 
 
 @lru_cache(256)
 def _pattern(rule: _Rule, codebooks: int, frames: int) -> Pattern:
-    return Pattern(codebooks, frames, tuple(rule.layout(codebooks, frames)))
+    return Pattern(codebooks, frames, tuple(rule.iter_steps(codebooks, frames)))
 
 
 class Parallel(_Rule):
@@ -164,7 +166,7 @@ class Parallel(_Rule):
     type: Literal["parallel"] = "parallel"
     empty_initial: int = Field(default=0, ge=-1)  # empty steps beside the start; -1 leaves the start out as well
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         yield from [()] * (1 + self.empty_initial)
         for frame in range(frames):
             yield tuple((frame, row) for row in range(codebooks))
@@ -178,7 +180,7 @@ class Delay(_Rule):
     flatten_first: int = Field(default=0, ge=0)  # leading frames that are written one code a step
     empty_initial: int = Field(default=0, ge=0)
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         delays = _per_codebook("delays", self.delays, tuple(range(codebooks)))
         yield from [()] * (1 + self.empty_initial)
         for frame in range(min(frames, self.flatten_first)):
@@ -200,7 +202,7 @@ class Unroll(_Rule):
             raise ValueError("delays: codebooks that share a step (equal flattening) must have the same delay")
         return self
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         flattening = _per_codebook("flattening", self.flattening, tuple(range(codebooks)))
         delays = _per_codebook("delays", self.delays, (0,) * codebooks)
         groups = [[row for row in range(codebooks) if flattening[row] == inner] for inner in sorted(set(flattening))]
@@ -222,10 +224,10 @@ class CoarseFirst(_Rule):
     delays: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # of codebooks 1, 2, ...; none when not given
 
     @property
-    def grows(self) -> bool:
+    def prefix_stable(self) -> bool:
         return False
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         delays = _per_codebook("delays", self.delays, (0,) * (codebooks - 1))
         yield ()
         yield from (((frame, 0),) for frame in range(frames))
@@ -239,10 +241,10 @@ class MusicLM(_Rule):
     group_by: int = Field(default=2, ge=1)
 
     @property
-    def grows(self) -> bool:
+    def prefix_stable(self) -> bool:
         return False
 
-    def layout(self, codebooks: int, frames: int) -> Iterable[Step]:
+    def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         if codebooks % self.group_by:
             raise ValueError(f"group_by: {codebooks} codebooks do not make groups of {self.group_by}")
         yield ()

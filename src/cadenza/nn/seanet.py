@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.nn.conv import Carried, Conv1d, ConvStyle, ConvTranspose1d, ResidualLSTM
+from cadenza.nn.conv import Conv1d, ConvConfig, ConvTranspose1d, ResidualLSTM, StreamState
 
 
 @dataclass(frozen=True)
-class Seanet:
+class SeanetConfig:
     """The shape that an encoder and its decoder share.
 
     `strides` are in the order of the decoder; `widths` are the channels from the sample rate to the frame rate,
@@ -31,43 +31,43 @@ class Seanet:
     compress: int = 2
     conv_shortcut: bool = True
     lstm_layers: int = 0
-    style: ConvStyle = field(default_factory=ConvStyle)
+    style: ConvConfig = field(default_factory=ConvConfig)
 
     def residuals(self, level: int) -> list[nn.Module]:
         dilations = [self.dilation_base**j for j in range(self.residual_layers[level])]
-        return [Residual(self.widths[level], shape=self, dilation=dilation) for dilation in dilations]
+        return [ResidualUnit(self.widths[level], shape=self, dilation=dilation) for dilation in dilations]
 
-    def memory(self) -> list[nn.Module]:
+    def make_lstm(self) -> list[nn.Module]:
         return [ResidualLSTM(self.widths[-1], self.lstm_layers)] if self.lstm_layers else []
 
 
 class Activation(nn.Module):
     """ELU."""
 
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
+    def forward(self, x: Tensor, carried: StreamState | None = None) -> Tensor:
         return F.elu(x)
 
 
-class Stack(nn.Module):
+class StreamingSequential(nn.Module):
     """Layers one after another, each given the stream's state."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
+    def forward(self, x: Tensor, carried: StreamState | None = None) -> Tensor:
         for layer in self.layers:
             x = layer(x, carried)
         return x
 
 
-class Residual(nn.Module):
+class ResidualUnit(nn.Module):
     """x, or a 1x1 convolution of it, plus a dilated bottleneck of x."""
 
-    def __init__(self, dim: int, *, shape: Seanet, dilation: int) -> None:
+    def __init__(self, dim: int, *, shape: SeanetConfig, dilation: int) -> None:
         super().__init__()
         hidden = dim // shape.compress
-        self.block = Stack([
+        self.block = StreamingSequential([
             Activation(),
             Conv1d(dim, hidden, kernel=shape.residual_kernel, dilation=dilation, style=shape.style),
             Activation(),
@@ -75,34 +75,34 @@ class Residual(nn.Module):
         ])  # fmt: skip
         self.shortcut = Conv1d(dim, dim, kernel=1, style=shape.style) if shape.conv_shortcut else None
 
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
+    def forward(self, x: Tensor, carried: StreamState | None = None) -> Tensor:
         return (x if self.shortcut is None else self.shortcut(x, carried)) + self.block(x, carried)
 
 
-class Encoder(Stack):
+class Encoder(StreamingSequential):
     """A wave to one vector a frame of prod(strides) samples, the last frame filled by padding."""
 
-    def __init__(self, shape: Seanet) -> None:
+    def __init__(self, shape: SeanetConfig) -> None:
         widths = shape.widths
         layers: list[nn.Module] = [Conv1d(shape.channels, widths[0], kernel=shape.kernel, style=shape.style)]
         for level, stride in enumerate(reversed(shape.strides)):
             layers += [*shape.residuals(level), Activation()]
             layers += [Conv1d(widths[level], widths[level + 1], kernel=2 * stride, stride=stride, style=shape.style)]
-        layers += [*shape.memory(), Activation()]
+        layers += [*shape.make_lstm(), Activation()]
         layers += [Conv1d(widths[-1], shape.dimension, kernel=shape.last_kernel, style=shape.style)]
         super().__init__(layers)
 
-    def forward(self, x: Float[Tensor, "b c t"], carried: Carried | None = None) -> Float[Tensor, "b d f"]:
+    def forward(self, x: Float[Tensor, "b c t"], carried: StreamState | None = None) -> Float[Tensor, "b d f"]:
         return super().forward(x, carried)
 
 
-class Decoder(Stack):
+class Decoder(StreamingSequential):
     """One vector a frame to prod(strides) samples of wave a frame."""
 
-    def __init__(self, shape: Seanet) -> None:
+    def __init__(self, shape: SeanetConfig) -> None:
         widths, style = shape.widths, shape.style
         layers: list[nn.Module] = [Conv1d(shape.dimension, widths[-1], kernel=shape.kernel, style=style)]
-        layers += shape.memory()
+        layers += shape.make_lstm()
         for level, stride in reversed(list(enumerate(reversed(shape.strides)))):
             layers += [
                 Activation(),
@@ -112,11 +112,11 @@ class Decoder(Stack):
         layers += [Activation(), Conv1d(widths[0], shape.channels, kernel=shape.last_kernel, style=style)]
         super().__init__(layers)
 
-    def forward(self, x: Float[Tensor, "b d f"], carried: Carried | None = None) -> Float[Tensor, "b c t"]:
+    def forward(self, x: Float[Tensor, "b d f"], carried: StreamState | None = None) -> Float[Tensor, "b c t"]:
         return super().forward(x, carried)
 
 
-def first_chunk(shape: Seanet) -> int:
+def min_first_chunk_frames(shape: SeanetConfig) -> int:
     """Frames that a stream must start with so that reflected padding sees in them all that it mirrors."""
     if shape.style.pad_mode != "reflect":
         return 1
@@ -129,7 +129,7 @@ def first_chunk(shape: Seanet) -> int:
     return max(need, math.ceil(shape.last_kernel / rate))
 
 
-def live(shape: Seanet) -> int:
+def peak_activations_per_frame(shape: SeanetConfig) -> int:
     """Numbers a frame that a decoder holds at once: the widest of its layers, several times over.
 
     These are what a residual adds to, its shortcut, what its block reads, that padded, and that in the order in which

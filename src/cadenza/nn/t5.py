@@ -25,7 +25,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Sizes:
+class T5Config:
     """What an encoder is made of."""
 
     vocabulary: int
@@ -42,7 +42,7 @@ class Sizes:
     own: bool = False  # whether each layer has its own liking for distances, and not that of the first
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Sizes":
+    def from_dict(cls, config: Mapping[str, Any]) -> "T5Config":
         """Those that a config of a T5, mT5 or UMT5 says, or leaves to what is usual for its kind."""
         usual = (32128, 2048, 6, 8, "relu") if config["model_type"] == "t5" else (250112, 1024, 8, 6, "gated-gelu")
         vocabulary, hidden, depth, heads, forward = usual
@@ -70,18 +70,18 @@ class Sizes:
 class T5Encoder(nn.Module):
     """Ids of tokens as hidden states; without dropout, as it is here to read."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: T5Config) -> None:
         super().__init__()
         self.sizes = sizes
         self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.width)
         self.block = nn.ModuleList(Block(sizes, placed=i == 0 or sizes.own) for i in range(sizes.depth))
-        self.final_layer_norm = RootMeanSquare(sizes.width, sizes.eps)
+        self.final_layer_norm = RMSNorm(sizes.width, sizes.eps)
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """Nothing attends to what is not in the mask; only a row that has nothing else attends to its first token."""
         at = torch.arange(ids.shape[1], device=ids.device)
         seen = (mask | (at == 0))[:, None, None]
-        which = buckets(at - at[:, None], self.sizes.buckets, self.sizes.farthest)
+        which = relative_position_bucket(at - at[:, None], self.sizes.buckets, self.sizes.farthest)
         x = self.embed_tokens(ids).to(self.final_layer_norm.weight.dtype)
         liking: Tensor | None = None
         for block in self.block:
@@ -95,22 +95,22 @@ class T5Encoder(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward, each added to what comes in."""
 
-    def __init__(self, sizes: Sizes, *, placed: bool) -> None:
+    def __init__(self, sizes: T5Config, *, placed: bool) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([Attending(sizes, placed=placed), Forward(sizes)])
+        self.layer = nn.ModuleList([T5LayerSelfAttention(sizes, placed=placed), T5LayerFF(sizes)])
 
     def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
         x = x + self.layer[0](x, bias)
         return x + self.layer[1](x)
 
 
-class Attending(nn.Module):
+class T5LayerSelfAttention(nn.Module):
     """Attention to what is normalised."""
 
-    def __init__(self, sizes: Sizes, *, placed: bool) -> None:
+    def __init__(self, sizes: T5Config, *, placed: bool) -> None:
         super().__init__()
         self.SelfAttention = Attention(sizes, placed=placed)
-        self.layer_norm = RootMeanSquare(sizes.width, sizes.eps)
+        self.layer_norm = RMSNorm(sizes.width, sizes.eps)
 
     def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
         return self.SelfAttention(self.layer_norm(x), bias)
@@ -119,7 +119,7 @@ class Attending(nn.Module):
 class Attention(nn.Module):
     """Attention of `heads` whose products are not scaled; `placed` ones have a table of what each likes in a distance."""
 
-    def __init__(self, sizes: Sizes, *, placed: bool) -> None:
+    def __init__(self, sizes: T5Config, *, placed: bool) -> None:
         super().__init__()
         self.heads = sizes.heads
         for name in "qkv":
@@ -133,22 +133,22 @@ class Attention(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
-class Forward(nn.Module):
+class T5LayerFF(nn.Module):
     """The feed-forward of what is normalised."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: T5Config) -> None:
         super().__init__()
-        self.DenseReluDense = (Gated if sizes.gated else Dense)(sizes)
-        self.layer_norm = RootMeanSquare(sizes.width, sizes.eps)
+        self.DenseReluDense = (T5DenseGatedActDense if sizes.gated else T5DenseActDense)(sizes)
+        self.layer_norm = RMSNorm(sizes.width, sizes.eps)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.DenseReluDense(self.layer_norm(x))
 
 
-class Dense(nn.Module):
+class T5DenseActDense(nn.Module):
     """A hidden layer."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: T5Config) -> None:
         super().__init__()
         self.wi = nn.Linear(sizes.width, sizes.hidden, bias=False)
         self.wo = nn.Linear(sizes.hidden, sizes.width, bias=False)
@@ -158,10 +158,10 @@ class Dense(nn.Module):
         return self.wo(self.activation(self.wi(x)))
 
 
-class Gated(nn.Module):
+class T5DenseGatedActDense(nn.Module):
     """A hidden layer times another (arXiv:2002.05202)."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: T5Config) -> None:
         super().__init__()
         self.wi_0 = nn.Linear(sizes.width, sizes.hidden, bias=False)
         self.wi_1 = nn.Linear(sizes.width, sizes.hidden, bias=False)
@@ -172,7 +172,7 @@ class Gated(nn.Module):
         return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
 
 
-class RootMeanSquare(nn.Module):
+class RMSNorm(nn.Module):
     """What comes in over its root mean square (arXiv:1910.07467), computed in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -186,7 +186,7 @@ class RootMeanSquare(nn.Module):
         return wide.to(self.weight.dtype) * self.weight
 
 
-def buckets(offset: Int[Tensor, "n m"], count: int, farthest: int) -> Int[Tensor, "n m"]:
+def relative_position_bucket(offset: Int[Tensor, "n m"], count: int, farthest: int) -> Int[Tensor, "n m"]:
     """The bucket of each offset from query to key: half for keys behind, of them half for single steps, then logarithmic."""
     half = count // 2
     near = half // 2

@@ -8,14 +8,13 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadenza.core.types import Tokens
-from cadenza.nn.attention import CrossAttention, Reach, SelfAttention, Source
-from cadenza.nn.cache import Cache, KeyValues
-from cadenza.nn.positions import Rotation
-from cadenza.nn.span import Span
+from cadenza.core.types import MaskedSequence
+from cadenza.nn.attention import AttentionMask, CrossAttention, CrossKV, SelfAttention
+from cadenza.nn.kv_cache import KVCache, LayerKVCache, PositionRange
+from cadenza.nn.rope import RotaryTable
 
 
-def drop(x: Tensor, rate: float, rng: torch.Generator | None) -> Tensor:
+def dropout(x: Tensor, rate: float, rng: torch.Generator | None) -> Tensor:
     """Dropout that draws from `rng`; nothing is dropped without one."""
     if rng is None or rate == 0:
         return x
@@ -44,7 +43,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        self.style = None if style is None else nn.Linear(style, 4 * dim, bias=False)
+        self.adaln = None if style is None else nn.Linear(style, 4 * dim, bias=False)
         self.norm1 = nn.LayerNorm(dim, eps)
         self.attention = SelfAttention(dim, heads, bias=bias)
         self.norm_cross = None if source is None else nn.LayerNorm(dim, eps)
@@ -57,22 +56,22 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         *,
-        rotation: Rotation | None = None,
+        rotation: RotaryTable | None = None,
         mask: Shaped[Tensor, "#b 1 n m"] | None = None,
-        source: Source | None = None,
+        source: CrossKV | None = None,
         style: Float[Tensor, "b 1 e"] | None = None,
-        memory: KeyValues | None = None,
-        span: Span | None = None,
+        memory: LayerKVCache | None = None,
+        span: PositionRange | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """`style` is what the layer of that name makes of the vector."""
         scale1, shift1, scale2, shift2 = (None,) * 4 if style is None else style.chunk(4, -1)
         y = _styled(self.norm1(x), scale1, shift1)
-        x = x + drop(self.attention(y, rotation=rotation, mask=mask, memory=memory, span=span), self.dropout, rng)
+        x = x + dropout(self.attention(y, rotation=rotation, mask=mask, memory=memory, span=span), self.dropout, rng)
         if self.cross is not None and self.norm_cross is not None and source is not None:
-            x = x + drop(self.cross(self.norm_cross(x), source), self.dropout, rng)
+            x = x + dropout(self.cross(self.norm_cross(x), source), self.dropout, rng)
         y = _styled(self.norm2(x), scale2, shift2)
-        return x + drop(self.down(F.gelu(self.up(y))), self.dropout, rng)
+        return x + dropout(self.down(F.gelu(self.up(y))), self.dropout, rng)
 
 
 class Transformer(nn.Module):
@@ -81,24 +80,24 @@ class Transformer(nn.Module):
     def __init__(self, dim: int, depth: int, *, heads: int, eps: float = 1e-5, **block: Any) -> None:
         """`block` are the other arguments of Block."""
         super().__init__()
-        self.heads, self.width = heads, dim // heads
+        self.heads, self.head_dim = heads, dim // heads
         self.blocks = nn.ModuleList(Block(dim, heads, eps=eps, **block) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps)
         self.apply(_start)
         for name, weight in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):  # what adds to the residual stream
                 nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
-            if name.endswith("style.weight"):
+            if name.endswith("adaln.weight"):
                 nn.init.zeros_(weight)
 
-    def read(self, tokens: Tokens, *, attend_padding: bool = False) -> list[Source]:
+    def project_cross_kv(self, tokens: MaskedSequence, *, attend_padding: bool = False) -> list[CrossKV]:
         """Every block's keys and values of the tokens to attend to; a bias of theirs is that of each position."""
-        reach = Reach.of(tokens, attend_padding=attend_padding)
-        return [block.cross.read(tokens, attend_padding=attend_padding, reach=reach) for block in self.blocks]  # type: ignore[union-attr]
+        reach = AttentionMask.from_tokens(tokens, attend_padding=attend_padding)
+        return [block.cross.project_kv(tokens, attend_padding=attend_padding, reach=reach) for block in self.blocks]  # type: ignore[union-attr]
 
-    def styles(self, vector: Float[Tensor, "b g"]) -> list[Float[Tensor, "b 1 e"]]:
+    def adaln_params(self, vector: Float[Tensor, "b g"]) -> list[Float[Tensor, "b 1 e"]]:
         """What every block makes of a vector that scales and shifts."""
-        return [block.style(vector)[:, None] for block in self.blocks]  # type: ignore[operator]
+        return [block.adaln(vector)[:, None] for block in self.blocks]  # type: ignore[operator]
 
     def compile_blocks(self) -> None:
         """Lets torch.compile fuse what a block does, the same for all; that takes some seconds when they first run.
@@ -123,20 +122,20 @@ class Transformer(nn.Module):
                 each._compiled_call_impl = None
             return block(x, **told)
 
-    def cache(self, batch: int, positions: int) -> Cache:
+    def allocate_kv_cache(self, batch: int, positions: int) -> KVCache:
         """Empty buffers for `positions` positions of `batch` sequences."""
-        return Cache.empty(len(self.blocks), (batch, self.heads, positions, self.width), self.norm.weight)
+        return KVCache.allocate(len(self.blocks), (batch, self.heads, positions, self.head_dim), self.norm.weight)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         *,
-        rotation: Rotation | None = None,
+        rotation: RotaryTable | None = None,
         mask: Shaped[Tensor, "#b 1 n m"] | None = None,
-        source: list[Source] | None = None,
+        source: list[CrossKV] | None = None,
         styles: list[Float[Tensor, "b 1 e"]] | None = None,
-        cache: Cache | None = None,
-        span: Span | None = None,
+        cache: KVCache | None = None,
+        span: PositionRange | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Causal when no mask is given; with a cache, `x` are the positions of `span`, and all before them were fed.

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
-from cadenza.core.spec import Spec, near
-from cadenza.core.types import Branch, Curve, Fused, Tokens
+from cadenza.core.spec import Spec, did_you_mean
+from cadenza.core.types import FusedConditions, GuidanceBranch, InterpolatedCondition, MaskedSequence
 
 Scale = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,7 +34,7 @@ class Guidance(Spec):
     """
 
     scale: Scale | None = None
-    emphasis: dict[str, Scale] = {}
+    id_scales: dict[str, Scale] = {}
     weights: dict[str, Scale] = {}
     negative: tuple[dict[str, Any], ...] = ()
     interval: tuple[Share, Share] = (0.0, 1.0)
@@ -54,28 +54,28 @@ class Guidance(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Guidance":
-        if self.weights and (self.scale is not None or self.emphasis):
+        if self.weights and (self.scale is not None or self.id_scales):
             raise ValueError("weights are the whole sum; leave out scale and emphasis, or leave out weights")
         if self.interval[0] >= self.interval[1]:
             raise ValueError(f"interval: must go from less to more, got {list(self.interval)}")
         return self
 
     @property
-    def varies(self) -> bool:
+    def is_scheduled(self) -> bool:
         """Whether it is not the same in all frames or steps."""
         return self.schedule != "constant" or self.interval != (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Term:
+class GuidanceTerm:
     """One answer of the sum: to the conditions of `ids`, or without any where None; `plain` is its weight without guidance."""
 
     ids: frozenset[str] | None
     weight: float
-    plain: float = 0.0
+    unguided_weight: float = 0.0
 
 
-def terms(guidance: Guidance, scale: float, ids: Collection[str], told: Collection[str]) -> list[Term]:
+def expand_guidance(guidance: Guidance, scale: float, ids: Collection[str], told: Collection[str]) -> list[GuidanceTerm]:
     """What is asked of the model, each once; `told` are the ids, of all there are, of which some item says something.
 
     Raises RequestError for an id that there is not.
@@ -92,26 +92,26 @@ def terms(guidance: Guidance, scale: float, ids: Collection[str], told: Collecti
     else:
         scale = scale if guidance.scale is None else guidance.scale
         add(known, scale)
-        for name, times in guidance.emphasis.items():
+        for name, times in guidance.id_scales.items():
             add(known, scale * (times - 1))
             add(known - _known(name, known), -scale * (times - 1))
     sums[None] = 1 - sum(sums.values())
     if not guidance.negative and frozenset() in sums:  # nothing is told either way
         sums[None] += sums.pop(frozenset())
-        return [Term(names, weight, float(names == (every or None))) for names, weight in sums.items()]
-    return [Term(names, weight, float(names == every)) for names, weight in sums.items()]
+        return [GuidanceTerm(names, weight, float(names == (every or None))) for names, weight in sums.items()]
+    return [GuidanceTerm(names, weight, float(names == every)) for names, weight in sums.items()]
 
 
 def _known(names: str, ids: frozenset[str]) -> frozenset[str]:
     found = frozenset(name.strip() for name in names.split(TOGETHER))
     for name in sorted(found - ids):
-        raise RequestError(f"guidance: no condition called '{name}'.{near(name, sorted(ids))}")
+        raise RequestError(f"guidance: no condition called '{name}'.{did_you_mean(name, sorted(ids))}")
     return found
 
 
-def strength(guidance: Guidance, lengths: Int[Tensor, " b"], *, size: int) -> Float[Tensor, "b f"] | None:
+def guidance_schedule(guidance: Guidance, lengths: Int[Tensor, " b"], *, size: int) -> Float[Tensor, "b f"] | None:
     """The share of guidance in each of `lengths` frames or steps; None where it is 1 throughout."""
-    if not guidance.varies:
+    if not guidance.is_scheduled:
         return None
     done = (torch.arange(size, device=lengths.device) + 0.5) / lengths.clamp(min=1)[:, None]
     first, last = guidance.strength
@@ -124,21 +124,21 @@ def strength(guidance: Guidance, lengths: Int[Tensor, " b"], *, size: int) -> Fl
     return torch.where((done >= low) & (done < high), share, 0)
 
 
-def classifier_free(given: Fused, null: Fused, scale: float) -> list[Branch]:
+def cfg_branches(given: FusedConditions, null: FusedConditions, scale: float) -> list[GuidanceBranch]:
     """null + scale * (given - null), arXiv:2207.12598 with w = scale - 1; branches without weight are left out."""
-    return active([Branch(scale, given, 1.0), Branch(1 - scale, null)])
+    return nonzero_branches([GuidanceBranch(scale, given, 1.0), GuidanceBranch(1 - scale, null)])
 
 
-def active(branches: Sequence[Branch], *, plain: bool = False) -> list[Branch]:
+def nonzero_branches(branches: Sequence[GuidanceBranch], *, plain: bool = False) -> list[GuidanceBranch]:
     """The branches that have weight, or may get some where `plain` is asked for; their weights must sum to 1."""
     total = sum(branch.weight for branch in branches)
     if abs(total - 1) > 1e-4:
         raise RequestError(f"the weights of guidance sum to {total:g}, not to 1: {[branch.weight for branch in branches]}")
-    return [branch for branch in branches if branch.weight != 0 or (plain and branch.plain != 0)]
+    return [branch for branch in branches if branch.weight != 0 or (plain and branch.unguided_weight != 0)]
 
 
 @dataclass(frozen=True)
-class Mix:
+class GuidanceMixer:
     """The weights of branches that lie one after the other in a batch, with guidance and without, and how to rescale."""
 
     weights: tuple[float, ...]
@@ -146,8 +146,8 @@ class Mix:
     rescale: float = 0.0
 
     @classmethod
-    def of(cls, branches: Sequence[Branch], rescale: float = 0.0) -> "Mix":
-        return cls(tuple(branch.weight for branch in branches), tuple(branch.plain for branch in branches), rescale)
+    def of(cls, branches: Sequence[GuidanceBranch], rescale: float = 0.0) -> "GuidanceMixer":
+        return cls(tuple(branch.weight for branch in branches), tuple(branch.unguided_weight for branch in branches), rescale)
 
     def __call__(
         self, outputs: Float[Tensor, "nb *shape v"], strength: Float[Tensor, " b"] | None = None, *, spread: int | None = None
@@ -155,18 +155,18 @@ class Mix:
         """The guided outputs; rescaled by the standard deviation of the first `spread` values of the last axis, or all."""
         if len(self.weights) == 1:
             return outputs
-        guided = combine(outputs, self.weights)
+        guided = weighted_sum(outputs, self.weights)
         if strength is None and not self.rescale:
             return guided
-        plain = combine(outputs, self.plain)
+        plain = weighted_sum(outputs, self.plain)
         if self.rescale:
-            guided = rescaled(guided, plain, self.rescale, spread=spread)
+            guided = rescale_std(guided, plain, self.rescale, spread=spread)
         if strength is None:
             return guided
         return torch.lerp(plain, guided, strength.to(guided.dtype).view(-1, *[1] * (guided.dim() - 1)))
 
 
-def combine(outputs: Float[Tensor, "nb ..."], weights: Sequence[float]) -> Float[Tensor, "b ..."]:
+def weighted_sum(outputs: Float[Tensor, "nb ..."], weights: Sequence[float]) -> Float[Tensor, "b ..."]:
     """The weighted sum of branches that lie one after the other in the batch."""
     if len(weights) == 1:
         return outputs
@@ -178,7 +178,7 @@ def combine(outputs: Float[Tensor, "nb ..."], weights: Sequence[float]) -> Float
     return total
 
 
-def rescaled(
+def rescale_std(
     guided: Float[Tensor, "b ..."], given: Float[Tensor, "b ..."], phi: float, *, spread: int | None = None
 ) -> Float[Tensor, "b ..."]:
     """`guided`, its standard deviation over the last axis a share `phi` of the way back to that of `given`."""
@@ -186,7 +186,7 @@ def rescaled(
     return guided * (phi * ratio + 1 - phi)
 
 
-def projected(
+def adaptive_projected_guidance(
     given: Float[Tensor, "b ..."],
     null: Float[Tensor, "b ..."],
     scale: float,
@@ -212,34 +212,34 @@ def projected(
     return given + (scale - 1) * (change - along + parallel * along), kept
 
 
-def stack(branches: Sequence[Branch], batch: int) -> Fused:
+def batch_branches(branches: Sequence[GuidanceBranch], batch: int) -> FusedConditions:
     """The conditions of all branches as one batch, padded where some have more tokens or a slot that others lack."""
     fused = [branch.fused for branch in branches]
-    return Fused(
+    return FusedConditions(
         cross=_stack_tokens([f.cross for f in fused], batch),
         prepend=_stack_tokens([f.prepend for f in fused], batch),
         add=_stack_vectors([f.add for f in fused], batch),
         concat=_stack_vectors([f.concat for f in fused], batch),
-        glob=_stack_vectors([f.glob for f in fused], batch),
-        steps=_stack_curves([f.steps for f in fused]),
+        global_vector=_stack_vectors([f.global_vector for f in fused], batch),
+        interpolated=_stack_curves([f.interpolated for f in fused]),
     )
 
 
-def _stack_tokens(parts: Sequence[Tokens | None], batch: int) -> Tokens | None:
+def _stack_tokens(parts: Sequence[MaskedSequence | None], batch: int) -> MaskedSequence | None:
     some = next((part for part in parts if part is not None), None)
     if some is None:
         return None
     longest = max(part.x.shape[1] for part in parts if part is not None)
-    none = Tokens(some.x.new_zeros(batch, 0, some.x.shape[-1]), some.mask.new_zeros(batch, 0))
+    none = MaskedSequence(some.x.new_zeros(batch, 0, some.x.shape[-1]), some.mask.new_zeros(batch, 0))
     padded = [none if part is None else part for part in parts]
     x = [F.pad(part.x, (0, 0, 0, longest - part.x.shape[1])) for part in padded]
     mask = [F.pad(part.mask, (0, longest - part.mask.shape[1])) for part in padded]
     frames = next((part.bias.shape[2] for part in padded if part.bias is not None), None)
     if frames is None:
-        return Tokens(torch.cat(x), torch.cat(mask))
+        return MaskedSequence(torch.cat(x), torch.cat(mask))
     even = [some.x.new_zeros(batch, part.x.shape[1], frames) if part.bias is None else part.bias for part in padded]
     bias = [F.pad(part, (0, 0, 0, longest - part.shape[1]), value=-torch.inf) for part in even]
-    return Tokens(torch.cat(x), torch.cat(mask), torch.cat(bias))
+    return MaskedSequence(torch.cat(x), torch.cat(mask), torch.cat(bias))
 
 
 def _stack_vectors(parts: Sequence[Tensor | None], batch: int) -> Tensor | None:
@@ -249,7 +249,7 @@ def _stack_vectors(parts: Sequence[Tensor | None], batch: int) -> Tensor | None:
     return torch.cat([some.new_zeros(batch, *some.shape[1:]) if part is None else part for part in parts])
 
 
-def _stack_curves(parts: Sequence[tuple[Curve, ...] | None]) -> tuple[Curve, ...] | None:
+def _stack_curves(parts: Sequence[tuple[InterpolatedCondition, ...] | None]) -> tuple[InterpolatedCondition, ...] | None:
     """The curves of all branches, in order; a branch without any has zeros."""
     some = next((part for part in parts if part is not None), None)
     if some is None:
@@ -257,7 +257,7 @@ def _stack_curves(parts: Sequence[tuple[Curve, ...] | None]) -> tuple[Curve, ...
     none = tuple(replace(curve, x=torch.zeros_like(curve.x)) for curve in some)
     each = [none if part is None else part for part in parts]
     return tuple(
-        Curve(
+        InterpolatedCondition(
             torch.cat([F.pad(curve.x, (0, 0, 0, max(c.x.shape[1] for c in curves) - curve.x.shape[1])) for curve in curves]),
             torch.cat([curve.lengths for curve in curves]),
             curves[0].resize,

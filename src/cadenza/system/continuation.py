@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Codes, Known, Latents
-from cadenza.dsp.audio import Audio, read
-from cadenza.system.codes import read_codes
+from cadenza.core.types import Codes, KnownFrames, Latents
+from cadenza.dsp.audio import Audio, load_audio
+from cadenza.system.codes_io import load_codes
 
-Beginning = Audio | Codes | Latents | str | Path
+AudioPrompt = Audio | Codes | Latents | str | Path
 
 
-def known(beginnings: Sequence[Beginning | None], codec: Codec) -> Known | None:
+def encode_prompts(beginnings: Sequence[AudioPrompt | None], codec: Codec) -> KnownFrames | None:
     """The first frames of each clip, none where there is None; audio of another kind is resampled and mixed."""
     encoded: dict[int, Codes | Latents] = {}  # variations share a beginning
     for one in beginnings:
@@ -27,15 +27,15 @@ def known(beginnings: Sequence[Beginning | None], codec: Codec) -> Known | None:
     if not encoded:
         return None
     parts = [encoded.get(id(one)) for one in beginnings]
-    longest = max(part.content.shape[-1] for part in encoded.values())
-    lengths = torch.tensor([0 if part is None else part.content.shape[-1] for part in parts], device=codec.device)
+    longest = max(part.data.shape[-1] for part in encoded.values())
+    lengths = torch.tensor([0 if part is None else part.data.shape[-1] for part in parts], device=codec.device)
     some = next(iter(encoded.values()))
-    rows = [torch.zeros_like(some.content) if part is None else part.content for part in parts]
+    rows = [torch.zeros_like(some.data) if part is None else part.data for part in parts]
     content = torch.cat([F.pad(row, (0, longest - row.shape[-1])) for row in rows])
-    return Known(some.like(content, lengths), torch.arange(longest, device=codec.device) < lengths[:, None])
+    return KnownFrames(some.with_data(content, lengths), torch.arange(longest, device=codec.device) < lengths[:, None])
 
 
-def check(prompt: Known, frames: Int[Tensor, " b"], *, window: int, rate: float) -> None:
+def validate_prompts(prompt: KnownFrames, frames: Int[Tensor, " b"], *, window: int, rate: float) -> None:
     """Raises RequestError for a beginning that leaves nothing to make, or is more than a window can know."""
     for i, (known_, wanted) in enumerate(zip(prompt.mask.sum(1).tolist(), frames.tolist(), strict=True)):
         where = f"continue_from of clip {i + 1} lasts {known_ / rate:g} seconds"
@@ -47,17 +47,17 @@ def check(prompt: Known, frames: Int[Tensor, " b"], *, window: int, rate: float)
             raise RequestError(f"{where}, and the clip {wanted / rate:g} with it; set `seconds` to more than {known_ / rate:g}")
 
 
-def after(audio: Audio, start: Int[Tensor, " b"]) -> Audio:
+def drop_leading_samples(audio: Audio, start: Int[Tensor, " b"]) -> Audio:
     """Each clip without its first `start` samples."""
     wave, lengths = _shifted(audio.wave, audio.lengths, start)
     return Audio(wave, audio.sample_rate, lengths)
 
 
-def after_frames(frames: Codes | Latents, start: Int[Tensor, " b"], hop: int) -> Codes | Latents:
+def drop_leading_frames(frames: Codes | Latents, start: Int[Tensor, " b"], hop: int) -> Codes | Latents:
     """Each clip without its first `start` frames."""
-    content, lengths = _shifted(frames.content, frames.lengths, start)
+    content, lengths = _shifted(frames.data, frames.lengths, start)
     samples = None if frames.samples is None else frames.samples - start.to(frames.samples.device) * hop
-    return replace(frames.like(content, lengths), samples=samples)
+    return replace(frames.with_data(content, lengths), samples=samples)
 
 
 def _shifted(x: Tensor, lengths: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,13 +69,13 @@ def _shifted(x: Tensor, lengths: Tensor, start: Tensor) -> tuple[Tensor, Tensor]
     return x.gather(-1, moved[:, None].expand(-1, x.shape[1], -1)).where(there, 0), lengths
 
 
-def _frames(one: Beginning, codec: Codec) -> Codes | Latents:
+def _frames(one: AudioPrompt, codec: Codec) -> Codes | Latents:
     if isinstance(one, str | Path):
-        one = read_codes(one, codec.spec) if Path(one).suffix == ".safetensors" else read(one)
+        one = load_codes(one, codec.spec) if Path(one).suffix == ".safetensors" else load_audio(one)
     if isinstance(one, Audio):
         if not int(one.lengths[0]):
             raise RequestError("continue_from: the audio has no samples; leave it out to start afresh")
-        one = codec.encode(one.resample(codec.spec.sample_rate).mix(codec.spec.channels))
+        one = codec.encode(one.resample(codec.spec.sample_rate).to_channels(codec.spec.channels))
     clips = list(one)
     if len(clips) != 1:
         raise RequestError(f"continue_from: {len(clips)} clips are given for one; give a list with one for each item")
@@ -83,17 +83,17 @@ def _frames(one: Beginning, codec: Codec) -> Codes | Latents:
 
 
 def _checked(frames: Codes | Latents, codec: Codec) -> Codes | Latents:
-    grid, content = codec.grid, frames.content
+    frame_format, content = codec.frame_format, frames.data
     kind = "codes" if isinstance(frames, Codes) else "latents"
-    if (kind, content.shape[1]) != (grid.kind, grid.rows):
+    if (kind, content.shape[1]) != (frame_format.kind, frame_format.channels):
         raise RequestError(
-            f"continue_from: {content.shape[1]} rows of {kind} are given, but this model's codec gives {grid.rows} rows of "
-            f"{grid.kind}; give what `system.codec.encode` gives, or the audio"
+            f"continue_from: {content.shape[1]} rows of {kind} are given, but this model's codec gives {frame_format.channels} rows of "
+            f"{frame_format.kind}; give what `system.codec.encode` gives, or the audio"
         )
     if not content.shape[-1]:
         raise RequestError("continue_from: there are no frames; leave it out to start afresh")
-    if kind == "codes" and not 0 <= int(content.min()) <= int(content.max()) < grid.cardinality:
+    if kind == "codes" and not 0 <= int(content.min()) <= int(content.max()) < frame_format.cardinality:
         raise RequestError(
-            f"continue_from: codes must lie between 0 and {grid.cardinality - 1}; were they made by another codec?"
+            f"continue_from: codes must lie between 0 and {frame_format.cardinality - 1}; were they made by another codec?"
         )
     return frames

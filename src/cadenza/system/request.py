@@ -8,21 +8,21 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cadenza.core.errors import RequestError
-from cadenza.core.spec import Spec, explain
+from cadenza.core.spec import Spec, format_validation_error
 from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.samplers.guidance import Guidance
-from cadenza.system.continuation import Beginning
+from cadenza.system.continuation import AudioPrompt
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipRequest:
     """One clip to make."""
 
     item: Mapping[str, Any]
     seconds: float | None
     seed: int
-    continue_from: Beginning | None = None
+    continue_from: AudioPrompt | None = None
 
 
 class Request(Spec):
@@ -36,23 +36,25 @@ class Request(Spec):
     seconds: float | tuple[float, ...] | None = None
     seed: int | tuple[int, ...] = 0
     guidance: Guidance | None = None  # or a number, its scale
-    two_step: bool = False  # guidance in two passes instead of one of twice the width
+    two_step_cfg: bool = False  # guidance in two passes instead of one of twice the width
     sampling: dict[str, Any] | None = None
     variations: int = Field(1, ge=1, le=1024)
     continue_from: Any = None  # Audio, Codes, or a file of either; None in a list: start afresh
-    keep_prompt: bool = True  # whether what a clip continues from is given back with it
+    include_prompt: bool = True  # whether what a clip continues from is given back with it
     stride: float | None = Field(None, gt=0, allow_inf_nan=False)  # seconds from window to window of a long clip
     loudness: float | None = Field(None, ge=-60, le=-5)  # LUFS of each clip, lower where its peak would clip
 
     @classmethod
-    def of(cls, what: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...] | None", **fields: Any) -> "Request":
+    def from_input(
+        cls, what: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...] | None", **fields: Any
+    ) -> "Request":
         """A request from a prompt, an item, None for neither, or a list of these; raises RequestError with every mistake."""
         if isinstance(what, Request):
-            return cls.of(list(what.items), **{**_given(what), **fields})
+            return what if not fields else cls.from_input(list(what.items), **{**_given(what), **fields})
         try:
             return cls.model_validate({"items": what, **fields})
         except ValidationError as error:
-            raise RequestError(explain(cls, {"items": what, **fields}, error, "request")) from None
+            raise RequestError(format_validation_error(cls, {"items": what, **fields}, error, "request")) from None
 
     @field_validator("items", mode="before")
     @classmethod
@@ -81,7 +83,7 @@ class Request(Spec):
         if isinstance(value, Audio | Codes | Latents) and len(value) > 1:
             value = list(value)
         for one in value if isinstance(value, list | tuple) else (value,):
-            if not isinstance(one, Beginning | None):
+            if not isinstance(one, AudioPrompt | None):
                 raise ValueError(f"must be Audio, Codes or the path of a file, or a list of these, not {type(one).__name__}")
         return tuple(value) if isinstance(value, list) else value
 
@@ -100,13 +102,13 @@ class Request(Spec):
         return {"scale": scale}
 
     @property
-    def guided(self) -> Guidance:
+    def effective_guidance(self) -> Guidance:
         """What is asked of guidance; its scale is None where the system's own is to hold."""
         return self.guidance or Guidance()
 
     @model_validator(mode="after")
     def _one_each(self) -> "Request":
-        negative = len(self.guided.negative)
+        negative = len(self.effective_guidance.negative)
         if negative not in (0, 1, len(self.items)):
             raise ValueError(f"guidance.negative has {negative} items for {len(self.items)}; give one, or one each")
         for name in ("seconds", "seed", "continue_from"):
@@ -115,20 +117,20 @@ class Request(Spec):
                 raise ValueError(f"{name} has {len(value)} values for {len(self.items)} items; give one, or one each")
         return self
 
-    def negatives(self) -> list[dict[str, Any]] | None:
+    def negative_items(self) -> list[dict[str, Any]] | None:
         """For every clip, in the order of `clips`, the item that stands in the place of no conditions, if that is asked for."""
-        found = self.guided.negative
+        found = self.effective_guidance.negative
         if not found:
             return None
         each = found if len(found) == len(self.items) else found * len(self.items)
         return [item for item in each for _ in range(self.variations)]
 
-    def clips(self) -> list[Clip]:
+    def expand(self) -> list[ClipRequest]:
         """Every clip in order: the variations of the first item, then of the second, ..."""
         clips = []
         for i, item in enumerate(self.items):
             seconds, seed, beginning = _of(self.seconds, i), _of(self.seed, i), _of(self.continue_from, i)
-            clips += [Clip(item, seconds, seed + j, beginning) for j in range(self.variations)]
+            clips += [ClipRequest(item, seconds, seed + j, beginning) for j in range(self.variations)]
         return clips
 
 

@@ -8,11 +8,11 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from cadenza.codecs.base import CodecSpec
 from cadenza.conditioners.base import ConditionerSpec
 from cadenza.core.errors import SpecError
-from cadenza.core.migrations import FORMAT, migrated
-from cadenza.core.spec import Spec, near
+from cadenza.core.migrations import FORMAT, migrate_spec
+from cadenza.core.spec import Spec, did_you_mean
 from cadenza.core.types import Slot
 from cadenza.generators.base import GeneratorSpec
-from cadenza.system.reading import Reading
+from cadenza.system.prompt_patterns import PromptPattern
 
 _TAKES = {  # slot -> what may go there
     "cross": ("vector", "tokens", "frames"),
@@ -57,17 +57,17 @@ class FusionSpec(Spec):
             raise ValueError(f"named twice in one slot: {', '.join(sorted(twice))}")
         return routes
 
-    def slots(self) -> dict[Slot, tuple[Route, ...]]:
+    def routes_by_slot(self) -> dict[Slot, tuple[Route, ...]]:
         """The slots in use."""
         everything = {slot: getattr(self, "glob" if slot == "global" else slot) for slot in get_args(Slot)}
         return {slot: routes for slot, routes in everything.items() if routes}
 
-    def pairs(self) -> list[tuple[Slot, str]]:
+    def slot_ids(self) -> list[tuple[Slot, str]]:
         """Every (slot, id): the keys of an absence map."""
-        return [(slot, route.id) for slot, routes in self.slots().items() for route in routes]
+        return [(slot, route.id) for slot, routes in self.routes_by_slot().items() for route in routes]
 
 
-class Defaults(Spec):
+class GenerationDefaults(Spec):
     """What a request gets that does not say otherwise."""
 
     seconds: float = Field(default=10.0, gt=0)
@@ -82,27 +82,27 @@ class SystemSpec(Spec):
     format: int = FORMAT
     codec: CodecSpec
     conditioners: dict[str, ConditionerSpec] = {}
-    reads: tuple[Reading, ...] = ()  # values that requests may give in words
+    prompt_patterns: tuple[PromptPattern, ...] = ()  # values that requests may give in words
     fusion: FusionSpec = FusionSpec.model_validate({})
     generator: GeneratorSpec | None = None
-    defaults: Defaults = Defaults()
+    defaults: GenerationDefaults = GenerationDefaults()
 
     @model_validator(mode="before")
     @classmethod
     def _migrate(cls, data: Any) -> Any:
-        return migrated(data) if isinstance(data, dict) else data
+        return migrate_spec(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _fit(self) -> "SystemSpec":
-        mistakes = [*_routing(self.fusion, self.conditioners, self.reads), *_slots(self)]
-        if self.generator is not None and (self.codec.chunked or self.codec.scaled):
-            what = "overlapping chunks" if self.codec.chunked else "a factor of loudness beside the frames"
+        mistakes = [*_routing(self.fusion, self.conditioners, self.prompt_patterns), *_slots(self)]
+        if self.generator is not None and (self.codec.uses_chunks or self.codec.has_loudness_scale):
+            what = "overlapping chunks" if self.codec.uses_chunks else "a factor of loudness beside the frames"
             mistakes.append(
                 f"generator: cannot make the frames of this codec, which have {what}; use it alone, or another codec"
             )
         if self.generator is not None and not mistakes:
             try:
-                self.generator.fit(self.codec.grid, self.widths())
+                self.generator.validate_inputs(self.codec.frame_format, self.slot_dims())
             except ValueError as error:
                 mistakes.append(f"generator: {error}")
             try:
@@ -113,35 +113,35 @@ class SystemSpec(Spec):
             raise ValueError("the parts do not fit: " + "; ".join(mistakes))
         return self
 
-    def widths(self) -> dict[Slot, int]:
+    def slot_dims(self) -> dict[Slot, int]:
         """The width of each slot in use: summed where conditions stand side by side, else shared."""
         widths: dict[Slot, int] = {}
-        for slot, routes in self.fusion.slots().items():
-            each = [self.conditioners[route.id].width for route in routes]
+        for slot, routes in self.fusion.routes_by_slot().items():
+            each = [self.conditioners[route.id].output_dim for route in routes]
             widths[slot] = sum(each) if slot in ("concat", "global") else each[0]
         return widths
 
 
-def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec], reads: tuple[Reading, ...]) -> list[str]:
+def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec], reads: tuple[PromptPattern, ...]) -> list[str]:
     """Names that lead nowhere, in either direction."""
     known = list(conditioners)
     mistakes = [
-        f"fusion.{slot} names '{name}', but there is no such conditioner.{near(name, known)}"
-        for slot, name in [*fusion.pairs(), *(("ignore", name) for name in fusion.ignore)]
+        f"fusion.{slot} names '{name}', but there is no such conditioner.{did_you_mean(name, known)}"
+        for slot, name in [*fusion.slot_ids(), *(("ignore", name) for name in fusion.ignore)]
         if name not in conditioners
     ]
     mistakes += [
-        f"reads names '{name}', but there is no such conditioner.{near(name, known)}"
+        f"reads names '{name}', but there is no such conditioner.{did_you_mean(name, known)}"
         for reading in reads
         for name in (reading.of, reading.to)
         if name not in conditioners
     ]
     mistakes += [
         f"fusion.ignore names '{name}', which fusion.{slot} uses; take it out of one of them"
-        for slot, name in fusion.pairs()
+        for slot, name in fusion.slot_ids()
         if name in fusion.ignore
     ]
-    routed = {name for _, name in fusion.pairs()} | set(fusion.ignore)
+    routed = {name for _, name in fusion.slot_ids()} | set(fusion.ignore)
     mistakes += [
         f"conditioners.{name} goes to no slot; name it in fusion.cross or another slot, or in fusion.ignore"
         for name in known
@@ -153,16 +153,16 @@ def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec], re
 def _slots(spec: SystemSpec) -> list[str]:
     """Slots that the generator lacks, conditions that do not suit their slot, widths that differ."""
     mistakes = []
-    for slot, routes in spec.fusion.slots().items():
+    for slot, routes in spec.fusion.routes_by_slot().items():
         if spec.generator is not None and slot not in spec.generator.slots:
             can = ", ".join(sorted(spec.generator.slots))
             mistakes.append(f"fusion.{slot}: generator '{spec.generator.type}' has no such slot; it has: {can}")  # type: ignore[attr-defined]
         parts = {route.id: spec.conditioners[route.id] for route in routes if route.id in spec.conditioners}
         for name, part in parts.items():
-            if part.gives not in _TAKES[slot]:
-                fits = ", ".join(s for s, takes in _TAKES.items() if part.gives in takes)
-                mistakes.append(f"fusion.{slot}: '{name}' gives {part.gives}; that fits: {fits}")
-        widths = {name: part.width for name, part in parts.items()}
+            if part.output_kind not in _TAKES[slot]:
+                fits = ", ".join(s for s, takes in _TAKES.items() if part.output_kind in takes)
+                mistakes.append(f"fusion.{slot}: '{name}' gives {part.output_kind}; that fits: {fits}")
+        widths = {name: part.output_dim for name, part in parts.items()}
         if slot not in ("concat", "global") and len(set(widths.values())) > 1:
             mistakes.append(f"fusion.{slot}: widths must be equal, but they are {widths}")
         mistakes += [mistake for route in routes for mistake in _fitting(spec, slot, route)]
@@ -178,8 +178,8 @@ def _fitting(spec: SystemSpec, slot: Slot, route: Route) -> list[str]:
     if route.align == "steps":
         if slot != "add":
             mistakes.append(f"{where} has `align: steps`, which only add knows")
-        elif spec.generator is not None and "steps" not in spec.generator.aligns:
+        elif spec.generator is not None and "steps" not in spec.generator.alignments:
             mistakes.append(f"{where} has `align: steps`, but generator '{spec.generator.type}' has no steps beside frames")  # type: ignore[attr-defined]
-        if route.resize == "cut" or (route.resize is None and part is not None and part.gives != "vector"):
+        if route.resize == "cut" or (route.resize is None and part is not None and part.output_kind != "vector"):
             mistakes.append(f"{where} has `align: steps`, which needs `resize: nearest` or `linear`")
     return mistakes

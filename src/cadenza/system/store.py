@@ -1,4 +1,4 @@
-"""Store: a system as a folder of `system.json`, safetensors weights and a card."""
+"""Folder of a saved system: `system.json`, weights in safetensors files, and a model card."""
 
 import os
 import re
@@ -10,50 +10,113 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
+from cadenza.core.checkpoint import check_finite, open_safetensors
 from cadenza.core.errors import CheckpointError
-from cadenza.core.weights import records
-from cadenza.system.card import FILE as CARD
-from cadenza.system.card import Card
+from cadenza.core.migrations import migrate_weight_name
+from cadenza.core.spec import Spec, read_data
 from cadenza.system.spec import SystemSpec
 
-SPEC = "system.json"
-SHARD_BYTES = 15 * 2**20  # of files that shall be easy to carry; larger weights are split
-MANY_BYTES = 2**30  # weights that are not easy to carry anyhow are split into files of this size
+SPEC_FILE, CARD_FILE = "system.json", "README.md"
+SHARD_BYTES = 15 * 2**20  # shards of models below LARGE_SHARD_BYTES, small enough for any file host
+LARGE_SHARD_BYTES = 2**30  # shards of larger models
+
+
+class ModelCard(Spec):
+    """Front matter and text of a model card."""
+
+    name: str = "unnamed"
+    license: str = "unknown"  # SPDX id of the licence of the weights, which may differ from that of the code
+    summary: str = ""
+    notice: str = ""  # origin of the weights and permitted use
+
+    def to_markdown(self) -> str:
+        """Return the card as Markdown with YAML front matter."""
+        front = {"name": self.name, "license": self.license, "library_name": "cadenza", "pipeline_tag": "text-to-audio"}
+        head = yaml.safe_dump({**front, "summary": self.summary}, sort_keys=False, allow_unicode=True)
+        return f"---\n{head}---\n\n# {self.name}\n\n{self.summary}\n\n{self.notice}\n"
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "ModelCard":
+        """Read the card in a folder; without one, return a card of unknown licence named after the folder."""
+        path = folder / CARD_FILE
+        if not path.exists():
+            return cls(name=folder.name)
+        _, head, text = [*path.read_text().split("---\n", 2), "", ""][:3]
+        try:
+            front = yaml.safe_load(head) or {}
+            if not isinstance(front, dict):
+                raise yaml.YAMLError("not a mapping")
+        except yaml.YAMLError as error:
+            raise CheckpointError(f"{path}: the front matter is not YAML ({error}); fix or remove the file") from None
+        fields = {name: str(front[name]) for name in ("name", "license", "summary") if name in front}
+        body = text.strip().removeprefix(f"# {fields.get('name', '')}").strip().removeprefix(fields.get("summary", ""))
+        return cls(**fields, notice=body.strip())
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What a system's folder holds."""
+class SavedSystem:
+    """Contents of a system's folder."""
 
     spec: SystemSpec
-    card: Card
+    card: ModelCard
     weights: dict[str, Tensor]
 
 
-Keep = Callable[[Path], Mapping[str, ConditionerSpec]]  # of Conditioners: puts files into a folder, gives the specs to save
+@dataclass(frozen=True)
+class ModelFolder:
+    """Folder of a model whose weights are not loaded; `layout` is the library that wrote it."""
+
+    folder: Path
+    layout: str
+    spec: SystemSpec
+    card: ModelCard
+    load: Callable[[], SavedSystem]  # raises CheckpointError unless the weights are finite and match the spec
+
+    @classmethod
+    def open(cls, folder: Path) -> "ModelFolder":
+        """Open the folder of a saved system; raise SpecError or CheckpointError if its spec or card is not readable.
+
+        Paths that its conditioners keep in the folder are resolved.
+        """
+        if not (folder / SPEC_FILE).exists():
+            raise CheckpointError(f"{folder} has no {SPEC_FILE}; use the folder that `save` or training wrote")
+        data = read_data(folder / SPEC_FILE)
+        spec = SystemSpec.parse(data, source=str(folder / SPEC_FILE))
+        resolved = {name: part.resolve_paths(folder) for name, part in spec.conditioners.items()}
+        spec, card = spec.model_copy(update={"conditioners": resolved}), ModelCard.from_folder(folder)
+        rename = migrate_weight_name if data.get("format", 1) == 1 else str
+        return cls(folder, "Cadenza", spec, card, lambda: SavedSystem(spec, card, _read_weights(folder, rename)))
 
 
-def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = None, keep: Keep | None = None) -> None:
-    """Writes the folder whole or not at all; an earlier system there is replaced, anything else is refused.
+SaveAssets = Callable[[Path], Mapping[str, ConditionerSpec]]  # writes files of conditioners, returns the specs to save
 
-    `keep` puts there what conditioners need beside their weights.
+
+def save_system(
+    system: SavedSystem, folder: str | Path, *, dtype: torch.dtype | None = None, save_assets: SaveAssets | None = None
+) -> None:
+    """Write the whole folder or nothing; replace an earlier system there, refuse to replace anything else.
+
+    `save_assets` writes what conditioners need in addition to their weights.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / SPEC).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and holds no system; choose an empty or a new folder")
+    if folder.exists() and not (folder / SPEC_FILE).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not a saved system; choose an empty or a new folder")
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        spec = stored.spec if keep is None else stored.spec.model_copy(update={"conditioners": dict(keep(temporary))})
-        (temporary / SPEC).write_text(spec.to_json())
-        (temporary / CARD).write_text(stored.card.to_markdown())
-        for name, shard in _shards(stored.weights, dtype):
+        spec = system.spec
+        if save_assets is not None:
+            spec = spec.model_copy(update={"conditioners": dict(save_assets(temporary))})
+        (temporary / SPEC_FILE).write_text(spec.to_json())
+        (temporary / CARD_FILE).write_text(system.card.to_markdown())
+        for name, shard in _shards(system.weights, dtype):
             save_file(shard, temporary / name)
             (temporary / name).chmod(0o644)
         temporary.chmod(0o755)
@@ -65,85 +128,49 @@ def write(stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = Non
         else:
             os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder}: the system could not be saved: {error}; free space or choose another folder"
-        ) from None
+        raise CheckpointError(f"{folder}: cannot save the system: {error}; free space or choose another folder") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(folder: str | Path) -> Stored:
-    """What a folder holds; raises CheckpointError where something is missing, damaged or not finite."""
-    folder = Path(folder)
-    if not (folder / SPEC).exists():
-        raise CheckpointError(f"{folder} holds no {SPEC}; give the folder that `save` or training wrote")
-    spec, weights = look(folder), _weights(folder)
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{folder}: weight '{name}' is not finite; the training that wrote it had failed")
-    return Stored(spec, Card.of(folder), weights)
+def load_system(folder: str | Path) -> SavedSystem:
+    """Load a folder; raise CheckpointError if a file is missing or damaged, or a weight is not finite."""
+    return ModelFolder.open(Path(folder)).load()
 
 
-def look(folder: str | Path) -> SystemSpec:
-    """The spec of the system in a folder, with what its conditioners keep there found."""
-    folder = Path(folder)
-    spec = SystemSpec.read(folder / SPEC)
-    here = {name: part.within(folder) for name, part in spec.conditioners.items()}
-    return spec.model_copy(update={"conditioners": here})
-
-
-def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError unless every wanted weight is there in its shape, and no other."""
-    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ]
-    if missing or unknown or shapes:
-        raise CheckpointError(
-            f"{source}: weights and {SPEC} do not belong together: "
-            f"{len(missing)} missing {missing[:5]}, {len(unknown)} unknown {unknown[:5]}, {len(shapes)} misshapen {shapes[:5]}"
-        )
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path, rename: Callable[[str], str]) -> dict[str, Tensor]:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise CheckpointError(f"{folder} holds no weights (model.safetensors); copy the whole folder again")
+        raise CheckpointError(f"{folder} has no weights (model.safetensors); copy the whole folder again")
     if match := re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", files[0].name):
         if len(files) != int(match[1]):
-            raise CheckpointError(f"{folder} holds {len(files)} of {int(match[1])} weight files; copy the missing ones")
-    return {name: record.read() for file in files for name, record in records(file).items()}
+            raise CheckpointError(f"{folder} has {len(files)} of {int(match[1])} weight files; copy the missing ones")
+    weights = {rename(name): tensor.load() for file in files for name, tensor in open_safetensors(file).items()}
+    check_finite(weights, source=str(folder))
+    return weights
 
 
-def _copy(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, as tensors that share memory are stored one by one."""
-    return x.detach().to("cpu", dtype, copy=True).contiguous()
-
-
-def _dtypes(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
-    """What each weight is stored as; those of a quantised layer as they are."""
-    narrow = {name.removesuffix("packed") for name in weights if name.endswith(".packed")}
-    kept = {name for name in weights if f"{name.rpartition('.')[0]}." in narrow}
-    cast = {name for name, x in weights.items() if x.is_floating_point()} - kept
+def _stored_dtypes(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """Return the dtype to store each weight in; those of quantised layers keep theirs."""
+    quantized = {name.removesuffix("packed") for name in weights if name.endswith(".packed")}
+    cast = {name for name, x in weights.items() if x.is_floating_point() and f"{name.rpartition('.')[0]}." not in quantized}
     return {name: dtype if dtype is not None and name in cast else x.dtype for name, x in weights.items()}
 
 
 def _shards(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files to write one after the other, and what each holds."""
-    dtypes = _dtypes(weights, dtype)
+    """Yield the name and tensors of each file; tensors are copied, as those that share memory are stored one by one."""
+    dtypes = _stored_dtypes(weights, dtype)
     sizes = {name: x.numel() * dtypes[name].itemsize for name, x in weights.items()}
-    most = SHARD_BYTES if sum(sizes.values()) < MANY_BYTES else MANY_BYTES
+    max_bytes = SHARD_BYTES if sum(sizes.values()) < LARGE_SHARD_BYTES else LARGE_SHARD_BYTES
     shards: list[list[str]] = [[]]
     size = 0
     for name in weights:
         size += sizes[name]
-        if size > most and shards[-1]:
+        if size > max_bytes and shards[-1]:
             shards.append([])
             size = sizes[name]
         shards[-1].append(name)
     for i, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        yield file, {name: _copy(weights[name], dtypes[name]) for name in names}
+        yield file, {name: weights[name].detach().to("cpu", dtypes[name], copy=True).contiguous() for name in names}

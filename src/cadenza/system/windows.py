@@ -14,29 +14,48 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Branch, Codes, Curve, Fused, Known, Latents, Tokens
-from cadenza.generators.base import Generator, Plan
-from cadenza.nn.resize import resized
+from cadenza.core.types import (
+    Codes,
+    FusedConditions,
+    GuidanceBranch,
+    InterpolatedCondition,
+    KnownFrames,
+    Latents,
+    MaskedSequence,
+)
+from cadenza.generators.base import GenerationInputs, Generator
+from cadenza.nn.conditioning import resample_sequence
 
 SHARE = 0.6  # stride over window where nothing else is said, as released with MusicGen: 18 of 30 seconds
 
 
-def stream(
-    generator: Generator, branches: Sequence[Branch], plan: Plan, *, stride: int | None = None
+def generate_windows(
+    generator: Generator, branches: Sequence[GuidanceBranch], plan: GenerationInputs, *, stride: int | None = None
 ) -> Iterator[Codes | Latents]:
     """Finished frames of clips of any length, each frame once; the conditions of `branches` are those of the whole clips."""
-    context = generator.spec.context
+    context = generator.spec.max_frames
     stride = max(1, round(SHARE * context)) if stride is None else stride
     total = plan.frames.cpu()
     _check(plan, context, stride, int(total.max()))
-    rows, first, shared, known = torch.arange(len(total)), 0, 0, plan.known
+    rows, first, shared, known = torch.arange(len(total)), 0, 0, plan.known_frames
     while True:
         left = total[rows] - first
-        frames = torch.full_like(left, context) if generator.spec.whole_context else left.clamp(max=context)
+        frames = torch.full_like(left, context) if generator.spec.fixed_length else left.clamp(max=context)
         seeds = [plan.seeds[i] for i in rows.tolist()]
         last = first + context
-        strength = None if plan.strength is None else plan.strength[rows.to(plan.strength.device), first:last]
-        part = replace(plan, frames=frames, seeds=seeds, known=known, first=plan.first + first, strength=strength)
+        strength = (
+            None
+            if plan.guidance_schedule is None
+            else plan.guidance_schedule[rows.to(plan.guidance_schedule.device), first:last]
+        )
+        part = replace(
+            plan,
+            frames=frames,
+            seeds=seeds,
+            known_frames=known,
+            start_frame=plan.start_frame + first,
+            guidance_schedule=strength,
+        )
         there = [replace(branch, fused=_part(branch.fused, rows, first, last, total)) for branch in branches]
         window, done = [], 0
         with closing(generator.stream(there, part)) as chunks:  # type: ignore[type-var]  # a generator function's
@@ -44,10 +63,10 @@ def stream(
                 window.append(chunk)
                 skip = max(0, shared - done)
                 new = _cut(chunk, skip, (left - done - skip).to(chunk.lengths.device))
-                done += chunk.content.shape[-1]
-                if new.content.shape[-1]:
+                done += chunk.data.shape[-1]
+                if new.data.shape[-1]:
                     yield _spread(new, rows, len(total))
-        whole = type(window[0]).join(window)
+        whole = type(window[0]).cat(window)
         goes_on = (whole.lengths.cpu() == context) & (left > context)
         if not goes_on.any():
             return
@@ -56,66 +75,66 @@ def stream(
         rows, first = rows[goes_on], first + stride
 
 
-def _check(plan: Plan, context: int, stride: int, longest: int) -> None:
+def _check(plan: GenerationInputs, context: int, stride: int, longest: int) -> None:
     if longest <= context:
         return
     if not 0 < stride < context:
         raise RequestError(f"a stride of {stride} frames does not suit windows of {context}; it must lie between 0 and that")
-    if plan.known is not None and bool(plan.known.mask[:, context:].any()):
+    if plan.known_frames is not None and bool(plan.known_frames.mask[:, context:].any()):
         raise RequestError(f"frames are known after the first {context}, a window of this generator; give fewer")
 
 
-def _part(fused: Fused, rows: Int[Tensor, " r"], first: int, last: int, total: Int[Tensor, " b"]) -> Fused:
+def _part(fused: FusedConditions, rows: Int[Tensor, " r"], first: int, last: int, total: Int[Tensor, " b"]) -> FusedConditions:
     """The conditions of some items at some frames of clips of `total` frames."""
 
-    def tokens(x: Tokens | None) -> Tokens | None:
+    def tokens(x: MaskedSequence | None) -> MaskedSequence | None:
         if x is None:
             return None
         own = rows.to(x.x.device)
-        return Tokens(x.x[own], x.mask[own], None if x.bias is None else x.bias[own, :, first:last])
+        return MaskedSequence(x.x[own], x.mask[own], None if x.bias is None else x.bias[own, :, first:last])
 
     def frames(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[rows.to(x.device), first:last]
 
-    def curve(x: Curve) -> Curve:
+    def curve(x: InterpolatedCondition) -> InterpolatedCondition:
         longest, all_frames = int(total.max()), total.to(x.x.device)
         if longest > last - first:
-            whole = resized(x.x, x.lengths, all_frames, size=longest, mode=x.resize)[:, first:last]
-            x = Curve(whole, (all_frames - first).clamp(0, whole.shape[1]), x.resize)
+            whole = resample_sequence(x.x, x.lengths, all_frames, size=longest, mode=x.resize)[:, first:last]
+            x = InterpolatedCondition(whole, (all_frames - first).clamp(0, whole.shape[1]), x.resize)
         own = rows.to(x.x.device)
-        return Curve(x.x[own], x.lengths[own], x.resize)
+        return InterpolatedCondition(x.x[own], x.lengths[own], x.resize)
 
-    return Fused(
+    return FusedConditions(
         cross=tokens(fused.cross),
         prepend=tokens(fused.prepend),
         add=frames(fused.add),
         concat=frames(fused.concat),
-        glob=None if fused.glob is None else fused.glob[rows.to(fused.glob.device)],
-        steps=None if fused.steps is None else tuple(map(curve, fused.steps)),
+        global_vector=None if fused.global_vector is None else fused.global_vector[rows.to(fused.global_vector.device)],
+        interpolated=None if fused.interpolated is None else tuple(map(curve, fused.interpolated)),
     )
 
 
 def _cut(chunk: Codes | Latents, skip: int, left: Int[Tensor, " r"]) -> Codes | Latents:
     """The chunk without its first `skip` frames, and no more than `left` frames of each item."""
     lengths = torch.minimum((chunk.lengths - skip).clamp(min=0), left.clamp(min=0))
-    width = min(max(0, chunk.content.shape[-1] - skip), max(0, int(left.max())))
-    content = chunk.content[..., skip : skip + width]
+    width = min(max(0, chunk.data.shape[-1] - skip), max(0, int(left.max())))
+    content = chunk.data[..., skip : skip + width]
     there = torch.arange(width, device=content.device) < lengths[:, None]
-    return chunk.like(torch.where(there[:, None], content, 0), lengths)
+    return chunk.with_data(torch.where(there[:, None], content, 0), lengths)
 
 
 def _spread(chunk: Codes | Latents, rows: Int[Tensor, " r"], batch: int) -> Codes | Latents:
     """The chunk as one of the whole batch, in which the other items have ended."""
-    content, lengths = chunk.content, chunk.lengths
+    content, lengths = chunk.data, chunk.lengths
     if len(rows) == batch:
         return chunk
     rows = rows.to(content.device)
     everything = content.new_zeros(batch, *content.shape[1:]).index_copy(0, rows, content)
-    return chunk.like(everything, lengths.new_zeros(batch).index_copy(0, rows, lengths))
+    return chunk.with_data(everything, lengths.new_zeros(batch).index_copy(0, rows, lengths))
 
 
-def _tail(window: Codes | Latents, goes_on: Tensor, stride: int) -> Known:
+def _tail(window: Codes | Latents, goes_on: Tensor, stride: int) -> KnownFrames:
     """What the next window knows: the frames of this one from `stride` on."""
-    content = window.content[goes_on.to(window.lengths.device), :, stride:]
+    content = window.data[goes_on.to(window.lengths.device), :, stride:]
     mask = torch.ones(len(content), content.shape[-1], dtype=torch.bool, device=content.device)
-    return Known(window.like(content, mask.sum(1)), mask)
+    return KnownFrames(window.with_data(content, mask.sum(1)), mask)

@@ -5,22 +5,23 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cadenza.core.errors import SpecError
-from cadenza.core.spec import Spec
-from cadenza.data.music import MusicText
+from cadenza.core.migrations import migrate_training_config
+from cadenza.core.spec import Spec, read_data
+from cadenza.data.music_metadata import PromptMixer
 from cadenza.system.spec import SystemSpec
 from cadenza.training.tasks.base import TaskSpec
 
 
-class GroupConfig(Spec):
+class OptimizerGroupConfig(Spec):
     """What one group of a task's modules does differently; None is as the run does."""
 
     lr: float | None = Field(default=None, gt=0)
     betas: tuple[float, float] | None = None
     weight_decay: float | None = Field(default=None, ge=0)
-    clip: float | None = Field(default=None, gt=0)
+    grad_clip: float | None = Field(default=None, gt=0)
 
 
 class TrainingConfig(Spec):
@@ -29,7 +30,7 @@ class TrainingConfig(Spec):
     name: str = "run"
     system: SystemSpec
     task: TaskSpec
-    start: str | None = None  # a saved system: its parts of the same spec give their weights
+    init_from: str | None = None  # a saved system: its parts of the same spec give their weights
 
     steps: int = Field(100_000, ge=1)
     minutes: float | None = Field(None, gt=0)  # stop after so long, with a checkpoint; the schedule stays by steps
@@ -39,17 +40,17 @@ class TrainingConfig(Spec):
     seed: int = Field(0, ge=0)
     workers: int = Field(2, ge=0)
     cache: bool = False  # what frozen encoders make of values is kept on disk, in the folder that CADENZA_CACHE names
-    music: MusicText | None = None  # mixes other fields of music metadata into the prompt
-    broken: Literal["skip", "raise"] = "skip"  # items that cannot be read are counted and named, or end the run
+    music: PromptMixer | None = None  # mixes other fields of music metadata into the prompt
+    on_broken_file: Literal["skip", "raise"] = "skip"  # items that cannot be read are counted and named, or end the run
 
     lr: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float | None = Field(1.0, gt=0)  # norm of a group's gradient
-    groups: dict[str, GroupConfig] = {}
+    grad_clip: float | None = Field(1.0, gt=0)  # norm of a group's gradient
+    groups: dict[str, OptimizerGroupConfig] = {}
     schedule: Literal["cosine", "inverse_sqrt"] = "cosine"  # after the warm-up: half a cosine, or as 1 / sqrt(step)
     warmup: int = Field(500, ge=0)
-    final: float = Field(0.05, ge=0, le=1)  # learning rate at the end of the cosine, as a fraction
+    final_lr_ratio: float = Field(0.05, ge=0, le=1)  # learning rate at the end of the cosine, as a fraction
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = Field(0.999, gt=0, lt=1)
 
@@ -62,26 +63,28 @@ class TrainingConfig(Spec):
     keep_last: int = Field(2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        return migrate_training_config(data) if isinstance(data, dict) else data
+
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """The config in a YAML or JSON file; `system` there is a spec, or the path of one beside the file."""
         path = Path(path)
-        try:
-            data = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SpecError(f"{path}: not readable as YAML or JSON: {error}") from None
+        data = read_data(path)
         if isinstance(data, dict) and isinstance(data.get("system"), str):
             data = {**data, "system": SystemSpec.read(path.parent / data["system"]).to_dict()}
         return cls.parse(data, source=str(path))
 
-    def group(self, name: str) -> "GroupConfig":
+    def optimizer_for(self, name: str) -> "OptimizerGroupConfig":
         """What a group does, every field filled in; only `clip` may stay None."""
-        own = self.groups.get(name, GroupConfig())
-        filled = {field: getattr(own, field) for field in GroupConfig.model_fields}
-        return GroupConfig(**{f: getattr(self, f) if value is None else value for f, value in filled.items()})
+        own = self.groups.get(name, OptimizerGroupConfig())
+        filled = {field: getattr(own, field) for field in OptimizerGroupConfig.model_fields}
+        return OptimizerGroupConfig(**{f: getattr(self, f) if value is None else value for f, value in filled.items()})
 
 
-def config_of(what: Any, lines: Sequence[str], fields: Mapping[str, Any]) -> TrainingConfig:
+def resolve_config(what: Any, lines: Sequence[str], fields: Mapping[str, Any]) -> TrainingConfig:
     """The config that a user's first argument, `key=value` lines and keywords are; mistakes raise SpecError together."""
     fields = {**_settings(lines), **fields}
     if isinstance(what, SystemSpec):
@@ -93,7 +96,9 @@ def config_of(what: Any, lines: Sequence[str], fields: Mapping[str, Any]) -> Tra
         what = what.to_dict()
     if not isinstance(what, Mapping):
         raise SpecError(f"a {type(what).__name__} is no training config; give a TrainingConfig, a YAML file, or a SystemSpec")
-    return TrainingConfig.parse(_merged(what, _plain(fields)), source="training config")
+    return TrainingConfig.parse(
+        _merged(migrate_training_config(what), migrate_training_config(_plain(fields))), source="training config"
+    )
 
 
 def _settings(lines: Sequence[str]) -> dict[str, Any]:

@@ -9,22 +9,19 @@ import torch
 from torch import nn
 
 from cadenza.core.errors import TrainingError
-from cadenza.data import source as sources
-from cadenza.data.adapted import Adapted
-from cadenza.data.arrays import ArrayClips, Arrays
-from cadenza.data.clips import Clips, Drawn
-from cadenza.data.encoded import EncodedClips
-from cadenza.data.items import Draw, Report
-from cadenza.data.loader import Batch, Loader, fixed
+from cadenza.data import sources as sources
+from cadenza.data.audio_dataset import AudioDataset, ItemDataset, TorchDatasetAdapter
+from cadenza.data.encoded_dataset import EncodedDataset, PreEncodedDataset, PreEncodedFolder
+from cadenza.data.items import ReadReport, SampleIndex
+from cadenza.data.loader import Batch, BatchLoader, BatchSampler, fixed_batches
 from cadenza.data.manifest import Manifest
-from cadenza.data.sampler import Batches
-from cadenza.system.card import Card
-from cadenza.system.features import FeatureCache, place
+from cadenza.system.feature_cache import FeatureCache, cache_dir
+from cadenza.system.store import ModelCard
 from cadenza.system.system import System
 from cadenza.training import checkpoints
-from cadenza.training.config import TrainingConfig, config_of
-from cadenza.training.engine import Engine
-from cadenza.training.loop import Loop, Material, Outcome
+from cadenza.training.config import TrainingConfig, resolve_config
+from cadenza.training.distributed import DistributedContext
+from cadenza.training.loop import TrainingData, TrainingLoop, TrainingResult
 
 SAMPLED_SECONDS = 60  # of sound at most in the batch that samples are made from
 
@@ -33,62 +30,62 @@ class Trainer:
     """Trains a system on a folder of audio, a manifest, shards, an encoded store or a torch Dataset.
 
     `what` is a TrainingConfig, the path of one, a mapping, or with the fields of a config as keywords a SystemSpec or
-    System, whose weights are then the start; `start` is another such System, or as in a config the folder of one that
+    System, whose weights are then the start; `init_from` is another such System, or as in a config the folder of one that
     Cadenza saved. `out` is the run's folder; an unfinished run there is continued. In it
     are `log.jsonl`, `samples`, `checkpoints`, and `best` and `final`, which `cadenza.load` reads.
     """
 
     def __init__(
         self, what: Any, data: Any, *, out: str | Path | None = None, validation: Any = None, data_rate: int | None = None,
-        start: System | str | None = None, cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
+        init_from: System | str | None = None, cpu: bool = False, overrides: Sequence[str] = (), **fields: Any,
     ) -> None:  # fmt: skip
-        named = {"start": start} if isinstance(start, str) else {}
-        self.config = config_of(what.spec if isinstance(what, System) else what, overrides, {**fields, **named})
+        named = {"init_from": init_from} if isinstance(init_from, str) else {}
+        self.config = resolve_config(what.spec if isinstance(what, System) else what, overrides, {**fields, **named})
         self.folder = Path("runs") / self.config.name if out is None else Path(out)
-        self.engine = Engine(self.config.precision, cpu=cpu)
-        self.system = System(self.config.system, getattr(what, "card", None) or Card(name=self.config.name))
-        if not isinstance(start, System) and self.config.start is not None:
-            start = System.load(self.config.start)
-        self._given = _given(self.system, [one for one in (what, start) if isinstance(one, System)], self.config)
+        self.engine = DistributedContext(self.config.precision, cpu=cpu)
+        self.system = System(self.config.system, getattr(what, "card", None) or ModelCard(name=self.config.name))
+        if not isinstance(init_from, System) and self.config.init_from is not None:
+            init_from = System.load(self.config.init_from)
+        self._given = _given(self.system, [one for one in (what, init_from) if isinstance(one, System)], self.config)
         self.task = self.config.task.build(self.system)
-        _demand(self.system, self.task.groups().values(), self._given)
+        _demand(self.system, self.task.optimized_modules().values(), self._given)
         self._train, self._held = self._data(data, validation, data_rate)
         self.system.to(self.engine.device)
-        if self.config.cache and place() is not None:
+        if self.config.cache and cache_dir() is not None:
             self.system.cache = FeatureCache()
 
-    def train(self) -> Outcome:
+    def train(self) -> TrainingResult:
         """Trains to the end, or until Ctrl-C or the time is up, which the next call continues exactly."""
         config, engine = self.config, self.engine
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.folder}: cannot be made: {error.strerror}; choose another place with out=") from None
-        if not checkpoints.steps(self.folder / "checkpoints"):
+        if not checkpoints.list_checkpoint_steps(self.folder / "checkpoints"):
             self._fit()
-        loop = Loop(config, self.task, folder=self.folder, engine=engine, save=self.system.save)
+        loop = TrainingLoop(config, self.task, folder=self.folder, engine=engine, save=self.system.save)
         loop.resume()
         material = self._material(loop)
         outcome = loop.run(material)
         loader = material.batches
-        assert isinstance(loader, Loader)
+        assert isinstance(loader, BatchLoader)
         if loader.report.broken:
-            loop.ticker.say(str(loader.report))
+            loop.ticker.print(str(loader.report))
         return outcome
 
     def validate(self) -> dict[str, float]:
         """What the task says of the held-out items under the weights there are now; nothing where nothing is held out."""
         batches = self._judging()
         totals: dict[str, float] = {}
-        for module in (*self.task.groups().values(), self.task.memory()):
+        for module in (*self.task.optimized_modules().values(), self.task.extra_state()):
             module.to(self.engine.device).eval()
         with torch.no_grad(), self.engine.autocast():
             for batch in batches:
-                for name, value in self.task.validate(self.engine.place(batch)).items():
+                for name, value in self.task.validate(self.engine.to_device(batch)).items():
                     totals[name] = totals.get(name, 0.0) + float(value) / len(batches)
-        return totals | {name: float(value) for name, value in self.task.report().items()}
+        return totals | {name: float(value) for name, value in self.task.epoch_metrics().items()}
 
-    def known(self) -> list[Mapping[str, Any]]:
+    def metadata(self) -> list[Mapping[str, Any]]:
         """What is known of every clip to learn from, without its audio."""
         return _metadata(self._train)
 
@@ -99,57 +96,57 @@ class Trainer:
         for name in new:
             self.system.conditioners[name].fit(value for item in metadata for value in _values(item.get(name)))  # type: ignore[operator]
 
-    def _material(self, loop: Loop) -> Material:
+    def _material(self, loop: TrainingLoop) -> TrainingData:
         """The batches of this process, and those that are the same every time."""
         config, engine, held = self.config, self.engine, self._held
-        order = Batches(len(self._train), config.batch, seed=config.seed, rank=engine.rank, world=engine.processes)
+        order = BatchSampler(len(self._train), config.batch, seed=config.seed, rank=engine.rank, world=engine.processes)
         prepare = self.system.conditioners.prepare
-        loader = Loader(self._train, order, workers=config.workers, prepare=prepare, broken=config.broken)
+        loader = BatchLoader(self._train, order, workers=config.workers, prepare=prepare, broken=config.on_broken_file)
         validation, samples = self._judging(), None
         if held is not None and len(held) and config.sample_items:
             heard = max(1, min(config.sample_items, int(SAMPLED_SECONDS / config.seconds)))
-            samples = fixed(held, heard, count=heard, prepare=prepare)[0]
+            samples = fixed_batches(held, heard, count=heard, prepare=prepare)[0]
         count = sum(len(batch.metadata) for batch in validation)
-        loop.ticker.say(f"{len(self._train)} segments to learn from, {count} held out to validate on")
-        return Material(loader, validation, samples)
+        loop.ticker.print(f"{len(self._train)} segments to learn from, {count} held out to validate on")
+        return TrainingData(loader, validation, samples)
 
     def _judging(self) -> list[Batch]:
         """The batches that validation is on."""
         held, config = self._held, self.config
         if held is None or not len(held) or not config.validation_items:
             return []
-        return fixed(held, config.batch, count=config.validation_items, prepare=self.system.conditioners.prepare)
+        return fixed_batches(held, config.batch, count=config.validation_items, prepare=self.system.conditioners.prepare)
 
-    def _data(self, data: Any, validation: Any, data_rate: int | None) -> tuple[Drawn, Drawn | None]:
+    def _data(self, data: Any, validation: Any, data_rate: int | None) -> tuple[ItemDataset, ItemDataset | None]:
         """What is learned from, and what is held out: `validation`, or a few clips chosen by the hash of their ids."""
         training = self._dataset(data, data_rate)
         if validation is not None:
             held = self._dataset(validation, data_rate)
             held.fixed = True
             return training, held
-        ids = {training.name(index) for index in range(len(training))}
+        ids = {training.item_id(index) for index in range(len(training))}
         count = min(self.config.validation_items, len(ids) // 4)
         return training.split(count) if count else (training, None)
 
     def _dataset(self, data: Any, data_rate: int | None) -> Any:
         """The data set of items that a user's data is."""
         config, codec = self.config, self.system.spec.codec
-        if isinstance(data, Clips | Adapted | EncodedClips | ArrayClips):
+        if isinstance(data, AudioDataset | TorchDatasetAdapter | EncodedDataset | PreEncodedDataset):
             return data
-        if isinstance(data, str | Path | Manifest | Arrays):
-            if "codes" not in self.task.learns_from and sources.is_encoded(data):
+        if isinstance(data, str | Path | Manifest | PreEncodedFolder):
+            if "codes" not in self.task.input_kinds and sources.is_encoded(data):
                 raise TrainingError(f"{data}: a store of encoded frames, but this task learns from audio; give a folder of it")
-            asked = {"seconds": config.seconds, "seed": config.seed, "ids": self.system.conditioners.ids()}
-            found, report = sources.dataset(data, self.system.codec, **asked, to_item=config.music)
+            asked = {"seconds": config.seconds, "seed": config.seed, "ids": self.system.conditioners.input_ids()}
+            found, report = sources.open_dataset(data, self.system.codec, **asked, to_item=config.music)
             self._report(report)
             return found
-        return Adapted(
+        return TorchDatasetAdapter(
             data, seconds=config.seconds, sample_rate=codec.sample_rate, channels=codec.channels, data_rate=data_rate,
             seed=config.seed,
         )  # fmt: skip
 
-    def _report(self, report: Report) -> None:
-        if report.broken and self.config.broken == "raise":
+    def _report(self, report: ReadReport) -> None:
+        if report.broken and self.config.on_broken_file == "raise":
             raise TrainingError(f"the data: {report}; mend or remove these files, or set broken: skip")
         if report.broken and self.engine.main:
             print(f"the data: {report}", file=sys.stderr)
@@ -171,10 +168,10 @@ def _given(system: System, sources: Sequence[System], config: TrainingConfig) ->
             if name in theirs and theirs[name].spec == part.spec:  # type: ignore[union-attr]
                 part.load_state_dict(theirs[name].state_dict())
                 given.add(name)
-        if given and system.card.license == Card().license:  # what was trained on their weights is under their licence
-            system.card = Card(name=config.name, license=source.card.license, notice=source.card.notice)
+        if given and system.card.license == ModelCard().license:  # what was trained on their weights is under their licence
+            system.card = ModelCard(name=config.name, license=source.card.license, notice=source.card.notice)
     if sources and not given:
-        raise TrainingError(f"start: no part of {config.start or 'it'} has the same spec as a part of this system")
+        raise TrainingError(f"init_from: no part of {config.init_from or 'it'} has the same spec as a part of this system")
     return given
 
 
@@ -186,17 +183,17 @@ def _demand(system: System, learning: Any, given: set[str]) -> None:
         if name not in given and own and not any(id(p) in learns for p in own):
             raise TrainingError(
                 f"'{name}' would stay untrained: this task does not train it, and no weights were given; "
-                "name a saved system that has it (start: FOLDER), or leave it out of the system"
+                "name a saved system that has it (init_from: FOLDER), or leave it out of the system"
             )
 
 
 def _metadata(dataset: Any) -> list[Mapping[str, Any]]:
     """What is known of every clip, without reading audio where that can be."""
-    if isinstance(dataset, Clips | ArrayClips):
-        return list(dataset.described())
-    if isinstance(dataset, EncodedClips):
+    if isinstance(dataset, AudioDataset | PreEncodedDataset):
+        return list(dataset.metadata_items())
+    if isinstance(dataset, EncodedDataset):
         return [dataset.store.metadata(clip) for clip in sorted({clip for clip, _ in dataset.places})]
-    return [{key: value for key, value in dataset[Draw(i)].items() if key != "audio"} for i in range(len(dataset))]
+    return [{key: value for key, value in dataset[SampleIndex(i)].items() if key != "audio"} for i in range(len(dataset))]
 
 
 def _values(value: Any) -> Sequence[Any]:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cadenza.core.types import Tokens
-from cadenza.nn.attention import Source
-from cadenza.nn.native import kernel
-from cadenza.nn.native.decoding import Decoding
-from cadenza.nn.positions import Rotation, rotations
-from cadenza.nn.quantized import QuantizedLinear, quantize
+from cadenza.core.types import MaskedSequence
+from cadenza.nn.attention import CrossKV
+from cadenza.nn.kernels import decode_step
+from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
+from cadenza.nn.rope import RotaryTable, rotary_table
 from cadenza.nn.transformer import Transformer
+from cadenza.nn.weight_quantization import QuantizedLinear, quantize_linears
 
 NEAR = 5e-3  # of what keys and values of 8 bits and inputs of 16 change
 
@@ -46,11 +46,11 @@ class Case:
                 part.weight.data = random(*part.weight.shape) * 0.7 * part.in_features**-0.5
             if isinstance(part, nn.LayerNorm):
                 part.weight.data += 0.1 * random(self.dim)
-        quantize(made, self.kind, gently=("style", "cross.kv"))
+        quantize_linears(made, self.kind, gently=("style", "cross.kv"))
         self.transformer = made.eval().requires_grad_(False)
-        self.head = QuantizedLinear.of(nn.Linear(self.dim, 70, bias=False), "int8")
+        self.head = QuantizedLinear.from_linear(nn.Linear(self.dim, 70, bias=False), "int8")
         self.x = random(self.batch, self.positions, self.dim)
-        self.rotation = rotations(torch.arange(self.positions)[None], self.dim // self.heads) if self.rotary else None
+        self.rotation = rotary_table(torch.arange(self.positions)[None], self.dim // self.heads) if self.rotary else None
         self.valid = torch.ones(self.batch, self.positions, dtype=torch.bool)
         self.valid[0, : self.padding] = False
         self.source = self.styles = None
@@ -59,23 +59,23 @@ class Case:
             mask[0, self.tokens // 2 :] = False
             mask[1:2] = False
             moments = random(self.batch, self.tokens, self.positions) if self.timeline else None
-            self.source = made.read(Tokens(random(self.batch, self.tokens, self.dim), mask, moments))
+            self.source = made.project_cross_kv(MaskedSequence(random(self.batch, self.tokens, self.dim), mask, moments))
         if self.style:
-            self.styles = made.styles(random(self.batch, 16))
+            self.styles = made.adaln_params(random(self.batch, 16))
 
-    def decoding(self, rows: slice = slice(None)) -> Decoding:
-        def part(source: Source) -> Source:
+    def decoding(self, rows: slice = slice(None)) -> QuantizedDecoder:
+        def part(source: CrossKV) -> CrossKV:
             mask, alive = source.reach
             reach = source.reach._replace(
-                mask=None if mask is None else mask[rows], alive=None if alive is None else alive[rows]
+                mask=None if mask is None else mask[rows], any_valid=None if alive is None else alive[rows]
             )
-            return Source(source.keys[rows], source.values[rows], reach)
+            return CrossKV(source.keys[rows], source.values[rows], reach)
 
-        return Decoding(
+        return QuantizedDecoder(
             self.transformer,
             self.head,
             valid=self.valid[rows] if self.padding else None,
-            rotation=None if self.rotation is None else Rotation(*self.rotation),
+            rotation=None if self.rotation is None else RotaryTable(*self.rotation),
             source=None if self.source is None else [part(each) for each in self.source],
             styles=None if self.styles is None else [style[rows] for style in self.styles],
             shape=(len(self.x[rows]), self.positions),
@@ -84,7 +84,7 @@ class Case:
     def steps(self, *, fed: int, rows: slice = slice(None)) -> Tensor:
         """What the head makes of the positions after the first `fed`."""
         decoding, x = self.decoding(rows), self.x[rows]
-        decoding.feed(x[:, :fed], 0)
+        decoding.prefill(x[:, :fed], 0)
         out = [decoding.step(x[:, at : at + 1], at).clone() for at in range(fed, self.positions)]
         decoding.close()
         return torch.stack(out, 1)
@@ -130,7 +130,7 @@ def test_a_sequence_is_the_same_alone_and_beside_others_and_however_it_is_fed() 
 
 @pytest.fixture
 def every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cadenza.nn.native.decoding.SMALL", 0)
+    monkeypatch.setattr("cadenza.nn.kernels.cpu_decoder.SMALL", 0)
 
 
 @pytest.mark.usefixtures("every_thread")
@@ -148,7 +148,7 @@ def test_threads_change_nothing() -> None:
 
 @pytest.mark.usefixtures("every_thread")
 def test_nobody_waits_for_a_thread_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, walk = torch.get_num_threads(), kernel.walk
+    threads, walk = torch.get_num_threads(), decode_step.decode_step
 
     def interrupted(share: tuple[int, int], *rest: Any) -> Any:
         if share[0] == 0:
@@ -159,7 +159,7 @@ def test_nobody_waits_for_a_thread_that_was_interrupted(monkeypatch: pytest.Monk
         torch.set_num_threads(3)
         decoding = Case().decoding()
         decoding.step(torch.ones(2, 1, 96), 0)
-        monkeypatch.setattr(kernel, "walk", interrupted)
+        monkeypatch.setattr(decode_step, "decode_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             decoding.step(torch.ones(2, 1, 96), 1)
         decoding.close()

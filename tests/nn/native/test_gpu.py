@@ -9,21 +9,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cadenza.nn.native import gpu, obstacle_on_gpu
-from cadenza.nn.quantized import QuantizedLinear
+from cadenza.nn.kernels import gpu_kernel_unavailable_reason, triton_int8
+from cadenza.nn.weight_quantization import QuantizedLinear
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Any:
     """What was found out on this machine."""
-    obstacle_on_gpu.cache_clear()
+    gpu_kernel_unavailable_reason.cache_clear()
     yield
-    obstacle_on_gpu.cache_clear()
+    gpu_kernel_unavailable_reason.cache_clear()
 
 
 def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "triton", None)
-    assert obstacle_on_gpu() == "Triton is not installed; torch's builds for GPUs bring it"
+    monkeypatch.setattr(triton_int8, "triton", None)
+    assert gpu_kernel_unavailable_reason() == "Triton is not installed; torch's builds for GPUs bring it"
 
     class TritonError(Exception):
         pass
@@ -33,15 +33,17 @@ def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.Mo
         subprocess.CalledProcessError(1, "gcc"),
         TritonError("arange's range must be a power of 2"),
     )
-    monkeypatch.setattr(gpu, "triton", SimpleNamespace(TritonError=TritonError))
+    monkeypatch.setattr(triton_int8, "triton", SimpleNamespace(TritonError=TritonError))
     for error, said in zip(errors, ("Failed to find C compiler.", "Command 'gcc' returned", "arange's range"), strict=True):
-        obstacle_on_gpu.cache_clear()
+        gpu_kernel_unavailable_reason.cache_clear()
 
         def fail(error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(gpu, "attempt", fail)
-        assert (reason := obstacle_on_gpu()) is not None and reason.startswith(f"Triton cannot compile here: {said}")
+        monkeypatch.setattr(triton_int8, "self_test", fail)
+        assert (reason := gpu_kernel_unavailable_reason()) is not None and reason.startswith(
+            f"Triton cannot compile here: {said}"
+        )
         assert "\n" not in reason
 
 
@@ -49,31 +51,31 @@ def test_rows_are_laid_out_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     """A kernel in the words of the tiles, run by Python: as many rows as a power of two, inputs in whole pairs."""
 
     class Kernel:
-        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def __getitem__(self, frame_format: tuple[int, ...]) -> Any:
             def run(x: Any, packed: Any, scale: Any, y: Any, pairs: int, outputs: int, held: int, block: int, **_: Any) -> None:
-                assert x.is_contiguous() and x.shape == (held, 2 * pairs) and grid == (len(packed),)
-                assert held & (held - 1) == 0 and held * block == gpu.PAIRS
+                assert x.is_contiguous() and x.shape == (held, 2 * pairs) and frame_format == (len(packed),)
+                assert held & (held - 1) == 0 and held * block == triton_int8.PAIRS
                 weight = packed.transpose(1, 2).reshape(-1, 2 * pairs) * scale[:, None]
                 y.copy_(x @ weight[:outputs].T)
 
             return run
 
-    monkeypatch.setattr(gpu, "_kernel", Kernel())
+    monkeypatch.setattr(triton_int8, "_kernel", Kernel())
     for inputs, outputs, rows in ((64, 64, 1), (37, 100, 3), (96, 130, 2), (5, 3, 7)):
-        part, x = QuantizedLinear.of(nn.Linear(inputs, outputs, bias=False), "int8"), torch.randn(rows, inputs)
-        got = gpu.multiply(x, part.packed, part.scale, outputs=outputs)
-        torch.testing.assert_close(got, F.linear(x, part.dense()))
+        part, x = QuantizedLinear.from_linear(nn.Linear(inputs, outputs, bias=False), "int8"), torch.randn(rows, inputs)
+        got = triton_int8.int8_matmul(x, part.packed, part.scale, outputs=outputs)
+        torch.testing.assert_close(got, F.linear(x, part.dequantize()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernel_is_the_product(dtype: torch.dtype) -> None:
     """Against float64 on the CPU; afterwards in a graph with other rows."""
-    assert obstacle_on_gpu() is None
+    assert gpu_kernel_unavailable_reason() is None
     for inputs, outputs, rows in ((64, 64, 1), (1024, 3072, 2), (37, 100, 3), (4096, 1024, 8)):
-        part = QuantizedLinear.of(nn.Linear(inputs, outputs), "int8")
+        part = QuantizedLinear.from_linear(nn.Linear(inputs, outputs), "int8")
         x, other = (torch.randn(rows, inputs).to(dtype) for _ in range(2))
-        want = [F.linear(each.double(), part.dense(torch.float64), part.bias.double()) for each in (x, other)]  # type: ignore[union-attr]
+        want = [F.linear(each.double(), part.dequantize(torch.float64), part.bias.double()) for each in (x, other)]  # type: ignore[union-attr]
         part, placed = part.cuda(), x.cuda()
         limit = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
         found = part(placed)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from cadenza.training.losses.balancer import Balancer
+from cadenza.training.losses import Balancer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -12,7 +12,7 @@ from cadenza.data.loader import collate
 from cadenza.dsp.audio import Audio
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
-from cadenza.training.tasks.base import Progress
+from cadenza.training.tasks.base import StepContext
 from cadenza.training.tasks.generator import GeneratorTask, GeneratorTaskSpec
 
 SPEC = SystemSpec.parse(
@@ -21,11 +21,11 @@ SPEC = SystemSpec.parse(
             "type": "encodec", "sample_rate": 800, "strides": [4, 2], "codebooks": 2, "bins": 8, "filters": 2, "dimension": 4
         },
         "conditioners": {
-            "tempo": {"type": "number", "width": 8, "min": 40, "max": 200, "bands": 2},
-            "key": {"type": "category", "width": 8, "values": ["C", "D"]},
+            "tempo": {"type": "number", "output_dim": 8, "min": 40, "max": 200, "bands": 2},
+            "key": {"type": "category", "output_dim": 8, "values": ["C", "D"]},
         },
         "fusion": {"cross": ["tempo", "key"], "prepend": ["key"]},
-        "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 1, "context": 40, "dropout": 0.0},
+        "generator": {"type": "codec_lm", "width": 16, "depth": 1, "heads": 1, "max_frames": 40, "dropout": 0.0},
     }
 )  # fmt: skip
 ITEMS = [{"id": "a", "tempo": 90, "key": "C"}, {"id": "b", "tempo": None, "key": "D"}, {"id": "c", "tempo": 120, "key": "C"}]
@@ -47,12 +47,12 @@ def batch(system: System, items: list[dict[str, Any]] = ITEMS, **times: float) -
     return collate(rows, system.conditioners.prepare)
 
 
-def progress(seed: int = 0) -> Progress:
-    return Progress(0, 10, torch.Generator().manual_seed(seed))
+def progress(seed: int = 0) -> StepContext:
+    return StepContext(0, 10, torch.Generator().manual_seed(seed))
 
 
 def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: System) -> None:
-    task = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.2, attribute_dropout={"tempo": 0.3}), system)
+    task = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.2, attribute_dropout={"tempo": 0.3}), system)
     keep = task._keep(20_000, torch.Generator().manual_seed(0))
     assert set(keep) == {("cross", "tempo"), ("cross", "key"), ("prepend", "key")}
     tempo, key = keep["cross", "tempo"], keep["cross", "key"]
@@ -60,7 +60,7 @@ def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: Syst
     assert key.float().mean() == pytest.approx(0.8, abs=0.01)
     assert tempo.float().mean() == pytest.approx(0.8 * 0.7, abs=0.01)
     assert not bool((tempo & ~key).any())  # without the key there is nothing
-    both = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.0, attribute_dropout=0.4), system)._keep(20_000, progress().rng)
+    both = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=0.4), system)._keep(20_000, progress().rng)
     alone = both["cross", "tempo"] & ~both["cross", "key"]
     assert alone.float().mean() == pytest.approx(0.6 * 0.4, abs=0.01)
 
@@ -68,23 +68,21 @@ def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: Syst
 def test_ids_can_be_dropped_together_and_what_is_not_guided_stays(system: System) -> None:
     """One draw for a group beside each id's own; dropout for guidance leaves alone what guidance does."""
     chances = {"tempo": 0.2, "tempo+key": 0.5}
-    keep = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.0, attribute_dropout=chances), system)._keep(
-        20_000, progress().rng
-    )
+    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=chances), system)._keep(20_000, progress().rng)
     tempo, key = keep["cross", "tempo"], keep["cross", "key"]
     assert key.float().mean() == pytest.approx(0.5, abs=0.015)
     assert tempo.float().mean() == pytest.approx(0.5 * 0.8, abs=0.015) and not bool((tempo & ~key).any())
     tree = SPEC.to_dict()
     tree["fusion"] = {"cross": ["tempo", {"id": "key", "guided": False}]}
     free = System(SystemSpec.parse(tree))
-    keep = GeneratorTask(GeneratorTaskSpec(guidance_dropout=1.0, attribute_dropout=0.0), free)._keep(10, progress().rng)
+    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=1.0, attribute_dropout=0.0), free)._keep(10, progress().rng)
     assert not keep["cross", "tempo"].any() and keep["cross", "key"].all()
 
 
 def test_a_dropped_value_is_an_absent_value(system: System) -> None:
     system.eval()
-    everything = GeneratorTask(GeneratorTaskSpec(guidance_dropout=1.0), system)
-    nothing = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.0, attribute_dropout=0.0), system)
+    everything = GeneratorTask(GeneratorTaskSpec(cfg_dropout=1.0), system)
+    nothing = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=0.0), system)
     bare = [{"id": item["id"]} for item in ITEMS]
     dropped = dict(everything.step(batch(system), progress()))["generator"]["loss"]
     absent = dict(nothing.step(batch(system, bare), progress()))["generator"]["loss"]
@@ -97,13 +95,13 @@ def test_a_dropped_value_is_an_absent_value(system: System) -> None:
 
 
 def test_a_step_sees_what_conditioners_vary_and_validation_does_not(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = GeneratorTask(GeneratorTaskSpec(guidance_dropout=0.0, attribute_dropout=0.0), system)
+    task = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=0.0), system)
     system.eval()
     step, judged = dict(task.step(batch(system), progress())), task.validate(batch(system))
     other = batch(system, [{**item, "tempo": 200} for item in ITEMS]).prepared["tempo"]
     draws = []
     monkeypatch.setattr(
-        system.conditioners["tempo"], "vary", lambda _, rng: draws.append(torch.rand(1, generator=rng)) or other
+        system.conditioners["tempo"], "augment", lambda _, rng: draws.append(torch.rand(1, generator=rng)) or other
     )
     varied = dict(task.step(batch(system), progress()))
     assert (varied["generator"]["loss"] - step["generator"]["loss"]).abs().item() > 1e-4
@@ -136,7 +134,7 @@ def test_audio_is_encoded_as_the_codec_would(system: System) -> None:
 
 def test_a_segment_that_reaches_the_end_of_its_piece_says_so(system: System) -> None:
     task = GeneratorTask(GeneratorTaskSpec(), system)
-    rate = SPEC.codec.grid.frame_rate
+    rate = SPEC.codec.frame_format.frame_rate
 
     def ended(**times: float) -> list[bool]:
         return task._target(batch(system, **times)).ended.tolist()  # type: ignore[union-attr]
@@ -149,9 +147,9 @@ def test_a_segment_that_reaches_the_end_of_its_piece_says_so(system: System) -> 
 
 def test_samples_follow_the_metadata_of_the_items(system: System) -> None:
     task = GeneratorTask(GeneratorTaskSpec(), system.eval())
-    heard = task.samples(batch(system))
+    heard = task.sample_audio(batch(system))
     items = [{"tempo": 90, "key": "C"}, {"key": "D"}, {"tempo": 120, "key": "C"}]
-    expected = system.generate(items, seconds=20 / SPEC.codec.grid.frame_rate, seed=0)
+    expected = system.generate(items, seconds=20 / SPEC.codec.frame_format.frame_rate, seed=0)
     torch.testing.assert_close(heard["generated"].wave, expected.wave)
     assert heard["reference"].lengths.tolist() == [160, 104, 160]
 

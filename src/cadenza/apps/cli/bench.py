@@ -1,5 +1,6 @@
-"""`cadenza bench`: how fast, beside transformers and beside what the machine can do at best."""
+"""`cadenza bench`: the speed of a model on this machine."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -7,75 +8,47 @@ import typer
 
 
 def bench(
-    model: Annotated[
-        str,
-        typer.Argument(help="musicgen-small, -medium, -large, musicgen-stereo-small, ..., encodec-24khz, -32khz, or starter."),
-    ] = "musicgen-small",
-    seconds: Annotated[
-        float | None, typer.Option(help="Length of the clip that is timed; 30, or 8 in a sweep, which begins with a quarter.")
-    ] = None,
-    variants: Annotated[
-        str, typer.Option(help="Forms of ours, of float32, bfloat16, float16, int8, int4.")
-    ] = "float32,int8,int4",
-    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Whether transformers runs beside ours.")] = True,
-    peer_from: Annotated[
-        Path | None, typer.Option(help="The JSON of a sweep: transformers runs as was best there, and as was best in float32.")
-    ] = None,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Only try every configuration of transformers on short clips.")
-    ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each of ours.")] = 3,
-    peer_repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each of transformers.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="0: a thread a core.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    curves: Annotated[str, typer.Option(help="Costs to draw, of length, batch, guidance, prompt.")] = "",
-    fresh: Annotated[
-        bool, typer.Option("--fresh/--no-fresh", help="Whether memory is measured in processes of their own.")
-    ] = True,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder of the report; benchmarks/results/MACHINE/DATE-bench by default.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A tiny model of the same kind, to try the benchmark itself.")] = False,
+    model: Annotated[str, typer.Argument(help="A bundled model, a folder or a hub name, as for `generate`.")] = "starter",
+    seconds: Annotated[float, typer.Option(help="Length of the timed clip.")] = 30.0,
+    variants: Annotated[str, typer.Option(help="Weights to time: float32, bfloat16, float16, int8, int4.")] = "float32,int8",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: chosen by the size of the model.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
 ) -> None:
-    """Time a published geometry with random weights, in turn with transformers; write JSON, Markdown and plots."""
+    """Time a model: steps a second, real-time factor, first audio, memory and share of the memory-bandwidth bound."""
     import torch
 
-    from cadenza.apps.bench import machine, report
-    from cadenza.apps.bench.bench import Wish, swept
-    from cadenza.apps.bench.bench import bench as run
-    from cadenza.apps.bench.peer import PeerConfig
-    from cadenza.apps.bench.sweep import best_of
+    from cadenza.apps.api import load
+    from cadenza.apps.bench import BenchJob, bench_system
+    from cadenza.core.atomic import atomic_write
+    from cadenza.core.device import DTYPES, choose_threads, select_device
     from cadenza.core.errors import BenchmarkError
+    from cadenza.core.spec import did_you_mean
+    from cadenza.nn.weight_quantization import KINDS
 
-    if seconds is not None and not seconds > 0:
+    names = list(dict.fromkeys(name.strip() for name in variants.split(",") if name.strip()))
+    if not seconds > 0:
         raise BenchmarkError(f"--seconds must be above 0, got {seconds:g}")
-    usual = (
-        (PeerConfig(),) if device == "cpu" else (PeerConfig("bfloat16"), PeerConfig("bfloat16", cache="static", compiled=True))
-    )
-    wish = Wish(
-        model,
-        seconds=seconds or (0.4 if quick else 8.0 if sweep else 30.0),
-        variants=_names(variants),
-        peers=() if not peer else best_of(peer_from) if peer_from else usual,
-        repeats=repeats,
-        peer_repeats=peer_repeats,
-        threads=threads,
-        device=device,
-        quick=quick,
-        fresh=fresh,
-        curves=_names(curves),
-    )
-    found = swept(wish, say=_say) if sweep else run(wish, say=_say)
-    kind = machine.kind(torch.device(device))
-    folder = out or Path("benchmarks/results") / kind / f"{machine.today()}-{'sweep' if sweep else 'bench'}"
-    path = report.save(found, folder)
-    _say(path.read_text())
-    _say(f"written to {folder}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    if unknown := [name for name in names if name not in (*DTYPES, *KINDS)]:
+        raise BenchmarkError(f"--variants: '{unknown[0]}' is not a variant.{did_you_mean(unknown[0], [*DTYPES, *KINDS])}")
+    results = {}
+    for name in names:
+        chosen = select_device(device, name if name in DTYPES else None)  # type: ignore[arg-type]
+        quantize = name if name in KINDS else None
+        system = load(model, device=chosen.device, dtype=chosen.dtype, quantize=quantize)  # type: ignore[arg-type]
+        choose_threads(system)
+        if threads:
+            torch.set_num_threads(threads)
+        result = bench_system(system, BenchJob(seconds), repeats=repeats, say=lambda line, name=name: print(f"{name}, {line}"))
+        print(
+            f"{name}: {result['realtime_factor']:.2f}x real time, {result['steps_per_second']:.1f} steps/s "
+            f"({result['share_of_bound']:.0%} of the bound), first audio after {result['first_audio_seconds']:.2f} s, "
+            f"peak memory {result['peak_memory_bytes'] / 1e6:.0f} MB",
+            flush=True,
+        )
+        results[name] = result
+    if out is not None:
+        with atomic_write(out, BenchmarkError) as file:
+            file.write((json.dumps({"model": model, "results": results}, indent=2) + "\n").encode())
+        print(f"written to {out}")

@@ -27,11 +27,11 @@ def check(
     Unreadable, missing or truncated; silent, clipped, with a DC offset, a dead channel or channels out of phase;
     duplicates, also re-encoded; captions missing or constant; odd sample rates, channels and lengths.
     """
-    from cadenza.data.checkup import Wanted, check
+    from cadenza.data.validation import Expectations, validate_dataset
 
     if min_seconds is not None and not 0 <= min_seconds < math.inf:
         raise typer.BadParameter(f"{min_seconds} is no number of seconds", param_hint="--min-seconds")
-    found = check(data, Wanted(sample_rate, channels, min_seconds), progress=_progress)
+    found = validate_dataset(data, Expectations(sample_rate, channels, min_seconds), progress=_progress)
     print(found)
     if json is not None:
         found.write(json)
@@ -46,10 +46,10 @@ def pack(
     clips: Annotated[int, typer.Option(min=1, help="Clips in each shard.")] = 1000,
 ) -> None:
     """Pack audio and metadata into WebDataset shards, which train and check as a folder does."""
-    from cadenza.data.shards import write_shards
-    from cadenza.data.source import manifest_of
+    from cadenza.data.sources import load_manifest
+    from cadenza.data.webdataset import write_shards
 
-    manifest, found = manifest_of(data)
+    manifest, found = load_manifest(data)
     if found.broken:
         print(found, file=sys.stderr)
     report = write_shards(manifest, out, clips=clips, broken="skip", progress=lambda done, all: _progress("packing", done, all))
@@ -74,10 +74,10 @@ def cache(
     names the folder.
     """
     from cadenza.apps.api import load
-    from cadenza.system.features import FeatureCache
+    from cadenza.system.feature_cache import FeatureCache
     from cadenza.system.system import System
-    from cadenza.training.caching import fill
     from cadenza.training.config import TrainingConfig
+    from cadenza.training.precompute import precompute_features
 
     kept, to_item = FeatureCache(folder, limit=int(limit * 1e9)), None
     if Path(model).suffix in (".yaml", ".yml", ".json"):
@@ -85,7 +85,7 @@ def cache(
         system, to_item = System(config.system), config.music
     else:
         system = load(model)
-    done = fill(system, data, kept, to_item=to_item, progress=lambda done, all: _progress("features", done, all))
+    done = precompute_features(system, data, kept, to_item=to_item, progress=lambda done, all: _progress("features", done, all))
     for clip, reason in done.broken.items():
         print(f"{clip}: {reason}", file=sys.stderr)
     print(f"{kept.folder}: {done}")

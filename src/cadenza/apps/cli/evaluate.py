@@ -23,9 +23,9 @@ def evaluate(
 ) -> None:
     """Measure adherence, copying, loudness and speed, or the codec alone; write JSON, Markdown and plots."""
     from cadenza.apps.api import load
-    from cadenza.apps.cli.threads import choose_threads
-    from cadenza.evaluation.codec import evaluate_codec
-    from cadenza.evaluation.report import Extent
+    from cadenza.core.device import choose_threads
+    from cadenza.evaluation.codec_quality import evaluate_codec
+    from cadenza.evaluation.report import EvaluationScope
     from cadenza.evaluation.report import evaluate as evaluate_system
 
     system = load(model, quantize=quantize)  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def evaluate(
         evaluate_codec(system, data, out=out, clips=clips, progress=_say)
     else:
         names = tuple(name.strip() for name in (settings or "").split(",") if name.strip())
-        extent = Extent(clips, tuple(range(seeds)), names)
+        extent = EvaluationScope(clips, tuple(range(seeds)), names)
         evaluate_system(system, data, out=out, extent=extent, training=training, guidance=guidance, progress=_say)
 
 

@@ -10,7 +10,7 @@ from cadenza.apps.cli import CANCELLED
 if TYPE_CHECKING:
     from cadenza.system.system import System
     from cadenza.training.config import TrainingConfig
-    from cadenza.training.finetune import Finetuned
+    from cadenza.training.finetune import FinetuneResult
 
 
 def finetune(
@@ -51,14 +51,14 @@ def finetune(
     import torch
 
     from cadenza.apps.api import load
-    from cadenza.data.source import manifest_of
-    from cadenza.training.finetune import config_for
+    from cadenza.data.sources import load_manifest
     from cadenza.training.finetune import finetune as run
+    from cadenza.training.finetune import finetune_config
 
     if not data.exists():
-        manifest_of(data)  # says so, before a large model is read
+        load_manifest(data)  # says so, before a large model is read
     system = load(model, device="cpu")
-    config = config_for(system, steps=steps, minutes=minutes, overrides=set_)
+    config = finetune_config(system, steps=steps, minutes=minutes, overrides=set_)
     _begin(system, config)
     torch.manual_seed(config.seed)
     done = run(system, data, config, out=Path("runs") / config.name if out is None else out)
@@ -73,13 +73,13 @@ def _begin(system: "System", config: "TrainingConfig") -> None:
     ema = "no average" if config.ema is None else f"average {config.ema:g}"
     print(
         f"{config.steps} steps of {config.batch * config.accumulation} pieces of up to {config.seconds:g} s, "
-        f"lr {config.lr:g} after {config.warmup} steps, {ema}, guidance dropout {config.task.guidance_dropout:g}, "  # type: ignore[attr-defined]
+        f"lr {config.lr:g} after {config.warmup} steps, {ema}, guidance dropout {config.task.cfg_dropout:g}, "  # type: ignore[attr-defined]
         f"{config.precision}",
         flush=True,
     )
 
 
-def _end(done: "Finetuned", name: str, licence: str) -> None:
+def _end(done: "FinetuneResult", name: str, licence: str) -> None:
     if done.before is None:
         print("no loss was measured: nothing was held out; give 4 clips or more")
     elif done.after is None:

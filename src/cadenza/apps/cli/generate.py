@@ -4,23 +4,19 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cadenza.apps.cli.asking import Asked, asked, controls, guidance, settings
-from cadenza.apps.cli.keeping import paths, tags
-from cadenza.apps.cli.streaming import PIPE, Meter, pour, route, standard_output
-from cadenza.apps.cli.threads import choose_threads
-from cadenza.apps.cli.values import written
+from cadenza.apps.cli.outputs import file_tags, output_paths
+from cadenza.apps.cli.parsing import ClipPrompt, format_value, parse_controls, parse_guidance, parse_prompts, parse_sampling
+from cadenza.apps.cli.stream import PIPE, StreamMeter, audio_on_stdout, resolve_target, write_stream
 from cadenza.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from cadenza.core.device import Choice
-    from cadenza.system.request import Request
     from cadenza.system.system import Progress, System
 
 
@@ -83,7 +79,7 @@ def generate(  # noqa: PLR0913
             metavar="NUMBER|JSON",
             help="How strongly to follow the controls: 1 is plain, 3 is usual; the model's own by default. Or JSON of scale, "
             "emphasis, weights, negative, interval, schedule, strength and rescale, such as "
-            '\'{"scale": 3, "emphasis": {"chords": 2}, "interval": [0, 0.8]}\'.',
+            '\'{"scale": 3, "id_scales": {"chords": 2}, "interval": [0, 0.8]}\'.',
         ),
     ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep away from, such as 'drums'.")] = None,
@@ -109,7 +105,7 @@ def generate(  # noqa: PLR0913
     ] = None,
 ) -> None:
     """Make music from a sentence."""
-    wanted = asked(what or [], prompts)
+    wanted = parse_prompts(what or [], prompts)
     seed = secrets.randbelow(2**31) if seed is None else seed
     seeds = [seed + j for _ in wanted for j in range(variations)]
     titles = [one.title for one in wanted for _ in range(variations)]
@@ -118,61 +114,63 @@ def generate(  # noqa: PLR0913
         raise RequestError("--loudness is set when a clip is whole; leave it out, or leave out --stream")
     if not streamed and format_ is not None:
         raise typer.BadParameter("is for --out -; the name of a file says its kind", param_hint="--format")
-    to = route(out, format_, lambda out: paths(out, titles, seeds), len(seeds)) if streamed else None
-    files = [] if streamed else paths(out or "out.wav", titles, seeds)
-    with standard_output(out):
+    to = resolve_target(out, format_, lambda out: output_paths(out, titles, seeds), len(seeds)) if streamed else None
+    files = [] if streamed else output_paths(out or "out.wav", titles, seeds)
+    with audio_on_stdout() if out == PIPE else nullcontext():
         started = time.perf_counter()
-        from cadenza.apps.api import load
-        from cadenza.core.device import choose
+        from cadenza.apps.api import load, resolve
+        from cadenza.apps.cli.plan import format_plan, plan_before_loading
+        from cadenza.core.device import select_device
+        from cadenza.system.planner import record_run
         from cadenza.system.request import Request
 
-        asking: dict[str, Any] = {
-            "seconds": seconds, "seed": seed, "guidance": guidance(guidance_, negative), "variations": variations,
-            "sampling": settings(sampling), "stride": stride, "loudness": loudness,
-            **_beginnings(wanted, continue_from, only_new=only_new),
-        }  # fmt: skip
         named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
-        told = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
-        request = Request.of([{**told, **one.item} for one in wanted], **asking)  # says what is wrong before a model is read
-        chosen = _planned(model, request, choose(device, "half" if half else None), half, quantize, say=not streamed)
-        system = load(model, device=chosen.device, dtype=chosen.dtype, quantize=quantize)  # type: ignore[arg-type]
-        choose_threads(system)
-        given = controls(system, set_, named, wanted)
-        items = [{**one.item, **given} for one in wanted]
-        weights = f"{system.quantized} weights " if system.quantized else ""
+        unset = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
+        request = Request.from_input(  # raises before a model is read
+            [{**unset, **prompt.item} for prompt in wanted], seconds=seconds, seed=seed, variations=variations,
+            guidance=parse_guidance(guidance_, negative), sampling=parse_sampling(sampling), stride=stride, loudness=loudness,
+            **_beginnings(wanted, continue_from, only_new=only_new),
+        )  # fmt: skip
+        choice = select_device(device, "half" if half else None)
+        found = resolve(model)
+        options: dict[str, Any] = {"dtype": choice.dtype if half else None, "quantize": quantize}
+        plan = plan_before_loading(found.folder, found.spec, request, device=str(choice.device), **options)
+        if plan.job.dtype != choice.dtype:
+            choice = replace(choice, dtype=plan.job.dtype, reason=plan.reason)
+        if not streamed:
+            print(format_plan(found.spec, plan))
+        system = load(found, device=choice.device, dtype=choice.dtype, quantize=quantize)  # type: ignore[arg-type]
+        controls = parse_controls(system, set_, named, wanted)
+        items = [{**prompt.item, **controls} for prompt in wanted]
+        request = request.model_copy(update={"items": tuple(items)})
+        weights = f"{system.quantization} weights " if system.quantization else ""
         ready = time.perf_counter()
-        noted = (tags(title, own, system.card) for title, own in zip(titles, seeds, strict=True))
+        tags = (file_tags(title, clip_seed, system.card) for title, clip_seed in zip(titles, seeds, strict=True))
         if to is not None:
-            meter = Meter(to.played, live=sys.stderr.isatty())
-            outlets = pour(system.stream(items, **asking), to, meter, list(noted))
+            meter = StreamMeter(to.played, live=sys.stderr.isatty())
+            sinks = write_stream(system.stream(request), to, meter, list(tags))
             _say_read(system, items)
-            for name, own, outlet in zip(to.names, seeds, outlets, strict=False):
-                _say_made(name, outlet.samples / outlet.sound.sample_rate, system, own)
+            for name, clip_seed, sink in zip(to.names, seeds, sinks, strict=False):
+                _say_made(name, sink.samples / sink.sound.sample_rate, system, clip_seed)
             _say_faster(system, meter.made, meter.busy)
-            print(f"{meter}, {ready - started:.1f} s to load, {weights}on {chosen}", file=sys.stderr)
+            record_run(found.spec, plan, meter.speed)
+            print(f"{meter}, {ready - started:.1f} s to load, {weights}on {choice}", file=sys.stderr)
             return
         with _bar() as progress:
-            audio = system.generate(items, progress=progress, **asking)
-        took = time.perf_counter() - ready
-        for clip, path, said in zip(audio, files, noted, strict=True):
-            clip.save(path, tags=said)
+            audio = system.generate(request, plan=plan, progress=progress)
+        elapsed = time.perf_counter() - ready
+        for clip, path, clip_tags in zip(audio, files, tags, strict=True):
+            clip.save(path, tags=clip_tags)
         _say_read(system, items)
-        for clip, path, own in zip(audio, files, seeds, strict=True):
+        for clip, path, clip_seed in zip(audio, files, seeds, strict=True):
             peak = float(clip.wave.abs().max())
-            _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, own, f"peak {peak:.2f}, ")
+            _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, clip_seed, f"peak {peak:.2f}, ")
         made = float(audio.lengths.sum()) / audio.sample_rate
-        _say_faster(system, made, took)
-        print(f"{took:.1f} s to generate ({made / took:.1f}x real time), {ready - started:.1f} s to load, {weights}on {chosen}")
-
-
-def _planned(model: str, request: "Request", chosen: "Choice", half: bool, quantize: str | None, *, say: bool) -> "Choice":
-    """What is chosen, but for the dtype where nothing was asked for and only a narrower one fits; may say what it takes."""
-    from cadenza.apps.api import find
-    from cadenza.apps.cli.planning import planned
-
-    wish = {"device": str(chosen.device), "dtype": chosen.dtype if half else None, "quantize": quantize}
-    fit = planned(find(model), request, **wish, out=sys.stdout if say else None)  # type: ignore[arg-type]
-    return chosen if fit.job.dtype == chosen.dtype else replace(chosen, dtype=fit.job.dtype, reason=fit.why)
+        _say_faster(system, made, elapsed)
+        record_run(found.spec, plan, made / elapsed)
+        print(
+            f"{elapsed:.1f} s to generate ({made / elapsed:.1f}x real time), {ready - started:.1f} s to load, {weights}on {choice}"
+        )
 
 
 def _say_made(name: str, seconds: float, system: "System", seed: int, more: str = "") -> None:
@@ -182,22 +180,22 @@ def _say_made(name: str, seconds: float, system: "System", seed: int, more: str 
 
 def _say_faster(system: "System", made: float, took: float) -> None:
     """What would be faster, where seconds of music came slower than they are heard."""
-    if 2 <= made < took and system.device.type == "cpu" and system.quantized is None:
+    if 2 <= made < took and system.device.type == "cpu" and system.quantization is None:
         print("slower than real time: --quantize int8 is several times as fast on a CPU", file=sys.stderr)
 
 
-def _beginnings(wanted: list[Asked], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
+def _beginnings(wanted: list[ClipPrompt], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
     """The fields of the request that say what clips go on from."""
     own = [one.continue_from or all_from for one in wanted]
-    return {"continue_from": tuple(own), "keep_prompt": not only_new} if any(own) else {}
+    return {"continue_from": tuple(own), "include_prompt": not only_new} if any(own) else {}
 
 
 def _say_read(system: "System", items: list[dict[str, Any]]) -> None:
     """What the prompts said in numbers."""
     for item in items:
-        found = {name: value for name, value in system.read(item).items() if name not in item}
+        found = {name: value for name, value in system.extract_prompt_values(item).items() if name not in item}
         if found:
-            print(f"read in the prompt: {', '.join(f'{name} {written(value)}' for name, value in found.items())}")
+            print(f"read in the prompt: {', '.join(f'{name} {format_value(value)}' for name, value in found.items())}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from cadenza.system.store import Stored
+    from cadenza.system.store import SavedSystem
     from cadenza.system.system import System
 
 
@@ -34,15 +34,13 @@ def import_(
     """
     import torch
 
-    from cadenza.apps.api import find
-    from cadenza.system import store
+    from cadenza.apps.api import resolve
     from cadenza.system.system import System
 
-    found = find(source)
-    stored = store.read(found) if isinstance(found, Path) else found.read()
+    stored = resolve(source).load()
     if attend_padding is not None:
         stored = _padded(stored, attend_padding)
-    system = System.of(stored, source=source)
+    system = System.from_saved(stored, source=source)
     if quantize is not None:
         system.quantize(quantize)
     system.save(out, dtype=torch.bfloat16 if half else None)
@@ -52,7 +50,7 @@ def import_(
     _fetch(system)
 
 
-def _padded(stored: "Stored", attend_padding: bool) -> "Stored":
+def _padded(stored: "SavedSystem", attend_padding: bool) -> "SavedSystem":
     """The model with its padding attended to, or masked."""
     generator = stored.spec.generator
     if not hasattr(generator, "attend_padding"):

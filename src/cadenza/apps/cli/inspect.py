@@ -1,13 +1,11 @@
 """`cadenza inspect`: what a model is made of."""
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from cadenza.importers.model import Foreign
+    from cadenza.system.store import ModelFolder
     from cadenza.system.system import System
 
 _DTYPES = ("float32", "bfloat16")
@@ -28,31 +26,25 @@ def inspect(
     """Show the parts, controls, sizes and licence of a model, without reading its weights; plan what a run would take."""
     import torch
 
-    from cadenza.apps.api import find
-    from cadenza.system import store
-    from cadenza.system.card import Card
+    from cadenza.apps.api import resolve
     from cadenza.system.system import System
 
-    found = find(model)
-    folder, spec, card, layout = (
-        (found, store.look(found), Card.of(found), "Cadenza")
-        if isinstance(found, Path)
-        else (found.folder, found.spec, found.card, found.layout)
-    )
+    found = resolve(model)
+    folder, card = found.folder, found.card
     with torch.device("meta"):
-        system = System(spec, card)
+        system = System(found.spec, card)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
     print(f"{card.name}: {card.summary}\nlicence of the weights: {card.license}")
     if card.notice:
         print(card.notice)
-    print(f"{folder}: layout of {layout}, {size:.1f} MiB")
+    print(f"{folder}: layout of {found.layout}, {size:.1f} MiB")
     _show(system)
     if seconds is not None or batch is not None or memory is not None:
         _plan(found, system, seconds, batch or 1, dtype="bfloat16" if half else dtype, quantize=quantize, memory=memory)
 
 
 def _plan(
-    found: "Path | Foreign",
+    found: "ModelFolder",
     system: "System",
     seconds: float | None,
     batch: int,
@@ -64,10 +56,10 @@ def _plan(
     """What clips of `seconds` with a prompt would take."""
     import torch
 
-    from cadenza.apps.cli.planning import planned
-    from cadenza.core.device import choose
+    from cadenza.apps.cli.plan import format_plan, plan_before_loading
+    from cadenza.core.device import select_device
     from cadenza.core.errors import RequestError
-    from cadenza.core.memory import amount
+    from cadenza.core.memory import parse_bytes
     from cadenza.system.request import Request
 
     if system.generator is None:
@@ -77,25 +69,30 @@ def _plan(
     if quantize not in (None, *_QUANTIZED):
         raise typer.BadParameter(f"'{quantize}' is not one of {', '.join(_QUANTIZED)}", param_hint="--quantize")
     try:
-        room = None if memory is None else amount(memory)
+        room = None if memory is None else parse_bytes(memory)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--memory") from None
     told = next(iter(system.conditioners), None)
-    request = Request.of([{} if told is None else {told: None}] * batch, seconds=seconds)
+    request = Request.from_input([{} if told is None else {told: None}] * batch, seconds=seconds)
     computed = None if dtype is None else getattr(torch, dtype)
-    device = str(choose().device)
-    planned(found, request, device=device, dtype=computed, quantize=quantize, room=room, out=sys.stdout)
+    device = str(select_device().device)
+    options = {"device": device, "dtype": computed, "quantize": quantize, "max_bytes": room}
+    print(format_plan(found.spec, plan_before_loading(found.folder, found.spec, request, **options)))  # type: ignore[arg-type]
 
 
 def _show(system: "System") -> None:
-    spec, grid = system.spec, system.spec.codec.grid
+    spec, frame_format = system.spec, system.spec.codec.frame_format
     channels = {1: "mono", 2: "stereo"}.get(spec.codec.channels, f"{spec.codec.channels} channels")
     kind = type(system.codec).__name__
-    print(f"codec: {kind}, {spec.codec.sample_rate} Hz {channels}, {grid.frame_rate:g} frames/s x {grid.rows}")
+    print(
+        f"codec: {kind}, {spec.codec.sample_rate} Hz {channels}, {frame_format.frame_rate:g} frames/s x {frame_format.channels}"
+    )
     if spec.generator is not None:
-        print(f"generator: {type(system.generator).__name__}, {spec.generator.context / grid.frame_rate:g} s in one piece")
+        print(
+            f"generator: {type(system.generator).__name__}, {spec.generator.max_frames / frame_format.frame_rate:g} s in one piece"
+        )
     for name, part in spec.conditioners.items():
-        slots = ", ".join(slot for slot, other in spec.fusion.pairs() if other == name) or "ignored"
+        slots = ", ".join(slot for slot, other in spec.fusion.slot_ids() if other == name) or "ignored"
         beside = f", with the files of {part.model}" if hasattr(part, "model") else ""  # type: ignore[attr-defined]
         print(f"control {name}: {type(system.conditioners[name]).__name__} ({part.widget}) -> {slots}{beside}")
     parts = {"codec": system.codec, "conditioners": system.conditioners, "generator": system.generator}

@@ -9,9 +9,9 @@ from cadenza import __version__
 from cadenza.apps.cli import (
     CANCELLED,
     bench,
-    codes,
     corpus,
     data,
+    encode,
     evaluate,
     export,
     finetune,
@@ -34,8 +34,8 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("train")(train.train)
 app.command("finetune")(finetune.finetune)
-app.command("encode")(codes.encode)
-app.command("decode")(codes.decode)
+app.command("encode")(encode.encode)
+app.command("decode")(encode.decode)
 app.command("corpus")(corpus.corpus)
 app.command("evaluate")(evaluate.evaluate)
 app.command("import")(import_.import_)

@@ -14,7 +14,7 @@ SPARE = 1.15  # of the weights' size, for what is computed with them
 @dataclass(frozen=True)
 class _Line:
     name: str
-    licence: str
+    license: str
     about: str
     parameters: int
 
@@ -24,30 +24,30 @@ def models(
 ) -> None:
     """List the models that can be loaded by name: licence, size, and whether this machine can run them."""
     if folder is not None and not folder.is_dir():
-        raise typer.BadParameter(f"there is no folder {folder}", param_hint="FOLDER")
+        raise typer.BadParameter(f"'{folder}' is not a folder", param_hint="FOLDER")
     lines = _released() if folder is None else [_saved(path) for path in _systems(folder)]
     if not lines:
         print(f"{folder} holds no model that `save`, `train` or `import` wrote")
         return
     memory, where = _memory()
-    width, licence = (max(len(getattr(line, field)) for line in lines) for field in ("name", "licence"))
+    width, licence = (max(len(getattr(line, field)) for line in lines) for field in ("name", "license"))
     print(f"{'name':<{width}}  {'licence':<{licence}}  parameters  memory     here")
     for line in lines:
         size = f"{_count(line.parameters):>10}  {4 * line.parameters / 2**30:4.1f} GiB"
-        print(f"{line.name:<{width}}  {line.licence:<{licence}}  {size}  {_runs(line.parameters, memory):<9}  {line.about}")
+        print(f"{line.name:<{width}}  {line.license:<{licence}}  {size}  {_runs(line.parameters, memory):<9}  {line.about}")
     print(f"\nmemory of {where}: {memory / 2**30:.1f} GiB; that of a model is for float32 (half: `generate --half`)")
-    if any("-NC-" in line.licence for line in lines):
+    if any("-NC-" in line.license for line in lines):
         print("NC: not for commercial use")
 
 
 def _released() -> list[_Line]:
     """What comes with the package, then what the hub has."""
-    from cadenza.apps.api import BUNDLED, bundled_names
-    from cadenza.importers.published import MODELS
+    from cadenza.apps.api import BUNDLED, list_bundled
+    from cadenza.importers.catalog import MODELS
 
-    own = [_saved(BUNDLED / name, name) for name in bundled_names()]
+    own = [_saved(BUNDLED / name, name) for name in list_bundled()]
     return own + [
-        _Line(name, model.licence, model.about + (" (on this machine)" if _downloaded(name) else ""), model.parameters)
+        _Line(name, model.license, model.about + (" (on this machine)" if _downloaded(name) else ""), model.parameters)
         for name, model in MODELS.items()
     ]
 
@@ -57,10 +57,10 @@ def _saved(folder: Path, name: str | None = None) -> _Line:
     from safetensors import SafetensorError, safe_open
 
     from cadenza.core.errors import CadenzaError
-    from cadenza.system.card import Card
+    from cadenza.system.store import ModelCard
 
     try:
-        card, count = Card.of(folder), 0
+        card, count = ModelCard.from_folder(folder), 0
         for path in sorted(folder.rglob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
@@ -70,9 +70,9 @@ def _saved(folder: Path, name: str | None = None) -> _Line:
 
 
 def _systems(folder: Path) -> list[Path]:
-    from cadenza.system.store import SPEC
+    from cadenza.system.store import SPEC_FILE
 
-    return sorted(path.parent for path in folder.rglob(SPEC))
+    return sorted(path.parent for path in folder.rglob(SPEC_FILE))
 
 
 def _downloaded(name: str) -> bool:

@@ -18,12 +18,12 @@ def train(
     import torch
 
     from cadenza.apps.api import load
-    from cadenza.training.config import config_of
+    from cadenza.training.config import resolve_config
     from cadenza.training.trainer import Trainer
 
-    chosen = config_of(config, set_, {})
+    chosen = resolve_config(config, set_, {})
     torch.manual_seed(chosen.seed)  # of the first weights; all other draws have generators of their own
-    start = None if chosen.start is None else load(chosen.start)
-    outcome = Trainer(chosen, data, out=out, start=start).train()
+    init_from = None if chosen.init_from is None else load(chosen.init_from)
+    outcome = Trainer(chosen, data, out=out, init_from=init_from).train()
     if outcome.reason == "stopped":
         raise typer.Exit(CANCELLED)  # by Ctrl-C or SIGTERM, after a checkpoint

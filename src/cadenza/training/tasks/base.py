@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cadenza.core.spec import Part
+from cadenza.core.spec import RegisteredSpec
 from cadenza.dsp.audio import Audio
 
 
-class TaskSpec(Part):
+class TaskSpec(RegisteredSpec):
     """What every task's spec says; schedules live here and never in the spec of a part."""
 
     family: ClassVar[str] = "cadenza.training.tasks"
@@ -23,7 +23,7 @@ class TaskSpec(Part):
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepContext:
     """Where training stands: optimiser steps done, steps in all, and the only source of randomness of a task.
 
     The trainer saves and restores the state of `rng` (a CPU generator), so that a resumed run draws what the
@@ -51,29 +51,29 @@ class Task(ABC):
     every micro-batch of an accumulated step.
     """
 
-    learns_from: ClassVar[tuple[str, ...]] = ("audio",)  # what a batch may hold: audio, codes, latents
-    judged_by: ClassVar[str] = "loss"  # the metric of `validate` that is least for the best weights
+    input_kinds: ClassVar[tuple[str, ...]] = ("audio",)  # what a batch may hold: audio, codes, latents
+    selection_metric: ClassVar[str] = "loss"  # the metric of `validate` that is least for the best weights
 
     @abstractmethod
-    def groups(self) -> dict[str, nn.Module]:
+    def optimized_modules(self) -> dict[str, nn.Module]:
         """The modules that have an optimiser of their own; the first is the one that is kept and averaged (EMA)."""
 
     @abstractmethod
-    def step(self, batch: Any, progress: Progress) -> Iterator[Yield]:
+    def step(self, batch: Any, progress: StepContext) -> Iterator[Yield]:
         """One step on a batch, in training mode."""
 
     @abstractmethod
     def validate(self, batch: Any) -> dict[str, Tensor]:
         """Scalar metrics of a batch of fixed items, in eval mode under the averaged weights."""
 
-    def memory(self) -> nn.Module:
+    def extra_state(self) -> nn.Module:
         """A module without parameters whose buffers are saved with the run: averages and pools that no group owns."""
         return nn.Module()
 
-    def report(self) -> dict[str, Tensor]:
+    def epoch_metrics(self) -> dict[str, Tensor]:
         """Scalar metrics gathered over the calls of `validate` since the last report."""
         return {}
 
-    def samples(self, batch: Any) -> dict[str, Audio]:
+    def sample_audio(self, batch: Any) -> dict[str, Audio]:
         """Audio worth hearing, by name; logged as wav and spectrogram."""
         return {}

@@ -1,0 +1,1 @@
+"""Side-by-side benchmark of Cadenza and transformers on published geometries with random weights."""

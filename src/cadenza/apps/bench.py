@@ -1,0 +1,253 @@
+"""Speed of a model on this machine: steps a second, real-time factor, first audio, memory, share of the roofline bound."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from cadenza.core.errors import BenchmarkError
+from cadenza.core.memory import peak_rss
+from cadenza.nn.kernels import cpu_kernel_unavailable_reason
+from cadenza.nn.weight_quantization import QuantizedLinear
+from cadenza.system.system import System
+from cadenza.system.windows import SHARE
+
+WORDS = tuple(
+    "slow fast warm bright soft loud calm tense solo piano drums choir strings bass organ flute guitar brass in a minor major "
+    "at 70 80 90 100 110 120 bpm with over under and melody chords".split()
+)
+_BUFFER_BYTES = 2**29  # larger than all caches of a CPU
+
+
+@dataclass(frozen=True)
+class BenchJob:
+    """A request to time: `batch` clips of `seconds`, `branches` guidance branches (1, 2 or 3), a prompt of `words` tokens."""
+
+    seconds: float
+    batch: int = 1
+    branches: int = 2
+    words: int = 20
+
+    def items(self) -> list[dict[str, str]]:
+        """Return the items of the request."""
+        return [{"prompt": dummy_prompt(self.words)} for _ in range(self.batch)]
+
+    def request_fields(self) -> dict[str, Any]:
+        """Return the other fields of the request."""
+        guidance: Any = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "id_scales": {"prompt": 1.5}, "negative": "drums over bass"}}
+        return {"seconds": self.seconds, "seed": 0, "guidance": guidance[self.branches]}
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """Elapsed seconds of one run by part (text, lm, codec), seconds of audio generated, and language model steps."""
+
+    parts: dict[str, float]
+    audio: float
+    steps: int = 0
+
+    @property
+    def total(self) -> float:
+        """Elapsed seconds of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def steps_per_second(self) -> float:
+        """Language model steps a second; 0 without a language model."""
+        return self.steps / self.parts["lm"] if self.steps else 0.0
+
+    @property
+    def realtime_factor(self) -> float:
+        """Seconds of audio generated in one second, from text to samples."""
+        return self.audio / self.total
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Best measured rates a second: bytes read, bytes copied (read and written), FLOPs of a matmul in two dtypes."""
+
+    read: float
+    copy: float
+    float32: float
+    bfloat16: float
+
+    @property
+    def bandwidth(self) -> float:
+        """Largest measured memory bandwidth in bytes a second."""
+        return max(self.read, self.copy)
+
+    def max_with(self, other: "MachineLimits") -> "MachineLimits":
+        """Return the larger of each rate."""
+        return MachineLimits(*(max(a, b) for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of a decoding step in the middle of a clip: bytes of weights, bytes of keys and values (`memory`), FLOPs."""
+
+    weights: int
+    memory: int
+    operations: int
+
+    def roofline_steps_per_second(self, limits: MachineLimits) -> float:
+        """Return the steps a second if only the slower of memory and arithmetic counts (arXiv:1911.02150)."""
+        arithmetic = max(limits.float32, limits.bfloat16)
+        return 1 / max((self.weights + self.memory) / limits.bandwidth, self.operations / arithmetic)
+
+
+def dummy_prompt(words: int) -> str:
+    """Return a text of `words` words of `WORDS`; each is a token of the models that `benchmarks/compare` builds."""
+    return " ".join(WORDS[(7 * i + i // len(WORDS)) % len(WORDS)] for i in range(words))
+
+
+def bench_system(system: System, job: BenchJob, *, repeats: int = 3, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Time a system on a job after one warm-up second; return medians and all values, as a JSON-ready mapping.
+
+    Raise BenchmarkError for a codec without a generator.
+    """
+    if system.generator is None:
+        raise BenchmarkError("this model is a codec alone; choose a model that generates")
+    limits = measure_limits(system.device)
+    warmup = job if system.device.type == "cuda" else BenchJob(min(1.0, job.seconds), job.batch, job.branches, job.words)
+    time_generation(system, warmup)
+    runs = []
+    for i in range(repeats):
+        runs.append(time_generation(system, job))
+        say(f"run {i + 1}: {runs[-1].steps_per_second:.1f} steps/s, {runs[-1].realtime_factor:.2f}x real time")
+    limits = limits.max_with(measure_limits(system.device))
+    cost = step_cost(system.generator, job, steps=runs[0].steps)
+    rate, bound = median(run.steps_per_second for run in runs), cost.roofline_steps_per_second(limits)
+    return {
+        "job": asdict(job),
+        "steps": runs[0].steps,
+        "steps_per_second": rate,
+        "realtime_factor": median(run.realtime_factor for run in runs),
+        "first_audio_seconds": median(time_to_first_audio(system, job) for _ in range(repeats)),
+        "parts_seconds": {name: median(run.parts[name] for run in runs) for name in runs[0].parts},
+        "peak_memory_bytes": _peak_memory(system.device),
+        "bound_steps_per_second": bound,
+        "share_of_bound": rate / bound,
+        "limits": asdict(limits),
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+def time_generation(system: System, job: BenchJob) -> TimedRun:
+    """Generate the clips of a job and time the text encoders, the language model and the codec."""
+    marks: dict[str, float] = {}
+    hook = system.conditioners.register_forward_hook(lambda *_: marks.__setitem__("text", synchronized_time(system.device)))
+    try:
+        start = synchronized_time(system.device)
+        codes = system.generate_frames(job.items(), **job.request_fields())
+        generated = synchronized_time(system.device)
+        system.codec.decode(codes)
+        end = synchronized_time(system.device)
+    finally:
+        hook.remove()
+    parts = {"text": marks["text"] - start, "lm": generated - marks["text"], "codec": end - generated}
+    return TimedRun(parts, job.seconds * job.batch, num_decoding_steps(system, int(codes.lengths.max())))
+
+
+def time_to_first_audio(system: System, job: BenchJob) -> float:
+    """Return the seconds from the call to the first streamed chunk with audio."""
+    start = synchronized_time(system.device)
+    with closing(system.stream(job.items(), **job.request_fields())) as chunks:  # type: ignore[type-var]  # a generator
+        for chunk in chunks:
+            if int(chunk.lengths.max()) > 0:
+                return synchronized_time(system.device) - start
+    raise BenchmarkError("the stream ended without audio")
+
+
+def num_decoding_steps(system: System, frames: int) -> int:
+    """Return the language model steps for clips of `frames` frames, in windows if they are longer than the context."""
+    generator: Any = system.generator
+    codebooks, context = generator.frame_format.channels, generator.spec.max_frames
+    requested = system.spec.defaults.stride
+    stride = max(1, round(SHARE * context)) if requested is None else round(requested * generator.frame_format.frame_rate)
+    steps, first = 0, 0
+    while True:
+        window, shared = min(context, frames - first), context - stride if first else 0
+        steps += len(generator.spec.pattern.pattern(codebooks, window)) - 1 - shared
+        if first + window >= frames:
+            return steps
+        first += stride
+
+
+def step_cost(generator: Any, job: BenchJob, *, steps: int) -> StepCost:
+    """Return the cost of a mean step of a codec language model: stored weights, and keys and values of half of the clip."""
+    spec, rows = generator.spec, job.batch * job.branches
+    cross = any("cross" in name for name, _ in generator.transformer.named_modules())
+    positions = min(steps, spec.max_frames) / 2
+    tokens = job.words + 1 if cross else 0
+    values = spec.depth * 2 * spec.width * rows * (positions + tokens)
+    block = (4 + 2 * cross + 2 * spec.mlp_ratio) * spec.width**2
+    heads = generator.num_codebooks * generator.special_token_id + int(spec.end_of_sequence)
+    products = spec.depth * block + spec.width * heads
+    operations = 2 * rows * products + 4 * rows * spec.depth * spec.width * (positions + tokens)
+    return StepCost(weight_bytes_per_step(generator), int(values * kv_bytes_per_value(generator)), int(operations))
+
+
+def kv_bytes_per_value(generator: nn.Module) -> int:
+    """Return the bytes of one value in the KV cache: 1 in the int8 kernel on a CPU, else those of the dtype."""
+    norm: Any = generator.get_submodule("transformer.norm").weight
+    quantized = any(isinstance(module, QuantizedLinear) for module in generator.modules())
+    int8_cache = quantized and norm.device.type == "cpu" and cpu_kernel_unavailable_reason() is None
+    return 1 if int8_cache else norm.element_size()
+
+
+def weight_bytes_per_step(generator: nn.Module) -> int:
+    """Return the bytes of weights that each step reads: no embeddings, no projections of conditions."""
+    sizes = {}
+    for part in (generator.get_submodule("transformer"), generator.get_submodule("head")):
+        for name, module in part.named_modules():
+            if "cross.kv" not in name and "adaln" not in name:
+                for x in (*module._parameters.values(), *module._buffers.values()):
+                    if x is not None:
+                        sizes[id(x)] = x.numel() * x.element_size()
+    return sum(sizes.values())
+
+
+def measure_limits(device: torch.device, *, quick: bool = False, tries: int = 5) -> MachineLimits:
+    """Measure memory bandwidth and matmul rates with the present number of torch threads."""
+    size = _BUFFER_BYTES // 32 if quick else 4 * _BUFFER_BYTES if device.type == "cuda" else _BUFFER_BYTES
+    source = torch.ones(size // 4, device=device)
+    target = torch.ones_like(source)  # empty memory may not be backed by pages yet
+    read = max(
+        size / _best_time(device, source.sum, tries),
+        2 * size / _best_time(device, lambda: torch.dot(source, target), tries),
+    )
+    copy = 2 * size / _best_time(device, lambda: target.copy_(source), tries)
+    side = 512 if quick else 8192 if device.type == "cuda" else 2048
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        rates[dtype] = 2 * side**3 / _best_time(device, lambda a=a, b=b: a @ b, tries)
+    return MachineLimits(read, copy, rates[torch.float32], rates[torch.bfloat16])
+
+
+def synchronized_time(device: torch.device) -> float:
+    """Return the clock in seconds once the device has finished all queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def _best_time(device: torch.device, action: Callable[[], Any], tries: int) -> float:
+    action()
+    times = []
+    for _ in range(tries):
+        start = synchronized_time(device)
+        action()
+        times.append(synchronized_time(device) - start)
+    return min(times)
+
+
+def _peak_memory(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()

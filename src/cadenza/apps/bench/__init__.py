@@ -1,1 +1,0 @@
-"""Benchmark: ours and the peer, of one geometry, in one run."""

@@ -1,0 +1,163 @@
+"""Oobleck: Stable Audio's autoencoder of continuous frames (Evans et al. 2024, arXiv:2404.10301)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, StreamingDecoder
+from cadenza.core.errors import RequestError
+from cadenza.core.spec import Spec
+from cadenza.core.types import Codes, FrameFormat, Latents
+from cadenza.dsp.audio import Audio
+from cadenza.nn import oobleck
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class OobleckStages(Spec):
+    """Strides from the sample rate on; after each, channels are `filters` times the next of `multiples`."""
+
+    strides: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(2, 4, 4, 8, 8), min_length=1)
+    filters: Positive = 128
+    multiples: tuple[Positive, ...] = (1, 2, 4, 8, 16)
+    snake: bool = True  # or ELU
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if len(self.multiples) != len(self.strides):
+            raise ValueError(f"multiples must be as many as strides ({len(self.strides)}), got {len(self.multiples)}")
+        return self
+
+    @property
+    def shape(self) -> oobleck.OobleckStages:
+        return oobleck.OobleckStages(self.strides, [self.filters * m for m in (1, *self.multiples)], self.snake)
+
+
+class OobleckSpec(CodecSpec):
+    """A frame is `latent` numbers, divided by `scale`: the mean that a variational bottleneck has, or what the encoder gives.
+
+    `decoder` is for one whose stages are not those of the encoder. The defaults are those of Stable Audio Open.
+    """
+
+    type: Literal["oobleck_vae"] = "oobleck_vae"
+    channels: int = Field(default=2, ge=1)
+    latent: Positive = 64
+    encoder: OobleckStages = OobleckStages()
+    decoder: OobleckStages | None = None
+    bottleneck: Literal["vae", "none"] = "vae"
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    upsample: Literal["transposed", "nearest"] = "transposed"
+    tanh: bool = False  # at the end
+
+    @model_validator(mode="after")
+    def _same_hop(self) -> Self:
+        if self.decoder is not None and (hop := math.prod(self.decoder.strides)) != self.hop_length:
+            raise ValueError(f"the strides of the decoder make {hop} samples a frame, those of the encoder {self.hop_length}")
+        return self
+
+    @property
+    def hop_length(self) -> int:
+        return math.prod(self.encoder.strides)
+
+    @property
+    def frame_format(self) -> FrameFormat:
+        return FrameFormat("latents", self.sample_rate / self.hop_length, channels=self.latent)
+
+    def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
+        stages = (self.decoder or self.encoder).shape
+        rates = [math.prod(stages.strides[level:]) for level in range(len(stages.widths))]
+        widest = max(width * rate for width, rate in zip(stages.widths, rates, strict=True))
+        return 5 * clips * frames * widest * itemsize  # what is added to, and two layers with their activations
+
+    @classmethod
+    def example(cls) -> "OobleckSpec":
+        return cls(sample_rate=8000, latent=4, encoder=OobleckStages(strides=(2, 4), filters=4, multiples=(1, 2)))
+
+    def build(self) -> "Oobleck":
+        return Oobleck(self)
+
+
+class Oobleck(Codec):
+    """Clips are filled up with silence to whole frames; what is decoded is cut to their samples."""
+
+    spec: OobleckSpec
+
+    def __init__(self, spec: OobleckSpec) -> None:
+        super().__init__(spec)
+        out = 2 * spec.latent if spec.bottleneck == "vae" else spec.latent
+        self.encoder = oobleck.Encoder(spec.encoder.shape, channels=spec.channels, out=out)
+        stages = (spec.decoder or spec.encoder).shape
+        how = {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
+        self.decoder = oobleck.Decoder(stages, channels=spec.channels, latent=spec.latent, **how)
+
+    def encode_distribution(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b d f"], Float[Tensor, "b d f"]]:
+        """Mean and standard deviation of the frames of a wave, before `scale`; without a bottleneck that is 0."""
+        x = self.encoder(wave)
+        if self.spec.bottleneck == "none":
+            return x, torch.zeros_like(x)
+        mean, width = x.chunk(2, 1)
+        return mean, F.softplus(width) + 1e-4
+
+    @torch.no_grad()
+    def encode(self, audio: Audio, *, levels: int | None = None) -> Latents:
+        self._check(audio)
+        if levels is not None:
+            raise RequestError("codec: its frames have no codebooks to choose from; leave levels out")
+        audio, hop = audio.to(self.device), self.spec.hop_length
+        samples = audio.wave.shape[-1]
+        there = torch.arange(samples, device=self.device) < audio.lengths[:, None]
+        wave = torch.where(there[:, None], audio.wave, 0).to(next(self.parameters()).dtype)
+        wave = F.pad(wave, (0, -samples % hop))
+        frames = [self.spec.num_frames(length) for length in audio.lengths.tolist()]
+        z = wave.new_zeros(len(audio), self.spec.latent, max(frames))
+        for count, rows in _grouped(frames, self.device):
+            z[rows, :, :count] = (self.encode_distribution(wave[rows, :, : count * hop])[0] / self.spec.scale).to(z.dtype)
+        return Latents(z, torch.tensor(frames, device=self.device), samples=audio.lengths)
+
+    @torch.no_grad()
+    def decode(self, frames: Codes | Latents) -> Audio:
+        if not isinstance(frames, Latents):
+            raise RequestError("codec: expected latents, got codes; decode them with the codec that made them")
+        frames, hop = frames.to(self.device), self.spec.hop_length
+        z = (frames.z * self.spec.scale).to(next(self.parameters()).dtype)
+        lengths = frames.lengths.tolist()
+        waves = z.new_zeros(len(z), self.spec.channels, max(lengths) * hop)
+        for count, rows in _grouped(lengths, self.device):
+            if count:
+                wave = self.decoder(z[rows, :, :count])[..., : count * hop]
+                waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)
+        samples = frames.lengths * hop
+        samples = samples if frames.samples is None else torch.minimum(frames.samples, samples)
+        return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        """A stream that returns all at the end: a sample depends on ten frames to either side."""
+        return BufferingDecoder(self)
+
+    @property
+    def latent_dim(self) -> int:
+        return self.spec.latent
+
+    def _check(self, audio: Audio) -> None:
+        want, got = (self.spec.sample_rate, self.spec.channels), (audio.sample_rate, audio.wave.shape[1])
+        if got != want:
+            raise RequestError(
+                f"codec: expected {want[0]} Hz and {want[1]} channel(s), got {got[0]} Hz and {got[1]}; "
+                f"use audio.resample({want[0]}).mix({want[1]})"
+            )
+
+
+def _grouped(counts: Sequence[int], device: torch.device) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
+    """Each number of frames that occurs, with its rows: what pads a batch would be convolved."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for row, count in enumerate(counts):
+        rows[count].append(row)
+    for count, which in rows.items():
+        yield count, torch.tensor(which, device=device)

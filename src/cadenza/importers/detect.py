@@ -1,0 +1,83 @@
+"""Which library's model a folder holds, by its files; training checkpoints are told from models."""
+
+from pathlib import Path
+
+from cadenza.core.checkpoint import has_weights
+from cadenza.core.errors import CheckpointError
+from cadenza.core.hub import read_json_object
+from cadenza.importers import audiocraft, encodec, musicgen
+from cadenza.importers.audiocraft_package import CODEC, EXPORT, LM
+from cadenza.system.store import ModelFolder
+
+_NOT_YET = {
+    "dac": "DAC codecs cannot be loaded yet",
+    "mimi": "Mimi codecs cannot be loaded yet",
+    "t5": "it is a text encoder, a part of other models: name it as `model` of a conditioner of the type t5",
+    **dict.fromkeys(
+        ("musicgen_decoder", "musicgen_melody_decoder"), "it is the language model of a MusicGen alone: load the whole model"
+    ),
+}
+
+
+def detect_model(folder: Path, *, name: str | None = None) -> ModelFolder:
+    """The model in a folder, understood from its configs; `name` is what it is called where it came from.
+
+    CheckpointError says what the folder is instead, or which settings of it cannot be honoured.
+    """
+    own = (folder / "config.json").exists() and has_weights(folder)  # a whole repository may have both: this needs nothing else
+    if (folder / LM).exists() and not own:
+        return audiocraft.inspect_audiocraft_lm(folder, name=name)
+    if (folder / CODEC).exists() and not own:
+        return encodec.inspect_audiocraft_encodec(folder, name=name)
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter (PEFT), not a model; merge it into its model first (`merge_and_unload`)"
+        )
+    if (folder / "config.json").exists():
+        config = read_json_object(folder / "config.json")
+        kind = config.get("model_type")
+        if kind in ("musicgen", "musicgen_melody"):
+            return musicgen.inspect_musicgen(folder, config, name=name)
+        if kind == "encodec":
+            return encodec.inspect_transformers_encodec(folder, config, name=name)
+        raise CheckpointError(
+            f"{folder}: a model of the type {kind!r} cannot be loaded: "
+            f"{_NOT_YET.get(str(kind), 'of the layout of transformers these can be: musicgen, musicgen_melody, encodec')}"
+        )
+    raise CheckpointError(f"{folder} {_instead(folder)}")
+
+
+def single_file_error(path: Path) -> CheckpointError:
+    """What to say of a single file that is given in place of a model."""
+    if path.suffix in (".th", ".ckpt"):
+        return CheckpointError(
+            f"{path} is a checkpoint of a training run. {EXPORT}, and load the folder with the exported file"
+        )
+    if path.name in (LM, CODEC, "model.safetensors", "config.json", "pytorch_model.bin", "system.json"):
+        return CheckpointError(f"{path} is one file of a model; give its folder, '{path.parent}'")
+    return CheckpointError(f"{path} is a file; give the folder of a model, or its name in the hub")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a model is, and the mend."""
+    if runs := _runs(folder):
+        return f"is a training run of transformers, not a model; load one of its checkpoints, such as '{runs[-1]}'"
+    if (folder / ".hydra").exists() or list(folder.glob("checkpoint*.th")):
+        return f"is a training run of AudioCraft, not a model. {EXPORT}, into a folder of its own"
+    if list(folder.glob("*.ckpt")):
+        return "holds a checkpoint of Lightning, not a model; export it with the library that trained it"
+    if list(folder.glob("global_step*")) or (folder / "zero_to_fp32.py").exists() or list(folder.glob("*_fsdp_*")):
+        return (
+            "holds a checkpoint in parts, of DeepSpeed or FSDP; gather it with the library that trained it (`zero_to_fp32.py`)"
+        )
+    names = sorted(path.name for path in folder.iterdir())[:5]
+    return (
+        f"holds no model that is known ({', '.join(names) if names else 'it is empty'}); give a folder that "
+        f"`save` or `import` wrote, one of transformers (config.json), or one of AudioCraft ({LM})"
+    )
+
+
+def _runs(folder: Path) -> list[Path]:
+    """The checkpoints of a run of transformers' Trainer, the newest last."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))

@@ -1,0 +1,102 @@
+"""What is done to a row of numbers: rounding, norms, activations; loops that LLVM makes vectors of."""
+
+import numpy as np
+from numba import njit
+
+from cadenza.nn.kernels.simd import bitcast_float32, read_float, round_half_even
+
+FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # of floats in any order; there are infinities
+_MOST = np.float32(32767)
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def exp(x):
+    """e to a float32, between -87 and 88, to 2 in the last place."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = round_half_even(x * np.float32(1.44269504))  # type: ignore[reportCallIssue]
+    whole = np.float32(n)
+    r = (x - whole * np.float32(0.693359375)) + whole * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = (p * r) * r + r + np.float32(1)
+    return p * bitcast_float32(np.int32((n + np.int32(127)) << np.int32(23)))
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def gelu(x):
+    """x times the normal distribution up to x, whose error function is to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
+    z = abs(x) * np.float32(0.70710678)
+    t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * z)
+    p = np.float32(1.061405429)
+    p = p * t + np.float32(-1.453152027)
+    p = p * t + np.float32(1.421413741)
+    p = p * t + np.float32(-0.284496736)
+    p = (p * t + np.float32(0.254829592)) * t
+    tail = np.float32(0.5) * p * exp(-z * z)  # of the distribution, beyond |x|
+    return x * (tail if x < np.float32(0) else np.float32(1) - tail)
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def quantize_int16(values, n, out):
+    """Writes int16 and gives what one of them stands for; an odd last one gets a 0 beside it."""
+    top = np.float32(0)
+    for i in range(n):
+        top = max(top, abs(values[i]))
+    if top < np.float32(1e-30):
+        out[: n + n % 2] = 0
+        return np.float32(0)
+    to = _MOST / top
+    for i in range(n):
+        out[i] = np.int16(round_half_even(values[i] * to))  # type: ignore[reportCallIssue]
+    if n % 2:
+        out[n] = 0
+    return top / _MOST
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def layer_norm_row(x, norm, eps, style, out):
+    """The layer norm of a row, scaled and shifted where `style` is the address of both."""
+    n, weight, bias = x.shape[0], norm[0], norm[1]
+    total = np.float32(0)
+    for i in range(n):
+        total += x[i]
+    mean = total / np.float32(n)
+    square = np.float32(0)
+    for i in range(n):
+        d = x[i] - mean
+        square += d * d
+    inverse = np.float32(1) / np.sqrt(square / np.float32(n) + eps)
+    for i in range(n):
+        out[i] = (x[i] - mean) * inverse * read_float(weight, i) + read_float(bias, i)
+    if style:
+        for i in range(n):
+            out[i] = out[i] * (np.float32(1) + read_float(style, i)) + read_float(style, n + i)
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def quantize_int8(values, numbers):
+    """Numbers of 8 bits, and what one of them stands for."""
+    top = np.float32(0)
+    for i in range(values.shape[0]):
+        top = max(top, abs(values[i]))
+    if top < np.float32(1e-30):
+        numbers[: values.shape[0]] = 0
+        return np.float32(0)
+    to = np.float32(127) / top
+    for i in range(values.shape[0]):
+        numbers[i] = np.int16(round_half_even(values[i] * to))  # type: ignore[reportCallIssue]
+    return top / np.float32(127)
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def apply_rotary_row(x, cos, sin, room):
+    """Turns a query or key by its position."""
+    n = x.shape[0]
+    for i in range(n):
+        room[i] = x[i] * cos[i] + x[(i + n // 2) % n] * sin[i]
+    for i in range(n):
+        x[i] = room[i]

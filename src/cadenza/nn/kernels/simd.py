@@ -1,0 +1,308 @@
+"""Vector instructions for numba: products of integers that add up in 32 bits, and memory by its address.
+
+What multiplies is written as LLVM's own vector code, 512 bits wide, which LLVM fits to the processor: one instruction
+for 32 products where there is AVX-512 with VNNI, several elsewhere. Weights come as *tiles*: [pairs, outputs, 2], two
+inputs of each output side by side, so that every lane sums one output and no sum crosses lanes. Inputs are int16.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16  # sums of 32 bits in a vector
+AHEAD = 4096  # bytes that are asked for before they are read
+FLUSH = 256  # pairs whose products of int16 and int8 cannot overflow a sum: 2 * 256 * 32767 * 127 < 2**31
+
+_I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_SUMS, _PAIRS = ir.VectorType(_I32, LANES), ir.VectorType(_I16, 2 * LANES)
+_BYTES, _FLOATS, _SHORTS = ir.VectorType(_I8, 2 * LANES), ir.VectorType(_F32, LANES), ir.VectorType(_I16, LANES)
+
+Builder: TypeAlias = Any  # llvmlite's
+Value: TypeAlias = Any
+
+
+def _load(b: Builder, address: Value, kind: Any) -> Value:
+    return b.load(b.inttoptr(address, ir.PointerType(kind)), typ=kind, align=1)
+
+
+def _store(b: Builder, value: Value, address: Value) -> None:
+    b.store(value, b.inttoptr(address, ir.PointerType(value.type)), align=1)
+
+
+def _at(b: Builder, base: Value, index: Value, size: int) -> Value:
+    return b.add(base, b.mul(index, _I64(size)))
+
+
+def _ahead(b: Builder, address: Value, size: int) -> None:
+    """Asks for the memory that is read some rounds later."""
+    byte = ir.PointerType(_I8)
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    for line in range(0, size, 64):
+        b.call(prefetch, [b.inttoptr(b.add(address, _I64(AHEAD + line)), byte), _I32(0), _I32(3), _I32(1)])
+
+
+def _full(b: Builder, scalar: Value, lanes: int) -> Value:
+    """A vector of one number."""
+    kind = ir.VectorType(scalar.type, lanes)
+    first = b.insert_element(ir.Constant(kind, ir.Undefined), scalar, _I32(0))
+    return b.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), [_I32(0)] * lanes))
+
+
+def _lanes(kind: Any, value: float) -> Value:
+    return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
+
+
+def _loop(b: Builder, count: Value, state: Sequence[Value], body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
+    """What `body` makes of the state in `count` rounds, none where that is 0."""
+    before = b.block
+    head, inside, after = (b.append_basic_block(name) for name in ("head", "inside", "after"))
+    b.branch(head)
+    b.position_at_end(head)
+    index, now = b.phi(_I64), [b.phi(value.type) for value in state]
+    b.cbranch(b.icmp_signed("<", index, count), inside, after)
+    b.position_at_end(inside)
+    then = body(index, now)
+    following = b.add(index, _I64(1))
+    for phi, first, next_ in zip([index, *now], [_I64(0), *state], [following, *then], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(next_, b.block)
+    b.branch(head)
+    b.position_at_end(after)
+    return now
+
+
+def _dot(context: Any, b: Builder, x: Value, w: Value) -> Value:
+    """Sums of two products each, of int16 [32] with int16 [32]."""
+    features = context.codegen().magic_tuple()[2].split(",")
+    if "+avx512bw" in features:
+        kind = ir.FunctionType(_SUMS, [_PAIRS, _PAIRS])
+        return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512.pmaddw.d.512"), [x, w])
+    nothing = ir.Constant(_PAIRS, ir.Undefined)
+    if "+avx2" in features:
+        kind = ir.FunctionType(ir.VectorType(_I32, LANES // 2), [ir.VectorType(_I16, LANES)] * 2)
+        add = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx2.pmadd.wd")
+        places = [ir.Constant(ir.VectorType(_I32, LANES), [_I32(i + part) for i in range(LANES)]) for part in (0, LANES)]
+        parts = [b.call(add, [b.shuffle_vector(value, nothing, place) for value in (x, w)]) for place in places]
+        return b.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, LANES), [_I32(i) for i in range(LANES)]))
+
+    def half(value: Value, odd: int) -> Value:
+        places = ir.Constant(ir.VectorType(_I32, LANES), [_I32(2 * i + odd) for i in range(LANES)])
+        return b.sext(b.shuffle_vector(value, nothing, places), _SUMS)
+
+    return b.add(b.mul(half(x, 0), half(w, 0)), b.mul(half(x, 1), half(w, 1)))
+
+
+def _pair(b: Builder, x: Value, stride: Value, row: int, pair: Value) -> Value:
+    """Two inputs of a row, in every lane."""
+    address = _at(b, b.add(x, b.mul(stride, _I64(row))), pair, 4)
+    return b.bitcast(_full(b, _load(b, address, _I32), LANES), _PAIRS)
+
+
+def _min(b: Builder, x: Value, y: Value) -> Value:
+    return b.select(b.icmp_signed("<", x, y), x, y)
+
+
+def int8_tile_kernel(rows: int, vectors: int) -> Any:
+    """(weights, scale, pairs, x, stride, out): out [rows, 16 vectors] = scale * (weights x) for a tile of int8.
+
+    `x` are int16, `stride` bytes from row to row; `scale` and `out` are float32.
+    """
+    every = [(row, part) for row in range(rows) for part in range(vectors)]
+
+    @intrinsic
+    def multiply(typing: Any, weights: Any, scale: Any, pairs: Any, x: Any, stride: Any, out: Any) -> Any:
+        def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+            weights, scale, pairs, x, stride, out = arguments
+            rounds = b.sdiv(b.add(pairs, _I64(FLUSH - 1)), _I64(FLUSH))
+
+            def flush(number: Value, totals: list[Value]) -> list[Value]:
+                first = b.mul(number, _I64(FLUSH))
+
+                def add(index: Value, sums: list[Value]) -> list[Value]:
+                    pair = b.add(first, index)
+                    base = _at(b, weights, pair, 2 * LANES * vectors)
+                    if vectors == 4:
+                        _ahead(b, base, 128)
+                    parts = [b.sext(_load(b, _at(b, base, _I64(part), 2 * LANES), _BYTES), _PAIRS) for part in range(vectors)]
+                    inputs = [_pair(b, x, stride, row, pair) for row in range(rows)]
+                    return [
+                        b.add(s, _dot(context, b, inputs[row], parts[part])) for s, (row, part) in zip(sums, every, strict=True)
+                    ]
+
+                sums = _loop(b, _min(b, _I64(FLUSH), b.sub(pairs, first)), [_lanes(_SUMS, 0)] * len(every), add)
+                return [b.fadd(total, b.sitofp(s, _FLOATS)) for total, s in zip(totals, sums, strict=True)]
+
+            totals = _loop(b, rounds, [_lanes(_FLOATS, 0.0)] * len(every), flush)
+            for place, (total, (_, part)) in enumerate(zip(totals, every, strict=True)):
+                factor = _load(b, _at(b, scale, _I64(part), 4 * LANES), _FLOATS)
+                _store(b, b.fmul(total, factor), _at(b, out, _I64(place), 4 * LANES))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return multiply
+
+
+def int4_tile_kernel(rows: int) -> Any:
+    """(weights, scale, offset, groups, quads, x, stride, sums, summed, out): as `tile8` for a tile of int4, 64 wide.
+
+    A byte holds two inputs, two pairs apart: the lower half that of the first. In each of `groups` groups of 4 `quads`
+    inputs a weight is scale * number + offset, both bfloat16 [groups, 64]; `sums` are those of the inputs of a group,
+    int32 [rows, groups], `summed` bytes from row to row.
+    """
+    every = [(row, part) for row in range(rows) for part in range(4)]
+
+    @intrinsic
+    def multiply(
+        typing: Any, weights: Any, scale: Any, offset: Any, groups: Any, quads: Any, x: Any, stride: Any, sums: Any,
+        summed: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+            weights, scale, offset, groups, quads, x, stride, sums, summed, out = arguments
+
+            def factors(base: Value, group: Value, part: int) -> Value:
+                short = _load(b, _at(b, _at(b, base, group, 128), _I64(part), 2 * LANES), _SHORTS)
+                return b.bitcast(b.shl(b.zext(short, _SUMS), _lanes(_SUMS, 16)), _FLOATS)
+
+            def grouped(group: Value, totals: list[Value]) -> list[Value]:
+                first = b.mul(group, quads)
+
+                def add(index: Value, sums: list[Value]) -> list[Value]:
+                    quad = b.add(first, index)
+                    base = _at(b, weights, quad, 128)
+                    _ahead(b, base, 128)
+                    bytes_ = [b.zext(_load(b, _at(b, base, _I64(part), 2 * LANES), _BYTES), _PAIRS) for part in range(4)]
+                    low = [b.and_(value, _lanes(_PAIRS, 15)) for value in bytes_]
+                    high = [b.lshr(value, _lanes(_PAIRS, 4)) for value in bytes_]
+                    for half, parts in enumerate((low, high)):
+                        pair = b.add(b.shl(quad, _I64(1)), _I64(half))
+                        inputs = [_pair(b, x, stride, row, pair) for row in range(rows)]
+                        sums = [
+                            b.add(s, _dot(context, b, inputs[row], parts[part]))
+                            for s, (row, part) in zip(sums, every, strict=True)
+                        ]
+                    return sums
+
+                inner = _loop(b, quads, [_lanes(_SUMS, 0)] * len(every), add)
+                _ahead(b, _at(b, scale, group, 128), 128)
+                _ahead(b, _at(b, offset, group, 128), 128)
+                scales = [factors(scale, group, part) for part in range(4)]
+                offsets = [factors(offset, group, part) for part in range(4)]
+                whole = [
+                    _full(b, b.sitofp(_load(b, _at(b, b.add(sums, b.mul(summed, _I64(row))), group, 4), _I32), _F32), LANES)
+                    for row in range(rows)
+                ]
+                kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+                multiply_add = cgutils.get_or_insert_function(b.module, kind, f"llvm.fma.v{LANES}f32")
+                results = []
+                for total, s, (row, part) in zip(totals, inner, every, strict=True):
+                    scaled = b.call(multiply_add, [b.sitofp(s, _FLOATS), scales[part], total])
+                    results.append(b.call(multiply_add, [whole[row], offsets[part], scaled]))
+                return results
+
+            totals = _loop(b, groups, [_lanes(_FLOATS, 0.0)] * len(every), grouped)
+            for place, total in enumerate(totals):
+                _store(b, total, _at(b, out, _I64(place), 4 * LANES))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), generate
+
+    return multiply
+
+
+def _at_address(kind: Any, numba_type: Any, size: int) -> tuple[Any, Any]:
+    """(address, index) reads, (address, index, value) writes a number of an array at an address."""
+
+    @intrinsic
+    def read(typing: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+            address, index = arguments
+            return b.load(b.inttoptr(_at(b, address, index, size), ir.PointerType(kind)), typ=kind)
+
+        return numba_type(types.int64, types.int64), generate
+
+    @intrinsic
+    def write(typing: Any, address: Any, index: Any, value: Any) -> Any:
+        def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+            address, index, value = arguments
+            b.store(value, b.inttoptr(_at(b, address, index, size), ir.PointerType(kind)))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, numba_type), generate
+
+    return read, write
+
+
+read_float, write_float = _at_address(_F32, types.float32, 4)
+read_byte, write_byte = _at_address(_I8, types.int8, 1)
+
+
+@intrinsic
+def bitcast_float32(typing: Any, bits: Any) -> Any:
+    """The float32 that 32 bits stand for."""
+
+    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+        return b.bitcast(arguments[0], _F32)
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def round_half_even(typing: Any, value: Any) -> Any:
+    """The nearest int32 of a float32, the even one of two."""
+
+    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+        rounded = b.call(b.module.declare_intrinsic("llvm.rint", [_F32]), arguments)
+        return b.fptosi(rounded, _I32)
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def atomic_increment(typing: Any, counter: Any) -> Any:
+    """Adds 1 to the int64 at an address for every thread to see, and gives what was there."""
+
+    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+        return b.atomic_rmw("add", b.inttoptr(arguments[0], ir.PointerType(_I64)), _I64(1), "seq_cst")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def atomic_load(typing: Any, counter: Any) -> Any:
+    """The int64 at an address as other threads left it."""
+
+    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+        return b.load_atomic(b.inttoptr(arguments[0], ir.PointerType(_I64)), "seq_cst", 8, typ=_I64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def cpu_pause(typing: Any) -> Any:
+    """A moment for the processor while a thread waits."""
+
+    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+        if context.codegen().magic_tuple()[0].startswith("x86_64"):
+            b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def thread_yield(typing: Any) -> Any:
+    """Lets other threads of the machine run."""
+
+    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
+        if sys.platform != "win32":
+            b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(_I32, []), "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -1,0 +1,223 @@
+"""Residual vector quantisation with codebooks that are running averages (van den Oord et al. 2017; Zeghidour et al. 2021)."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class QuantizerOutput:
+    """Quantised latents with a straight-through gradient, their codes, and the commitment loss."""
+
+    latents: Float[Tensor, "b d f"]
+    codes: Int[Tensor, "b k f"]
+    commitment: Float[Tensor, ""]
+
+
+class Codebook(nn.Module):
+    """`bins` vectors, each the running average of the inputs nearest to it.
+
+    `usage` is the running share of inputs that chose an entry, `total` the running mean of their sum.
+    """
+
+    embed: Tensor
+    usage: Tensor
+    total: Tensor
+
+    def __init__(self, bins: int, dim: int, *, decay: float = 0.99, dead: float = 0.1) -> None:
+        super().__init__()
+        self.decay = decay
+        self.dead = dead  # an entry used less than this share of the average use is replaced
+        self.register_buffer("embed", torch.randn(bins, dim) / dim**0.5)
+        self.register_buffer("usage", torch.full((bins,), 1.0 / bins))
+        self.register_buffer("total", self.embed / bins)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.embed.shape[0]
+
+    def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+        """The entry with the least squared distance to each vector."""
+        embed = self.embed.to(x.dtype)
+        return (embed.square().sum(-1) - 2.0 * x @ embed.T).argmin(-1)
+
+    def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
+        return F.embedding(ids, self.embed)
+
+    @torch.no_grad()
+    def ema_update(self, x: Float[Tensor, "n d"], ids: Int[Tensor, " n"], rng: torch.Generator) -> None:
+        """Moves the averages towards one batch, of all processes together, then puts vectors of it in place of dead entries."""
+        counts = torch.bincount(ids, minlength=self.codebook_size).to(x.dtype)
+        sums = torch.zeros_like(self.total).index_add_(0, ids, x)
+        picks = torch.randint(2**62, (self.codebook_size,), generator=rng).to(x.device)
+        seen, candidates = _pool(x, picks, counts, sums)
+        self.usage.lerp_(counts / seen, 1.0 - self.decay)
+        self.total.lerp_(sums / seen, 1.0 - self.decay)
+        dead = self.usage < self.dead / self.codebook_size
+        self.usage.masked_fill_(dead, 1.0 / self.codebook_size)
+        self.total.copy_(torch.where(dead[:, None], candidates / self.codebook_size, self.total))
+        self.embed.copy_(self.total / _smooth(self.usage)[:, None])
+
+    @torch.no_grad()
+    def kmeans_init(self, x: Float[Tensor, "n d"], rng: torch.Generator, *, rounds: int = 30) -> None:
+        """k-means of `x` from random members of it; an entry that loses all its members starts anew from a random one."""
+        start = torch.randperm(len(x), generator=rng).to(x.device)[torch.arange(self.codebook_size, device=x.device) % len(x)]
+        self.embed.copy_(x[start])
+        for _ in range(rounds):
+            ids = self.nearest(x)
+            counts = torch.bincount(ids, minlength=self.codebook_size).to(x.dtype)
+            means = torch.zeros_like(self.embed).index_add_(0, ids, x) / counts.clamp(min=1.0)[:, None]
+            fresh = x[torch.randint(len(x), (self.codebook_size,), generator=rng).to(x.device)]
+            self.embed.copy_(torch.where(counts[:, None] > 0, means, fresh))
+        self.usage.fill_(1.0 / self.codebook_size)
+        self.total.copy_(self.embed / self.codebook_size)
+        if _processes() > 1:
+            for buffer in (self.embed, self.usage, self.total):
+                distributed.broadcast(buffer, 0)
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """Each codebook quantises what the ones before it left over."""
+
+    def __init__(self, dim: int, *, codebooks: int, bins: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(Codebook(bins, dim) for _ in range(codebooks))
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        return cast(list[Codebook], list(self.levels))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.codebooks[0].embed.dtype
+
+    def forward(
+        self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None
+    ) -> QuantizerOutput:
+        """The first `levels` codebooks (all by default) applied in training; they learn from `z` where `rng` is given."""
+        with torch.autocast(z.device.type, enabled=False):
+            flat = rearrange(z.float(), "b d f -> (b f) d")
+            residual, losses, codes = flat, [], []
+            for book in self.codebooks[:levels]:
+                ids = book.nearest(residual.detach())
+                chosen = book(ids)
+                if rng is not None:
+                    book.ema_update(residual.detach(), ids, rng)
+                losses.append(F.mse_loss(residual, chosen))
+                residual = residual - chosen
+                codes.append(ids)
+            quantized = flat + (flat - residual - flat).detach()
+        latents = rearrange(quantized, "(b f) d -> b d f", b=len(z))
+        ids = rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
+        return QuantizerOutput(latents, ids, torch.stack(losses).mean())
+
+    def encode(self, z: Float[Tensor, "b d f"], *, levels: int | None = None) -> Int[Tensor, "b k f"]:
+        """The nearest entry of each of the first `levels` codebooks (all by default)."""
+        residual = rearrange(z.float(), "b d f -> (b f) d")
+        codes = []
+        for book in self.codebooks[:levels]:
+            ids = book.nearest(residual)
+            residual = residual - book(ids)
+            codes.append(ids)
+        return rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
+
+    def decode(self, codes: Int[Tensor, "b k f"]) -> Float[Tensor, "b d f"]:
+        """The sum of the chosen vectors of as many leading codebooks as are given."""
+        chosen = [book(ids) for book, ids in zip(self.codebooks, codes.unbind(1), strict=False)]
+        return rearrange(torch.stack(chosen).sum(0), "b f d -> b d f")
+
+    @torch.no_grad()
+    def kmeans_init(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
+        """k-means of the latents for the first codebook, then of what is left for each next one."""
+        residual = latents.float()
+        for book in self.codebooks:
+            book.kmeans_init(residual, rng)
+            residual = residual - book(book.nearest(residual))
+
+
+def _smooth(usage: Float[Tensor, " v"], eps: float = 1e-7) -> Float[Tensor, " v"]:
+    """Laplace smoothing: a share of exactly zero would divide by zero."""
+    return (usage + eps) / (usage.sum() + eps * len(usage)) * usage.sum()
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _pool(x: Tensor, picks: Tensor, counts: Tensor, sums: Tensor) -> tuple[int, Tensor]:
+    """How many vectors all processes saw, and those numbered `picks` among them; adds up counts and sums in place."""
+    if _processes() == 1:
+        return len(x), x[picks % len(x)]
+    sizes = [torch.zeros((), dtype=torch.long, device=x.device) for _ in range(_processes())]
+    distributed.all_gather(sizes, torch.tensor(len(x), device=x.device))
+    distributed.broadcast(picks, 0)
+    before = sum(int(size) for size in sizes[: distributed.get_rank()])
+    seen = sum(int(size) for size in sizes)
+    mine = picks % seen - before
+    owned = (mine >= 0) & (mine < len(x))
+    candidates = x[mine.clamp(0, len(x) - 1)] * owned[:, None]
+    for part in (counts, sums, candidates):
+        distributed.all_reduce(part)
+    return seen, candidates
+
+
+class MaskedBatchNorm(nn.Module):
+    """Vectors over the mean and deviation of each of their numbers: in training those of the real vectors of a batch."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            weight = mask[..., None] / mask.sum().clamp(min=1)
+            mean = (x * weight).sum((0, 1))
+            var = ((x - mean).square() * weight).sum((0, 1))
+            count = mask.sum()
+            with torch.no_grad():
+                share = torch.where(count > 1, self.momentum, 0.0)
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)
+        return (x - mean) * (var + self.eps).rsqrt()
+
+
+class VariableRVQ(nn.Module):
+    """What is left of vectors in a sum of entries of `levels` codebooks; the gradient goes straight through."""
+
+    def __init__(self, dim: int, *, levels: int, bins: int) -> None:
+        super().__init__()
+        self.norm = MaskedBatchNorm(dim)
+        self.quantizer = ResidualVectorQuantizer(dim, codebooks=levels, bins=bins)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"],
+        levels: Int[Tensor, " b"],
+        *,
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Each item by its own number of codebooks; in training these learn of the real vectors where `rng` is given."""
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            flat = self.norm(x.float(), mask)
+            residual, total = flat.detach(), torch.zeros_like(flat)
+            for level, book in enumerate(self.quantizer.codebooks):
+                here = (mask & (level < levels)[:, None])[..., None]
+                ids = book.nearest(residual.flatten(0, 1)).view(mask.shape)
+                if self.training and rng is not None and bool(here.any()):
+                    book.ema_update(residual[here[..., 0]], ids[here[..., 0]], rng)
+                chosen = torch.where(here, book(ids), 0)
+                total, residual = total + chosen, residual - chosen
+            return flat + (total - flat).detach()

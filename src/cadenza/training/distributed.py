@@ -1,0 +1,114 @@
+"""Engine: the processes, device and precision of a run, by accelerate."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cadenza.core.errors import TrainingError
+from cadenza.training.optim import OptimizerGroup
+
+
+class DistributedContext:
+    """What `accelerate launch` decided: which process this is and where it computes.
+
+    Modules are not wrapped, because a task calls whatever method it likes; gradients are averaged over the
+    processes once a step, when all of a group's micro-batches are done.
+    """
+
+    def __init__(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32", *, cpu: bool = False) -> None:
+        try:
+            from accelerate import Accelerator
+        except ImportError:
+            raise TrainingError('training needs accelerate; install it with: pip install "cadenza[train]"') from None
+        cpu = cpu or not torch.accelerator.is_available()  # unless told, accelerate makes one process of each on a bare CPU
+        self.accelerator = Accelerator(cpu=cpu)  # precision is ours: two Accelerators of different precision raise
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.processes: int = self.accelerator.num_processes
+        self.main: bool = self.accelerator.is_main_process
+        if precision == "fp16" and self.device.type == "cpu":
+            raise TrainingError("precision: fp16 needs a GPU; on this machine choose bf16 or fp32")
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def backward(self, loss: Tensor, group: OptimizerGroup) -> None:
+        """Adds the loss's gradient to the parameters of that group and to no others."""
+        self.accelerator.backward(group.scaler.scale(loss), inputs=list(group.parameters.values()))
+
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes."""
+        return self.accelerator.reduce(values, "mean") if self.processes > 1 else values  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def all_reduce_gradients(self, group: OptimizerGroup) -> None:
+        """Gradients become their mean over the processes; a parameter that none of them used keeps none."""
+        if self.processes == 1:
+            return
+        parameters = list(group.parameters.values())
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        for bucket in _buckets([p for p, n in zip(parameters, self.all_reduce_mean(used).tolist(), strict=True) if n > 0]):
+            for p in bucket:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            flat = self.all_reduce_mean(torch.cat([p.grad.flatten() for p in bucket if p.grad is not None]))
+            for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                p.grad = part.view_as(p)
+
+    @torch.no_grad()
+    def broadcast(self, modules: Iterable[nn.Module], *, buffers_only: bool = False) -> None:
+        """Every process gets the first one's weights and buffers."""
+        if self.processes == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for module in modules:
+            for x in module.buffers() if buffers_only else module.state_dict().values():
+                x.copy_(broadcast(x.detach().clone()))  # type: ignore[arg-type]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Plain data of every process, in order."""
+        if self.processes == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def to_device(self, batch: Any) -> Any:
+        """The batch on the device, whatever it is made of."""
+        return to_device(batch, self.device)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors and things with `to`, inside mappings, sequences and dataclasses, moved to a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch) if f.init})
+    if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def _buckets(parameters: list[nn.Parameter], numbers: int = 2**23) -> list[list[nn.Parameter]]:
+    """Parameters of one dtype in runs of at most `numbers` numbers, so that few messages carry all."""
+    buckets: list[list[nn.Parameter]] = []
+    size = 0
+    for p in parameters:
+        if not buckets or size + p.numel() > numbers or buckets[-1][0].dtype != p.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(p)
+        size += p.numel()
+    return buckets

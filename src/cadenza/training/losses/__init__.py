@@ -1,1 +1,0 @@
-"""What training minimises: functions where there is no state, modules where there is."""
