@@ -69,7 +69,7 @@ def test_scale_divides_the_frames_and_no_more() -> None:
 
 def test_refuses_what_does_not_fit() -> None:
     for fields, mistake in (
-        ({"encoder": {**STAGES, "multiples": [1]}}, r"multiples must be as many as strides \(2\), got 1"),
+        ({"encoder": {**STAGES, "multiples": [1]}}, r"multiples must have as many entries as strides \(2\), got 1"),
         ({"encoder": STAGES, "decoder": {**STAGES, "strides": [2, 2]}}, "make 4 samples a frame, those of the encoder 8"),
     ):
         with pytest.raises(SpecError, match=mistake):
