@@ -34,7 +34,7 @@ def index():
             self.send_response(200 if self.path == "/cpu/torch/" else 404)
             self.end_headers()
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
