@@ -218,7 +218,7 @@ def test_bandwidths_name_numbers_of_codebooks() -> None:
         codec.encode(audio, num_codebooks=3)
     free = EncodecSpec(sample_rate=24000, codebooks=32)  # 75 frames of 10 bits a codebook
     assert [free.num_codebooks_for_bandwidth(rate) for rate in (0.75, 1.4, 1.5, 6, 24, 99)] == [1, 1, 2, 8, 32, 32]
-    with pytest.raises(RequestError, match=r"0.5 kbit/s pay for no codebook; give 0.75 to 24"):
+    with pytest.raises(RequestError, match=r"bandwidth 0.5 kbit/s is below one codebook \(0.75 kbit/s\); choose 0.75 to 24"):
         free.num_codebooks_for_bandwidth(0.5)
 
 

@@ -78,7 +78,7 @@ def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(RequestError, match=r"expected 8000 Hz and 2 channel\(s\), got 8000 Hz and 1; use audio.resample"):
         codec.encode(Audio(torch.zeros(1, 1, 8), 8000))
     with pytest.raises(RequestError, match="no codebooks to choose from"):
-        codec.encode(Audio(torch.zeros(1, 2, 8), 8000), levels=1)
+        codec.encode(Audio(torch.zeros(1, 2, 8), 8000), num_codebooks=1)
     with pytest.raises(RequestError, match="expected latents, got codes"):
         codec.decode(Codes(torch.zeros(1, 2, 3, dtype=torch.long)))
     assert codec.embed(Latents(torch.ones(1, 4, 3))).shape == (1, 4, 3) and codec.embedding_dim == 4
