@@ -77,7 +77,7 @@ def test_refuses_what_does_not_fit() -> None:
     codec = OobleckSpec.parse({**SMALL, "encoder": STAGES}).build()
     with pytest.raises(RequestError, match=r"expected 8000 Hz and 2 channel\(s\), got 8000 Hz and 1; use audio.resample"):
         codec.encode(Audio(torch.zeros(1, 1, 8), 8000))
-    with pytest.raises(RequestError, match="no codebooks to choose from"):
+    with pytest.raises(RequestError, match="latents have no codebooks"):
         codec.encode(Audio(torch.zeros(1, 2, 8), 8000), num_codebooks=1)
     with pytest.raises(RequestError, match="expected latents, got codes"):
         codec.decode(Codes(torch.zeros(1, 2, 3, dtype=torch.long)))

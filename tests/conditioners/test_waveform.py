@@ -80,7 +80,10 @@ def test_sounds_are_heard_at_the_rate_of_the_codec(tmp_path: Path) -> None:
     for value in (audio, tmp_path / "a.wav", str(tmp_path / "a.wav")):
         torch.testing.assert_close(run(part, [value]).embeddings, expected.embeddings, atol=1e-5, rtol=1e-4)
     assert expected.embeddings.shape == (1, 100, 3)
-    for wrong, what in ((3, "expected Audio or the path"), (Audio(torch.zeros(2, 1, 9), 800), "expected one clip for each item")):
+    for wrong, what in (
+        (3, "expected Audio or the path"),
+        (Audio(torch.zeros(2, 1, 9), 800), "expected one clip for each item"),
+    ):
         with pytest.raises(RequestError, match=what):
             part.prepare([wrong])
 
