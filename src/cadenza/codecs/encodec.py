@@ -210,7 +210,7 @@ class Encodec(Codec):
             start = 0
             for number, (first, last) in enumerate(self.spec.chunk_spans(length)):
                 wave, loudness = self._normalize(audio.wave[rows, :, first:last].to(self.quantizer.dtype))
-                codes = self.quantizer.encode(self.encoder(wave), levels=num_codebooks)
+                codes = self.quantizer.encode(self.encoder(wave), num_codebooks=num_codebooks)
                 ids[rows, :, start : start + codes.shape[-1]] = codes
                 start += codes.shape[-1]
                 if scale is not None and loudness is not None:
@@ -267,7 +267,7 @@ class Encodec(Codec):
         frames: Codes | Latents = Latents(latents)
         losses = {}
         if num_codebooks != 0:
-            quantized = self.quantizer(latents, levels=num_codebooks, rng=rng)
+            quantized = self.quantizer(latents, num_codebooks=num_codebooks, rng=rng)
             latents = quantized.latents.to(latents.dtype)
             frames = Codes(quantized.codes, scale=None if loudness is None else loudness[:, 0])
             losses = {"commitment": quantized.commitment}
