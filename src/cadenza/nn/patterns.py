@@ -153,7 +153,7 @@ class Parallel(_Rule):
     """All codebooks of a frame at one step."""
 
     type: Literal["parallel"] = "parallel"
-    empty_initial: int = Field(default=0, ge=-1)  # empty steps beside the start; -1 leaves the start out as well
+    empty_initial: int = Field(default=0, ge=-1)  # empty steps after the start; -1 omits the start as well
 
     def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         yield from [()] * (1 + self.empty_initial)

@@ -250,7 +250,7 @@ def check_device_supports(kind: str, device: torch.device) -> None:
 
 
 def dequantized_if_unsupported(module: M) -> M:
-    """Return the module, or a copy with float32 weights if there is no kernel for its quantised layers on the CPU."""
+    """Return the module, or a copy with float32 weights if a CPU kernel for its quantised layers is missing."""
     device, kind = next(module.parameters()).device.type, quantization_of(module)
     if device == "cuda" and kind == "int8" and (reason := gpu_kernel_unavailable_reason()) is not None:
         warnings.warn(f"int8 weights are dequantised for each product, which is slower: {reason}", stacklevel=3)
