@@ -1,5 +1,9 @@
 # make run PROMPT="slow solo piano in A minor, 80 bpm"   writes out.wav; the first time it creates the environment
 VENV ?= .venv
+# the exact versions to install; LOCK= takes the newest
+LOCK ?= constraints.txt
+# the build of PyTorch: cpu, cuda, or auto, which is cpu where there is no NVIDIA GPU and PyTorch's index can be reached
+TORCH ?= auto
 PROMPT ?= slow solo piano in A minor, 80 bpm
 OUT ?= out.wav
 WORKERS ?= 2
@@ -11,11 +15,11 @@ BENCH_OPTIONS ?= $(if $(SWEEP),--peer-from $(SWEEP))
 # python3.11 where there is one, else the newest of those that fit, else whatever python3 is (it is checked below)
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL = $(VENV)/bin/python scripts/install.py --torch "$(TORCH)" $(if $(LOCK),--lock "$(LOCK)")
 export PROMPT OUT
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run setup test test-slow check types policy format docs bench clean
+.PHONY: help run setup test test-slow test-latest check types policy format docs bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -31,6 +35,10 @@ test: $(VENV)/.dev ## every test but the slow ones
 
 test-slow: $(VENV)/.dev ## the slow ones
 	$(VENV)/bin/pytest -m slow
+
+test-latest: ## every test but the slow ones, with the newest versions of all packages, in .venv-latest
+	rm -rf .venv-latest
+	@$(MAKE) --no-print-directory VENV=.venv-latest LOCK= test
 
 check: $(VENV)/.dev ## format, lint, types and policy tests, in under a minute
 	$(VENV)/bin/ruff format --check .
@@ -53,21 +61,22 @@ docs: $(VENV)/.dev ## draws the pictures of the docs anew
 bench: $(VENV)/.dev ## how fast, beside transformers and the machine's own bound: make bench BENCH=musicgen-small
 	@env -u OMP_NUM_THREADS $(VENV)/bin/python benchmarks/compare $(BENCH) $(BENCH_OPTIONS)
 
-clean: ## removes the environment and what tools left behind
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+lock: | $(VENV)/bin/python ## writes the newest versions to constraints.txt (torch keeps its own)
+	$(VENV)/bin/python scripts/lock.py
+
+clean: ## removes the environments and what tools left behind
+	rm -rf $(VENV) .venv-latest .pytest_cache .ruff_cache build dist
 
 # The stamps are written last, so that what was interrupted is done again.
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Cadenza needs Python 3.11 or newer; install it, or say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		echo "Note: this is $$($(PYTHON) --version), not Python 3.11; PyTorch may come as a build for GPUs of several gigabytes." >&2
 	@echo "Creating the environment in $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; echo "venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@$(PIP) install --quiet -c constraints.txt -e '.[fast]'
+$(VENV)/.run: pyproject.toml $(LOCK) | $(VENV)/bin/python
+	@$(INSTALL) fast
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: pyproject.toml $(LOCK) | $(VENV)/bin/python
+	@$(INSTALL) dev
 	@touch $(VENV)/.run $@

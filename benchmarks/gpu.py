@@ -55,7 +55,8 @@ class Form(CadenzaRunner):
         if self.form == "eager":
             generator.graphs = GraphCache(_eager)
         if self.form == "compiled":
-            generator.transformer.compile_blocks()
+            for block in generator.transformer.blocks:
+                block.compile()
 
 
 def _eager(device: torch.device) -> GraphCapturer | None:

@@ -15,7 +15,7 @@ import torch
 
 from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
-from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
+from cadenza.generators.codec_lm import CodecLM, CodecLMSpec, decode_block, init_state, prefill
 from cadenza.nn.patterns import Delay
 from cadenza.nn.weight_quantization import pack_linears
 from cadenza.samplers.guidance import nonzero_branches
@@ -75,11 +75,11 @@ def step_time(lm: CodecLM, count: int, steps: int, clock: Callable[[], float]) -
     )  # noqa: E731
     branches = nonzero_branches([GuidanceBranch(weight, FusedConditions(cross=tokens())) for weight in WEIGHTS[count]])
     patterns: Any = [Delay().pattern(4, 2 * steps)]
-    first, state = lm._begin(branches, GenerationInputs(torch.tensor([2 * steps]), [0], TokenSampling()), patterns)
-    lm._prefill(state, first)
-    lm._advance(state, first, first + steps)
+    state, first = init_state(lm, branches, GenerationInputs(torch.tensor([2 * steps]), [0], TokenSampling()), patterns)
+    prefill(lm, state, first)
+    decode_block(lm, state, first, first + steps)
     began = clock()
-    lm._advance(state, first + steps, first + 2 * steps)
+    decode_block(lm, state, first + steps, first + 2 * steps)
     return (clock() - began) / steps
 
 

@@ -12,12 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Codes, GuidanceBranch
+from cadenza.core.types import Codes, GuidanceBranch, KnownFrames
 from cadenza.evaluation.adherence import Interval, bootstrap_mean
-from cadenza.generators.codec_lm import CodecLM
-from cadenza.nn.patterns import build_sequence, revert_logits
+from cadenza.generators.base import GenerationInputs
+from cadenza.generators.codec_lm import CodecLM, init_state, prefill, step_logits
+from cadenza.nn.kv_cache import PositionRange
+from cadenza.nn.patterns import Pattern, build_sequence, revert_logits
+from cadenza.nn.weight_quantization import dequantized_if_unsupported, pack_linears
 from cadenza.samplers.guidance import batch_branches, weighted_sum
-from cadenza.samplers.tokens import sample_tokens, uniform_noise
+from cadenza.samplers.tokens import TokenSampling, sample_tokens, uniform_noise
 from cadenza.system.fusion import branch_keep_mask
 from cadenza.system.system import System
 
@@ -83,10 +86,24 @@ def teacher_forced_logits(system: System, excerpt: CodesExample, *, stepwise: bo
     frame = pattern.frame_at_step.to(device).where(inside, -1).expand(len(branches), -1, -1)
     fused = batch_branches(branches, 1)
     if stepwise:
-        logits = torch.stack([each.clone() for each in lm.iter_logits(sequence, fused, frame)], 2)
+        logits = _stepwise_logits(lm, branches, codes, pattern)
     else:
         logits = lm(sequence, fused, frame).transpose(1, 2)
     return revert_logits(pattern, logits.float())[0]
+
+
+def _stepwise_logits(lm: CodecLM, branches: list[GuidanceBranch], codes: Codes, pattern: Pattern) -> Float[Tensor, "2 k s v"]:
+    """Return the logits of every step, computed as in generation with all codes known."""
+    known = KnownFrames(codes, torch.ones(1, pattern.frames, dtype=torch.bool))
+    inputs = GenerationInputs(codes.lengths, [0], TokenSampling(), known)
+    lm = pack_linears(dequantized_if_unsupported(lm), len(branches))
+    state, _ = init_state(lm, branches, inputs, [pattern])
+    try:
+        prefill(lm, state, 1)
+        positions = [PositionRange(step, step + 1) for step in range(1, len(pattern) + 1)]
+        return torch.stack([step_logits(lm, state, position) for position in positions], 2)
+    finally:
+        state.close()
 
 
 def apply_guidance(logits: Float[Tensor, "2 k f v"], scale: float) -> Float[Tensor, "k f v"]:

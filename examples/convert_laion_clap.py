@@ -23,7 +23,7 @@ from torch import Tensor
 from cadenza.core.checkpoint import as_state_dict, check_finite, check_state_dict, load_torch_file, to_float32_copy
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import ModelSource
-from cadenza.nn.clap import COMPUTED
+from cadenza.nn.clap import COMPUTED_BUFFERS
 
 _LEFT_OUT = (  # computed from settings, heads of other tasks, and layers that only LAION's loss sees
     "audio_branch.spectrogram_extractor.",
@@ -97,7 +97,7 @@ def load_laion_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
     held = held.get("state_dict", held) if isinstance(held, Mapping) else held
     state = as_state_dict(held, source=str(checkpoint))
     state = {name.removeprefix("module."): x for name, x in state.items()}  # as training in several processes names them
-    unused = (*COMPUTED, ".attn_mask")
+    unused = (*COMPUTED_BUFFERS, ".attn_mask")
     return {name: x for name, x in state.items() if not name.startswith(_LEFT_OUT) and not name.endswith(unused)}
 
 
@@ -194,7 +194,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
     with torch.device("meta"):
         model = ClapModel._from_config(AutoConfig.for_model(**config))
-    return {name: tuple(x.shape) for name, x in model.state_dict().items() if not name.endswith(COMPUTED)}
+    return {name: tuple(x.shape) for name, x in model.state_dict().items() if not name.endswith(COMPUTED_BUFFERS)}
 
 
 def main() -> None:

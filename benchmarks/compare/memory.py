@@ -6,7 +6,7 @@ import torch
 
 from cadenza.core.errors import BenchmarkError
 from cadenza.core.memory import available_memory, available_memory_on
-from cadenza.nn.weight_quantization import LIMIT
+from cadenza.nn.weight_quantization import MAX_PACKED_WEIGHTS
 from compare.geometry import ModelGeometry, list_geometries, parameters
 from compare.peer import TransformersConfig
 
@@ -41,5 +41,5 @@ def fits_in_memory(
 
 def _of(shape: ModelGeometry, form: str, *, ours: bool, device: torch.device) -> float:
     """Bytes of a model once it is read; ours in float32 on a CPU lies there twice, where it is not too large for that."""
-    twice = 2 if ours and form == "float32" and device.type == "cpu" and shape.parameters <= 1.5 * LIMIT else 1
+    twice = 2 if ours and form == "float32" and device.type == "cpu" and shape.parameters <= 1.5 * MAX_PACKED_WEIGHTS else 1
     return twice * _BYTES[form] * shape.parameters + (0 if form in ("float32", "bfloat16", "float16") else 7e8)

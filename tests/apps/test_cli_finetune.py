@@ -77,7 +77,7 @@ def musicgen_that_hears(folder: Path, sound: Path) -> Path:
     theirs = musicgen_folder(folder, text__num_layers=1)
     codec = cadenza.load(folder, device="cpu").codec
     waves = torch.cat([cadenza.load_audio(path).wave for path in sorted(sound.glob("*.wav"))])
-    latents = codec.forward_train(waves, levels=0).frames.z.detach()
+    latents = codec.forward_train(waves, num_codebooks=0).frames.z.detach()
     codec.init_codebooks(latents.transpose(1, 2).flatten(0, 1), torch.Generator().manual_seed(0))
     for layer, book in zip(theirs.audio_encoder.quantizer.layers, codec.quantizer.levels, strict=True):
         layer.codebook.embed.copy_(book.embed)

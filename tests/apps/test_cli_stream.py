@@ -193,8 +193,8 @@ def test_mistakes_name_the_mend(generate, player, tmp_path, monkeypatch):
     player()
     monkeypatch.setattr(System, "from_saved", lambda *_, **__: pytest.fail("a large model would have been read"))
     cases = {
-        ("x", "--stream", "--loudness", "-14"): "--loudness is set when a clip is whole; leave it out, or leave out --stream",
-        ("x", "--format", "mp3"): "is for --out -; the name of a file says its kind",
+        ("x", "--stream", "--loudness", "-14"): "--loudness needs a whole clip; leave it out, or leave out --stream",
+        ("x", "--format", "mp3"): "is for --out -; the suffix of a file name sets its format",
         ("x", "--stream", "--out", "a.wav", "--format", "mp3"): "is for --out -",
         ("x", "--out", "-", "--format", "flac"): "'flac' is none of raw, wav, mp3",
         ("x", "y", "--stream"): "2 clips cannot go one way at once",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cadenza.codecs.base import BufferingDecoder
-from cadenza.codecs.encodec import PIECE, EncodecSpec
+from cadenza.codecs.encodec import CHUNK_FRAMES, EncodecSpec
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, FrameFormat
 from cadenza.dsp.audio import Audio
@@ -99,7 +99,7 @@ def test_a_long_clip_is_what_the_network_makes_of_it_at_once(variant: str) -> No
     torch.manual_seed(0)
     spec = spec_of(variant)
     codec = spec.build().eval()
-    frames = 3 * PIECE + 5 if spec.chunk_layout is None else -(-spec.chunk_layout.length // spec.hop_length)
+    frames = 3 * CHUNK_FRAMES + 5 if spec.chunk_layout is None else -(-spec.chunk_layout.length // spec.hop_length)
     ids = torch.randint(0, 16, (2, 2, frames))
     with torch.no_grad():
         whole = codec.decoder(codec.quantizer.decode(ids))
@@ -140,7 +140,7 @@ def test_leading_codebooks_decode() -> None:
 def test_bypassed_quantiser_has_no_loss_and_the_latents_of_the_encoder() -> None:
     codec = EncodecSpec.example().build()
     wave = torch.randn(2, 1, 100)
-    made = codec.forward_train(wave, levels=0)
+    made = codec.forward_train(wave, num_codebooks=0)
     assert made.losses == {} and made.wave.shape == wave.shape
     torch.testing.assert_close(made.frames.z, codec.encoder(wave))  # type: ignore[union-attr]
 
@@ -210,15 +210,15 @@ def test_bandwidths_name_numbers_of_codebooks() -> None:
     audio = Audio(torch.randn(1, 1, 320), 8000)
     full = codec.encode(audio)
     for rate, levels in ((1.0, 1), (2.0, 2)):
-        coarse = codec.encode(audio, levels=spec.num_codebooks_for_bandwidth(rate))
+        coarse = codec.encode(audio, num_codebooks=spec.num_codebooks_for_bandwidth(rate))
         assert torch.equal(coarse.ids, full.ids[:, :levels])
-    with pytest.raises(RequestError, match=r"1.5 kbit/s is no bandwidth of this model; choose from 1, 2"):
+    with pytest.raises(RequestError, match=r"1.5 kbit/s is not a bandwidth of this model; choose from 1, 2"):
         spec.num_codebooks_for_bandwidth(1.5)
     with pytest.raises(RequestError, match="cannot use 3 codebooks; give 1 to 2"):
-        codec.encode(audio, levels=3)
+        codec.encode(audio, num_codebooks=3)
     free = EncodecSpec(sample_rate=24000, codebooks=32)  # 75 frames of 10 bits a codebook
     assert [free.num_codebooks_for_bandwidth(rate) for rate in (0.75, 1.4, 1.5, 6, 24, 99)] == [1, 1, 2, 8, 32, 32]
-    with pytest.raises(RequestError, match=r"0.5 kbit/s pay for no codebook; give 0.75 to 24"):
+    with pytest.raises(RequestError, match=r"bandwidth 0.5 kbit/s is below one codebook \(0.75 kbit/s\); choose 0.75 to 24"):
         free.num_codebooks_for_bandwidth(0.5)
 
 
@@ -241,12 +241,12 @@ def test_grid_follows_from_the_strides() -> None:
         ("norm", "layer_norm", "norm"),
         ("widths", (4, 8), "one more entry than strides (4), got 2"),
         ("residual_layers", (1, 1), "as many entries as strides (3), got 2"),
-        ("filters", 1, "less than compress (2)"),
+        ("filters", 1, "below compress (2)"),
         ("stride", (2, 2), "Did you mean 'strides'?"),
         ("strides", (4, 0), "strides"),
-        ("chunk_overlap", 0.1, "says nothing without chunk_seconds"),
-        ("chunk_seconds", 0.0001, "less than a sample"),
-        ("bandwidths", (1.0,), "pays for 1 codebooks instead of 2"),
+        ("chunk_overlap", 0.1, "has no effect without chunk_seconds"),
+        ("chunk_seconds", 0.0001, "less than one sample"),
+        ("bandwidths", (1.0,), "fits 1 codebooks instead of 2"),
     ],
 )
 def test_mistakes_are_explained(field: str, value: Any, message: str) -> None:
@@ -257,7 +257,7 @@ def test_mistakes_are_explained(field: str, value: Any, message: str) -> None:
 
 def test_other_audio_is_refused_with_the_mend() -> None:
     codec = EncodecSpec.example().build()
-    with pytest.raises(RequestError, match=r"8000 Hz and 1 channel.*got 16000 Hz and 2.*resample\(8000\)\.mix\(1\)"):
+    with pytest.raises(RequestError, match=r"8000 Hz and 1 channel.*got 16000 Hz and 2.*resample\(8000\)\.to_channels\(1\)"):
         codec.encode(Audio(torch.zeros(1, 2, 100), 16000))
     with pytest.raises(RequestError, match="no samples"):
         codec.encode(Audio(torch.zeros(2, 1, 100), 8000, torch.tensor([100, 0])))

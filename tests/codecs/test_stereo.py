@@ -41,10 +41,10 @@ def test_fewer_rows_are_fewer_codebooks_of_each_side() -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": MONO}).build().eval()
     audio = Audio(torch.randn(1, 2, 320), 8000)
-    codes = codec.encode(audio, levels=2)
+    codes = codec.encode(audio, num_codebooks=2)
     assert torch.equal(codes.ids, codec.encode(audio).ids[:, :2])
     assert codec.decode(codes).wave.shape == audio.wave.shape
-    for call in (lambda: codec.encode(audio, levels=3), lambda: codec.decode(Codes(codes.ids[:, :1]))):
+    for call in (lambda: codec.encode(audio, num_codebooks=3), lambda: codec.decode(Codes(codes.ids[:, :1]))):
         with pytest.raises(RequestError, match="even number"):
             call()
 
@@ -87,7 +87,7 @@ def test_it_trains_its_mono_codec() -> None:
     torch.testing.assert_close(codec.forward_train(wave).wave[:, :1], left.wave)
     made = codec.forward_train(wave, rng=torch.Generator())
     assert made.wave.shape == wave.shape and made.frames.ids.shape == (2, 4, 10)  # type: ignore[union-attr]
-    unquantised = codec.forward_train(wave, levels=0)
+    unquantised = codec.forward_train(wave, num_codebooks=0)
     assert isinstance(unquantised.frames, Latents) and unquantised.frames.z.shape == (4, codec.latent_dim, 10)
     made.wave.sum().backward()
     assert all(p.grad is not None for p in codec.parameters())
@@ -98,9 +98,9 @@ def test_it_trains_its_mono_codec() -> None:
 @pytest.mark.parametrize(
     ("codec", "message"),
     [
-        ({**MONO, "channels": 2}, "a mono codec makes each side, but this one has 2 channels"),
+        ({**MONO, "channels": 2}, "expected a mono codec, but this one has 2 channels"),
         ({**MONO, "stride": 2}, "codec.stride: unknown field. Did you mean 'strides'?"),
-        ({"type": "stereo", "codec": MONO}, "a mono codec makes each side"),
+        ({"type": "stereo", "codec": MONO}, "expected a mono codec"),
     ],
 )
 def test_what_is_not_mono_is_refused(codec: dict[str, Any], message: str) -> None:
@@ -115,7 +115,7 @@ def test_a_sample_rate_of_its_own_is_refused() -> None:
 
 
 def test_mono_audio_is_refused_with_the_mend() -> None:
-    with pytest.raises(RequestError, match=r"2 channels, got 1; use audio.resample\(8000\).mix\(2\)"):
+    with pytest.raises(RequestError, match=r"2 channels, got 1; use audio.resample\(8000\).to_channels\(2\)"):
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 1, 100), 8000))
     with pytest.raises(RequestError, match="8000 Hz"):
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 2, 100), 44100))

@@ -16,7 +16,7 @@ from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
 from cadenza.conditioners.clap import CLAPConditioner, ClapSpec, _drawn, _tiny
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.dsp.audio import Audio
-from cadenza.nn.clap import COMPUTED
+from cadenza.nn.clap import COMPUTED_BUFFERS
 
 TEXTS = ["slow piano, 80 bpm", "drums", "a choir that sings for a very long time, 12 voices"]
 RATE = 8000
@@ -255,7 +255,7 @@ def test_kept_with_the_system(folder: Path, tmp_path: Path) -> None:
     again = ConditionerSpec.parse(json.loads(spec.to_json())).resolve_paths(tmp_path).build()
     again.load_state_dict(part.state_dict())
     assert torch.equal(vectors(again, [*TEXTS, sound(0.5)]), vectors(part, [*TEXTS, sound(0.5)]))
-    assert not any(key.endswith(COMPUTED) for key in load_file(tmp_path / "conditioners/it/model.safetensors"))
+    assert not any(key.endswith(COMPUTED_BUFFERS) for key in load_file(tmp_path / "conditioners/it/model.safetensors"))
 
 
 def test_what_is_no_clap(folder: Path, tmp_path: Path) -> None:

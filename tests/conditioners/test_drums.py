@@ -67,7 +67,7 @@ def test_through_a_codec_groups_of_frames_are_one() -> None:
     part = drums(codec=CODEC, frame_rate=100, max_frames=12, blur=3)
     wave = torch.randn(1, 1, 96, generator=torch.Generator().manual_seed(0))
     features = part.encode(part.prepare([Audio(wave, 800)])).tensors["x"][0]
-    codes = part.codec.encode(Audio(wave, 800), levels=1)
+    codes = part.codec.encode(Audio(wave, 800), num_codebooks=1)
     vectors = part.codec.embed(codes)[0].T
     assert codes.ids.shape == (1, 1, 12)
     expected = vectors.unflatten(0, (4, 3)).mean(1).repeat_interleave(3, 0)

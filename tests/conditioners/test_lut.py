@@ -120,7 +120,7 @@ def test_what_a_language_model_lacks_is_said(tmp_path: Path, monkeypatch: pytest
     assert spacy_tokens(["drums of doom"], model=bare, lemmas=False) == [["drums", "doom"]]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.cfg").write_text("[nlp]\nlang = 3")
-    with pytest.raises(CheckpointError, match="is no language model that this spaCy can read"):
+    with pytest.raises(CheckpointError, match="is not a model that this version of spaCy can load"):
         part_of({"type": "spacy", "model": str(tmp_path / "broken")}).fit([])
     for name in ("spacy", "num2words"):
         _tools.cache_clear()

@@ -98,7 +98,7 @@ def test_the_norm_is_torchs_over_what_is_real() -> None:
 def test_codebooks_learn_of_real_vectors_in_training_alone() -> None:
     torch.manual_seed(0)
     centres = torch.randn(4, 8)
-    bottleneck = VariableRVQ(8, levels=2, bins=4)
+    bottleneck = VariableRVQ(8, codebooks=2, bins=4)
 
     def batch(seed: int) -> tuple[Tensor, Tensor]:
         rng = torch.Generator().manual_seed(seed)
@@ -175,8 +175,8 @@ def test_what_is_no_mert_is_said(mert: tuple[Path, HubertModel]) -> None:
     folder, _ = mert
     config = json.loads((folder / "config.json").read_text())
     for change, said in (
-        ({"model_type": "bert"}, "is a 'bert'; give a model of one of the types hubert, mert_model"),
-        ({"feature_extractor_cqt": True}, "feature_extractor_cqt: True, which cannot be loaded"),
+        ({"model_type": "bert"}, "has model_type 'bert'. Expected one of hubert, mert_model"),
+        ({"feature_extractor_cqt": True}, "feature_extractor_cqt: True, which is not supported"),
         ({"num_hidden_layers": 3}, "do not match the config"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **change}))

@@ -80,7 +80,10 @@ def test_sounds_are_heard_at_the_rate_of_the_codec(tmp_path: Path) -> None:
     for value in (audio, tmp_path / "a.wav", str(tmp_path / "a.wav")):
         torch.testing.assert_close(run(part, [value]).embeddings, expected.embeddings, atol=1e-5, rtol=1e-4)
     assert expected.embeddings.shape == (1, 100, 3)
-    for wrong, what in ((3, "a sound is Audio or the path"), (Audio(torch.zeros(2, 1, 9), 800), "one clip is needed")):
+    for wrong, what in (
+        (3, "expected Audio or the path"),
+        (Audio(torch.zeros(2, 1, 9), 800), "expected one clip for each item"),
+    ):
         with pytest.raises(RequestError, match=what):
             part.prepare([wrong])
 
@@ -129,7 +132,7 @@ def test_the_codec_is_that_of_a_saved_system(tmp_path: Path, kind: str, shards: 
     kept = part.save_assets(tmp_path, "conditioners/it")
     assert str(tmp_path) not in kept.to_json() and ConditionerSpec.parse(json.loads(kept.to_json())).build()
     other = {**ENCODEC, "bins": 8}
-    with pytest.raises(CheckpointError, match="has another codec than this one; take `codec` from its system.json"):
+    with pytest.raises(CheckpointError, match="differs from this one; use the `codec` of its system.json"):
         (waveform if kind == "waveform" else mix)(**{**fields, "codec": other}).fit([])
     with pytest.warns(UserWarning, match=f"the codec of a `{kind}` begins as noise and stays so; set its `model`"):
         (waveform if kind == "waveform" else mix)(codec=ENCODEC).fit([])
@@ -177,7 +180,7 @@ def test_each_source_has_a_head_of_its_own() -> None:
     [
         ({"drum": noise(8)}, r"no source called 'drum'. Did you mean 'drums'\?"),
         (noise(8), r"a mapping of sources to sounds is needed, such as \{'drums': ...\}"),
-        ({"drums": 3}, "a sound is Audio or the path"),
+        ({"drums": 3}, "expected Audio or the path"),
     ],
 )
 def test_sources_are_known_by_name(value: Any, mistake: str) -> None:

@@ -74,7 +74,9 @@ def test_every_length_at_every_bandwidth(kit: Kit, case: str) -> None:
             close(codec.encoder(wave), expected[f"{length}.latent"])
         for rate, count in counts.items():
             name = f"{length}.bw{count}"
-            codes = codec.encode(Audio(wave, codec.spec.sample_rate), levels=codec.spec.num_codebooks_for_bandwidth(rate))
+            codes = codec.encode(
+                Audio(wave, codec.spec.sample_rate), num_codebooks=codec.spec.num_codebooks_for_bandwidth(rate)
+            )
             assert torch.equal(codes.ids, joined(expected, name))
             if f"{name}.scales" in expected:
                 close(codes.scale, expected[f"{name}.scales"][:, :, 0].T)

@@ -15,7 +15,7 @@ from cadenza.conditioners.base import ConditionerSet, ConditionerSpec, Framewise
 from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, Slot
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.samplers.guidance import cfg_branches
+from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system.fusion import drop_all, fuse
 from cadenza.system.spec import _TAKES, FusionSpec
@@ -115,7 +115,7 @@ def decides(task: Task) -> None:
         assert (untold == numbers).float().mean() <= chance + 0.1, f"without, {n} values give {untold.tolist()}"
     torch.testing.assert_close(task.loss(dropped), task.loss(absent))
     for temperature in (0.0, 1.0):
-        weightless = task.last(cfg_branches(given, dropped, 0.0), temperature)
+        weightless = task.last(nonzero_branches([GuidanceBranch(0.0, given, 1.0), GuidanceBranch(1.0, dropped)]), temperature)
         assert torch.equal(weightless, task.last([GuidanceBranch(1.0, absent)], temperature)), "weight 0 is not absence"
 
 

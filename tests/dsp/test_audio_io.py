@@ -260,5 +260,5 @@ def test_tags(tmp_path, suffix):
 def test_containers_say_which_extra_they_need(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "a.m4a").write_bytes(b"")
-    with pytest.raises(AudioError, match=r'a.m4a: .m4a files need the `audio` extra: pip install "cadenza\[audio\]"'):
+    with pytest.raises(AudioError, match=r'a.m4a: .m4a files need the `audio` extra: pip install -e "\.\[audio\]"'):
         audio_io.read(tmp_path / "a.m4a")

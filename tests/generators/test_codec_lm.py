@@ -12,7 +12,7 @@ from torch import Tensor
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, MaskedSequence
 from cadenza.generators.base import GenerationInputs, GeneratorSpec
-from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
+from cadenza.generators.codec_lm import CodecLM, CodecLMSpec, decode_block, init_state, prefill
 from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Parallel, Unroll, build_sequence, revert_logits
 from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
@@ -54,7 +54,7 @@ def clips(
 
 def ends_at(generator: CodecLM, frame: int) -> None:
     """Makes the model end at `frame`, whatever it has read."""
-    logits = generator._logits
+    logits = generator.split_codebooks
 
     def ending(x: Tensor) -> Tensor:
         y = logits(x)
@@ -63,7 +63,7 @@ def ends_at(generator: CodecLM, frame: int) -> None:
         return y
 
     ending.step = 0  # type: ignore[attr-defined]
-    generator._logits = ending  # type: ignore[method-assign]
+    generator.split_codebooks = ending  # type: ignore[method-assign]
 
 
 PATTERNS = [
@@ -302,17 +302,19 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
     tokens = [MaskedSequence(torch.randn(2, 4, w), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
     fused = FusedConditions(tokens[0], tokens[1], torch.randn(2, 40, 32))
     known = KnownFrames(codes(2, 40), torch.arange(40)[None] < torch.tensor([[3], [5]]))
-    patterns = [generator._pattern(40)] * 2
+    patterns = [generator.pattern(40)] * 2
     for sampling, two_step in ((TokenSampling(top_p=0.9), False), (TokenSampling(temperature=0), True)):
         branches = nonzero_branches([GuidanceBranch(3.0, fused), GuidanceBranch(-2.0, FusedConditions())])
-        first, state = generator._begin(branches, replace(plan([40, 40], sampling, known), two_step_cfg=two_step), patterns)
+        state, first = init_state(
+            generator, branches, replace(plan([40, 40], sampling, known), two_step_cfg=two_step), patterns
+        )
         shell = model({"cross": 5, "prepend": 8, "add": 32}).to("meta")
         ghost = _to_meta(state)
-        shell._prefill(ghost, first)
-        shell._advance(ghost, first, first + 16)
-        assert ghost.writing.sequence.is_meta
+        prefill(shell, ghost, first)
+        decode_block(shell, ghost, first, first + 16)
+        assert ghost.buffer.sequence.is_meta
     with pytest.raises((RuntimeError, NotImplementedError)):
-        ghost.writing.lengths.tolist()
+        ghost.buffer.lengths.tolist()
 
 
 def _to_meta(x: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, MaskedSequence
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
-from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache, GraphRunner
 from cadenza.samplers.tokens import TokenSampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
@@ -70,19 +70,19 @@ def test_the_gpu_writes_what_the_cpu_does() -> None:
     assert torch.equal(got[..., :20], want[..., :20])
 
 
-def test_no_step_waits_for_the_device() -> None:
+def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = model()
     written(generator)
-    replay = generator._replay
+    run = GraphRunner.run
 
-    def watched(*args: Any) -> None:
+    def watched(*args: Any, **options: Any) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            replay(*args)
+            run(*args, **options)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    generator._replay = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(GraphRunner, "run", watched)
     written(generator)
 
 
@@ -90,15 +90,15 @@ def test_a_step_that_waits_is_not_recorded_and_still_done() -> None:
     generator = model()
     want = written(generator)
     generator.graphs.clear()
-    logits = generator._logits
+    logits = generator.split_codebooks
 
     def waiting(x: Tensor) -> Tensor:
         x.sum().item()
         return logits(x)
 
-    generator._logits = waiting  # type: ignore[method-assign]
+    generator.split_codebooks = waiting  # type: ignore[method-assign]
     stream = torch.cuda.current_stream()
-    with pytest.warns(UserWarning, match="no graph could be recorded"):
+    with pytest.warns(UserWarning, match="no graph could be captured"):
         assert torch.equal(written(generator), want)
     assert torch.cuda.current_stream() == stream
     assert generator.graphs._kept is None

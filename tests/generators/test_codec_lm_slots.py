@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, InterpolatedCondition, MaskedSequence
 from cadenza.generators.base import GenerationInputs
-from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
+from cadenza.generators.codec_lm import CodecLM, CodecLMSpec, decode_block, init_state, prefill
 from cadenza.nn.patterns import CoarseFirst, Delay, MusicLM, Unroll
 from cadenza.samplers.tokens import TokenSampling
 
@@ -99,7 +99,7 @@ def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytes
         "cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason",
         lambda: "numba is not installed; pip install 'cadenza[fast]'",
     )
-    with pytest.warns(UserWarning, match=r"int8 weights are computed with as float32.*numba is not installed; pip install"):
+    with pytest.warns(UserWarning, match=r"int8 weights are dequantised to float32.*numba is not installed; pip install"):
         out = generator.generate([GuidanceBranch(1.0, everything())], plan).data
     sequence, given, inside = read(generator, out, everything())
     predicted = given.argmax(-1).transpose(1, 2)[:, :, :-1]
@@ -204,14 +204,14 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
     strength = torch.rand(2, FRAMES)
     plan = GenerationInputs(torch.tensor([FRAMES, 11]), [0, 1], TokenSampling(), guidance_schedule=strength, rescale=0.5)
     branches = [GuidanceBranch(3.0, fused, 1.0), GuidanceBranch(-2.0, FusedConditions(global_vector=fused.global_vector))]
-    patterns = [generator._pattern(frames) for frames in (FRAMES, 11)]
-    first, state = generator._begin(branches, plan, patterns)
+    patterns = [generator.pattern(frames) for frames in (FRAMES, 11)]
+    state, first = init_state(generator, branches, plan, patterns)
     shell, ghost = model().to("meta"), _to_meta(state)
-    shell._prefill(ghost, first)
-    shell._advance(ghost, first, first + 8)
-    assert ghost.writing.sequence.is_meta
+    prefill(shell, ghost, first)
+    decode_block(shell, ghost, first, first + 8)
+    assert ghost.buffer.sequence.is_meta
     with pytest.raises((RuntimeError, NotImplementedError)):
-        ghost.writing.lengths.tolist()
+        ghost.buffer.lengths.tolist()
 
 
 def _to_meta(x: Any) -> Any:

@@ -98,7 +98,7 @@ def test_codes_loudness_and_audio_are_theirs(name: str) -> None:
         for length in lengths:
             clip = wave[lengths.index(length)][None, :, :length]
             codes, scales, audio = encoded(model, clip, bandwidth)
-            found = codec.encode(Audio(clip, rate), levels=levels)
+            found = codec.encode(Audio(clip, rate), num_codebooks=levels)
             assert torch.equal(found.ids, codes), f"{length} samples"
             assert (found.scale is None) == (scales is None)
             if scales is not None:

@@ -17,7 +17,7 @@ MASKS = {
 @pytest.mark.parametrize("many", [1, 2**30])
 @pytest.mark.parametrize("kind", MASKS)
 def test_softmax_of_the_scores(monkeypatch, many, kind):
-    monkeypatch.setattr(module, "MANY", many)
+    monkeypatch.setattr(module, "MAX_WIDENED", many)
     rng, mask = torch.Generator().manual_seed(0), MASKS[kind]
     q, k, v = (torch.randn(3, 4, n, 16, generator=rng).bfloat16() for n in (1, 70, 70))
     scores = q.double() @ k.double().mT / 4

@@ -47,7 +47,7 @@ def test_narrow_layers_are_those_of_the_whole_weights(monkeypatch: pytest.Monkey
     network, records, _ = stored()
     with init_empty_weights():
         made = T5Encoder(SIZES)
-    load_weights_streaming(made, records, source="it", narrow=("embed_tokens.weight",))
+    load_weights_streaming(made, records, source="it", bfloat16=("embed_tokens.weight",))
     layers = {name: part for name, part in network.named_modules() if isinstance(part, nn.Linear)}
     assert len(layers) == 12
     for name, part in layers.items():
@@ -70,7 +70,7 @@ def test_weights_that_do_not_belong_are_named(narrow: tuple[str, ...] | None) ->
         with init_empty_weights():
             made = T5Encoder(SIZES)
         kept = {name: record for name, record in {**records, **change}.items() if record is not None}
-        load_weights_streaming(made, kept, source="it", narrow=narrow)
+        load_weights_streaming(made, kept, source="it", bfloat16=narrow)
 
     wide = torch.ones(150, 36)
     wide[140, 3] = torch.nan

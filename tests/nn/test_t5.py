@@ -64,10 +64,12 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str) -> None:
     assert (ours.vocabulary, ours.width, ours.hidden) == (theirs.vocab_size, theirs.d_model, theirs.d_ff)
     assert (ours.depth, ours.heads, ours.head) == (theirs.num_layers, theirs.num_heads, theirs.d_kv)
     assert (ours.activation, ours.gated) == (theirs.dense_act_fn, theirs.is_gated_act)
-    assert (ours.buckets, ours.farthest) == (theirs.relative_attention_num_buckets, theirs.relative_attention_max_distance)
+    assert (ours.buckets, ours.max_distance) == (theirs.relative_attention_num_buckets, theirs.relative_attention_max_distance)
     assert ours.eps == theirs.layer_norm_epsilon
 
 
 def test_an_unknown_feed_forward_is_named() -> None:
-    with pytest.raises(CheckpointError, match="feed_forward_proj: 'gated-tanh' is not known; one of relu, silu, gelu"):
+    with pytest.raises(
+        CheckpointError, match="feed_forward_proj: 'gated-tanh' is not supported. Expected one of relu, silu, gelu"
+    ):
         T5Config.from_dict({"model_type": "t5", "feed_forward_proj": "gated-tanh"})

@@ -113,8 +113,8 @@ def test_an_item_is_guided_alone_as_in_a_batch(system: System) -> None:
     ("guidance", "says"),
     [
         ({"scael": 3}, "guidance.scael: unknown field. Did you mean 'scale'"),
-        ({"interval": [0.8, 0.2]}, r"guidance: interval: must go from less to more, got \[0.8, 0.2\]"),
-        ({"weights": {"all": 2}, "scale": 1}, "guidance: weights are the whole sum"),
+        ({"interval": [0.8, 0.2]}, r"guidance: interval: the start must be below the end, got \[0.8, 0.2\]"),
+        ({"weights": {"all": 2}, "scale": 1}, "guidance: weights: cannot be combined with scale or id_scales"),
         ({"scale": "much"}, "guidance.scale: "),
         ("much", "guidance: must be a number or a mapping"),
         (float("nan"), "guidance: must be a finite number"),

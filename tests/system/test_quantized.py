@@ -73,19 +73,19 @@ def test_loading_can_quantise(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"no quantisation 'int2'; there are: int8, int4"):
+    with pytest.raises(RequestError, match=r"quantisation 'int2' is not known. Choose from: int8, int4"):
         tiny_system().quantize("int2")
     narrow = tiny_system()
-    with pytest.raises(RequestError, match=r"attention.qkv: int4 needs a number of inputs that 32 or 64 divides.*has 16"):
+    with pytest.raises(
+        RequestError, match=r"attention.qkv: int4 needs layers whose number of inputs is a multiple of 32 or 64.*has 16"
+    ):
         narrow.quantize("int4")
     assert narrow.quantization is None  # nothing was changed
-    with pytest.raises(RequestError, match=r"weights are int8; to have int4, load what they were made of"):
+    with pytest.raises(RequestError, match=r"quantised to int8; for int4, load the original model"):
         wide().quantize("int8").quantize("int4")
-    with pytest.raises(RequestError, match=r"int8 weights are computed with on cpu and cuda, not on meta"):
+    with pytest.raises(RequestError, match=r"int8 weights run on cpu and cuda, not on meta"):
         wide().to("meta").quantize("int8")
-    with pytest.raises(
-        RequestError, match=r"int4 weights are computed with on cpu and cuda, not on mps; take half precision there"
-    ):
+    with pytest.raises(RequestError, match=r"int4 weights run on cpu and cuda, not on mps; use half precision there"):
         check_device_supports("int4", torch.device("mps"))
     codec = System(SystemSpec.parse({"codec": TINY["codec"]}))
     with pytest.raises(RequestError, match="a codec alone"):

@@ -199,7 +199,7 @@ def test_loudness_is_set_and_nothing_clips(system):
     with pytest.warns(UserWarning, match="clip 1 stays at .* LUFS: -5 would clip its peaks"):
         loud = system.generate("drums", seconds=0.5, loudness=-5)
     assert float(loud.wave.abs().max()) == pytest.approx(10 ** (-1 / 20), rel=1e-3)
-    with pytest.raises(RequestError, match="loudness is set when a clip is whole"):
+    with pytest.raises(RequestError, match="loudness needs a whole clip"):
         system.stream("drums", loudness=-20)
 
 

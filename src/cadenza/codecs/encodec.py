@@ -1,16 +1,15 @@
 """EnCodec: a SEANet autoencoder with residual vector quantisation (Défossez et al. 2022)."""
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
-from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, CodecTrainOutput, StreamingDecoder
+from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, CodecTrainOutput, StreamingDecoder, group_rows
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
@@ -19,20 +18,19 @@ from cadenza.nn.conv import ConvConfig, Norm, PadMode, StreamState, without_weig
 from cadenza.nn.streaming import BatchStream, ChunkedStream, ChunkLayout, LookaheadStream, overlap_add
 from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
-PIECE = 64  # frames decoded at a time
-Kind = TypeVar("Kind", bound=Hashable)
+CHUNK_FRAMES = 64  # frames that a CPU decodes at once
+_ADDED_FIELDS = ("normalize", "chunk_seconds", "chunk_overlap", "bandwidths")  # not in specs of earlier releases
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
 class EncodecSpec(CodecSpec):
-    """`strides` are those of the decoder, outermost last.
+    """Spec of EnCodec. `strides` are those of the decoder, outermost last; the hop length is their product.
 
-    Channels are `filters` at the sample rate and double at each stride unless `widths` lists them, from the sample
-    rate to the frame rate; `residual_layers` may likewise be listed, for all rates but the last. With `chunk_seconds`
-    a clip is encoded in chunks, each of which overlaps the next by the share `chunk_overlap`; `normalize` encodes each
-    chunk, or the clip where there are none, at loudness 1 and keeps its own. `bandwidths` are the kbit/s that it was
-    trained for, the last that of all codebooks.
+    Channels are `filters` at the sample rate and double at each stride, unless `widths` lists them from the sample rate to
+    the frame rate; `residual_layers` may be listed too, for all rates but the last. `chunk_seconds` encodes a clip in chunks
+    that overlap by the share `chunk_overlap`; `normalize` divides each chunk, or the whole clip, by its RMS and stores it as
+    `scale`. `bandwidths` are the trained kbit/s, the last with all codebooks.
     """
 
     type: Literal["encodec"] = "encodec"
@@ -63,8 +61,8 @@ class EncodecSpec(CodecSpec):
 
     @model_serializer(mode="wrap")
     def _lean(self, handler: Any) -> dict[str, Any]:
-        """Without what is unused, so that what was written before these fields were known is equal as data too."""
-        unused = {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
+        """Omit added fields at their defaults, so that earlier saved specs are equal as data."""
+        unused = {name for name in _ADDED_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in handler(self).items() if name not in unused}
 
     @model_validator(mode="after")
@@ -78,19 +76,15 @@ class EncodecSpec(CodecSpec):
             )
         thin = [width for width in self.seanet_config.widths[:-1] if width < self.compress]
         if thin:
-            raise ValueError(
-                f"widths {thin} are less than compress ({self.compress}) and leave nothing; change them, or filters"
-            )
+            raise ValueError(f"widths {thin} are below compress ({self.compress}); change them, or filters")
         if not self.causal and self.trim_right_ratio != 1.0:
             raise ValueError(f"trim_right_ratio {self.trim_right_ratio:g} is for causal codecs; set it to 1, or causal to true")
         if self.chunk_overlap and self.chunk_seconds is None:
-            raise ValueError("chunk_overlap says nothing without chunk_seconds; give both or none")
+            raise ValueError("chunk_overlap has no effect without chunk_seconds; give both or none")
         if self.chunk_seconds is not None and self.chunk_seconds * self.sample_rate < 1:
-            raise ValueError(f"chunk_seconds {self.chunk_seconds:g} are less than a sample; give more")
+            raise ValueError(f"chunk_seconds {self.chunk_seconds:g} is less than one sample; give more")
         if self.bandwidths and (full := self.num_codebooks_for_bandwidth(self.bandwidths[-1])) != self.codebooks:
-            raise ValueError(
-                f"the last of bandwidths pays for {full} codebooks instead of {self.codebooks}; change one of them"
-            )
+            raise ValueError(f"the last of bandwidths fits {full} codebooks instead of {self.codebooks}; change one of them")
         return self
 
     @property
@@ -111,34 +105,37 @@ class EncodecSpec(CodecSpec):
 
     @property
     def chunk_layout(self) -> ChunkLayout | None:
+        """Length and stride of chunks in samples; None without chunks."""
         if self.chunk_seconds is None:
             return None
         length = int(self.chunk_seconds * self.sample_rate)
         return ChunkLayout(length, max(1, int((1.0 - self.chunk_overlap) * length)))
 
     def chunk_spans(self, samples: int) -> list[tuple[int, int]]:
-        """Start and stop of what is encoded at a time."""
+        """Return (start, stop) samples of each chunk of a clip."""
         return [(0, samples)] if self.chunk_layout is None else self.chunk_layout.spans(samples)
 
     def num_frames(self, samples: int) -> int:
         return sum(self._frames_each(samples))
 
     def num_codebooks_for_bandwidth(self, bandwidth: float) -> int:
-        """Codebooks that `bandwidth` kbit/s pay for; RequestError where the model was not trained for it."""
+        """Return the number of codebooks of a trained bandwidth in kbit/s; raise RequestError for other ones."""
         if not self.bandwidths:
             return super().num_codebooks_for_bandwidth(bandwidth)
         if bandwidth not in self.bandwidths:
             known = ", ".join(f"{known:g}" for known in self.bandwidths)
-            raise RequestError(f"codec: {bandwidth:g} kbit/s is no bandwidth of this model; choose from {known}")
-        each = math.log2(self.bins) * -(-self.sample_rate // self.hop_length)  # with whole frames, as transformers counts
-        return max(1, min(self.codebooks, math.floor(bandwidth * 1000 / each)))
+            raise RequestError(f"codec: {bandwidth:g} kbit/s is not a bandwidth of this model; choose from {known}")
+        per_codebook = math.log2(self.bins) * -(
+            -self.sample_rate // self.hop_length
+        )  # frame rate rounded up, as in transformers
+        return max(1, min(self.codebooks, math.floor(bandwidth * 1000 / per_codebook)))
 
     def frames_per_chunk(self, frames: int, samples: int | None) -> tuple[int, ...]:
-        """Frames of each chunk: those of a clip of `samples` samples, or else all chunks but the last are whole."""
+        """Return the frames of each chunk of a clip of `samples` samples; if None, all chunks but the last are full."""
         if self.chunk_layout is None:
             return (frames,)
-        if samples is not None and sum(each := self._frames_each(samples)) == frames:
-            return each
+        if samples is not None and sum(chunks := self._frames_each(samples)) == frames:
+            return chunks
         whole = -(-self.chunk_layout.length // self.hop_length)
         return tuple(min(whole, frames - start) for start in range(0, frames, whole))
 
@@ -147,7 +144,7 @@ class EncodecSpec(CodecSpec):
 
     @property
     def seanet_config(self) -> seanet.SeanetConfig:
-        """The shape of the encoder and the decoder."""
+        """Shape of the encoder and decoder networks."""
         layers = self.residual_layers
         return seanet.SeanetConfig(
             channels=self.channels,
@@ -170,7 +167,7 @@ class EncodecSpec(CodecSpec):
         return not self.uses_chunks and self.norm != "time_group_norm"
 
     def decode_chunk_frames(self, frames: int, device: str) -> int:
-        return PIECE if self.supports_streaming and device == "cpu" and frames > 2 * PIECE else frames
+        return CHUNK_FRAMES if self.supports_streaming and device == "cpu" and frames > 2 * CHUNK_FRAMES else frames
 
     def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
         return clips * frames * seanet.peak_activations_per_frame(self.seanet_config) * itemsize
@@ -184,12 +181,11 @@ class EncodecSpec(CodecSpec):
 
 
 class Encodec(Codec):
-    """Codes of residual codebooks over the frames of a convolutional autoencoder.
+    """EnCodec: `encoder`, residual vector `quantizer`, `decoder` (arXiv:2210.13438).
 
-    Of a codec in chunks, the frames of all chunks stand one after another, so that a clip has more of them than its
-    samples / hop; they decode whole, or from the first on. `scale` [b s] is the loudness of each chunk, or with s = 1
-    that of the clip. How many frames the last two chunks have follows from `samples`; where that is not known, every
-    chunk but the last is taken to be whole.
+    With chunks, frames of all chunks are concatenated, so that a clip has more frames than samples / hop length; they decode
+    from the first on. `scale` [b s] is the RMS of each chunk, or of the clip with s = 1. The frames of the last two chunks
+    follow from `samples`; if unknown, every chunk but the last is full.
     """
 
     spec: EncodecSpec
@@ -201,20 +197,20 @@ class Encodec(Codec):
         self.decoder = seanet.Decoder(spec.seanet_config)
 
     @torch.no_grad()
-    def encode(self, audio: Audio, *, levels: int | None = None) -> Codes:
-        self._check(audio)
-        levels = self._checked(levels)
+    def encode(self, audio: Audio, *, num_codebooks: int | None = None) -> Codes:
+        self.check_audio(audio)
+        num_codebooks = self._check_num_codebooks(num_codebooks)
         audio = audio.to(self.device)
         lengths = audio.lengths.tolist()
         frames = torch.tensor([self.spec.num_frames(length) for length in lengths], device=self.device)
-        ids = audio.wave.new_zeros(len(audio), levels, int(frames.max()), dtype=torch.long)
-        most = max(len(self.spec.chunk_spans(length)) for length in lengths)
-        scale = audio.wave.new_ones(len(audio), most, dtype=torch.float32) if self.spec.normalize else None
-        for length, rows in _grouped(lengths, self.device):
+        ids = audio.wave.new_zeros(len(audio), num_codebooks, int(frames.max()), dtype=torch.long)
+        max_chunks = max(len(self.spec.chunk_spans(length)) for length in lengths)
+        scale = audio.wave.new_ones(len(audio), max_chunks, dtype=torch.float32) if self.spec.normalize else None
+        for length, rows in group_rows(lengths, self.device):
             start = 0
             for number, (first, last) in enumerate(self.spec.chunk_spans(length)):
-                wave, loudness = self._levelled(audio.wave[rows, :, first:last].to(self.quantizer.dtype))
-                codes = self.quantizer.encode(self.encoder(wave), levels=levels)
+                wave, loudness = self._normalize(audio.wave[rows, :, first:last].to(self.quantizer.dtype))
+                codes = self.quantizer.encode(self.encoder(wave), num_codebooks=num_codebooks)
                 ids[rows, :, start : start + codes.shape[-1]] = codes
                 start += codes.shape[-1]
                 if scale is not None and loudness is not None:
@@ -223,30 +219,32 @@ class Encodec(Codec):
 
     @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
-        """Audio of codes, or of latents before quantisation; at loudness 1 where there is no `scale`."""
+        """Decode codes, or latents before quantization; without `scale` the RMS is that of the decoder (1)."""
         frames = frames.to(self.device)
         latents = self.dequantize(frames)
-        known = [None] * len(latents) if frames.samples is None else frames.samples.tolist()
-        layouts = [self.spec.frames_per_chunk(*size) for size in zip(frames.lengths.tolist(), known, strict=True)]
+        samples_each = [None] * len(latents) if frames.samples is None else frames.samples.tolist()
+        layouts = [self.spec.frames_per_chunk(*size) for size in zip(frames.lengths.tolist(), samples_each, strict=True)]
         gain = _gain(frames, max(map(len, layouts)))
         waves = latents.new_zeros(len(latents), self.spec.channels, max(map(self._samples, layouts)))
-        for layout, rows in _grouped(layouts, self.device):
+        for layout, rows in group_rows(layouts, self.device):
             ends = [sum(layout[: i + 1]) for i in range(len(layout))]
-            parts = [self._decoded(latents[rows, :, end - size : end]) for end, size in zip(ends, layout, strict=True) if size]
+            parts = [
+                self._decode_latents(latents[rows, :, end - size : end]) for end, size in zip(ends, layout, strict=True) if size
+            ]
             if gain is not None:
                 parts = [part * gain[rows, i, None, None] for i, part in enumerate(parts)]
             if parts:
                 wave = parts[0] if self.spec.chunk_layout is None else overlap_add(parts, self.spec.chunk_layout.stride)
-                waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)  # under autocast it is another
+                waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)  # autocast changes the dtype
         samples = torch.tensor([self._samples(layout) for layout in layouts], device=self.device)
         if frames.samples is not None:
             samples = torch.minimum(frames.samples, samples)
         return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """A stream that returns the samples of each frame at once where the codec is causal, or a few frames later.
+        """Return a stream: a causal codec returns each frame's samples at once, others a few frames later.
 
-        Those of a codec in chunks come chunk by chunk, and all at the end where the norm looks at the whole clip.
+        A codec with chunks returns chunk by chunk; with `time_group_norm` all samples come at `flush`.
         """
         spec = self.spec
         if spec.chunk_layout is not None:
@@ -261,15 +259,15 @@ class Encodec(Codec):
         return LookaheadDecoder(self, LookaheadStream(without_weight_norm(self.decoder), spec.seanet_config))
 
     def forward_train(
-        self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
+        self, wave: Float[Tensor, "b c t"], *, num_codebooks: int | None = None, rng: torch.Generator | None = None
     ) -> CodecTrainOutput:
-        """A differentiable pass, of the wave as one chunk."""
-        levelled, loudness = self._levelled(wave)
-        latents = self.encoder(levelled)
+        """Run a differentiable pass over the wave as one chunk."""
+        normalized, loudness = self._normalize(wave)
+        latents = self.encoder(normalized)
         frames: Codes | Latents = Latents(latents)
         losses = {}
-        if levels != 0:
-            quantized = self.quantizer(latents, levels=levels, rng=rng)
+        if num_codebooks != 0:
+            quantized = self.quantizer(latents, num_codebooks=num_codebooks, rng=rng)
             latents = quantized.latents.to(latents.dtype)
             frames = Codes(quantized.codes, scale=None if loudness is None else loudness[:, 0])
             losses = {"commitment": quantized.commitment}
@@ -290,59 +288,46 @@ class Encodec(Codec):
         self.quantizer.kmeans_init(latents, rng)
 
     def dequantize(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
-        """What the synthesis network is given for these frames."""
+        """Return the decoder's input for these frames: latents unchanged, codes summed over codebooks."""
         return frames.z if isinstance(frames, Latents) else self.quantizer.decode(frames.ids)
 
-    def _decoded(self, z: Float[Tensor, "b d f"]) -> Float[Tensor, "b c t"]:
-        """The wave of frames; a CPU makes a long one in pieces, which takes half the time and little memory."""
+    def _decode_latents(self, z: Float[Tensor, "b d f"]) -> Float[Tensor, "b c t"]:
+        """Decode latents; on a CPU long clips in chunks, in half the time and little memory."""
         whole = self.spec.uses_chunks or self.spec.norm == "time_group_norm" or z.device.type != "cpu"
-        if whole or z.shape[-1] <= 2 * PIECE:
+        if whole or z.shape[-1] <= 2 * CHUNK_FRAMES:
             return self.decoder(z)
         decoder = self.streaming_decoder()
-        parts = [decoder.push(Latents(part)).wave for part in z.split(PIECE, -1)]
+        parts = [decoder.push(Latents(part)).wave for part in z.split(CHUNK_FRAMES, -1)]
         return torch.cat([*parts, decoder.flush().wave], -1)
 
-    def _levelled(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b c t"], Float[Tensor, "b 1 1"] | None]:
-        """What the analysis network is given, and the loudness that was taken from it."""
+    def _normalize(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b c t"], Float[Tensor, "b 1 1"] | None]:
+        """Return the encoder's input and the RMS [b 1 1] that it was divided by, or None."""
         if not self.spec.normalize:
             return wave, None
         loudness = wave.float().mean(1, keepdim=True).square().mean(-1, keepdim=True).sqrt() + 1e-8
         return (wave / loudness).to(wave.dtype), loudness
 
     def _samples(self, layout: Sequence[int]) -> int:
-        """Samples of a clip whose chunks have so many frames."""
+        """Return the samples of a clip from the frames of its chunks."""
         stride = 0 if self.spec.chunk_layout is None else self.spec.chunk_layout.stride
         return max((i * stride + frames * self.spec.hop_length for i, frames in enumerate(layout)), default=0)
 
-    def _checked(self, levels: int | None) -> int:
-        if levels is None:
+    def _check_num_codebooks(self, num_codebooks: int | None) -> int:
+        if num_codebooks is None:
             return self.spec.codebooks
-        if not 1 <= levels <= self.spec.codebooks:
-            raise RequestError(f"codec: cannot use {levels} codebooks; give 1 to {self.spec.codebooks}")
-        return levels
-
-    def _check(self, audio: Audio) -> None:
-        want = (self.spec.sample_rate, self.spec.channels)
-        got = (audio.sample_rate, audio.wave.shape[1])
-        if got != want:
-            mend = f"audio.resample({want[0]}).mix({want[1]})"
-            raise RequestError(
-                f"codec: expected {want[0]} Hz and {want[1]} channel(s), got {got[0]} Hz and {got[1]}; use {mend}"
-            )
-        if int(audio.lengths.min()) < 1:
-            raise RequestError("codec: a clip of the batch has no samples; give at least one")
-        if not bool(audio.wave.isfinite().all()):
-            raise RequestError("codec: the audio holds NaN or infinite samples; mend it first")
+        if not 1 <= num_codebooks <= self.spec.codebooks:
+            raise RequestError(f"codec: cannot use {num_codebooks} codebooks; give 1 to {self.spec.codebooks}")
+        return num_codebooks
 
 
 class CausalDecoder(StreamingDecoder):
-    """Decodes each chunk with what the layers carry over from the one before."""
+    """Streaming decoder of causal codecs: layers carry state from chunk to chunk."""
 
     def __init__(self, codec: Encodec) -> None:
         self.codec = codec
         self.decoder = without_weight_norm(codec.decoder)
-        self.carried: StreamState = {}
-        self.waiting: list[Latents] = []  # frames before there are enough to start with
+        self.state: StreamState = {}
+        self.buffered: list[Latents] = []  # frames until there are enough for the first chunk
         self.clips = 0
         self.gain: Tensor | None = None
 
@@ -352,23 +337,23 @@ class CausalDecoder(StreamingDecoder):
         latents = Latents(self.codec.dequantize(frames), frames.lengths)
         self.clips = len(latents)
         self.gain = _gain(frames, 1)
-        if self.carried:
-            return self._audio(self.decoder(latents.z, self.carried), latents.lengths * self.codec.spec.hop_length)
-        self.waiting.append(latents)
-        latents, need = Latents.cat(self.waiting), seanet.min_first_chunk_frames(self.codec.spec.seanet_config)
+        if self.state:
+            return self._audio(self.decoder(latents.z, self.state), latents.lengths * self.codec.spec.hop_length)
+        self.buffered.append(latents)
+        latents, need = Latents.cat(self.buffered), seanet.min_first_chunk_frames(self.codec.spec.seanet_config)
         if latents.z.shape[-1] < need:
             return self._audio(latents.z.new_zeros(len(latents), self.codec.spec.channels, 0), latents.lengths * 0)
-        self.waiting = self.waiting[:0]
-        wave = self.decoder(latents.z, self.carried)
-        if need > 1 and bool((short := latents.lengths < need).any()):  # these mirror what they have themselves
+        self.buffered = self.buffered[:0]
+        wave = self.decoder(latents.z, self.state)
+        if need > 1 and bool((short := latents.lengths < need).any()):  # short clips reflect their own samples
             for row in short.nonzero()[:, 0].tolist():
                 z = latents.z[[row], :, : int(latents.lengths[row])]
                 wave[row, :, : z.shape[-1] * self.codec.spec.hop_length] = self.decoder(z)[0]
         return self._audio(wave, latents.lengths * self.codec.spec.hop_length)
 
     def flush(self) -> Audio:
-        if self.waiting:
-            audio = self.codec.decode(Latents.cat(self.waiting))
+        if self.buffered:
+            audio = self.codec.decode(Latents.cat(self.buffered))
             return self._audio(audio.wave, audio.lengths)
         return self._audio(torch.zeros(self.clips, self.codec.spec.channels, 0, device=self.codec.device))
 
@@ -379,12 +364,12 @@ class CausalDecoder(StreamingDecoder):
 
 
 class LookaheadDecoder(StreamingDecoder):
-    """Decodes frames as soon as `stream` has those that their samples depend on."""
+    """Streaming decoder that returns samples once `stream` has all frames that they depend on."""
 
     def __init__(self, codec: Encodec, stream: BatchStream) -> None:
         self.codec, self.stream = codec, stream
         self.clips = self.frames = 0
-        self.gain: Tensor | None = None  # of the clips; a stream in chunks has its own of each chunk
+        self.gain: Tensor | None = None  # of the clips; a chunked stream stores one for each chunk
 
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
@@ -404,29 +389,17 @@ class LookaheadDecoder(StreamingDecoder):
     def _audio(self, waves: dict[int, Tensor]) -> Audio:
         lengths = [waves[clip].shape[-1] if clip in waves else 0 for clip in range(self.clips)]
         size = (self.clips, self.codec.spec.channels, max(lengths, default=0))
-        together = torch.zeros(size, dtype=self.codec.quantizer.dtype, device=self.codec.device)
+        batch = torch.zeros(size, dtype=self.codec.quantizer.dtype, device=self.codec.device)
         for clip, wave in waves.items():
-            together[clip, :, : wave.shape[-1]] = wave if self.gain is None else wave * self.gain[clip]
-        return Audio(together, self.codec.spec.sample_rate, torch.tensor(lengths, dtype=torch.long, device=self.codec.device))
-
-
-_LATER = ("normalize", "chunk_seconds", "chunk_overlap", "bandwidths")  # fields of the spec that earlier releases lack
+            batch[clip, :, : wave.shape[-1]] = wave if self.gain is None else wave * self.gain[clip]
+        return Audio(batch, self.codec.spec.sample_rate, torch.tensor(lengths, dtype=torch.long, device=self.codec.device))
 
 
 def _gain(frames: Codes | Latents, chunks: int) -> Float[Tensor, "b s"] | None:
-    """The loudness of each chunk, where the codes carry it; RequestError where they carry it for too few."""
+    """Return the RMS of each chunk if the codes have it; raise RequestError if they have too few."""
     if isinstance(frames, Latents) or frames.scale is None:
         return None
     gain = frames.scale.reshape(len(frames.scale), -1)
     if gain.shape[-1] < chunks:
         raise RequestError(f"codes: scale holds {gain.shape[-1]} of {chunks} chunks; decode whole clips as they were encoded")
     return gain[:, :chunks]
-
-
-def _grouped(kinds: Sequence[Kind], device: torch.device) -> Iterator[tuple[Kind, Int[Tensor, " n"]]]:
-    """Each kind of clip that occurs, with its rows: clips of several lengths are not padded, as padding would be convolved."""
-    rows: dict[Kind, list[int]] = defaultdict(list)
-    for row, kind in enumerate(kinds):
-        rows[kind].append(row)
-    for kind, which in rows.items():
-        yield kind, torch.tensor(which, device=device)

@@ -1,17 +1,15 @@
-"""Oobleck: Stable Audio's autoencoder of continuous frames (Evans et al. 2024, arXiv:2404.10301)."""
+"""Stable Audio's autoencoder of continuous latents, Oobleck (Evans et al. 2024, arXiv:2404.10301)."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, StreamingDecoder
+from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, StreamingDecoder, group_rows
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec
 from cadenza.core.types import Codes, FrameFormat, Latents
@@ -22,7 +20,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class OobleckStages(Spec):
-    """Strides from the sample rate on; after each, channels are `filters` times the next of `multiples`."""
+    """Strides from the sample rate to the frame rate; channels after each are `filters` times the next of `multiples`."""
 
     strides: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(2, 4, 4, 8, 8), min_length=1)
     filters: Positive = 128
@@ -32,18 +30,20 @@ class OobleckStages(Spec):
     @model_validator(mode="after")
     def _even(self) -> Self:
         if len(self.multiples) != len(self.strides):
-            raise ValueError(f"multiples must be as many as strides ({len(self.strides)}), got {len(self.multiples)}")
+            raise ValueError(f"multiples must have as many entries as strides ({len(self.strides)}), got {len(self.multiples)}")
         return self
 
     @property
     def shape(self) -> oobleck.OobleckStages:
+        """Arguments of the networks."""
         return oobleck.OobleckStages(self.strides, [self.filters * m for m in (1, *self.multiples)], self.snake)
 
 
 class OobleckSpec(CodecSpec):
-    """A frame is `latent` numbers, divided by `scale`: the mean that a variational bottleneck has, or what the encoder gives.
+    """Spec of the Oobleck autoencoder; the defaults are those of Stable Audio Open.
 
-    `decoder` is for one whose stages are not those of the encoder. The defaults are those of Stable Audio Open.
+    A frame is `latent` values divided by `scale`: the mean of the VAE bottleneck, or the encoder's output. `decoder` is
+    given if its stages differ from the encoder's.
     """
 
     type: Literal["oobleck_vae"] = "oobleck_vae"
@@ -54,7 +54,7 @@ class OobleckSpec(CodecSpec):
     bottleneck: Literal["vae", "none"] = "vae"
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     upsample: Literal["transposed", "nearest"] = "transposed"
-    tanh: bool = False  # at the end
+    tanh: bool = False  # final activation
 
     @model_validator(mode="after")
     def _same_hop(self) -> Self:
@@ -74,7 +74,7 @@ class OobleckSpec(CodecSpec):
         stages = (self.decoder or self.encoder).shape
         rates = [math.prod(stages.strides[level:]) for level in range(len(stages.widths))]
         widest = max(width * rate for width, rate in zip(stages.widths, rates, strict=True))
-        return 5 * clips * frames * widest * itemsize  # what is added to, and two layers with their activations
+        return 5 * clips * frames * widest * itemsize  # the residual input, and two layers with their activations
 
     @classmethod
     def example(cls) -> "OobleckSpec":
@@ -85,7 +85,7 @@ class OobleckSpec(CodecSpec):
 
 
 class Oobleck(Codec):
-    """Clips are filled up with silence to whole frames; what is decoded is cut to their samples."""
+    """Oobleck autoencoder; clips are zero-padded to whole frames and decoded audio is cut to their samples."""
 
     spec: OobleckSpec
 
@@ -94,42 +94,42 @@ class Oobleck(Codec):
         out = 2 * spec.latent if spec.bottleneck == "vae" else spec.latent
         self.encoder = oobleck.Encoder(spec.encoder.shape, channels=spec.channels, out=out)
         stages = (spec.decoder or spec.encoder).shape
-        how = {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
-        self.decoder = oobleck.Decoder(stages, channels=spec.channels, latent=spec.latent, **how)
+        options = {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
+        self.decoder = oobleck.Decoder(stages, channels=spec.channels, latent=spec.latent, **options)
 
     def encode_distribution(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b d f"], Float[Tensor, "b d f"]]:
-        """Mean and standard deviation of the frames of a wave, before `scale`; without a bottleneck that is 0."""
+        """Return mean and standard deviation of the latents of a wave, before `scale`; 0 without a bottleneck."""
         x = self.encoder(wave)
         if self.spec.bottleneck == "none":
             return x, torch.zeros_like(x)
-        mean, width = x.chunk(2, 1)
-        return mean, F.softplus(width) + 1e-4
+        mean, raw_std = x.chunk(2, 1)
+        return mean, F.softplus(raw_std) + 1e-4
 
     @torch.no_grad()
-    def encode(self, audio: Audio, *, levels: int | None = None) -> Latents:
-        self._check(audio)
-        if levels is not None:
-            raise RequestError("codec: its frames have no codebooks to choose from; leave levels out")
+    def encode(self, audio: Audio, *, num_codebooks: int | None = None) -> Latents:
+        self.check_audio(audio)
+        if num_codebooks is not None:
+            raise RequestError("codec: latents have no codebooks; leave num_codebooks out")
         audio, hop = audio.to(self.device), self.spec.hop_length
         samples = audio.wave.shape[-1]
-        there = torch.arange(samples, device=self.device) < audio.lengths[:, None]
-        wave = torch.where(there[:, None], audio.wave, 0).to(next(self.parameters()).dtype)
+        valid = torch.arange(samples, device=self.device) < audio.lengths[:, None]
+        wave = torch.where(valid[:, None], audio.wave, 0).to(next(self.parameters()).dtype)
         wave = F.pad(wave, (0, -samples % hop))
         frames = [self.spec.num_frames(length) for length in audio.lengths.tolist()]
         z = wave.new_zeros(len(audio), self.spec.latent, max(frames))
-        for count, rows in _grouped(frames, self.device):
+        for count, rows in group_rows(frames, self.device):
             z[rows, :, :count] = (self.encode_distribution(wave[rows, :, : count * hop])[0] / self.spec.scale).to(z.dtype)
         return Latents(z, torch.tensor(frames, device=self.device), samples=audio.lengths)
 
     @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
         if not isinstance(frames, Latents):
-            raise RequestError("codec: expected latents, got codes; decode them with the codec that made them")
+            raise RequestError("codec: expected latents, got codes; decode them with the codec that encoded them")
         frames, hop = frames.to(self.device), self.spec.hop_length
         z = (frames.z * self.spec.scale).to(next(self.parameters()).dtype)
         lengths = frames.lengths.tolist()
         waves = z.new_zeros(len(z), self.spec.channels, max(lengths) * hop)
-        for count, rows in _grouped(lengths, self.device):
+        for count, rows in group_rows(lengths, self.device):
             if count:
                 wave = self.decoder(z[rows, :, :count])[..., : count * hop]
                 waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)
@@ -138,26 +138,9 @@ class Oobleck(Codec):
         return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """A stream that returns all at the end: a sample depends on ten frames to either side."""
+        """Return a stream that returns all samples at `flush`; a sample depends on ten frames on either side."""
         return BufferingDecoder(self)
 
     @property
     def latent_dim(self) -> int:
         return self.spec.latent
-
-    def _check(self, audio: Audio) -> None:
-        want, got = (self.spec.sample_rate, self.spec.channels), (audio.sample_rate, audio.wave.shape[1])
-        if got != want:
-            raise RequestError(
-                f"codec: expected {want[0]} Hz and {want[1]} channel(s), got {got[0]} Hz and {got[1]}; "
-                f"use audio.resample({want[0]}).mix({want[1]})"
-            )
-
-
-def _grouped(counts: Sequence[int], device: torch.device) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
-    """Each number of frames that occurs, with its rows: what pads a batch would be convolved."""
-    rows: dict[int, list[int]] = defaultdict(list)
-    for row, count in enumerate(counts):
-        rows[count].append(row)
-    for count, which in rows.items():
-        yield count, torch.tensor(which, device=device)

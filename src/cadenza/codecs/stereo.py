@@ -1,4 +1,4 @@
-"""Stereo from a mono codec: each side is encoded alone, and their codebooks stand in turn (MusicGen; Copet et al. 2023)."""
+"""Stereo with a mono codec: channels are encoded separately, their codebooks interleaved (MusicGen, arXiv:2306.05284)."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from cadenza.dsp.audio import Audio
 
 
 class StereoSpec(CodecSpec):
-    """Even rows are the left side's codebooks, odd rows the right's; sample rate and channels follow from `codec`."""
+    """Spec of a stereo codec: even rows are codebooks of the left channel, odd rows of the right one."""
 
     type: Literal["stereo"] = "stereo"
     codec: CodecSpec
@@ -25,9 +25,9 @@ class StereoSpec(CodecSpec):
     @model_validator(mode="after")
     def _fits(self) -> "StereoSpec":
         if self.codec.channels != 1:
-            raise ValueError(f"codec: a mono codec makes each side, but this one has {self.codec.channels} channels")
+            raise ValueError(f"codec: expected a mono codec, but this one has {self.codec.channels} channels")
         if self.codec.frame_format.kind != "codes":
-            raise ValueError("codec: its codebooks are interleaved, but this one gives latents")
+            raise ValueError("codec: expected a codec of codes, but this one encodes latents")
         for name, value in (("sample_rate", self.codec.sample_rate), ("channels", 2)):
             if name in self.model_fields_set and getattr(self, name) != value:
                 raise ValueError(f"{name} is {value} by the codec; leave it out")
@@ -56,7 +56,7 @@ class StereoSpec(CodecSpec):
         return self.codec.num_frames(samples)
 
     def num_codebooks_for_bandwidth(self, bandwidth: float) -> int:
-        """Rows that `bandwidth` kbit/s of both sides pay for."""
+        """Return the rows that fit in `bandwidth` kbit/s for both channels."""
         return 2 * self.codec.num_codebooks_for_bandwidth(bandwidth / 2)
 
     @property
@@ -79,7 +79,7 @@ class StereoSpec(CodecSpec):
 
 
 class Stereo(Codec):
-    """A batch of clips of two channels is to the mono codec a batch of twice as many clips; `scale` is [b 2 s]."""
+    """Stereo codec: the mono codec processes both channels as a batch of twice as many clips; `scale` is [b 2 s]."""
 
     spec: StereoSpec
 
@@ -88,34 +88,36 @@ class Stereo(Codec):
         self.codec = spec.codec.build()
 
     @torch.no_grad()
-    def encode(self, audio: Audio, *, levels: int | None = None) -> Codes:
+    def encode(self, audio: Audio, *, num_codebooks: int | None = None) -> Codes:
         if audio.wave.shape[1] != 2:
             rate = self.spec.sample_rate
-            raise RequestError(f"codec: expected 2 channels, got {audio.wave.shape[1]}; use audio.resample({rate}).mix(2)")
-        if levels is not None and (levels < 2 or levels % 2):
-            raise RequestError(f"codec: {levels} rows are not as many for each side; give an even number from 2")
+            raise RequestError(
+                f"codec: expected 2 channels, got {audio.wave.shape[1]}; use audio.resample({rate}).to_channels(2)"
+            )
+        if num_codebooks is not None and (num_codebooks < 2 or num_codebooks % 2):
+            raise RequestError(f"codec: {num_codebooks} rows do not divide between two channels; give an even number from 2")
         wave = rearrange(audio.wave, "b c t -> (b c) 1 t")
         sides = Audio(wave, audio.sample_rate, audio.lengths.repeat_interleave(2))
-        codes = self.codec.encode(sides, levels=None if levels is None else levels // 2)
+        codes = self.codec.encode(sides, num_codebooks=None if num_codebooks is None else num_codebooks // 2)
         assert isinstance(codes, Codes)
-        return _joined(codes)
+        return _join_channels(codes)
 
     @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
-        return _paired(self.codec.decode(_sides(frames)))
+        return _pair_channels(self.codec.decode(_split_channels(frames)))
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """A stream that returns samples as soon as the mono codec's does."""
+        """Return a stream that returns samples as soon as the mono codec's does."""
         return StereoStreamingDecoder(self.codec.streaming_decoder())
 
     def forward_train(
-        self, wave: Float[Tensor, "b c t"], *, levels: int | None = None, rng: torch.Generator | None = None
+        self, wave: Float[Tensor, "b c t"], *, num_codebooks: int | None = None, rng: torch.Generator | None = None
     ) -> CodecTrainOutput:
-        """A differentiable pass; of `levels` rows each side uses half, rounded up."""
-        each = None if levels is None else -(-levels // 2)
-        made = self.codec.forward_train(rearrange(wave, "b c t -> (b c) 1 t"), levels=each, rng=rng)
-        frames = _joined(made.frames) if isinstance(made.frames, Codes) else made.frames
-        return CodecTrainOutput(rearrange(made.wave, "(b c) 1 t -> b c t", c=2), frames, made.losses)
+        """Run a differentiable pass; each channel uses half of `num_codebooks`, rounded up."""
+        per_channel = None if num_codebooks is None else -(-num_codebooks // 2)
+        output = self.codec.forward_train(rearrange(wave, "b c t -> (b c) 1 t"), num_codebooks=per_channel, rng=rng)
+        frames = _join_channels(output.frames) if isinstance(output.frames, Codes) else output.frames
+        return CodecTrainOutput(rearrange(output.wave, "(b c) 1 t -> b c t", c=2), frames, output.losses)
 
     def freeze_encoder(self) -> None:
         self.codec.freeze_encoder()
@@ -129,49 +131,51 @@ class Stereo(Codec):
         return 2 * self.codec.embedding_dim
 
     def embed(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
-        """The left side's vectors, then the right's."""
-        return rearrange(self.codec.embed(_sides(frames)), "(b c) d f -> b (c d) f", c=2)
+        """Return the vectors of the left channel, then of the right one."""
+        return rearrange(self.codec.embed(_split_channels(frames)), "(b c) d f -> b (c d) f", c=2)
 
     def init_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         self.codec.init_codebooks(latents, rng)
 
 
 class StereoStreamingDecoder(StreamingDecoder):
-    """The stream of a mono codec, two clips of which are one."""
+    """Stream of the mono codec, which decodes two clips for each stereo clip."""
 
-    def __init__(self, sides: StreamingDecoder) -> None:
-        self.sides = sides
+    def __init__(self, decoder: StreamingDecoder) -> None:
+        self.decoder = decoder
 
     def push(self, frames: Codes | Latents) -> Audio:
-        return _paired(self.sides.push(_sides(frames)))
+        return _pair_channels(self.decoder.push(_split_channels(frames)))
 
     def flush(self) -> Audio:
-        return _paired(self.sides.flush())
+        return _pair_channels(self.decoder.flush())
 
 
-def _sides(frames: Codes | Latents) -> Codes:
-    """Left and right of each clip as two clips."""
+def _split_channels(frames: Codes | Latents) -> Codes:
+    """Return the channels of each clip as two clips."""
     if not isinstance(frames, Codes):
-        raise RequestError("codec: expected codes, got latents; decode the sides with the mono codec")
+        raise RequestError("codec: expected codes, got latents; decode each channel with the mono codec")
     if frames.ids.shape[1] % 2:
-        raise RequestError(f"codec: {frames.ids.shape[1]} rows are not as many for each side; give all rows, or an even number")
+        raise RequestError(
+            f"codec: {frames.ids.shape[1]} rows do not divide between two channels; give all rows, or an even number"
+        )
 
-    def twice(x: Tensor | None) -> Any:
+    def repeat(x: Tensor | None) -> Any:
         return None if x is None else x.repeat_interleave(2, 0)
 
     scale = None if frames.scale is None else frames.scale.flatten(0, 1)
     ids = rearrange(frames.ids, "b (k c) f -> (b c) k f", c=2)
-    return Codes(ids, twice(frames.lengths), twice(frames.samples), scale, twice(frames.ended))
+    return Codes(ids, repeat(frames.lengths), repeat(frames.samples), scale, repeat(frames.ended))
 
 
-def _joined(codes: Codes) -> Codes:
-    """Each two clips, left and right, as one."""
+def _join_channels(codes: Codes) -> Codes:
+    """Return each pair of clips, left and right, as one clip."""
     scale = None if codes.scale is None else codes.scale.unflatten(0, (-1, 2))
     samples = None if codes.samples is None else codes.samples[::2]
     ids = rearrange(codes.ids, "(b c) k f -> b (k c) f", c=2)
     return Codes(ids, codes.lengths[::2], samples, scale)
 
 
-def _paired(audio: Audio) -> Audio:
+def _pair_channels(audio: Audio) -> Audio:
     wave = rearrange(audio.wave, "(b c) 1 t -> b c t", c=2)
     return Audio(wave, audio.sample_rate, audio.lengths[::2])

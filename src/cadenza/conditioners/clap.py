@@ -22,7 +22,7 @@ from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
 from cadenza.dsp.spectral import LogMelFrontend
-from cadenza.nn.clap import COMPUTED, ClapTowers, build_clap, load_clap
+from cadenza.nn.clap import COMPUTED_BUFFERS, ClapTowers, build_clap, load_clap
 from cadenza.nn.frozen import FrozenEncoder, FrozenEncoderMixin
 from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
@@ -373,7 +373,7 @@ class ClapEncoder(FrozenEncoder[ClapTowers]):
         """The towers' weights by transformers' names, without what follows from the config."""
         sides = ("text", "audio") if self.spec.modalities == "both" else (self.spec.modalities,)
         found = self.source.load_state_dict(tuple(f"{side}_{part}." for side in sides for part in ("model", "projection")))
-        return {key: x for key, x in found.items() if not key.endswith(COMPUTED)}
+        return {key: x for key, x in found.items() if not key.endswith(COMPUTED_BUFFERS)}
 
     def build(self) -> ClapTowers:
         """Towers of their own; on the meta device, to be filled later, their weights are not read."""

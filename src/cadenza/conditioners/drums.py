@@ -95,7 +95,7 @@ class DrumsConditioner(CodecConditioner[Any]):
             return tensors
         wave = tensors["wave"]
         with torch.autocast(wave.device.type, enabled=False):
-            frames = self.codec.encode(Audio(wave, self.codec.spec.sample_rate, tensors["lengths"]), levels=1)
+            frames = self.codec.encode(Audio(wave, self.codec.spec.sample_rate, tensors["lengths"]), num_codebooks=1)
             x = self.codec.embed(frames)
         there = torch.arange(x.shape[-1], device=x.device) < frames.lengths[:, None]
         x = _blurred(x * there[:, None], self.spec.blur)

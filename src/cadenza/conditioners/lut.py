@@ -17,7 +17,14 @@ from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.hub import ModelSource
 from cadenza.core.spec import Spec
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.nn.tokenizers import MODEL, find_spacy_model, hash_to_row, load_sentencepiece, spacy_tokens, split_normalized_words
+from cadenza.nn.tokenizers import (
+    SPACY_MODEL,
+    find_spacy_model,
+    hash_to_row,
+    load_sentencepiece,
+    spacy_tokens,
+    split_normalized_words,
+)
 
 _FILES = ("tokenizer.json", "spiece.model")  # which are read as they are; for others `transformers` knows rules
 _KEPT = "tokenizer.json"
@@ -42,7 +49,7 @@ class SpacyTokenizer(Spec):
 
     type: Literal["spacy"] = "spacy"
     bins: int = Field(default=8192, ge=1)
-    model: str = Field(default=MODEL, min_length=1)  # an installed package, or a folder
+    model: str = Field(default=SPACY_MODEL, min_length=1)  # an installed package, or a folder
     lemmas: bool = True  # dictionary forms
     stop_words: bool = False  # whether "the" and its like are kept
 

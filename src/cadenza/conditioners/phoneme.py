@@ -15,7 +15,7 @@ from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInpu
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.nn.phonemize import MARKS, phonemize
+from cadenza.nn.phonemize import PUNCTUATION, phonemize
 from cadenza.nn.rope import sinusoidal_embedding
 
 Vocabulary = Literal["ipa", "g2p_en"]
@@ -127,7 +127,7 @@ def symbol_table(vocabulary: Vocabulary) -> dict[str, int]:
     modifiers of the International Phonetic Alphabet, composed ones taken apart.
     """
     if vocabulary == "ipa":
-        symbols = ["", " ", *MARKS, *_OTHERS, *(chr(code) for first, last in _BLOCKS for code in range(first, last + 1))]
+        symbols = ["", " ", *PUNCTUATION, *_OTHERS, *(chr(code) for first, last in _BLOCKS for code in range(first, last + 1))]
         return {symbol: row for row, symbol in enumerate(symbols)}
     sounds = sorted([*_SINGLE, *(f"{vowel}{stress}" for vowel in _VOWELS for stress in "012")])
     return {"": 0, " ": _NOTHING} | {symbol: row for row, symbol in enumerate([*_MARKED, *sounds], _NOTHING + 1)}
@@ -145,7 +145,7 @@ def ipa_to_arpabet(sounds: str) -> list[str]:
             symbol = _ARPABET[one]
             found.append(symbol + stress if symbol in _VOWELS else symbol)
             stress = "0" if symbol in _VOWELS else stress
-        elif one == " " or one in MARKS:
+        elif one == " " or one in PUNCTUATION:
             found.append(one)
     return found
 
@@ -175,8 +175,8 @@ def _ipa(sounds: str | list[str], known: dict[str, int]) -> list[int]:
 def _g2p(sounds: str | list[str], known: dict[str, int]) -> list[int]:
     """The row of each symbol of the CMU dictionary, as they are given or out of the IPA."""
     symbols = ipa_to_arpabet(sounds) if isinstance(sounds, str) else sounds
-    if not all(symbol in known or symbol in MARKS for symbol in symbols):
-        wrong = next(symbol for symbol in symbols if symbol not in known and symbol not in MARKS)
+    if not all(symbol in known or symbol in PUNCTUATION for symbol in symbols):
+        wrong = next(symbol for symbol in symbols if symbol not in known and symbol not in PUNCTUATION)
         raise RequestError(f"g2p_en has no phoneme called {wrong!r}.{did_you_mean(wrong, list(known))}")
     ids = [known.get(symbol, _NOTHING) for symbol in symbols]
     return ids if any(row > _NOTHING for row in ids) else []

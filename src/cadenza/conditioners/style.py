@@ -134,7 +134,7 @@ class StyleConditioner(Conditioner[Any]):
             self.up = nn.Linear(spec.dim or self.listener.dim, spec.hidden)
         blocks = (Block(spec.hidden, spec.heads, hidden=4 * spec.hidden) for _ in range(spec.depth))
         self.blocks = nn.ModuleList(blocks)
-        self.bottleneck = VariableRVQ(spec.hidden, levels=spec.levels, bins=spec.bins)
+        self.bottleneck = VariableRVQ(spec.hidden, codebooks=spec.levels, bins=spec.bins)
         self.out = nn.Linear(spec.hidden, spec.output_dim)
 
     def fit(self, values: Iterable[Any]) -> None:

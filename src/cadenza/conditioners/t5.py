@@ -276,7 +276,7 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
             if outline:
                 return encoder
             weights = self._elsewhere(encoder) if self.config.get(_ELSEWHERE) else self.open_state_dict()
-            load_weights_streaming(encoder, weights, source=self.spec.model, narrow=tables if narrow and not stored else None)
+            load_weights_streaming(encoder, weights, source=self.spec.model, bfloat16=tables if narrow and not stored else None)
             if self.is_t5gemma:
                 _turned(encoder)
         return encoder

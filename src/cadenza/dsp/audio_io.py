@@ -87,7 +87,7 @@ def _import_av(path: Path | ByteRange) -> Any:
     try:
         av = importlib.import_module("av")
     except ImportError as error:
-        raise AudioError(f'{path}: {path.suffix} files need the `audio` extra: pip install "cadenza[audio]"') from error
+        raise AudioError(f'{path}: {path.suffix} files need the `audio` extra: pip install -e ".[audio]"') from error
     return av
 
 

@@ -52,7 +52,7 @@ def new_figure(size: tuple[float, float]) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise AudioError('a picture needs matplotlib; install it with: pip install "cadenza[eval]"') from None
+        raise AudioError('a picture needs matplotlib; install it with: pip install -e ".[eval]"') from None
     return Figure(figsize=size, dpi=110, layout="constrained")
 
 

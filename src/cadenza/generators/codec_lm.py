@@ -1,8 +1,15 @@
 """codec_lm: a language model over the codes of a codec, all codebooks of a step at once (arXiv:2306.05284).
 
-The embeddings of a step's codes are summed, a causal transformer reads them, one head a codebook predicts the
-next step. The special id, one past the codebook, fills what a pattern leaves empty; as a prediction, which only
-codebook 0 has, it is the end of the clip.
+The embeddings of a step's codes are summed, a causal transformer reads them, and one head per codebook predicts the
+next step. The special id, one past the codebook, fills the positions that a pattern leaves empty; as a prediction,
+which only codebook 0 has, it is the end of the clip.
+
+`CodecLM` holds the weights, `forward` and the loss; `DecodingState` is a generation in progress:
+
+    state, first = init_state(lm, branches, inputs, patterns)
+    prefill(lm, state, first)                                  # prefix and known steps
+    for step in range(first, steps):
+        decode_step(lm, state, PositionRange(step, step + 1))  # samples state.buffer.sequence[:, :, step]
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +40,12 @@ from cadenza.samplers.tokens import DecodingBuffer, TokenSampling, uniform_noise
 if TYPE_CHECKING:
     from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
 
-BLOCK = 16  # steps between two looks at the host
-NOWHERE = 1 << 40  # stands for no frame where a frame's number is compared
+BLOCK_STEPS = 16  # steps between two synchronisations with the host
+NO_FRAME = 1 << 40  # frame number of a position that belongs to no frame
 
 
 class CodecLMSpec(GeneratorSpec):
-    """A transformer of `depth` blocks; `mlp` is the feed-forward's width over the model's."""
+    """A transformer of `depth` blocks and `heads` heads; `mlp_ratio` is the feed-forward's width over `width`."""
 
     type: Literal["codec_lm"] = "codec_lm"
     width: int = Field(gt=0)
@@ -50,12 +57,10 @@ class CodecLMSpec(GeneratorSpec):
     bias: bool = False  # in attention and feed-forward
     dropout: float = Field(default=0.0, ge=0, lt=1)
     norm_eps: float = Field(default=1e-5, gt=0)
-    end_of_sequence: bool = True  # whether the model may end a clip by itself
-    attend_padding: bool = False  # whether padding of conditions takes part, as in some released models
-    cross_attention_pos_emb_scale: float = Field(
-        default=0.0, allow_inf_nan=False
-    )  # of the sinusoids added to what `cross` holds; 0: none
-    max_frames: int = Field(default=1500, gt=0)  # frames in one piece
+    end_of_sequence: bool = True  # the model can predict the end of a clip
+    attend_padding: bool = False  # attend to the padding of conditions, as some released models do
+    cross_attention_pos_emb_scale: float = Field(default=0.0, allow_inf_nan=False)  # of sinusoids added to `cross`; 0: none
+    max_frames: int = Field(default=1500, gt=0)  # context, in frames
 
     slots: ClassVar[frozenset[Slot]] = frozenset({"cross", "prepend", "add", "concat", "global"})
     alignments: ClassVar[frozenset[str]] = frozenset({"frames", "steps"})
@@ -72,26 +77,26 @@ class CodecLMSpec(GeneratorSpec):
         if self.positions == "rotary" and self.width // self.heads % 2:
             raise ValueError(f"heads: {self.heads} heads do not divide the width {self.width} into heads of even width")
         if self.width < 4 and self.positions == "sinusoidal":
-            raise ValueError(f"width: {self.width} holds no sinusoids; give 4 or more")
+            raise ValueError(f"width: {self.width} is too small for sinusoidal positions; use 4 or more")
         if self.end_of_sequence and not self.pattern.prefix_stable:
             raise ValueError(f"end_of_sequence: a clip in pattern '{self.pattern.type}' cannot end by itself; set it to false")
         return self
 
     def activation_bytes(self, frame_format: FrameFormat, load: BatchShape) -> dict[str, int]:
-        steps, size, tokens = len(self.pattern.pattern(frame_format.channels, load.frames)), load.dtype.itemsize, load.positions
-        positions, device = tokens.get("prepend", 0) + steps, load.device.partition(":")[0]
-        each, read = self.width * size, 2 * self.depth * load.rows * tokens.get("cross", 0)  # keys and values are remembered
-        wide = 0 if device != "cpu" or size == 4 else 2 * load.rows * positions * self.width * 4  # a layer's, to be attended to
-        if load.quantized and device == "cpu":  # in 8 bits, with a scale for each head
-            positions, each, wide = -(-positions // 64) * 64, self.width + 4 * self.heads, 0
+        steps, itemsize = len(self.pattern.pattern(frame_format.channels, load.frames)), load.dtype.itemsize
+        positions, device = load.positions.get("prepend", 0) + steps, load.device.partition(":")[0]
+        position_bytes, cross = self.width * itemsize, 2 * self.depth * load.rows * load.positions.get("cross", 0)
+        widened = 0 if device != "cpu" or itemsize == 4 else 2 * load.rows * positions * self.width * 4  # one layer in float32
+        if load.quantized and device == "cpu":  # int8 with one scale per head
+            positions, position_bytes, widened = -(-positions // 64) * 64, self.width + 4 * self.heads, 0
         elif device == "cuda":
             positions = round_up_to_bucket(positions)
-        added = "add" in tokens or self.positions == "sinusoidal"
-        along = load.rows * steps * (self.width * added + load.widths.get("concat", 0))
+        has_additive = "add" in load.positions or self.positions == "sinusoidal"
+        step_numbers = load.rows * steps * (self.width * has_additive + load.widths.get("concat", 0))
         return {
-            "keys and values": 2 * self.depth * load.rows * positions * each,
-            "conditions": (read * self.width + along) * size,
-            "a step": wide + 8 * load.rows * frame_format.channels * frame_format.cardinality * 4,
+            "keys and values": 2 * self.depth * load.rows * positions * position_bytes,
+            "conditions": (cross * self.width + step_numbers) * itemsize,
+            "a step": widened + 8 * load.rows * frame_format.channels * frame_format.cardinality * 4,
         }
 
     def validate_inputs(self, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
@@ -117,40 +122,12 @@ class CodecLMSpec(GeneratorSpec):
         return CodecLM(self, frame_format, widths)
 
 
-@dataclass
-class _Group:
-    """Branches that are evaluated together, one after the other in the batch."""
-
-    branches: int
-    setting: ConditioningInputs
-    cache: KVCache | None
-    decoding: "QuantizedDecoder | None" = None  # which remembers what the cache does elsewhere
-
-
-@dataclass
-class _State:
-    """A batch being written, and what is remembered of it; `step` is the next one where the device keeps count."""
-
-    writing: DecodingBuffer
-    groups: list[_Group]
-    step: Int[Tensor, "1"]
-
-    def close(self) -> None:
-        """Ends what runs for it."""
-        for group in self.groups:
-            if group.decoding is not None:
-                group.decoding.close()
-
-
 class CodecLM(Generator):
-    """Embeddings of K codebooks summed, a causal transformer, K heads."""
+    """The weights: embeddings of `num_codebooks` codebooks, a causal transformer, one head per codebook."""
 
     int8_only: ClassVar[tuple[str, ...]] = (
-        "head",
-        "cross.kv",
-        "adaln",
-        *(f"input_projections.{slot}" for slot in ("prepend", "add", "concat")),
-    )
+        "head", "cross.kv", "adaln", *(f"input_projections.{slot}" for slot in ("prepend", "add", "concat"))
+    )  # fmt: skip
 
     def __init__(self, spec: CodecLMSpec, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
         super().__init__()
@@ -168,25 +145,19 @@ class CodecLM(Generator):
             dropout=spec.dropout,
             eps=spec.norm_eps,
         )
-        self.embedding = nn.Embedding(
-            self.num_codebooks * (self.special_token_id + 1), spec.width
-        )  # codebook k begins at k * (special + 1)
+        # one table for all codebooks: codebook k begins at row k * (special_token_id + 1)
+        self.embedding = nn.Embedding(self.num_codebooks * (self.special_token_id + 1), spec.width)
         self.head = nn.Linear(spec.width, self.num_codebooks * self.special_token_id + int(spec.end_of_sequence), bias=False)
-        self.input_projections = nn.ModuleDict(
-            {
-                slot: nn.Identity() if widths[slot] == spec.width else nn.Linear(widths[slot], spec.width, bias=False)
-                for slot in ("prepend", "add")
-                if slot in widths
-            }
-        )
-        if "concat" in widths:  # at first a frame's embedding with a little of what stands beside it
-            self.input_projections["concat"] = beside = nn.Linear(spec.width + widths["concat"], spec.width, bias=False)
-            nn.init.eye_(beside.weight)
-            nn.init.normal_(beside.weight[:, spec.width :], std=0.02)  # zeros learn nothing of a part that begins at zero
+        self.input_projections = nn.ModuleDict()
+        for slot in [slot for slot in ("prepend", "add") if slot in widths]:
+            same = widths[slot] == spec.width
+            self.input_projections[slot] = nn.Identity() if same else nn.Linear(widths[slot], spec.width, bias=False)
+        if "concat" in widths:  # starts as the identity on the embedding plus a little of the concatenated vector
+            self.input_projections["concat"] = concat = nn.Linear(spec.width + widths["concat"], spec.width, bias=False)
+            nn.init.eye_(concat.weight)
+            nn.init.normal_(concat.weight[:, spec.width :], std=0.02)  # a zero projection of a zero vector gets no gradient
         nn.init.normal_(self.embedding.weight, std=spec.width**-0.5)
         nn.init.normal_(self.head.weight, std=0.02)
-
-    # training
 
     def forward(
         self,
@@ -195,28 +166,17 @@ class CodecLM(Generator):
         frame: Int[Tensor, "b k n"],
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b s k v"]:
-        """At each step the logits of the next; `frame` is the pattern's, of these steps or of more."""
-        setting = self._setting(fused, frame)
-        return self._logits(self._run(sequence, setting, rng=rng)[:, setting.prefix_length :])
-
-    @torch.inference_mode()
-    def iter_logits(
-        self, sequence: Int[Tensor, "b k s"], fused: FusedConditions, frame: Int[Tensor, "b k n"]
-    ) -> Iterator[Tensor]:
-        """The logits [b k v] of `forward` step after step, as clips are made; each holds until the next."""
-        lm = pack_linears(dequantized_if_unsupported(self), len(sequence))
-        group = lm._group(fused, frame, len(sequence))
-        try:
-            lm._feed(sequence[:, :, :0], group)
-            for step in range(sequence.shape[2]):
-                yield lm._next(sequence[:, :, step : step + 1], group, PositionRange(step + 1, step + 2))
-        finally:
-            if group.decoding is not None:
-                group.decoding.close()
+        """Return at each step the logits of the next; `frame` is the pattern's `frame_at_step`, with n >= s."""
+        conditions = self.conditioning(fused, frame)
+        x = self.causal_pass(self.embed_from_start(sequence, conditions), conditions, rng=rng)
+        return self.split_codebooks(self.head(x[:, conditions.prefix_length :]))
 
     def losses(self, target: Codes | Latents, fused: FusedConditions, rng: torch.Generator) -> dict[str, Tensor]:
-        """Cross-entropy of each codebook; the end of a clip is a target where `target.ended` says so."""
-        assert isinstance(target, Codes), "codec_lm learns from codes"
+        """Return the mean cross-entropy of each codebook (`ce_0`, ...) and `loss`, their mean.
+
+        The end of a clip is a target where `target.ended` is true. Raises RequestError for clips of an unsuitable length.
+        """
+        assert isinstance(target, Codes), "codec_lm is trained on codes"
         frames = target.ids.shape[-1]
         if frames > self.spec.max_frames:
             raise RequestError(f"clips of {frames} frames are longer than the model's context of {self.spec.max_frames}")
@@ -224,8 +184,14 @@ class CodecLM(Generator):
         extra = int(self.spec.end_of_sequence)
         ended = torch.zeros_like(target.lengths, dtype=torch.bool) if target.ended is None else target.ended
         if self.spec.fixed_length:
-            frames = self._whole(target, ended)
-        frame = self._pattern(frames + extra).frame_at_step.to(device).expand(len(target), -1, -1)
+            frames = self.spec.max_frames
+            if bool((~ended & (target.lengths < frames)).any()):
+                raise RequestError(
+                    f"pattern '{self.spec.pattern.type}' places codes by the length of the clip, so it is trained on clips of "
+                    f"exactly {frames} frames (generator.max_frames), but got {int(target.lengths.min())}; "
+                    "cut clips to that length"
+                )
+        frame = self.pattern(frames + extra).frame_at_step.to(device).expand(len(target), -1, -1)
         inside = (frame >= 0) & (frame < lengths)
         ids = F.pad(target.ids, (0, 1 + frames - target.ids.shape[-1]))
         sequence = ids.gather(2, frame.where(inside, frames)).where(inside, self.special_token_id)
@@ -233,246 +199,235 @@ class CodecLM(Generator):
         counted = inside & (before_crop | ended[:, None])[:, None]
         if extra:
             counted[:, 0] |= (frame[:, 0] == lengths[:, 0]) & ended[:, None]
-        logits = self(sequence[:, :, :-1], fused, frame, _on(rng, device) if self.training else None)
-        return _cross_entropies(logits, sequence[:, :, 1:].transpose(1, 2), counted[:, :, 1:].transpose(1, 2))
+        logits = self(sequence[:, :, :-1], fused, frame, _on_device(rng, device) if self.training else None)
+        target_ids, counted = sequence[:, :, 1:].transpose(1, 2), counted[:, :, 1:].transpose(1, 2)  # [b, s, k]
+        labels = target_ids.where(counted, 0)
+        values = F.cross_entropy(logits.flatten(0, 2).float(), labels.flatten(), reduction="none").view_as(labels) * counted
+        means = values.sum((0, 1)) / counted.sum((0, 1)).clamp(min=1)
+        return {"loss": means.mean(), **{f"ce_{codebook}": mean for codebook, mean in enumerate(means.detach())}}
 
-    def _whole(self, target: Codes, ended: Tensor) -> int:
-        """The frames of every clip; raises RequestError for one that is shorter though its piece goes on."""
-        if bool((~ended & (target.lengths < self.spec.max_frames)).any()):
-            shortest, name = int(target.lengths.min()), self.spec.pattern.type
-            raise RequestError(
-                f"pattern '{name}' places codes by the length of the clip, so it learns from clips of exactly "
-                f"{self.spec.max_frames} frames (generator.max_frames), but got {shortest}; cut clips to that length"
-            )
-        return self.spec.max_frames
-
-    # generation
-
-    def stream(self, branches: Sequence[GuidanceBranch], plan: GenerationInputs) -> Iterator[Codes | Latents]:
-        """Known frames must come first in each item; an item's frames end where the model ends it."""
-        wanted = plan.frames.tolist()
-        patterns = [self._pattern(frames) for frames in wanted]
-        branches = nonzero_branches(branches, plain=plan.guidance_schedule is not None or plan.rescale > 0)
-        lm = pack_linears(dequantized_if_unsupported(self), len(wanted) * (1 if plan.two_step_cfg else len(branches)))
-        first, state = lm._begin(branches, plan, patterns)
-        recorded = self.graphs.acquire(state, lm)
-        state = state if recorded is None else recorded.state
-        try:
-            yield from lm._written(state, recorded, patterns, first)
-        finally:
-            state.close()
-        if recorded is not None:
-            self.graphs.release(recorded)
-
-    def _written(
-        self, state: _State, recorded: GraphRunner[_State] | None, patterns: list[Pattern], first: int
-    ) -> Iterator[Codes]:
-        """Frames as soon as all their codes are there, from a batch of which the step `first` is the next."""
-        whole = [pattern.complete_frames_after() for pattern in patterns]
-        steps, end = pad_step_tables(patterns).to(state.writing.sequence.device), state.writing.sequence.shape[2]
-        self._prefill(state, first)
-        sent, last = 0, first
-        while True:
-            before, last = last, min(last + BLOCK, end)
-            if recorded is None:
-                self._advance(state, before, last)
-            else:
-                self._replay(recorded, before, last)
-            ends = state.writing.lengths.tolist()
-            done = [table[min(last, len(table)) - 1] for table in whole]
-            open_ = [frames for frames, end in zip(done, ends, strict=True) if frames < end]
-            ready = min([*open_, max(ends)])
-            if ready > sent:
-                yield state.writing.read_frames(steps[:, :, sent:ready], sent)
-                sent = ready
-            if not open_:
-                return
-
-    @torch.inference_mode()
-    def _begin(self, branches: list[GuidanceBranch], plan: GenerationInputs, patterns: list[Pattern]) -> tuple[int, _State]:
-        """The first step with a code that is not known, and the state before it."""
-        batch, device = len(patterns), self.embedding.weight.device
-        wanted = torch.tensor([pattern.frames for pattern in patterns])
-        if int(wanted.max()) > self.spec.max_frames or int(wanted.min()) < 1:
-            raise RequestError(f"frames must lie between 1 and {self.spec.max_frames}, got {wanted.tolist()}")
-        if self.spec.fixed_length and int(wanted.min()) < self.spec.max_frames:
-            raise RequestError(
-                f"pattern '{self.spec.pattern.type}' places codes by the length of the clip, so this model makes exactly "
-                f"{self.spec.max_frames} frames, not {wanted.tolist()}; make that many and cut them"
-            )
-        if len(plan.seeds) != batch:
-            raise RequestError(f"{len(plan.seeds)} seeds are given for {batch} items")
-        frame = pad_frame_tables(patterns)
-        ids, prefix = validate_known_prefix(plan, self.frame_format)
-        known = (frame >= 0) & (frame < prefix[:, None, None])
-        sequence = F.pad(ids, (0, 1)).gather(2, frame.where(known, ids.shape[2])).where(known, self.special_token_id)
-        missing = ((frame >= prefix[:, None, None]) & (frame < wanted[:, None, None])).any(1).any(0)
-        steps = frame.shape[2]
-        first = next((step for step in range(1, steps) if missing[step]), steps)
-        draws = F.pad(uniform_noise(plan.seeds, plan.start_frame, int(wanted.max()), self.num_codebooks), (0, 1))
-        may_end = (frame > 0) & ~known & plan.sampling.allow_eos
-        may_end[:, 1:] = False
-        together = [[branch] for branch in branches] if plan.two_step_cfg else [branches]
-        there = frame.where(frame < wanted[:, None, None], -1).to(device)  # no condition of frames that are not asked for
-        writing = DecodingBuffer(
-            sequence=sequence.to(device),
-            lengths=wanted.to(device),
-            frame=frame.where(frame >= 0, NOWHERE).to(device),
-            known=known.to(device),
-            uniform=draws.gather(2, frame.where(frame >= 0, draws.shape[2]).clamp(max=draws.shape[2] - 1)).to(device),
-            eos_forbidden=~may_end.to(device) if self.spec.end_of_sequence else None,
-            strength=None
-            if plan.guidance_schedule is None
-            else plan.guidance_schedule.to(device).gather(1, latest_predicted_frame(there, plan.guidance_schedule.shape[1])),
-            guidance=GuidanceMixer.of(branches, plan.rescale),
-            sampling=plan.sampling,
-            special=self.special_token_id,
-        )
-        groups = [self._group(batch_branches(part, batch), there.repeat(len(part), 1, 1), batch) for part in together]
-        return first, _State(writing, groups, torch.tensor([first]).to(device))
-
-    def _group(self, fused: FusedConditions, frame: Int[Tensor, "nb k s"], batch: int) -> _Group:
-        setting = self._setting(fused, frame)
-        branches, positions = len(frame) // batch, setting.prefix_length + frame.shape[2]
-        if isinstance(self.head, QuantizedLinear) and frame.device.type == "cpu":
-            return _Group(branches, setting, None, self._decoding(setting, (len(frame), positions)))
-        cache = self.transformer.allocate_kv_cache(
-            len(frame), round_up_to_bucket(positions) if self.graphs.is_supported(self) else positions
-        )
-        return _Group(branches, setting, cache)
-
-    def _decoding(self, setting: ConditioningInputs, shape: tuple[int, int]) -> "QuantizedDecoder":
-        from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
-
-        return QuantizedDecoder(
-            self.transformer,
-            self.head,
-            shape=shape,
-            valid=setting.valid,
-            rotation=setting.rotation,
-            source=setting.cross_kv,
-            styles=setting.adaln,
-        )
-
-    @torch.inference_mode()
-    def _prefill(self, state: _State, first: int) -> None:
-        """Feeds the prefix and the known steps but the last, which the first block feeds."""
-        for group in state.groups:
-            self._feed(state.writing.sequence[:, :, : first - 1].repeat(group.branches, 1, 1), group)
-
-    def _feed(self, sequence: Int[Tensor, "nb k s"], group: _Group) -> None:
-        """Feeds the prefix and the steps of `sequence`."""
-        if group.setting.prefix_length + sequence.shape[2] == 0:
-            return
-        if group.decoding is None:
-            self._run(sequence, group.setting, cache=group.cache)
-        else:
-            group.decoding.prefill(self._inputs(sequence, group.setting), 0)
-
-    @torch.inference_mode()
-    def _advance(self, state: _State, first: int, last: int) -> None:
-        """Writes the steps from `first` up to `last`; nothing in here may wait for the device."""
-        walked = any(group.decoding is not None for group in state.groups)
-        with single_torch_thread() if walked else nullcontext():
-            for step in range(first, last):
-                self._step(state, PositionRange(step, step + 1))
-
-    @torch.inference_mode()
-    def _replay(self, recorded: GraphRunner[_State], first: int, last: int) -> None:
-        """The same by one step that is recorded, and replayed wherever the device's own count stands."""
-        state = recorded.state
-        state.step.fill_(first)
-        reads = tuple(round_up_to_bucket(group.setting.prefix_length + last - 1) for group in state.groups)
-        recorded.run(lambda: self._counted(state, last), last - first, key=reads)
-
-    def _counted(self, state: _State, last: int) -> None:
-        self._step(state, PositionRange(state.step, last))
-        state.step.add_(1)
-
-    def _step(self, state: _State, step: PositionRange) -> None:
-        """Writes one step."""
-        column = step.shifted(-1).gather(state.writing.sequence, 2)
-        each = [self._next(column.repeat(group.branches, 1, 1), group, step) for group in state.groups]
-        state.writing.sample_step(torch.cat(each), step)
-
-    def _next(self, column: Int[Tensor, "nb k 1"], group: _Group, step: PositionRange) -> Float[Tensor, "nb k v"]:
-        """The logits of `step`, whose column before it is read."""
-        setting, before = group.setting, step.shifted(-1)
-        x, span = self._read(column, setting, before), before.shifted(setting.prefix_length).padded_to_bucket()
-        if group.decoding is not None:
-            return self._split(group.decoding.step(x, span.end - 1))
-        mask = decode_step_mask(setting.valid, span, x.dtype)
-        x = self.transformer(x, mask=mask, cache=group.cache, **setting.slice(span))
-        return self._logits(x[:, -1])
-
-    # both
-
-    def _pattern(self, frames: int) -> Pattern:
+    def pattern(self, frames: int) -> Pattern:
+        """Return the pattern of a clip of `frames` frames."""
         return self.spec.pattern.pattern(self.num_codebooks, frames)
 
-    def _setting(self, fused: FusedConditions, frame: Int[Tensor, "b k s"]) -> ConditioningInputs:
-        spec = self.spec
+    def conditioning(self, fused: FusedConditions, frame: Int[Tensor, "b k s"]) -> ConditioningInputs:
+        """Place the conditions at the steps of a sequence."""
         return ConditioningInputs.from_fused(
             fused,
             frame,
             transformer=self.transformer,
             inputs=self.input_projections,
-            rotary=spec.positions == "rotary",
-            attend_padding=spec.attend_padding,
-            cross_positions=spec.cross_attention_pos_emb_scale,
+            rotary=self.spec.positions == "rotary",
+            attend_padding=self.spec.attend_padding,
+            cross_positions=self.spec.cross_attention_pos_emb_scale,
         )
 
-    def _run(
-        self,
-        sequence: Int[Tensor, "b k s"],
-        setting: ConditioningInputs,
-        *,
-        cache: KVCache | None = None,
-        rng: torch.Generator | None = None,
-    ) -> Float[Tensor, "b n d"]:
-        """What the transformer makes of the prefix and the first steps, read at once."""
-        x = self._inputs(sequence, setting)
+    def causal_pass(self, x: Float[Tensor, "b n d"], conditions: ConditioningInputs, **options: Any) -> Float[Tensor, "b n d"]:
+        """Run the transformer over the first n positions at once; `options` are its `cache` and `rng`."""
         n = x.shape[1]
-        mask = None if setting.valid is None else prefix_causal_mask(setting.valid[:, :n])
-        return self.transformer(x, mask=mask, cache=cache, rng=rng, **setting.slice(PositionRange(0, n)))
+        mask = None if conditions.valid is None else prefix_causal_mask(conditions.valid[:, :n])
+        return self.transformer(x, mask=mask, **conditions.slice(PositionRange(0, n)), **options)
 
-    def _inputs(self, sequence: Int[Tensor, "b k s"], setting: ConditioningInputs) -> Float[Tensor, "b n d"]:
-        """The prefix and the first steps, as the transformer reads them."""
-        x = self._read(sequence, setting, PositionRange(0, sequence.shape[2]))
-        return x if setting.prefix is None else torch.cat([setting.prefix, x], 1)
+    def embed_from_start(self, sequence: Int[Tensor, "b k s"], conditions: ConditioningInputs) -> Float[Tensor, "b n d"]:
+        """Return the transformer's inputs for the prefix and the first s steps."""
+        x = self.embed_steps(sequence, conditions, PositionRange(0, sequence.shape[2]))
+        return x if conditions.prefix is None else torch.cat([conditions.prefix, x], 1)
 
-    def _read(
-        self, sequence: Int[Tensor, "b k s"], setting: ConditioningInputs, steps: PositionRange
+    def embed_steps(
+        self, sequence: Int[Tensor, "b k s"], conditions: ConditioningInputs, steps: PositionRange
     ) -> Float[Tensor, "b s d"]:
-        """The summed embeddings of some steps, with what conditions and positions add."""
+        """Sum the embeddings of the codebooks at `steps`, and apply the conditions of the slots concat and add."""
         offsets = torch.arange(self.num_codebooks, device=sequence.device)[:, None] * (self.special_token_id + 1)
-        x = self.embedding(sequence + offsets).sum(1)
-        if setting.concat is not None:
-            x = self.input_projections["concat"](torch.cat([x, steps.gather(setting.concat, 1).to(x.dtype)], -1))
-        return x if setting.additive is None else x + steps.gather(setting.additive, 1)
+        x = self.embedding(sequence + offsets).sum(1)  # [b, s, d]
+        if conditions.concat is not None:
+            x = self.input_projections["concat"](torch.cat([x, steps.gather(conditions.concat, 1).to(x.dtype)], -1))
+        return x if conditions.additive is None else x + steps.gather(conditions.additive, 1)
 
-    def _logits(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k v"]:
-        return self._split(self.head(x))
-
-    def _split(self, y: Float[Tensor, "*b h"]) -> Float[Tensor, "*b k v"]:
-        """Each codebook's part of what the head says."""
+    def split_codebooks(self, y: Float[Tensor, "*b h"]) -> Float[Tensor, "*b k v"]:
+        """Split the head's output by codebook; with `end_of_sequence` the last id is -inf but for codebook 0."""
         codes = y[..., : self.num_codebooks * self.special_token_id].unflatten(-1, (self.num_codebooks, self.special_token_id))
         if not self.spec.end_of_sequence:
             return codes
         end = F.pad(y[..., -1:], (0, self.num_codebooks - 1), value=-torch.inf)
         return torch.cat([codes, end[..., None]], -1)
 
+    def stream(self, branches: Sequence[GuidanceBranch], inputs: GenerationInputs) -> Iterator[Codes | Latents]:
+        """Yield frames as soon as all their codes are sampled; an item ends where the model predicts its end.
 
-def _cross_entropies(logits: Tensor, target: Tensor, counted: Tensor) -> dict[str, Tensor]:
-    """The mean over the counted codes of each codebook (`ce_0`, ...), and `loss`, the mean of those."""
-    wanted = target.where(counted, 0)
-    each = F.cross_entropy(logits.flatten(0, 2).float(), wanted.flatten(), reduction="none").view_as(wanted) * counted
-    means = each.sum((0, 1)) / counted.sum((0, 1)).clamp(min=1)
-    return {"loss": means.mean(), **{f"ce_{row}": mean for row, mean in enumerate(means.detach())}}
+        Raises RequestError unless the known frames of each item are its first ones.
+        """
+        frames = inputs.frames.tolist()
+        patterns = [self.pattern(count) for count in frames]
+        branches = nonzero_branches(branches, plain=inputs.guidance_schedule is not None or inputs.rescale > 0)
+        lm = pack_linears(dequantized_if_unsupported(self), len(frames) * (1 if inputs.two_step_cfg else len(branches)))
+        state, first = init_state(lm, branches, inputs, patterns)
+        runner = self.graphs.acquire(state, lm)
+        state = state if runner is None else runner.state
+        complete = [pattern.complete_frames_after() for pattern in patterns]
+        step_of_frame = pad_step_tables(patterns).to(state.buffer.sequence.device)  # [b, k, f]
+        sent, end = 0, state.buffer.sequence.shape[2]
+        try:
+            prefill(lm, state, first)
+            for last in [*range(first + BLOCK_STEPS, end, BLOCK_STEPS), end]:
+                decode_block(lm, state, first, last, runner)
+                first, lengths = last, state.buffer.lengths.tolist()
+                done = [table[min(last, len(table)) - 1] for table in complete]
+                unfinished = [frames for frames, length in zip(done, lengths, strict=True) if frames < length]
+                ready = min([*unfinished, max(lengths)])
+                if ready > sent:
+                    yield state.buffer.read_frames(step_of_frame[:, :, sent:ready], sent)
+                    sent = ready
+                if not unfinished:
+                    break
+        finally:
+            state.close()
+        if runner is not None:
+            self.graphs.release(runner)
 
 
-def _on(rng: torch.Generator, device: Any) -> torch.Generator:
-    """`rng`, or a generator on `device` that begins where `rng` stands."""
+@dataclass
+class BranchGroup:
+    """Guidance branches evaluated in one forward pass; nb = branches * b rows, the items of one branch together."""
+
+    branches: int
+    conditions: ConditioningInputs  # of all nb rows, at every position of prefix and steps
+    cache: KVCache | None  # per layer keys and values [nb, h, n, d / h]; None with `decoder`
+    decoder: "QuantizedDecoder | None" = None  # for int8 and int4 weights on a CPU; keeps its own 8-bit cache and threads
+
+
+@dataclass
+class DecodingState:
+    """A generation in progress of b items. Everything that changes from step to step is in its tensors."""
+
+    buffer: DecodingBuffer  # tokens [b, k, s], noise [b, k, s], lengths [b], sampling and guidance settings
+    groups: list[BranchGroup]  # one group with all branches, or one per branch with `two_step_cfg`
+    position: Int[Tensor, "1"]  # the next step, counted on the device when a CUDA graph replays `decode_step`
+
+    def close(self) -> None:
+        """Stop the threads of the decoders."""
+        for group in self.groups:
+            if group.decoder is not None:
+                group.decoder.close()
+
+
+@torch.inference_mode()
+def init_state(
+    lm: CodecLM, branches: list[GuidanceBranch], inputs: GenerationInputs, patterns: list[Pattern]
+) -> tuple[DecodingState, int]:
+    """Allocate the state of a generation, and return it with the first step that has an unknown code.
+
+    Raises RequestError if the frames, seeds or known frames do not suit the model.
+    """
+    batch, device, spec = len(patterns), lm.embedding.weight.device, lm.spec
+    frames = torch.tensor([pattern.frames for pattern in patterns])
+    if int(frames.max()) > spec.max_frames or int(frames.min()) < 1:
+        raise RequestError(f"frames must lie between 1 and {spec.max_frames}, got {frames.tolist()}")
+    if spec.fixed_length and int(frames.min()) < spec.max_frames:
+        raise RequestError(
+            f"pattern '{spec.pattern.type}' places codes by the length of the clip, so this model generates exactly "
+            f"{spec.max_frames} frames, not {frames.tolist()}; generate that many and cut them"
+        )
+    if len(inputs.seeds) != batch:
+        raise RequestError(f"{len(inputs.seeds)} seeds are given for {batch} items")
+    frame = pad_frame_tables(patterns)  # [b, k, s]
+    ids, prefix = validate_known_prefix(inputs, lm.frame_format)  # [b, k, f], [b]
+    known = (frame >= 0) & (frame < prefix[:, None, None])
+    sequence = F.pad(ids, (0, 1)).gather(2, frame.where(known, ids.shape[2])).where(known, lm.special_token_id)
+    missing = ((frame >= prefix[:, None, None]) & (frame < frames[:, None, None])).any(1).any(0)  # [s]
+    steps = frame.shape[2]
+    first = next((step for step in range(1, steps) if missing[step]), steps)
+    noise = F.pad(uniform_noise(inputs.seeds, inputs.start_frame, int(frames.max()), lm.num_codebooks), (0, 1))  # [b, k, f + 1]
+    eos_allowed = (frame > 0) & ~known & inputs.sampling.allow_eos
+    eos_allowed[:, 1:] = False
+    conditioned = frame.where(frame < frames[:, None, None], -1).to(device)  # no conditions after an item's last frame
+    schedule = inputs.guidance_schedule
+    buffer = DecodingBuffer(
+        sequence=sequence.to(device),
+        lengths=frames.to(device),
+        frame=frame.where(frame >= 0, NO_FRAME).to(device),
+        known=known.to(device),
+        uniform=noise.gather(2, frame.where(frame >= 0, noise.shape[2]).clamp(max=noise.shape[2] - 1)).to(device),
+        eos_forbidden=~eos_allowed.to(device) if spec.end_of_sequence else None,
+        strength=None
+        if schedule is None
+        else schedule.to(device).gather(1, latest_predicted_frame(conditioned, schedule.shape[1])),
+        guidance=GuidanceMixer.of(branches, inputs.rescale),
+        sampling=inputs.sampling,
+        special=lm.special_token_id,
+    )
+    groups = []
+    for part in [[branch] for branch in branches] if inputs.two_step_cfg else [branches]:
+        conditions = lm.conditioning(batch_branches(part, batch), conditioned.repeat(len(part), 1, 1))
+        rows, positions = len(part) * batch, conditions.prefix_length + steps
+        cache = decoder = None
+        if isinstance(lm.head, QuantizedLinear) and device.type == "cpu":
+            from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
+
+            decoder = QuantizedDecoder(lm.transformer, lm.head, conditions, sequences=rows, positions=positions)
+        else:
+            capacity = round_up_to_bucket(positions) if lm.graphs.is_supported(lm) else positions
+            cache = lm.transformer.allocate_kv_cache(rows, capacity)
+        groups.append(BranchGroup(len(part), conditions, cache, decoder))
+    return DecodingState(buffer, groups, torch.tensor([first]).to(device)), first
+
+
+@torch.inference_mode()
+def prefill(lm: CodecLM, state: DecodingState, first: int) -> None:
+    """Feed the prefix and the known steps before `first`, but not the last of these: `decode_step` feeds it."""
+    for group in state.groups:
+        sequence = state.buffer.sequence[:, :, : first - 1].repeat(group.branches, 1, 1)  # [nb, k, first - 1]
+        if group.conditions.prefix_length + sequence.shape[2] == 0:
+            continue
+        x = lm.embed_from_start(sequence, group.conditions)  # [nb, n, d]
+        if group.decoder is None:
+            lm.causal_pass(x, group.conditions, cache=group.cache)
+        else:
+            group.decoder.prefill(x, 0)
+
+
+def decode_step(lm: CodecLM, state: DecodingState, step: PositionRange) -> None:
+    """Feed the codes before `step` and sample those of `step` into the buffer, without host synchronisation."""
+    state.buffer.sample_step(step_logits(lm, state, step), step)  # [nb, k, v] -> [b, k]
+
+
+def step_logits(lm: CodecLM, state: DecodingState, step: PositionRange) -> Float[Tensor, "nb k v"]:
+    """Feed the codes before `step` to all branches and return the logits of `step`."""
+    before, logits = step.shifted(-1), []
+    previous = before.gather(state.buffer.sequence, 2)  # [b, k, 1]
+    for group in state.groups:
+        x = lm.embed_steps(previous.repeat(group.branches, 1, 1), group.conditions, before)  # [nb, 1, d]
+        position = before.shifted(group.conditions.prefix_length).padded_to_bucket()
+        if group.decoder is None:
+            mask = decode_step_mask(group.conditions.valid, position, x.dtype)  # [nb, 1, 1, n]
+            x = lm.transformer(x, mask=mask, cache=group.cache, **group.conditions.slice(position))
+            logits.append(lm.split_codebooks(lm.head(x[:, -1])))
+        else:
+            logits.append(lm.split_codebooks(group.decoder.step(x, position.end - 1)))
+    return torch.cat(logits)
+
+
+@torch.inference_mode()
+def decode_block(
+    lm: CodecLM, state: DecodingState, first: int, last: int, runner: GraphRunner[DecodingState] | None = None
+) -> None:
+    """Decode the steps from `first` up to `last`; with `runner` by one captured step that is replayed."""
+    if runner is None:
+        with single_torch_thread() if any(group.decoder is not None for group in state.groups) else nullcontext():
+            for step in range(first, last):
+                decode_step(lm, state, PositionRange(step, step + 1))
+        return
+    state.position.fill_(first)
+
+    def decode_next() -> None:
+        decode_step(lm, state, PositionRange(state.position, last))
+        state.position.add_(1)
+
+    buckets = tuple(round_up_to_bucket(group.conditions.prefix_length + last - 1) for group in state.groups)
+    runner.run(decode_next, last - first, key=buckets)
+
+
+def _on_device(rng: torch.Generator, device: Any) -> torch.Generator:
+    """Return `rng`, or a generator on `device` seeded from it."""
     if torch.device(rng.device).type == torch.device(device).type:
         return rng
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))

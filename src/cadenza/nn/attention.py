@@ -1,4 +1,4 @@
-"""Attention to the positions before, and to the tokens of a condition."""
+"""Self-attention with a KV cache, cross-attention to the tokens of a condition, and their masks."""
 
 from typing import NamedTuple
 
@@ -12,44 +12,43 @@ from cadenza.core.types import MaskedSequence
 from cadenza.nn.kv_cache import LayerKVCache, PositionRange
 from cadenza.nn.rope import RotaryTable, apply_rotary
 
-ALIGNED = 16  # numbers from row to row of a bias
-
-MANY = 2**20  # numbers of keys that are widened item by item
+BIAS_ALIGNMENT = 16  # row stride of a bias, as CUDA's attention kernels need it
+MAX_WIDENED = 2**20  # numbers of keys above which the batch is converted to float32 item by item
 
 
 class AttentionMask(NamedTuple):
-    """Which tokens each position attends to, or with what bias; where nothing is `alive`, nothing is contributed."""
+    """Mask or bias of the tokens for each position; where `any_valid` is False the output is 0."""
 
-    mask: Shaped[Tensor, "b 1 i n"] | None = None  # True where attended to, or the bias of the logits; i: positions, or 1
+    mask: Shaped[Tensor, "b 1 i n"] | None = None  # True: attend; or a bias of the logits. i: positions, or 1 for all
     any_valid: Bool[Tensor, "b i 1"] | None = None
 
     @classmethod
     def from_tokens(cls, tokens: MaskedSequence, *, attend_padding: bool = False) -> "AttentionMask":
-        """That of every position, or of each where the tokens have a bias; padding takes part only if asked."""
+        """Return the mask of all positions, or of each if the tokens have a bias."""
         if tokens.bias is None:
             if attend_padding:
                 return cls()
-            alive = tokens.mask.any(1)[:, None, None]
-            return cls((tokens.mask[:, None] | ~alive)[:, None], alive)
+            any_valid = tokens.mask.any(1)[:, None, None]
+            return cls((tokens.mask[:, None] | ~any_valid)[:, None], any_valid)
         bias = tokens.bias.mT
         if not attend_padding:
             bias = bias.masked_fill(~tokens.mask[:, None], -torch.inf)
-        alive = (bias > -torch.inf).any(-1, keepdim=True)
-        return cls(bias.masked_fill(~alive, 0)[:, None], alive)
+        any_valid = (bias > -torch.inf).any(-1, keepdim=True)
+        return cls(bias.masked_fill(~any_valid, 0)[:, None], any_valid)
 
     def slice(self, span: PositionRange) -> "AttentionMask":
-        """That of some positions."""
+        """Return the mask of some positions."""
         if self.mask is None or self.any_valid is None or self.mask.shape[2] == 1:
             return self
         return AttentionMask(span.gather(self.mask, 2), span.gather(self.any_valid, 1))
 
     def as_bias(self, dtype: torch.dtype) -> "AttentionMask":
-        """The same as a bias, which many layers share; else each makes one of the mask."""
-        return AttentionMask(None if self.mask is None else _bias(self.mask, dtype), self.any_valid)
+        """Convert a boolean mask to a bias once, for all layers."""
+        return AttentionMask(None if self.mask is None else _mask_to_bias(self.mask, dtype), self.any_valid)
 
 
 class CrossKV(NamedTuple):
-    """Keys and values of tokens to attend to, computed once."""
+    """Projected keys and values of a condition's n tokens."""
 
     keys: Float[Tensor, "b h n d"]
     values: Float[Tensor, "b h n d"]
@@ -57,7 +56,7 @@ class CrossKV(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a sequence to itself, causal when no mask is given; queries, keys, values in one matrix."""
+    """Multi-head self-attention, causal without a mask; one projection for queries, keys and values."""
 
     def __init__(self, dim: int, heads: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -74,12 +73,12 @@ class SelfAttention(nn.Module):
         memory: LayerKVCache | None = None,
         span: PositionRange | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """With `memory`, the positions of `span` are written to it; several of them after others need a mask."""
+        """With `memory`, x are the positions `span`; more than one position after others needs a mask."""
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
             q, k = apply_rotary(q, rotation), apply_rotary(k, rotation)
         if memory is not None:
-            assert span is not None, "a memory needs to know which positions are written"
+            assert span is not None, "memory needs a span"
             k, v = memory.update(k, v, span)
         causal = mask is None and q.shape[2] > 1
         y = attention(q, k, v, mask, causal=causal)
@@ -87,7 +86,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of a sequence to the tokens of a condition, whose keys and values are computed once."""
+    """Multi-head attention of a sequence to the tokens of a condition."""
 
     def __init__(self, dim: int, heads: int, *, source: int, bias: bool = False) -> None:
         super().__init__()
@@ -99,7 +98,7 @@ class CrossAttention(nn.Module):
     def project_kv(
         self, tokens: MaskedSequence, *, attend_padding: bool = False, reach: AttentionMask | None = None
     ) -> CrossKV:
-        """Keys and values of the tokens; padding takes part only if asked. `reach` is given where it is known."""
+        """Project the tokens to keys and values; `reach` is their mask if already computed."""
         x = tokens.x if attend_padding else tokens.x.masked_fill(~tokens.mask[..., None], 0)
         k, v = rearrange(self.kv(x), "b n (p h d) -> p b h n d", p=2, h=self.heads).unbind(0)
         return CrossKV(
@@ -108,10 +107,10 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], source: CrossKV) -> Float[Tensor, "b n d"]:
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
-        mask, alive = source.reach
+        mask, any_valid = source.reach
         y = attention(q, source.keys, source.values, mask)
         y = self.out(rearrange(y, "b h n d -> b n (h d)"))
-        return y if alive is None else y * alive
+        return y if any_valid is None else y * any_valid
 
 
 def attention(
@@ -124,32 +123,31 @@ def attention(
 ) -> Float[Tensor, "b h n d"]:
     """Softmax attention; `mask` is True where attended to, or a bias of the logits.
 
-    In half precision on a CPU, where torch's own is slow, it goes other ways to the same: one query is computed in
-    float32, four times as fast, and item by item where memory would be taken and given back at every step; where
-    gradients are wanted, matrix products are twice as fast.
+    On a CPU, torch's half-precision kernel is slow. One query is therefore computed in float32 (four times as fast;
+    large batches item by item, to reuse memory), and with gradients by plain matrix products (twice as fast).
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         if q.shape[2] == 1:
-            items = 1 if k.numel() < MANY else len(k)
+            items = 1 if k.numel() < MAX_WIDENED else len(k)
             masks = [mask] * items if mask is None or len(mask) < items else mask.chunk(items)
-            each = zip(q.chunk(items), k.chunk(items), v.chunk(items), masks, strict=True)
-            return torch.cat([_widened(*one) for one in each])
+            parts = zip(q.chunk(items), k.chunk(items), v.chunk(items), masks, strict=True)
+            return torch.cat([_float32_attention(*part) for part in parts])
         if torch.is_grad_enabled():
-            return _plain(q, k, v, mask, causal=causal)
-    return F.scaled_dot_product_attention(q, k, v, _as(mask, q.dtype), is_causal=causal)
+            return _matmul_attention(q, k, v, mask, causal=causal)
+    return F.scaled_dot_product_attention(q, k, v, _cast_bias(mask, q.dtype), is_causal=causal)
 
 
-def _widened(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), _as(mask, torch.float32)).to(q.dtype)
+def _float32_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), _cast_bias(mask, torch.float32)).to(q.dtype)
 
 
-def _as(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A bias in the dtype of the queries; masks of truth values as they are."""
+def _cast_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Cast a bias to `dtype`; a boolean mask is unchanged."""
     return mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
-    """Softmax attention with all scores at once."""
+def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Softmax attention that stores all scores."""
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
     if causal:
         scores = scores + torch.full(scores.shape[-2:], -torch.inf, dtype=q.dtype, device=q.device).triu(1)
@@ -159,29 +157,29 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
 
 
 def prefix_causal_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
-    """Causal attention to valid positions; every position sees itself, so that no row is empty."""
+    """Return a causal mask of the valid positions; every position attends to diagonal, so that no row is empty."""
     n = valid.shape[1]
     causal = torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
-    itself = torch.eye(n, dtype=torch.bool, device=valid.device)
-    return (causal & (valid[:, None] | itself))[:, None]
+    diagonal = torch.eye(n, dtype=torch.bool, device=valid.device)
+    return (causal & (valid[:, None] | diagonal))[:, None]
 
 
 def decode_step_mask(
     valid: Bool[Tensor, "b n"] | None, span: PositionRange, dtype: torch.dtype
 ) -> Shaped[Tensor, "#b 1 1 m"] | None:
-    """What one position sees: the valid ones up to itself, all of them where None.
+    """Return the mask of one position: valid positions up to itself, or all of them if `valid` is None.
 
-    A bias of `dtype` where the position lies on the device, as what ends before the span does is then seen by a mask alone.
+    For a position on the device it is a bias of `dtype` over all positions below the end of `span`.
     """
     if isinstance(span.at, int):
         return None if valid is None else valid[:, None, None, : span.end]
-    seen = (torch.arange(span.end, device=span.at.device) <= span.at)[None]
+    mask = (torch.arange(span.end, device=span.at.device) <= span.at)[None]
     if valid is not None:
-        seen = seen & F.pad(valid, (0, span.end - valid.shape[1]), value=True)
-    return _bias(seen[:, None, None], dtype)
+        mask = mask & F.pad(valid, (0, span.end - valid.shape[1]), value=True)
+    return _mask_to_bias(mask[:, None, None], dtype)
 
 
-def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where attended to and -inf elsewhere, a bias as it is; in rows that CUDA's kernels take without a copy of their own."""
+def _mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where attended to and -inf elsewhere, or the bias itself, with aligned rows."""
     bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask.to(dtype)
-    return F.pad(bias, (0, -bias.shape[-1] % ALIGNED))[..., : bias.shape[-1]]
+    return F.pad(bias, (0, -bias.shape[-1] % BIAS_ALIGNMENT))[..., : bias.shape[-1]]

@@ -1,6 +1,6 @@
 """Convolutions over time with EnCodec's padding (Défossez et al. 2022), and their states for streaming.
 
-A `Carried` belongs to one stream: each causal layer keeps under itself what the next chunk needs.
+A `StreamState` belongs to one stream: each causal layer stores under itself the samples that the next chunk needs.
 """
 
 import copy
@@ -23,16 +23,16 @@ StreamState = dict[nn.Module, Any]
 
 @dataclass(frozen=True)
 class ConvConfig:
-    """What all convolutions of one network share."""
+    """Options that all convolutions of a network share."""
 
     causal: bool = False
     norm: Norm = "weight_norm"
     pad_mode: PadMode = "reflect"
-    trim_right: float = 1.0  # share of a causal transposed convolution's surplus that is cut at the end
+    trim_right: float = 1.0  # share of a causal transposed convolution's surplus that is removed at the end
 
 
 class Conv1d(nn.Module):
-    """A convolution whose output has ceil(t / stride) frames."""
+    """A padded convolution with ceil(t / stride) output frames; raises ValueError if the kernel is below the stride."""
 
     def __init__(
         self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, dilation: int = 1, style: ConvConfig = ConvConfig()
@@ -40,97 +40,97 @@ class Conv1d(nn.Module):
         super().__init__()
         self.stride = stride
         self.style = style
-        self.reach = (kernel - 1) * dilation + 1  # input samples that one output sees
+        self.reach = (kernel - 1) * dilation + 1  # input samples of one output
         self.padding = self.reach - stride
         if self.padding < 0:
-            raise ValueError(f"kernel {kernel} with dilation {dilation} must reach over its stride {stride}")
-        conv = _even(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), inputs * kernel)
+            raise ValueError(f"kernel {kernel} with dilation {dilation} is smaller than the stride {stride}")
+        conv = _init_conv(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), inputs * kernel)
         self.conv = _weight_normed(conv, style)
         self.norm = _output_norm(outputs, style)
 
-    def forward(self, x: Float[Tensor, "b i t"], carried: StreamState | None = None) -> Float[Tensor, "b o f"]:
-        if carried is not None:
-            return self.norm(self.conv(self._continue(x, carried)))
+    def forward(self, x: Float[Tensor, "b i t"], state: StreamState | None = None) -> Float[Tensor, "b o f"]:
+        if state is not None:
+            return self.norm(self.conv(self._continue(x, state)))
         extra = -x.shape[-1] % self.stride  # fills the last frame
         right = 0 if self.style.causal else self.padding // 2
         x = pad1d(x, self.padding - right, right + extra, self.style.pad_mode)
         return self.norm(self.conv(x))
 
-    def _continue(self, x: Tensor, carried: StreamState) -> Tensor:
+    def _continue(self, x: Tensor, state: StreamState) -> Tensor:
         assert self.style.causal and self.stride == 1, "only causal convolutions of stride 1 can be streamed"
         if self.padding == 0:
             return x
-        past = carried.get(self)
+        past = state.get(self)
         x = pad1d(x, self.padding, 0, self.style.pad_mode) if past is None else torch.cat([past, x], -1)
-        carried[self] = x[..., x.shape[-1] - self.padding :].clone()  # a view would keep all of x
+        state[self] = x[..., x.shape[-1] - self.padding :].clone()  # a view would keep all of x in memory
         return x
 
 
 class ConvTranspose1d(nn.Module):
-    """A transposed convolution whose output has exactly f times stride samples."""
+    """A transposed convolution with exactly f * stride output samples."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, style: ConvConfig = ConvConfig()) -> None:
         super().__init__()
         self.stride = stride
         self.style = style
         self.surplus = kernel - stride
-        conv = _even(nn.ConvTranspose1d(inputs, outputs, kernel, stride), inputs * kernel / stride)
+        conv = _init_conv(nn.ConvTranspose1d(inputs, outputs, kernel, stride), inputs * kernel / stride)
         self.conv = _weight_normed(conv, style)
         self.norm = _output_norm(outputs, style)
 
-    def forward(self, x: Float[Tensor, "b i f"], carried: StreamState | None = None) -> Float[Tensor, "b o t"]:
-        if carried is not None:
-            return self.norm(self._continue(x, carried))
+    def forward(self, x: Float[Tensor, "b i f"], state: StreamState | None = None) -> Float[Tensor, "b o t"]:
+        if state is not None:
+            return self.norm(self._continue(x, state))
         y = self.norm(self.conv(x))
         right = math.ceil(self.surplus * self.style.trim_right) if self.style.causal else self.surplus // 2
         return y[..., self.surplus - right : y.shape[-1] - right]
 
-    def _continue(self, x: Tensor, carried: StreamState) -> Tensor:
+    def _continue(self, x: Tensor, state: StreamState) -> Tensor:
         assert self.style.causal and self.style.trim_right == 1.0, "this transposed convolution cannot be streamed"
         y = self.conv(x)
-        past = carried.get(self)
+        past = state.get(self)
         if past is not None:
             y = torch.cat([y[..., : self.surplus] + past, y[..., self.surplus :]], -1)
         done = x.shape[-1] * self.stride
-        carried[self] = y[..., done:] - self.conv.bias[:, None]  # the next chunk adds the bias again
+        state[self] = y[..., done:] - self.conv.bias[:, None]  # the next chunk adds the bias again
         return y[..., :done]
 
 
 class ResidualLSTM(nn.Module):
-    """x plus an LSTM over time of x; runs forward in time only."""
+    """x plus a causal LSTM of x over time."""
 
     def __init__(self, dim: int, layers: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(dim, dim, layers)
 
-    def forward(self, x: Float[Tensor, "b d f"], carried: StreamState | None = None) -> Float[Tensor, "b d f"]:
-        past, frames = None if carried is None else carried.get(self), x.permute(2, 0, 1)
-        apart = carried is not None and x.device.type == "cpu" and isinstance(self.lstm, nn.LSTM)
-        y, state = self._steps(frames, past) if apart else self.lstm(frames, past)
-        if carried is not None:
-            carried[self] = state
+    def forward(self, x: Float[Tensor, "b d f"], state: StreamState | None = None) -> Float[Tensor, "b d f"]:
+        past, frames = None if state is None else state.get(self), x.permute(2, 0, 1)
+        stepwise = state is not None and x.device.type == "cpu" and isinstance(self.lstm, nn.LSTM)
+        y, last = self._steps(frames, past) if stepwise else self.lstm(frames, past)
+        if state is not None:
+            state[self] = last
         return x + y.permute(1, 2, 0)
 
     def _steps(self, x: Float[Tensor, "f b d"], past: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The LSTM in half the time for a few frames: oneDNN's lays its weights out anew at each call."""
-        ends = []
+        """Run the LSTM frame by frame: for few frames twice as fast as oneDNN, which repacks its weights at each call."""
+        states = []
         for layer in range(self.lstm.num_layers):
-            inward, again, *biases = self.lstm.all_weights[layer]
+            input_weight, recurrent_weight, *biases = self.lstm.all_weights[layer]
             h, c = x.new_zeros(2, *x.shape[1:]) if past is None else (past[0][layer], past[1][layer])
             outputs = []
-            for gates in F.linear(x, inward, biases[0] + biases[1]):
-                gates_in, forget, new, out = (gates + F.linear(h, again)).chunk(4, -1)
-                c = forget.sigmoid() * c + gates_in.sigmoid() * new.tanh()
-                h = out.sigmoid() * c.tanh()
+            for gates in F.linear(x, input_weight, biases[0] + biases[1]):
+                input_gate, forget, cell, output_gate = (gates + F.linear(h, recurrent_weight)).chunk(4, -1)
+                c = forget.sigmoid() * c + input_gate.sigmoid() * cell.tanh()
+                h = output_gate.sigmoid() * c.tanh()
                 outputs.append(h)
             x = torch.stack(outputs)
-            ends.append((h, c))
-        h, c = zip(*ends, strict=True)
+            states.append((h, c))
+        h, c = zip(*states, strict=True)
         return x, (torch.stack(h), torch.stack(c))
 
 
 class TimeGroupNorm(nn.GroupNorm):
-    """All channels and samples of a clip normalised together, be it a single value (torch's own refuses that)."""
+    """Normalise all channels and samples of a clip together; unlike torch's, also for a single value."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
@@ -140,7 +140,7 @@ class TimeGroupNorm(nn.GroupNorm):
 
 
 def pad1d(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Float[Tensor, "b c u"]:
-    """`x` padded in time; to be reflected, a clip shorter than the padding first gets zeros at its end."""
+    """Pad in time; a clip too short to be reflected is extended by zeros first."""
     if left == right == 0:
         return x
     if mode != "reflect":
@@ -151,17 +151,17 @@ def pad1d(x: Float[Tensor, "b c t"], left: int, right: int, mode: PadMode) -> Fl
 
 
 def remove_weight_norm_(module: nn.Module) -> None:
-    """Takes weight norm out of a module, in place: it keeps the weights that this makes."""
-    for above in list(module.modules()):
-        for name, part in above.named_children():
+    """Replace weight-normalised convolutions in place by plain ones with the same weights."""
+    for parent in list(module.modules()):
+        for name, part in parent.named_children():
             if isinstance(part, nn.Conv1d | nn.ConvTranspose1d) and is_parametrized(part):
-                setattr(above, name, _bare(part))
+                setattr(parent, name, _plain_conv(part))
 
 
 def without_weight_norm(module: M) -> M:
-    """A twin of the module for inference, without weight norm: what is normalised is computed once, not at each call."""
+    """Return a copy for inference without weight norm, whose weights are then computed once; other tensors are shared."""
     if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-        return _bare(module) if is_parametrized(module) else module  # type: ignore[return-value]
+        return _plain_conv(module) if is_parametrized(module) else module  # type: ignore[return-value]
     if not module._modules:
         return module
     twin = copy.copy(module)
@@ -169,19 +169,21 @@ def without_weight_norm(module: M) -> M:
     return twin
 
 
-def _bare(conv: Any) -> Any:
+def _plain_conv(conv: Any) -> Any:
     kind = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
     shape: Any = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
-    bare = kind(conv.in_channels, conv.out_channels, **shape, device="meta")
+    plain = kind(conv.in_channels, conv.out_channels, **shape, device="meta")
     normed: Any = conv.parametrizations.weight  # type: ignore[union-attr]
-    weight = normed.original1 if normed.original1.is_meta else conv.weight  # for which torch would load its compiler there
-    bare.weight, bare.bias = nn.Parameter(weight.detach(), requires_grad=False), conv.bias
-    return bare
+    weight = (
+        normed.original1 if normed.original1.is_meta else conv.weight
+    )  # on the meta device, `conv.weight` would import torch's compiler
+    plain.weight, plain.bias = nn.Parameter(weight.detach(), requires_grad=False), conv.bias
+    return plain
 
 
-def _even(conv: Any, seen: float) -> Any:
-    """The convolution with weights that keep the variance of `seen` inputs; torch's default shrinks it at every layer."""
-    nn.init.normal_(conv.weight, std=seen**-0.5)
+def _init_conv(conv: Any, inputs: float) -> Any:
+    """Initialise weights that keep the variance of `inputs` inputs; torch's default reduces it at every layer."""
+    nn.init.normal_(conv.weight, std=inputs**-0.5)
     nn.init.zeros_(conv.bias)
     return conv
 

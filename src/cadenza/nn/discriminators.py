@@ -1,4 +1,4 @@
-"""Critics of sound: the multi-scale STFT discriminator of EnCodec (Défossez et al. 2022, appendix A.2)."""
+"""The multi-scale STFT discriminator of EnCodec (arXiv:2210.13438, appendix A.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from cadenza.dsp.spectral import stft
 
 @dataclass(frozen=True)
 class DiscriminatorOutput:
-    """One discriminator's logits (high for real) with the features they were made from."""
+    """Logits of one discriminator (high for real audio), and its feature maps."""
 
     logits: Float[Tensor, "b 1 f n"]
     features: list[Tensor]
 
 
 class STFTDiscriminator(nn.Module):
-    """2-D convolutions over real and imaginary part of a complex spectrogram."""
+    """2-D convolutions over the real and imaginary parts of a spectrogram."""
 
     def __init__(self, channels: int, n_fft: int, *, filters: int = 32, dilations: Sequence[int] = (1, 2, 4)) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class STFTDiscriminator(nn.Module):
 
 
 class MultiScaleSTFTDiscriminator(nn.Module):
-    """One StftDiscriminator for each window size."""
+    """One STFTDiscriminator per window size `n_ffts`."""
 
     def __init__(self, channels: int = 1, *, n_ffts: Sequence[int] = (1024, 2048, 512, 256, 128), filters: int = 32) -> None:
         super().__init__()

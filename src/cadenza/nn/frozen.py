@@ -1,4 +1,4 @@
-"""Pretrained networks beside a module: read when first needed, moved with it and never cast."""
+"""Frozen pretrained encoders of a module: loaded on first use, moved with it and never cast."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from cadenza.core.checkpoint import CHUNK_BYTES, LazyTensor, check_state_dict, raise_if_not_finite
 from cadenza.core.hub import ModelSource
 from cadenza.nn.meta_init import init_empty_weights
-from cadenza.nn.weight_quantization import OUTPUTS, QuantizedLinear, named_linears, quantize_linears
+from cadenza.nn.weight_quantization import TILE_OUTPUTS, QuantizedLinear, named_linears, quantize_linears, set_submodule
 
 Network = TypeVar("Network", bound=nn.Module)
-_SCRATCH = 8 * CHUNK_BYTES  # bytes of a piece and of what is computed of it
+_SCRATCH = 8 * CHUNK_BYTES  # bytes of a chunk and of its intermediate results
 
 
 class FrozenEncoder(ABC, Generic[Network]):
-    """The network that a spec names by `model` and `revision`; copies share it, other processes read their own."""
+    """The network that a spec names by `model` and `revision`; copies share it, each process loads its own."""
 
-    loads_per_tensor: ClassVar[bool] = False  # whether its weights become what is kept of them one by one, as they are read
+    loads_per_tensor: ClassVar[bool] = False  # weights are converted one by one while they are read
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
         self.source = ModelSource(spec.model, spec.revision)
-        self._frozen: Network | None = None
+        self._network: Network | None = None
         self._sizes: dict[tuple[bool, bool], int] = {}
-        self.quantized = False  # whether the weights of its linear layers are kept in 8 bits
+        self.quantized = False  # keep the linear layers in int8
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self
@@ -37,10 +37,10 @@ class FrozenEncoder(ABC, Generic[Network]):
 
     @abstractmethod
     def build(self) -> Network:
-        """The network with its weights, read anew; on the meta device without them."""
+        """Return the network with newly loaded weights; on the meta device without them."""
 
     def build_resident(self) -> Network:
-        """The network as it is kept while nothing trains it, its linear layers in 8 bits where it is `narrow`."""
+        """Return the network for inference, with int8 linear layers if `quantized`."""
         network = self.build()
         if self.quantized:
             quantize_linears(network, "int8")
@@ -48,135 +48,136 @@ class FrozenEncoder(ABC, Generic[Network]):
 
     @property
     def cheap_to_reload(self) -> bool:
-        """Whether reading it takes so little time that it need not be held while it is not used."""
+        """Whether loading is fast enough to unload the network while it is not used."""
         return False
 
     def unload(self) -> None:
-        """Lets go of a light one on the CPU until it is needed again."""
-        if self._frozen is not None and self.cheap_to_reload and next(self._frozen.parameters()).device.type == "cpu":
-            self._frozen = None
+        """Free the network if it is cheap to reload and on the CPU."""
+        if self._network is not None and self.cheap_to_reload and next(self._network.parameters()).device.type == "cpu":
+            self._network = None
 
     def get(self, device: torch.device) -> Network:
-        """The frozen network, on a device."""
-        if self._frozen is None:
+        """Return the frozen network on a device, loading it if needed."""
+        if self._network is None:
             with torch.device("cpu"), torch.inference_mode(False):
-                self._frozen = self.build_resident().requires_grad_(False)
+                self._network = self.build_resident().requires_grad_(False)
         self.move_to(device)
-        return self._frozen
+        return self._network
 
-    def unloaded_bytes(self, *, read: bool = False) -> int:
-        """Bytes of its weights, which are not read for that, or at the worst moment of reading them; 0 once they are."""
-        if self._frozen is not None:
+    def unloaded_bytes(self, *, peak: bool = False) -> int:
+        """Return the bytes of weights that are not loaded yet, or with `peak` the maximum while loading."""
+        if self._network is not None:
             return 0
-        if (self.quantized, read) not in self._sizes:
-            self._sizes[self.quantized, read] = self._size(read)
-        return self._sizes[self.quantized, read]
+        if (self.quantized, peak) not in self._sizes:
+            self._sizes[self.quantized, peak] = self._size(peak)
+        return self._sizes[self.quantized, peak]
 
-    def _size(self, read: bool) -> int:
-        together = read and not self.loads_per_tensor
+    def _size(self, peak: bool) -> int:
+        loads_whole = peak and not self.loads_per_tensor
         with init_empty_weights():
-            network = self.build() if together else self.build_resident()
+            network = self.build() if loads_whole else self.build_resident()
         size = sum(x.numel() * x.element_size() for x in network.state_dict().values())
-        return 2 * size if together else size + read * min(size, _SCRATCH)  # files, and the copies made of them
+        return 2 * size if loads_whole else size + peak * min(size, _SCRATCH)  # the file and its copy in memory
 
     def move_to(self, device: torch.device) -> None:
-        """Moves the frozen network, if it has been needed."""
-        if self._frozen is not None and next(self._frozen.parameters()).device != device:
+        """Move the network to a device if it is loaded."""
+        if self._network is not None and next(self._network.parameters()).device != device:
             with torch.inference_mode(False):
-                self._frozen.to(device)
+                self._network.to(device)
 
 
 def load_weights_streaming(
-    network: nn.Module, weights: Mapping[str, LazyTensor], *, source: str, narrow: tuple[str, ...] | None = None
+    network: nn.Module, weights: Mapping[str, LazyTensor], *, source: str, bfloat16: tuple[str, ...] | None = None
 ) -> None:
-    """Reads the weights of a network that is on the meta device, piece by piece, as the dtypes that it has there.
+    """Load weights into a network on the meta device in chunks of rows, in the dtypes that the network has.
 
-    With `narrow` its linear layers become those of 8 bits and the tables that it names bfloat16, none of them ever whole
-    in another form. CheckpointError, naming the `source`, unless they are the network's and finite.
+    With `bfloat16` its linear layers become int8, and the tables it names bfloat16, chunk by chunk. Raises
+    CheckpointError, naming the `source`, if names or shapes differ or values are not finite.
     """
     check_state_dict(weights, network.state_dict(), source)
-    if narrow is not None:
-        quantize_on_meta(network, narrow)
-    takes = {name: _putting(*_place(network, name)) for name in weights}  # all first, so that no gaps are left between them
-    broken = []
+    if bfloat16 is not None:
+        quantize_on_meta(network, bfloat16)
+    writers = {name: _row_writer(*_owner(network, name)) for name in weights}  # allocate all first: no gaps between them
+    not_finite = []
     for name, record in weights.items():
         finite = torch.ones((), dtype=torch.bool)
-        for at, x in record.iter_row_chunks(OUTPUTS):
+        for first, x in record.iter_row_chunks(TILE_OUTPUTS):
             finite &= x.isfinite().all()
-            takes[name](at, x)
+            writers[name](first, x)
         if not finite:
-            broken.append(name)
-    raise_if_not_finite(sorted(broken), source)
+            not_finite.append(name)
+    raise_if_not_finite(sorted(not_finite), source)
 
 
 def quantize_on_meta(network: nn.Module, tables: tuple[str, ...]) -> None:
-    """Gives a network on the meta device linear layers of 8 bits and bfloat16 for `tables`."""
-    for name, part in named_linears(network):
+    """Give a network on the meta device int8 linear layers, and bfloat16 for the weights `tables`."""
+    for name, linear in named_linears(network):
         with torch.device("meta"):
-            narrow = QuantizedLinear(part.in_features, part.out_features, kind="int8", bias=part.bias)
-        setattr(*_place(network, name), narrow)
+            quantized = QuantizedLinear(linear.in_features, linear.out_features, kind="int8", bias=linear.bias)
+        set_submodule(network, name, quantized)
     for name in tables:
-        owner, last = _place(network, name)
-        setattr(owner, last, nn.Parameter(getattr(owner, last).bfloat16()))
+        owner, attribute = _owner(network, name)
+        setattr(owner, attribute, nn.Parameter(getattr(owner, attribute).bfloat16()))
 
 
-def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that something is an attribute of, and how it is called there."""
-    above, _, last = name.rpartition(".")
-    return network.get_submodule(above), last
+def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that has a parameter, and the name of the attribute."""
+    parent, _, attribute = name.rpartition(".")
+    return network.get_submodule(parent), attribute
 
 
-def _putting(owner: nn.Module, name: str) -> Callable[[int, Tensor], None]:
-    """What takes the rows of a weight from some row on; the weight is made here."""
+def _row_writer(owner: nn.Module, name: str) -> Callable[[int, Tensor], None]:
+    """Allocate a weight on the CPU, and return a function (first row, rows) that fills it."""
     if isinstance(owner, QuantizedLinear) and name == "weight":
-        owner.packed, owner.scale = (_empty(x) for x in (owner.packed, owner.scale))
-        return partial(_quantized, owner)
-    there = getattr(owner, name)
-    made = _empty(there)
-    setattr(owner, name, nn.Parameter(made) if isinstance(there, nn.Parameter) else made)
+        owner.packed, owner.scale = (_empty_on_cpu(x) for x in (owner.packed, owner.scale))
+        return partial(_write_quantized, owner)
+    weight = getattr(owner, name)
+    values = _empty_on_cpu(weight)
+    setattr(owner, name, nn.Parameter(values) if isinstance(weight, nn.Parameter) else values)
 
-    def put(at: int, x: Tensor) -> None:
-        (made[at : at + len(x)] if x.ndim else made).copy_(x)
+    def write(first: int, x: Tensor) -> None:
+        (values[first : first + len(x)] if x.ndim else values).copy_(x)
 
-    return put
+    return write
 
 
-def _empty(x: Tensor) -> Tensor:
+def _empty_on_cpu(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device="cpu")
 
 
-def _quantized(whole: QuantizedLinear, at: int, rows: Tensor) -> None:
+def _write_quantized(layer: QuantizedLinear, first: int, rows: Tensor) -> None:
     with torch.device("meta"):
-        linear = nn.Linear(whole.in_features, len(rows), bias=False)
+        linear = nn.Linear(layer.in_features, len(rows), bias=False)
     linear.weight = nn.Parameter(rows, requires_grad=False)
     part = QuantizedLinear.from_linear(linear, "int8")
-    tile = at // OUTPUTS
-    whole.packed[tile : tile + len(part.packed)] = part.packed
-    whole.scale[at : at + len(part.scale)] = part.scale
+    tile = first // TILE_OUTPUTS
+    layer.packed[tile : tile + len(part.packed)] = part.packed
+    layer.scale[first : first + len(part.scale)] = part.scale
 
 
 class FrozenEncoderMixin(nn.Module):
-    """Moves what is pretrained with itself: `pretrained`, and `encoder` where that is trained; neither is ever cast.
+    """Moves a FrozenEncoder with the module: `pretrained`, and its trainable network `encoder` if there is one.
 
-    `like` is an empty buffer that says where and in which dtype the module computes.
+    Neither is cast. `dtype_ref` is an empty buffer with the device and dtype in which the module computes.
     """
 
-    pretrained: Any  # Borrowed
+    pretrained: Any  # FrozenEncoder
     dtype_ref: Tensor
 
     def quantize_frozen_(self) -> None:
+        """Keep the pretrained linear layers in int8 from the next load on."""
         self.pretrained.quantized = True
 
     def unload(self) -> None:
         self.pretrained.unload()
 
     def unloaded_bytes(self) -> int:
-        """Bytes of what is pretrained, not among the weights of the module, and still to be read."""
+        """Return the bytes of pretrained weights outside the module's own that are not loaded yet."""
         return 0 if "encoder" in self._modules else self.pretrained.unloaded_bytes()
 
     def peak_loading_bytes(self) -> int:
-        """Bytes at the worst moment of reading it."""
-        return 0 if "encoder" in self._modules else self.pretrained.unloaded_bytes(read=True)
+        """Return the maximum bytes of memory while the pretrained weights are loaded."""
+        return 0 if "encoder" in self._modules else self.pretrained.unloaded_bytes(peak=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         encoder = self._modules.pop("encoder", None)

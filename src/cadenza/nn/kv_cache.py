@@ -1,24 +1,23 @@
-"""Where in a sequence: places whose numbers the host knows, or one that lies on the device and may be another each time."""
+"""Keys and values of the positions so far, and the ranges of positions that index them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-BUCKET = 256  # places; as many more are read at once where the host does not know how many there are
+BUCKET = 256  # positions; lengths are rounded up to a multiple of it where a CUDA graph is replayed
 
 
-def round_up_to_bucket(places: int) -> int:
-    """The next multiple of BUCKET."""
-    return -(-places // BUCKET) * BUCKET
+def round_up_to_bucket(positions: int) -> int:
+    """Return the next multiple of BUCKET."""
+    return -(-positions // BUCKET) * BUCKET
 
 
 class PositionRange(NamedTuple):
-    """The places from `at` up to `end`; where `at` lies on the device, that one place, which is somewhere below `end`.
+    """Positions from `at` up to `end`; an `at` on the device is one position, and `end` an upper bound of it.
 
-    Work that is recorded and replayed (`nn.graphs`) takes no number from the host, so it finds its place on the device.
+    A captured CUDA graph cannot take numbers from the host, so it reads its position from the device.
     """
 
     at: int | Int[Tensor, "1"]
@@ -29,19 +28,18 @@ class PositionRange(NamedTuple):
 
     @property
     def on_device(self) -> bool:
-        """Whether it lies on the device."""
         return not isinstance(self.at, int)
 
     def padded_to_bucket(self) -> "PositionRange":
-        """The same place below the next multiple of BUCKET, where it lies on the device."""
+        """Round `end` up to the next multiple of BUCKET for a position on the device."""
         return PositionRange(self.at, round_up_to_bucket(self.end)) if self.on_device else self
 
     def gather(self, x: Shaped[Tensor, "..."], dim: int) -> Shaped[Tensor, "..."]:
-        """What `x` holds there: a view, or a copy of the one place on the device."""
+        """Return the values of `x` at these positions: a view, or for a position on the device a copy."""
         return x.narrow(dim, self.at, self.end - self.at) if isinstance(self.at, int) else x.index_select(dim, self.at)
 
     def scatter_(self, x: Shaped[Tensor, "..."], dim: int, value: Shaped[Tensor, "..."]) -> None:
-        """Puts `value` there."""
+        """Write `value` to `x` at these positions."""
         if isinstance(self.at, int):
             x.narrow(dim, self.at, self.end - self.at).copy_(value)
         else:
@@ -50,7 +48,7 @@ class PositionRange(NamedTuple):
 
 @dataclass
 class LayerKVCache:
-    """One layer's keys and values of all positions so far."""
+    """Keys and values of one layer, for n positions."""
 
     keys: Float[Tensor, "b h n d"]
     values: Float[Tensor, "b h n d"]
@@ -58,7 +56,7 @@ class LayerKVCache:
     def update(
         self, keys: Float[Tensor, "b h n d"], values: Float[Tensor, "b h n d"], span: PositionRange
     ) -> tuple[Float[Tensor, "b h m d"], Float[Tensor, "b h m d"]]:
-        """Everything below the end of the span, whose positions are new."""
+        """Write the new positions `span` and return all keys and values below its end."""
         assert span.end <= self.keys.shape[2], f"position {span.end} does not fit a cache of {self.keys.shape[2]}"
         span.scatter_(self.keys, 2, keys)
         span.scatter_(self.values, 2, values)
@@ -73,6 +71,5 @@ class KVCache:
 
     @classmethod
     def allocate(cls, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> "KVCache":
-        """Buffers of `shape` (batch, heads, positions, head width) on the device and in the dtype of `like`."""
-        make = lambda: torch.zeros(shape, dtype=like.dtype, device=like.device)  # noqa: E731
-        return cls([LayerKVCache(make(), make()) for _ in range(layers)])
+        """Allocate zeros of `shape` [b, h, n, d] on the device and in the dtype of `like`."""
+        return cls([LayerKVCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)])

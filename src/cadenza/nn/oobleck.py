@@ -1,6 +1,6 @@
 """The convolutional networks of Stable Audio's autoencoder (Evans et al. 2024, arXiv:2404.10301), called Oobleck.
 
-The layers stand in the order in which they act, so that the place of one in the sequence is its name.
+Layers are in the order of computation, so that their index is their name in a state dict.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _DILATIONS = (1, 3, 9)
 
 @dataclass(frozen=True)
 class OobleckStages:
-    """The strides from the sample rate on, and the channels before the first of them and after each."""
+    """Strides from the sample rate downwards, and the channels before the first stride and after each."""
 
     strides: Sequence[int]
     widths: Sequence[int]
@@ -35,7 +35,7 @@ class Snake(nn.Module):
 
 
 class ResidualUnit(nn.Sequential):
-    """x plus two convolutions of it."""
+    """x plus two convolutions of x."""
 
     def __init__(self, channels: int, dilation: int, *, snake: bool) -> None:
         wide = _conv(channels, channels, 7, padding=3 * dilation, dilation=dilation)
@@ -46,7 +46,7 @@ class ResidualUnit(nn.Sequential):
 
 
 class Encoder(nn.Sequential):
-    """A wave, whole frames of it, to vectors of `out` numbers a frame."""
+    """Audio [b, c, t], in whole frames, to vectors [b, out, f]."""
 
     def __init__(self, stages: OobleckStages, *, channels: int, out: int) -> None:
         widths = stages.widths
@@ -58,13 +58,13 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Vectors to a wave; with odd strides to one that is a little short. `nearest` repeats samples to upsample."""
+    """Vectors [b, latent, f] to audio, a few samples short with odd strides; `nearest` upsamples by repetition."""
 
     def __init__(self, stages: OobleckStages, *, channels: int, latent: int, nearest: bool = False, tanh: bool = False) -> None:
         widths = stages.widths[::-1]
         layers: list[nn.Module] = [_conv(latent, widths[0], 7, padding=3)]
         for stride, before, after in zip(stages.strides[::-1], widths, widths[1:], strict=False):
-            up = _repeated(before, after, stride) if nearest else _transposed(before, after, stride)
+            up = _upsample_conv(before, after, stride) if nearest else _transposed_conv(before, after, stride)
             layers.append(nn.Sequential(_act(before, stages.snake), up, *_residuals(after, stages.snake)))
         last = _conv(widths[-1], channels, 7, padding=3, bias=False)
         super().__init__(*layers, _act(widths[-1], stages.snake), last, nn.Tanh() if tanh else nn.Identity())
@@ -78,14 +78,14 @@ def _act(channels: int, snake: bool) -> nn.Module:
     return Snake(channels) if snake else nn.ELU()
 
 
-def _conv(inputs: int, outputs: int, kernel: int, **how: int) -> nn.Module:
-    return weight_norm(nn.Conv1d(inputs, outputs, kernel, **how))  # type: ignore[arg-type]
+def _conv(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Module:
+    return weight_norm(nn.Conv1d(inputs, outputs, kernel, **options))  # type: ignore[arg-type]
 
 
-def _transposed(inputs: int, outputs: int, stride: int) -> nn.Module:
+def _transposed_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
     return weight_norm(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, padding=-(-stride // 2)))
 
 
-def _repeated(inputs: int, outputs: int, stride: int) -> nn.Module:
+def _upsample_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
     conv = weight_norm(nn.Conv1d(inputs, outputs, 2 * stride, padding="same", bias=False))
     return nn.Sequential(nn.Upsample(scale_factor=stride, mode="nearest"), conv)

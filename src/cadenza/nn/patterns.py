@@ -1,7 +1,7 @@
-"""Codebook patterns as data: which codes of which frames are decided at which step of a sequence.
+"""Codebook patterns: which codes of which frames are predicted at which step of a sequence.
 
-A pattern is a list of steps, a step a list of (frame, codebook). Step 0 is usually empty: the start. A frame
-at or past the pattern's end may occur; it says that its codebook waits there, and holds the special id.
+A pattern is a list of steps, and a step a list of (frame, codebook). Step 0 is usually empty: the start. A frame at or
+past the pattern's end means that its codebook waits at this step, and holds the special id.
 "Simple and Controllable Music Generation" (arXiv:2306.05284), section 2.1.
 """
 
@@ -23,34 +23,34 @@ Step = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Pattern:
-    """The steps in which `frames` frames of `codebooks` codebooks are written."""
+    """The order of the codes of `frames` frames and `codebooks` codebooks; every code occurs at most once."""
 
     codebooks: int
     frames: int
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
-        seen = [-1] * self.codebooks
+        latest = [-1] * self.codebooks
         for number, step in enumerate(self.steps):
             rows = [row for _, row in step]
             if len(set(rows)) < len(rows):
                 raise ValueError(f"step {number} of the pattern names a codebook twice: {step}")
             for frame, row in step:
-                if frame <= seen[row]:
+                if frame <= latest[row]:
                     raise ValueError(f"step {number} of the pattern goes back to frame {frame} of codebook {row}")
-                seen[row] = frame
+                latest[row] = frame
 
     def __len__(self) -> int:
         return len(self.steps)
 
     @property
     def delay_steps(self) -> int:
-        """Steps at the end that only finish the delayed codebooks."""
+        """Steps at the end that only contain delayed codebooks."""
         return max([0, *(frame + 1 - self.frames for step in self.steps for frame, _ in step)])
 
     @property
     def valid_steps(self) -> int:
-        """Steps of which every frame lies inside."""
+        """Steps before the first one that contains a frame past the end."""
         return len(self.steps) - self.delay_steps
 
     @property
@@ -59,7 +59,7 @@ class Pattern:
 
     @cached_property
     def frame_at_step(self) -> Int[Tensor, "k s"]:
-        """The frame that each codebook writes at each step, -1 where it writes none; past the end while it waits."""
+        """Return the frame of each codebook at each step, -1 for none; past the end while it waits."""
         table = torch.full((self.codebooks, len(self.steps)), -1)
         cells = [(row, number, frame) for number, step in enumerate(self.steps) for frame, row in step]
         if cells:
@@ -69,7 +69,7 @@ class Pattern:
 
     @cached_property
     def step_of_frame(self) -> Int[Tensor, "k f"]:
-        """The step at which each code is written, -1 where none is."""
+        """Return the step of each code, -1 for none."""
         table = torch.full((self.codebooks, self.frames), -1)
         inside = (self.frame_at_step >= 0) & (self.frame_at_step < self.frames)
         rows, numbers = inside.nonzero(as_tuple=True)
@@ -77,23 +77,23 @@ class Pattern:
         return table
 
     def first_step(self, frame: int) -> int:
-        """The first step that writes a code of `frame`."""
+        """Return the first step with a code of `frame`."""
         return int(self.step_of_frame[:, frame].min())
 
     def complete_frames_after(self) -> list[int]:
-        """For each step, how many leading frames are whole once it is written."""
+        """Return for each step the number of leading frames that are complete after it."""
         last = self.step_of_frame.max(0).values.cummax(0).values if self.frames else torch.zeros(0, dtype=torch.long)
         return torch.searchsorted(last, torch.arange(len(self.steps)), right=True).tolist()
 
 
 def pad_frame_tables(patterns: Sequence[Pattern]) -> Int[Tensor, "b k s"]:
-    """`frame` of several patterns, -1 after the steps of the shorter."""
+    """Stack `frame_at_step` of several patterns, padded with -1."""
     longest = max(len(pattern) for pattern in patterns)
     return torch.stack([pad(pattern.frame_at_step, (0, longest - len(pattern)), value=-1) for pattern in patterns])
 
 
 def pad_step_tables(patterns: Sequence[Pattern]) -> Int[Tensor, "b k f"]:
-    """`step` of several patterns, -1 after the frames of the shorter."""
+    """Stack `step_of_frame` of several patterns, padded with -1."""
     longest = max(pattern.frames for pattern in patterns)
     return torch.stack([pad(pattern.step_of_frame, (0, longest - pattern.frames), value=-1) for pattern in patterns])
 
@@ -101,7 +101,7 @@ def pad_step_tables(patterns: Sequence[Pattern]) -> Int[Tensor, "b k f"]:
 def build_sequence(
     pattern: Pattern, ids: Int[Tensor, "b k f"], special: int, *, steps: int | None = None
 ) -> tuple[Int[Tensor, "b k s"], Bool[Tensor, "k s"]]:
-    """The codes in the order of the pattern's first `steps` steps, with the mask of those that are codes."""
+    """Arrange codes in the order of the pattern's first `steps` steps; return them with the mask of the codes."""
     _check(pattern, ids, frames=ids.shape[-1])
     frame = pattern.frame_at_step[:, :steps].to(ids.device)
     mask = (frame >= 0) & (frame < pattern.frames)
@@ -109,22 +109,10 @@ def build_sequence(
     return padded.gather(2, frame.where(mask, pattern.frames).expand(len(ids), -1, -1)), mask
 
 
-def revert_sequence(
-    pattern: Pattern, sequence: Int[Tensor, "b k s"], special: int
-) -> tuple[Int[Tensor, "b k f"], Bool[Tensor, "k f"]]:
-    """The codes of a sequence, which may be cut short, with the mask of those it holds."""
-    _check(pattern, sequence)
-    steps = sequence.shape[-1]
-    step = pattern.step_of_frame.to(sequence.device)
-    mask = (step >= 0) & (step < steps)
-    padded = pad(sequence, (0, 1), value=special)
-    return padded.gather(2, step.where(mask, steps).expand(len(sequence), -1, -1)), mask
-
-
 def revert_logits(
     pattern: Pattern, logits: Float[Tensor, "b k s v"], fill: float = float("nan")
 ) -> tuple[Float[Tensor, "b k f v"], Bool[Tensor, "k f"]]:
-    """The predictions of each code of the sequence: a step's output speaks of the step after it, where there is a start."""
+    """Arrange logits by frame, with the mask of those available; a step's output predicts the next step."""
     _check(pattern, logits)
     step = pattern.step_of_frame.to(logits.device)
     mask = (step >= 0) & (step < logits.shape[2])
@@ -136,23 +124,24 @@ def _check(pattern: Pattern, x: Shaped[Tensor, "b k ..."], frames: int | None = 
     if x.shape[1] != pattern.codebooks:
         raise ValueError(f"the pattern has {pattern.codebooks} codebooks, the tensor {x.shape[1]}")
     if frames is not None and frames != pattern.frames:
-        raise ValueError(f"the pattern is made for {pattern.frames} frames, the codes have {frames}")
+        raise ValueError(f"the pattern has {pattern.frames} frames, the codes {frames}")
 
 
 class _Rule(Spec):
-    """How a pattern follows from the number of codebooks and frames."""
+    """Rule that gives a pattern for a number of codebooks and frames."""
 
     @property
     def prefix_stable(self) -> bool:
-        """Whether the pattern of a longer clip begins like that of a shorter one, so that a clip may end by itself."""
+        """Whether longer clips have the same first steps, so that the model can end a clip."""
         return True
 
     def pattern(self, codebooks: int, frames: int) -> Pattern:
-        """The pattern of a clip; raises ValueError, naming the field, where the codebooks do not suit."""
+        """Return the pattern of a clip; raise ValueError, naming the field, for an unsuitable number of codebooks."""
         return _pattern(self, codebooks, frames)  # type: ignore[arg-type]  # frozen, so hashable
 
     def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
-        raise NotImplementedError(f"{type(self).__name__} must say its steps")
+        """Yield the steps of a clip."""
+        raise NotImplementedError(f"{type(self).__name__} must define iter_steps")
 
 
 @lru_cache(256)
@@ -164,7 +153,7 @@ class Parallel(_Rule):
     """All codebooks of a frame at one step."""
 
     type: Literal["parallel"] = "parallel"
-    empty_initial: int = Field(default=0, ge=-1)  # empty steps beside the start; -1 leaves the start out as well
+    empty_initial: int = Field(default=0, ge=-1)  # empty steps after the start; -1 omits the start as well
 
     def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         yield from [()] * (1 + self.empty_initial)

@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoids added to it, or rotations of its queries and keys."""
+"""Positions of tokens: sinusoidal embeddings, and rotations of queries and keys (RoPE)."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from cadenza.nn.kv_cache import PositionRange
 
 
 class RotaryTable(NamedTuple):
-    """Cosines and signed sines of each position, ready for `rotate`."""
+    """Cosines and signed sines of each position, for `apply_rotary`."""
 
     cos: Float[Tensor, "b 1 n d"]
     sin: Float[Tensor, "b 1 n d"]
@@ -21,19 +21,19 @@ class RotaryTable(NamedTuple):
 
 
 def sinusoidal_embedding(positions: Int[Tensor, "b n"], width: int, base: float = 10000.0) -> Float[Tensor, "b n d"]:
-    """[cos | sin] of positions over geometric frequencies from 1 down to 1 / base, in float32; then 0 where `width` is odd."""
+    """Return [cos | sin] at geometric frequencies from 1 to 1 / base, in float32; padded with 0 to an odd `width`."""
     half = width // 2
     phase = positions[..., None] * base ** -(torch.arange(half, device=positions.device) / max(half - 1, 1))
     return F.pad(torch.cat([phase.cos(), phase.sin()], -1), (0, width % 2))
 
 
 def rotary_table(positions: Int[Tensor, "b n"], width: int, base: float = 10000.0) -> RotaryTable:
-    """The rotary embedding (arXiv:2104.09864) of heads of `width`; dimension i turns with i + width / 2."""
-    speed = base ** -(torch.arange(0, width, 2, device=positions.device) / width)
-    phase = (positions[..., None] * speed)[:, None]
+    """Return the rotary table (arXiv:2104.09864) for heads of `width`; dimension i is paired with i + width / 2."""
+    frequency = base ** -(torch.arange(0, width, 2, device=positions.device) / width)
+    phase = (positions[..., None] * frequency)[:, None]
     return RotaryTable(torch.cat([phase.cos()] * 2, -1), torch.cat([-phase.sin(), phase.sin()], -1))
 
 
 def apply_rotary(x: Float[Tensor, "b h n d"], rotation: RotaryTable) -> Float[Tensor, "b h n d"]:
-    """Queries or keys turned by their positions, in float32, given back in their own dtype."""
+    """Rotate queries or keys by their positions, computed in float32, returned in their dtype."""
     return torch.addcmul(x * rotation.cos, x.roll(x.shape[-1] // 2, -1), rotation.sin).to(x.dtype)

@@ -13,10 +13,10 @@ from cadenza.nn.conv import Conv1d, ConvConfig, ConvTranspose1d, ResidualLSTM, S
 
 @dataclass(frozen=True)
 class SeanetConfig:
-    """The shape that an encoder and its decoder share.
+    """Sizes that an encoder and its decoder share.
 
-    `strides` are in the order of the decoder; `widths` are the channels from the sample rate to the frame rate,
-    one more than strides, and `residual_layers` the residuals at each of these rates but the last.
+    `strides` are in the order of the decoder; `widths` are the channels from the sample rate to the frame rate, one more
+    than the strides; `residual_layers` are the residual units at each rate but the last.
     """
 
     channels: int
@@ -44,20 +44,20 @@ class SeanetConfig:
 class Activation(nn.Module):
     """ELU."""
 
-    def forward(self, x: Tensor, carried: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         return F.elu(x)
 
 
 class StreamingSequential(nn.Module):
-    """Layers one after another, each given the stream's state."""
+    """Layers in sequence that share the state of a stream."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, carried: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, carried)
+            x = layer(x, state)
         return x
 
 
@@ -75,12 +75,12 @@ class ResidualUnit(nn.Module):
         ])  # fmt: skip
         self.shortcut = Conv1d(dim, dim, kernel=1, style=shape.style) if shape.conv_shortcut else None
 
-    def forward(self, x: Tensor, carried: StreamState | None = None) -> Tensor:
-        return (x if self.shortcut is None else self.shortcut(x, carried)) + self.block(x, carried)
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        return (x if self.shortcut is None else self.shortcut(x, state)) + self.block(x, state)
 
 
 class Encoder(StreamingSequential):
-    """A wave to one vector a frame of prod(strides) samples, the last frame filled by padding."""
+    """Audio to one vector per frame of prod(strides) samples; the last frame is padded."""
 
     def __init__(self, shape: SeanetConfig) -> None:
         widths = shape.widths
@@ -92,12 +92,12 @@ class Encoder(StreamingSequential):
         layers += [Conv1d(widths[-1], shape.dimension, kernel=shape.last_kernel, style=shape.style)]
         super().__init__(layers)
 
-    def forward(self, x: Float[Tensor, "b c t"], carried: StreamState | None = None) -> Float[Tensor, "b d f"]:
-        return super().forward(x, carried)
+    def forward(self, x: Float[Tensor, "b c t"], state: StreamState | None = None) -> Float[Tensor, "b d f"]:
+        return super().forward(x, state)
 
 
 class Decoder(StreamingSequential):
-    """One vector a frame to prod(strides) samples of wave a frame."""
+    """One vector per frame to prod(strides) samples of audio."""
 
     def __init__(self, shape: SeanetConfig) -> None:
         widths, style = shape.widths, shape.style
@@ -112,12 +112,12 @@ class Decoder(StreamingSequential):
         layers += [Activation(), Conv1d(widths[0], shape.channels, kernel=shape.last_kernel, style=style)]
         super().__init__(layers)
 
-    def forward(self, x: Float[Tensor, "b d f"], carried: StreamState | None = None) -> Float[Tensor, "b c t"]:
-        return super().forward(x, carried)
+    def forward(self, x: Float[Tensor, "b d f"], state: StreamState | None = None) -> Float[Tensor, "b c t"]:
+        return super().forward(x, state)
 
 
 def min_first_chunk_frames(shape: SeanetConfig) -> int:
-    """Frames that a stream must start with so that reflected padding sees in them all that it mirrors."""
+    """Return the frames that the first chunk of a stream needs, so that reflect padding has its samples."""
     if shape.style.pad_mode != "reflect":
         return 1
     need = shape.kernel
@@ -130,10 +130,9 @@ def min_first_chunk_frames(shape: SeanetConfig) -> int:
 
 
 def peak_activations_per_frame(shape: SeanetConfig) -> int:
-    """Numbers a frame that a decoder holds at once: the widest of its layers, several times over.
+    """Return the peak number of activations of a decoder per frame.
 
-    These are what a residual adds to, its shortcut, what its block reads, that padded, and that in the order in which
-    convolutions read it.
+    These are five copies of its widest layer: input, shortcut, block input, padded input and the convolution's layout.
     """
     rates = [math.prod(shape.strides[: len(shape.strides) - level]) for level in range(len(shape.widths))]
     return 5 * max(width * rate for width, rate in zip(shape.widths, rates, strict=True))

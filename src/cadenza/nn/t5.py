@@ -1,6 +1,6 @@
 """The encoder of T5 (arXiv:1910.10683), with the gated feed-forward of T5 v1.1 (arXiv:2002.05202), mT5 and UMT5.
 
-Modules are called what they are called in checkpoints, so that weights are loaded by their own names.
+Modules have the names of transformers, so that released weights load without renaming.
 """
 
 import math
@@ -26,31 +26,31 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class T5Config:
-    """What an encoder is made of."""
+    """Sizes of an encoder."""
 
     vocabulary: int
     width: int
-    hidden: int  # of the feed-forward
+    hidden: int  # width of the feed-forward
     depth: int
     heads: int
-    head: int  # width of one
+    head: int  # width of one head
     activation: str = "relu"
     gated: bool = False
-    buckets: int = 32  # of distances, which a head may like more or less
-    farthest: int = 128  # distance from which on they are all one
+    buckets: int = 32  # of relative positions
+    max_distance: int = 128  # distances from here on share a bucket
     eps: float = 1e-6
-    own: bool = False  # whether each layer has its own liking for distances, and not that of the first
+    bias_per_layer: bool = False  # each layer has its own relative-position bias; otherwise the first one's is shared
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "T5Config":
-        """Those that a config of a T5, mT5 or UMT5 says, or leaves to what is usual for its kind."""
-        usual = (32128, 2048, 6, 8, "relu") if config["model_type"] == "t5" else (250112, 1024, 8, 6, "gated-gelu")
-        vocabulary, hidden, depth, heads, forward = usual
+        """Read the config of a T5, mT5 or UMT5 model, with the defaults of transformers; CheckpointError if unsupported."""
+        defaults = (32128, 2048, 6, 8, "relu") if config["model_type"] == "t5" else (250112, 1024, 8, 6, "gated-gelu")
+        vocabulary, hidden, depth, heads, forward = defaults
         forward = config.get("feed_forward_proj", forward)
         activation = "gelu_new" if forward == "gated-gelu" else forward.removeprefix("gated-")
         if activation not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
-            raise CheckpointError(f"a T5 with feed_forward_proj: {forward!r} is not known; one of {known} is, gated or not")
+            raise CheckpointError(f"feed_forward_proj: {forward!r} is not supported. Expected one of {known}, or gated-...")
         return cls(
             config.get("vocab_size", vocabulary),
             config.get("d_model", 512),
@@ -68,36 +68,36 @@ class T5Config:
 
 
 class T5Encoder(nn.Module):
-    """Ids of tokens as hidden states; without dropout, as it is here to read."""
+    """Token ids to hidden states, without dropout."""
 
     def __init__(self, sizes: T5Config) -> None:
         super().__init__()
         self.sizes = sizes
         self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.width)
-        self.block = nn.ModuleList(Block(sizes, placed=i == 0 or sizes.own) for i in range(sizes.depth))
+        self.block = nn.ModuleList(Block(sizes, has_relative_bias=i == 0 or sizes.bias_per_layer) for i in range(sizes.depth))
         self.final_layer_norm = RMSNorm(sizes.width, sizes.eps)
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """Nothing attends to what is not in the mask; only a row that has nothing else attends to its first token."""
-        at = torch.arange(ids.shape[1], device=ids.device)
-        seen = (mask | (at == 0))[:, None, None]
-        which = relative_position_bucket(at - at[:, None], self.sizes.buckets, self.sizes.farthest)
+        """Tokens outside the mask are not attended to; the first token always is, so that no row is empty."""
+        index = torch.arange(ids.shape[1], device=ids.device)
+        visible = (mask | (index == 0))[:, None, None]
+        buckets = relative_position_bucket(index - index[:, None], self.sizes.buckets, self.sizes.max_distance)
         x = self.embed_tokens(ids).to(self.final_layer_norm.weight.dtype)
-        liking: Tensor | None = None
+        bias: Tensor | None = None
         for block in self.block:
             table = block.layer[0].SelfAttention.relative_attention_bias  # type: ignore[index, union-attr]
             if table is not None:
-                liking = table(which).permute(2, 0, 1).masked_fill(~seen, -torch.inf)
-            x = block(x, liking)
+                bias = table(buckets).permute(2, 0, 1).masked_fill(~visible, -torch.inf)
+            x = block(x, bias)
         return self.final_layer_norm(x)
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward, each added to what comes in."""
+    """Residual attention and feed-forward."""
 
-    def __init__(self, sizes: T5Config, *, placed: bool) -> None:
+    def __init__(self, sizes: T5Config, *, has_relative_bias: bool) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([T5LayerSelfAttention(sizes, placed=placed), T5LayerFF(sizes)])
+        self.layer = nn.ModuleList([T5LayerSelfAttention(sizes, has_relative_bias=has_relative_bias), T5LayerFF(sizes)])
 
     def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
         x = x + self.layer[0](x, bias)
@@ -105,11 +105,11 @@ class Block(nn.Module):
 
 
 class T5LayerSelfAttention(nn.Module):
-    """Attention to what is normalised."""
+    """Norm and self-attention."""
 
-    def __init__(self, sizes: T5Config, *, placed: bool) -> None:
+    def __init__(self, sizes: T5Config, *, has_relative_bias: bool) -> None:
         super().__init__()
-        self.SelfAttention = Attention(sizes, placed=placed)
+        self.SelfAttention = Attention(sizes, has_relative_bias=has_relative_bias)
         self.layer_norm = RMSNorm(sizes.width, sizes.eps)
 
     def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
@@ -117,15 +117,15 @@ class T5LayerSelfAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of `heads` whose products are not scaled; `placed` ones have a table of what each likes in a distance."""
+    """T5 attention: no 1/sqrt(d) scaling; `has_relative_bias` adds the table of relative-position biases."""
 
-    def __init__(self, sizes: T5Config, *, placed: bool) -> None:
+    def __init__(self, sizes: T5Config, *, has_relative_bias: bool) -> None:
         super().__init__()
         self.heads = sizes.heads
         for name in "qkv":
             setattr(self, name, nn.Linear(sizes.width, sizes.heads * sizes.head, bias=False))
         self.o = nn.Linear(sizes.heads * sizes.head, sizes.width, bias=False)
-        self.relative_attention_bias = nn.Embedding(sizes.buckets, sizes.heads) if placed else None
+        self.relative_attention_bias = nn.Embedding(sizes.buckets, sizes.heads) if has_relative_bias else None
 
     def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
         q, k, v = (getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in "qkv")
@@ -134,7 +134,7 @@ class Attention(nn.Module):
 
 
 class T5LayerFF(nn.Module):
-    """The feed-forward of what is normalised."""
+    """Norm and feed-forward."""
 
     def __init__(self, sizes: T5Config) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class T5LayerFF(nn.Module):
 
 
 class T5DenseActDense(nn.Module):
-    """A hidden layer."""
+    """Feed-forward with one hidden layer."""
 
     def __init__(self, sizes: T5Config) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class T5DenseActDense(nn.Module):
 
 
 class T5DenseGatedActDense(nn.Module):
-    """A hidden layer times another (arXiv:2002.05202)."""
+    """Gated feed-forward (arXiv:2002.05202)."""
 
     def __init__(self, sizes: T5Config) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class T5DenseGatedActDense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """What comes in over its root mean square (arXiv:1910.07467), computed in float32."""
+    """Root mean square normalisation (arXiv:1910.07467), computed in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -186,11 +186,11 @@ class RMSNorm(nn.Module):
         return wide.to(self.weight.dtype) * self.weight
 
 
-def relative_position_bucket(offset: Int[Tensor, "n m"], count: int, farthest: int) -> Int[Tensor, "n m"]:
-    """The bucket of each offset from query to key: half for keys behind, of them half for single steps, then logarithmic."""
+def relative_position_bucket(offset: Int[Tensor, "n m"], count: int, max_distance: int) -> Int[Tensor, "n m"]:
+    """Return the bucket of each offset from query to key: half of them per direction, linear then logarithmic."""
     half = count // 2
     near = half // 2
     distance = offset.abs()
-    growth = torch.log(distance.clamp(min=1).float() / near) / math.log(farthest / near)
+    growth = torch.log(distance.clamp(min=1).float() / near) / math.log(max_distance / near)
     far = (near + (growth * (half - near)).long()).clamp(max=half - 1)
     return torch.where(distance < near, distance, far) + half * (offset > 0)

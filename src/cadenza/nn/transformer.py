@@ -1,6 +1,5 @@
-"""A pre-norm transformer that a decoder can walk step by step."""
+"""A pre-norm transformer, run over a whole sequence or step by step with a KV cache."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -15,18 +14,18 @@ from cadenza.nn.rope import RotaryTable
 
 
 def dropout(x: Tensor, rate: float, rng: torch.Generator | None) -> Tensor:
-    """Dropout that draws from `rng`; nothing is dropped without one."""
+    """Dropout with random numbers from `rng`; the identity without one."""
     if rng is None or rate == 0:
         return x
-    keep = torch.empty_like(x).bernoulli_(1 - rate, generator=rng)
-    return x * keep / (1 - rate)
+    mask = torch.empty_like(x).bernoulli_(1 - rate, generator=rng)
+    return x * mask / (1 - rate)
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention if `source` gives the width of its tokens, GELU feed-forward; each pre-normed.
+    """Self-attention, cross-attention if `source` (the width of its tokens) is given, GELU feed-forward; all pre-norm.
 
-    If `style` gives the width of a vector, that one scales and shifts what self-attention and feed-forward read; not
-    at all before training (adaptive norms, arXiv:2212.09748).
+    With `style`, the width of a vector, adaptive norms (arXiv:2212.09748) scale and shift the inputs of self-attention
+    and feed-forward; they start as the identity.
     """
 
     def __init__(
@@ -64,66 +63,43 @@ class Block(nn.Module):
         span: PositionRange | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """`style` is what the layer of that name makes of the vector."""
+        """`style` is the output of `adaln`: two scales and two shifts of width d."""
         scale1, shift1, scale2, shift2 = (None,) * 4 if style is None else style.chunk(4, -1)
-        y = _styled(self.norm1(x), scale1, shift1)
+        y = _modulate(self.norm1(x), scale1, shift1)
         x = x + dropout(self.attention(y, rotation=rotation, mask=mask, memory=memory, span=span), self.dropout, rng)
         if self.cross is not None and self.norm_cross is not None and source is not None:
             x = x + dropout(self.cross(self.norm_cross(x), source), self.dropout, rng)
-        y = _styled(self.norm2(x), scale2, shift2)
+        y = _modulate(self.norm2(x), scale2, shift2)
         return x + dropout(self.down(F.gelu(self.up(y))), self.dropout, rng)
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a last norm."""
+    """`depth` blocks and a final norm."""
 
     def __init__(self, dim: int, depth: int, *, heads: int, eps: float = 1e-5, **block: Any) -> None:
-        """`block` are the other arguments of Block."""
+        """`block` are the other arguments of `Block`."""
         super().__init__()
         self.heads, self.head_dim = heads, dim // heads
         self.blocks = nn.ModuleList(Block(dim, heads, eps=eps, **block) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps)
-        self.apply(_start)
+        self.apply(_init_linear)
         for name, weight in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight")):  # what adds to the residual stream
+            if name.endswith(("out.weight", "down.weight")):  # projections into the residual stream
                 nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
             if name.endswith("adaln.weight"):
                 nn.init.zeros_(weight)
 
     def project_cross_kv(self, tokens: MaskedSequence, *, attend_padding: bool = False) -> list[CrossKV]:
-        """Every block's keys and values of the tokens to attend to; a bias of theirs is that of each position."""
+        """Return the keys and values of the tokens for every block; a bias of the tokens is one per position."""
         reach = AttentionMask.from_tokens(tokens, attend_padding=attend_padding)
         return [block.cross.project_kv(tokens, attend_padding=attend_padding, reach=reach) for block in self.blocks]  # type: ignore[union-attr]
 
     def adaln_params(self, vector: Float[Tensor, "b g"]) -> list[Float[Tensor, "b 1 e"]]:
-        """What every block makes of a vector that scales and shifts."""
+        """Return the scales and shifts of every block for a global vector."""
         return [block.adaln(vector)[:, None] for block in self.blocks]  # type: ignore[operator]
 
-    def compile_blocks(self) -> None:
-        """Lets torch.compile fuse what a block does, the same for all; that takes some seconds when they first run.
-
-        Where it cannot, a warning says why, and the blocks go on as they are.
-        """
-        for block in self.blocks:
-            block.compile()
-
-    def _through(self, block: nn.Module, x: Tensor, **told: Any) -> Tensor:
-        """What a block makes of `x`, compiled if it can be."""
-        if block._compiled_call_impl is None:
-            return block(x, **told)
-        from torch._dynamo.exc import TorchDynamoException
-
-        try:
-            return block(x, **told)
-        except TorchDynamoException as error:
-            reason = " ".join(str(error).split("Set TORCHDYNAMO")[0].split())
-            warnings.warn(f"blocks are not compiled, which is slower: torch.compile failed ({reason})", stacklevel=4)
-            for each in self.blocks:
-                each._compiled_call_impl = None
-            return block(x, **told)
-
     def allocate_kv_cache(self, batch: int, positions: int) -> KVCache:
-        """Empty buffers for `positions` positions of `batch` sequences."""
+        """Allocate a cache for `positions` positions of `batch` sequences."""
         return KVCache.allocate(len(self.blocks), (batch, self.heads, positions, self.head_dim), self.norm.weight)
 
     def forward(
@@ -138,23 +114,29 @@ class Transformer(nn.Module):
         span: PositionRange | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Causal when no mask is given; with a cache, `x` are the positions of `span`, and all before them were fed.
+        """Causal without a mask; with a cache, `x` are the positions `span`, and all positions before were run.
 
-        `source` and `styles` are those of `read` and `styles`, the former cut to the positions of `x`.
+        `source` and `styles` are the results of `project_cross_kv` (for the positions of `x`) and `adaln_params`.
         """
         for i, block in enumerate(self.blocks):
-            memory = None if cache is None else cache.layers[i]
-            tokens, style = None if source is None else source[i], None if styles is None else styles[i]
-            told = {"rotation": rotation, "mask": mask, "source": tokens, "style": style, "memory": memory, "span": span}
-            x = self._through(block, x, rng=rng, **told)
+            x = block(
+                x,
+                rotation=rotation,
+                mask=mask,
+                source=None if source is None else source[i],
+                style=None if styles is None else styles[i],
+                memory=None if cache is None else cache.layers[i],
+                span=span,
+                rng=rng,
+            )
         return self.norm(x)
 
 
-def _styled(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def _modulate(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     return x if scale is None or shift is None else torch.addcmul(x + shift, x, scale)
 
 
-def _start(module: nn.Module) -> None:
+def _init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

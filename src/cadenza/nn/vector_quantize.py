@@ -1,4 +1,4 @@
-"""Residual vector quantisation with codebooks that are running averages (van den Oord et al. 2017; Zeghidour et al. 2021)."""
+"""Residual vector quantisation with EMA codebooks (arXiv:1711.00937, arXiv:2107.03312), fixed or variable in depth."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class QuantizerOutput:
-    """Quantised latents with a straight-through gradient, their codes, and the commitment loss."""
+    """Quantised latents with a straight-through gradient, their codes and the commitment loss."""
 
     latents: Float[Tensor, "b d f"]
     codes: Int[Tensor, "b k f"]
@@ -21,9 +21,9 @@ class QuantizerOutput:
 
 
 class Codebook(nn.Module):
-    """`bins` vectors, each the running average of the inputs nearest to it.
+    """`bins` vectors, each the exponential moving average of the inputs nearest to it.
 
-    `usage` is the running share of inputs that chose an entry, `total` the running mean of their sum.
+    `usage` is the moving share of inputs assigned to an entry, `total` the moving mean of their sum.
     """
 
     embed: Tensor
@@ -33,7 +33,7 @@ class Codebook(nn.Module):
     def __init__(self, bins: int, dim: int, *, decay: float = 0.99, dead: float = 0.1) -> None:
         super().__init__()
         self.decay = decay
-        self.dead = dead  # an entry used less than this share of the average use is replaced
+        self.dead = dead  # entries used less than this share of the mean use are replaced
         self.register_buffer("embed", torch.randn(bins, dim) / dim**0.5)
         self.register_buffer("usage", torch.full((bins,), 1.0 / bins))
         self.register_buffer("total", self.embed / bins)
@@ -43,7 +43,7 @@ class Codebook(nn.Module):
         return self.embed.shape[0]
 
     def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-        """The entry with the least squared distance to each vector."""
+        """Return the entry with the smallest squared distance to each vector."""
         embed = self.embed.to(x.dtype)
         return (embed.square().sum(-1) - 2.0 * x @ embed.T).argmin(-1)
 
@@ -52,13 +52,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def ema_update(self, x: Float[Tensor, "n d"], ids: Int[Tensor, " n"], rng: torch.Generator) -> None:
-        """Moves the averages towards one batch, of all processes together, then puts vectors of it in place of dead entries."""
+        """Update the averages by a batch of all processes, and replace dead entries by random vectors of it."""
         counts = torch.bincount(ids, minlength=self.codebook_size).to(x.dtype)
         sums = torch.zeros_like(self.total).index_add_(0, ids, x)
         picks = torch.randint(2**62, (self.codebook_size,), generator=rng).to(x.device)
-        seen, candidates = _pool(x, picks, counts, sums)
-        self.usage.lerp_(counts / seen, 1.0 - self.decay)
-        self.total.lerp_(sums / seen, 1.0 - self.decay)
+        total_count, candidates = _gather_batch(x, picks, counts, sums)
+        self.usage.lerp_(counts / total_count, 1.0 - self.decay)
+        self.total.lerp_(sums / total_count, 1.0 - self.decay)
         dead = self.usage < self.dead / self.codebook_size
         self.usage.masked_fill_(dead, 1.0 / self.codebook_size)
         self.total.copy_(torch.where(dead[:, None], candidates / self.codebook_size, self.total))
@@ -66,24 +66,24 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def kmeans_init(self, x: Float[Tensor, "n d"], rng: torch.Generator, *, rounds: int = 30) -> None:
-        """k-means of `x` from random members of it; an entry that loses all its members starts anew from a random one."""
-        start = torch.randperm(len(x), generator=rng).to(x.device)[torch.arange(self.codebook_size, device=x.device) % len(x)]
-        self.embed.copy_(x[start])
+        """Initialise by k-means from random vectors of `x`; an entry without members restarts at a random vector."""
+        picks = torch.randperm(len(x), generator=rng).to(x.device)[torch.arange(self.codebook_size, device=x.device) % len(x)]
+        self.embed.copy_(x[picks])
         for _ in range(rounds):
             ids = self.nearest(x)
             counts = torch.bincount(ids, minlength=self.codebook_size).to(x.dtype)
             means = torch.zeros_like(self.embed).index_add_(0, ids, x) / counts.clamp(min=1.0)[:, None]
-            fresh = x[torch.randint(len(x), (self.codebook_size,), generator=rng).to(x.device)]
-            self.embed.copy_(torch.where(counts[:, None] > 0, means, fresh))
+            restarts = x[torch.randint(len(x), (self.codebook_size,), generator=rng).to(x.device)]
+            self.embed.copy_(torch.where(counts[:, None] > 0, means, restarts))
         self.usage.fill_(1.0 / self.codebook_size)
         self.total.copy_(self.embed / self.codebook_size)
-        if _processes() > 1:
+        if _world_size() > 1:
             for buffer in (self.embed, self.usage, self.total):
                 distributed.broadcast(buffer, 0)
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """Each codebook quantises what the ones before it left over."""
+    """Each codebook quantises the residual of the codebooks before it."""
 
     def __init__(self, dim: int, *, codebooks: int, bins: int) -> None:
         super().__init__()
@@ -98,13 +98,13 @@ class ResidualVectorQuantizer(nn.Module):
         return self.codebooks[0].embed.dtype
 
     def forward(
-        self, z: Float[Tensor, "b d f"], *, levels: int | None = None, rng: torch.Generator | None = None
+        self, z: Float[Tensor, "b d f"], *, num_codebooks: int | None = None, rng: torch.Generator | None = None
     ) -> QuantizerOutput:
-        """The first `levels` codebooks (all by default) applied in training; they learn from `z` where `rng` is given."""
+        """Quantise with the first `num_codebooks` (default all) for training; with `rng` update them from `z`."""
         with torch.autocast(z.device.type, enabled=False):
             flat = rearrange(z.float(), "b d f -> (b f) d")
             residual, losses, codes = flat, [], []
-            for book in self.codebooks[:levels]:
+            for book in self.codebooks[:num_codebooks]:
                 ids = book.nearest(residual.detach())
                 chosen = book(ids)
                 if rng is not None:
@@ -117,24 +117,24 @@ class ResidualVectorQuantizer(nn.Module):
         ids = rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
         return QuantizerOutput(latents, ids, torch.stack(losses).mean())
 
-    def encode(self, z: Float[Tensor, "b d f"], *, levels: int | None = None) -> Int[Tensor, "b k f"]:
-        """The nearest entry of each of the first `levels` codebooks (all by default)."""
+    def encode(self, z: Float[Tensor, "b d f"], *, num_codebooks: int | None = None) -> Int[Tensor, "b k f"]:
+        """Return the codes of the first `num_codebooks` codebooks (default all)."""
         residual = rearrange(z.float(), "b d f -> (b f) d")
         codes = []
-        for book in self.codebooks[:levels]:
+        for book in self.codebooks[:num_codebooks]:
             ids = book.nearest(residual)
             residual = residual - book(ids)
             codes.append(ids)
         return rearrange(torch.stack(codes), "k (b f) -> b k f", b=len(z))
 
     def decode(self, codes: Int[Tensor, "b k f"]) -> Float[Tensor, "b d f"]:
-        """The sum of the chosen vectors of as many leading codebooks as are given."""
+        """Return the sum of the entries; `codes` may have fewer codebooks than the quantizer."""
         chosen = [book(ids) for book, ids in zip(self.codebooks, codes.unbind(1), strict=False)]
         return rearrange(torch.stack(chosen).sum(0), "b f d -> b d f")
 
     @torch.no_grad()
     def kmeans_init(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
-        """k-means of the latents for the first codebook, then of what is left for each next one."""
+        """Initialise each codebook by k-means of the residual of those before it."""
         residual = latents.float()
         for book in self.codebooks:
             book.kmeans_init(residual, rng)
@@ -142,33 +142,33 @@ class ResidualVectorQuantizer(nn.Module):
 
 
 def _smooth(usage: Float[Tensor, " v"], eps: float = 1e-7) -> Float[Tensor, " v"]:
-    """Laplace smoothing: a share of exactly zero would divide by zero."""
+    """Apply Laplace smoothing, which avoids a division by zero."""
     return (usage + eps) / (usage.sum() + eps * len(usage)) * usage.sum()
 
 
-def _processes() -> int:
+def _world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _pool(x: Tensor, picks: Tensor, counts: Tensor, sums: Tensor) -> tuple[int, Tensor]:
-    """How many vectors all processes saw, and those numbered `picks` among them; adds up counts and sums in place."""
-    if _processes() == 1:
+def _gather_batch(x: Tensor, picks: Tensor, counts: Tensor, sums: Tensor) -> tuple[int, Tensor]:
+    """Return the vectors of all processes, counted, and those numbered `picks`; sum `counts` and `sums` in place."""
+    if _world_size() == 1:
         return len(x), x[picks % len(x)]
-    sizes = [torch.zeros((), dtype=torch.long, device=x.device) for _ in range(_processes())]
+    sizes = [torch.zeros((), dtype=torch.long, device=x.device) for _ in range(_world_size())]
     distributed.all_gather(sizes, torch.tensor(len(x), device=x.device))
     distributed.broadcast(picks, 0)
     before = sum(int(size) for size in sizes[: distributed.get_rank()])
-    seen = sum(int(size) for size in sizes)
-    mine = picks % seen - before
-    owned = (mine >= 0) & (mine < len(x))
-    candidates = x[mine.clamp(0, len(x) - 1)] * owned[:, None]
+    total_count = sum(int(size) for size in sizes)
+    index = picks % total_count - before
+    owned = (index >= 0) & (index < len(x))
+    candidates = x[index.clamp(0, len(x) - 1)] * owned[:, None]
     for part in (counts, sums, candidates):
         distributed.all_reduce(part)
-    return seen, candidates
+    return total_count, candidates
 
 
 class MaskedBatchNorm(nn.Module):
-    """Vectors over the mean and deviation of each of their numbers: in training those of the real vectors of a batch."""
+    """Batch normalisation without affine parameters over the vectors that are not padding."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -194,30 +194,30 @@ class MaskedBatchNorm(nn.Module):
 
 
 class VariableRVQ(nn.Module):
-    """What is left of vectors in a sum of entries of `levels` codebooks; the gradient goes straight through."""
+    """Normalised vectors quantised by a number of codebooks per item, with a straight-through gradient."""
 
-    def __init__(self, dim: int, *, levels: int, bins: int) -> None:
+    def __init__(self, dim: int, *, codebooks: int, bins: int) -> None:
         super().__init__()
         self.norm = MaskedBatchNorm(dim)
-        self.quantizer = ResidualVectorQuantizer(dim, codebooks=levels, bins=bins)
+        self.quantizer = ResidualVectorQuantizer(dim, codebooks=codebooks, bins=bins)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b n"],
-        levels: Int[Tensor, " b"],
+        num_codebooks: Int[Tensor, " b"],
         *,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Each item by its own number of codebooks; in training these learn of the real vectors where `rng` is given."""
+        """Quantise item i by `num_codebooks[i]` codebooks; with `rng`, training updates them from valid vectors."""
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             flat = self.norm(x.float(), mask)
             residual, total = flat.detach(), torch.zeros_like(flat)
-            for level, book in enumerate(self.quantizer.codebooks):
-                here = (mask & (level < levels)[:, None])[..., None]
+            for k, book in enumerate(self.quantizer.codebooks):
+                active = (mask & (k < num_codebooks)[:, None])[..., None]
                 ids = book.nearest(residual.flatten(0, 1)).view(mask.shape)
-                if self.training and rng is not None and bool(here.any()):
-                    book.ema_update(residual[here[..., 0]], ids[here[..., 0]], rng)
-                chosen = torch.where(here, book(ids), 0)
+                if self.training and rng is not None and bool(active.any()):
+                    book.ema_update(residual[active[..., 0]], ids[active[..., 0]], rng)
+                chosen = torch.where(active, book(ids), 0)
                 total, residual = total + chosen, residual - chosen
             return flat + (total - flat).detach()

@@ -1,4 +1,4 @@
-"""Guidance: a weighted sum of what the model says under several conditions, evaluated as one batch."""
+"""Guidance: a weighted sum of the model's outputs under several conditions, evaluated as one batch."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -17,20 +17,20 @@ from cadenza.core.types import FusedConditions, GuidanceBranch, InterpolatedCond
 
 Scale = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-ALL = "all"  # stands for every condition in `weights`
-TOGETHER = "+"  # between ids that stand together
+ALL = "all"  # every condition, in `weights`
+SEPARATOR = "+"  # between the ids of a group, in `weights`
 
 
 class Guidance(Spec):
-    """How strongly a request is followed; a bare number stands for `scale`.
+    """Strength of the conditions of a request; a bare number is its `scale`.
 
-    `scale` goes from the answer without conditions (0) past the one with them (1); the system's own if None. `emphasis`
-    multiplies what an id adds to all others, before that (with one id the double guidance of MusicGen-Style). `weights`
-    is the sum itself: the weight of the answer to each id alone, to ids together ("melody+chords") or to `all`, and the
-    rest of 1 to the answer without any. `negative` is an item, or one each, in place of no conditions. Guidance holds in
-    the part of the clip, or of a sampler's steps, that `interval` gives, at a share of its strength that goes from the
-    first to the second of `strength` by `schedule`; elsewhere, and at share 0, the answer to all conditions holds.
-    `rescale` is how far the spread of the result is brought back to that of this answer (arXiv:2305.08891, phi).
+    Outputs are combined as `scale` * (all conditions) + (1 - `scale`) * (none); None is the system's default.
+    `id_scales` multiplies the contribution of one id given all others (for one id the double guidance of
+    MusicGen-Style, arXiv:2407.12563). `weights` gives the sum itself: the weight of the output for one id, for a group
+    ("melody+chords") or for `all`; the rest of 1 is the weight of the output without conditions. `negative` replaces the
+    absence of conditions by an item, or one item each. Guidance is active in the part `interval` of the clip or of the
+    sampler's steps, with a share that changes from `strength[0]` to `strength[1]` by `schedule`; elsewhere, and at share
+    0, the output for all conditions is used. `rescale` is phi of arXiv:2305.08891, section 3.4.
     """
 
     scale: Scale | None = None
@@ -45,101 +45,101 @@ class Guidance(Spec):
     @field_validator("negative", mode="before")
     @classmethod
     def _as_items(cls, value: Any) -> Any:
-        several = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        items = [{"prompt": one} if isinstance(one, str) else {} if one is None else one for one in several]
+        values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        items = [{"prompt": item} if isinstance(item, str) else {} if item is None else item for item in values]
         for item in items:
             if not isinstance(item, Mapping):
-                raise ValueError(f"an item is a text or a mapping of ids to values, not {type(item).__name__}")
+                raise ValueError(f"expected a text or a mapping of ids to values, got {type(item).__name__}")
         return tuple(dict(item) for item in items)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Guidance":
         if self.weights and (self.scale is not None or self.id_scales):
-            raise ValueError("weights are the whole sum; leave out scale and emphasis, or leave out weights")
+            raise ValueError("weights: cannot be combined with scale or id_scales; remove one of them")
         if self.interval[0] >= self.interval[1]:
-            raise ValueError(f"interval: must go from less to more, got {list(self.interval)}")
+            raise ValueError(f"interval: the start must be below the end, got {list(self.interval)}")
         return self
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether it is not the same in all frames or steps."""
+        """Whether the share of guidance changes over the frames or steps."""
         return self.schedule != "constant" or self.interval != (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class GuidanceTerm:
-    """One answer of the sum: to the conditions of `ids`, or without any where None; `plain` is its weight without guidance."""
+    """One output of the sum: for the conditions `ids`, or without any if None."""
 
     ids: frozenset[str] | None
     weight: float
-    unguided_weight: float = 0.0
+    unguided_weight: float = 0.0  # weight where guidance is off
 
 
-def expand_guidance(guidance: Guidance, scale: float, ids: Collection[str], told: Collection[str]) -> list[GuidanceTerm]:
-    """What is asked of the model, each once; `told` are the ids, of all there are, of which some item says something.
+def expand_guidance(guidance: Guidance, scale: float, ids: Collection[str], given: Collection[str]) -> list[GuidanceTerm]:
+    """Return the distinct outputs to compute, with their weights, which sum to 1.
 
-    Raises RequestError for an id that there is not.
+    `ids` are all conditions of the system, `given` those that have a value in some item, `scale` the default scale.
+    Raises RequestError for an unknown id.
     """
-    every, known = frozenset(told), frozenset(ids)
-    sums: dict[frozenset[str] | None, float] = {every: 0.0}
+    present, known = frozenset(given), frozenset(ids)
+    sums: dict[frozenset[str] | None, float] = {present: 0.0}
 
     def add(names: frozenset[str], weight: float) -> None:
-        sums[names & every] = sums.get(names & every, 0.0) + weight
+        sums[names & present] = sums.get(names & present, 0.0) + weight
 
     if guidance.weights:
-        for name, weight in guidance.weights.items():
-            add(known if name == ALL else _known(name, known), weight)
+        for names, weight in guidance.weights.items():
+            add(known if names == ALL else _parse_ids(names, known), weight)
     else:
         scale = scale if guidance.scale is None else guidance.scale
         add(known, scale)
         for name, times in guidance.id_scales.items():
             add(known, scale * (times - 1))
-            add(known - _known(name, known), -scale * (times - 1))
+            add(known - _parse_ids(name, known), -scale * (times - 1))
     sums[None] = 1 - sum(sums.values())
-    if not guidance.negative and frozenset() in sums:  # nothing is told either way
+    all_given: frozenset[str] | None = present
+    if not guidance.negative and frozenset() in sums:  # no ids is the same output as no conditions
         sums[None] += sums.pop(frozenset())
-        return [GuidanceTerm(names, weight, float(names == (every or None))) for names, weight in sums.items()]
-    return [GuidanceTerm(names, weight, float(names == every)) for names, weight in sums.items()]
+        all_given = present or None
+    return [GuidanceTerm(names, weight, float(names == all_given)) for names, weight in sums.items()]
 
 
-def _known(names: str, ids: frozenset[str]) -> frozenset[str]:
-    found = frozenset(name.strip() for name in names.split(TOGETHER))
-    for name in sorted(found - ids):
-        raise RequestError(f"guidance: no condition called '{name}'.{did_you_mean(name, sorted(ids))}")
-    return found
+def _parse_ids(names: str, known: frozenset[str]) -> frozenset[str]:
+    ids = frozenset(name.strip() for name in names.split(SEPARATOR))
+    for name in sorted(ids - known):
+        raise RequestError(f"guidance: no condition called '{name}'.{did_you_mean(name, sorted(known))}")
+    return ids
 
 
 def guidance_schedule(guidance: Guidance, lengths: Int[Tensor, " b"], *, size: int) -> Float[Tensor, "b f"] | None:
-    """The share of guidance in each of `lengths` frames or steps; None where it is 1 throughout."""
+    """Return the share of guidance, 0 to 1, in the `lengths` frames or steps of each item; None if it is always 1."""
     if not guidance.is_scheduled:
         return None
-    done = (torch.arange(size, device=lengths.device) + 0.5) / lengths.clamp(min=1)[:, None]
+    progress = (torch.arange(size, device=lengths.device) + 0.5) / lengths.clamp(min=1)[:, None]
     first, last = guidance.strength
-    share = torch.ones_like(done)
+    share = torch.ones_like(progress)
     if guidance.schedule == "linear":
-        share = first + (last - first) * done
+        share = first + (last - first) * progress
     elif guidance.schedule == "cosine":
-        share = last + (first - last) * (1 + (math.pi * done).cos()) / 2
+        share = last + (first - last) * (1 + (math.pi * progress).cos()) / 2
     low, high = guidance.interval
-    return torch.where((done >= low) & (done < high), share, 0)
-
-
-def cfg_branches(given: FusedConditions, null: FusedConditions, scale: float) -> list[GuidanceBranch]:
-    """null + scale * (given - null), arXiv:2207.12598 with w = scale - 1; branches without weight are left out."""
-    return nonzero_branches([GuidanceBranch(scale, given, 1.0), GuidanceBranch(1 - scale, null)])
+    return torch.where((progress >= low) & (progress < high), share, 0)
 
 
 def nonzero_branches(branches: Sequence[GuidanceBranch], *, plain: bool = False) -> list[GuidanceBranch]:
-    """The branches that have weight, or may get some where `plain` is asked for; their weights must sum to 1."""
+    """Return the branches with nonzero weight, and with `plain` those with nonzero unguided weight.
+
+    Raises RequestError unless the weights sum to 1.
+    """
     total = sum(branch.weight for branch in branches)
     if abs(total - 1) > 1e-4:
-        raise RequestError(f"the weights of guidance sum to {total:g}, not to 1: {[branch.weight for branch in branches]}")
+        raise RequestError(f"guidance weights sum to {total:g}, expected 1: {[branch.weight for branch in branches]}")
     return [branch for branch in branches if branch.weight != 0 or (plain and branch.unguided_weight != 0)]
 
 
 @dataclass(frozen=True)
 class GuidanceMixer:
-    """The weights of branches that lie one after the other in a batch, with guidance and without, and how to rescale."""
+    """Combines the outputs of branches that are concatenated along the batch; `plain` are their unguided weights."""
 
     weights: tuple[float, ...]
     plain: tuple[float, ...] = ()
@@ -152,7 +152,7 @@ class GuidanceMixer:
     def __call__(
         self, outputs: Float[Tensor, "nb *shape v"], strength: Float[Tensor, " b"] | None = None, *, spread: int | None = None
     ) -> Float[Tensor, "b *shape v"]:
-        """The guided outputs; rescaled by the standard deviation of the first `spread` values of the last axis, or all."""
+        """Return the guided outputs; `strength` is the share of guidance, `spread` as in `rescale_std`."""
         if len(self.weights) == 1:
             return outputs
         guided = weighted_sum(outputs, self.weights)
@@ -167,7 +167,7 @@ class GuidanceMixer:
 
 
 def weighted_sum(outputs: Float[Tensor, "nb ..."], weights: Sequence[float]) -> Float[Tensor, "b ..."]:
-    """The weighted sum of branches that lie one after the other in the batch."""
+    """Return the weighted sum of branches that are concatenated along the batch."""
     if len(weights) == 1:
         return outputs
     first, *others = outputs.chunk(len(weights))
@@ -181,39 +181,16 @@ def weighted_sum(outputs: Float[Tensor, "nb ..."], weights: Sequence[float]) -> 
 def rescale_std(
     guided: Float[Tensor, "b ..."], given: Float[Tensor, "b ..."], phi: float, *, spread: int | None = None
 ) -> Float[Tensor, "b ..."]:
-    """`guided`, its standard deviation over the last axis a share `phi` of the way back to that of `given`."""
+    """Scale `guided` towards the standard deviation of `given`, by a share `phi` (arXiv:2305.08891, section 3.4).
+
+    The standard deviation is that of the first `spread` values of the last axis, or of all.
+    """
     ratio = given[..., :spread].std(-1, keepdim=True) / guided[..., :spread].std(-1, keepdim=True).clamp(min=1e-8)
     return guided * (phi * ratio + 1 - phi)
 
 
-def adaptive_projected_guidance(
-    given: Float[Tensor, "b ..."],
-    null: Float[Tensor, "b ..."],
-    scale: float,
-    *,
-    running: Float[Tensor, "b ..."] | None = None,
-    momentum: float = 0.0,
-    parallel: float = 0.0,
-    largest: float | None = None,
-) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:
-    """Adaptive projected guidance (arXiv:2410.02416), and what the next step takes as `running`.
-
-    The difference to `null`, with a share `momentum` (negative in the paper) of the one before and no longer than
-    `largest`, is split by the direction of `given`; the part along it, which oversaturates, counts a share `parallel`.
-    """
-    change = given - null
-    if running is not None:
-        change = change + momentum * running
-    kept, axes = change, tuple(range(1, change.dim()))
-    if largest is not None:
-        length = change.square().sum(axes, keepdim=True).sqrt()
-        change = change * (largest / length.clamp(min=1e-12)).clamp(max=1)
-    along = (change * given).sum(axes, keepdim=True) / given.square().sum(axes, keepdim=True).clamp(min=1e-24) * given
-    return given + (scale - 1) * (change - along + parallel * along), kept
-
-
 def batch_branches(branches: Sequence[GuidanceBranch], batch: int) -> FusedConditions:
-    """The conditions of all branches as one batch, padded where some have more tokens or a slot that others lack."""
+    """Concatenate the conditions of all branches along the batch; pad missing tokens and fill missing slots with zeros."""
     fused = [branch.fused for branch in branches]
     return FusedConditions(
         cross=_stack_tokens([f.cross for f in fused], batch),
@@ -226,41 +203,36 @@ def batch_branches(branches: Sequence[GuidanceBranch], batch: int) -> FusedCondi
 
 
 def _stack_tokens(parts: Sequence[MaskedSequence | None], batch: int) -> MaskedSequence | None:
-    some = next((part for part in parts if part is not None), None)
-    if some is None:
+    present = [part for part in parts if part is not None]
+    if not present:
         return None
-    longest = max(part.x.shape[1] for part in parts if part is not None)
-    none = MaskedSequence(some.x.new_zeros(batch, 0, some.x.shape[-1]), some.mask.new_zeros(batch, 0))
-    padded = [none if part is None else part for part in parts]
-    x = [F.pad(part.x, (0, 0, 0, longest - part.x.shape[1])) for part in padded]
-    mask = [F.pad(part.mask, (0, longest - part.mask.shape[1])) for part in padded]
-    frames = next((part.bias.shape[2] for part in padded if part.bias is not None), None)
+    like, longest = present[0], max(part.x.shape[1] for part in present)
+    empty = MaskedSequence(like.x.new_zeros(batch, 0, like.x.shape[-1]), like.mask.new_zeros(batch, 0))
+    filled = [empty if part is None else part for part in parts]
+    x = torch.cat([F.pad(part.x, (0, 0, 0, longest - part.x.shape[1])) for part in filled])
+    mask = torch.cat([F.pad(part.mask, (0, longest - part.mask.shape[1])) for part in filled])
+    frames = next((part.bias.shape[2] for part in present if part.bias is not None), None)
     if frames is None:
-        return MaskedSequence(torch.cat(x), torch.cat(mask))
-    even = [some.x.new_zeros(batch, part.x.shape[1], frames) if part.bias is None else part.bias for part in padded]
-    bias = [F.pad(part, (0, 0, 0, longest - part.shape[1]), value=-torch.inf) for part in even]
-    return MaskedSequence(torch.cat(x), torch.cat(mask), torch.cat(bias))
+        return MaskedSequence(x, mask)
+    biases = [like.x.new_zeros(batch, part.x.shape[1], frames) if part.bias is None else part.bias for part in filled]
+    return MaskedSequence(x, mask, torch.cat([F.pad(b, (0, 0, 0, longest - b.shape[1]), value=-torch.inf) for b in biases]))
 
 
 def _stack_vectors(parts: Sequence[Tensor | None], batch: int) -> Tensor | None:
-    some = next((part for part in parts if part is not None), None)
-    if some is None:
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
         return None
-    return torch.cat([some.new_zeros(batch, *some.shape[1:]) if part is None else part for part in parts])
+    return torch.cat([like.new_zeros(batch, *like.shape[1:]) if part is None else part for part in parts])
 
 
 def _stack_curves(parts: Sequence[tuple[InterpolatedCondition, ...] | None]) -> tuple[InterpolatedCondition, ...] | None:
-    """The curves of all branches, in order; a branch without any has zeros."""
-    some = next((part for part in parts if part is not None), None)
-    if some is None:
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
         return None
-    none = tuple(replace(curve, x=torch.zeros_like(curve.x)) for curve in some)
-    each = [none if part is None else part for part in parts]
-    return tuple(
-        InterpolatedCondition(
-            torch.cat([F.pad(curve.x, (0, 0, 0, max(c.x.shape[1] for c in curves) - curve.x.shape[1])) for curve in curves]),
-            torch.cat([curve.lengths for curve in curves]),
-            curves[0].resize,
-        )
-        for curves in zip(*each, strict=True)
-    )
+    zeros = tuple(replace(curve, x=torch.zeros_like(curve.x)) for curve in like)
+    stacked = []
+    for curves in zip(*[zeros if part is None else part for part in parts], strict=True):
+        longest = max(curve.x.shape[1] for curve in curves)
+        x = torch.cat([F.pad(curve.x, (0, 0, 0, longest - curve.x.shape[1])) for curve in curves])
+        stacked.append(InterpolatedCondition(x, torch.cat([curve.lengths for curve in curves]), curves[0].resize))
+    return tuple(stacked)

@@ -1,7 +1,7 @@
-"""Tokens from logits: one uniform number per code, drawn beforehand, and the inverse of the cumulative distribution.
+"""Sampling of tokens, and the token buffer of a generation in progress.
 
-A uniform depends on the item's seed, the frame and the codebook alone; so a token does not depend on the batch,
-the order of items, the window or the pattern.
+A token is drawn by the inverse of the cumulative distribution at a uniform number that depends only on the item's seed,
+the frame and the codebook; it is therefore independent of the batch, the order of items, the window and the pattern.
 """
 
 from collections.abc import Sequence
@@ -18,44 +18,44 @@ from cadenza.core.types import Codes
 from cadenza.nn.kv_cache import PositionRange
 from cadenza.samplers.guidance import GuidanceMixer
 
-_BLOCK = 64  # frames that are drawn together
+_NOISE_BLOCK = 64  # frames per call of the random number generator
 
 
 class TokenSampling(Spec):
-    """How tokens are drawn; temperature 0 takes the likeliest."""
+    """Options of token sampling; temperature 0 takes the most likely token."""
 
     temperature: float = Field(default=1.0, ge=0, le=100, allow_inf_nan=False)
-    top_k: int = Field(default=250, ge=0)  # draw among the k likeliest; 0: among all
-    top_p: float = Field(default=0.0, ge=0, le=1)  # draw among the likeliest that together reach p; 0: among all
-    allow_eos: bool = True  # whether the model may end an item before the frames asked for
+    top_k: int = Field(default=250, ge=0)  # sample from the k most likely tokens; 0: from all
+    top_p: float = Field(default=0.0, ge=0, le=1)  # sample from the most likely tokens whose probabilities reach p; 0: from all
+    allow_eos: bool = True  # the model may end an item before the requested frames
 
 
 def uniform_noise(seeds: Sequence[int], first_frame: int, frames: int, codebooks: int) -> Float[Tensor, "b k f"]:
-    """Numbers in [0, 1), each a pure function of (seed, absolute frame, codebook)."""
-    blocks = range(first_frame // _BLOCK, (first_frame + frames + _BLOCK - 1) // _BLOCK)
-    drawn = [[[_draw(seed, row, block) for block in blocks] for row in range(codebooks)] for seed in seeds]
-    table = np.asarray(drawn, dtype=np.float32).reshape(len(seeds), codebooks, len(blocks) * _BLOCK)
-    offset = first_frame % _BLOCK
+    """Return numbers in [0, 1), each a pure function of (seed, absolute frame, codebook)."""
+    blocks = range(first_frame // _NOISE_BLOCK, (first_frame + frames + _NOISE_BLOCK - 1) // _NOISE_BLOCK)
+    values = [[[_draw(seed, codebook, block) for block in blocks] for codebook in range(codebooks)] for seed in seeds]
+    table = np.asarray(values, dtype=np.float32).reshape(len(seeds), codebooks, len(blocks) * _NOISE_BLOCK)
+    offset = first_frame % _NOISE_BLOCK
     return torch.from_numpy(table[:, :, offset : offset + frames].copy())
 
 
-def _draw(seed: int, row: int, block: int) -> np.ndarray:
-    """24 bits for each of `_BLOCK` frames from a counter-based generator (Philox, Salmon et al. 2011)."""
-    bits = np.random.Philox(key=seed % 2**64, counter=[0, block, row, 0]).random_raw(_BLOCK)
+def _draw(seed: int, codebook: int, block: int) -> np.ndarray:
+    """Return 24 random bits as a float in [0, 1) for each frame of a block (Philox, Salmon et al. 2011)."""
+    bits = np.random.Philox(key=seed % 2**64, counter=[0, block, codebook, 0]).random_raw(_NOISE_BLOCK)
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def sample_tokens(
     logits: Float[Tensor, "*shape v"], uniform: Float[Tensor, "*shape"], sampling: TokenSampling
 ) -> Int[Tensor, "*shape"]:
-    """One token for each row of logits."""
+    """Return one token for each row of logits."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        smallest = logits.topk(sampling.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
     probability = logits.softmax(-1)
     if 0 < sampling.top_p < 1:
         ranked, order = probability.sort(dim=-1, descending=True)
@@ -68,38 +68,39 @@ def sample_tokens(
 
 @dataclass
 class DecodingBuffer:
-    """A batch being written; `sequence` and `ends` change in place, and nothing else does."""
+    """Tokens of a generation in progress, with its noise and settings; only `sequence` and `lengths` change."""
 
-    sequence: Int[Tensor, "b k s"]
-    lengths: Int[Tensor, " b"]  # frames of each item, as far as is known
-    frame: Int[Tensor, "b k s"]  # that each code belongs to; past every end where to none
-    known: Bool[Tensor, "b k s"]
-    uniform: Float[Tensor, "b k s"]
-    eos_forbidden: Bool[Tensor, "b k s"] | None  # where an item cannot end; None: nowhere can it
-    strength: Float[Tensor, "b s"] | None  # of guidance at each step
+    sequence: Int[Tensor, "b k s"]  # ids in pattern order; the special id at positions without a code
+    lengths: Int[Tensor, " b"]  # frames of each item; smaller once its end is sampled
+    frame: Int[Tensor, "b k s"]  # frame of each position; past every end for positions of no frame
+    known: Bool[Tensor, "b k s"]  # codes that are given and not sampled
+    uniform: Float[Tensor, "b k s"]  # noise
+    eos_forbidden: Bool[Tensor, "b k s"] | None  # positions that cannot predict the end; None: the model has no end
+    strength: Float[Tensor, "b s"] | None  # share of guidance at each step
     guidance: GuidanceMixer
     sampling: TokenSampling
-    special: int  # the id of what holds no code, and the last one predicted where items can end
+    special: int  # id of positions without a code, and of the end
 
     def sample_step(self, logits: Float[Tensor, "nb k v"], step: PositionRange) -> None:
-        """Writes one step, of which the branches of guidance say `logits`; of an item that has ended the special id."""
+        """Sample one step from the logits of all branches; an item that has ended gets the special id."""
         strength = None if self.strength is None else step.shifted(-1).gather(self.strength, 1)[:, 0]
         logits = self.guidance(logits.float(), strength, spread=self.special)
         if self.eos_forbidden is not None:
             logits[:, :, -1].masked_fill_(self._at(self.eos_forbidden, step), -torch.inf)
-        drawn = sample_tokens(logits, self._at(self.uniform, step), self.sampling)
-        drawn = torch.where(self._at(self.known, step), self._at(self.sequence, step), drawn)
+        tokens = sample_tokens(logits, self._at(self.uniform, step), self.sampling)  # [b, k]
+        tokens = torch.where(self._at(self.known, step), self._at(self.sequence, step), tokens)
         frame = self._at(self.frame, step)
         if self.eos_forbidden is not None:
-            ended = (drawn[:, 0] == self.special) & (frame[:, 0] < self.lengths)
+            ended = (tokens[:, 0] == self.special) & (frame[:, 0] < self.lengths)
             self.lengths.copy_(torch.where(ended, frame[:, 0], self.lengths))
-        step.scatter_(self.sequence, 2, drawn.masked_fill(frame >= self.lengths[:, None], self.special)[:, :, None])
+        tokens = tokens.masked_fill(frame >= self.lengths[:, None], self.special)
+        step.scatter_(self.sequence, 2, tokens[:, :, None])
 
     def read_frames(self, steps: Int[Tensor, "b k f"], first: int) -> Codes:
-        """The frames from `first` on that were written at `steps`, 0 where an item has ended."""
-        ids, left = self.sequence.gather(2, steps.clamp(min=0)), self.lengths - first
-        true = torch.arange(ids.shape[2], device=ids.device) < left[:, None]
-        return Codes(ids.masked_fill(~true[:, None], 0), left.clamp(0, ids.shape[2]))
+        """Return the f frames from `first` on, whose codes are at `steps`; 0 after the end of an item."""
+        ids, remaining = self.sequence.gather(2, steps.clamp(min=0)), self.lengths - first
+        valid = torch.arange(ids.shape[2], device=ids.device) < remaining[:, None]
+        return Codes(ids.masked_fill(~valid[:, None], 0), remaining.clamp(0, ids.shape[2]))
 
     @staticmethod
     def _at(x: Tensor, step: PositionRange) -> Tensor:

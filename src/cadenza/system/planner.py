@@ -244,9 +244,8 @@ def plan_within_memory(
     largest = sorted(least.breakdown().items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
     fix = f"what would fit: {', or '.join(options)}" if options else "nothing of this model fits; use a smaller model"
-    raise RequestError(
-        f"too little memory: at least {format_bytes(least.peak)} needed ({parts}, ...), {format_bytes(max_bytes or 0)} available; {fix}"
-    )
+    needed, free = format_bytes(least.peak), format_bytes(max_bytes or 0)
+    raise RequestError(f"too little memory: at least {needed} needed ({parts}, ...), {free} available; {fix}")
 
 
 def estimator_for_loaded(system: SystemLike) -> MemoryEstimator:

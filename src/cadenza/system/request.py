@@ -1,4 +1,4 @@
-"""Request: what to generate, the same for Python, the command line and every other door."""
+"""Request: items to generate, their durations and seeds, and the sampling, as every interface passes them."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from cadenza.system.continuation import AudioPrompt
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """One clip to make."""
+    """One clip of a request."""
 
     item: Mapping[str, Any]
     seconds: float | None
@@ -26,46 +26,48 @@ class ClipRequest:
 
 
 class Request(Spec):
-    """Items with their durations and seeds, and how to sample them; None takes the system's default.
+    """Items with their durations, seeds, guidance and sampling; None takes the system's default.
 
-    `seconds`, `seed` and `continue_from` are one value for all items or one each. `variations=n` makes n clips of
-    every item with the seeds seed, seed+1, ..., seed+n-1. `seconds` counts what a clip continues from.
+    `seconds`, `seed` and `continue_from` are one value for all items or one each. `variations=n` gives n clips of
+    every item with the seeds seed, seed+1, ..., seed+n-1. `seconds` includes the audio prompt.
     """
 
     items: tuple[dict[str, Any], ...] = Field(min_length=1)
     seconds: float | tuple[float, ...] | None = None
     seed: int | tuple[int, ...] = 0
-    guidance: Guidance | None = None  # or a number, its scale
-    two_step_cfg: bool = False  # guidance in two passes instead of one of twice the width
+    guidance: Guidance | None = None  # a number is a scale
+    two_step_cfg: bool = False  # guidance in two passes instead of one of twice the batch
     sampling: dict[str, Any] | None = None
     variations: int = Field(1, ge=1, le=1024)
-    continue_from: Any = None  # Audio, Codes, or a file of either; None in a list: start afresh
-    include_prompt: bool = True  # whether what a clip continues from is given back with it
+    continue_from: Any = None  # Audio, Codes, or a file of either; None: from the start
+    include_prompt: bool = True  # whether the result contains the audio prompt
     stride: float | None = Field(None, gt=0, allow_inf_nan=False)  # seconds from window to window of a long clip
-    loudness: float | None = Field(None, ge=-60, le=-5)  # LUFS of each clip, lower where its peak would clip
+    loudness: float | None = Field(None, ge=-60, le=-5)  # LUFS of each clip, lower if its peak would clip
 
     @classmethod
     def from_input(
-        cls, what: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...] | None", **fields: Any
+        cls, value: "Request | str | Mapping[str, Any] | list[Any] | tuple[Any, ...] | None", **fields: Any
     ) -> "Request":
-        """A request from a prompt, an item, None for neither, or a list of these; raises RequestError with every mistake."""
-        if isinstance(what, Request):
-            return what if not fields else cls.from_input(list(what.items), **{**_given(what), **fields})
+        """Build a request from a prompt, an item, None, or a list of these; raise RequestError that lists every mistake."""
+        if isinstance(value, Request):
+            given = {name: getattr(value, name) for name in value.model_fields_set if name != "items"}
+            return value if not fields else cls.from_input(list(value.items), **{**given, **fields})
+        data = {"items": value, **fields}
         try:
-            return cls.model_validate({"items": what, **fields})
+            return cls.model_validate(data)
         except ValidationError as error:
-            raise RequestError(format_validation_error(cls, {"items": what, **fields}, error, "request")) from None
+            raise RequestError(format_validation_error(cls, data, error, "request")) from None
 
     @field_validator("items", mode="before")
     @classmethod
     def _as_items(cls, value: Any) -> Any:
-        several = value if isinstance(value, (list, tuple)) else [value]
-        items = [{"prompt": one} if isinstance(one, str) else {} if one is None else one for one in several]
+        values = value if isinstance(value, (list, tuple)) else [value]
+        items = [{"prompt": item} if isinstance(item, str) else {} if item is None else item for item in values]
         for item in items:
             if not isinstance(item, Mapping):
                 raise ValueError(f"an item is a prompt, a mapping of ids to values or None, not {type(item).__name__}")
-            for name, given in item.items():
-                if isinstance(given, str) and not given.strip():
+            for name, text in item.items():
+                if isinstance(text, str) and not text.strip():
                     raise ValueError(f"'{name}' is empty; write something, or leave it out to generate without it")
         return tuple(dict(item) for item in items)
 
@@ -79,18 +81,18 @@ class Request(Spec):
 
     @field_validator("continue_from")
     @classmethod
-    def _as_beginnings(cls, value: Any) -> Any:
+    def _as_audio_prompts(cls, value: Any) -> Any:
         if isinstance(value, Audio | Codes | Latents) and len(value) > 1:
             value = list(value)
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if not isinstance(one, AudioPrompt | None):
-                raise ValueError(f"must be Audio, Codes or the path of a file, or a list of these, not {type(one).__name__}")
+        for prompt in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(prompt, AudioPrompt | None):
+                raise ValueError(f"must be Audio, Codes or the path of a file, or a list of these, not {type(prompt).__name__}")
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("guidance", mode="before")
     @classmethod
     def _as_guidance(cls, value: Any) -> Any:
-        """The fields of Guidance; a scale alone is checked here, so that its mistakes are those of a number."""
+        """Turn a number into the field `scale`; it is checked here, so that errors speak of a number."""
         if isinstance(value, Guidance | Mapping | None):
             return value
         try:
@@ -103,7 +105,7 @@ class Request(Spec):
 
     @property
     def effective_guidance(self) -> Guidance:
-        """What is asked of guidance; its scale is None where the system's own is to hold."""
+        """Guidance of the request; a scale of None means the system's default."""
         return self.guidance or Guidance()
 
     @model_validator(mode="after")
@@ -118,26 +120,18 @@ class Request(Spec):
         return self
 
     def negative_items(self) -> list[dict[str, Any]] | None:
-        """For every clip, in the order of `clips`, the item that stands in the place of no conditions, if that is asked for."""
-        found = self.effective_guidance.negative
-        if not found:
+        """Return the negative item of each clip, in the order of `expand`, or None if the request has none."""
+        negatives = self.effective_guidance.negative
+        if not negatives:
             return None
-        each = found if len(found) == len(self.items) else found * len(self.items)
-        return [item for item in each for _ in range(self.variations)]
+        by_item = negatives if len(negatives) == len(self.items) else negatives * len(self.items)
+        return [item for item in by_item for _ in range(self.variations)]
 
     def expand(self) -> list[ClipRequest]:
-        """Every clip in order: the variations of the first item, then of the second, ..."""
+        """Return every clip: the variations of the first item, then of the second, ..."""
         clips = []
         for i, item in enumerate(self.items):
-            seconds, seed, beginning = _of(self.seconds, i), _of(self.seed, i), _of(self.continue_from, i)
-            clips += [ClipRequest(item, seconds, seed + j, beginning) for j in range(self.variations)]
+            values = (self.seconds, self.seed, self.continue_from)
+            seconds, seed, prompt = (value[i] if isinstance(value, tuple) else value for value in values)
+            clips += [ClipRequest(item, seconds, seed + j, prompt) for j in range(self.variations)]
         return clips
-
-
-def _of(value: Any, item: int) -> Any:
-    """What one item gets of a value for all or one each."""
-    return value[item] if isinstance(value, tuple) else value
-
-
-def _given(request: Request) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in request.model_fields_set if name != "items"}

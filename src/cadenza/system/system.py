@@ -1,4 +1,4 @@
-"""System: a codec, and a generator steered by conditioners."""
+"""System: a codec, conditioners and a generator, loaded, run and saved as one model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +24,7 @@ from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.weight_quantization import KINDS, check_device_supports, prepare_for_checkpoint, quantization_of
 from cadenza.samplers.guidance import expand_guidance, guidance_schedule
-from cadenza.system import store, windows
+from cadenza.system import store
 from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts, validate_prompts
 from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.fusion import KeepMask, branch_keep_mask, fuse
@@ -33,16 +33,17 @@ from cadenza.system.prompt_patterns import extract_prompt_values
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard
+from cadenza.system.windows import generate_windows
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
-_ALONE = "this system is a codec alone: it encodes and decodes, but cannot generate"
+_NO_GENERATOR = "this system is a codec alone: it encodes and decodes, but cannot generate"
 
 
 class System(nn.Module):
-    """Everything a saved folder holds; `generator` is None for a codec alone."""
+    """Codec, conditioners and generator of a spec; `generator` is None if there is only a codec."""
 
     generator: Generator | None
-    cache: FeatureCache | None = None  # of what frozen encoders make of values; None: it is made every time
+    cache: FeatureCache | None = None  # of outputs of frozen encoders
 
     def __init__(self, spec: SystemSpec, card: ModelCard | None = None) -> None:
         super().__init__()
@@ -58,23 +59,22 @@ class System(nn.Module):
 
     @property
     def quantization(self) -> str | None:
-        """What the generator's weights are: int8, int4, or None for floating point."""
+        """Quantisation of the generator: int8, int4, or None for floating point."""
         return None if self.generator is None else quantization_of(self.generator)
 
     def quantize(self, kind: str) -> "System":
-        """Makes the generator's weights 8 or 4 bits wide, those of frozen encoders and LSTMs 8, in place; gives itself.
+        """Quantise the generator to int8 or int4, frozen encoders and LSTMs to int8, in place; return self.
 
-        What is computed with them stays in floating point; on the CPU, keys and values are kept in 8 bits too. It can
-        generate, be saved and loaded, but not be trained. RequestError where the kind suits neither the model nor
-        its device.
+        Activations stay in floating point; on a CPU the KV cache is int8, too. The system can then generate, be saved and
+        loaded, but not be trained. Raises RequestError if the kind suits neither the model nor its device.
         """
         if self.generator is None:
             raise RequestError("this system is a codec alone, and codecs are not quantised; leave quantize out")
         if kind not in KINDS:
-            raise RequestError(f"there is no quantisation '{kind}'; there are: {', '.join(KINDS)}")
+            raise RequestError(f"quantisation '{kind}' is not known. Choose from: {', '.join(KINDS)}")
         check_device_supports(kind, self.device)
         if self.quantization not in (None, kind):
-            raise RequestError(f"this model's weights are {self.quantization}; to have {kind}, load what they were made of")
+            raise RequestError(f"this model is quantised to {self.quantization}; for {kind}, load the original model")
         if self.quantization is None:
             self.generator.quantize(kind)  # type: ignore[arg-type]
             self.codec.quantize_()
@@ -82,9 +82,9 @@ class System(nn.Module):
         return self
 
     def prepare(self, items: Sequence[Mapping[str, Any]], *, frames: int = 0) -> dict[str, PreparedInputs]:
-        """Items as CPU tensors, enough of them for clips of `frames` frames.
+        """Preprocess items to CPU tensors for clips of `frames` frames.
 
-        RequestError names an id that no conditioner knows or a value it cannot use.
+        Raises RequestError for an unknown id or a value that its conditioner cannot use.
         """
         known = self.conditioners.input_ids()
         for item in items:
@@ -94,15 +94,15 @@ class System(nn.Module):
         return self.conditioners.prepare(items, frames=frames)
 
     def extract_prompt_values(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """An item of a request with the values that its texts say, by the rules of `spec.reads`."""
+        """Return an item with the values that `spec.prompt_patterns` find in its texts added."""
         return extract_prompt_values(item, self.spec.prompt_patterns, self.conditioners)
 
     def encode_conditions(self, prepared: Mapping[str, PreparedInputs]) -> dict[str, Condition]:
-        """Prepared values as conditions, on the system's device."""
+        """Encode prepared values to conditions on the system's device."""
         if self.cache is not None:
             return self.conditioners(self.cache.encode(self.conditioners, prepared, self.device))
-        there = {name: values.to(self.device) for name, values in prepared.items()}
-        return self.conditioners(self.conditioners.encode(there))
+        on_device = {name: values.to(self.device) for name, values in prepared.items()}
+        return self.conditioners(self.conditioners.encode(on_device))
 
     def fuse(
         self,
@@ -112,25 +112,25 @@ class System(nn.Module):
         keep: KeepMask | None = None,
         lengths: Int[Tensor, " b"] | None = None,
     ) -> FusedConditions:
-        """Conditions in the generator's slots, for clips of `lengths` frames, all of them `frames` where none are given."""
+        """Route conditions to the slots of the generator, for clips of `lengths` frames (default: `frames` each)."""
         rate = self.codec.frame_format.frame_rate
         return fuse(conditions, self.spec.fusion, frames=frames, keep=keep, lengths=lengths, rate=rate)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "System":
-        """The system in a folder, in evaluation mode; every weight must be there and none may be left over."""
+        """Load a folder in evaluation mode; raise CheckpointError for missing or unknown weights."""
         return cls.from_saved(store.load_system(folder), source=str(folder)).to(device=device, dtype=dtype)
 
     @classmethod
     def from_saved(cls, stored: store.SavedSystem, *, source: str) -> "System":
-        """The system that was read from `source`, in evaluation mode, made of its weights as they are."""
-        with init_empty_weights():  # where no numbers are drawn that the weights would replace
+        """Build a system of loaded weights, without copying them; `source` is named in errors."""
+        with init_empty_weights():
             system = cls(stored.spec, stored.card)
             system._fit(stored.weights)
         check_state_dict(stored.weights, system.state_dict(), source)
-        system.conditioners = _conditioners(stored.spec)  # as these may hold more than weights
+        system.conditioners = _conditioners(stored.spec)  # these may hold more than weights
         system.load_state_dict(stored.weights, assign=True)
-        if any(x.is_meta for x in chain(system.parameters(), system.buffers())):  # a part computes some of its tensors
+        if any(x.is_meta for x in chain(system.parameters(), system.buffers())):  # a part computes a buffer
             system = cls(stored.spec, stored.card)
             system._fit(stored.weights)
             system.load_state_dict(stored.weights)
@@ -139,142 +139,136 @@ class System(nn.Module):
         return system.eval().requires_grad_(False)
 
     def _fit(self, weights: Mapping[str, Tensor]) -> None:
-        """Becomes a system that such weights are of, quantised or not."""
+        """Quantise the modules whose weights are quantised."""
         if any(key.endswith(".packed") for key in weights):
             self.codec.quantize_()
         prepare_for_checkpoint(self, weights)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Writes `system.json`, the weights (as `dtype`, or as they are), the card and what conditioners keep; never partly."""
+        """Write the spec, the weights (converted to `dtype` if given), the card and files of conditioners, or nothing."""
         stored = store.SavedSystem(self.spec, self.card, self.state_dict())
         store.save_system(stored, folder, dtype=dtype, save_assets=self.conditioners.save_assets)
 
     def generate(self, request: Any, *, plan: Plan | None = None, progress: Progress | None = None, **fields: Any) -> Audio:
-        """The clips of a request as one batch, in the batches of `plan` if it was planned before.
+        """Generate the clips of a request as one batch, padded to the longest.
 
-        `request` is a prompt, an item (`{"prompt": ..., "tempo": 90}`), None for neither, a list of these, or a
-        Request; `fields` are those of Request (seconds, seed, guidance, continue_from, ...). The same item and seed
-        give the same tokens alone and in any batch (float32). Raises RequestError for what the system cannot do.
+        `request` is a prompt, an item (`{"prompt": ..., "tempo": 90}`), None for neither, a list of these, or a Request;
+        `fields` are those of Request (seconds, seed, guidance, continue_from, ...). An item and seed give the same tokens
+        alone and in any batch (float32). `plan` is what `plan` returned for this request. Raises RequestError.
         """
-        asked = Request.from_input(request, **fields)
-        batch_plan = (plan or self.plan(asked)).batch_plan
-        parts, made = split_request(asked, batch_plan.batch_size), []
+        request = Request.from_input(request, **fields)
+        batch_plan = (plan or self.plan(request)).batch_plan
+        parts, clips = split_request(request, batch_plan.batch_size), []
         for i, part in enumerate(parts):
-            work = self._begin(part)
-            frames = work.frames(None if progress is None else _share(progress, i, len(parts)))
-            made.append(
-                drop_leading_samples(
-                    self.codec.decode_chunked(frames, batch_plan.decode_chunk_frames), work.skip * self.spec.codec.hop_length
-                )
-            )
-        audio = made[0] if len(made) == 1 else Audio.pad_and_stack(made)
-        return audio if asked.loudness is None else normalize_loudness(audio, asked.loudness)
+            run = self._start(part)
+            frames = run.collect(None if progress is None else _part_of_progress(progress, i, len(parts)))
+            audio = self.codec.decode_chunked(frames, batch_plan.decode_chunk_frames)
+            clips.append(drop_leading_samples(audio, run.skip * self.spec.codec.hop_length))
+        audio = clips[0] if len(clips) == 1 else Audio.pad_and_stack(clips)
+        return audio if request.loudness is None else normalize_loudness(audio, request.loudness)
 
     def plan(self, request: Any, **fields: Any) -> Plan:
-        """How a request can be done in the memory that is free; RequestError names what would fit where it cannot."""
-        asked = Request.from_input(request, **fields)
+        """Choose batches that fit in the free memory; raise RequestError, naming what would fit, if none do."""
+        request = Request.from_input(request, **fields)
         if self.generator is None:
-            raise RequestError(_ALONE)
-        device = str(self.device)
-        dtype = next(self.generator.parameters()).dtype
-        job = GenerationJob.from_request(self.spec, asked, dtype=dtype, device=device, quantize=self.quantization)
-        return plan_within_memory(
-            self.spec, job, estimator_for_loaded(self), max_bytes=available_memory_on(device), loaded=True
-        )
+            raise RequestError(_NO_GENERATOR)
+        device, dtype = str(self.device), next(self.generator.parameters()).dtype
+        job = GenerationJob.from_request(self.spec, request, dtype=dtype, device=device, quantize=self.quantization)
+        free = available_memory_on(device)
+        return plan_within_memory(self.spec, job, estimator_for_loaded(self), max_bytes=free, loaded=True)
 
     def generate_frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:
-        """What `generate` decodes, as `codec.decode` and `continue_from` take it."""
-        work = self._begin(Request.from_input(request, **fields))
-        return drop_leading_frames(work.frames(progress), work.skip, self.spec.codec.hop_length)
+        """Generate the frames that `generate` decodes, as `codec.decode` and `continue_from` accept them."""
+        run = self._start(Request.from_input(request, **fields))
+        return drop_leading_frames(run.collect(progress), run.skip, self.spec.codec.hop_length)
 
     def stream(self, request: Any, **fields: Any) -> Iterator[Audio]:
-        """The same samples as `generate`, chunk by chunk as their frames are finished; closing it cancels.
+        """Yield the samples of `generate` in chunks as their frames are finished; closing the iterator cancels.
 
-        A chunk's lengths say how many samples are true for each clip: none once it has ended.
+        The lengths of a chunk count the valid samples of each clip: 0 once it has ended.
         """
-        asked = Request.from_input(request, **fields)
-        if asked.loudness is not None:
-            raise RequestError("loudness is set when a clip is whole; leave it out of a stream, or use generate")
-        work = self._begin(asked)
-        return _decoded(work, self.codec.streaming_decoder(), work.skip * self.spec.codec.hop_length)
+        request = Request.from_input(request, **fields)
+        if request.loudness is not None:
+            raise RequestError("loudness needs a whole clip; leave it out of a stream, or use generate")
+        run = self._start(request)
+        return _decode_stream(run, self.codec.streaming_decoder(), run.skip * self.spec.codec.hop_length)
 
     @torch.inference_mode()
-    def _begin(self, request: Request) -> "_Work":
-        """The generator's stream for a request; nothing is generated yet."""
+    def _start(self, request: Request) -> "_Run":
+        """Encode the conditions of a request and open the generator's stream; no frame is generated yet."""
         if self.generator is None:
-            raise RequestError(_ALONE)
-        clips, rate, hop = request.expand(), self.codec.frame_format.frame_rate, self.spec.codec.hop_length
+            raise RequestError(_NO_GENERATOR)
+        clips, codec, generator = request.expand(), self.spec.codec, self.generator.spec
         samples = torch.tensor([num_samples(self.spec, clip) for clip in clips], device=self.device)
-        frames = torch.tensor([self.spec.codec.num_frames(each) for each in samples.tolist()], device=self.device)
-        sampling = {**self.spec.defaults.sampling, **(request.sampling or {})}
-        how = self.generator.spec.sampling.parse(sampling, source="sampling")
+        frames = torch.tensor([codec.num_frames(n) for n in samples.tolist()], device=self.device)
+        longest, guidance = int(frames.max()), request.effective_guidance
+        sampling = generator.sampling.parse({**self.spec.defaults.sampling, **(request.sampling or {})}, source="sampling")
         prompt = encode_prompts([clip.continue_from for clip in clips], self.codec)
         if prompt is not None:
-            validate_prompts(prompt, frames, window=self.generator.spec.max_frames, rate=rate)
+            validate_prompts(prompt, frames, window=generator.max_frames, rate=codec.frame_format.frame_rate)
         branches = self._branches([self.extract_prompt_values(clip.item) for clip in clips], frames, request)
         self.conditioners.unload()
-        plan = GenerationInputs(
+        inputs = GenerationInputs(
             frames,
             [clip.seed for clip in clips],
-            how,
+            sampling,
             prompt,
             two_step_cfg=request.two_step_cfg,
-            guidance_schedule=guidance_schedule(request.effective_guidance, frames, size=int(frames.max())),
-            rescale=request.effective_guidance.rescale,
+            guidance_schedule=guidance_schedule(guidance, frames, size=longest),
+            rescale=guidance.rescale,
         )
-        chunks = windows.generate_windows(self.generator, branches, plan, stride=self._stride(request, int(frames.max())))
+        chunks = generate_windows(self.generator, branches, inputs, stride=self._stride(request, longest))
         skip = torch.zeros_like(samples) if prompt is None or request.include_prompt else prompt.mask.sum(1)
-        return _Work(chunks, int(frames.max()), samples, skip, hop)
+        return _Run(chunks, longest, samples, skip, codec.hop_length)
 
     def _branches(
         self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"], request: Request
     ) -> list[GuidanceBranch]:
-        """The conditions of each term of guidance at its weight; one branch where that is the same."""
-        frames, fusion = int(lengths.max()), self.spec.fusion
+        """Return the fused conditions and weight of each term of guidance."""
+        frames, fusion, guidance = int(lengths.max()), self.spec.fusion, request.effective_guidance
         conditions = self.encode_conditions(self.prepare(items, frames=frames))
         guided = dict.fromkeys(route.id for routes in fusion.routes_by_slot().values() for route in routes if route.guided)
-        told = [name for name in guided if bool(conditions[name].present.any())]
-        asked = expand_guidance(request.effective_guidance, self.spec.defaults.guidance, guided, told)
+        present = [name for name in guided if bool(conditions[name].present.any())]
+        terms = expand_guidance(guidance, self.spec.defaults.guidance, guided, present)
         negatives = request.negative_items()
-        keep_plain = request.effective_guidance.is_scheduled or request.effective_guidance.rescale > 0
+        needs_unguided = guidance.is_scheduled or guidance.rescale > 0
         branches = []
-        for term in asked:
-            if term.weight == 0 and not (keep_plain and term.unguided_weight):
+        for term in terms:
+            if term.weight == 0 and not (needs_unguided and term.unguided_weight):
                 continue
-            if term.ids is None and (negatives is not None or (request.two_step_cfg and len(asked) > 1)):
-                fused = self._without(items, negatives or [{}] * len(items), lengths)
+            if term.ids is None and (negatives is not None or (request.two_step_cfg and len(terms) > 1)):
+                fused = self._fuse_negatives(items, negatives or [{}] * len(items), lengths)
             else:
                 keep = None if term.unguided_weight else branch_keep_mask(fusion, [term.ids or ()] * len(items), self.device)
                 fused = self.fuse(conditions, frames=frames, keep=keep, lengths=lengths)
             branches.append(GuidanceBranch(term.weight, fused, term.unguided_weight))
         return branches
 
-    def _without(
+    def _fuse_negatives(
         self, items: Sequence[Mapping[str, Any]], negatives: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"]
     ) -> FusedConditions:
-        """The conditions of `negatives` instead, and the items' own where guidance leaves them alone; as wide as they are."""
+        """Fuse the conditions of `negatives`, with those of `items` that guidance does not change."""
         frames, fusion = int(lengths.max()), self.spec.fusion
-        left = {route.id for routes in fusion.routes_by_slot().values() for route in routes if not route.guided}
+        unguided = {route.id for routes in fusion.routes_by_slot().values() for route in routes if not route.guided}
         read = [self.extract_prompt_values(negative) for negative in negatives]
-        mixed = [{**{k: v for k, v in item.items() if k in left}, **other} for item, other in zip(items, read, strict=True)]
-        keep = branch_keep_mask(fusion, [self.conditioners.present_in(other) for other in read], self.device)
+        mixed = [{**{k: v for k, v in item.items() if k in unguided}, **n} for item, n in zip(items, read, strict=True)]
+        keep = branch_keep_mask(fusion, [self.conditioners.present_in(negative) for negative in read], self.device)
         return self.fuse(self.encode_conditions(self.prepare(mixed, frames=frames)), frames=frames, keep=keep, lengths=lengths)
 
     def _stride(self, request: Request, frames: int) -> int | None:
-        """Frames from window to window, where one is not enough."""
+        """Return the frames from window to window of a clip longer than one; None for the default or one window."""
         assert self.generator is not None
         window, rate = self.generator.spec.max_frames, self.codec.frame_format.frame_rate
-        asked = request.stride or self.spec.defaults.stride
-        if asked is None or frames <= window:
+        seconds = request.stride or self.spec.defaults.stride
+        if seconds is None or frames <= window:
             return None
-        stride = round(asked * rate)
-        if not 0 < stride < window:
-            raise RequestError(f"a stride of {asked:g} seconds does not suit a window of {window / rate:g}; use less")
+        if not 0 < (stride := round(seconds * rate)) < window:
+            raise RequestError(f"a stride of {seconds:g} seconds does not suit a window of {window / rate:g}; use less")
         return stride
 
 
-def _share(progress: Progress, part: int, parts: int) -> Progress:
-    """The progress of one of several equal parts as that of the whole."""
+def _part_of_progress(progress: Progress, part: int, parts: int) -> Progress:
+    """Return a callback for one of several equal parts that reports the progress of the whole."""
     return lambda done, total: progress(part * total + done, parts * total)
 
 
@@ -283,44 +277,45 @@ def _conditioners(spec: SystemSpec) -> ConditionerSet:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A request under way."""
+class _Run:
+    """A generation in progress."""
 
     chunks: Iterator[Codes | Latents]
     total: int  # frames of the longest clip
-    samples: Int[Tensor, " b"]  # of each clip, what it continues from included
-    skip: Int[Tensor, " b"]  # leading frames that are not asked for
+    samples: Int[Tensor, " b"]  # of each clip, including its audio prompt
+    skip: Int[Tensor, " b"]  # leading frames to leave out of the result
     hop: int
 
     @torch.inference_mode()
-    def frames(self, progress: Progress | None = None) -> Any:
-        """Everything, with the samples that it stands for."""
+    def collect(self, progress: Progress | None = None) -> Any:
+        """Generate all frames; the result carries the number of samples of each clip."""
         done, parts = 0, []
         for chunk in self.chunks:
             parts.append(chunk)
             done += chunk.data.shape[-1]
             if progress is not None:
                 progress(done, self.total)
-        if progress is not None and done < self.total:  # the clips have ended before
+        if progress is not None and done < self.total:  # all clips ended early
             progress(self.total, self.total)
-        whole = type(parts[0]).cat(parts)
-        return replace(whole, samples=torch.minimum(whole.lengths * self.hop, self.samples.to(whole.lengths.device)))
+        frames = type(parts[0]).cat(parts)
+        return replace(frames, samples=torch.minimum(frames.lengths * self.hop, self.samples.to(frames.lengths.device)))
 
 
 @torch.inference_mode()
-def _decoded(work: _Work, decoder: StreamingDecoder, skip: Tensor) -> Iterator[Audio]:
-    """Audio of each chunk of frames, until each clip has its samples."""
-    left = work.samples
-    with closing(work.chunks) as chunks:  # type: ignore[type-var]  # a generator function's
-        for audio in chain(map(decoder.push, chunks), _last(decoder)):
-            lengths = torch.minimum(audio.lengths, left)
-            left = left - lengths
-            hidden = torch.minimum(lengths, skip)
-            skip = skip - hidden
-            rest = drop_leading_samples(Audio(audio.wave, audio.sample_rate, lengths), hidden)
-            if int(rest.lengths.max()) > 0:
-                yield rest
+def _decode_stream(run: _Run, decoder: StreamingDecoder, skip: Tensor) -> Iterator[Audio]:
+    """Yield the audio of each chunk of frames, without the first `skip` samples, until each clip has its samples."""
+    remaining = run.samples
+    with closing(run.chunks) as chunks:  # type: ignore[type-var]  # a generator function's
+        for audio in _push_and_flush(decoder, chunks):
+            lengths = torch.minimum(audio.lengths, remaining)
+            remaining = remaining - lengths
+            skipped = torch.minimum(lengths, skip)
+            skip = skip - skipped
+            part = drop_leading_samples(Audio(audio.wave, audio.sample_rate, lengths), skipped)
+            if int(part.lengths.max()) > 0:
+                yield part
 
 
-def _last(decoder: StreamingDecoder) -> Iterator[Audio]:
+def _push_and_flush(decoder: StreamingDecoder, chunks: Iterator[Codes | Latents]) -> Iterator[Audio]:
+    yield from map(decoder.push, chunks)
     yield decoder.flush()

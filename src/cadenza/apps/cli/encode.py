@@ -60,7 +60,7 @@ def _encode_one(system: "System", audio: Path, out: Path, levels: int | None) ->
 
     given = load_audio(audio)
     heard = given.resample(system.spec.codec.sample_rate).to_channels(system.spec.codec.channels)
-    codes = system.codec.encode(heard, levels=levels)
+    codes = system.codec.encode(heard, num_codebooks=levels)
     if not isinstance(codes, Codes):
         raise RequestError("this codec makes continuous latents; choose another model")
     save_codes(out, codes, system.spec.codec)

@@ -1,4 +1,4 @@
-"""`cadenza generate`: a sentence in, a file out."""
+"""`cadenza generate`: text, audio and controls to audio files."""
 
 import secrets
 import sys
@@ -20,48 +20,48 @@ if TYPE_CHECKING:
     from cadenza.system.system import Progress, System
 
 
-def generate(  # noqa: PLR0913
+def generate(  # noqa: PLR0913, PLR0915
     what: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[PROMPT|FILE]...",
-            help='What to play; an audio file is gone on from. Several make several files. "": without a prompt.',
+            help='Text prompt, or an audio file to continue. Repeat for several clips. "": no prompt.',
         ),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file with a prompt in each line, or items as JSON (.jsonl).")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line, or one JSON item a line (.jsonl).")] = None,
     out: Annotated[
         str | None,
         typer.Option(
-            help="The file to write: wav, flac, ogg, opus, mp3 or aiff; {index}, {seed} and {prompt} are filled in, "
-            "else several are NAME-1, NAME-2, ... An older file is replaced. -: the standard output, as it is made.",
+            help="File to write: wav, flac, ogg, opus, mp3 or aiff. {index}, {seed} and {prompt} are replaced; without them "
+            "several clips become NAME-1, NAME-2, ... Existing files are overwritten. -: stream to the standard output.",
             show_default="out.wav",
         ),
     ] = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Play while it is made; with --out, write while it is made.")
+        bool, typer.Option("--stream", help="Play during generation; with --out, write during generation.")
     ] = False,
     format_: Annotated[
-        str | None, typer.Option("--format", help="Of --out -: raw (16 bits, little-endian), wav or mp3; wav by default.")
+        str | None, typer.Option("--format", help="Format of --out -: wav (default), mp3 or raw (16 bits, little-endian).")
     ] = None,
-    model: Annotated[str, typer.Option(help="A bundled model, a folder, or a name on the hub.")] = "starter",
+    model: Annotated[str, typer.Option(help="Bundled model, folder, or name on the hub.")] = "starter",
     seconds: Annotated[
-        float | None, typer.Option(help="Length of each clip, with what it goes on from; the model's own by default.")
+        float | None, typer.Option(help="Clip length in seconds, including the audio prompt. Default: the model's.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same clip; drawn and printed by default.")] = None,
-    tempo: Annotated[str | None, typer.Option(help="Beats a minute, such as 92.")] = None,
-    key: Annotated[str | None, typer.Option(help="Such as 'A minor'.")] = None,
-    chords: Annotated[str | None, typer.Option(help="A line such as 'Am F C G', or 'C@0 Am@2.5' with seconds.")] = None,
-    melody: Annotated[str | None, typer.Option(help="Audio of one voice, a MIDI file, or [[start, end, pitch], ...].")] = None,
-    beats: Annotated[str | None, typer.Option(help="The seconds of the beats, such as '[0, 0.6, 1.2]'.")] = None,
-    drums: Annotated[str | None, typer.Option(help="Audio of drums, a MIDI file, or the seconds of strikes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same clip. Default: random, and printed.")] = None,
+    tempo: Annotated[str | None, typer.Option(help="Beats per minute, such as 92.")] = None,
+    key: Annotated[str | None, typer.Option(help="Key, such as 'A minor'.")] = None,
+    chords: Annotated[str | None, typer.Option(help="Chords such as 'Am F C G', or with seconds: 'C@0 Am@2.5'.")] = None,
+    melody: Annotated[str | None, typer.Option(help="Monophonic audio, a MIDI file, or [[start, end, pitch], ...].")] = None,
+    beats: Annotated[str | None, typer.Option(help="Times of the beats in seconds, such as '[0, 0.6, 1.2]'.")] = None,
+    drums: Annotated[str | None, typer.Option(help="Drum audio, a MIDI file, or times of drum hits in seconds.")] = None,
     set_: Annotated[
         list[str],
         typer.Option(
             "--set",
             "--condition",
             metavar="ID=VALUE",
-            help="Any control for all clips, as a number, text, file or JSON; '0-8: 90; 8-end: 120' changes over time; "
-            "`cadenza inspect MODEL` lists them.",
+            help="A control of all clips: number, text, file or JSON; '0-8: 90; 8-end: 120' changes over time. "
+            "`cadenza inspect MODEL` lists the controls.",
         ),
     ] = [],
     sampling: Annotated[
@@ -69,7 +69,7 @@ def generate(  # noqa: PLR0913
         typer.Option(
             "--sampling",
             metavar="NAME=VALUE",
-            help="temperature (0: the likeliest), top_k (0: all), top_p (0 to 1), may_end (0, 1); the model's own by default.",
+            help="temperature (0: greedy), top_k (0: all), top_p (0 to 1), allow_eos (0 or 1). Default: the model's.",
         ),
     ] = [],
     guidance_: Annotated[
@@ -77,43 +77,43 @@ def generate(  # noqa: PLR0913
         typer.Option(
             "--guidance",
             metavar="NUMBER|JSON",
-            help="How strongly to follow the controls: 1 is plain, 3 is usual; the model's own by default. Or JSON of scale, "
-            "emphasis, weights, negative, interval, schedule, strength and rescale, such as "
+            help="Guidance scale: 1 = no guidance, 3 = usual. Default: the model's. Or JSON with the fields scale, id_scales, "
+            "weights, negative, interval, schedule, strength and rescale, such as "
             '\'{"scale": 3, "id_scales": {"chords": 2}, "interval": [0, 0.8]}\'.',
         ),
     ] = None,
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep away from, such as 'drums'.")] = None,
-    variations: Annotated[int, typer.Option(min=1, max=1024, help="Clips of each prompt, with seeds one apart.")] = 1,
-    continue_from: Annotated[
-        Path | None, typer.Option(help="Audio or codes that every clip goes on from, shorter than --seconds.")
+    negative: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Negative prompt: what to avoid, such as 'drums'.")
     ] = None,
-    only_new: Annotated[bool, typer.Option("--only-new", help="Leave out what a clip went on from.")] = False,
+    variations: Annotated[int, typer.Option(min=1, max=1024, help="Clips of each prompt, with consecutive seeds.")] = 1,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="Audio or codes that every clip continues; shorter than --seconds.")
+    ] = None,
+    only_new: Annotated[bool, typer.Option("--only-new", help="Leave the audio prompt out of the result.")] = False,
     stride: Annotated[
         float | None,
-        typer.Option(help="Seconds from window to window of a clip longer than the model; the model's own by default."),
+        typer.Option(help="Seconds between windows of a clip longer than the model's context. Default: the model's."),
     ] = None,
     loudness: Annotated[
-        float | None, typer.Option(help="LUFS of each clip, -60 to -5, such as -14; as it is by default.")
+        float | None, typer.Option(help="Loudness of each clip in LUFS, -60 to -5, such as -14. Default: not changed.")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Compute in half the memory (bfloat16, or float16).")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Compute in bfloat16 or float16, with half the memory.")] = False,
     quantize: Annotated[
         str | None,
-        typer.Option(metavar="int8|int4", help="Compute with weights of 8 or 4 bits: several times as fast on a CPU."),
+        typer.Option(metavar="int8|int4", help="Quantise the weights to 8 or 4 bits: several times as fast on a CPU."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps; a GPU if one answers by default.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")] = None,
 ) -> None:
-    """Make music from a sentence."""
-    wanted = parse_prompts(what or [], prompts)
+    """Generate audio from a text prompt, audio and controls."""
+    clip_prompts = parse_prompts(what or [], prompts)
     seed = secrets.randbelow(2**31) if seed is None else seed
-    seeds = [seed + j for _ in wanted for j in range(variations)]
-    titles = [one.title for one in wanted for _ in range(variations)]
+    seeds = [seed + j for _ in clip_prompts for j in range(variations)]
+    titles = [prompt.title for prompt in clip_prompts for _ in range(variations)]
     streamed = stream or out == PIPE
     if streamed and loudness is not None:
-        raise RequestError("--loudness is set when a clip is whole; leave it out, or leave out --stream")
+        raise RequestError("--loudness needs a whole clip; leave it out, or leave out --stream")
     if not streamed and format_ is not None:
-        raise typer.BadParameter("is for --out -; the name of a file says its kind", param_hint="--format")
+        raise typer.BadParameter("is for --out -; the suffix of a file name sets its format", param_hint="--format")
     to = resolve_target(out, format_, lambda out: output_paths(out, titles, seeds), len(seeds)) if streamed else None
     files = [] if streamed else output_paths(out or "out.wav", titles, seeds)
     with audio_on_stdout() if out == PIPE else nullcontext():
@@ -127,9 +127,9 @@ def generate(  # noqa: PLR0913
         named = {"tempo": tempo, "key": key, "chords": chords, "melody": melody, "beats": beats, "drums": drums}
         unset = dict.fromkeys([*(name for name in named if named[name] is not None), *(pair.split("=")[0] for pair in set_)])
         request = Request.from_input(  # raises before a model is read
-            [{**unset, **prompt.item} for prompt in wanted], seconds=seconds, seed=seed, variations=variations,
+            [{**unset, **prompt.item} for prompt in clip_prompts], seconds=seconds, seed=seed, variations=variations,
             guidance=parse_guidance(guidance_, negative), sampling=parse_sampling(sampling), stride=stride, loudness=loudness,
-            **_beginnings(wanted, continue_from, only_new=only_new),
+            **_audio_prompts(clip_prompts, continue_from, only_new=only_new),
         )  # fmt: skip
         choice = select_device(device, "half" if half else None)
         found = resolve(model)
@@ -140,8 +140,8 @@ def generate(  # noqa: PLR0913
         if not streamed:
             print(format_plan(found.spec, plan))
         system = load(found, device=choice.device, dtype=choice.dtype, quantize=quantize)  # type: ignore[arg-type]
-        controls = parse_controls(system, set_, named, wanted)
-        items = [{**prompt.item, **controls} for prompt in wanted]
+        controls = parse_controls(system, set_, named, clip_prompts)
+        items = [{**prompt.item, **controls} for prompt in clip_prompts]
         request = request.model_copy(update={"items": tuple(items)})
         weights = f"{system.quantization} weights " if system.quantization else ""
         ready = time.perf_counter()
@@ -149,53 +149,39 @@ def generate(  # noqa: PLR0913
         if to is not None:
             meter = StreamMeter(to.played, live=sys.stderr.isatty())
             sinks = write_stream(system.stream(request), to, meter, list(tags))
-            _say_read(system, items)
-            for name, clip_seed, sink in zip(to.names, seeds, sinks, strict=False):
-                _say_made(name, sink.samples / sink.sound.sample_rate, system, clip_seed)
-            _say_faster(system, meter.made, meter.busy)
-            record_run(found.spec, plan, meter.speed)
-            print(f"{meter}, {ready - started:.1f} s to load, {weights}on {choice}", file=sys.stderr)
-            return
-        with _bar() as progress:
-            audio = system.generate(request, plan=plan, progress=progress)
-        elapsed = time.perf_counter() - ready
-        for clip, path, clip_tags in zip(audio, files, tags, strict=True):
-            clip.save(path, tags=clip_tags)
-        _say_read(system, items)
-        for clip, path, clip_seed in zip(audio, files, seeds, strict=True):
-            peak = float(clip.wave.abs().max())
-            _say_made(f"{path}", clip.wave.shape[-1] / clip.sample_rate, system, clip_seed, f"peak {peak:.2f}, ")
-        made = float(audio.lengths.sum()) / audio.sample_rate
-        _say_faster(system, made, elapsed)
-        record_run(found.spec, plan, made / elapsed)
-        print(
-            f"{elapsed:.1f} s to generate ({made / elapsed:.1f}x real time), {ready - started:.1f} s to load, {weights}on {choice}"
-        )
+            clips = [(name, sink.samples / sink.sound.sample_rate, "") for name, sink in zip(to.names, sinks, strict=False)]
+            made, elapsed, speed = meter.made, meter.busy, str(meter)
+        else:
+            with _bar() as progress:
+                audio = system.generate(request, plan=plan, progress=progress)
+            made, elapsed = float(audio.lengths.sum()) / audio.sample_rate, time.perf_counter() - ready
+            speed = f"{elapsed:.1f} s to generate ({made / elapsed:.1f}x real time)"
+            clips = []
+            for clip, path, clip_tags in zip(audio, files, tags, strict=True):
+                clip.save(path, tags=clip_tags)
+                peak = f"peak {float(clip.wave.abs().max()):.2f}, "
+                clips.append((str(path), clip.wave.shape[-1] / clip.sample_rate, peak))
+        record_run(found.spec, plan, made / elapsed if elapsed else 0.0)
+        _print_read(system, items)
+        for (name, duration, peak), clip_seed in zip(clips, seeds, strict=False):
+            print(f"{name}: {duration:.1f} s, {peak}model {system.card.name} ({system.card.license}), seed {clip_seed}")
+        if 2 <= made < elapsed and system.device.type == "cpu" and system.quantization is None:
+            print("slower than real time: --quantize int8 is several times as fast on a CPU", file=sys.stderr)
+        print(f"{speed}, {ready - started:.1f} s to load, {weights}on {choice}", file=sys.stderr if streamed else sys.stdout)
 
 
-def _say_made(name: str, seconds: float, system: "System", seed: int, more: str = "") -> None:
-    """What was made, where it is, and what would make it again."""
-    print(f"{name}: {seconds:.1f} s, {more}model {system.card.name} ({system.card.license}), seed {seed}")
+def _audio_prompts(clip_prompts: list[ClipPrompt], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
+    """Return the fields of the request for audio prompts."""
+    paths = [prompt.continue_from or all_from for prompt in clip_prompts]
+    return {"continue_from": tuple(paths), "include_prompt": not only_new} if any(paths) else {}
 
 
-def _say_faster(system: "System", made: float, took: float) -> None:
-    """What would be faster, where seconds of music came slower than they are heard."""
-    if 2 <= made < took and system.device.type == "cpu" and system.quantization is None:
-        print("slower than real time: --quantize int8 is several times as fast on a CPU", file=sys.stderr)
-
-
-def _beginnings(wanted: list[ClipPrompt], all_from: Path | None, *, only_new: bool) -> dict[str, Any]:
-    """The fields of the request that say what clips go on from."""
-    own = [one.continue_from or all_from for one in wanted]
-    return {"continue_from": tuple(own), "include_prompt": not only_new} if any(own) else {}
-
-
-def _say_read(system: "System", items: list[dict[str, Any]]) -> None:
-    """What the prompts said in numbers."""
+def _print_read(system: "System", items: list[dict[str, Any]]) -> None:
+    """Print the values that were read from the prompts."""
     for item in items:
-        found = {name: value for name, value in system.extract_prompt_values(item).items() if name not in item}
-        if found:
-            print(f"read in the prompt: {', '.join(f'{name} {format_value(value)}' for name, value in found.items())}")
+        values = {name: value for name, value in system.extract_prompt_values(item).items() if name not in item}
+        if values:
+            print(f"read in the prompt: {', '.join(f'{name} {format_value(value)}' for name, value in values.items())}")
 
 
 @contextmanager

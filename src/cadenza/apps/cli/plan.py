@@ -55,7 +55,7 @@ def plan_before_loading(
     Raises RequestError, naming what would fit, if nothing does.
     """
     if spec.generator is None:
-        raise RequestError("this system is only a codec: it encodes and decodes, but cannot generate")
+        raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
     if quantize not in (None, *KINDS):
         raise RequestError(f"quantisation '{quantize}' is not known. Choose from: {', '.join(KINDS)}")
     quantize = quantize or _stored_quantization(folder)

@@ -40,7 +40,7 @@ def resolve_target(out: str | None, form: str | None, files: Callable[[str], Seq
     if form is not None and form not in PIPED:
         raise typer.BadParameter(f"'{form}' is none of {', '.join(PIPED)}", param_hint="--format")
     if form is not None and out != PIPE:
-        raise typer.BadParameter("is for --out -; the name of a file says its kind", param_hint="--format")
+        raise typer.BadParameter("is for --out -; the suffix of a file name sets its format", param_hint="--format")
     if out is not None and out != PIPE:
         paths = files(out)
         names = [str(path) for path in paths]

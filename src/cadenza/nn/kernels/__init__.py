@@ -1,4 +1,4 @@
-"""Kernels that are compiled when first used: for a CPU by numba (`pip install cadenza[fast]`), for a GPU by Triton."""
+"""Kernels compiled on first use: for a CPU by numba (`pip install cadenza[fast]`), for a GPU by Triton."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 
 @contextmanager
 def single_torch_thread() -> Iterator[None]:
-    """Keeps torch to the calling thread: others of its own that had some work wait 9 ms for more, on a walk's cores."""
+    """Limit torch to the calling thread: its idle threads spin for 9 ms on the cores of the decoder's threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -20,7 +20,7 @@ def single_torch_thread() -> Iterator[None]:
 
 @cache
 def cpu_kernel_unavailable_reason() -> str | None:
-    """Why nothing can be compiled here; None where it can."""
+    """Return the reason why numba cannot compile on this machine, or None if it can."""
     try:
         from numba.core.errors import NumbaError
     except ImportError:
@@ -29,14 +29,14 @@ def cpu_kernel_unavailable_reason() -> str | None:
 
     try:
         self_test()
-    except (NumbaError, RuntimeError, OSError) as error:  # of LLVM, and of the folder where compiled code is kept
+    except (NumbaError, RuntimeError, OSError) as error:  # from LLVM, or from the cache folder
         return f"numba cannot compile here: {str(error).strip().partition(chr(10))[0]}"
     return None
 
 
 @cache
 def gpu_kernel_unavailable_reason() -> str | None:
-    """Why nothing can be compiled for the GPU; None where it can."""
+    """Return the reason why Triton cannot compile for the GPU, or None if it can."""
     from subprocess import CalledProcessError
 
     from cadenza.nn.kernels import triton_int8

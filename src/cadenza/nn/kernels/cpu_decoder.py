@@ -1,4 +1,4 @@
-"""A transformer with quantised weights that several threads walk step by step, its keys and values in 8 bits."""
+"""Decoding with a quantised transformer on CPU threads, with keys and values in 8 bits."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -6,199 +6,184 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.nn.attention import CrossKV
+from cadenza.nn.conditioning import ConditioningInputs
 from cadenza.nn.kernels import decode_step
-from cadenza.nn.rope import RotaryTable
 from cadenza.nn.transformer import Block, Transformer
 from cadenza.nn.weight_quantization import QuantizedLinear
 
-ROWS = 32  # positions that are fed at a time
-BLOCK = 64  # positions of a tile of keys
-OVER = 2**62  # meetings: so many that nobody waits for another one
-SMALL = 2**26  # bytes of weights that one worker has read before a second one would be of use
+MAX_ROWS = 32  # positions of all sequences in one call
+TILE_POSITIONS = 64  # positions in a tile of keys
+RELEASE_ALL = 2**62  # barrier value that releases every waiting worker
+MIN_BYTES = 2**26  # of weights, above which several threads are faster than one
 
 
 class QuantizedDecoder:
-    """The memory of a batch of sequences and the threads that extend it; `close` ends these.
-
-    `rotation`, `valid` [b n] and the biases of `source` are those of all positions that will come.
-    """
+    """Keys and values of a batch of sequences, and the threads that extend them; `close` stops the threads."""
 
     def __init__(
-        self,
-        transformer: Transformer,
-        head: QuantizedLinear,
-        *,
-        valid: Bool[Tensor, "b n"] | None,
-        rotation: RotaryTable | None,
-        source: list[CrossKV] | None,
-        styles: list[Float[Tensor, "b 1 e"]] | None,
-        shape: tuple[int, int],
+        self, transformer: Transformer, head: QuantizedLinear, conditions: ConditioningInputs, *, sequences: int, positions: int
     ) -> None:
-        """`shape`: sequences, and the positions of each."""
-        self.batch, self.heads = shape[0], transformer.heads
+        """`conditions` cover all `positions` of each of the `sequences`."""
+        self.batch, self.heads = sequences, transformer.heads
         size = sum(x.nbytes for x in transformer.buffers())
-        self.workers = torch.get_num_threads() if size >= SMALL else 1
-        self.room, self.rotation = -(-shape[1] // BLOCK) * BLOCK, rotation
-        self.kept: list[Any] = [transformer, head]  # whose memory the table points to
+        self.workers = torch.get_num_threads() if size >= MIN_BYTES else 1
+        self.capacity, self.rotation = _round_up(positions), conditions.rotation
+        self.references: list[Any] = [transformer, head]  # tensors that the tables point to
         blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
-        tokens, source_bias, alive = 0, _none(3), np.empty((0, 0), np.uint8)
+        source, tokens = conditions.cross_kv, 0
+        source_bias, any_valid = _empty_float(3), np.empty((0, 0), np.uint8)
         if source is not None:
             tokens = source[0].keys.shape[2]
-            mask, real = source[0].reach
+            mask, valid_rows = source[0].reach
             if mask is not None:
-                source_bias = _biased(mask.expand(self.batch, -1, -1, -1)[:, 0]).numpy()
-            if real is not None:
-                alive = real.expand(self.batch, -1, -1)[..., 0].to(torch.uint8).contiguous().numpy()
-        token_room = -(-tokens // BLOCK) * BLOCK
+                source_bias = _as_bias(mask.expand(self.batch, -1, -1, -1)[:, 0]).numpy()
+            if valid_rows is not None:
+                any_valid = valid_rows.expand(self.batch, -1, -1)[..., 0].to(torch.uint8).contiguous().numpy()
         self.model = decode_step.DecoderTables(
-            np.stack([self._layer(i, block, source, styles) for i, block in enumerate(blocks)]),
+            np.stack([self._layer_row(i, block, conditions) for i, block in enumerate(blocks)]),
             np.array(self._pointers((transformer.norm.weight.float(), transformer.norm.bias.float())), np.int64),
             np.array(head.packed_weight.descriptor(), np.int64),
-            np.array([self.heads, self.batch, self.room, tokens, token_room], np.int64),
+            np.array([self.heads, self.batch, self.capacity, tokens, _round_up(tokens)], np.int64),
             np.float32(transformer.norm.eps),
-            _none(2) if valid is None else _biased(valid).numpy(),
+            _empty_float(2) if conditions.valid is None else _as_bias(conditions.valid).numpy(),
             source_bias,
-            alive,
+            any_valid,
         )
         self.logits, self.turn = np.empty((self.batch, head.out_features), np.float32), 0
-        self.work = self._work([part for part in transformer.modules() if isinstance(part, QuantizedLinear)] + [head])
-        self.crew = ThreadPoolExecutor(self.workers - 1, "walk") if self.workers > 1 else None
+        layers = [part for part in transformer.modules() if isinstance(part, QuantizedLinear)]
+        self.work = self._workspace(layers, head)
+        self.pool = ThreadPoolExecutor(self.workers - 1, "decode") if self.workers > 1 else None
 
-    def _work(self, parts: list[QuantizedLinear]) -> decode_step.Workspace:
-        rows, workers = max(ROWS, self.batch), self.workers
-        widest, outputs = max(part.in_features for part in parts), max(part.out_features for part in parts[:-1])
-        longest = max(self.room, int(self.model.sizes[4]))
+    def _workspace(self, layers: list[QuantizedLinear], head: QuantizedLinear) -> decode_step.Workspace:
+        rows, workers, parts = max(MAX_ROWS, self.batch), self.workers, [*layers, head]
+        widest, outputs = max(part.in_features for part in parts), max(part.out_features for part in layers)
+        longest = max(self.capacity, int(self.model.sizes[4]))
         return decode_step.Workspace(
             y=np.empty((rows, max(widest, outputs)), np.float32),
             numbers=np.empty((workers, rows, widest + widest % 2), np.int16),
             scale=np.empty((workers, rows), np.float32),
             sums=np.empty((workers, rows, max(1, *(part.groups for part in parts))), np.int32),
-            room=np.empty((workers, widest), np.float32),
+            row_buffer=np.empty((workers, widest), np.float32),
             scores=np.empty((workers, longest), np.float32),
-            probable=np.empty((workers, longest), np.int16),
+            weights=np.empty((workers, longest), np.int16),
             part=np.empty((workers, 256), np.float32),
             ones=np.ones(64, np.float32),
             counter=np.zeros(1, np.int64),
         )
 
-    def _layer(self, number: int, block: Block, source: list[CrossKV] | None, styles: list[Tensor] | None) -> np.ndarray:
+    def _layer_row(self, number: int, block: Block, conditions: ConditioningInputs) -> np.ndarray:
+        """Return a layer's row of the table: addresses of its tensors, and descriptors of its matrices."""
         row = np.zeros(decode_step.COLUMNS, np.int64)
-        for place, norm in (
-            (decode_step.NORM, block.norm1),
-            (decode_step.NORM_CROSS, block.norm_cross),
-            (decode_step.NORM_MLP, block.norm2),
-        ):
+        norms = {decode_step.NORM: block.norm1, decode_step.NORM_CROSS: block.norm_cross, decode_step.NORM_MLP: block.norm2}
+        for column, norm in norms.items():
             if norm is not None:
-                row[place : place + 2] = self._pointers((norm.weight.float(), norm.bias.float()))
-        width = block.up.in_features // self.heads
-        row[decode_step.MEMORY : decode_step.MEMORY + 4] = self._pointers(_memory(self.batch * self.heads, self.room, width))
-        if block.cross is not None and source is not None:
-            packed = _kept(source[number], self.batch)
-            row[decode_step.SOURCE : decode_step.SOURCE + 4] = self._pointers(packed)
-            row[decode_step.CROSS_Q : decode_step.CROSS_Q + 8] = _numbers(block.cross.q)
-            row[decode_step.CROSS_OUT : decode_step.CROSS_OUT + 8] = _numbers(block.cross.out)
-        if styles is not None:
-            style = styles[number].float().contiguous()
-            self.kept.append(style)
-            row[decode_step.STYLE] = style.data_ptr()
-        parts = {
+                row[column : column + 2] = self._pointers((norm.weight.float(), norm.bias.float()))
+        matrices = {
             decode_step.QKV: block.attention.qkv,
             decode_step.OUT: block.attention.out,
             decode_step.UP: block.up,
             decode_step.DOWN: block.down,
         }
-        for place, part in parts.items():
-            row[place : place + 8] = _numbers(part)
+        caches = {decode_step.CACHE: _empty_cache(self.batch * self.heads, self.capacity, block.up.in_features // self.heads)}
+        if block.cross is not None and conditions.cross_kv is not None:
+            caches[decode_step.SOURCE] = _quantized_kv(conditions.cross_kv[number], self.batch)
+            matrices |= {decode_step.CROSS_Q: block.cross.q, decode_step.CROSS_OUT: block.cross.out}
+        for column, cache in caches.items():
+            row[column : column + 4] = self._pointers(cache)
+        if conditions.adaln is not None:
+            row[decode_step.STYLE] = self._pointers((conditions.adaln[number].float().contiguous(),))[0]
+        for column, linear in matrices.items():
+            assert isinstance(linear, QuantizedLinear)
+            row[column : column + 8] = linear.packed_weight.descriptor()
         return row
 
     def _pointers(self, tensors: tuple[Tensor, ...]) -> list[int]:
-        self.kept.append(tensors)
+        self.references.append(tensors)
         return [x.data_ptr() for x in tensors]
 
-    def prefill(self, x: Float[Tensor, "b n d"], at: int) -> None:
-        """Positions from `at` on, of which nothing is asked."""
-        each = max(1, ROWS // self.batch)
-        for first in range(0, x.shape[1], each):
-            self._walk(x[:, first : first + each], at + first, np.empty((0, 0), np.float32))
+    def prefill(self, x: Float[Tensor, "b n d"], position: int) -> None:
+        """Feed the n positions from `position` on, without logits."""
+        count = max(1, MAX_ROWS // self.batch)
+        for first in range(0, x.shape[1], count):
+            self._run(x[:, first : first + count], position + first, np.empty((0, 0), np.float32))
 
-    def step(self, x: Float[Tensor, "b 1 d"], at: int) -> Float[Tensor, "b v"]:
-        """What the head makes of the position `at`."""
-        self._walk(x, at, self.logits)
+    def step(self, x: Float[Tensor, "b 1 d"], position: int) -> Float[Tensor, "b v"]:
+        """Feed one position and return its logits, which are valid until the next call."""
+        self._run(x, position, self.logits)
         return torch.from_numpy(self.logits)
 
-    def _walk(self, x: Tensor, at: int, logits: np.ndarray) -> None:
+    def _run(self, x: Tensor, first: int, logits: np.ndarray) -> None:
         n = x.shape[1]
-        assert at + n <= self.room, f"positions up to {at + n} do not fit a memory of {self.room}"
+        assert first + n <= self.capacity, f"positions up to {first + n} do not fit a cache of {self.capacity}"
         rows = x.reshape(self.batch * n, -1).float().contiguous()
         rows = (rows.clone() if rows.data_ptr() == x.data_ptr() else rows).numpy()
-        position = np.tile(np.arange(at, at + n, dtype=np.int64), self.batch)
-        cos = sin = _none(2)
+        position = np.tile(np.arange(first, first + n, dtype=np.int64), self.batch)
+        cos = sin = _empty_float(2)
         if self.rotation is not None:
             cos, sin = (
-                part[:, 0, at : at + n].expand(self.batch, -1, -1).reshape(len(rows), -1).contiguous().numpy()
+                part[:, 0, first : first + n].expand(self.batch, -1, -1).reshape(len(rows), -1).contiguous().numpy()
                 for part in self.rotation
             )
         arguments = (self.turn, self.model, decode_step.StepRows(rows, position, cos, sin), self.work, logits)
         running = []
         try:
             for worker in range(1, self.workers):
-                running.append(self.crew.submit(decode_step.decode_step, (worker, self.workers), *arguments))  # type: ignore[union-attr]
+                running.append(self.pool.submit(decode_step.decode_step, (worker, self.workers), *arguments))  # type: ignore[union-attr]
             self.turn = decode_step.decode_step((0, self.workers), *arguments)
-        except BaseException:  # such as Ctrl-C before this thread has begun; the others wait for it
-            self.work.counter[0] = OVER
+        except BaseException:  # such as Ctrl-C before this thread has started, while the workers wait for it
+            self.work.counter[0] = RELEASE_ALL
             raise
-        for other in running:
-            other.result()
+        for future in running:
+            future.result()
 
     def close(self) -> None:
-        """Ends the threads."""
-        if self.crew is not None:
-            self.crew.shutdown()
+        """Stop the threads."""
+        if self.pool is not None:
+            self.pool.shutdown()
 
 
-def _numbers(linear: nn.Module) -> list[int]:
-    assert isinstance(linear, QuantizedLinear)
-    return linear.packed_weight.descriptor()
+def _round_up(positions: int) -> int:
+    return -(-positions // TILE_POSITIONS) * TILE_POSITIONS
 
 
-def _none(dimensions: int) -> np.ndarray:
+def _empty_float(dimensions: int) -> np.ndarray:
     return np.empty((0,) * dimensions, np.float32)
 
 
-def _biased(mask: Tensor) -> Tensor:
-    """A bias of logits for a mask, a bias as it is."""
+def _as_bias(mask: Bool[Tensor, "..."] | Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return 0 and -inf for a mask; a bias is only cast to float32."""
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
     return mask.float().contiguous()
 
 
-def _memory(heads: int, positions: int, width: int) -> tuple[Tensor, ...]:
-    """Empty keys, their scales, values and theirs."""
-    each, pairs = decode_step.value_tile_shape(width, positions)
+def _empty_cache(heads: int, positions: int, width: int) -> tuple[Tensor, ...]:
+    """Return uninitialised keys, key scales, values and value scales, in the tiles of `simd`."""
+    outputs, pairs = decode_step.value_tile_shape(width, positions)
     return (
         torch.empty(heads, positions // 64, (width + 1) // 2, 64, 2, dtype=torch.int8),
         torch.empty(heads, positions),
-        torch.empty(heads, -(-width // each), pairs, each, 2, dtype=torch.int8),
+        torch.empty(heads, -(-width // outputs), pairs, outputs, 2, dtype=torch.int8),
         torch.empty(heads, positions),
     )
 
 
-def _kept(source: CrossKV, batch: int) -> tuple[Tensor, ...]:
-    """Keys and values of a condition in the same form."""
+def _quantized_kv(source: CrossKV, batch: int) -> tuple[Tensor, ...]:
+    """Return the keys and values of a condition in the form of `_empty_cache`."""
     keys, values = (x.expand(batch, -1, -1, -1).flatten(0, 1).float() for x in source[:2])
-    positions, width = -(-keys.shape[1] // BLOCK) * BLOCK, keys.shape[2]
-    memory = _memory(len(keys), positions, width)
+    positions, width = _round_up(keys.shape[1]), keys.shape[2]
+    packed_keys, key_scales, packed_values, value_scales = cache = _empty_cache(len(keys), positions, width)
     keys, values = (F.pad(x, (0, 0, 0, positions - x.shape[1])) for x in (keys, values))
-    for x, scale in ((keys, memory[1]), (values, memory[3])):
+    for x, scale in ((keys, key_scales), (values, value_scales)):
         scale.copy_(x.abs().amax(-1) / 127)
-    whole = (keys / memory[1].clamp(min=1e-30)[..., None]).round()
-    memory[0].copy_(F.pad(whole, (0, width % 2)).view(len(keys), -1, 64, memory[0].shape[2], 2).transpose(2, 3))
-    whole = (values / memory[3].clamp(min=1e-30)[..., None]).round()
-    each, tiles = memory[2].shape[3], memory[2].shape[1]
-    whole = F.pad(whole, (0, tiles * each - width)).view(len(values), positions // 2, 2, tiles, each)
-    memory[2].copy_(whole.permute(0, 3, 1, 4, 2))
-    return memory
+    numbers = (keys / key_scales.clamp(min=1e-30)[..., None]).round()
+    packed_keys.copy_(F.pad(numbers, (0, width % 2)).view(len(keys), -1, 64, packed_keys.shape[2], 2).transpose(2, 3))
+    numbers = (values / value_scales.clamp(min=1e-30)[..., None]).round()
+    outputs, tiles = packed_values.shape[3], packed_values.shape[1]
+    numbers = F.pad(numbers, (0, tiles * outputs - width)).view(len(values), positions // 2, 2, tiles, outputs)
+    packed_values.copy_(numbers.permute(0, 3, 1, 4, 2))
+    return cache

@@ -1,8 +1,8 @@
-"""One step of a transformer with quantised weights, all layers in one call that several threads make together.
+"""One decoding step of a transformer with quantised weights: all layers in one compiled call, made by several threads.
 
-Every row is a position of a sequence. Its inputs to a matrix are rounded to 16 bits, its keys and values are kept in
-8, in the tiles of `simd`; everything else is float32. A row's numbers do not depend on the other rows. Threads split
-the tiles of a matrix, and the heads, and wait for each other in between.
+Every row is a position of a sequence. The inputs of a matrix are rounded to int16, keys and values are stored in int8
+in the tiles of `simd`, and everything else is float32. The results of a row do not depend on the other rows. Threads
+split the tiles of a matrix and the attention heads, and synchronise after each.
 """
 
 from typing import NamedTuple
@@ -25,88 +25,87 @@ from cadenza.nn.kernels.simd import (
 
 
 class QuantizedRows(NamedTuple):
-    """Rows that a matrix reads: numbers of 16 bits, what one stands for, and their sums in each group of inputs."""
+    """Rows to multiply with a matrix."""
 
     numbers: np.ndarray  # int16 [rows, inputs]
-    scale: np.ndarray  # float32 [rows]; below 0: the row is left out
-    sums: np.ndarray  # int32 [rows, groups]
+    scale: np.ndarray  # float32 [rows], the value of 1; below 0: the row is skipped
+    sums: np.ndarray  # int32 [rows, groups], of the inputs of each group
 
 
 class HeadKV(NamedTuple):
-    """Keys and values of one head of one sequence, by their addresses, and the shape of the values' tiles."""
+    """Addresses of the keys and values of one head of one sequence, and the shape of the tiles of values."""
 
     keys: int
     key_scales: int
     values: int
     value_scales: int
-    each: int  # outputs of a tile of values
-    pairs: int  # of positions in it
+    tile_outputs: int
+    position_pairs: int
 
 
 class WorkerScratch(NamedTuple):
-    """What a worker computes on."""
+    """Buffers of one worker."""
 
-    room: np.ndarray  # float32 [widest]
+    row_buffer: np.ndarray  # float32 [widest]
     scores: np.ndarray  # float32 [positions]
-    probable: np.ndarray  # int16 [positions]
+    weights: np.ndarray  # int16 [positions], of attention
     part: np.ndarray  # float32 [256]
     ones: np.ndarray  # float32 [64]
 
 
 class DecoderTables(NamedTuple):
-    """A transformer, its head and the memory of a batch."""
+    """A transformer, its head and the cache of a batch; empty arrays where an input is absent."""
 
     layers: np.ndarray  # int64 [depth, COLUMNS]
-    last: np.ndarray  # int64 [2], of the last norm
-    head: np.ndarray  # int64, as of any matrix
-    sizes: np.ndarray  # int64: heads, sequences, positions of memory, tokens of the source and the room for them
+    last: np.ndarray  # int64 [2], addresses of the last norm
+    head: np.ndarray  # int64 [8], descriptor of the matrix
+    sizes: np.ndarray  # int64 [5]: heads, sequences, positions of the cache, tokens of the source, these rounded up
     eps: np.float32
-    bias: np.ndarray  # float32 [sequences, positions], of attention to positions before; of no size where none
-    source_bias: np.ndarray  # float32 [sequences, positions or 1, tokens], likewise
-    any_valid: np.ndarray  # uint8 [sequences, positions or 1], 0 where the source contributes nothing, likewise
+    bias: np.ndarray  # float32 [sequences, positions], of self-attention
+    source_bias: np.ndarray  # float32 [sequences, positions or 1, tokens], of cross-attention
+    any_valid: np.ndarray  # uint8 [sequences, positions or 1], 0 where cross-attention contributes nothing
 
 
 class StepRows(NamedTuple):
-    """What is fed: consecutive positions of each sequence."""
+    """Inputs of a call: consecutive positions of each sequence."""
 
-    x: np.ndarray  # float32 [rows, width]; becomes what comes out
+    x: np.ndarray  # float32 [rows, width]; overwritten with the output
     position: np.ndarray  # int64 [rows]
-    cos: np.ndarray  # float32 [rows, width of a head], of no size where positions do not turn
+    cos: np.ndarray  # float32 [rows, width of a head]; empty without rotary positions
     sin: np.ndarray
 
 
 class Workspace(NamedTuple):
-    """Room for all workers: that of each in its place, and what they share."""
+    """Buffers of all workers; the first axis of those that they do not share is the worker."""
 
-    y: np.ndarray  # float32 [rows, widest]
+    y: np.ndarray  # float32 [rows, widest], shared
     numbers: np.ndarray  # int16 [workers, rows, widest]
     scale: np.ndarray  # float32 [workers, rows]
     sums: np.ndarray  # int32 [workers, rows, groups]
-    room: np.ndarray
+    row_buffer: np.ndarray
     scores: np.ndarray
-    probable: np.ndarray
+    weights: np.ndarray
     part: np.ndarray
-    ones: np.ndarray  # of all
-    counter: np.ndarray  # int64 [1], how often workers have met
+    ones: np.ndarray  # shared
+    counter: np.ndarray  # int64 [1], arrivals at the barrier, shared
 
 
-# Where things stand in a layer's row of the table: addresses, or numbers of a matrix.
-NORM, NORM_CROSS, NORM_MLP, STYLE, MEMORY, SOURCE = 0, 2, 4, 6, 8, 12
+# Columns of a layer's row of the table: two addresses for a norm, one for the adaLN style, four for keys and values,
+# eight for the descriptor of a matrix.
+NORM, NORM_CROSS, NORM_MLP, STYLE, CACHE, SOURCE = 0, 2, 4, 6, 8, 12
 QKV, OUT, CROSS_Q, CROSS_OUT, UP, DOWN = 16, 24, 32, 40, 48, 56
-PACKED, SCALE, OFFSET, BIAS, INPUTS, OUTPUTS, GROUPS = range(7)
 COLUMNS = 64
-PLAIN, ADD, GELU = 0, 1, 2  # what becomes of a product: written, added to what is there, or its GELU written
+PACKED, SCALE, OFFSET, BIAS, INPUTS, OUTPUTS, GROUPS = range(7)  # of a descriptor
+PLAIN, ADD, GELU = 0, 1, 2  # a product is written, added to the output, or its GELU is written
 
-_ROWS8 = tuple(int8_tile_kernel(rows, 4) for rows in (1, 2, 3, 4))
-_ROWS4 = tuple(int4_tile_kernel(rows) for rows in (1, 2, 3, 4))
-_one8, _two8, _three8, _four8 = _ROWS8
-_one4, _two4, _three4, _four4 = _ROWS4
+_one8, _two8, _three8, _four8 = (int8_tile_kernel(rows, 4) for rows in (1, 2, 3, 4))
+_one4, _two4, _three4, _four4 = (int4_tile_kernel(rows) for rows in (1, 2, 3, 4))
 _narrow1, _narrow2, _narrow3 = (int8_tile_kernel(1, vectors) for vectors in (1, 2, 3))
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _summed(row, linear, sums):
-    """The sums of each group of the inputs of a row, for a matrix of int4."""
+def _group_sums(row, linear, sums):
+    """Sum the inputs of a row in each group of an int4 matrix."""
     groups = linear[GROUPS]
     if groups:
         each = linear[INPUTS] // groups
@@ -119,124 +118,124 @@ def _summed(row, linear, sums):
 
 @njit(fastmath=FAST, error_model="numpy")
 def quantize_rows(x, linear, inputs):
-    """Rounds the rows that a matrix is about to read."""
+    """Round the rows to int16 for a matrix."""
     for r in range(inputs.scale.shape[0]):
         inputs.scale[r] = quantize_int16(x[r], linear[INPUTS], inputs.numbers[r])
-        _summed(inputs.numbers[r], linear, inputs.sums[r])
+        _group_sums(inputs.numbers[r], linear, inputs.sums[r])
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _taken_normed(x, norm, eps, style, linear, inputs, room):
-    """The same of their norms; `style`: where what scales and shifts the first sequence lies, and how many rows have one."""
+def _quantize_normed(x, norm, eps, style, linear, inputs, row_buffer):
+    """Round the layer norms of the rows; `style` is the address of the first scale and shift, and the rows of each."""
     rows, dim = x.shape
     for r in range(rows):
-        layer_norm_row(x[r], norm, eps, style[0] + (r // style[1]) * dim * 16 if style[0] else 0, room)
-        inputs.scale[r] = quantize_int16(room, dim, inputs.numbers[r])
-        _summed(inputs.numbers[r], linear, inputs.sums[r])
+        layer_norm_row(x[r], norm, eps, style[0] + (r // style[1]) * dim * 16 if style[0] else 0, row_buffer)
+        inputs.scale[r] = quantize_int16(row_buffer, dim, inputs.numbers[r])
+        _group_sums(inputs.numbers[r], linear, inputs.sums[r])
 
 
-@njit(error_model="numpy")  # nothing is contracted, as that would hang on how many rows are computed together
-def matmul_tiles(linear, inputs, share, part, out, how):
-    """A worker's share, (worker, workers), of the rows times a matrix; `how` they get into `out` [rows, outputs]."""
+@njit(error_model="numpy")  # without fastmath: contraction would depend on the number of rows in a call
+def matmul_tiles(linear, inputs, share, part, out, mode):
+    """Multiply the rows with a worker's share (worker, workers) of a matrix, into `out` [rows, outputs] by `mode`."""
     rows, outputs, groups = inputs.scale.shape[0], linear[OUTPUTS], linear[GROUPS]
     tiles, pairs = (outputs + 63) // 64, (linear[INPUTS] + 1) // 2
     for tile in range(tiles * share[0] // share[1], tiles * (share[0] + 1) // share[1]):
         for row in range(0, rows, 4):
-            many = min(4, rows - row)
+            count = min(4, rows - row)
             if groups:
-                _tile4(linear, tile, groups, inputs, row, many, part)
+                _tile4(linear, tile, groups, inputs, row, count, part)
             else:
-                _tile8(linear, tile, pairs, inputs, row, many, part)
-            for i in range(many):
+                _tile8(linear, tile, pairs, inputs, row, count, part)
+            for i in range(count):
                 if inputs.scale[row + i] >= 0:
-                    _written(linear, part[i * 64 : i * 64 + 64], inputs.scale[row + i], out[row + i], tile * 64, how)
+                    _store_tile(linear, part[i * 64 : i * 64 + 64], inputs.scale[row + i], out[row + i], tile * 64, mode)
 
 
 @njit(error_model="numpy")
-def _tile8(linear, tile, pairs, inputs, row, many, part):
+def _tile8(linear, tile, pairs, inputs, row, count, part):
     stride, to = inputs.numbers.strides[0], part.ctypes.data
     x = inputs.numbers.ctypes.data + row * stride
     w, s = linear[PACKED] + tile * pairs * 128, linear[SCALE] + tile * 256
-    if many == 1:
+    if count == 1:
         _one8(w, s, pairs, x, stride, to)
-    elif many == 2:
+    elif count == 2:
         _two8(w, s, pairs, x, stride, to)
-    elif many == 3:
+    elif count == 3:
         _three8(w, s, pairs, x, stride, to)
     else:
         _four8(w, s, pairs, x, stride, to)
 
 
 @njit(error_model="numpy")
-def _tile4(linear, tile, groups, inputs, row, many, part):
-    quads, stride, summed, to = (
+def _tile4(linear, tile, groups, inputs, row, count, part):
+    quads, stride, sums_stride, to = (
         linear[INPUTS] // groups // 4,
         inputs.numbers.strides[0],
         inputs.sums.strides[0],
         part.ctypes.data,
     )
-    x, total = inputs.numbers.ctypes.data + row * stride, inputs.sums.ctypes.data + row * summed
+    x, total = inputs.numbers.ctypes.data + row * stride, inputs.sums.ctypes.data + row * sums_stride
     w, s, o = (
         linear[PACKED] + tile * groups * quads * 128,
         linear[SCALE] + tile * groups * 128,
         linear[OFFSET] + tile * groups * 128,
     )
-    if many == 1:
-        _one4(w, s, o, groups, quads, x, stride, total, summed, to)
-    elif many == 2:
-        _two4(w, s, o, groups, quads, x, stride, total, summed, to)
-    elif many == 3:
-        _three4(w, s, o, groups, quads, x, stride, total, summed, to)
+    if count == 1:
+        _one4(w, s, o, groups, quads, x, stride, total, sums_stride, to)
+    elif count == 2:
+        _two4(w, s, o, groups, quads, x, stride, total, sums_stride, to)
+    elif count == 3:
+        _three4(w, s, o, groups, quads, x, stride, total, sums_stride, to)
     else:
-        _four4(w, s, o, groups, quads, x, stride, total, summed, to)
+        _four4(w, s, o, groups, quads, x, stride, total, sums_stride, to)
 
 
 @njit(error_model="numpy")
-def _written(linear, got, factor, out, first, how):
-    """Puts a tile of a row where it belongs."""
+def _store_tile(linear, values, factor, out, first, mode):
+    """Write one tile of one row to `out` by `mode`."""
     width = min(64, linear[OUTPUTS] - first)
     target = out[first : first + width]
     if linear[BIAS]:
         for j in range(width):
-            got[j] = got[j] * factor + read_float(linear[BIAS], first + j)
+            values[j] = values[j] * factor + read_float(linear[BIAS], first + j)
     else:
         for j in range(width):
-            got[j] *= factor
-    if how == PLAIN:
+            values[j] *= factor
+    if mode == PLAIN:
         for j in range(width):
-            target[j] = got[j]
-    elif how == ADD:
+            target[j] = values[j]
+    elif mode == ADD:
         for j in range(width):
-            target[j] += got[j]
+            target[j] += values[j]
     else:
         for j in range(width):
-            target[j] = gelu(got[j])
+            target[j] = gelu(values[j])
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _keep(key, value, numbers, kept, at):
-    """Writes the key and the value of a head at a position."""
+def _store_kv(key, value, numbers, kv, at):
+    """Quantise the key and the value of a head and store them at a position."""
     width = key.shape[0]
-    write_float(kept.key_scales, at, quantize_int8(key, numbers))
-    base = kept.keys + (at // 64) * ((width + 1) // 2) * 128 + (at % 64) * 2
+    write_float(kv.key_scales, at, quantize_int8(key, numbers))
+    base = kv.keys + (at // 64) * ((width + 1) // 2) * 128 + (at % 64) * 2
     for i in range(width):
         write_byte(base + (i // 2) * 128, i % 2, np.int8(numbers[i]))
     if width % 2:
         write_byte(base + (width // 2) * 128, 1, np.int8(0))
-    write_float(kept.value_scales, at, quantize_int8(value, numbers))
+    write_float(kv.value_scales, at, quantize_int8(value, numbers))
     for i in range(width):
-        tile, j = i // kept.each, i % kept.each
-        write_byte(kept.values + (tile * kept.pairs + at // 2) * kept.each * 2, j * 2 + at % 2, np.int8(numbers[i]))
+        tile, j = i // kv.tile_outputs, i % kv.tile_outputs
+        write_byte(kv.values + (tile * kv.position_pairs + at // 2) * kv.tile_outputs * 2, j * 2 + at % 2, np.int8(numbers[i]))
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _attended(q, numbers, kept, n, bias, desk):
-    """Puts what a head makes of `n` positions where its query was; 0 where `bias`, at an address or 0, leaves none."""
-    width, scores = q.shape[0], desk.scores
+def _attend(q, numbers, kv, n, bias, scratch):
+    """Replace a query by the attention over `n` positions; `bias` is an address or 0. All -inf gives 0."""
+    width, scores = q.shape[0], scratch.scores
     factor = quantize_int16(q, width, numbers) / np.float32(np.sqrt(np.float32(width)))
     half, x, to = (width + 1) // 2, numbers.ctypes.data, scores.ctypes.data
     for tile in range((n + 63) // 64):
-        _one8(kept.keys + tile * half * 128, kept.key_scales + tile * 256, half, x, 0, to + tile * 256)
+        _one8(kv.keys + tile * half * 128, kv.key_scales + tile * 256, half, x, 0, to + tile * 256)
     top = np.float32(-np.inf)
     if bias:
         for i in range(n):
@@ -253,26 +252,26 @@ def _attended(q, numbers, kept, n, bias, desk):
     for i in range(n):
         p = exp(scores[i] - top) if scores[i] > np.float32(-1e30) else np.float32(0)
         total += p
-        scores[i] = p * read_float(kept.value_scales, i)
-    factor = quantize_int16(scores, n, desk.probable) / total
-    pairs, x, ones, to = (n + 1) // 2, desk.probable.ctypes.data, desk.ones.ctypes.data, desk.part.ctypes.data
-    for tile in range((width + kept.each - 1) // kept.each):
-        values = kept.values + tile * kept.pairs * kept.each * 2
-        if kept.each == 64:
+        scores[i] = p * read_float(kv.value_scales, i)
+    factor = quantize_int16(scores, n, scratch.weights) / total
+    pairs, x, ones, to = (n + 1) // 2, scratch.weights.ctypes.data, scratch.ones.ctypes.data, scratch.part.ctypes.data
+    for tile in range((width + kv.tile_outputs - 1) // kv.tile_outputs):
+        values = kv.values + tile * kv.position_pairs * kv.tile_outputs * 2
+        if kv.tile_outputs == 64:
             _one8(values, ones, pairs, x, 0, to)
-        elif kept.each == 48:
+        elif kv.tile_outputs == 48:
             _narrow3(values, ones, pairs, x, 0, to)
-        elif kept.each == 32:
+        elif kv.tile_outputs == 32:
             _narrow2(values, ones, pairs, x, 0, to)
         else:
             _narrow1(values, ones, pairs, x, 0, to)
-        for i in range(tile * kept.each, min((tile + 1) * kept.each, width)):
-            q[i] = desk.part[i - tile * kept.each] * factor
+        for i in range(tile * kv.tile_outputs, min((tile + 1) * kv.tile_outputs, width)):
+            q[i] = scratch.part[i - tile * kv.tile_outputs] * factor
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _met(counter, turn, workers):
-    """Waits until every worker has come here, and gives the turn they will next wait for."""
+def _barrier(counter, turn, workers):
+    """Wait until all workers have arrived; return the barrier value of the next wait."""
     turn += workers
     atomic_increment(counter)  # type: ignore[reportCallIssue]
     spins = 0
@@ -286,107 +285,109 @@ def _met(counter, turn, workers):
 
 @njit(fastmath=FAST, error_model="numpy")
 def value_tile_shape(width, positions):
-    """Outputs of a tile of values, and pairs of positions in it."""
+    """Return the outputs of a tile of values, and its pairs of positions."""
     tiles = (width + 63) // 64
     return (width + tiles * 16 - 1) // (tiles * 16) * 16, positions // 2
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _kept(place, pair, positions, width):
-    """The keys and values of a head of a sequence, among those whose addresses are in `place`."""
-    each, pairs = value_tile_shape(width, positions)
+def _head_kv(addresses, index, positions, width):
+    """Return the keys and values of head `index` of all sequences, from the addresses of the first."""
+    outputs, pairs = value_tile_shape(width, positions)
     return HeadKV(
-        place[0] + pair * (positions // 64) * ((width + 1) // 2) * 128,
-        place[1] + pair * positions * 4,
-        place[2] + pair * pairs * ((width + each - 1) // each * each) * 2,
-        place[3] + pair * positions * 4,
-        each,
+        addresses[0] + index * (positions // 64) * ((width + 1) // 2) * 128,
+        addresses[1] + index * positions * 4,
+        addresses[2] + index * pairs * ((width + outputs - 1) // outputs * outputs) * 2,
+        addresses[3] + index * positions * 4,
+        outputs,
         pairs,
     )
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _own(work, worker, rows):
-    """A worker's part of the room."""
+def _worker_scratch(work, worker, rows):
+    """Return the buffers of a worker."""
     inputs = QuantizedRows(work.numbers[worker], work.scale[worker][:rows], work.sums[worker])
-    return inputs, WorkerScratch(work.room[worker], work.scores[worker], work.probable[worker], work.part[worker], work.ones)
+    return inputs, WorkerScratch(
+        work.row_buffer[worker], work.scores[worker], work.weights[worker], work.part[worker], work.ones
+    )
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def decode_step(share, turn, model, rows, work, logits):
-    """Takes the rows through all layers, in place, and what the head makes of them to `logits` unless that has no size.
+    """Run the rows through all layers in place, and the head into `logits` unless it is empty.
 
-    `share` is (worker, workers), `turn` how often workers have met before; how often they have then is given back.
+    `share` is (worker, workers), `turn` the barrier value before; the value after is returned.
     """
     heads, sequences, positions = model.sizes[0], model.sizes[1], model.sizes[2]
-    tokens, token_room = model.sizes[3], model.sizes[4]
+    tokens, token_capacity = model.sizes[3], model.sizes[4]
     x, y, eps, workers = rows.x, work.y, model.eps, share[1]
-    width, each = x.shape[1] // heads, x.shape[0] // sequences
+    width, rows_each = x.shape[1] // heads, x.shape[0] // sequences
     dim = heads * width
-    inputs, desk = _own(work, share[0], x.shape[0])
-    counter, part, room = work.counter.ctypes.data, desk.part, desk.room
-    mine = range(sequences * heads * share[0] // workers, sequences * heads * (share[0] + 1) // workers)
+    inputs, scratch = _worker_scratch(work, share[0], x.shape[0])
+    counter, part, row_buffer = work.counter.ctypes.data, scratch.part, scratch.row_buffer
+    heads_of_worker = range(sequences * heads * share[0] // workers, sequences * heads * (share[0] + 1) // workers)
     for number in range(model.layers.shape[0]):
         layer = model.layers[number]
         qkv, out, cross_q, cross_out = layer[QKV:OUT], layer[OUT:CROSS_Q], layer[CROSS_Q:CROSS_OUT], layer[CROSS_OUT:UP]
         up, down, style = layer[UP:DOWN], layer[DOWN:COLUMNS], layer[STYLE]
-        _taken_normed(x, layer[NORM:NORM_CROSS], eps, (style, each), qkv, inputs, room)
+        _quantize_normed(x, layer[NORM:NORM_CROSS], eps, (style, rows_each), qkv, inputs, row_buffer)
         matmul_tiles(qkv, inputs, share, part, y, PLAIN)
-        turn = _met(counter, turn, workers)
-        for pair in mine:
-            s, h = pair // heads, pair % heads
-            kept = _kept(layer[MEMORY:SOURCE], pair, positions, width)
-            seen = model.bias.ctypes.data + s * model.bias.strides[0] if model.bias.shape[0] else 0
-            for r in range(s * each, (s + 1) * each):
+        turn = _barrier(counter, turn, workers)
+        for index in heads_of_worker:
+            s, h = index // heads, index % heads
+            kv = _head_kv(layer[CACHE:SOURCE], index, positions, width)
+            bias = model.bias.ctypes.data + s * model.bias.strides[0] if model.bias.shape[0] else 0
+            for r in range(s * rows_each, (s + 1) * rows_each):
                 q, k = y[r, h * width : (h + 1) * width], y[r, dim + h * width : dim + (h + 1) * width]
                 v = y[r, 2 * dim + h * width : 2 * dim + (h + 1) * width]
                 if rows.cos.shape[0]:
-                    apply_rotary_row(q, rows.cos[r], rows.sin[r], room)
-                    apply_rotary_row(k, rows.cos[r], rows.sin[r], room)
-                _keep(k, v, inputs.numbers[0], kept, rows.position[r])
-                _attended(q, inputs.numbers[0], kept, rows.position[r] + 1, seen, desk)
-        turn = _met(counter, turn, workers)
+                    apply_rotary_row(q, rows.cos[r], rows.sin[r], row_buffer)
+                    apply_rotary_row(k, rows.cos[r], rows.sin[r], row_buffer)
+                _store_kv(k, v, inputs.numbers[0], kv, rows.position[r])
+                _attend(q, inputs.numbers[0], kv, rows.position[r] + 1, bias, scratch)
+        turn = _barrier(counter, turn, workers)
         quantize_rows(y, out, inputs)
         matmul_tiles(out, inputs, share, part, x, ADD)
-        turn = _met(counter, turn, workers)
+        turn = _barrier(counter, turn, workers)
         if layer[SOURCE]:
-            _taken_normed(x, layer[NORM_CROSS:NORM_MLP], eps, (0, each), cross_q, inputs, room)
+            _quantize_normed(x, layer[NORM_CROSS:NORM_MLP], eps, (0, rows_each), cross_q, inputs, row_buffer)
             matmul_tiles(cross_q, inputs, share, part, y, PLAIN)
-            turn = _met(counter, turn, workers)
-            for pair in mine:
-                s, h = pair // heads, pair % heads
-                kept = _kept(layer[SOURCE:QKV], pair, token_room, width)
-                for r in range(s * each, (s + 1) * each):
-                    seen = 0
+            turn = _barrier(counter, turn, workers)
+            for index in heads_of_worker:
+                s, h = index // heads, index % heads
+                kv = _head_kv(layer[SOURCE:QKV], index, token_capacity, width)
+                for r in range(s * rows_each, (s + 1) * rows_each):
+                    bias = 0
                     if model.source_bias.shape[0]:
-                        moment = min(rows.position[r], model.source_bias.shape[1] - 1)
+                        bias_row = min(rows.position[r], model.source_bias.shape[1] - 1)
                         strides = model.source_bias.strides
-                        seen = model.source_bias.ctypes.data + s * strides[0] + moment * strides[1]
-                    _attended(y[r, h * width : (h + 1) * width], inputs.numbers[0], kept, tokens, seen, desk)
-            turn = _met(counter, turn, workers)
+                        bias = model.source_bias.ctypes.data + s * strides[0] + bias_row * strides[1]
+                    _attend(y[r, h * width : (h + 1) * width], inputs.numbers[0], kv, tokens, bias, scratch)
+            turn = _barrier(counter, turn, workers)
             quantize_rows(y, cross_out, inputs)
             for r in range(x.shape[0]):
                 if (
                     model.any_valid.shape[0]
-                    and not model.any_valid[r // each, min(rows.position[r], model.any_valid.shape[1] - 1)]
+                    and not model.any_valid[r // rows_each, min(rows.position[r], model.any_valid.shape[1] - 1)]
                 ):
                     inputs.scale[r] = -1
             matmul_tiles(cross_out, inputs, share, part, x, ADD)
-            turn = _met(counter, turn, workers)
-        _taken_normed(x, layer[NORM_MLP:STYLE], eps, (style + dim * 8 if style else 0, each), up, inputs, room)
+            turn = _barrier(counter, turn, workers)
+        _quantize_normed(x, layer[NORM_MLP:STYLE], eps, (style + dim * 8 if style else 0, rows_each), up, inputs, row_buffer)
         matmul_tiles(up, inputs, share, part, y, GELU)
-        turn = _met(counter, turn, workers)
+        turn = _barrier(counter, turn, workers)
         quantize_rows(y, down, inputs)
         matmul_tiles(down, inputs, share, part, x, ADD)
-        turn = _met(counter, turn, workers)
+        turn = _barrier(counter, turn, workers)
     if logits.shape[0]:
-        _taken_normed(x, model.last, eps, (0, each), model.head, inputs, room)
+        _quantize_normed(x, model.last, eps, (0, rows_each), model.head, inputs, row_buffer)
         matmul_tiles(model.head, inputs, share, part, logits, PLAIN)
-    return _met(counter, turn, workers)
+    return _barrier(counter, turn, workers)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def linear_forward(linear, x, inputs, part, out):
-    """The rows of `x` through one matrix."""
+    """Multiply the rows of `x` with one matrix."""
     quantize_rows(x, linear, inputs)
     matmul_tiles(linear, inputs, (0, 1), part, out, PLAIN)

@@ -1,17 +1,17 @@
-"""What is done to a row of numbers: rounding, norms, activations; loops that LLVM makes vectors of."""
+"""Rounding, norms and activations of a row of numbers, as loops that LLVM vectorises."""
 
 import numpy as np
 from numba import njit
 
 from cadenza.nn.kernels.simd import bitcast_float32, read_float, round_half_even
 
-FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # of floats in any order; there are infinities
-_MOST = np.float32(32767)
+FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # sums may be reordered; infinities occur
+_INT16_MAX = np.float32(32767)
 
 
 @njit(fastmath=FAST, error_model="numpy")
 def exp(x):
-    """e to a float32, between -87 and 88, to 2 in the last place."""
+    """Return e**x for a float32 clamped to [-87, 88], to 2 units in the last place."""
     x = min(max(x, np.float32(-87)), np.float32(88))
     n = round_half_even(x * np.float32(1.44269504))  # type: ignore[reportCallIssue]
     whole = np.float32(n)
@@ -28,7 +28,7 @@ def exp(x):
 
 @njit(fastmath=FAST, error_model="numpy")
 def gelu(x):
-    """x times the normal distribution up to x, whose error function is to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
+    """Return x * Phi(x); the error function is accurate to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
     z = abs(x) * np.float32(0.70710678)
     t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * z)
     p = np.float32(1.061405429)
@@ -36,30 +36,30 @@ def gelu(x):
     p = p * t + np.float32(1.421413741)
     p = p * t + np.float32(-0.284496736)
     p = (p * t + np.float32(0.254829592)) * t
-    tail = np.float32(0.5) * p * exp(-z * z)  # of the distribution, beyond |x|
+    tail = np.float32(0.5) * p * exp(-z * z)  # of the normal distribution beyond |x|
     return x * (tail if x < np.float32(0) else np.float32(1) - tail)
 
 
 @njit(fastmath=FAST, error_model="numpy")
 def quantize_int16(values, n, out):
-    """Writes int16 and gives what one of them stands for; an odd last one gets a 0 beside it."""
+    """Write `n` values as int16 to `out`, padded with a 0 to an even number; return the scale."""
     top = np.float32(0)
     for i in range(n):
         top = max(top, abs(values[i]))
     if top < np.float32(1e-30):
         out[: n + n % 2] = 0
         return np.float32(0)
-    to = _MOST / top
+    factor = _INT16_MAX / top
     for i in range(n):
-        out[i] = np.int16(round_half_even(values[i] * to))  # type: ignore[reportCallIssue]
+        out[i] = np.int16(round_half_even(values[i] * factor))  # type: ignore[reportCallIssue]
     if n % 2:
         out[n] = 0
-    return top / _MOST
+    return top / _INT16_MAX
 
 
 @njit(fastmath=FAST, error_model="numpy")
 def layer_norm_row(x, norm, eps, style, out):
-    """The layer norm of a row, scaled and shifted where `style` is the address of both."""
+    """Write the layer norm of a row; `style` is 0 or the address of its scale and shift (adaptive norm)."""
     n, weight, bias = x.shape[0], norm[0], norm[1]
     total = np.float32(0)
     for i in range(n):
@@ -79,24 +79,24 @@ def layer_norm_row(x, norm, eps, style, out):
 
 @njit(fastmath=FAST, error_model="numpy")
 def quantize_int8(values, numbers):
-    """Numbers of 8 bits, and what one of them stands for."""
+    """Write values as int8 numbers (stored in int16); return the scale."""
     top = np.float32(0)
     for i in range(values.shape[0]):
         top = max(top, abs(values[i]))
     if top < np.float32(1e-30):
         numbers[: values.shape[0]] = 0
         return np.float32(0)
-    to = np.float32(127) / top
+    factor = np.float32(127) / top
     for i in range(values.shape[0]):
-        numbers[i] = np.int16(round_half_even(values[i] * to))  # type: ignore[reportCallIssue]
+        numbers[i] = np.int16(round_half_even(values[i] * factor))  # type: ignore[reportCallIssue]
     return top / np.float32(127)
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def apply_rotary_row(x, cos, sin, room):
-    """Turns a query or key by its position."""
+def apply_rotary_row(x, cos, sin, buffer):
+    """Rotate a query or key in place; `buffer` is as long."""
     n = x.shape[0]
     for i in range(n):
-        room[i] = x[i] * cos[i] + x[(i + n // 2) % n] * sin[i]
+        buffer[i] = x[i] * cos[i] + x[(i + n // 2) % n] * sin[i]
     for i in range(n):
-        x[i] = room[i]
+        x[i] = buffer[i]

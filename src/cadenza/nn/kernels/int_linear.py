@@ -1,4 +1,4 @@
-"""One quantised matrix on this processor."""
+"""Products with one int8 or int4 matrix on a CPU, and the recurrence of an int8 LSTM."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from cadenza.nn.kernels.elementwise import FAST, exp
 
 
 class PackedWeight(NamedTuple):
-    """A quantised matrix in tiles (`nn.quantized`)."""
+    """The tensors of a `nn.weight_quantization.QuantizedLinear`."""
 
     packed: Tensor
     scale: Tensor
@@ -24,13 +24,13 @@ class PackedWeight(NamedTuple):
     groups: int
 
     def descriptor(self) -> list[int]:
-        """The numbers by which the kernel knows a matrix; they hold as long as its tensors do."""
+        """Return addresses and sizes for the kernel, valid as long as the tensors exist."""
         assert all(x is None or (x.is_contiguous() and x.device.type == "cpu") for x in self[:4])
         return [0 if x is None else x.data_ptr() for x in self[:4]] + [self.inputs, self.outputs, self.groups, 0]
 
 
-def scratch(matrix: PackedWeight, rows: int) -> tuple[decode_step.QuantizedRows, np.ndarray]:
-    """Room for rows that a matrix reads, and to compute with."""
+def allocate_scratch(matrix: PackedWeight, rows: int) -> tuple[decode_step.QuantizedRows, np.ndarray]:
+    """Allocate the quantised rows and the tile buffer of a product."""
     inputs = decode_step.QuantizedRows(
         np.empty((rows, matrix.inputs + matrix.inputs % 2), np.int16),
         np.empty(rows, np.float32),
@@ -40,44 +40,46 @@ def scratch(matrix: PackedWeight, rows: int) -> tuple[decode_step.QuantizedRows,
 
 
 def linear(matrix: PackedWeight, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
-    """The rows of `x` through the matrix; each by itself, so that its numbers do not depend on the others."""
+    """Multiply each row of `x` with the matrix; the result of a row does not depend on the others."""
     out = torch.empty(len(x), matrix.outputs)
-    numbers = np.array(matrix.descriptor(), np.int64)
-    decode_step.linear_forward(numbers, x.detach().contiguous().numpy(), *scratch(matrix, len(x)), out.numpy())
+    descriptor = np.array(matrix.descriptor(), np.int64)
+    decode_step.linear_forward(descriptor, x.detach().contiguous().numpy(), *allocate_scratch(matrix, len(x)), out.numpy())
     return out
 
 
 def self_test() -> None:
-    """Compiles and runs a product; raises what numba raises where that cannot be."""
+    """Compile and run a small product; raise the error of numba if that fails."""
     linear(PackedWeight(torch.zeros(1, 2, 64, 2, dtype=torch.int8), torch.zeros(64), None, None, 4, 4, 0), torch.ones(1, 4))
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def _recur(linear: Any, gates: Any, h: Any, c: Any, inputs: Any, part: Any, y: Any, out: Any) -> None:
-    """`gates` [f, b, 4 d]: input, forget, new, output, as the inputs say; `h` and `c` are left as they end."""
+    """Run an LSTM layer; `gates` [f, b, 4 d] are those of the inputs: input, forget, cell, output. Updates `h` and `c`."""
     one, width = np.float32(1), h.shape[1]
     for t in range(gates.shape[0]):
         decode_step.quantize_rows(h, linear, inputs)
         decode_step.matmul_tiles(linear, inputs, (0, 1), part, y, decode_step.PLAIN)
         for b in range(h.shape[0]):
-            now, again = gates[t, b], y[b]
+            from_input, from_state = gates[t, b], y[b]
             for j in range(width):
-                enter = one / (one + exp(-(now[j] + again[j])))
-                forget = one / (one + exp(-(now[width + j] + again[width + j])))
-                new = one - (one + one) / (one + exp((one + one) * (now[2 * width + j] + again[2 * width + j])))
-                leave = one / (one + exp(-(now[3 * width + j] + again[3 * width + j])))
-                c[b, j] = forget * c[b, j] + enter * new
-                h[b, j] = leave * (one - (one + one) / (one + exp((one + one) * c[b, j])))
+                input_gate = one / (one + exp(-(from_input[j] + from_state[j])))
+                forget_gate = one / (one + exp(-(from_input[width + j] + from_state[width + j])))
+                cell_gate = one - (one + one) / (
+                    one + exp((one + one) * (from_input[2 * width + j] + from_state[2 * width + j]))
+                )
+                output_gate = one / (one + exp(-(from_input[3 * width + j] + from_state[3 * width + j])))
+                c[b, j] = forget_gate * c[b, j] + input_gate * cell_gate
+                h[b, j] = output_gate * (one - (one + one) / (one + exp((one + one) * c[b, j])))
                 out[t, b, j] = h[b, j]
 
 
 def lstm_layer(
     matrix: PackedWeight, gates: Float[Tensor, "f b g"], state: tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]
 ) -> tuple[Float[Tensor, "f b d"], tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]]:
-    """What an LSTM gives at each frame, and its state after the last; `gates` are what the inputs say to the gates."""
+    """Return the outputs of an LSTM layer and its last state; `gates` are the projected inputs with their bias."""
     h, c = (x.float().contiguous().clone() for x in state)
     rows, out = len(h), torch.empty(*gates.shape[:2], matrix.inputs)
-    inputs, part = scratch(matrix, rows)
-    y, numbers = np.empty((rows, matrix.outputs), np.float32), np.array(matrix.descriptor(), np.int64)
-    _recur(numbers, gates.float().contiguous().numpy(), h.numpy(), c.numpy(), inputs, part, y, out.numpy())
+    inputs, part = allocate_scratch(matrix, rows)
+    y, descriptor = np.empty((rows, matrix.outputs), np.float32), np.array(matrix.descriptor(), np.int64)
+    _recur(descriptor, gates.float().contiguous().numpy(), h.numpy(), c.numpy(), inputs, part, y, out.numpy())
     return out, (h, c)

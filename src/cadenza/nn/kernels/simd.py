@@ -1,8 +1,8 @@
-"""Vector instructions for numba: products of integers that add up in 32 bits, and memory by its address.
+"""Vector instructions for numba: integer products with 32-bit sums, and memory access by address.
 
-What multiplies is written as LLVM's own vector code, 512 bits wide, which LLVM fits to the processor: one instruction
-for 32 products where there is AVX-512 with VNNI, several elsewhere. Weights come as *tiles*: [pairs, outputs, 2], two
-inputs of each output side by side, so that every lane sums one output and no sum crosses lanes. Inputs are int16.
+The products are written in LLVM's vector code, 512 bits wide, which LLVM maps to the processor: one instruction for 32
+products with AVX-512 VNNI, several elsewhere. Weights are stored in tiles [pairs, outputs, 2], two inputs of each output
+next to each other, so that every lane sums one output and no sum crosses lanes. Inputs are int16.
 """
 
 import sys
@@ -14,9 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 16  # sums of 32 bits in a vector
-AHEAD = 4096  # bytes that are asked for before they are read
-FLUSH = 256  # pairs whose products of int16 and int8 cannot overflow a sum: 2 * 256 * 32767 * 127 < 2**31
+LANES = 16  # 32-bit sums in a vector
+PREFETCH_DISTANCE = 4096  # bytes
+FLUSH = 256  # pairs whose int16 * int8 products cannot overflow a sum: 2 * 256 * 32767 * 127 < 2**31
 
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _SUMS, _PAIRS = ir.VectorType(_I32, LANES), ir.VectorType(_I16, 2 * LANES)
@@ -38,28 +38,28 @@ def _at(b: Builder, base: Value, index: Value, size: int) -> Value:
     return b.add(base, b.mul(index, _I64(size)))
 
 
-def _ahead(b: Builder, address: Value, size: int) -> None:
-    """Asks for the memory that is read some rounds later."""
+def _prefetch(b: Builder, address: Value, size: int) -> None:
+    """Prefetch memory that is read some iterations later."""
     byte = ir.PointerType(_I8)
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
     for line in range(0, size, 64):
-        b.call(prefetch, [b.inttoptr(b.add(address, _I64(AHEAD + line)), byte), _I32(0), _I32(3), _I32(1)])
+        b.call(prefetch, [b.inttoptr(b.add(address, _I64(PREFETCH_DISTANCE + line)), byte), _I32(0), _I32(3), _I32(1)])
 
 
-def _full(b: Builder, scalar: Value, lanes: int) -> Value:
-    """A vector of one number."""
+def _broadcast(b: Builder, scalar: Value, lanes: int) -> Value:
+    """Return a vector with one number in every lane."""
     kind = ir.VectorType(scalar.type, lanes)
     first = b.insert_element(ir.Constant(kind, ir.Undefined), scalar, _I32(0))
     return b.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), [_I32(0)] * lanes))
 
 
-def _lanes(kind: Any, value: float) -> Value:
+def _constant(kind: Any, value: float) -> Value:
     return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
 
 
 def _loop(b: Builder, count: Value, state: Sequence[Value], body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
-    """What `body` makes of the state in `count` rounds, none where that is 0."""
+    """Apply `body` to the state `count` times."""
     before = b.block
     head, inside, after = (b.append_basic_block(name) for name in ("head", "inside", "after"))
     b.branch(head)
@@ -78,30 +78,30 @@ def _loop(b: Builder, count: Value, state: Sequence[Value], body: Callable[[Valu
 
 
 def _dot(context: Any, b: Builder, x: Value, w: Value) -> Value:
-    """Sums of two products each, of int16 [32] with int16 [32]."""
+    """Return 16 sums of two products each, of int16 [32] with int16 [32]."""
     features = context.codegen().magic_tuple()[2].split(",")
     if "+avx512bw" in features:
         kind = ir.FunctionType(_SUMS, [_PAIRS, _PAIRS])
         return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512.pmaddw.d.512"), [x, w])
-    nothing = ir.Constant(_PAIRS, ir.Undefined)
+    undefined = ir.Constant(_PAIRS, ir.Undefined)
     if "+avx2" in features:
         kind = ir.FunctionType(ir.VectorType(_I32, LANES // 2), [ir.VectorType(_I16, LANES)] * 2)
         add = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx2.pmadd.wd")
-        places = [ir.Constant(ir.VectorType(_I32, LANES), [_I32(i + part) for i in range(LANES)]) for part in (0, LANES)]
-        parts = [b.call(add, [b.shuffle_vector(value, nothing, place) for value in (x, w)]) for place in places]
+        lanes = [ir.Constant(ir.VectorType(_I32, LANES), [_I32(i + part) for i in range(LANES)]) for part in (0, LANES)]
+        parts = [b.call(add, [b.shuffle_vector(value, undefined, place) for value in (x, w)]) for place in lanes]
         return b.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, LANES), [_I32(i) for i in range(LANES)]))
 
     def half(value: Value, odd: int) -> Value:
-        places = ir.Constant(ir.VectorType(_I32, LANES), [_I32(2 * i + odd) for i in range(LANES)])
-        return b.sext(b.shuffle_vector(value, nothing, places), _SUMS)
+        lanes = ir.Constant(ir.VectorType(_I32, LANES), [_I32(2 * i + odd) for i in range(LANES)])
+        return b.sext(b.shuffle_vector(value, undefined, lanes), _SUMS)
 
     return b.add(b.mul(half(x, 0), half(w, 0)), b.mul(half(x, 1), half(w, 1)))
 
 
-def _pair(b: Builder, x: Value, stride: Value, row: int, pair: Value) -> Value:
-    """Two inputs of a row, in every lane."""
+def _broadcast_pair(b: Builder, x: Value, stride: Value, row: int, pair: Value) -> Value:
+    """Return two inputs of a row in every lane."""
     address = _at(b, b.add(x, b.mul(stride, _I64(row))), pair, 4)
-    return b.bitcast(_full(b, _load(b, address, _I32), LANES), _PAIRS)
+    return b.bitcast(_broadcast(b, _load(b, address, _I32), LANES), _PAIRS)
 
 
 def _min(b: Builder, x: Value, y: Value) -> Value:
@@ -109,9 +109,10 @@ def _min(b: Builder, x: Value, y: Value) -> Value:
 
 
 def int8_tile_kernel(rows: int, vectors: int) -> Any:
-    """(weights, scale, pairs, x, stride, out): out [rows, 16 vectors] = scale * (weights x) for a tile of int8.
+    """Return an intrinsic (weights, scale, pairs, x, stride, out) for an int8 tile of 16 * `vectors` outputs.
 
-    `x` are int16, `stride` bytes from row to row; `scale` and `out` are float32.
+    It computes out [rows, outputs] = scale * (weights x). `x` is int16, with `stride` bytes between rows; `scale` and
+    `out` are float32. All arguments are int64: addresses, numbers and strides.
     """
     every = [(row, part) for row in range(rows) for part in range(vectors)]
 
@@ -128,17 +129,17 @@ def int8_tile_kernel(rows: int, vectors: int) -> Any:
                     pair = b.add(first, index)
                     base = _at(b, weights, pair, 2 * LANES * vectors)
                     if vectors == 4:
-                        _ahead(b, base, 128)
+                        _prefetch(b, base, 128)
                     parts = [b.sext(_load(b, _at(b, base, _I64(part), 2 * LANES), _BYTES), _PAIRS) for part in range(vectors)]
-                    inputs = [_pair(b, x, stride, row, pair) for row in range(rows)]
+                    inputs = [_broadcast_pair(b, x, stride, row, pair) for row in range(rows)]
                     return [
                         b.add(s, _dot(context, b, inputs[row], parts[part])) for s, (row, part) in zip(sums, every, strict=True)
                     ]
 
-                sums = _loop(b, _min(b, _I64(FLUSH), b.sub(pairs, first)), [_lanes(_SUMS, 0)] * len(every), add)
+                sums = _loop(b, _min(b, _I64(FLUSH), b.sub(pairs, first)), [_constant(_SUMS, 0)] * len(every), add)
                 return [b.fadd(total, b.sitofp(s, _FLOATS)) for total, s in zip(totals, sums, strict=True)]
 
-            totals = _loop(b, rounds, [_lanes(_FLOATS, 0.0)] * len(every), flush)
+            totals = _loop(b, rounds, [_constant(_FLOATS, 0.0)] * len(every), flush)
             for place, (total, (_, part)) in enumerate(zip(totals, every, strict=True)):
                 factor = _load(b, _at(b, scale, _I64(part), 4 * LANES), _FLOATS)
                 _store(b, b.fmul(total, factor), _at(b, out, _I64(place), 4 * LANES))
@@ -150,52 +151,55 @@ def int8_tile_kernel(rows: int, vectors: int) -> Any:
 
 
 def int4_tile_kernel(rows: int) -> Any:
-    """(weights, scale, offset, groups, quads, x, stride, sums, summed, out): as `tile8` for a tile of int4, 64 wide.
+    """Return an intrinsic as `int8_tile_kernel` does, for an int4 tile of 64 outputs.
 
-    A byte holds two inputs, two pairs apart: the lower half that of the first. In each of `groups` groups of 4 `quads`
-    inputs a weight is scale * number + offset, both bfloat16 [groups, 64]; `sums` are those of the inputs of a group,
-    int32 [rows, groups], `summed` bytes from row to row.
+    Its arguments are (weights, scale, offset, groups, quads, x, stride, sums, sums_stride, out). A byte holds two inputs,
+    two pairs apart; the lower half is the first. In each of `groups` groups of 4 * `quads` inputs a weight is
+    scale * number + offset, both bfloat16 [groups, 64]. `sums` are the sums of the inputs of each group, int32
+    [rows, groups], with `sums_stride` bytes between rows.
     """
     every = [(row, part) for row in range(rows) for part in range(4)]
 
     @intrinsic
     def multiply(
         typing: Any, weights: Any, scale: Any, offset: Any, groups: Any, quads: Any, x: Any, stride: Any, sums: Any,
-        summed: Any, out: Any,
+        sums_stride: Any, out: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
-            weights, scale, offset, groups, quads, x, stride, sums, summed, out = arguments
+            weights, scale, offset, groups, quads, x, stride, sums, sums_stride, out = arguments
 
             def factors(base: Value, group: Value, part: int) -> Value:
                 short = _load(b, _at(b, _at(b, base, group, 128), _I64(part), 2 * LANES), _SHORTS)
-                return b.bitcast(b.shl(b.zext(short, _SUMS), _lanes(_SUMS, 16)), _FLOATS)
+                return b.bitcast(b.shl(b.zext(short, _SUMS), _constant(_SUMS, 16)), _FLOATS)
 
-            def grouped(group: Value, totals: list[Value]) -> list[Value]:
+            def add_group(group: Value, totals: list[Value]) -> list[Value]:
                 first = b.mul(group, quads)
 
                 def add(index: Value, sums: list[Value]) -> list[Value]:
                     quad = b.add(first, index)
                     base = _at(b, weights, quad, 128)
-                    _ahead(b, base, 128)
+                    _prefetch(b, base, 128)
                     bytes_ = [b.zext(_load(b, _at(b, base, _I64(part), 2 * LANES), _BYTES), _PAIRS) for part in range(4)]
-                    low = [b.and_(value, _lanes(_PAIRS, 15)) for value in bytes_]
-                    high = [b.lshr(value, _lanes(_PAIRS, 4)) for value in bytes_]
+                    low = [b.and_(value, _constant(_PAIRS, 15)) for value in bytes_]
+                    high = [b.lshr(value, _constant(_PAIRS, 4)) for value in bytes_]
                     for half, parts in enumerate((low, high)):
                         pair = b.add(b.shl(quad, _I64(1)), _I64(half))
-                        inputs = [_pair(b, x, stride, row, pair) for row in range(rows)]
+                        inputs = [_broadcast_pair(b, x, stride, row, pair) for row in range(rows)]
                         sums = [
                             b.add(s, _dot(context, b, inputs[row], parts[part]))
                             for s, (row, part) in zip(sums, every, strict=True)
                         ]
                     return sums
 
-                inner = _loop(b, quads, [_lanes(_SUMS, 0)] * len(every), add)
-                _ahead(b, _at(b, scale, group, 128), 128)
-                _ahead(b, _at(b, offset, group, 128), 128)
+                inner = _loop(b, quads, [_constant(_SUMS, 0)] * len(every), add)
+                _prefetch(b, _at(b, scale, group, 128), 128)
+                _prefetch(b, _at(b, offset, group, 128), 128)
                 scales = [factors(scale, group, part) for part in range(4)]
                 offsets = [factors(offset, group, part) for part in range(4)]
                 whole = [
-                    _full(b, b.sitofp(_load(b, _at(b, b.add(sums, b.mul(summed, _I64(row))), group, 4), _I32), _F32), LANES)
+                    _broadcast(
+                        b, b.sitofp(_load(b, _at(b, b.add(sums, b.mul(sums_stride, _I64(row))), group, 4), _I32), _F32), LANES
+                    )
                     for row in range(rows)
                 ]
                 kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
@@ -206,7 +210,7 @@ def int4_tile_kernel(rows: int) -> Any:
                     results.append(b.call(multiply_add, [whole[row], offsets[part], scaled]))
                 return results
 
-            totals = _loop(b, groups, [_lanes(_FLOATS, 0.0)] * len(every), grouped)
+            totals = _loop(b, groups, [_constant(_FLOATS, 0.0)] * len(every), add_group)
             for place, total in enumerate(totals):
                 _store(b, total, _at(b, out, _I64(place), 4 * LANES))
             return context.get_dummy_value()
@@ -217,7 +221,7 @@ def int4_tile_kernel(rows: int) -> Any:
 
 
 def _at_address(kind: Any, numba_type: Any, size: int) -> tuple[Any, Any]:
-    """(address, index) reads, (address, index, value) writes a number of an array at an address."""
+    """Return intrinsics (address, index) to read and (address, index, value) to write a number of an array."""
 
     @intrinsic
     def read(typing: Any, address: Any, index: Any) -> Any:
@@ -245,7 +249,7 @@ read_byte, write_byte = _at_address(_I8, types.int8, 1)
 
 @intrinsic
 def bitcast_float32(typing: Any, bits: Any) -> Any:
-    """The float32 that 32 bits stand for."""
+    """Return the float32 with these 32 bits."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
         return b.bitcast(arguments[0], _F32)
@@ -255,7 +259,7 @@ def bitcast_float32(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def round_half_even(typing: Any, value: Any) -> Any:
-    """The nearest int32 of a float32, the even one of two."""
+    """Return the nearest int32 of a float32; ties go to the even one."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
         rounded = b.call(b.module.declare_intrinsic("llvm.rint", [_F32]), arguments)
@@ -266,7 +270,7 @@ def round_half_even(typing: Any, value: Any) -> Any:
 
 @intrinsic
 def atomic_increment(typing: Any, counter: Any) -> Any:
-    """Adds 1 to the int64 at an address for every thread to see, and gives what was there."""
+    """Add 1 to the int64 at an address atomically, and return the value before."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
         return b.atomic_rmw("add", b.inttoptr(arguments[0], ir.PointerType(_I64)), _I64(1), "seq_cst")
@@ -276,7 +280,7 @@ def atomic_increment(typing: Any, counter: Any) -> Any:
 
 @intrinsic
 def atomic_load(typing: Any, counter: Any) -> Any:
-    """The int64 at an address as other threads left it."""
+    """Return the int64 at an address, read atomically."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
         return b.load_atomic(b.inttoptr(arguments[0], ir.PointerType(_I64)), "seq_cst", 8, typ=_I64)
@@ -286,7 +290,7 @@ def atomic_load(typing: Any, counter: Any) -> Any:
 
 @intrinsic
 def cpu_pause(typing: Any) -> Any:
-    """A moment for the processor while a thread waits."""
+    """Pause the processor briefly in a waiting loop."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
         if context.codegen().magic_tuple()[0].startswith("x86_64"):
@@ -298,7 +302,7 @@ def cpu_pause(typing: Any) -> Any:
 
 @intrinsic
 def thread_yield(typing: Any) -> Any:
-    """Lets other threads of the machine run."""
+    """Give other threads of the machine time to run."""
 
     def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
         if sys.platform != "win32":

@@ -128,7 +128,7 @@ class CodecTask(Task):
             self.codec.init_codebooks(self.pool.filled(), progress.rng)
             self._state.get_buffer("quantizing").fill_(True)
         rng = progress.rng if self.spec.train == "all" else None  # without, codebooks do not learn
-        made = self.codec.forward_train(wave, levels=self._levels(progress), rng=rng)
+        made = self.codec.forward_train(wave, num_codebooks=self._levels(progress), rng=rng)
         if isinstance(made.frames, Latents):
             self.pool.add(rearrange(made.frames.z.detach().float(), "b d f -> (b f) d"))
         critic = self.critic if progress.step >= self.spec.discriminator_start_step else None
@@ -172,7 +172,7 @@ class CodecTask(Task):
     @torch.no_grad()
     def validate(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         wave = batch["audio"].wave
-        made = self.codec.forward_train(wave, levels=None if self._quantizing else 0)
+        made = self.codec.forward_train(wave, num_codebooks=None if self._quantizing else 0)
         if isinstance(made.frames, Codes):
             self._count(made.frames.ids)
         return {
@@ -195,7 +195,7 @@ class CodecTask(Task):
     @torch.no_grad()
     def sample_audio(self, batch: Mapping[str, Any]) -> dict[str, Audio]:
         audio: Audio = batch["audio"]
-        made = self.codec.forward_train(audio.wave, levels=None if self._quantizing else 0)
+        made = self.codec.forward_train(audio.wave, num_codebooks=None if self._quantizing else 0)
         return {"original": audio, "reconstruction": Audio(made.wave, audio.sample_rate, audio.lengths)}
 
     @property

@@ -143,7 +143,7 @@ def test_in_half_precision_too(dtype: torch.dtype) -> None:
     fused = FusedConditions(MaskedSequence(tokens.x.to(dtype), tokens.mask))
 
     class Alone(TapeRecorder):
-        def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
             return run
 
     generator.graphs = GraphCache(lambda _: Alone())
@@ -238,16 +238,9 @@ def test_streams_side_by_side_do_not_meet() -> None:
 
 
 def test_blocks_compile_whole() -> None:
-    """At most once for the prefix, for the first bucket of positions and for any; no part of a block is left to Python.
-
-    Where nothing can be compiled, the codes are the same, and the reason is said once.
-    """
+    """At most once for the prefix, for the first bucket of positions and for any, without graph breaks."""
     program = Path(__file__).parents[1] / "support" / "compiling.py"
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    compiled, *failed = done.stdout.splitlines()
-    assert (
-        failed[0] == "True" and len(failed) == 2 and "torch.compile failed" in failed[1] and "no compiler is here" in failed[1]
-    )
-    before, same, after = compiled.split()
+    before, same, after = done.stdout.split()
     assert before == "0" and same == "True" and 1 <= int(after) <= 3

@@ -69,7 +69,7 @@ def test_scale_divides_the_frames_and_no_more() -> None:
 
 def test_refuses_what_does_not_fit() -> None:
     for fields, mistake in (
-        ({"encoder": {**STAGES, "multiples": [1]}}, r"multiples must be as many as strides \(2\), got 1"),
+        ({"encoder": {**STAGES, "multiples": [1]}}, r"multiples must have as many entries as strides \(2\), got 1"),
         ({"encoder": STAGES, "decoder": {**STAGES, "strides": [2, 2]}}, "make 4 samples a frame, those of the encoder 8"),
     ):
         with pytest.raises(SpecError, match=mistake):
@@ -77,8 +77,8 @@ def test_refuses_what_does_not_fit() -> None:
     codec = OobleckSpec.parse({**SMALL, "encoder": STAGES}).build()
     with pytest.raises(RequestError, match=r"expected 8000 Hz and 2 channel\(s\), got 8000 Hz and 1; use audio.resample"):
         codec.encode(Audio(torch.zeros(1, 1, 8), 8000))
-    with pytest.raises(RequestError, match="no codebooks to choose from"):
-        codec.encode(Audio(torch.zeros(1, 2, 8), 8000), levels=1)
+    with pytest.raises(RequestError, match="latents have no codebooks"):
+        codec.encode(Audio(torch.zeros(1, 2, 8), 8000), num_codebooks=1)
     with pytest.raises(RequestError, match="expected latents, got codes"):
         codec.decode(Codes(torch.zeros(1, 2, 3, dtype=torch.long)))
     assert codec.embed(Latents(torch.ones(1, 4, 3))).shape == (1, 4, 3) and codec.embedding_dim == 4

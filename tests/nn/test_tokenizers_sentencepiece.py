@@ -40,7 +40,7 @@ def test_pieces_and_scores_are_those_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [2, 3, 4])
 def test_other_kinds_are_refused(tmp_path: Path, kind: int) -> None:
-    with pytest.raises(ValueError, match="is no unigram model"):
+    with pytest.raises(ValueError, match="is not a unigram model"):
         load_sentencepiece(written(tmp_path / "spiece.model", kind=kind))
 
 
@@ -48,5 +48,5 @@ def test_other_kinds_are_refused(tmp_path: Path, kind: int) -> None:
 def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | str) -> None:
     path = written(tmp_path / "spiece.model")
     path.write_bytes(path.read_bytes()[:-3] if isinstance(content, str) else content)
-    with pytest.raises(ValueError, match=r"spiece.model is no (SentencePiece|unigram) model"):
+    with pytest.raises(ValueError, match=r"spiece.model is not a (SentencePiece|unigram) model"):
         load_sentencepiece(path)

@@ -52,7 +52,7 @@ def test_commitment_pulls_the_latents_to_their_entries_at_every_level() -> None:
 
 def test_fewer_levels_are_the_first_ones() -> None:
     quantizer, z = ResidualVectorQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7)
-    made = quantizer(z, levels=2)
+    made = quantizer(z, num_codebooks=2)
     assert torch.equal(made.codes, quantizer.encode(z)[:, :2])
 
 

@@ -59,7 +59,7 @@ def test_a_text_of_any_length_is_read_to_its_end() -> None:
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="espeak-ng does not read the language 'tlh-q'"):
+    with pytest.raises(RequestError, match="espeak-ng does not support the language 'tlh-q'"):
         phonemize(["hello"], "tlh-q")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(CheckpointError, match="needs the program espeak-ng, which is not installed: apt-get install espeak-ng"):

@@ -94,7 +94,7 @@ def test_worst_case_numbers_do_not_overflow() -> None:
 
 def test_quantize_and_fit() -> None:
     made = nn.Sequential(_linear(64, 64), nn.GELU(), nn.Sequential(_linear(64, 32, seed=1)), nn.LayerNorm(32))
-    quantize_linears(made, "int4", gently=("2.0",))
+    quantize_linears(made, "int4", int8_only=("2.0",))
     assert [part.kind for part in made.modules() if isinstance(part, QuantizedLinear)] == ["int4", "int8"]
     assert quantization_of(made) == "int4"
     other = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Sequential(nn.Linear(64, 32)), nn.LayerNorm(32))
@@ -112,7 +112,9 @@ def test_casting_leaves_the_numbers_and_their_scales() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(RequestError, match=r"0: int4 needs a number of inputs that 32 or 64 divides.*has 20; use int8"):
+    with pytest.raises(
+        RequestError, match=r"0: int4 needs layers whose number of inputs is a multiple of 32 or 64.*has 20; use int8"
+    ):
         quantize_linears(nn.Sequential(nn.Linear(20, 8)), "int4")
     with pytest.raises(CheckpointError, match="has no linear layer 'b'"):
         prepare_for_checkpoint(nn.Sequential(nn.Linear(4, 4)), {"b.packed": torch.zeros(1, dtype=torch.int8)})

@@ -17,7 +17,7 @@ def test_a_chunk_begins_at_every_stride_while_samples_are_left() -> None:
 
 @pytest.mark.parametrize(("length", "stride"), [(4, 0), (4, 5)])
 def test_chunks_leave_no_gaps(length: int, stride: int) -> None:
-    with pytest.raises(ValueError, match="gaps"):
+    with pytest.raises(ValueError, match="stride must be between 1 and the chunk length"):
         ChunkLayout(length, stride)
 
 

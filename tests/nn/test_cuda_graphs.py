@@ -132,7 +132,7 @@ def test_nothing_is_kept_that_is_large_or_was_given_up_or_cleared(monkeypatch: p
     assert not alive(lambda _: None)
     assert alive(made.release)
     assert not alive(lambda recorded: (made.release(recorded), made.clear()) and None)
-    monkeypatch.setattr(cuda_graphs, "LIMIT", 10)
+    monkeypatch.setattr(cuda_graphs, "MAX_KEPT_BYTES", 10)
     assert not alive(made.release)
 
 
@@ -191,7 +191,7 @@ def test_cuda_graphs_share_a_stream_and_a_pool(monkeypatch: pytest.MonkeyPatch) 
     for name, fake in {"stream": Within, "graph": Within, "CUDAGraph": Graph}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
-    monkeypatch.setattr(cuda_graphs, "_beside", lambda _: Stream("beside"))
+    monkeypatch.setattr(cuda_graphs, "_capture_stream", lambda _: Stream("beside"))
     recorded = begun(GraphCache(lambda _: capturer_for(torch.device("cuda", 0))), count())
     for key in "ab":
         recorded.run(lambda: done.append("run"), 3, key=key)

@@ -1,4 +1,4 @@
-"""A step of the compiled kernel: against the same transformer, with the same weights, in torch."""
+"""Compiled decoding steps, compared with the same transformer and weights in torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from cadenza.core.types import MaskedSequence
 from cadenza.nn.attention import CrossKV
+from cadenza.nn.conditioning import ConditioningInputs
 from cadenza.nn.kernels import decode_step
 from cadenza.nn.kernels.cpu_decoder import QuantizedDecoder
 from cadenza.nn.rope import RotaryTable, rotary_table
 from cadenza.nn.transformer import Transformer
 from cadenza.nn.weight_quantization import QuantizedLinear, quantize_linears
 
-NEAR = 5e-3  # of what keys and values of 8 bits and inputs of 16 change
+TOLERANCE = 5e-3  # relative error of int8 keys and values and int16 inputs
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Case:
     kind: str = "int8"
     batch: int = 2
     positions: int = 20
-    tokens: int = 0  # of a condition to attend to
+    tokens: int = 0  # of the cross-attention source
     style: bool = False
     bias: bool = False
     rotary: bool = False
@@ -40,14 +41,16 @@ class Case:
 
         source = self.dim if self.tokens else None
         style = 16 if self.style else None
-        made = Transformer(self.dim, 2, heads=self.heads, hidden=4 * self.dim, source=source, style=style, bias=self.bias)
-        for part in made.modules():
+        transformer = Transformer(
+            self.dim, 2, heads=self.heads, hidden=4 * self.dim, source=source, style=style, bias=self.bias
+        )
+        for part in transformer.modules():
             if isinstance(part, nn.Linear):
                 part.weight.data = random(*part.weight.shape) * 0.7 * part.in_features**-0.5
             if isinstance(part, nn.LayerNorm):
                 part.weight.data += 0.1 * random(self.dim)
-        quantize_linears(made, self.kind, gently=("style", "cross.kv"))
-        self.transformer = made.eval().requires_grad_(False)
+        quantize_linears(transformer, self.kind, int8_only=("style", "cross.kv"))
+        self.transformer = transformer.eval().requires_grad_(False)
         self.head = QuantizedLinear.from_linear(nn.Linear(self.dim, 70, bias=False), "int8")
         self.x = random(self.batch, self.positions, self.dim)
         self.rotation = rotary_table(torch.arange(self.positions)[None], self.dim // self.heads) if self.rotary else None
@@ -59,37 +62,38 @@ class Case:
             mask[0, self.tokens // 2 :] = False
             mask[1:2] = False
             moments = random(self.batch, self.tokens, self.positions) if self.timeline else None
-            self.source = made.project_cross_kv(MaskedSequence(random(self.batch, self.tokens, self.dim), mask, moments))
+            self.source = transformer.project_cross_kv(MaskedSequence(random(self.batch, self.tokens, self.dim), mask, moments))
         if self.style:
-            self.styles = made.adaln_params(random(self.batch, 16))
+            self.styles = transformer.adaln_params(random(self.batch, 16))
 
-    def decoding(self, rows: slice = slice(None)) -> QuantizedDecoder:
+    def decoder(self, rows: slice = slice(None)) -> QuantizedDecoder:
         def part(source: CrossKV) -> CrossKV:
-            mask, alive = source.reach
+            mask, any_valid = source.reach
             reach = source.reach._replace(
-                mask=None if mask is None else mask[rows], any_valid=None if alive is None else alive[rows]
+                mask=None if mask is None else mask[rows], any_valid=None if any_valid is None else any_valid[rows]
             )
             return CrossKV(source.keys[rows], source.values[rows], reach)
 
-        return QuantizedDecoder(
-            self.transformer,
-            self.head,
+        conditions = ConditioningInputs(
+            prefix=None,
             valid=self.valid[rows] if self.padding else None,
             rotation=None if self.rotation is None else RotaryTable(*self.rotation),
-            source=None if self.source is None else [part(each) for each in self.source],
-            styles=None if self.styles is None else [style[rows] for style in self.styles],
-            shape=(len(self.x[rows]), self.positions),
+            additive=None,
+            concat=None,
+            cross_kv=None if self.source is None else [part(kv) for kv in self.source],
+            adaln=None if self.styles is None else [style[rows] for style in self.styles],
         )
+        return QuantizedDecoder(self.transformer, self.head, conditions, sequences=len(self.x[rows]), positions=self.positions)
 
     def steps(self, *, fed: int, rows: slice = slice(None)) -> Tensor:
-        """What the head makes of the positions after the first `fed`."""
-        decoding, x = self.decoding(rows), self.x[rows]
-        decoding.prefill(x[:, :fed], 0)
-        out = [decoding.step(x[:, at : at + 1], at).clone() for at in range(fed, self.positions)]
-        decoding.close()
+        """Return the logits of the positions after the first `fed`, which are prefilled."""
+        decoder, x = self.decoder(rows), self.x[rows]
+        decoder.prefill(x[:, :fed], 0)
+        out = [decoder.step(x[:, position : position + 1], position).clone() for position in range(fed, self.positions)]
+        decoder.close()
         return torch.stack(out, 1)
 
-    def wanted(self, *, fed: int) -> Tensor:
+    def expected(self, *, fed: int) -> Tensor:
         n = self.positions
         causal = torch.ones(n, n, dtype=torch.bool).tril()
         mask = (causal & (self.valid[:, None] | torch.eye(n, dtype=torch.bool)))[:, None]
@@ -106,21 +110,21 @@ CASES = [
     Case(tokens=3, style=True, padding=5, batch=3),
     Case(dim=160, heads=2, batch=1, positions=70),  # heads of 80: two tiles of 48
     Case(dim=34, heads=2, batch=1, rotary=False),  # odd heads, a matrix of no whole tile
-    Case(dim=64, heads=1, batch=1, positions=600),  # more than is summed up at a time
+    Case(dim=64, heads=1, batch=1, positions=600),  # more positions than one integer sum can hold
     Case(dim=512, heads=1, batch=1),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 @torch.inference_mode()
-def test_steps_are_those_of_the_transformer(case: Case) -> None:
+def test_steps_equal_the_transformer(case: Case) -> None:
     for fed in (max(1, case.padding), case.positions // 2):
-        got, wanted = case.steps(fed=fed), case.wanted(fed=fed)
-        assert (got - wanted).norm() < NEAR * wanted.norm()
+        got, expected = case.steps(fed=fed), case.expected(fed=fed)
+        assert (got - expected).norm() < TOLERANCE * expected.norm()
 
 
 @torch.inference_mode()
-def test_a_sequence_is_the_same_alone_and_beside_others_and_however_it_is_fed() -> None:
+def test_a_sequence_does_not_depend_on_the_batch_or_the_prefill() -> None:
     case = Case(tokens=5, style=True, rotary=True, padding=2, batch=3, positions=90)
     together = case.steps(fed=40)
     for i in range(case.batch):
@@ -130,53 +134,53 @@ def test_a_sequence_is_the_same_alone_and_beside_others_and_however_it_is_fed() 
 
 @pytest.fixture
 def every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cadenza.nn.kernels.cpu_decoder.SMALL", 0)
+    monkeypatch.setattr("cadenza.nn.kernels.cpu_decoder.MIN_BYTES", 0)
 
 
 @pytest.mark.usefixtures("every_thread")
 @torch.inference_mode()
-def test_threads_change_nothing() -> None:
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
     case, threads = Case(dim=192, heads=3, tokens=5), torch.get_num_threads()
     alone = case.steps(fed=4)
     try:
-        for many in (2, 3):
-            torch.set_num_threads(many)
+        for count in (2, 3):
+            torch.set_num_threads(count)
             assert torch.equal(case.steps(fed=4), alone)
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("every_thread")
-def test_nobody_waits_for_a_thread_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, walk = torch.get_num_threads(), decode_step.decode_step
+def test_workers_are_released_when_the_main_thread_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, original = torch.get_num_threads(), decode_step.decode_step
 
     def interrupted(share: tuple[int, int], *rest: Any) -> Any:
         if share[0] == 0:
             raise KeyboardInterrupt
-        return walk(share, *rest)
+        return original(share, *rest)
 
     try:
         torch.set_num_threads(3)
-        decoding = Case().decoding()
-        decoding.step(torch.ones(2, 1, 96), 0)
+        decoder = Case().decoder()
+        decoder.step(torch.ones(2, 1, 96), 0)
         monkeypatch.setattr(decode_step, "decode_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            decoding.step(torch.ones(2, 1, 96), 1)
-        decoding.close()
-        assert decoding.crew is not None and not any(thread.is_alive() for thread in decoding.crew._threads)
+            decoder.step(torch.ones(2, 1, 96), 1)
+        decoder.close()
+        assert decoder.pool is not None and not any(thread.is_alive() for thread in decoder.pool._threads)
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("every_thread")
-def test_threads_end_when_it_is_closed() -> None:
+def test_close_stops_the_threads() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        decoding = Case().decoding()
-        decoding.step(torch.ones(2, 1, 96), 0)
-        assert decoding.crew is not None and decoding.crew._threads
-        decoding.close()
-        assert not any(thread.is_alive() for thread in decoding.crew._threads)
+        decoder = Case().decoder()
+        decoder.step(torch.ones(2, 1, 96), 0)
+        assert decoder.pool is not None and decoder.pool._threads
+        decoder.close()
+        assert not any(thread.is_alive() for thread in decoder.pool._threads)
     finally:
         torch.set_num_threads(threads)

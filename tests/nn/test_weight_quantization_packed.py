@@ -23,7 +23,7 @@ def test_the_twin_gives_the_same(bias: bool, rows: int) -> None:
 
 
 def test_what_is_too_large_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cadenza.nn.weight_quantization.LIMIT", 100)
+    monkeypatch.setattr("cadenza.nn.weight_quantization.MAX_PACKED_WEIGHTS", 100)
     module = nn.Sequential(nn.Linear(30, 40), nn.GELU(), nn.Linear(40, 20, bias=False))
     assert pack_linears(module, 1) is module
     twin = pack_linears(module, 3)
