@@ -66,10 +66,10 @@ def test_most_notes_belong_to_the_key_and_both_ends_are_the_tonic(pieces):
     inside = total = 0
     for piece in pieces:
         tonic = piece.plan.key.tonic
-        assert piece.spans[0].chord.root == tonic
-        assert piece.spans[-1].chord.root == tonic
+        assert piece.segments[0].chord.root == tonic
+        assert piece.segments[-1].chord.root == tonic
         assert min((n for n in piece.notes if n.role in ("bass", "melody")), key=lambda n: (-n.start, n.pitch)).pitch % 12 in (
-            piece.spans[-1].chord.pitch_classes
+            piece.segments[-1].chord.pitch_classes
         )
         pitched = [n for n in piece.notes if n.role != "drums"]
         inside += sum(n.pitch % 12 in piece.plan.key.pitch_classes for n in pitched)

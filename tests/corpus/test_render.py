@@ -8,7 +8,7 @@ import pytest
 from cadenza.core.errors import DataError
 from cadenza.corpus import render
 from cadenza.corpus.compose import compose_piece, plan_piece
-from cadenza.corpus.piece import ChordSpan, InstrumentPart, Note, Piece
+from cadenza.corpus.piece import ChordSegment, InstrumentPart, Note, Piece
 from cadenza.corpus.render import gated_level_db, master_clip, render_clips, render_pieces, room_impulse_response
 from cadenza.corpus.tables import load_tables
 from cadenza.corpus.theory import ChordSymbol
@@ -20,8 +20,8 @@ def one_note(name: str, pitch: int, start: float = 0.0) -> Piece:
     """A piece in which one instrument plays one note of two beats."""
     part = InstrumentPart("melody", load_tables().instruments[name])
     plan = replace(plan_piece(1, 0)[0], parts=(part,), ensemble="alone", dynamics="medium", bpm=80, bars=4)
-    span = ChordSpan(0.0, float(plan.beats), ChordSymbol(pitch % 12, "maj"))
-    return Piece(plan, (span,), (Note(start, 2.0, pitch, 90, "melody"),))
+    segment = ChordSegment(0.0, float(plan.beats), ChordSymbol(pitch % 12, "maj"))
+    return Piece(plan, (segment,), (Note(start, 2.0, pitch, 90, "melody"),))
 
 
 def peak_frequency(wave: np.ndarray, low: float, high: float) -> float:

@@ -56,7 +56,7 @@ def ground_truth(piece: Piece) -> dict[str, Any]:
         "instruments": list(instruments.values()),
         "families": sorted({p.instrument.family for p in plan.parts}),
         "lead_family": plan.parts[0].instrument.family,
-        "chords": chord_segments(piece),
+        "chords": chord_labels(piece),
         "melody": [note[:3] for note in sorted(notes) if note[4] == "melody"],
         "beats": beats,
         "downbeats": beats[:: plan.beats_per_bar],
@@ -71,14 +71,15 @@ def density_class(piece: Piece) -> str:
     return "sparse" if rate < SPARSE else "busy" if rate > BUSY else "medium"
 
 
-def chord_segments(piece: Piece) -> list[list[Any]]:
+def chord_labels(piece: Piece) -> list[list[Any]]:
     """Return start, end in seconds and label of each chord, repeats merged, until the end of the clip."""
-    plan, segments = piece.plan, []
-    for label, group in groupby(piece.spans, key=lambda s: s.chord.label):
-        spans = list(group)
-        segments.append([round(spans[0].start * plan.beat_seconds, 3), round(spans[-1].end * plan.beat_seconds, 3), label])
-    segments[-1][1] = plan.seconds
-    return segments
+    plan, chords = piece.plan, []
+    for label, group in groupby(piece.segments, key=lambda s: s.chord.label):
+        segments = list(group)
+        start, end = segments[0].start * plan.beat_seconds, segments[-1].end * plan.beat_seconds
+        chords.append([round(start, 3), round(end, 3), label])
+    chords[-1][1] = plan.seconds
+    return chords
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .melody import compose_melody, compose_second_voice
 from .piece import (
     TAIL_SECONDS,
     TIME_SIGNATURES,
-    ChordSpan,
+    ChordSegment,
     InstrumentPart,
     Note,
     Piece,
@@ -44,9 +44,9 @@ ROLE_VELOCITY = {"melody": 11, "chords": -9, "bass": 0, "pad": -18, "drums": 0}
 def compose_piece(seed: int, index: int) -> Piece:
     """Compose the piece of clip `index` in the corpus of a seed."""
     plan, rng = plan_piece(seed, index)
-    spans = compose_progression(plan, rng)
-    notes = _add_expression(plan, _compose_notes(plan, spans, rng), rng)
-    return Piece(plan, spans, tuple(_remove_overlaps(plan, notes)))
+    segments = compose_progression(plan, rng)
+    notes = _add_expression(plan, _compose_notes(plan, segments, rng), rng)
+    return Piece(plan, segments, tuple(_remove_overlaps(plan, notes)))
 
 
 def plan_piece(seed: int, index: int) -> tuple[PiecePlan, np.random.Generator]:
@@ -136,7 +136,7 @@ def _choose_parts(genre: Genre, ensemble: str, time_signature: str, rng: np.rand
     return tuple(parts)
 
 
-def _compose_notes(plan: PiecePlan, spans: tuple[ChordSpan, ...], rng: np.random.Generator) -> list[Note]:
+def _compose_notes(plan: PiecePlan, segments: tuple[ChordSegment, ...], rng: np.random.Generator) -> list[Note]:
     registers = load_tables().registers
     lead = plan.parts[0].instrument
     chords, bass = plan.find_part("chords"), plan.find_part("bass")
@@ -149,16 +149,16 @@ def _compose_notes(plan: PiecePlan, spans: tuple[ChordSpan, ...], rng: np.random
             chord_register, bass_register = solo["chords"], solo.get("bass", bass_register)
     if plan.ensemble == "solo":
         register, chord_register = registers["solo"][lead.name]["melody"], registers["solo"][lead.name]["chords"]
-    melody = compose_melody(plan, spans, register, rng)
+    melody = compose_melody(plan, segments, register, rng)
     notes = list(melody)
     if plan.ensemble == "solo" and lead.family in ("piano", "organ", "strings") and bernoulli(rng, 0.35):
-        notes += compose_second_voice(plan, spans, melody, chord_register[1] - 2)
+        notes += compose_second_voice(plan, segments, melody, chord_register[1] - 2)
     if chords:
-        notes += compose_chords(plan, spans, chord_register, rng)
+        notes += compose_chords(plan, segments, chord_register, rng)
     if bass:
-        notes += compose_bass(plan, spans, bass_register, rng)
+        notes += compose_bass(plan, segments, bass_register, rng)
     if plan.find_part("pad"):
-        notes += compose_pad(spans, PAD_REGISTER)
+        notes += compose_pad(segments, PAD_REGISTER)
     if plan.find_part("drums"):
         notes += compose_drums(plan, rng)
     return notes

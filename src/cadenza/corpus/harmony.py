@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from .piece import ChordSpan, PiecePlan, bernoulli, choice, weighted_choice
+from .piece import ChordSegment, PiecePlan, bernoulli, choice, weighted_choice
 from .tables import load_tables
 from .theory import SCALES, ChordSymbol, Key
 
@@ -16,7 +16,7 @@ _MAJOR_SUFFIXES = {"": "maj", "7": "7", "M7": "maj7", "o": "dim", "h7": "hdim7",
 _MINOR_SUFFIXES = {**_MAJOR_SUFFIXES, "": "min", "6": "min", "7": "min7"}
 
 
-def compose_progression(plan: PiecePlan, rng: np.random.Generator) -> tuple[ChordSpan, ...]:
+def compose_progression(plan: PiecePlan, rng: np.random.Generator) -> tuple[ChordSegment, ...]:
     """Compose the chords of all beats, from the tonic through a cadence to the tonic."""
     tonality, style = plan.key.tonality, load_tables().harmony[plan.genre.harmony]
     ranges = _chord_ranges(plan, rng)
@@ -25,9 +25,9 @@ def compose_progression(plan: PiecePlan, rng: np.random.Generator) -> tuple[Chor
         numerals[0] = style.final[tonality]
     cadence = choice(rng, style.cadences[tonality]).split()[-2 if len(ranges) >= 4 else -1 :]
     numerals[-len(cadence) :] = cadence
-    spans = [ChordSpan(*beats, parse_numeral(plan.key, n)) for beats, n in zip(ranges, numerals, strict=True)]
+    segments = [ChordSegment(*beats, parse_numeral(plan.key, n)) for beats, n in zip(ranges, numerals, strict=True)]
     final = parse_numeral(plan.key, style.final[tonality])
-    return (*spans, ChordSpan(float(plan.final_beat), float(plan.beats), final))
+    return (*segments, ChordSegment(float(plan.final_beat), float(plan.beats), final))
 
 
 def _chord_ranges(plan: PiecePlan, rng: np.random.Generator) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .piece import ChordSpan, Note, PiecePlan, bernoulli, choice, truncated_normal, uniform
+from .piece import ChordSegment, Note, PiecePlan, bernoulli, choice, truncated_normal, uniform
 from .tables import Register, load_tables
 from .theory import chord_scale, nearest_pitch, pitches_in_range
 
@@ -26,7 +26,9 @@ class Motif:
     contour: tuple[int, ...]
 
 
-def compose_melody(plan: PiecePlan, spans: Sequence[ChordSpan], register: Register, rng: np.random.Generator) -> list[Note]:
+def compose_melody(
+    plan: PiecePlan, segments: Sequence[ChordSegment], register: Register, rng: np.random.Generator
+) -> list[Note]:
     """Compose a single line within a register, from the first beat to the last chord."""
     low, high = register
     center = (low + high) / 2 + truncated_normal(rng, 1.5)
@@ -48,28 +50,28 @@ def compose_melody(plan: PiecePlan, spans: Sequence[ChordSpan], register: Regist
                 progress = beat / plan.final_beat
                 rise = progress / peak if progress < peak else (1 - progress) / (1 - peak)
                 target = center - 2 + arch * math.sin(rise * math.pi / 2) + 1.7 * step
-                pitch = pitches.append_near(target, _find_span(spans, beat), strong=strong)
+                pitch = pitches.append_near(target, _find_segment(segments, beat), strong=strong)
                 hold = size * (legato if size < 1.5 else max(legato, 0.9))
                 notes.append(Note(beat, hold, pitch, 0, "melody"))
             beat += abs(length)
     final = float(plan.final_beat)
-    notes.append(Note(final, plan.beats - final + 0.5, pitches.choose_last(spans[-1]), 0, "melody"))
+    notes.append(Note(final, plan.beats - final + 0.5, pitches.choose_last(segments[-1]), 0, "melody"))
     return notes
 
 
-def compose_second_voice(plan: PiecePlan, spans: Sequence[ChordSpan], melody: Sequence[Note], low: int) -> list[Note]:
+def compose_second_voice(plan: PiecePlan, segments: Sequence[ChordSegment], melody: Sequence[Note], low: int) -> list[Note]:
     """Compose chord tones a third to a ninth below the long notes of a melody."""
     notes = []
     for note in melody:
         if note.length >= 0.9 and note.start < plan.final_beat:
-            tones = _find_span(spans, note.start).chord.pitch_classes
+            tones = _find_segment(segments, note.start).chord.pitch_classes
             below = pitches_in_range(tones, max(low, note.pitch - 9), note.pitch - 3)
             notes += [Note(note.start, note.length, pitch, 0, "chords") for pitch in below[-1:]]
     return notes
 
 
-def _find_span(spans: Sequence[ChordSpan], beat: float) -> ChordSpan:
-    return next(s for s in spans if s.start <= beat + 1e-6 < s.end)
+def _find_segment(segments: Sequence[ChordSegment], beat: float) -> ChordSegment:
+    return next(s for s in segments if s.start <= beat + 1e-6 < s.end)
 
 
 def _compose_motifs(plan: PiecePlan, rng: np.random.Generator) -> list[Motif]:
@@ -112,10 +114,10 @@ class _PitchSequence:
         self.interval = 0  # between the last two pitches
         self.unresolved = False  # the last pitch is not a chord tone
 
-    def append_near(self, target: float, span: ChordSpan, *, strong: bool) -> int:
+    def append_near(self, target: float, segment: ChordSegment, *, strong: bool) -> int:
         """Append the pitch of least cost, a chord tone if `strong`, and return it."""
-        tones = span.chord.pitch_classes[: 3 if self.last is None else 4]
-        scale = tones if strong else chord_scale(self.plan.key, span.chord)
+        tones = segment.chord.pitch_classes[: 3 if self.last is None else 4]
+        scale = tones if strong else chord_scale(self.plan.key, segment.chord)
         best, least = nearest_pitch(tones, target, self.low, self.high), math.inf
         for pitch in pitches_in_range(scale, self.low, self.high):
             cost = self._cost(pitch, target, pitch % 12 in tones)
@@ -125,9 +127,9 @@ class _PitchSequence:
         self.last, self.unresolved = best, best % 12 not in tones
         return best
 
-    def choose_last(self, span: ChordSpan) -> int:
+    def choose_last(self, segment: ChordSegment) -> int:
         """Return a pitch near the last one: the root of the chord, or with 20 % another tone."""
-        tones = span.chord.pitch_classes
+        tones = segment.chord.pitch_classes
         classes = tones[:1] if bernoulli(self.rng, 0.8) else tones[1:3]
         return nearest_pitch(classes, self.last if self.last is not None else (self.low + self.high) / 2, self.low, self.high)
 

@@ -38,7 +38,7 @@ class InstrumentPart:
 
 
 @dataclass(frozen=True)
-class ChordSpan:
+class ChordSegment:
     """A chord from one beat to another."""
 
     start: float
@@ -135,7 +135,7 @@ class Piece:
     """A plan with the chords of all its beats, and notes in order of time."""
 
     plan: PiecePlan
-    spans: tuple[ChordSpan, ...]
+    segments: tuple[ChordSegment, ...]
     notes: tuple[Note, ...]
 
     def note_to_seconds(self, note: Note) -> tuple[float, float]:
