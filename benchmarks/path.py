@@ -70,7 +70,7 @@ class PathRecorder:
             self.counts[_COUNTED[name]] += 1
         elif name == "read_data" and Path(values["path"]).name == "system.json":
             self.counts["spec reads"] += 1
-        elif name == "CodecLM._step":
+        elif name == "decode_step":  # of generators.codec_lm
             own = self.loaded is not None
             self.counts["LM steps" if own else "LM steps before the model's first"] += 1
 

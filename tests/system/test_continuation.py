@@ -109,7 +109,7 @@ def test_going_on_in_windows():
     "given, fields, words",
     [
         (sound(2400), {}, "clip 1 lasts 0.3 seconds, and the clip 0.3 with it; set `seconds` to more than 0.3"),
-        (sound(20000), {"seconds": 4}, "lasts 2.5 seconds, but this model remembers 2; give no more than its last 2"),
+        (sound(20000), {"seconds": 4}, "lasts 2.5 seconds, but the context of this model is 2; give no more than its last 2"),
         (Codes(torch.zeros(1, 3, 9, dtype=torch.long)), {}, "3 rows of codes are given.*2 rows of codes"),
         (Latents(torch.zeros(1, 2, 9)), {}, "2 rows of latents are given"),
         (Codes(torch.full((1, 2, 9), 16)), {}, "codes must lie between 0 and 15"),

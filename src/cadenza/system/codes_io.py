@@ -1,4 +1,4 @@
-"""Codes as a file: what a codec made of some audio, with the codec's spec beside them."""
+"""Files of codes: a safetensors file with the spec of the codec in its metadata."""
 
 import json
 from dataclasses import fields
@@ -14,14 +14,14 @@ from cadenza.core.types import Codes
 
 
 def save_codes(path: str | Path, codes: Codes, codec: CodecSpec) -> None:
-    """Writes a safetensors file of `ids`, `lengths` and, where known, `samples` and `scale`; never partly."""
+    """Write `ids`, `lengths` and, if known, `samples` and `scale`, atomically; raise DataError if that fails."""
     tensors = {name: value.cpu().contiguous() for name, value in vars(codes).items() if value is not None}
     with atomic_write(path, DataError) as file:
         file.write(save(tensors, {"codec": json.dumps(codec.to_dict())}))
 
 
 def load_codes(path: str | Path, codec: CodecSpec) -> Codes:
-    """The codes in a file; DataError if another codec made them or they do not suit its frame format."""
+    """Load codes; raise DataError if another codec made them or they do not match its frame format."""
     try:
         with safe_open(path, "pt") as file:
             written = json.loads((file.metadata() or {}).get("codec", "null"))
@@ -29,11 +29,11 @@ def load_codes(path: str | Path, codec: CodecSpec) -> Codes:
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a readable file of codes ({error}); write it with `cadenza encode`") from None
     if written is None:
-        raise DataError(f"{path}: a safetensors file, but not of codes; write one with `cadenza encode`")
+        raise DataError(f"{path}: not a file of codes, but another safetensors file; write one with `cadenza encode`")
     if CodecSpec.parse(written, source=str(path)) != codec:
         raise DataError(f"{path}: was made by another codec; decode it with the model that encoded it")
     if not {"ids", "lengths"} <= tensors.keys() <= {field.name for field in fields(Codes)} or not tensors["ids"].numel():
-        raise DataError(f"{path}: holds no codes ({', '.join(tensors) or 'nothing'}); write it with `cadenza encode`")
+        raise DataError(f"{path}: has no codes ({', '.join(tensors) or 'nothing'}); write it with `cadenza encode`")
     codes = Codes(**tensors)
     frame_format = codec.frame_format
     if (

@@ -1,4 +1,4 @@
-"""Continuation: audio, codes or a file of either as the first frames of a clip."""
+"""Audio prompts: audio, codes or a file of either as the first frames of a clip."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +19,8 @@ AudioPrompt = Audio | Codes | Latents | str | Path
 
 
 def encode_prompts(beginnings: Sequence[AudioPrompt | None], codec: Codec) -> KnownFrames | None:
-    """The first frames of each clip, none where there is None; audio of another kind is resampled and mixed."""
-    encoded: dict[int, Codes | Latents] = {}  # variations share a beginning
+    """Encode the audio prompt of each clip (None: no prompt) to known frames; resample and mix to the codec's format."""
+    encoded: dict[int, Codes | Latents] = {}  # variations share a prompt
     for one in beginnings:
         if one is not None and id(one) not in encoded:
             encoded[id(one)] = _frames(one, codec)
@@ -36,32 +36,32 @@ def encode_prompts(beginnings: Sequence[AudioPrompt | None], codec: Codec) -> Kn
 
 
 def validate_prompts(prompt: KnownFrames, frames: Int[Tensor, " b"], *, window: int, rate: float) -> None:
-    """Raises RequestError for a beginning that leaves nothing to make, or is more than a window can know."""
+    """Raise RequestError if a prompt is as long as its clip, or longer than `window` frames; `rate` is frames per second."""
     for i, (known_, wanted) in enumerate(zip(prompt.mask.sum(1).tolist(), frames.tolist(), strict=True)):
         where = f"continue_from of clip {i + 1} lasts {known_ / rate:g} seconds"
         if known_ > window:
             raise RequestError(
-                f"{where}, but this model remembers {window / rate:g}; give no more than its last {window / rate:g}"
+                f"{where}, but the context of this model is {window / rate:g}; give no more than its last {window / rate:g}"
             )
         if known_ >= wanted:
             raise RequestError(f"{where}, and the clip {wanted / rate:g} with it; set `seconds` to more than {known_ / rate:g}")
 
 
 def drop_leading_samples(audio: Audio, start: Int[Tensor, " b"]) -> Audio:
-    """Each clip without its first `start` samples."""
+    """Remove the first `start` samples of each clip."""
     wave, lengths = _shifted(audio.wave, audio.lengths, start)
     return Audio(wave, audio.sample_rate, lengths)
 
 
 def drop_leading_frames(frames: Codes | Latents, start: Int[Tensor, " b"], hop: int) -> Codes | Latents:
-    """Each clip without its first `start` frames."""
+    """Remove the first `start` frames of each clip; `hop` is samples per frame."""
     content, lengths = _shifted(frames.data, frames.lengths, start)
     samples = None if frames.samples is None else frames.samples - start.to(frames.samples.device) * hop
     return replace(frames.with_data(content, lengths), samples=samples)
 
 
 def _shifted(x: Tensor, lengths: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows moved by `start` to the left, cut to the longest, zero where they have ended."""
+    """Shift rows left by `start`, cut to the longest, and fill with zeros after each end."""
     lengths = lengths - start.to(lengths.device)
     index = torch.arange(int(lengths.max()), device=x.device)
     moved = (index + start.to(x.device)[:, None]).clamp(max=max(0, x.shape[-1] - 1))
@@ -74,7 +74,7 @@ def _frames(one: AudioPrompt, codec: Codec) -> Codes | Latents:
         one = load_codes(one, codec.spec) if Path(one).suffix == ".safetensors" else load_audio(one)
     if isinstance(one, Audio):
         if not int(one.lengths[0]):
-            raise RequestError("continue_from: the audio has no samples; leave it out to start afresh")
+            raise RequestError("continue_from: the audio has no samples; leave it out to start without a prompt")
         one = codec.encode(one.resample(codec.spec.sample_rate).to_channels(codec.spec.channels))
     clips = list(one)
     if len(clips) != 1:
@@ -91,7 +91,7 @@ def _checked(frames: Codes | Latents, codec: Codec) -> Codes | Latents:
             f"{frame_format.kind}; give what `system.codec.encode` gives, or the audio"
         )
     if not content.shape[-1]:
-        raise RequestError("continue_from: there are no frames; leave it out to start afresh")
+        raise RequestError("continue_from: the prompt has no frames; leave it out to start without a prompt")
     if kind == "codes" and not 0 <= int(content.min()) <= int(content.max()) < frame_format.cardinality:
         raise RequestError(
             f"continue_from: codes must lie between 0 and {frame_format.cardinality - 1}; were they made by another codec?"

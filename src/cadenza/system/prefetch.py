@@ -1,4 +1,4 @@
-"""Ahead: a stream made ahead of its consumer, by a thread, and no further than the consumer has room for."""
+"""Prefetching of a stream in a thread, with a bounded number of chunks."""
 
 import threading
 import weakref
@@ -8,27 +8,26 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
-POLL = 0.2  # seconds between two looks at what no notice comes of: Ctrl-C, the end of the program
+POLL = 0.2  # seconds between checks for Ctrl-C and the end of the program
 
 
 class Prefetcher(Generic[T]):
-    """The chunks of `stream`, of which at most `chunks` are made and not yet taken.
+    """Iterator over `stream`, of which a thread computes at most `chunks` in advance.
 
-    Making goes on while the consumer plays or writes. What goes wrong in the stream is raised in the consumer, after the
-    chunks that were made before. `close`, the end of a `with` block, the end of the stream and dropping the object all
-    end the thread and close the stream; the chunk that is under way is finished first.
+    An error in the stream is raised in the consumer, after the chunks computed before it. `close`, the end of a `with`
+    block, the end of the stream and deleting the object all end the thread and close the stream, after the current chunk.
 
-        with Ahead(system.stream("slow piano", seconds=300), chunks=16) as ahead:
-            for chunk in ahead:
+        with Prefetcher(system.stream("slow piano", seconds=300), chunks=16) as chunks:
+            for chunk in chunks:
                 ...
     """
 
     def __init__(self, stream: Iterable[T], *, chunks: int = 8) -> None:
         if chunks < 1:
-            raise ValueError(f"a stream is made at least one chunk ahead, not {chunks}")
+            raise ValueError(f"chunks must be at least 1, got {chunks}")
         self._shelf: _Shelf[T] = _Shelf(chunks)
         self._thread = threading.Thread(target=_fill, args=(self._shelf, iter(stream)), name="cadenza ahead")
-        self._dropped = weakref.finalize(self, self._shelf.close)  # the thread knows the shelf, not this object
+        self._dropped = weakref.finalize(self, self._shelf.close)  # the thread has no reference to this object
         self._dropped.atexit = False  # by then the thread has seen that the program ends
         self._thread.start()
 
@@ -43,11 +42,11 @@ class Prefetcher(Generic[T]):
             raise
 
     def __len__(self) -> int:
-        """Chunks that are made and not yet taken."""
+        """Number of chunks computed and not yet taken."""
         return len(self._shelf.made)
 
     def close(self) -> None:
-        """Cancels what is not made yet, and waits until the thread has ended."""
+        """Cancel the rest of the stream, and wait until the thread has ended."""
         self._dropped()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -60,18 +59,18 @@ class Prefetcher(Generic[T]):
 
 
 class _Shelf(Generic[T]):
-    """What the thread and the consumer share."""
+    """Queue shared by the thread and the consumer."""
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.made: deque[T] = deque()
         self.error: BaseException | None = None
-        self.ended = False  # nothing will be made any more
-        self.closed = False  # nothing will be taken any more
+        self.ended = False  # no more chunks will be added
+        self.closed = False  # no more chunks will be taken
         self.changed = threading.Condition()
 
     def wanted(self) -> bool:
-        """Waits until there is room for one more; False where nothing more will be taken."""
+        """Wait until the queue has space; return False if no more chunks will be taken."""
         with self.changed:
             while len(self.made) >= self.room and self._open():
                 self.changed.wait(POLL)
@@ -112,7 +111,7 @@ class _Shelf(Generic[T]):
 
 
 def _fill(shelf: _Shelf[T], stream: Iterator[T]) -> None:
-    """Makes chunks while they are wanted, and then closes the stream, whatever has ended it."""
+    """Compute chunks until the queue is closed or the stream ends, then close the stream."""
     failed: BaseException | None = None
     try:
         try:

@@ -1,6 +1,6 @@
-"""Windows: clips longer than a generator makes in one piece, piece by piece.
+"""Windowed generation of clips longer than the context of a generator.
 
-A window begins `stride` frames after the one before it and knows the frames that both share. Positions count from
+A window begins `stride` frames after the one before it and its first frames are those that both share. Positions count from
 its start, as in training; conditions and random numbers are those of the clip's own frames. So the tokens of an
 item do not depend on the batch. (The extended generation of arXiv:2306.05284, made a stream.)
 """
@@ -26,13 +26,13 @@ from cadenza.core.types import (
 from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.nn.conditioning import resample_sequence
 
-SHARE = 0.6  # stride over window where nothing else is said, as released with MusicGen: 18 of 30 seconds
+SHARE = 0.6  # default stride / window, as in MusicGen: 18 of 30 seconds
 
 
 def generate_windows(
     generator: Generator, branches: Sequence[GuidanceBranch], plan: GenerationInputs, *, stride: int | None = None
 ) -> Iterator[Codes | Latents]:
-    """Finished frames of clips of any length, each frame once; the conditions of `branches` are those of the whole clips."""
+    """Yield the frames of clips of any length, each frame once; `branches` hold the conditions of the whole clips."""
     context = generator.spec.max_frames
     stride = max(1, round(SHARE * context)) if stride is None else stride
     total = plan.frames.cpu()
@@ -85,7 +85,7 @@ def _check(plan: GenerationInputs, context: int, stride: int, longest: int) -> N
 
 
 def _part(fused: FusedConditions, rows: Int[Tensor, " r"], first: int, last: int, total: Int[Tensor, " b"]) -> FusedConditions:
-    """The conditions of some items at some frames of clips of `total` frames."""
+    """Return the conditions of items `rows` at frames `first` to `last` of clips of `total` frames."""
 
     def tokens(x: MaskedSequence | None) -> MaskedSequence | None:
         if x is None:
@@ -115,7 +115,7 @@ def _part(fused: FusedConditions, rows: Int[Tensor, " r"], first: int, last: int
 
 
 def _cut(chunk: Codes | Latents, skip: int, left: Int[Tensor, " r"]) -> Codes | Latents:
-    """The chunk without its first `skip` frames, and no more than `left` frames of each item."""
+    """Remove the first `skip` frames of a chunk, and keep at most `left` frames of each item."""
     lengths = torch.minimum((chunk.lengths - skip).clamp(min=0), left.clamp(min=0))
     width = min(max(0, chunk.data.shape[-1] - skip), max(0, int(left.max())))
     content = chunk.data[..., skip : skip + width]
@@ -124,7 +124,7 @@ def _cut(chunk: Codes | Latents, skip: int, left: Int[Tensor, " r"]) -> Codes | 
 
 
 def _spread(chunk: Codes | Latents, rows: Int[Tensor, " r"], batch: int) -> Codes | Latents:
-    """The chunk as one of the whole batch, in which the other items have ended."""
+    """Return the chunk as one of the whole batch, with length 0 for the other items."""
     content, lengths = chunk.data, chunk.lengths
     if len(rows) == batch:
         return chunk
@@ -134,7 +134,7 @@ def _spread(chunk: Codes | Latents, rows: Int[Tensor, " r"], batch: int) -> Code
 
 
 def _tail(window: Codes | Latents, goes_on: Tensor, stride: int) -> KnownFrames:
-    """What the next window knows: the frames of this one from `stride` on."""
+    """Return the known frames of the next window: those of this one from `stride` on."""
     content = window.data[goes_on.to(window.lengths.device), :, stride:]
     mask = torch.ones(len(content), content.shape[-1], dtype=torch.bool, device=content.device)
     return KnownFrames(window.with_data(content, mask.sum(1)), mask)

@@ -1,4 +1,4 @@
-"""Where clips are written, and what their files say of how they were made."""
+"""Names of output files, and the tags written into them."""
 
 import re
 import string
@@ -19,7 +19,7 @@ SLUG = 40  # and into a file's name
 
 
 def output_paths(out: str, titles: Sequence[str], seeds: Sequence[int]) -> list[Path]:
-    """A file for each clip: `out` with {index}, {seed} and {prompt} filled in, or several numbered `out-1`, `out-2`, ..."""
+    """Return a path for each clip: `out` with its fields replaced, or numbered `out-1`, `out-2`, ...; raise AudioError."""
     _known(out)
     if any(f"{{{name}" in out for name in FIELDS):
         found = [
@@ -39,19 +39,19 @@ def output_paths(out: str, titles: Sequence[str], seeds: Sequence[int]) -> list[
 
 
 def file_tags(title: str, seed: int, card: "ModelCard") -> dict[str, str]:
-    """The text fields of a clip's file: prompt, model, seed, licence of the weights."""
+    """Return the text tags of a file: prompt, model, seed, and licence of the weights."""
     comment = f"model {card.name}; seed {seed}; weights under {card.license}"
     return {"title": title[:TITLE], "software": f"Cadenza {__version__}", "comment": comment, "license": card.license}
 
 
 def _known(out: str) -> None:
-    """AudioError for a pattern or a kind of file that cannot be."""
+    """Raise AudioError for an unknown field or format."""
     from cadenza.dsp.audio_io import FORMATS
 
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(out) if name is not None]
     except ValueError as error:
-        raise AudioError(f"{out}: no pattern of names: {error}") from None
+        raise AudioError(f"{out}: not a valid file name pattern: {error}") from None
     if unknown := [name for name in fields if name not in FIELDS]:
         raise AudioError(f"{out}: unknown field {{{unknown[0]}}}; there are " + ", ".join(f"{{{name}}}" for name in FIELDS))
     path = Path(out)
@@ -62,15 +62,15 @@ def _known(out: str) -> None:
 
 
 def _writable(folder: Path, out: str) -> None:
-    """Finds out before the work, not after it, that a file cannot be written."""
+    """Raise AudioError if no file can be written in a folder."""
     if not folder.is_dir():
         raise AudioError(f"{out}: there is no folder '{folder}'; make it first, or choose another place with --out")
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise AudioError(f"{out}: nothing can be written there ({error.strerror}); choose another place with --out") from None
+        raise AudioError(f"{out}: cannot write there ({error.strerror}); choose another folder with --out") from None
 
 
 def _slug(title: str) -> str:
-    """A title as part of a file's name."""
+    """Return a title as part of a file name."""
     return re.sub(r"\W+", "-", title.lower()).strip("-")[:SLUG].strip("-") or "untitled"

@@ -175,5 +175,5 @@ def test_a_system_ahead_is_the_system() -> None:
 
 
 def test_a_room_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one chunk ahead, not 0"):
+    with pytest.raises(ValueError, match="chunks must be at least 1, got 0"):
         Prefetcher([], chunks=0)
