@@ -184,13 +184,13 @@ def test_codebooks_are_fitted_to_the_values(folder: Path) -> None:
     part = part_of(folder, codebooks=2, bins=3)
     values = [*TEXTS, {"text": "drums", "audio": sound(0.3)}, None]
     exact = vectors(part_of(folder), [*TEXTS, sound(0.3)])
-    part.fit(values)
+    part.prepare_training(values)
     made = vectors(part, [*TEXTS, sound(0.3)])
     books = part.quantizer.codebooks
     sums = (books[0].embed[:, None] + books[1].embed).flatten(0, 1)
     assert torch.cdist(made, sums).min(1).values.max() < 1e-5, "each is a sum of one entry of each codebook"
     coarse = part_of(folder, codebooks=1, bins=3)
-    coarse.fit(values)
+    coarse.prepare_training(values)
     error, less = ((vectors(x, [*TEXTS, sound(0.3)]) - exact).norm() for x in (coarse, part))
     assert less < 0.5 * error and error < exact.norm()
     with torch.autocast("cpu", torch.bfloat16):

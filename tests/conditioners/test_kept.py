@@ -164,7 +164,7 @@ def test_no_separator_is_needed_where_nothing_is_mixed(cache: FeatureCache) -> N
     part = built({**CHROMA, "separator": "no/where"})
     same(part, cache, [{"vocals": noise(900, 8000)}, None])
     assert len(cache) == 0 and part.cache_fingerprint() is None  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match="no folder 'no/where'"):
+    with pytest.raises(CheckpointError, match="folder not found: 'no/where'"):
         same(part, cache, [noise(900, 8000)])
     assert built({**CHROMA, "stems": None}).cache_fingerprint() is None  # type: ignore[operator]
 

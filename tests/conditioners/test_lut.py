@@ -104,7 +104,7 @@ def test_a_language_model_by_name_is_read_without_running_its_package(tmp_path: 
     _tools.cache_clear()
     assert lemmatize("the violins, 2 choirs") == "violin choir"
     part = part_of("spacy")
-    part.fit([])
+    part.prepare_training([])
     kept = part.save_assets(tmp_path, "place")
     assert kept == part.spec and not (tmp_path / "place").exists()
     _tools.cache_clear()
@@ -113,21 +113,21 @@ def test_a_language_model_by_name_is_read_without_running_its_package(tmp_path: 
 def test_what_a_language_model_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model in ("en_core_web_none", "torch", "os.path", str(tmp_path)):
         with pytest.raises(CheckpointError, match=r"neither installed nor a folder .*: python -m spacy download en_core_web_"):
-            part_of({"type": "spacy", "model": model}).fit([])
+            part_of({"type": "spacy", "model": model}).prepare_training([])
     bare = str(spacy_model(tmp_path / "bare", {}))
     with pytest.raises(CheckpointError, match="has no lemmatizer; set lemmas: false"):
-        part_of({"type": "spacy", "model": bare}).fit([])
+        part_of({"type": "spacy", "model": bare}).prepare_training([])
     assert spacy_tokens(["drums of doom"], model=bare, lemmas=False) == [["drums", "doom"]]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.cfg").write_text("[nlp]\nlang = 3")
     with pytest.raises(CheckpointError, match="is not a model that this version of spaCy can load"):
-        part_of({"type": "spacy", "model": str(tmp_path / "broken")}).fit([])
+        part_of({"type": "spacy", "model": str(tmp_path / "broken")}).prepare_training([])
     for name in ("spacy", "num2words"):
         _tools.cache_clear()
         with monkeypatch.context() as without:
             without.setitem(sys.modules, name, None)
             with pytest.raises(CheckpointError, match=rf'needs {name}.*pip install "cadenza\[text\]".*tokenizer: words'):
-                part_of({"type": "spacy", "model": bare}).fit([])
+                part_of({"type": "spacy", "model": bare}).prepare_training([])
 
 
 def theirs(folder: Path, special: list[str] | None = None) -> PreTrainedTokenizerFast:

@@ -178,7 +178,7 @@ def _break(folder: Path, how: str) -> None:
 def test_what_is_wrong_with_a_folder_is_said(folder: Path, capsys: Any, how: str, message: str) -> None:
     _break(folder, how)
     with pytest.raises(CheckpointError, match=message) as error:
-        part_of(folder).fit([])
+        part_of(folder).prepare_training([])
     assert str(folder) in str(error.value) and "this must not run" not in capsys.readouterr().out
 
 
@@ -196,10 +196,10 @@ def test_an_encoder_that_is_read_in_no_time_is_not_held_between_requests(tmp_pat
     )
     whole = System(spec).eval()
     first = whole.generate_frames("slow piano", seconds=0.1, seed=1).data
-    assert whole.conditioners["prompt"].pretrained._frozen is not None  # as its weights are read whole
+    assert whole.conditioners["prompt"].pretrained._network is not None  # as its weights are read whole
     whole.quantize("int8").save(tmp_path / "it")
     system = System.load(tmp_path / "it")
     encoder = system.conditioners["prompt"].pretrained
     made = [system.generate_frames("slow piano", seconds=0.1, seed=1).data for _ in range(2)]
-    assert encoder._frozen is None and encoder.unloaded_bytes() > 0
+    assert encoder._network is None and encoder.unloaded_bytes() > 0
     assert torch.equal(*made) and made[0].shape == first.shape

@@ -47,7 +47,7 @@ def test_words(written: str, meant: list[str]) -> None:
 )
 def test_reads_anything(value: str) -> None:
     part = text()
-    part.fit(CAPTIONS)
+    part.prepare_training(CAPTIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = part.prepare([value])
@@ -77,7 +77,7 @@ def test_refuses_what_is_no_text(value: Any) -> None:
 
 def test_case_and_spacing_do_not_count() -> None:
     part = text()
-    part.fit(CAPTIONS)
+    part.prepare_training(CAPTIONS)
     assert tokens(part, "SLOW Piano  80bpm") == tokens(part, "slow piano 80 BPM")
     assert tokens(part, "80") != tokens(part, "08")
 
@@ -85,7 +85,7 @@ def test_case_and_spacing_do_not_count() -> None:
 def test_fit_joins_what_is_frequent() -> None:
     part = text()
     before = len(tokens(part, CAPTIONS[0]))
-    part.fit(CAPTIONS)
+    part.prepare_training(CAPTIONS)
     after = tokens(part, CAPTIONS[0])
     assert before == sum(len(word.encode()) for word in split_words(CAPTIONS[0]))
     assert len(after) == len(list(split_words(CAPTIONS[0]))), "each frequent word is one piece"
@@ -95,10 +95,10 @@ def test_fit_joins_what_is_frequent() -> None:
 def test_fit_is_the_same_in_another_process() -> None:
     """Whatever the hash seed."""
     part = text()
-    part.fit(CAPTIONS)
+    part.prepare_training(CAPTIONS)
     code = (
         "from cadenza.conditioners.text import TextSpec; part = TextSpec.example()[0].build();"
-        f"part.fit({CAPTIONS!r}[::-1]); print(part.merges.tolist())"
+        f"part.prepare_training({CAPTIONS!r}[::-1]); print(part.merges.tolist())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
     assert out.stdout.strip() == str(part.merges.tolist())
@@ -106,14 +106,14 @@ def test_fit_is_the_same_in_another_process() -> None:
 
 def test_vocabulary_travels_with_the_weights() -> None:
     part = text()
-    part.fit(CAPTIONS)
+    part.prepare_training(CAPTIONS)
     other = text()
     assert tokens(other, CAPTIONS[0]) != tokens(part, CAPTIONS[0])
     other.load_state_dict(part.state_dict())
     assert tokens(other, CAPTIONS[0]) == tokens(part, CAPTIONS[0])
     carried = pickle.loads(pickle.dumps(part))  # as data workers get it
     assert tokens(carried, CAPTIONS[0]) == tokens(part, CAPTIONS[0])
-    other.fit(["other words"])
+    other.prepare_training(["other words"])
     assert tokens(other, CAPTIONS[0]) != tokens(part, CAPTIONS[0]), "an earlier vocabulary is forgotten"
 
 

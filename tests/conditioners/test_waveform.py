@@ -126,16 +126,16 @@ def test_the_codec_is_that_of_a_saved_system(tmp_path: Path, kind: str, shards: 
     part = waveform(**fields) if kind == "waveform" else mix(**fields)
     before = {name: x.clone() for name, x in part.codec.state_dict().items()}
     assert any(not torch.equal(x, before[name]) for name, x in saved.codec.state_dict().items())
-    part.fit([])
+    part.prepare_training([])
     assert all(torch.equal(x, saved.codec.state_dict()[name]) for name, x in part.codec.state_dict().items())
     assert not any(x.requires_grad for x in part.codec.parameters())
     kept = part.save_assets(tmp_path, "conditioners/it")
     assert str(tmp_path) not in kept.to_json() and ConditionerSpec.parse(json.loads(kept.to_json())).build()
     other = {**ENCODEC, "bins": 8}
     with pytest.raises(CheckpointError, match="differs from this one; use the `codec` of its system.json"):
-        (waveform if kind == "waveform" else mix)(**{**fields, "codec": other}).fit([])
-    with pytest.warns(UserWarning, match=f"the codec of a `{kind}` begins as noise and stays so; set its `model`"):
-        (waveform if kind == "waveform" else mix)(codec=ENCODEC).fit([])
+        (waveform if kind == "waveform" else mix)(**{**fields, "codec": other}).prepare_training([])
+    with pytest.warns(UserWarning, match=f"the codec of a `{kind}` conditioner has random weights and is frozen; set `model`"):
+        (waveform if kind == "waveform" else mix)(codec=ENCODEC).prepare_training([])
 
 
 def test_a_system_keeps_the_codec_with_its_weights(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_sources_are_known_by_name(value: Any, mistake: str) -> None:
 def test_refuses_specs_that_make_no_frames() -> None:
     chunked = {**ENCODEC, "chunk_seconds": 1.0}
     for make in (waveform, mix):
-        with pytest.raises(SpecError, match="its frames are those of overlapping chunks"):
+        with pytest.raises(SpecError, match="its frames belong to overlapping chunks"):
             make(codec=chunked)
     with pytest.raises(SpecError, match="'a' is named twice"):
         mix(sources=["a", "b", "a"])

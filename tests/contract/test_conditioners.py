@@ -152,7 +152,7 @@ def never_waits_for_the_host(spec: ConditionerSpec, values: list[Any]) -> None:
 def loads_what_it_saved(spec: ConditionerSpec, values: list[Any]) -> None:
     """Into a part built on the meta device: nothing may live outside the state dict."""
     real = built(spec)
-    real.fit(values * 3)
+    real.prepare_training(values * 3)
     with torch.device("meta"):
         other = spec.build()
     other = other.to_empty(device="cpu").eval()
@@ -165,8 +165,8 @@ def loads_what_it_saved(spec: ConditionerSpec, values: list[Any]) -> None:
 def fits_repeatably(spec: ConditionerSpec, values: list[Any]) -> None:
     one = built(spec)
     other = copy.deepcopy(one)
-    one.fit(iter(values * 3))
-    other.fit(iter([*reversed(values * 3), None]))
+    one.prepare_training(iter(values * 3))
+    other.prepare_training(iter([*reversed(values * 3), None]))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
@@ -217,7 +217,7 @@ class CoinSpec(ConditionerSpec):
 
     @classmethod
     def example(cls):
-        return cls(width=4), ["heads", "tails"]
+        return cls(output_dim=4), ["heads", "tails"]
 
     def build(self):
         return Coin(self)
@@ -228,7 +228,7 @@ class Coin(Conditioner[str]):
 
     def __init__(self, spec):
         super().__init__(spec)
-        self.table = nn.Embedding(2, spec.width)
+        self.table = nn.Embedding(2, spec.output_dim)
 
     def read(self, values):
         return {"side": torch.tensor([value == "heads" for value in values]).long()}
@@ -251,9 +251,9 @@ def coin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_one_new_file_is_a_new_conditioner(coin: Path) -> None:
     assert "coin" in ConditionerSpec.registered_names() and "coin" not in ConditionerSpec.registry
-    found = ConditionerSpec.parse({"type": "coin", "width": 4})
+    found = ConditionerSpec.parse({"type": "coin", "output_dim": 4})
     assert found == ConditionerSpec.lookup("coin").example()[0]
-    with pytest.raises(Exception, match=r"widht: unknown field. Did you mean 'width'"):
+    with pytest.raises(Exception, match=r"outptu_dim: unknown field. Did you mean 'output_dim'"):
         ConditionerSpec.parse({"type": "coin", "output_dmi": 4, "output_dim": 4})
     for promise in CONTRACT:
         promise(*ConditionerSpec.lookup("coin").example())

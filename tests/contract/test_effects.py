@@ -48,7 +48,7 @@ class Task:
         route = {"id": "it", "resize": "linear"} if slot in ("add", "concat") else {"id": "it"}
         frames = spec.max_frames if isinstance(spec, FramewiseConditionerSpec) else 4
         parts, items = ConditionerSet({"it": spec.build()}), [{"it": value} for value in values]
-        parts.fit(items)
+        parts.prepare_training(items)
         widths: dict[Slot, int] = {slot: spec.output_dim}
         lm = CodecLMSpec(**sizes, end_of_sequence=False, max_frames=frames).build(
             FrameFormat("codes", 10.0, 1, len(values) + 1), widths

@@ -153,9 +153,9 @@ def test_training_counts_from_the_start_of_the_piece(system: System) -> None:
     assert keys(0.0) == [minor] * 20 and keys(1.2) == [major] * 20
     assert keys(1.03) == [minor] * 10 + [major] * 10
     seen: list[Any] = []
-    system.conditioners["prompt"].fit = seen.extend  # type: ignore[method-assign, assignment]
-    system.conditioners.fit([{"prompt": [(0, 1, "a"), (1, 2, None)]}, {"prompt": "b"}])
-    del system.conditioners["prompt"].fit
+    system.conditioners["prompt"].prepare_training = seen.extend  # type: ignore[method-assign, assignment]
+    system.conditioners.prepare_training([{"prompt": [(0, 1, "a"), (1, 2, None)]}, {"prompt": "b"}])
+    del system.conditioners["prompt"].prepare_training
     assert seen == ["a", None, "b"]
 
 

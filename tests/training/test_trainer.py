@@ -104,7 +104,7 @@ def test_fine_tuning_starts_from_the_system_and_leaves_it_alone(folder: Path, co
     spec = SystemSpec.parse(SYSTEM)
     torch.manual_seed(0)
     system = System(spec)
-    system.conditioners["prompt"].fit(["low", "lower"])  # type: ignore[operator]
+    system.conditioners["prompt"].prepare_training(["low", "lower"])  # type: ignore[operator]
     system.requires_grad_(False)
     before = {name: x.clone() for name, x in system.state_dict().items()}
     trainer = Trainer(system, folder, out=tmp_path, cpu=True, steps=2, **QUICK)

@@ -1,7 +1,8 @@
-"""Conditioner: values of one item id to one Condition, in three steps.
+"""Conditioners turn values of one item id into one Condition, in three steps: prepare, encode and forward.
 
-`prepare` runs on the host, in the data worker; `features` runs frozen encoders without gradient (what a cache
-may keep); `forward` is trainable and stays on the device. `None` is the only way to say 'absent'.
+`prepare` (hook `preprocess`) checks, tokenizes, loads and resamples values on the CPU, in data workers. `encode` (hook
+`encode_frozen`) runs frozen encoders without gradient; its result may be cached. `forward` (hook `project`) is trained.
+A new conditioner needs only `preprocess` and `project`. A value of None means absent.
 """
 
 import math
@@ -27,44 +28,47 @@ from cadenza.core.timeline import Timeline
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
 
 Value = TypeVar("Value")
-_SENTENCE = 16  # tokens
+Item = Mapping[str, Any]
+_TOKENS_OF_A_TEXT = 16  # estimate
 
 
 class ConditionerSpec(RegisteredSpec):
-    """What every conditioner's spec says."""
+    """Base spec of all conditioners."""
 
     family: ClassVar[str] = "cadenza.conditioners"
-    widget: ClassVar[str] = "text"  # what a form should show: text, number, choice, audio, ...
+    widget: ClassVar[str] = "text"  # form control: text, number, choice, audio, ...
     output_dim: int
-    null_embedding: Literal["zeros", "learned"] = "learned"  # what stands for no value: nothing, or one trained position
-    fallback: str | None = None  # the id of the item whose value counts where it has none under that of this part
+    null_embedding: Literal["zeros", "learned"] = "learned"  # embedding of an absent value: none, or one trained position
+    fallback: str | None = None  # item id whose value is used if the item has none under this conditioner's id
 
     @property
     def output_kind(self) -> ConditionKind:
-        raise NotImplementedError(f"{type(self).__name__} must say what it gives")
+        """Kind of the output: one `vector`, `tokens`, or `frames` aligned with the clip."""
+        raise NotImplementedError(f"{type(self).__name__} must define `output_kind`")
 
     def num_tokens(self, frames: int) -> int:
-        """Vectors that a value becomes, for clips of so many frames; for a text as many as a sentence has, about."""
-        return {"vector": 1, "tokens": _SENTENCE, "frames": frames}[self.output_kind]
+        """Return the number of vectors per value for clips of `frames` frames; an estimate for texts."""
+        return {"vector": 1, "tokens": _TOKENS_OF_A_TEXT, "frames": frames}[self.output_kind]
 
     @classmethod
     def example(cls) -> tuple["ConditionerSpec", list[Any]]:
-        """A tiny spec with two or more different values, without downloads."""
-        raise NotImplementedError(f"{cls.__name__} must give an example")
+        """Return a tiny spec and two or more different values; nothing is downloaded."""
+        raise NotImplementedError(f"{cls.__name__} must define `example`")
 
     def build(self) -> "Conditioner[Any]":
-        raise NotImplementedError(f"{type(self).__name__} must build its conditioner")
+        """Return a conditioner with new weights."""
+        raise NotImplementedError(f"{type(self).__name__} must define `build`")
 
     def resolve_paths(self, folder: Path) -> Self:
-        """The spec of a system saved in `folder`, with what `Conditioner.keep` put there found; most have nothing there."""
+        """Return the spec with paths `./x`, written by `Conditioner.save_assets`, relative to the system's `folder`."""
         return self
 
 
 class FramewiseConditionerSpec(ConditionerSpec):
-    """What the spec of a conditioner says that gives one vector a frame, at a rate of its own choice, a codec's as a rule."""
+    """Spec of a conditioner that returns one vector per frame, usually at the codec's frame rate."""
 
-    frame_rate: float = Field(gt=0)  # frames a second
-    max_frames: int = Field(ge=1)  # of the longest clip in training; a shorter one takes the first of them
+    frame_rate: float = Field(gt=0)  # Hz
+    max_frames: int = Field(ge=1)  # of the longest training clip; shorter clips use the first frames
 
     @property
     def output_kind(self) -> ConditionKind:
@@ -72,10 +76,10 @@ class FramewiseConditionerSpec(ConditionerSpec):
 
 
 class CodecConditionerSpec(ConditionerSpec):
-    """What the spec of a conditioner says that hears sounds at the sample rate of `codec`, frozen and part of its weights.
+    """Spec of a conditioner on audio at the sample rate of a frozen `codec`, which is saved with the system.
 
-    Before training begins the codec takes its weights from `model`, a saved system that has the same one. With
-    `given: frames` a value is what the codec would give, and no codec is kept.
+    Before training the codec loads its weights from `model`, a saved system with the same codec. With
+    `input_kind: frames` values are frames of the codec, and the conditioner holds no codec.
     """
 
     codec: CodecSpec
@@ -83,9 +87,9 @@ class CodecConditionerSpec(ConditionerSpec):
     input_kind: Literal["audio", "frames"] = "audio"
 
     @model_validator(mode="after")
-    def _evenly(self) -> Self:
+    def _check_codec_frames(self) -> Self:
         if self.codec.uses_chunks:
-            raise ValueError("codec: its frames are those of overlapping chunks, not one after another; take another codec")
+            raise ValueError("codec: its frames belong to overlapping chunks. Expected consecutive frames. Use another codec.")
         return self
 
     @property
@@ -94,20 +98,20 @@ class CodecConditionerSpec(ConditionerSpec):
 
     @property
     def sample_rate(self) -> int:
+        """Sample rate of the codec in Hz."""
         return self.codec.sample_rate
 
     @property
     def hop(self) -> int:
-        """Samples per frame, at the sample rate of the codec."""
+        """Samples per frame of the codec."""
         return self.codec.hop_length
 
 
 @dataclass(frozen=True)
 class PreparedInputs:
-    """Tensors of a batch of values; `present` is False where an item has none.
+    """Tensors of a batch of values; `present` [b] is False for absent ones.
 
-    Where values change over time, the rows are the values of each of s spans, item by item, and `spans` says when
-    they hold, as in `Condition`.
+    If values change over time, each item has `s` rows, one per span, and `spans` [i, s, 4] holds their times as in `Condition`.
     """
 
     tensors: dict[str, Tensor]
@@ -115,232 +119,265 @@ class PreparedInputs:
     spans: Float[Tensor, "i s 4"] | None = None
 
     def to(self, device: torch.device | str) -> "PreparedInputs":
+        """Return the inputs on a device."""
         spans = None if self.spans is None else self.spans.to(device)
         return PreparedInputs({name: x.to(device) for name, x in self.tensors.items()}, self.present.to(device), spans)
 
 
 class Conditioner(nn.Module, ABC, Generic[Value]):
-    """A subclass says `blank`, `read` and `embed`, and `encode` where it has a frozen encoder."""
+    """Base class: subclasses define `placeholder`, `preprocess` and `project`, and `encode_frozen` for a frozen encoder."""
 
-    handles_timelines: ClassVar[bool] = (
-        False  # whether it reads lists of (start, end, value) itself, instead of one value at a time
-    )
-    placeholder: Value  # stands in for None so that shapes hold; what it gives is replaced by the null
-    extra_inputs: ClassVar[tuple[str, ...]] = ()  # other ids of an item that `pick` may look at
-    uncached_inputs: ClassVar[tuple[str, ...]] = ()  # prepared tensors that are features as they are, heard by no encoder
-    null: Tensor | None
+    handles_timelines: ClassVar[bool] = False  # `preprocess` parses lists of (start, end, value) itself
+    placeholder: Value  # replaces None before `preprocess`; its output is masked
+    extra_inputs: ClassVar[tuple[str, ...]] = ()  # other item ids that `value_from_item` uses
+    uncached_inputs: ClassVar[tuple[str, ...]] = ()  # prepared tensors that `encode` returns unchanged
+    null: Tensor | None  # [1, d]
 
     def __init__(self, spec: ConditionerSpec) -> None:
         super().__init__()
         self.spec: Any = spec
         self.null = nn.Parameter(torch.zeros(1, spec.output_dim)) if spec.null_embedding == "learned" else None
 
+    def prepare_training(self, values: Iterable[Value | None]) -> None:
+        """Initialize what depends on training values, such as a vocabulary, and load pretrained encoders.
+
+        Raises CheckpointError if an encoder is missing. Default: nothing.
+        """
+
     def quantize_frozen_(self) -> None:
-        """From here on keeps the weights of a frozen encoder that is no part of its own in 8 bits; most have none."""
+        """Keep the weights of pretrained encoders in 8 bits from now on. Default: no encoder."""
 
     def unload(self) -> None:
-        """Lets go of what is read again in no time when it is next needed; most hold nothing such."""
+        """Unload encoders that are cheap to reload. Default: nothing to unload."""
 
-    def fit(self, values: Iterable[Value | None]) -> None:
-        """Learns from the training values what must stand before the first step, such as a vocabulary; most need nothing."""
+    def unloaded_bytes(self) -> int:
+        """Bytes of pretrained encoders that are not loaded yet (they load on first use and are not in the checkpoint)."""
+        return 0
 
-    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
-        """The spec to save in `folder`, a system's, of which this may fill the subfolder `place`.
+    def peak_loading_bytes(self) -> int:
+        """Peak memory in bytes while these encoders load."""
+        return 0
 
-        A part that needs more than its spec and its weights, such as a frozen encoder that came from a folder, copies
-        it there and names it relative to `folder` (`./place`); `ConditionerSpec.within` finds it again on loading.
+    def is_cacheable(self, prepared: PreparedInputs) -> bool:
+        """Whether a cache should look up the result of `encode` for these inputs."""
+        return True
+
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
+        """Copy files that are neither in the spec nor in the weights, and return the spec to save.
+
+        Files such as a local encoder are copied to `folder/subfolder` and named `./subfolder` in the returned spec, which
+        `ConditionerSpec.resolve_paths` makes absolute on loading. `folder` is that of the system.
         """
         return self.spec
 
     def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
-        """What a training step sees in place of the prepared values, drawn with a CPU generator; most see them as they are."""
+        """Return the inputs augmented for a training step; `rng` is a CPU generator. Default: unchanged."""
         return prepared
 
-    def value_from_item(self, item: "Item", name: str) -> Value | None:
-        """The value of an item whose id for this part is `name`; most need nothing else of the item."""
+    def value_from_item(self, item: Item, name: str) -> Value | None:
+        """Return the value of this conditioner, whose id is `name`, or of its `fallback`; None if absent."""
         value = item.get(name)
         return item.get(self.spec.fallback) if value is None and self.spec.fallback is not None else value
 
     def crop_value(self, value: Value, start: float) -> Value | None:
-        """The value for a clip that begins `start` seconds into the piece that it is of; most hold throughout a piece."""
+        """Return the value for a clip that begins `start` seconds into its piece. Default: unchanged."""
         return value
 
-    def prepare(self, values: Sequence[Value | None]) -> PreparedInputs:
-        """All that may wait for the CPU: checking, tokenising, reading, resampling."""
-        present = torch.tensor([value is not None for value in values])
-        return PreparedInputs(self.preprocess([self.placeholder if value is None else value for value in values]), present)
-
     def with_max_frames(self, frames: int) -> "Conditioner[Value]":
-        """The same part for clips of so many frames, itself where they do not matter; weights are shared."""
-        if not isinstance(self.spec, FramewiseConditionerSpec) or frames <= self.spec.max_frames:
+        """Return a conditioner for clips of `frames` frames that shares the weights; self if `max_frames` suffices."""
+        longest = getattr(self.spec, "max_frames", None)
+        if longest is None or frames <= longest:
             return self
         longer = copy(self)
         longer.spec = self.spec.model_copy(update={"max_frames": frames})
         return longer
 
-    def unloaded_bytes(self) -> int:
-        """Bytes of frozen networks still to be read, when it is first used, which are no part of the system's weights."""
-        return 0
-
-    def peak_loading_bytes(self) -> int:
-        """Bytes that these take at the worst moment of reading them."""
-        return 0
-
-    def is_cacheable(self, prepared: PreparedInputs) -> bool:
-        """Whether a cache should look for the features of these values, where the part has any that are kept."""
-        return True
+    def prepare(self, values: Sequence[Value | None]) -> PreparedInputs:
+        """Return CPU tensors of a batch of values, with None for absent ones; raises RequestError for an invalid value."""
+        present = torch.tensor([value is not None for value in values])
+        return PreparedInputs(self.preprocess([self.placeholder if value is None else value for value in values]), present)
 
     @torch.no_grad()
     def encode(self, prepared: PreparedInputs) -> PreparedInputs:
-        """What frozen encoders make of the prepared values; the same thing where there are none."""
+        """Run frozen encoders on the prepared inputs; without encoders the inputs are returned."""
         return PreparedInputs(self.encode_frozen(prepared.tensors), prepared.present)
 
     def forward(self, features: PreparedInputs) -> Condition:
+        """Project encoded inputs to embeddings [b, n, output_dim] with a mask [b, n] that is False for absent values."""
         tokens = self.project(features.tensors)
         return Condition(tokens.x, tokens.mask & features.present[:, None], features.present, self.null)
 
     @abstractmethod
     def preprocess(self, values: Sequence[Value]) -> dict[str, Tensor]:
-        """CPU tensors of a batch of values; raises RequestError for a value it cannot use."""
+        """Return CPU tensors of a batch of values; raises RequestError for an invalid value."""
 
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return features of the tensors of `preprocess`, on their device. Default: unchanged."""
         return tensors
 
     @abstractmethod
-    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence: ...
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
+        """Return embeddings `x` [b, n, output_dim] and their `mask` [b, n]; the trained part of the conditioner."""
+
+
+class EmbeddingTableConditioner(Conditioner[Value]):
+    """Look up one trained vector per value; subclasses define `row`.
+
+    The table has `num_rows` rows with standard deviation `spec.std` before training.
+    """
+
+    def __init__(self, spec: ConditionerSpec, num_rows: int) -> None:
+        super().__init__(spec)
+        self.table = nn.Embedding(num_rows, spec.output_dim)
+        nn.init.normal_(self.table.weight, std=self.spec.std)
+
+    @abstractmethod
+    def row(self, value: Any) -> int:
+        """Return the row of a value; raises RequestError for an invalid value."""
+
+    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        return {"row": torch.tensor([self.row(value) for value in values], dtype=torch.long)}
+
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
+        row = tensors["row"][:, None]
+        return MaskedSequence(self.table(row), torch.ones_like(row, dtype=torch.bool))
 
 
 class CodecConditioner(Conditioner[Value]):
-    """A conditioner with a frozen codec of its own, or None where it needs none; its spec says `model`."""
+    """Base class of conditioners with a frozen codec, or None if unused; their specs have `codec` and `model`."""
 
     codec: Codec | None
 
-    def fit(self, values: Iterable[Value | None]) -> None:
+    def prepare_training(self, values: Iterable[Value | None]) -> None:
+        """Load the codec from `spec.model`; warns if that is not set."""
         if self.codec is None:
             return
         if self.spec.model is None:
-            warnings.warn(f"the codec of a `{self.spec.type}` begins as noise and stays so; set its `model`", stacklevel=2)
+            warnings.warn(
+                f"the codec of a `{self.spec.type}` conditioner has random weights and is frozen; set `model` to load "
+                "pretrained weights",
+                stacklevel=2,
+            )
         else:
             self.codec.load_weights_from(self.spec.model)
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """What features depend on beside the spec: the weights of the codec, where there is one."""
+        """Return what features depend on in addition to the spec: the weights of the codec; None without a codec."""
         return None if self.codec is None else ({}, self.codec.state_dict())
 
-    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
-        return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
-
-
-Item = Mapping[str, Any]
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
+        return self.spec.model_copy(update={"model": None})  # the system's checkpoint holds the codec
 
 
 class ConditionerSet(nn.ModuleDict):
-    """Conditioners by item id; the same three steps over a batch of items."""
+    """Conditioners by item id, with the three steps for a batch of items."""
 
-    if TYPE_CHECKING:  # what a module dict holds is typed as `Module`
+    if TYPE_CHECKING:  # nn.ModuleDict types its values as Module
 
         def __getitem__(self, key: str) -> Conditioner[Any]: ...
         def items(self) -> ItemsView[str, Conditioner[Any]]: ...
         def values(self) -> ValuesView[Conditioner[Any]]: ...
 
-    def fit(self, items: Iterable[Item]) -> None:
-        """Fits each part on its values; `items` are gone through once for each part that looks at them."""
+    def prepare_training(self, items: Iterable[Item]) -> None:
+        """Call `prepare_training` of each conditioner with its values; `items` is iterated once per conditioner."""
         for name, part in self.items():
-            part.fit(_each(part, (item.get(name) for item in items)))
+            part.prepare_training(_span_values(part, (item.get(name) for item in items)))
 
     def quantize_frozen_(self) -> None:
-        """Keeps the weights of frozen encoders beside the parts in 8 bits."""
+        """Keep the weights of all pretrained encoders in 8 bits from now on."""
         for part in self.values():
             part.quantize_frozen_()
 
     def unload(self) -> None:
-        """Lets go of what takes memory and is read again in no time."""
+        """Unload all encoders that are cheap to reload."""
         for part in self.values():
             part.unload()
 
     def input_ids(self) -> list[str]:
-        """The ids of an item that a part looks at."""
+        """Return the item ids that the conditioners use, including fallbacks and extra inputs."""
         others: list[Any] = [id for part in self.values() for id in (part.spec.fallback, *part.extra_inputs) if id]
         return list(dict.fromkeys([*self, *others]))
 
     def present_in(self, item: Item) -> set[str]:
-        """The parts that an item says something to, under their own id or the one that they fall back on."""
+        """Return the ids of the conditioners for which the item has a value, by their id or their fallback."""
         return {name for name, part in self.items() if name in item or part.spec.fallback in item}
 
     def prepare(self, items: Sequence[Item], *, frames: int = 0) -> dict[str, PreparedInputs]:
-        """Values as CPU tensors, enough of them for clips of `frames` frames."""
+        """Return CPU tensors by conditioner id for clips of up to `frames` frames.
+
+        Raises RequestError, which names the conditioner, for an invalid value.
+        """
         prepared = {}
         for name, part in self.items():
             try:
-                here = part.with_max_frames(frames)
-                prepared[name] = _prepared(here, items, [here.value_from_item(item, name) for item in items])
+                longer = part.with_max_frames(frames)
+                prepared[name] = _prepare_items(longer, items, [longer.value_from_item(item, name) for item in items])
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
         return prepared
 
     def crop_values(self, values: Mapping[str, Any], start: float) -> dict[str, Any]:
-        """The values of a piece, by ids, for a clip of it that begins at `start` seconds."""
-        return {name: _since(self[name], value, start) if name in self else value for name, value in values.items()}
+        """Return the values of a piece for a clip that begins at `start` seconds."""
+        return {name: _crop(self[name], value, start) if name in self else value for name, value in values.items()}
 
     def save_assets(self, folder: Path) -> dict[str, ConditionerSpec]:
-        """The specs to save in `folder`, that of a system, once each part has put there what it needs beside its weights."""
+        """Copy files of all conditioners to the system's `folder` and return the specs to save."""
         return {name: part.save_assets(folder, f"conditioners/{quote(name, safe='')}") for name, part in self.items()}
 
     def augment(self, prepared: Mapping[str, PreparedInputs], rng: torch.Generator) -> dict[str, PreparedInputs]:
-        """What a training step sees in place of the prepared values."""
-        varied = {name: self[name].augment(values, rng) for name, values in prepared.items()}
-        return {name: replace(values, spans=prepared[name].spans) for name, values in varied.items()}
+        """Return all inputs augmented for a training step."""
+        return {name: replace(self[name].augment(inputs, rng), spans=inputs.spans) for name, inputs in prepared.items()}
 
     def encode(self, prepared: Mapping[str, PreparedInputs]) -> dict[str, PreparedInputs]:
-        found = {name: self[name].encode(values) for name, values in prepared.items()}
-        return {name: replace(values, spans=prepared[name].spans) for name, values in found.items()}
+        """Run the frozen encoders of all conditioners."""
+        return {name: replace(self[name].encode(inputs), spans=inputs.spans) for name, inputs in prepared.items()}
 
     def forward(self, features: Mapping[str, PreparedInputs]) -> dict[str, Condition]:
-        return {name: _together(self[name](values), values.spans) for name, values in features.items()}
+        """Project all encoded inputs; the rows of one item's spans are concatenated along the tokens."""
+        return {name: _concat_spans(self[name](inputs), inputs.spans) for name, inputs in features.items()}
 
 
-def _changing(part: Conditioner[Any], value: Any) -> Timeline | None:
-    """The timeline that a value is, unless the part reads such values itself."""
+def _timeline(part: Conditioner[Any], value: Any) -> Timeline | None:
+    """Return the value as a timeline; None if it is constant or if the conditioner handles timelines itself."""
     return None if part.handles_timelines else Timeline.parse(value)
 
 
-def _since(part: Conditioner[Any], value: Any, start: Any) -> Any:
-    """A value of a piece for a clip that begins at `start` seconds, 0 where that is no number."""
+def _crop(part: Conditioner[Any], value: Any, start: Any) -> Any:
+    """Return the value for a clip that begins at `start` seconds; a `start` that is not a number counts as 0."""
     if value is None or not isinstance(start, Real) or start == 0:
         return value
-    line = _changing(part, value)
-    return part.crop_value(value, float(start)) if line is None else line.shifted(float(start))
+    timeline = _timeline(part, value)
+    return part.crop_value(value, float(start)) if timeline is None else timeline.shifted(float(start))
 
 
-def _each(part: Conditioner[Any], values: Iterable[Any]) -> Iterator[Any]:
-    """The values, and in place of those that change what they change between."""
+def _span_values(part: Conditioner[Any], values: Iterable[Any]) -> Iterator[Any]:
+    """Yield all values, with the values of its spans for each timeline."""
     for value in values:
-        line = _changing(part, value)
-        yield from [value] if line is None else [span.value for span in line.spans]
+        timeline = _timeline(part, value)
+        yield from [value] if timeline is None else [span.value for span in timeline.spans]
 
 
-def _prepared(part: Conditioner[Any], items: Sequence[Item], values: Sequence[Any]) -> PreparedInputs:
-    """The values of items; those that change over time as so many values, timed from the start of the clip.
+def _prepare_items(part: Conditioner[Any], items: Sequence[Item], values: Sequence[Any]) -> PreparedInputs:
+    """Prepare the values of items; each timeline becomes one row per span, padded with absent rows.
 
-    Their seconds are those of the piece of which the clip is a part from `seconds_start` on, 0 if the item has none.
+    Times of values are seconds of the piece, of which the clip begins at the item's `seconds_start` (default 0).
     """
-    values = [_since(part, value, item.get("seconds_start")) for item, value in zip(items, values, strict=True)]
-    lines = [_changing(part, value) for value in values]
-    if not any(lines):
+    values = [_crop(part, value, item.get("seconds_start")) for item, value in zip(items, values, strict=True)]
+    timelines = [_timeline(part, value) for value in values]
+    if not any(timelines):
         return part.prepare(values)
-    always = (-math.inf, math.inf, 0.0, 0.0)
-    rows: list[list[tuple[float, ...]]] = []
-    each: list[list[Any]] = []
-    for value, line in zip(values, lines, strict=True):
-        rows.append([always] if line is None else [*line.bounds_with_fades()])
-        each.append([value] if line is None else [span.value for span in line.spans])
-    most = max(map(len, rows))
-    prepared = part.prepare([value for own in each for value in [*own, *[None] * (most - len(own))]])
-    return replace(prepared, spans=torch.tensor([[*own, *[(0.0,) * 4] * (most - len(own))] for own in rows]))
+    bounds: list[list[tuple[float, ...]]] = []
+    rows: list[list[Any]] = []
+    for value, timeline in zip(values, timelines, strict=True):
+        bounds.append([(-math.inf, math.inf, 0.0, 0.0)] if timeline is None else [*timeline.bounds_with_fades()])
+        rows.append([value] if timeline is None else [span.value for span in timeline.spans])
+    count = max(map(len, rows))
+    prepared = part.prepare([value for row in rows for value in [*row, *[None] * (count - len(row))]])
+    return replace(prepared, spans=torch.tensor([[*row, *[(0.0,) * 4] * (count - len(row))] for row in bounds]))
 
 
-def _together(condition: Condition, spans: Float[Tensor, "i s 4"] | None) -> Condition:
-    """The condition of items whose spans stand in rows of their own: one after another."""
+def _concat_spans(condition: Condition, spans: Float[Tensor, "i s 4"] | None) -> Condition:
+    """Concatenate the rows of each item's spans: [i * s, n, d] becomes [i, s * n, d]."""
     if spans is None:
         return condition
     items, count = spans.shape[:2]

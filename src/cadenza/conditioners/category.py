@@ -2,17 +2,14 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.conditioners.base import ConditionerSpec, EmbeddingTableConditioner
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import did_you_mean
-from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.core.types import ConditionKind
 
 
 class CategorySpec(ConditionerSpec):
@@ -61,28 +58,19 @@ class CategorySpec(ConditionerSpec):
         return CategoryConditioner(self)
 
 
-class CategoryConditioner(Conditioner[str]):
+class CategoryConditioner(EmbeddingTableConditioner[str]):
     """A table with one trained vector a value, after that of unknown words where there is one."""
 
     def __init__(self, spec: CategorySpec) -> None:
-        super().__init__(spec)
-        self.placeholder = spec.values[0]
         first = int(spec.unknown == "learned")
+        super().__init__(spec, len(spec.values) + first)
+        self.placeholder = spec.values[0]
         self.rows = {spec.normalize_value(value): row for row, value in enumerate(spec.values, first)}
         self.rows |= {
             spec.normalize_value(alias): self.rows[spec.normalize_value(value)] for alias, value in spec.aliases.items()
         }
-        self.table = nn.Embedding(len(spec.values) + first, spec.output_dim)
-        nn.init.normal_(self.table.weight, std=spec.std)
 
-    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        return {"row": torch.tensor([self._row(value) for value in values], dtype=torch.long)}
-
-    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        row = tensors["row"][:, None]
-        return MaskedSequence(self.table(row), torch.ones_like(row, dtype=torch.bool))
-
-    def _row(self, value: Any) -> int:
+    def row(self, value: Any) -> int:
         row = self.rows.get(self.spec.normalize_value(value)) if isinstance(value, str) else None
         if row is None and isinstance(value, str) and self.spec.unknown == "learned":
             return 0

@@ -1,7 +1,6 @@
 """The pitch classes of a recording over time: the melody of MusicGen (arXiv:2306.05284)."""
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -116,18 +115,14 @@ class ChromaConditioner(Conditioner[Any]):
         """Where a mix is to be separated; chroma alone is made as soon as it is found."""
         return bool(prepared.tensors["mixed"].any())
 
-    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         if self.spec.stems is None or self.separator.folder is None:
             return self.spec
-        self.separator.save(folder / place)
-        return self.spec.model_copy(update={"separator": f"./{place}"})
+        self.separator.save(folder / subfolder)
+        return self.spec.model_copy(update={"separator": f"./{subfolder}"})
 
-    def with_max_frames(self, frames: int) -> "ChromaConditioner":
-        if self.spec.max_frames is None or self.spec.pad_mode == "repeat" or frames <= self.spec.max_frames:
-            return self
-        longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"max_frames": frames})
-        return longer
+    def with_max_frames(self, frames: int) -> "Conditioner[Any]":
+        return self if self.spec.pad_mode == "repeat" else super().with_max_frames(frames)
 
     def value_from_item(self, item: Item, name: str) -> Any:
         value, own = super().value_from_item(item, name), item.get("stems")

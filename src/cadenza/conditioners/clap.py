@@ -120,7 +120,7 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
             return _Said(None, silence(self.pretrained.mel_frontend.sample_rate))
         return _Said("", None)
 
-    def fit(self, values: Iterable[Any]) -> None:
+    def prepare_training(self, values: Iterable[Any]) -> None:
         """Fetches what is needed, and puts the codebooks where the vectors of the values are."""
         if self.spec.modalities != "audio":
             _ = self.pretrained.tokenizer
@@ -136,13 +136,13 @@ class CLAPConditioner(FrozenEncoderMixin, Conditioner[Any]):
         """What features depend on beside the spec: the config and the weights of the towers, where they are not trained."""
         return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
 
-    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         """A frozen CLAP of the hub is named by its commit; of anything else the place gets what the weights lack."""
         here = {"dim": self.pretrained.dim}
         if self.pretrained.source.folder is None and not self.spec.train:
             return self.spec.model_copy(update=here | {"revision": self.pretrained.source.resolved_revision})
-        self.pretrained.save(folder / place, weights=not self.spec.train)
-        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None})
+        self.pretrained.save(folder / subfolder, weights=not self.spec.train)
+        return self.spec.model_copy(update=here | {"model": f"./{subfolder}", "revision": None})
 
     def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         return super().prepare([self._said(value) for value in values])

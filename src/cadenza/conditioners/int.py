@@ -2,17 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.conditioners.base import ConditionerSpec, EmbeddingTableConditioner
 from cadenza.core.errors import RequestError
-from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.core.types import ConditionKind
 
 
 class IntSpec(ConditionerSpec):
@@ -46,23 +44,14 @@ class IntSpec(ConditionerSpec):
         return IntConditioner(self)
 
 
-class IntConditioner(Conditioner[int]):
+class IntConditioner(EmbeddingTableConditioner[int]):
     """A table with one trained vector a number."""
 
     def __init__(self, spec: IntSpec) -> None:
-        super().__init__(spec)
+        super().__init__(spec, spec.max - spec.min + 1)
         self.placeholder = spec.min
-        self.table = nn.Embedding(spec.max - spec.min + 1, spec.output_dim)
-        nn.init.normal_(self.table.weight, std=spec.std)
 
-    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        return {"row": torch.tensor([self._row(value) for value in values], dtype=torch.long)}
-
-    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        row = tensors["row"][:, None]
-        return MaskedSequence(self.table(row), torch.ones_like(row, dtype=torch.bool))
-
-    def _row(self, value: Any) -> int:
+    def row(self, value: Any) -> int:
         low, high = self.spec.min, self.spec.max
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()

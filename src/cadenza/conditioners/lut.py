@@ -139,18 +139,18 @@ class LUTConditioner(Conditioner[str]):
         self.out = nn.Identity() if spec.project == "auto" and dim == spec.output_dim else nn.Linear(dim, spec.output_dim)
         self.places = nn.Embedding(spec.max_length or 1, spec.output_dim) if spec.positions else None
 
-    def fit(self, values: Any) -> None:
+    def prepare_training(self, values: Any) -> None:
         """Reads what is needed, so that what is missing is said before the first step."""
         self._ids(["x"])
 
-    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         """A tokenizer of the hub is named by its commit, an installed language model by its name; folders are copied."""
         tokenizer = self.spec.tokenizer
         if self.vocabulary:
-            tokenizer = self.vocabulary.save_assets(folder, place)
+            tokenizer = self.vocabulary.save_assets(folder, subfolder)
         elif isinstance(tokenizer, SpacyTokenizer) and Path(tokenizer.model).expanduser().is_dir():
-            shutil.copytree(find_spacy_model(tokenizer.model), folder / place, copy_function=shutil.copyfile)
-            tokenizer = tokenizer.model_copy(update={"model": f"./{place}"})
+            shutil.copytree(find_spacy_model(tokenizer.model), folder / subfolder, copy_function=shutil.copyfile)
+            tokenizer = tokenizer.model_copy(update={"model": f"./{subfolder}"})
         return self.spec.model_copy(update={"tokenizer": tokenizer})
 
     def prepare(self, values: Sequence[Any]) -> PreparedInputs:
@@ -260,15 +260,15 @@ class LazyTokenizer:
                 _warn(len(encoding.ids) + lost, len(encoding.ids))
         return [encoding.ids for encoding in encodings]
 
-    def save_assets(self, folder: Path, place: str) -> PretrainedTokenizer:
+    def save_assets(self, folder: Path, subfolder: str) -> PretrainedTokenizer:
         """What a saved system says of it, which is copied there where it came from a folder."""
         if self.source.folder is None:
             return self.spec.model_copy(update={"size": self.size, "revision": self.source.resolved_revision})
-        (folder / place).mkdir(parents=True)
-        self.base_tokenizer.save(str(folder / place / _KEPT))
+        (folder / subfolder).mkdir(parents=True)
+        self.base_tokenizer.save(str(folder / subfolder / _KEPT))
         if config := self.source.optional_file("tokenizer_config.json"):
-            (folder / place / config.name).write_bytes(config.read_bytes())
-        return self.spec.model_copy(update={"size": self.size, "model": f"./{place}", "revision": None})
+            (folder / subfolder / config.name).write_bytes(config.read_bytes())
+        return self.spec.model_copy(update={"size": self.size, "model": f"./{subfolder}", "revision": None})
 
     def _by_rules(self) -> Tokenizer:
         """One that is in other files, such as vocab.txt, by the rules that `transformers` has for their model."""

@@ -137,7 +137,7 @@ class StyleConditioner(Conditioner[Any]):
         self.bottleneck = VariableRVQ(spec.hidden, codebooks=spec.levels, bins=spec.bins)
         self.out = nn.Linear(spec.hidden, spec.output_dim)
 
-    def fit(self, values: Iterable[Any]) -> None:
+    def prepare_training(self, values: Iterable[Any]) -> None:
         """Fetches what is needed, so that what is missing is said before the first step."""
         if self.listener is not None:
             self.listener.get(self.out.weight.device)
@@ -155,14 +155,14 @@ class StyleConditioner(Conditioner[Any]):
             return {}, self.codec.state_dict()
         return self.listener.config, self.listener.get(self.out.weight.device).state_dict()
 
-    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         if self.listener is None:
             return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
         here = {"dim": self.listener.dim}
         if self.listener.source.folder is None:
             return self.spec.model_copy(update=here | {"revision": self.listener.source.resolved_revision})
-        self.listener.save(folder / place)
-        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None})
+        self.listener.save(folder / subfolder)
+        return self.spec.model_copy(update=here | {"model": f"./{subfolder}", "revision": None})
 
     def value_from_item(self, item: Item, name: str) -> Any:
         value = super().value_from_item(item, name)

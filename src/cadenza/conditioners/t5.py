@@ -96,7 +96,7 @@ class T5Conditioner(FrozenEncoderMixin, Conditioner[str]):
         if spec.train:
             self.encoder = self.pretrained.build().requires_grad_(True)
 
-    def fit(self, values: Any) -> None:
+    def prepare_training(self, values: Any) -> None:
         """Fetches what is needed, so that what is missing is said before the first step."""
         _ = self.pretrained.tokenizer
         if not self.spec.train:
@@ -106,13 +106,13 @@ class T5Conditioner(FrozenEncoderMixin, Conditioner[str]):
         """What features depend on beside the spec: the config and the weights of the encoder, where it is not trained."""
         return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
 
-    def save_assets(self, folder: Path, place: str) -> ConditionerSpec:
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         """A frozen encoder of the hub is named by its commit; of anything else the place gets what the weights lack."""
         here = {"dim": self.pretrained.dim}
         if self.pretrained.source.folder is None and not self.spec.train:
             return self.spec.model_copy(update=here | {"revision": self.pretrained.source.resolved_revision})
-        self.pretrained.save(folder / place, weights=not self.spec.train)
-        return self.spec.model_copy(update=here | {"model": f"./{place}", "revision": None, "subconfig": None})
+        self.pretrained.save(folder / subfolder, weights=not self.spec.train)
+        return self.spec.model_copy(update=here | {"model": f"./{subfolder}", "revision": None, "subconfig": None})
 
     def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         prepared = super().prepare([self._text(value) for value in values])

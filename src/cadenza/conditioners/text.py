@@ -70,7 +70,7 @@ class TextConditioner(Conditioner[str]):
         self.tokenizer = BPETokenizer()  # what `merges` says, on the host, for the data workers
         self.register_load_state_dict_post_hook(_read_merges)
 
-    def fit(self, values: Iterable[Any]) -> None:
+    def prepare_training(self, values: Iterable[Any]) -> None:
         """Learns the vocabulary; the same texts in any order give the same one."""
         counts = Counter(word for value in values if value is not None for word in split_words(_checked(value)))
         merges = train_bpe(counts, self.spec.vocabulary - BYTES)

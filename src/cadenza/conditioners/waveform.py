@@ -1,7 +1,6 @@
 """A sound as one vector a frame of any codec: its latents, or what its codes stand for."""
 
 from collections.abc import Sequence
-from copy import copy
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -60,13 +59,6 @@ class WaveformConditioner(CodecConditioner[Any]):
     @property
     def placeholder(self) -> Any:  # type: ignore[override]
         return torch.zeros(self.dim, 1) if self.codec is None else silence(self.spec.sample_rate, samples=self.spec.hop)
-
-    def with_max_frames(self, frames: int) -> "WaveformConditioner":
-        if self.spec.max_frames is None or frames <= self.spec.max_frames:
-            return self
-        longer = copy(self)
-        longer.spec = self.spec.model_copy(update={"max_frames": frames})
-        return longer
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """The `wave` of each frame [b n c s], and samples in all, `lengths` [b]; or the frames `x` [b n d].

@@ -94,7 +94,7 @@ class Trainer:
         new = [name for name in self.system.conditioners if f"conditioners.{name}" not in self._given]
         metadata = _metadata(self._train) if new else []
         for name in new:
-            self.system.conditioners[name].fit(value for item in metadata for value in _values(item.get(name)))  # type: ignore[operator]
+            self.system.conditioners[name].prepare_training(value for item in metadata for value in _values(item.get(name)))  # type: ignore[operator]
 
     def _material(self, loop: TrainingLoop) -> TrainingData:
         """The batches of this process, and those that are the same every time."""

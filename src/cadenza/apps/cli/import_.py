@@ -68,7 +68,7 @@ def _fetch(system: "System") -> None:
         if source is None or source.folder is not None:
             continue
         try:
-            conditioner.fit([])  # type: ignore[operator]
+            conditioner.prepare_training([])  # type: ignore[operator]
         except CadenzaError as error:
             warnings.warn(f"the control '{name}' cannot be used yet: {error}", stacklevel=2)
         else:
