@@ -33,7 +33,7 @@ def clean(tmp_path_factory) -> Path:
 def test_a_clean_folder(cadenza, clean, tmp_path):
     status, out, errors = cadenza("data", "check", clean)
     assert status == 0 and errors == ""
-    for word in ("12 clips, 24.0 s", "12 at 16000 Hz", "seconds", "LUFS", "####", "no faults"):
+    for word in ("12 clips, 24.0 s", "12 at 16000 Hz", "seconds", "LUFS", "####", "no issues"):
         assert word in out
     assert list(tmp_path.iterdir()) == []
 
@@ -45,9 +45,9 @@ def test_faults_are_listed_and_written(cadenza, clean, tmp_path):
     (folder / "x.txt").write_text("the same again")
     status, out, _ = cadenza("data", "check", folder, "--json", "report.json")
     assert status == 1 and "unreadable: 00.wav:" in out and "duplicate: x.wav: the same file as 03.wav; keep one" in out
-    assert "2 faults: 1 unreadable, 1 duplicate" in out
+    assert "2 issues: 1 unreadable, 1 duplicate" in out
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [fault["clip"] for fault in report["faults"]] == ["00.wav", "x.wav"]
+    assert [fault["clip"] for fault in report["issues"]] == ["00.wav", "x.wav"]
 
 
 def test_what_is_wanted(cadenza, tmp_path):
@@ -55,7 +55,7 @@ def test_what_is_wanted(cadenza, tmp_path):
         save(tmp_path / f"in/{i}.wav", tune(i), caption(i))
     assert cadenza("data", "check", "in")[0] == 0
     status, out, _ = cadenza("data", "check", "in", "--sample-rate", 44100, "--channels", 2, "--min-seconds", 5)
-    assert status == 1 and "6 faults: 2 sample rate, 2 channels, 2 too short" in out
+    assert status == 1 and "6 issues: 2 sample rate, 2 channels, 2 too short" in out
 
 
 def test_mistakes_are_one_line(cadenza, tmp_path):

@@ -97,5 +97,5 @@ def test_a_config_mixes_music_metadata(folder: Path, system: System, tmp_path: P
 
 def test_a_codec_needs_audio(folder: Path, system: System, tmp_path: Path) -> None:
     data = arrays(folder, system)
-    with pytest.raises(TrainingError, match="encoded frames, but this task learns from audio"):
+    with pytest.raises(TrainingError, match="encoded frames, but this task trains on audio"):
         Trainer(SystemSpec.parse({"codec": SYSTEM["codec"]}), data, out=tmp_path / "run", cpu=True, **QUICK)

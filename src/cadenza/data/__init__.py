@@ -1,1 +1,1 @@
-"""Items and manifests, datasets of audio or codes, resumable loading, the procedural corpus."""
+"""Items, manifests, datasets of audio or codes, and resumable loading."""

@@ -35,7 +35,7 @@ def check(
     print(found)
     if json is not None:
         found.write(json)
-    if found.faults:
+    if found.issues:
         raise typer.Exit(1)
 
 
@@ -52,7 +52,7 @@ def pack(
     manifest, found = load_manifest(data)
     if found.broken:
         print(found, file=sys.stderr)
-    report = write_shards(manifest, out, clips=clips, broken="skip", progress=lambda done, all: _progress("packing", done, all))
+    report = write_shards(manifest, out, clips=clips, on_broken_file="skip", progress=lambda done, all: _progress("packing", done, all))
     print(f"{out}: {report}")
     if found.broken or report.broken:
         raise typer.Exit(1)
