@@ -163,7 +163,7 @@ def test_mistakes_are_named(finetune, sound: Path, ours: Path, tmp_path: Path) -
     refused(finetune(ours, "empty"), "empty: no usable audio")
     refused(finetune(ours, "words"), "a.wav")
     refused(finetune("startr", sound), "startr")
-    refused(finetune(ours, sound, "--set", "lr"), "'lr' sets nothing")
+    refused(finetune(ours, sound, "--set", "lr"), "'lr' is not an override")
     refused(finetune(ours, sound, "--set", "stepz=3"), "stepz", "Did you mean 'steps'")
     refused(finetune(ours, sound, "--set", "system.generator.dropout=0.1"), "not its system")
     refused(finetune(ours, sound, "--steps", 1, "--set", "seconds=9"), "longer than this model", "up to 2")

@@ -101,7 +101,7 @@ def test_filelist_and_damage(folder, tmp_path):
         with pytest.raises(DataError, match=message):
             scan_pre_encoded(folder)
     np.save(folder / "0/000.npy", np.zeros(3))
-    with pytest.raises(DataError, match=r"holds float64 \[3\]"):
+    with pytest.raises(DataError, match=r"contains float64 \[3\]"):
         scan_pre_encoded(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no .npy"):

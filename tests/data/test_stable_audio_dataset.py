@@ -76,7 +76,7 @@ def test_encoded_folders(folder):
         load_manifest(path)
     with pytest.raises(DataError, match="latent_crop_length has conflicting values"):
         load_dataset_config(config(folder, "pre_encoded", entries, latent_crop_length=30))
-    with pytest.raises(DataError, match="no clip is of a length"):
+    with pytest.raises(DataError, match="no clip has a length"):
         load_dataset_config(config(folder, "pre_encoded", entries, max_length_sec=1))
 
 

@@ -179,5 +179,5 @@ def test_what_cannot_be_written(folder):
     ramp(folder / "shards/loose.wav")
     with pytest.raises(DataError, match="1 shards and 1 audio files"):
         load_manifest(folder / "shards")
-    with pytest.raises(DataError, match="which a manifest cannot say"):
+    with pytest.raises(DataError, match="which a manifest cannot list"):
         load_manifest(folder / "shards/shard-00000.tar")[0].write(folder / "m.jsonl")

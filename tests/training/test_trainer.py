@@ -128,7 +128,7 @@ def test_any_dataset_and_what_is_held_out(codec: Path, tmp_path: Path) -> None:
 
     trainer = Trainer(SystemSpec.parse({"codec": CODEC}), Mine(), out=tmp_path, cpu=True, data_rate=8000, steps=1, **QUICK)
     assert trainer.train().step == 1
-    assert trainer._held is not None and (len(trainer._train), len(trainer._held)) == (7, 2)
+    assert trainer._holdout is not None and (len(trainer._train_set), len(trainer._holdout)) == (7, 2)
 
 
 def test_what_would_stay_noise_is_refused(folder: Path, codec: Path, tmp_path: Path) -> None:

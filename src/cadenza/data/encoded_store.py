@@ -198,7 +198,7 @@ def parse_header(metadata: Mapping[str, str] | None, path: Path) -> StoreHeader:
 
 
 def codec_sha256(codec: Codec) -> str:
-    """Return a hash of a codec's weights on any device, with the names of format 1 so that old stores stay valid."""
+    """Return a hash of a codec's weights, under their names of format 1, so that old stores stay valid."""
     digest = hashlib.sha256()
     for name, x in sorted((format_1_weight_name(name), x) for name, x in codec.state_dict().items()):
         digest.update(f"{name}:{tuple(x.shape)}".encode())
