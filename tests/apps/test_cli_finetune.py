@@ -166,7 +166,7 @@ def test_mistakes_are_named(finetune, sound: Path, ours: Path, tmp_path: Path) -
     refused(finetune(ours, sound, "--set", "lr"), "'lr' is not an override")
     refused(finetune(ours, sound, "--set", "stepz=3"), "stepz", "Did you mean 'steps'")
     refused(finetune(ours, sound, "--set", "system.generator.dropout=0.1"), "not its system")
-    refused(finetune(ours, sound, "--steps", 1, "--set", "seconds=9"), "longer than this model", "up to 2")
+    refused(finetune(ours, sound, "--steps", 1, "--set", "seconds=9"), "longer than the model's context", "at most 2")
     refused(finetune(ours, sound, "--steps", 0), "--steps")
     encode_dataset(load_manifest(sound)[0], tiny_system(seed=1).codec, tmp_path / "other")
     refused(finetune(ours, "other"), "other")
