@@ -63,7 +63,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for outcome in ("skipped", "error") for report in terminalreporter.stats.get(outcome, ())]
-    counts = Counter(name for report in reports for key, name in report.user_properties if key == MISSING)
+    tests = [report for report in reports if isinstance(report, pytest.TestReport)]  # not modules that cannot be imported
+    counts = Counter(name for report in tests for key, name in report.user_properties if key == MISSING)
     missing = [program for program in PROGRAMS.values() if program.name in counts]
     if missing:
         outcome = "failed" if os.environ.get(REQUIRE) else "skipped"

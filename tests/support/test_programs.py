@@ -87,5 +87,13 @@ def test_tests_of_installed_programs_run(run_pytest, require: str) -> None:
     assert run_pytest(programs="espeak-ng fluidsynth", require=require) == (1, {"passed": 7, "error": 1}, "")
 
 
+def test_modules_that_cannot_be_imported_are_not_counted(run_pytest, tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import nothing_of_this_name")
+    (tmp_path / "test_left_out.py").write_text("import pytest; pytest.skip('not here', allow_module_level=True)")
+    line = f"{FLUIDSYNTH} (skipped tests: 3); on Debian: apt-get install fluidsynth fluid-soundfont-gm"
+    options = ("--continue-on-collection-errors", "test_broken.py", "test_left_out.py")
+    assert run_pytest(*options, programs="espeak-ng") == (1, {"passed": 5, "skipped": 4, "error": 1}, line)
+
+
 def test_a_run_that_selects_none_of_them_mentions_no_program(run_pytest) -> None:
     assert run_pytest("-k", "neither") == (0, {"passed": 1}, "")
