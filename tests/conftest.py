@@ -1,4 +1,4 @@
-"""Shapes are checked in every test; the conformance kit runs where it is present."""
+"""Shapes are checked in every test; tests of the conformance kit and of programs run where these are present."""
 
 import os
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+pytest_plugins = ("programs",)
 ROOT = Path(__file__).parents[1]
 # Packages that hold tensors; specs have none, and what is compiled (nn/kernels) cannot be wrapped.
 NN = [f"nn.{path.stem}" for path in (ROOT / "src" / "cadenza" / "nn").glob("*.py") if path.stem != "__init__"]

@@ -132,7 +132,7 @@ def test_a_system_of_ours_from_codes(finetune, sound: Path, ours: Path, tmp_path
     run = finetune(ours, "codes", "--steps", 20, "--set", "lr=1e-2", "--set", "seconds=0.2")
     assert run.status == 0, run.err
     assert "20 steps of 4 pieces of up to 0.2 s, lr 0.01 after 2 steps" in run.out and "licence MIT" in run.out
-    assert "no clip says anything of tempo, key: the model" in run.err  # of the prompt they do
+    assert "no clip has a value for tempo, key: the model" in run.err  # of the prompt they do
     folder = tmp_path / "runs/tiny-finetuned"
     assert loss(folder / "final", sound) < loss(ours, sound) - 0.2
     card = ModelCard.from_folder(folder / "best")
@@ -158,15 +158,15 @@ def test_mistakes_are_named(finetune, sound: Path, ours: Path, tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     (tmp_path / "words").mkdir()
     (tmp_path / "words/a.wav").write_text("not audio")
-    refused(finetune(tmp_path / "codec", sound), "a codec alone", "cadenza train CONFIG", "init_from=MODEL")
+    refused(finetune(tmp_path / "codec", sound), "is a codec", "cadenza train CONFIG", "init_from=MODEL")
     refused(finetune(ours, "nowhere"), "nowhere: no such file or folder")
     refused(finetune(ours, "empty"), "empty: no usable audio")
     refused(finetune(ours, "words"), "a.wav")
     refused(finetune("startr", sound), "startr")
-    refused(finetune(ours, sound, "--set", "lr"), "'lr' sets nothing")
+    refused(finetune(ours, sound, "--set", "lr"), "'lr' is not an override")
     refused(finetune(ours, sound, "--set", "stepz=3"), "stepz", "Did you mean 'steps'")
-    refused(finetune(ours, sound, "--set", "system.generator.dropout=0.1"), "not what it is made of")
-    refused(finetune(ours, sound, "--steps", 1, "--set", "seconds=9"), "longer than this model", "up to 2")
+    refused(finetune(ours, sound, "--set", "system.generator.dropout=0.1"), "not its system")
+    refused(finetune(ours, sound, "--steps", 1, "--set", "seconds=9"), "longer than the model's context", "at most 2")
     refused(finetune(ours, sound, "--steps", 0), "--steps")
     encode_dataset(load_manifest(sound)[0], tiny_system(seed=1).codec, tmp_path / "other")
     refused(finetune(ours, "other"), "other")

@@ -30,6 +30,7 @@ def test_the_vocabulary_is_fixed() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.needs("espeak-ng")
 @pytest.mark.parametrize(
     "language", ["en-us", "en-gb", "de", "fr-fr", "es", "it", "ru", "cmn", "ja", "vi", "hi", "fi", "ar", "pt-br"]
 )
@@ -40,6 +41,7 @@ def test_every_sound_has_a_row(language: str) -> None:
     assert not set(unicodedata.normalize("NFD", said)) - symbol_table("ipa").keys()
 
 
+@pytest.mark.needs("espeak-ng")
 def test_texts_in_their_languages_and_phonemes_as_they_are() -> None:
     part = part_of(language="en-us")
     english, french = phonemize(["bonjour"], "en-us")[0], phonemize(["bonjour"], "fr")[0]
@@ -107,6 +109,7 @@ def test_rows_of_g2p_en() -> None:
         part_of(vocabulary="g2p_en", language="fr")
 
 
+@pytest.mark.needs("espeak-ng")
 @pytest.mark.parametrize(
     ("text", "said"),  # as the CMU Pronouncing Dictionary has them
     [

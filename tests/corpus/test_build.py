@@ -29,6 +29,7 @@ def reference(tmp_path_factory):
     return out, report
 
 
+@pytest.mark.needs("fluidsynth")
 def test_a_build_writes_the_clips_that_it_reports(reference):
     out, report = reference
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
@@ -44,6 +45,7 @@ def test_a_build_writes_the_clips_that_it_reports(reference):
         assert len(record["prompt"]) == len(record["prompt_mentions"]) == 6
 
 
+@pytest.mark.needs("fluidsynth")
 def test_the_corpus_names_its_soundfont_and_licence(reference):
     record = json.loads((reference[0] / "corpus.json").read_text())
     assert (record["format"], record["seed"], record["split"], record["sample_rate"]) == (1, SEED, "train", 24_000)
@@ -53,6 +55,7 @@ def test_the_corpus_names_its_soundfont_and_licence(reference):
     assert record["fluidsynth"][0].isdigit()
 
 
+@pytest.mark.needs("fluidsynth")
 def test_the_manifest_can_be_loaded_as_data(reference):
     out, report = reference
     manifest = Manifest.read(out / "manifest.jsonl")
@@ -62,6 +65,7 @@ def test_the_manifest_can_be_loaded_as_data(reference):
     assert metadata["key"].split()[1] in ("major", "minor")
 
 
+@pytest.mark.needs("fluidsynth")
 def test_two_processes_make_the_same_files_as_one(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["cadenza.corpus.build"], "BATCH", 2)
     alone = tmp_path / "alone"
@@ -72,6 +76,7 @@ def test_two_processes_make_the_same_files_as_one(reference, tmp_path, monkeypat
     assert list(contents(pair)) == list(contents(reference[0]))
 
 
+@pytest.mark.needs("fluidsynth")
 def test_only_missing_and_incomplete_clips_are_rendered_again(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
     for name, data in full.items():
@@ -86,6 +91,7 @@ def test_only_missing_and_incomplete_clips_are_rendered_again(reference, tmp_pat
     assert (out / "0000/000000.flac").stat().st_mtime_ns == kept
 
 
+@pytest.mark.needs("fluidsynth")
 def test_a_killed_build_can_be_resumed(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
     call = f"build_corpus(Path({str(out)!r}), hours={HOURS}, seed={SEED}, workers=1)"
@@ -105,6 +111,7 @@ def test_a_killed_build_can_be_resumed(reference, tmp_path):
     assert contents(out) == full
 
 
+@pytest.mark.needs("fluidsynth")
 def test_more_hours_only_add_clips(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
     build_corpus(out, hours=HOURS / 3, seed=SEED, workers=1)
@@ -115,6 +122,7 @@ def test_more_hours_only_add_clips(reference, tmp_path):
     assert {n: full[n] for n in before} == before
 
 
+@pytest.mark.needs("fluidsynth")
 def test_rewriting_captions_does_not_change_audio(reference, tmp_path):
     out, full = tmp_path / "out", contents(reference[0])
     build_corpus(out, hours=HOURS / 3, seed=SEED, workers=1)
@@ -125,6 +133,7 @@ def test_rewriting_captions_does_not_change_audio(reference, tmp_path):
     assert (out / "0000/000000.flac").stat().st_mtime_ns == kept
 
 
+@pytest.mark.needs("fluidsynth")
 @pytest.mark.parametrize(("change", "message"), [({"seed": 78}, "seed"), ({"split": "held_out"}, "split")])
 def test_a_folder_holds_one_corpus(reference, change, message):
     with pytest.raises(DataError, match=f"has {message}"):
@@ -139,6 +148,7 @@ def test_invalid_arguments_are_refused_before_anything_is_written(tmp_path, chan
     assert not out.exists()
 
 
+@pytest.mark.needs("fluidsynth")
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):

@@ -38,6 +38,7 @@ def batch():
     return render_clips(41, range(6), RATE)
 
 
+@pytest.mark.needs("fluidsynth")
 def test_a_note_sounds_at_its_pitch_and_starts_at_its_time():
     tones = [
         ("flute", 81, 0.0),
@@ -60,6 +61,7 @@ def test_a_note_sounds_at_its_pitch_and_starts_at_its_time():
         assert begin == 0 or level[: int((begin - 0.01) * RATE)].max() < 0.001
 
 
+@pytest.mark.needs("fluidsynth")
 def test_clips_have_their_length_and_begin_with_the_music(batch):
     for piece, wave in batch:
         assert len(wave) == round(piece.plan.seconds * RATE)
@@ -67,6 +69,7 @@ def test_clips_have_their_length_and_begin_with_the_music(batch):
         assert np.argmax(level > 0.02 * level.max()) / RATE < 0.03
 
 
+@pytest.mark.needs("fluidsynth")
 def test_clips_neither_clip_nor_fall_silent_and_end_in_silence(batch):
     for piece, wave in batch:
         assert wave.dtype == np.float32
@@ -80,6 +83,7 @@ def test_clips_neither_clip_nor_fall_silent_and_end_in_silence(batch):
         assert np.abs(wave[-24:]).max() < 1e-3
 
 
+@pytest.mark.needs("fluidsynth")
 def test_clips_do_not_bleed_into_each_other():
     loud, soft = compose_piece(41, 2), one_note("flute", 79, start=3.0)
     alone = render_pieces([soft])[0]
@@ -88,12 +92,14 @@ def test_clips_do_not_bleed_into_each_other():
     assert np.abs(after - alone).max() < 0.01 * np.abs(alone).max()
 
 
+@pytest.mark.needs("fluidsynth")
 def test_a_clip_does_not_depend_on_the_clips_that_follow(batch):
     fewer = render_clips(41, range(3), RATE)
     for (_, a), (_, b) in zip(fewer, batch, strict=False):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.needs("fluidsynth")
 def test_onsets_of_drums_fall_on_their_times():
     piece = next(
         p for p in (compose_piece(43, i) for i in range(200)) if p.plan.genre.name == "electronic" and p.plan.find_part("drums")

@@ -1,4 +1,7 @@
-"""What the pages say is done: every block runs, a page in one namespace and one folder, from top to bottom."""
+"""What the pages say is done: every block runs, a page in one namespace and one folder, from top to bottom.
+
+The blocks of a page that need a program are a test of their own, which is skipped if the program is not installed.
+"""
 
 import ast
 import importlib.util
@@ -29,7 +32,6 @@ from cadenza.conditioners.base import ConditionerSpec
 
 PICTURES = sorted((ROOT / "docs" / "pictures").glob("*.png"))
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("convert_"))
-WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
 
 def name(page: Path) -> str:
@@ -51,11 +53,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del ConditionerSpec.registry[part], sys.modules[f"cadenza.conditioners.{part}"]
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name)
-def test_a_page_can_be_followed(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def parts(page: Path) -> list[Any]:
+    """The parameters of the tests of a page: one for each program that blocks need, and one for all other blocks."""
+    programs = sorted({block.needs for block in blocks(page)})
+    marks = {program: [pytest.mark.needs(program)] if program else [] for program in programs}
+    return [pytest.param(page, program, marks=marks[program], id=f"{name(page)}-{program}".rstrip("-")) for program in programs]
+
+
+@pytest.mark.parametrize(("page", "program"), sum(map(parts, PAGES), []))
+def test_a_page_can_be_followed(page: Path, program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     stand_ins(page.read_text(), folder)
-    for block in blocks(page):
+    for block in [block for block in blocks(page) if block.needs == program]:
         try:
             follow(block, page, folder, namespace, monkeypatch)
         except BaseException as error:
@@ -88,6 +97,16 @@ def follow(block: Block, page: Path, folder: Path, namespace: dict[str, Any], mo
                 namespace["__printed__"] += run([*words, *added(block, words[1])], monkeypatch)
             else:
                 assert words[0] == "make" or block.mark == "shown", f"`{command}` is not run; say why: <!-- shown: REASON -->"
+
+
+def test_blocks_that_render_a_corpus_need_fluidsynth() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            renders = block.language == "bash" and any(
+                shlex.split(line)[:2] == ["cadenza", "corpus"] for line in block.commands()
+            )
+            if renders and block.mark != "shown":
+                assert block.needs == "fluidsynth", f"{name(page)}:{block.line}: add <!-- needs: fluidsynth -->"
 
 
 def added(block: Block, verb: str) -> list[str]:
@@ -196,6 +215,20 @@ cadenza corpus out \\
   --hours 10   # many
 # nothing
 ```
+<!-- needs: fluidsynth -->
+<!-- shown: takes long -->
+```bash
+cadenza corpus out
+```
+<!-- needs: fluidsynth -->
+```python
+y = 1
+```
+<!-- needs: fluidsynth -->
+
+```python
+z = 1
+```
 """
 
 
@@ -207,6 +240,13 @@ def test_pages_are_read_well(tmp_path: Path) -> None:
         Block("text", "hello\n", 4, "file", "a.txt"),
         Block("python", 'x = "```"\n', 8),
         Block("bash", "cadenza corpus out \\\n  --hours 10   # many\n# nothing\n", 12, "test", "--hours 0.1"),
+        Block("bash", "cadenza corpus out\n", 19, "shown", "takes long", "fluidsynth"),
+        Block("python", "y = 1\n", 23, needs="fluidsynth"),
+        Block("python", "z = 1\n", 28),  # a blank line separates it from the comment
+    ]
+    assert [(part.id, [mark.args for mark in part.marks]) for part in parts(ROOT / "README.md")] == [
+        ("README.md", []),
+        ("README.md-fluidsynth", [("fluidsynth",)]),
     ]
     assert shlex.split(blocks(page)[2].commands()[0]) == ["cadenza", "corpus", "out", "--hours", "10"]
     assert len(blocks(page)[2].commands()) == 1

@@ -14,6 +14,7 @@ def alone(text: str, language: str) -> str:
     return " ".join(done.stdout.replace("-", "").split())
 
 
+@pytest.mark.needs("espeak-ng")
 @pytest.mark.parametrize(
     ("language", "texts"),
     [
@@ -33,6 +34,7 @@ def test_many_texts_in_one_call_are_each_text_alone(language: str, texts: list[s
     assert phonemize(["", " \n ", "?!"], language) == ["", "", ""] and len(calls) == 1
 
 
+@pytest.mark.needs("espeak-ng")
 def test_marks_stay_where_clauses_end() -> None:
     hello, friend, pi = (alone(text, "en-us") for text in ("hello", "friend", "3.14"))
     assert phonemize(["hello, friend!", "hello\nfriend", "3.14; hello...", "hello？friend。"], "en-us") == [
@@ -43,6 +45,7 @@ def test_marks_stay_where_clauses_end() -> None:
     ]
 
 
+@pytest.mark.needs("espeak-ng")
 def test_no_text_is_a_command() -> None:
     """Neither markup of phonemes nor options nor what stands between clauses can be given in a text."""
     one, other = phonemize(["[[ptptptpt]]", "-v de hello"], "en-us")
@@ -51,6 +54,7 @@ def test_no_text_is_a_command() -> None:
     assert phonemize(["hel\x00lo\x07"], "en-us") == [alone("hel lo", "en-us")]
 
 
+@pytest.mark.needs("espeak-ng")
 def test_a_text_of_any_length_is_read_to_its_end() -> None:
     """The program cuts lines of a thousand bytes wherever that is, so it is given shorter ones."""
     words = phonemize(["piano " * 700, "пиано " * 300, "a" * 1500], "en-us")
@@ -58,9 +62,13 @@ def test_a_text_of_any_length_is_read_to_its_end() -> None:
     assert len(words[1].split()) >= 300 and words[2]
 
 
-def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.needs("espeak-ng")
+def test_an_unknown_language_is_an_error() -> None:
     with pytest.raises(RequestError, match="espeak-ng does not support the language 'tlh-q'"):
         phonemize(["hello"], "tlh-q")
+
+
+def test_a_missing_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(CheckpointError, match="needs the program espeak-ng, which is not installed: apt-get install espeak-ng"):
         phonemize(["hello"], "en-us")

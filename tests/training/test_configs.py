@@ -134,7 +134,7 @@ def test_the_released_codecs_can_be_the_start(name: str) -> None:
 
 
 def test_the_codec_of_audiogen_is_what_the_head_of_a_config_says() -> None:
-    head = (FOLDER / "encodec_32khz.yaml").read_text().partition("That of AudioGen:")[2].partition("# What differs")[0]
+    head = (FOLDER / "encodec_32khz.yaml").read_text().partition("For the codec of AudioGen:")[2].partition("# Differences")[0]
     words = shlex.split(head.replace("\n#", ""))
     assert set(words[::2]) == {"--set"}
     settings = words[1::2]

@@ -47,12 +47,12 @@ def test_the_rate_may_fall_as_the_inverse_square_root() -> None:
 def test_groups_have_their_own_rates_and_no_parameter_in_common() -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     groups = build_optimizers({"a": a, "b": b}, config(groups={"b": {"lr": 1.0, "betas": [0.5, 0.6], "grad_clip": 7.0}}))
-    assert (groups["a"].lr, groups["a"].clip) == (1e-2, 1.0)
-    assert (groups["b"].lr, groups["b"].clip) == (1.0, 7.0)
+    assert (groups["a"].lr, groups["a"].grad_clip) == (1e-2, 1.0)
+    assert (groups["b"].lr, groups["b"].grad_clip) == (1.0, 7.0)
     assert groups["b"].optimizer.param_groups[0]["betas"] == (0.5, 0.6)
     with pytest.raises(TrainingError, match="'0.weight' belongs to two groups, 'a' and 'b'"):
         build_optimizers({"a": a, "b": nn.Sequential(a)}, config())
-    with pytest.raises(TrainingError, match="no parameter that learns"):
+    with pytest.raises(TrainingError, match="no trainable parameter"):
         build_optimizers({"a": nn.Linear(2, 2).requires_grad_(False)}, config())
 
 

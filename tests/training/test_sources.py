@@ -89,13 +89,13 @@ def test_two_steps_from(make: Any, folder: Path, system: System, tmp_path: Path)
 def test_a_config_mixes_music_metadata(folder: Path, system: System, tmp_path: Path) -> None:
     data, run = audiocraft(folder, system), tmp_path / "run"
     mixed = Trainer(system, data, out=run, cpu=True, **QUICK, music={"merge": 1, "keep_field": 1, "drop_description": 0})
-    prompts = [item["prompt"] for item in (mixed._train[i] for i in range(len(mixed._train)))]
+    prompts = [item["prompt"] for item in (mixed._train_set[i] for i in range(len(mixed._train_set)))]
     assert all(text == f"tone {text[5]}. bpm: {100 + int(text[5])}" for text in prompts)
     plain = Trainer(system, data, out=run, cpu=True, **QUICK)
-    assert plain._train[0]["prompt"].startswith("tone ") and "bpm" not in plain._train[0]["prompt"]
+    assert plain._train_set[0]["prompt"].startswith("tone ") and "bpm" not in plain._train_set[0]["prompt"]
 
 
 def test_a_codec_needs_audio(folder: Path, system: System, tmp_path: Path) -> None:
     data = arrays(folder, system)
-    with pytest.raises(TrainingError, match="encoded frames, but this task learns from audio"):
+    with pytest.raises(TrainingError, match="encoded frames, but this task trains on audio"):
         Trainer(SystemSpec.parse({"codec": SYSTEM["codec"]}), data, out=tmp_path / "run", cpu=True, **QUICK)

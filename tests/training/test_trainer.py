@@ -75,7 +75,7 @@ def test_a_codec_from_a_folder(folder: Path, codec: Path) -> None:
 def test_a_generator_from_codes_that_goes_on_exactly(folder: Path, codec: Path, tmp_path: Path) -> None:
     trained = System.load(codec / "best")
     encode_dataset(load_manifest(folder)[0], trained.codec, tmp_path / "codes")
-    with pytest.raises(TrainingError, match="store of encoded frames, but this task learns from audio"):
+    with pytest.raises(TrainingError, match="contains encoded frames, but this task trains on audio"):
         Trainer(SystemSpec.parse({"codec": CODEC}), tmp_path / "codes", out=tmp_path / "codec", cpu=True, **QUICK)
     config = {"system": SYSTEM, "task": {"type": "generator"}, "init_from": str(codec / "best"), **QUICK}
     torch.manual_seed(0)
@@ -128,19 +128,19 @@ def test_any_dataset_and_what_is_held_out(codec: Path, tmp_path: Path) -> None:
 
     trainer = Trainer(SystemSpec.parse({"codec": CODEC}), Mine(), out=tmp_path, cpu=True, data_rate=8000, steps=1, **QUICK)
     assert trainer.train().step == 1
-    assert trainer._held is not None and (len(trainer._train), len(trainer._held)) == (7, 2)
+    assert trainer._holdout is not None and (len(trainer._train_set), len(trainer._holdout)) == (7, 2)
 
 
 def test_what_would_stay_noise_is_refused(folder: Path, codec: Path, tmp_path: Path) -> None:
     spec = SystemSpec.parse(SYSTEM)
-    with pytest.raises(TrainingError, match="'codec' would stay untrained.*init_from: FOLDER"):
+    with pytest.raises(TrainingError, match="'codec' would stay untrained.*Set init_from to a saved system"):
         Trainer(spec, folder, out=tmp_path, cpu=True, **QUICK)
     with pytest.raises(TrainingError, match="'conditioners.prompt' would stay untrained"):
         Trainer(spec, folder, out=tmp_path, cpu=True, task={"type": "codec"}, **QUICK)
     other = SystemSpec.parse({**SYSTEM, "codec": {**CODEC, "bins": 8}})
     with pytest.raises(TrainingError, match="no part of .* has the same spec"):
         Trainer(other, folder, out=tmp_path, cpu=True, init_from=str(codec / "best"), **QUICK)
-    with pytest.raises(TrainingError, match="a codec alone; add a generator"):
+    with pytest.raises(TrainingError, match="only a codec; add a generator"):
         Trainer(SystemSpec.parse({"codec": CODEC}), folder, out=tmp_path, cpu=True, task={"type": "generator"}, **QUICK)
 
 
@@ -170,9 +170,9 @@ def test_configs_are_read_and_overridden(tmp_path: Path) -> None:
     assert (changed.lr, changed.steps, changed.trackers) == (1e-4, 9, ())
     assert changed.task.to_dict()["mel"] == 1.5 and changed.task.to_dict()["l1"] == 0.5
     assert changed.optimizer_for("critic").lr == 2e-4 and changed.optimizer_for("codec").lr == 1e-4
-    with pytest.raises(SpecError, match="'steps' sets nothing"):
+    with pytest.raises(SpecError, match="'steps' is not an override"):
         resolve_config(config, ["steps"], {})
     with pytest.raises(SpecError, match="step: unknown field"):
         resolve_config(config, ["step=3"], {})
-    with pytest.raises(SpecError, match="int is no training config"):
+    with pytest.raises(SpecError, match="int is not a training config"):
         resolve_config(3, [], {})

@@ -56,7 +56,7 @@ def migrate_spec(data: Mapping[str, Any]) -> dict[str, Any]:
     if written == FORMAT:
         return dict(data)
     data = _renamed(data, {"reads": "prompt_patterns"}) | {"format": FORMAT}
-    data = _with(data, "codec", _migrate_codec)
+    data = _with(data, "codec", migrate_codec_spec)
     data = _with(data, "defaults", lambda d: _with(d, "sampling", lambda sampling: _renamed(sampling, _SAMPLING)))
     data = _with(data, "generator", lambda spec: _by_type(spec, _GENERATORS))
     return _with(data, "conditioners", lambda specs: {name: _migrate_conditioner(spec) for name, spec in specs.items()})
@@ -75,17 +75,34 @@ def migrate_weight_name(name: str) -> str:
     return name
 
 
+def format_1_weight_name(name: str) -> str:
+    """Return the name in format 1 of a codec's weight; the reverse of `migrate_weight_name` for codecs."""
+    return re.sub(r"(^|\.)decoder\.", r"\1synthesis.", re.sub(r"(^|\.)encoder\.", r"\1analysis.", name))
+
+
+def migrate_checkpoint_name(name: str) -> str:
+    """Return the present name of a tensor of a training checkpoint of format 1, such as `model/GROUP/WEIGHT`."""
+    kind, _, rest = name.partition("/")
+    if kind == "average":
+        return f"average/{migrate_weight_name(rest)}"
+    if kind in ("model", "optimizer"):
+        group, _, weight = rest.partition("/")
+        return f"{kind}/{group}/{migrate_weight_name(weight)}"
+    return name
+
+
 def _migrate_conditioner(spec: Any) -> Any:
     if not isinstance(spec, Mapping):
         return spec
-    return _with(_renamed(_by_type(spec, _CONDITIONERS), _CONDITIONER), "codec", _migrate_codec)
+    return _with(_renamed(_by_type(spec, _CONDITIONERS), _CONDITIONER), "codec", migrate_codec_spec)
 
 
-def _migrate_codec(spec: Any) -> Any:
+def migrate_codec_spec(spec: Any) -> Any:
+    """Return the spec of a codec of format 1 in the present format."""
     if not isinstance(spec, Mapping):
         return spec
     spec = {**spec, "type": "oobleck_vae"} if spec.get("type") == "oobleck" else spec
-    return _with(spec, "codec", _migrate_codec)
+    return _with(spec, "codec", migrate_codec_spec)
 
 
 def _with(data: Mapping[str, Any], key: str, change: Any) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Items and manifests, datasets of audio or codes, resumable loading."""
+"""Items, manifests, datasets of audio or codes, and resumable loading."""

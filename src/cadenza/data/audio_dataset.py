@@ -1,54 +1,32 @@
-"""Clips: segments of audio files as items; which segment depends on (seed, epoch, index) alone."""
+"""Datasets of audio segments: from the files of a manifest, or from a user's torch dataset."""
 
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from copy import copy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.nn import functional as F
+from torch.utils.data import IterableDataset
 
 from cadenza.core.errors import AudioError, DataError
-from cadenza.data.items import (
-    SampleIndex,
-    SegmentInfo,
-    ToItem,
-    compose,
-    pick_alternatives,
-    sample_rng,
-    select_holdout,
-    select_keys,
-)
+from cadenza.data.items import SampleIndex, SegmentDataset, SegmentInfo, ToItem, compose
 from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio, load_audio
 
-
-class ItemDataset(Protocol):
-    """What the loader reads from: items by draw, and their ids."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, draw: SampleIndex, /) -> dict[str, Any]: ...
-
-    def item_id(self, index: int) -> str:
-        """The id of the item at an index."""
-        ...
+MAX_REJECTED = 20  # segments that `to_item` may reject in a row
+MAX_SEGMENTS_PER_WEIGHT = 64  # bounds the epoch length if weights differ by much
+_EXPECTED_ITEM = "return a mapping such as {'audio': wave, 'prompt': text}"
 
 
-TRIES = 20  # segments drawn in the stead of one that was rejected, before it is an error
-FINEST = 64  # places at most that a clip's weight is worth, so that epochs stay finite
+class AudioDataset(SegmentDataset):
+    """Segments of `seconds` at one sample rate and channel count; short clips are padded with zeros.
 
-
-class AudioDataset(Dataset[dict[str, Any]]):
-    """Segments of `seconds` at one sample rate and channel count, short ones padded and with their true length.
-
-    A clip counts as often as it holds whole segments (at least once), times its weight; each draw takes one at a
-    random place, or with `fixed` the segment of that number. `to_item` makes items of the metadata, after what the
-    manifest makes of it; a segment that it rejects gives way to another. `ids` limits the metadata that travels.
+    A clip has as many segments as fit into it (at least one), times its weight. `to_item` builds items from the
+    metadata after the manifest's own function; if it rejects a segment, another one is taken. `ids` selects metadata.
     """
 
     def __init__(  # noqa: PLR0913
@@ -58,116 +36,101 @@ class AudioDataset(Dataset[dict[str, Any]]):
         self.manifest, self.sample_rate, self.channels = manifest, sample_rate, channels
         self.samples = round(seconds * sample_rate)
         if self.samples < 1:
-            raise DataError(f"segments of {seconds} s hold no sample at {sample_rate} Hz; give more seconds")
+            raise DataError(f"segments of {seconds} s are shorter than one sample at {sample_rate} Hz; use a larger `seconds`")
         self.seconds, self.seed, self.fixed, self.ids, self.to_item = seconds, seed, fixed, ids, to_item
         self._to_item = compose(manifest.to_item, to_item)
-        self.places = [(clip, part) for clip, count in enumerate(self._counts()) for part in range(count)]
-        if not self.places:
-            raise DataError(f"{manifest.folder}: every clip has weight 0; give one some weight")
+        self.clip_indices = list(range(len(manifest.clips)))
+        self.index_segments()
 
-    def __len__(self) -> int:
-        return len(self.places)
+    def index_segments(self) -> None:
+        super().index_segments()
+        if not self.segments:
+            raise DataError(f"{self.manifest.folder}: every clip has weight 0; set a positive weight")
 
-    def item_id(self, index: int) -> str:
-        return self.manifest.clips[self.places[index][0]].id
+    def clip_id(self, clip: int) -> str:
+        return self.manifest.clips[clip].id
 
-    def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
-        draw = draw if isinstance(draw, SampleIndex) else SampleIndex(draw)
-        rng = None if self.fixed else sample_rng(self.seed, draw)
-        index = draw.index
-        for _ in range(TRIES):
-            clip, segment = self._segment(index, rng)
-            item = self._item(clip, segment)
-            if item is not None:
-                given = item.pop("audio", None)
-                audio = segment.audio if given is None else given.resample(self.sample_rate).to_channels(self.channels)
-                return {**item, "id": clip.id, "audio": crop_or_pad(audio.wave, self.samples, self.sample_rate)}
-            index = (index + 1) % len(self) if rng is None else rng.randrange(len(self))
-        raise DataError(
-            f"to_item rejected {TRIES} segments on end, from '{self.item_id(draw.index)}' on; leave such clips out of the data"
-        )
-
-    def metadata_items(self) -> Iterator[dict[str, Any]]:
-        """The item of each clip without its audio and without chance, lists of texts whole; rejected ones are left out."""
-        for index, (which, part) in enumerate(self.places):
-            if part:
-                continue
-            clip = self.manifest.clips[which]
-            item: dict[str, Any] | None = select_keys(clip.metadata(), self.ids)
-            if self._to_item is not None:
-                item = self._item(*self._segment(index, None), choose=False)
-            if item is not None:
-                yield {**{name: value for name, value in item.items() if name != "audio"}, "id": clip.id}
-
-    def _counts(self) -> list[int]:
-        """Places of each clip."""
-        clips, whole = self.manifest.clips, self.manifest.random_crop
-        counts = [max(1, int(clip.seconds / self.seconds + 1e-6)) if whole and clip.seconds else 1 for clip in clips]
+    def count_segments(self) -> list[int]:
+        clips, random_crop = [self.manifest.clips[clip] for clip in self.clip_indices], self.manifest.random_crop
+        counts = [max(1, int(clip.seconds / self.seconds + 1e-6)) if random_crop and clip.seconds else 1 for clip in clips]
         weights = [clip.weight for clip in clips]
         if self.fixed or len(set(weights)) == 1:
             return [count if weight else 0 for count, weight in zip(counts, weights, strict=True)]
         shares = [count * weight for count, weight in zip(counts, weights, strict=True)]
-        unit = max(min((share for share in shares if share), default=1.0), max(shares) / FINEST / max(counts))
+        smallest = min((share for share in shares if share), default=1.0)
+        unit = max(smallest, max(shares) / MAX_SEGMENTS_PER_WEIGHT / max(counts))
         return [max(1, round(share / unit)) if share else 0 for share in shares]
 
+    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
+        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
+        rng, index = self.rng(sample), sample.index
+        for _ in range(MAX_REJECTED):
+            clip, segment = self._segment(index, rng)
+            item = self._item(clip, segment)
+            if item is not None:
+                audio = item.pop("audio", None)
+                audio = segment.audio if audio is None else audio.resample(self.sample_rate).to_channels(self.channels)
+                return {**item, "id": clip.id, "audio": crop_or_pad(audio.wave, self.samples, self.sample_rate)}
+            index = (index + 1) % len(self) if rng is None else rng.randrange(len(self))
+        raise DataError(
+            f"to_item rejected {MAX_REJECTED} segments in a row, starting at '{self.item_id(sample.index)}'; exclude such clips"
+        )
+
+    def metadata_items(self) -> Iterator[dict[str, Any]]:
+        """Yield the item of each clip that is not rejected, without audio or randomness; lists of texts stay whole."""
+        for index, (number, part) in enumerate(self.segments):
+            if part:
+                continue
+            clip = self.manifest.clips[number]
+            if self._to_item is None:  # reads no audio
+                metadata = clip.metadata()
+                yield {**{key: x for key, x in metadata.items() if self.ids is None or key in self.ids}, "id": clip.id}
+            elif (item := self._item(*self._segment(index, None), pick=False)) is not None:
+                yield {**{key: value for key, value in item.items() if key != "audio"}, "id": clip.id}
+
     def _segment(self, index: int, rng: random.Random | None) -> tuple[ManifestClip, SegmentInfo]:
-        which, part = self.places[index]
-        clip = self.manifest.clips[which]
+        number, part = self.segments[index]
+        clip = self.manifest.clips[number]
         info = clip.info()
-        wanted = -(-self.samples * info.sample_rate // self.sample_rate)
-        spare = max(0, info.frames - wanted) if self.manifest.random_crop else 0
-        start = min(part * wanted, spare) if rng is None else rng.randint(0, spare)
+        frames = -(-self.samples * info.sample_rate // self.sample_rate)
+        start = self.segment_start(part, frames, info.frames, rng, random_crop=self.manifest.random_crop)
 
         def read() -> Audio:
-            return _read(clip, start, wanted).resample(self.sample_rate).to_channels(self.channels)
+            return _read_clip(clip, start, frames).resample(self.sample_rate).to_channels(self.channels)
 
         return clip, SegmentInfo(clip.id, str(clip.audio), start / info.sample_rate, info.seconds, rng, read)
 
-    def _item(self, clip: ManifestClip, segment: SegmentInfo, *, choose: bool = True) -> dict[str, Any] | None:
-        """The item of a segment, or None where it is rejected."""
-        made: Any = clip.metadata()
+    def _item(self, clip: ManifestClip, segment: SegmentInfo, *, pick: bool = True) -> dict[str, Any] | None:
+        """Return the item of a segment, or None if it is rejected."""
+        item: Any = clip.metadata()
         if self._to_item is not None:
-            made = self._to_item(made, segment)
-            if made is None:
+            item = self._to_item(item, segment)
+            if item is None:
                 return None
-        audio = {"audio": made["audio"]} if isinstance(made.get("audio"), Audio) else {}
-        made = select_keys(made, self.ids)
-        times = {"seconds_start": segment.start, "seconds_total": segment.total}
-        return {**times, **(pick_alternatives(made, segment.rng) if choose else made), **audio}
-
-    def split(self, count: int) -> tuple["AudioDataset", "AudioDataset"]:
-        """The data set without, and as fixed segments with only, `count` clips held out by the hash of their ids."""
-        same = {"seconds": self.seconds, "sample_rate": self.sample_rate, "channels": self.channels, "ids": self.ids}
-        same |= {"to_item": self.to_item}
-        rest, held = self.manifest.split(count)
-        return AudioDataset(rest, **same, seed=self.seed, fixed=self.fixed), AudioDataset(
-            held, **same, seed=self.seed, fixed=True
-        )
+        audio = {"audio": item["audio"]} if isinstance(item.get("audio"), Audio) else {}
+        return {**self.finish_item(item, segment, pick=pick), **audio}
 
 
 def crop_or_pad(wave: Tensor, samples: int, sample_rate: int) -> Audio:
-    """A wave [1, c, t] cut or filled with zeros to `samples`, with its true length."""
+    """Return a wave [1, c, t] cut or zero-padded to `samples`, with its true length."""
     length = min(wave.shape[-1], samples)
-    room = wave.new_zeros(1, wave.shape[1], samples)
-    room[..., :length] = wave[..., :length]
-    return Audio(room, sample_rate, torch.tensor([length]))
+    return Audio(F.pad(wave[..., :length], (0, samples - length)), sample_rate, torch.tensor([length]))
 
 
-def _read(clip: ManifestClip, start: int, wanted: int) -> Audio:
-    samples, sample_rate = audio_io.read(clip.audio, start, wanted)
+def _read_clip(clip: ManifestClip, start: int, frames: int) -> Audio:
+    samples, sample_rate = audio_io.read(clip.audio, start, frames)
     if clip.sample_rate not in (None, sample_rate):
-        raise AudioError(f"{clip.audio}: has {sample_rate} Hz, but the manifest says {clip.sample_rate}; make it again")
+        raise AudioError(
+            f"{clip.audio}: sample rate is {sample_rate} Hz, but the manifest has {clip.sample_rate} Hz; create it again"
+        )
     return Audio(torch.from_numpy(samples.T.copy())[None], sample_rate)
 
 
-_MEND = "return a mapping such as {'audio': wave, 'prompt': text}"
+class TorchDatasetAdapter(SegmentDataset):
+    """One segment per item of a torch dataset that returns mappings with item ids, or tuples in any order.
 
-
-class TorchDatasetAdapter(Dataset[dict[str, Any]]):
-    """Items of segments like those of `Clips`, from a dataset of mappings with item ids, or of tuples in any order.
-
-    In a tuple the one float tensor is the audio, the one string the prompt, and mappings are metadata; anything else
-    is an error. `data_rate` is the sample rate of raw tensors (an `Audio` or a "sample_rate" in the mapping says its own).
+    In a tuple the only float tensor is the audio, the only string the prompt, and mappings are metadata; anything else
+    raises DataError. `data_rate` is the sample rate in Hz of bare tensors; an `Audio` or a "sample_rate" overrides it.
     """
 
     def __init__(
@@ -175,97 +138,94 @@ class TorchDatasetAdapter(Dataset[dict[str, Any]]):
         seed: int = 0, fixed: bool = False,
     ) -> None:  # fmt: skip
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise DataError(f"{type(dataset).__name__} has no __len__ and __getitem__; training needs to reach items by index")
+            raise DataError(f"{type(dataset).__name__} has no __len__ and __getitem__; training reads items by index")
         if not len(dataset):
             raise DataError(f"{type(dataset).__name__} is empty")
         self.dataset, self.sample_rate, self.channels, self.data_rate = dataset, sample_rate, channels, data_rate
         self.samples, self.seed, self.fixed = max(1, round(seconds * sample_rate)), seed, fixed
-        self.places = list(range(len(dataset)))
+        self.clip_indices = list(range(len(dataset)))
+        self.index_segments()
 
-    def __len__(self) -> int:
-        return len(self.places)
+    def clip_id(self, clip: int) -> str:
+        return str(clip)
 
-    def item_id(self, index: int) -> str:
-        return str(self.places[index])
+    def count_segments(self) -> list[int]:
+        return [1] * len(self.clip_indices)
 
-    def split(self, count: int) -> tuple["TorchDatasetAdapter", "TorchDatasetAdapter"]:
-        """The data set without, and as fixed segments with only, `count` items held out by the hash of their indices."""
-        if not 0 <= count < len(self):
-            raise DataError(f"cannot hold out {count} of {len(self)} items; leave at least one to train on")
-        out = select_holdout(map(str, self.places), count)
-        rest, held = copy(self), copy(self)
-        rest.places = [place for place in self.places if str(place) not in out]
-        held.places, held.fixed = [place for place in self.places if str(place) in out], True
-        return rest, held
+    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
+        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
+        rng, name = self.rng(sample), self.item_id(sample.index)
+        source = f"item {name} of {type(self.dataset).__name__}"
+        item = _parse_item(self.dataset[self.segments[sample.index][0]], source)
+        sample_rate = item.pop("sample_rate", None) or self.data_rate
+        clip = _parse_audio(item.pop("audio"), sample_rate, source)
+        frames = -(-self.samples * clip.sample_rate // self.sample_rate)
+        start = self.segment_start(0, frames, clip.wave.shape[-1], rng)
+        segment = Audio(clip.wave[..., start : start + frames], clip.sample_rate)
+        wave = segment.resample(self.sample_rate).to_channels(self.channels).wave
+        total = clip.wave.shape[-1] / clip.sample_rate
+        info = SegmentInfo(name, source, start / clip.sample_rate, total, rng, lambda: segment)
+        return {"id": name, **self.finish_item(item, info), "audio": crop_or_pad(wave, self.samples, self.sample_rate)}
 
-    def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
-        draw = draw if isinstance(draw, SampleIndex) else SampleIndex(draw)
-        rng = None if self.fixed else sample_rng(self.seed, draw)
-        where = f"item {self.item_id(draw.index)} of {type(self.dataset).__name__}"
-        item = to_item(self.dataset[self.places[draw.index]], where)
-        rate = item.pop("sample_rate", None) or self.data_rate
-        whole = to_audio(item.pop("audio"), rate, where)
-        wanted = -(-self.samples * whole.sample_rate // self.sample_rate)
-        spare = max(0, whole.wave.shape[-1] - wanted)
-        start = 0 if rng is None else rng.randint(0, spare)
-        part = Audio(whole.wave[..., start : start + wanted], whole.sample_rate)
-        wave = part.resample(self.sample_rate).to_channels(self.channels).wave
-        times = {"seconds_start": start / whole.sample_rate, "seconds_total": whole.wave.shape[-1] / whole.sample_rate}
-        audio = crop_or_pad(wave, self.samples, self.sample_rate)
-        return {"id": self.item_id(draw.index), **times, **pick_alternatives(item, rng), "audio": audio}
+    def metadata_items(self) -> Iterator[dict[str, Any]]:
+        """Yield every item without its audio."""
+        for index in range(len(self)):
+            yield {key: value for key, value in self[index].items() if key != "audio"}
 
 
-def to_item(raw: Any, where: str) -> dict[str, Any]:
-    """What a user's dataset returned, as a mapping with "audio"; DataError that names the choices if that is a guess."""
+def _parse_item(raw: Any, source: str) -> dict[str, Any]:
+    """Return an item of a user's dataset as a mapping with "audio"; DataError lists the choices if it is ambiguous."""
     if isinstance(raw, Mapping):
         if "audio" not in raw:
-            raise DataError(f"{where}: has no 'audio'; there are: {', '.join(map(str, raw)) or 'no keys'}; {_MEND}")
+            raise DataError(f"{source}: key 'audio' not found. Keys: {', '.join(map(str, raw)) or 'none'}; {_EXPECTED_ITEM}")
         return dict(raw)
     if isinstance(raw, Tensor | np.ndarray | Audio):
         raw = (raw,)
     if not isinstance(raw, Sequence) or isinstance(raw, str):
-        raise DataError(f"{where}: is a {type(raw).__name__}; {_MEND}")
-    audio = [place for place, value in enumerate(raw) if _is_audio(value)]
-    texts = [place for place, value in enumerate(raw) if isinstance(value, str)]
-    for kind, places in {"audio": audio, "prompt": texts}.items():
-        if len(places) > 1:
-            said = ", ".join(f"{place}: {_describe(raw[place])}" for place in places)
-            raise DataError(f"{where}: which of these is the {kind}? ({said}); {_MEND}")
+        raise DataError(f"{source}: is a {type(raw).__name__}; {_EXPECTED_ITEM}")
+    entries = [f"{index}: {_describe(value)}" for index, value in enumerate(raw)]
+    audio = [index for index, value in enumerate(raw) if _is_audio(value)]
+    texts = [index for index, value in enumerate(raw) if isinstance(value, str)]
+    for kind, indices in {"audio": audio, "prompt": texts}.items():
+        if len(indices) > 1:
+            candidates = ", ".join(entries[index] for index in indices)
+            raise DataError(f"{source}: several entries could be the {kind} ({candidates}); {_EXPECTED_ITEM}")
     if not audio:
-        said = ", ".join(f"{place}: {_describe(value)}" for place, value in enumerate(raw))
-        raise DataError(f"{where}: no float tensor that could be the audio ({said}); {_MEND}")
+        raise DataError(
+            f"{source}: no entry is a float tensor that could be the audio ({', '.join(entries)}); {_EXPECTED_ITEM}"
+        )
     item: dict[str, Any] = {"audio": raw[audio[0]]}
     if texts:
         item["prompt"] = raw[texts[0]]
-    for place, value in enumerate(raw):
+    for index, value in enumerate(raw):
         if isinstance(value, Mapping):
             item |= {key: entry for key, entry in value.items() if key not in item}
-        elif value is not None and place not in (*audio, *texts):
-            raise DataError(f"{where}: what is {place}: {_describe(value)}? {_MEND}")
+        elif value is not None and index not in (*audio, *texts):
+            raise DataError(f"{source}: entry {entries[index]} is not audio, text or a mapping; {_EXPECTED_ITEM}")
     return item
 
 
-def to_audio(value: Any, sample_rate: int | None, where: str) -> Audio:
-    """One clip from an `Audio`, a path, or a wave [t] or [c, t] of a declared sample rate."""
+def _parse_audio(value: Any, sample_rate: int | None, source: str) -> Audio:
+    """Return one clip from an `Audio`, a path, or a float wave [t] or [c, t] at `sample_rate` Hz."""
     if isinstance(value, str | Path):
         return load_audio(value)
     if isinstance(value, Audio):
         if len(value) != 1:
-            raise DataError(f"{where}: its audio is a batch of {len(value)}; give one clip an item")
+            raise DataError(f"{source}: the audio is a batch of {len(value)}; return one clip per item")
         return next(iter(value))
     try:
         wave = torch.as_tensor(value).detach().cpu()
     except (RuntimeError, TypeError, ValueError):
-        raise DataError(f"{where}: its audio is {_describe(value)}; give an Audio, a path or a wave") from None
+        raise DataError(f"{source}: the audio is {_describe(value)}; return an Audio, a path or a wave") from None
     if not wave.is_floating_point():
-        raise DataError(f"{where}: its audio is {_describe(value)}; give floats at full scale ±1")
+        raise DataError(f"{source}: the audio is {_describe(value)}; return floats in -1 to 1")
     shape, wave = list(wave.shape), wave[None] if wave.ndim == 1 else wave
     if wave.ndim != 2 or not wave.numel() or wave.shape[0] > max(8, wave.shape[1]):
-        raise DataError(f"{where}: its audio has shape {shape}; give [samples] or [channels, samples]")
+        raise DataError(f"{source}: the audio has shape {shape}; return [samples] or [channels, samples]")
     if sample_rate is None:
-        raise DataError(f"{where}: its audio is a bare tensor; declare the sample rate with data_rate=, or return an Audio")
+        raise DataError(f"{source}: the audio is a bare tensor; declare the sample rate with data_rate=, or return an Audio")
     if not bool(wave.isfinite().all()):
-        raise DataError(f"{where}: its audio holds NaN or infinite samples")
+        raise DataError(f"{source}: the audio contains NaN or infinite samples")
     return Audio(wave.float()[None], int(sample_rate))
 
 

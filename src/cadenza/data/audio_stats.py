@@ -1,4 +1,4 @@
-"""Likeness: which clips are the same recording in another encoding, at another gain or rate, or a little shifted."""
+"""Audio statistics of one file (levels, clipping, fingerprint), and near duplicates among many files."""
 
 import hashlib
 import math
@@ -18,126 +18,60 @@ from cadenza.dsp.audio import resample
 from cadenza.dsp.byte_range import ByteRange
 from cadenza.dsp.loudness import loudness
 
-NEAR = 5.0  # dB between fingerprints, root mean square, within which two files are listened to
-SAME = 0.9  # correlation of the waves from which on they are the same
-RATE, SECONDS, SHIFT = 8000, 20.0, 2.0  # how they are compared: at this rate, over so much, shifted by up to so much
-FINE = 4  # steps of a shift in a sample
-NEIGHBOURS = 8  # of each file that are listened to at most
-_ROWS = 1024
-
-
-def find_near_duplicates(
-    places: Sequence[Path | ByteRange], prints: Float[np.ndarray, "b n"], *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[int, tuple[int, float]]:  # fmt: skip
-    """For each file that is the same as an earlier one: the number of that one, and the correlation of their waves."""
-    found: dict[int, tuple[int, float]] = {}
-    heard = lru_cache(maxsize=32)(lambda number: _wave(places[number]))
-    pairs = _near(prints)
-    for done, (one, other) in enumerate(pairs):
-        progress(done, len(pairs))
-        first = found.get(one, (one, 1.0))[0]
-        if other in found or first == other:
-            continue
-        try:
-            same = peak_correlation(heard(first), heard(other))
-        except AudioError:
-            continue  # its own fault says what is wrong with it
-        if same >= SAME:
-            found[other] = (first, same)
-    return found
-
-
-def peak_correlation(one: Float[Tensor, " n"], other: Float[Tensor, " m"]) -> float:
-    """The largest correlation of two waves over shifts of up to two seconds, either way up, where both sound."""
-    size = 1 << (len(one) + len(other)).bit_length()
-    crossed = torch.fft.rfft(one, size) * torch.fft.rfft(other, size).conj()
-    product = torch.fft.irfft(crossed, FINE * size) * FINE  # between the samples too: a shift need not be whole ones
-    most = round(SHIFT * RATE) * FINE
-    near = torch.cat([product[-most:], product[: most + 1]]).abs()
-    best = 0.0
-    for place in (int(near.argmax()), most):
-        lag = round((place - most) / FINE)
-        a, b = one[max(0, lag) :], other[max(0, -lag) :]
-        count = min(len(a), len(b))
-        power = float(a[:count].norm() * b[:count].norm())
-        if power > 0 and 2 * count >= min(len(one), len(other)):
-            best = max(best, float(near[place]) / power)
-    return min(best, 1.0)
-
-
-def _near(prints: Float[np.ndarray, "b n"]) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) of files whose fingerprints are near, the nearest few of each file, in order."""
-    x = torch.from_numpy(np.ascontiguousarray(prints, dtype=np.float32))
-    scale, pairs = x.shape[1] ** 0.5, set()
-    for start in range(0, len(x), _ROWS):
-        distances = torch.cdist(x[start : start + _ROWS], x) / scale
-        rows = torch.arange(len(distances))
-        distances[rows, rows + start] = torch.inf
-        values, columns = distances.topk(min(NEIGHBOURS, len(x)), largest=False)
-        for row, column in (values <= NEAR).nonzero().tolist():
-            a, b = start + row, int(columns[row, column])
-            pairs.add((min(a, b), max(a, b)))
-    return sorted(pairs)
-
-
-def _wave(place: Path | ByteRange) -> Float[Tensor, " n"]:
-    """The beginning of a file in mono, with its highs raised so that they count."""
-    header = audio_io.probe(place)
-    samples, rate = audio_io.read(place, 0, max(1, round(SECONDS * header.sample_rate)))
-    wave = resample(torch.from_numpy(samples.mean(1)), rate, RATE)
-    return torch.cat([wave[:1], wave[1:] - 0.95 * wave[:-1]])
-
-
-BLOCK = 30.0  # seconds held at a time
-WINDOW = 0.1  # seconds over which levels are taken
-FLOOR = -60.0  # dBFS below which a window is silent
-FLAT, FULL = 2e-4, 0.998  # clipped is: this near the top of its block, or over this
-EDGE, LEAST = 3.0, 5e-4  # the step to a clipped crest: so many times that of a parabola as long, and of the top at least
-LOW, BANDS = 60.0, 70  # Hz, and semitones from there on, of the fingerprint
-RANGE = 50.0  # dB below the loudest band that count
+BLOCK_SECONDS = 30.0  # audio in memory at a time
+WINDOW_SECONDS = 0.1  # window of levels
+SILENCE_DBFS = -60.0  # windows below this level are silent
+FLAT_TOP, FULL_SCALE = 2e-4, 0.998  # clipped samples: within this fraction of their block's peak, or above this level
+STEP_RATIO, MIN_STEP = 3.0, 5e-4  # step to a clipped crest: times that of an equally long parabola; fraction of the peak
+LOWEST_HZ, NUM_SEMITONES = 60.0, 70  # range of the fingerprint
+RANGE_DB = 50.0  # the fingerprint ignores bands this far below the loudest
+MAX_DISTANCE_DB = 5.0  # root mean square between fingerprints of files whose waves are compared
+MIN_CORRELATION = 0.9  # of the waves of near duplicates
+COMPARE_RATE, COMPARE_SECONDS, MAX_SHIFT_SECONDS = 8000, 20.0, 2.0  # how waves are compared
+STEPS_PER_SAMPLE = 4  # resolution of a shift
+MAX_NEIGHBORS = 8  # files compared with each file
+_ROWS = 1024  # fingerprints whose distances are computed at a time
 
 
 @dataclass(frozen=True)
 class AudioStats:
-    """One file: levels are of full scale 1, `print` is alike for files that sound alike."""
+    """Statistics of one file at full scale 1; files that sound alike have similar fingerprints."""
 
     sample_rate: int
     channels: int
     seconds: float
     digest: str  # sha256 of the file's bytes
     peak: float
-    loudest: float  # dBFS of the loudest tenth of a second
-    silent: float  # fraction of the time that is below -60 dBFS
+    loudest: float  # dBFS of the loudest window
+    silent: float  # fraction of silent windows
     lufs: float
-    offset: float  # the mean of the channel where it is largest
+    offset: float  # largest mean of a channel
     clipped: float  # fraction of samples
-    crests: int  # stretches of clipped samples
-    silent_channels: int  # channels without sound, while another has some
-    correlation: float  # of left and right, 1 in mono
+    crests: int  # runs of clipped samples
+    silent_channels: int  # silent channels, if another one is not
+    correlation: float  # of left and right; 1 for mono
     finite: bool
     fingerprint: Float[np.ndarray, " n"]
 
 
-def analyze_file(place: Path | ByteRange) -> AudioStats:
-    """What a file is like; AudioError where it cannot be read, CutShort where it ends too early."""
-    header = audio_io.probe(place)
-    tally = _Tally(header.sample_rate, header.channels)
-    for samples in audio_io.iter_blocks(place, max(1, round(BLOCK * header.sample_rate))):
-        tally.add(samples)
-    return tally.result(file_sha256(place))
+def analyze_file(path: Path | ByteRange) -> AudioStats:
+    """Return the statistics of a file; raise AudioError if it cannot be read, TruncatedAudioError if it is too short."""
+    header = audio_io.probe(path)
+    accumulator = _Accumulator(header.sample_rate, header.channels)
+    for samples in audio_io.iter_blocks(path, max(1, round(BLOCK_SECONDS * header.sample_rate))):
+        accumulator.add(samples)
+    return accumulator.result(_file_sha256(path))
 
 
-def file_sha256(place: Path | ByteRange) -> str:
-    """A hash of a file's bytes."""
-    made = hashlib.sha256()
-    with place.open() if isinstance(place, ByteRange) else open(place, "rb") as file:
-        while piece := file.read(1 << 20):
-            made.update(piece)
-    return made.hexdigest()
+def _file_sha256(path: Path | ByteRange) -> str:
+    with path.open() if isinstance(path, ByteRange) else open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-class _Tally:
+class _Accumulator:
     """Sums over the blocks of one file."""
 
     def __init__(self, sample_rate: int, channels: int) -> None:
@@ -145,9 +79,8 @@ class _Tally:
         self.sums, self.squares, self.peaks = (np.zeros(channels) for _ in range(3))
         self.cross, self.clipped, self.crests = 0.0, np.zeros(channels), np.zeros(channels)
         self.levels: list[np.ndarray] = []
-        self.powers: list[tuple[int, float]] = []
-        self.bands = np.zeros((2, BANDS))  # sum and sum of squares over frames
-        self.heard = 0
+        self.powers: list[tuple[int, float]] = []  # samples and power of each block that is not silent
+        self.bands, self.num_spectra = np.zeros((2, NUM_SEMITONES)), 0  # sums and sums of squares
 
     def add(self, samples: Float[np.ndarray, "t c"]) -> None:
         if not np.isfinite(samples).all():
@@ -163,93 +96,159 @@ class _Tally:
             count, crests = count_clipping(samples[:, channel])
             self.clipped[channel] += count
             self.crests[channel] += crests
-        self.levels.append(_levels(samples, max(1, round(WINDOW * self.rate))))
+        self.levels.append(_levels(samples, max(1, round(WINDOW_SECONDS * self.rate))))
         lufs = loudness(torch.from_numpy(samples.T.copy()), self.rate)
         if math.isfinite(lufs):
             self.powers.append((len(samples), 10 ** (lufs / 10)))
-        for levels in _semitones(samples.mean(1), self.rate):
+        for levels in _semitone_levels(samples.mean(1), self.rate):
             self.bands += np.stack([levels, levels**2])
-            self.heard += 1
+            self.num_spectra += 1
 
     def result(self, digest: str) -> AudioStats:
         levels = np.concatenate(self.levels)
-        power = np.sqrt(self.squares.prod()) if self.channels == 2 else 0.0
-        power_of_loud = sum(n * p for n, p in self.powers) / max(1, sum(n for n, _ in self.powers))
-        top = float(self.peaks.max())
+        stereo_power = np.sqrt(self.squares.prod()) if self.channels == 2 else 0.0
+        power = sum(n * p for n, p in self.powers) / max(1, sum(n for n, _ in self.powers))
+        peak = float(self.peaks.max())
         worst = int(self.clipped.argmax())
         return AudioStats(
             sample_rate=self.rate,
             channels=self.channels,
             seconds=self.frames / self.rate,
             digest=digest,
-            peak=top,
+            peak=peak,
             loudest=float(levels.max()),
-            silent=float((levels < FLOOR).mean()),
-            lufs=10 * math.log10(power_of_loud) if self.powers else -math.inf,
+            silent=float((levels < SILENCE_DBFS).mean()),
+            lufs=10 * math.log10(power) if self.powers else -math.inf,
             offset=float(np.abs(self.sums).max() / self.frames),
             clipped=float(self.clipped[worst] / self.frames),
             crests=int(self.crests[worst]),
-            silent_channels=int((self.peaks < 1e-3 * top).sum()) if top else 0,
-            correlation=float(self.cross / power) if power > 0 else 1.0,
+            silent_channels=int((self.peaks < 1e-3 * peak).sum()) if peak else 0,
+            correlation=float(self.cross / stereo_power) if stereo_power > 0 else 1.0,
             finite=self.finite,
-            fingerprint=self._print(),
+            fingerprint=self._fingerprint(),
         )
 
-    def _print(self) -> Float[np.ndarray, " n"]:
-        """Mean and spread over time of the level in each semitone, whatever the gain; zeros for silence."""
-        if not self.heard:
-            return np.zeros(2 * BANDS, np.float32)
-        mean, square = self.bands / self.heard
-        spread = np.sqrt(np.maximum(0, square - mean**2))
-        return np.concatenate([mean - mean.mean(), spread]).astype(np.float32)
+    def _fingerprint(self) -> Float[np.ndarray, " n"]:
+        """Return mean and standard deviation over time of the level in each semitone, independent of gain."""
+        if not self.num_spectra:
+            return np.zeros(2 * NUM_SEMITONES, np.float32)
+        mean, square = self.bands / self.num_spectra
+        deviation = np.sqrt(np.maximum(0, square - mean**2))
+        return np.concatenate([mean - mean.mean(), deviation]).astype(np.float32)
 
 
 def count_clipping(x: Float[np.ndarray, " t"]) -> tuple[int, int]:
-    """Samples in flat tops that a wave runs into with a step, and how many such tops there are.
+    """Return the number of clipped samples and of clipped crests: flat tops that the wave enters with a step.
 
-    Below full scale the wave must also have been on its way there, as a cut crest is and a square wave is not.
+    Below full scale the wave must also rise towards the step, as a cut crest does and a square wave does not.
     """
-    top = float(np.abs(x).max(initial=0.0))
-    if top < 0.1 or len(x) < 8:
+    peak = float(np.abs(x).max(initial=0.0))
+    if peak < 0.1 or len(x) < 8:
         return 0, 0
     count = crests = 0
+    level = min(peak * (1 - FLAT_TOP), FULL_SCALE)
     for side in (x, -x):
-        level = min(top * (1 - FLAT), FULL)
-        flat = np.flatnonzero(np.diff(np.concatenate([[0], (side >= level).astype(np.int8), [0]])))
-        starts, ends = flat[::2], flat[1::2]
-        keep = (ends - starts >= 2) & (starts >= 2) & (ends <= len(x) - 2)
-        starts, ends = starts[keep], ends[keep]
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], (side >= level).astype(np.int8), [0]])))
+        starts, ends = edges[::2], edges[1::2]
+        inner = (ends - starts >= 2) & (starts >= 2) & (ends <= len(x) - 2)
+        starts, ends = starts[inner], ends[inner]
         before, after = side[starts] - side[starts - 1], side[ends - 1] - side[ends]
-        long = ends - starts
-        round_crest = (1 - level / top) * 4 * (long + 1) / long**2
-        cut = np.maximum(before, after) >= top * np.maximum(EDGE * round_crest, LEAST)
-        if top < FULL:
-            coming, going = side[starts - 1] - side[starts - 2], side[ends] - side[ends + 1]
-            cut &= ((before < top / 2) & (coming > before / 5)) | ((after < top / 2) & (going > after / 5))
-        count += int((ends - starts)[cut].sum())
-        crests += int(cut.sum())
+        length = ends - starts
+        parabola_step = (1 - level / peak) * 4 * (length + 1) / length**2
+        is_cut = np.maximum(before, after) >= peak * np.maximum(STEP_RATIO * parabola_step, MIN_STEP)
+        if peak < FULL_SCALE:
+            rise, fall = side[starts - 1] - side[starts - 2], side[ends] - side[ends + 1]
+            is_cut &= ((before < peak / 2) & (rise > before / 5)) | ((after < peak / 2) & (fall > after / 5))
+        count += int(length[is_cut].sum())
+        crests += int(is_cut.sum())
     return count, crests
 
 
 def _levels(samples: Float[np.ndarray, "t c"], window: int) -> Float[np.ndarray, " n"]:
-    """Level in dBFS of each window, in the loudest channel; a rest of less than half a window is left out."""
+    """Return the dBFS of each window in the loudest channel; a remainder under half a window is dropped."""
     count = max(1, round(len(samples) / window))
-    room = np.zeros((count * window, samples.shape[1]), np.float64)
-    part = samples[: len(room)]
-    room[: len(part)] = part
-    means = np.square(room).reshape(count, window, -1).sum(1).max(-1) / min(window, len(samples))
+    padded = np.zeros((count * window, samples.shape[1]), np.float64)
+    samples = samples[: len(padded)]
+    padded[: len(samples)] = samples
+    means = np.square(padded).reshape(count, window, -1).sum(1).max(-1) / min(window, len(samples))
     return 10 * np.log10(np.maximum(means, 1e-20))
 
 
-def _semitones(mono: Float[np.ndarray, " t"], rate: int) -> Iterator[Float[np.ndarray, " n"]]:
-    """Level in dB in each semitone, in every quarter of a second that is not silent."""
+def _semitone_levels(mono: Float[np.ndarray, " t"], rate: int) -> Iterator[Float[np.ndarray, " n"]]:
+    """Yield the dB of each semitone, for every quarter of a second that is not silent."""
     size, hop = max(8, rate // 2), max(4, rate // 4)
     mono = np.pad(mono, (0, max(0, size - len(mono))))
     window = np.hanning(size).astype(np.float32)
-    bins = np.floor(12 * np.log2(np.maximum(np.arange(size // 2 + 1) * rate / size, 1e-3) / LOW) + 0.5).astype(int)
-    used = (bins >= 0) & (bins < BANDS)
+    bins = np.floor(12 * np.log2(np.maximum(np.arange(size // 2 + 1) * rate / size, 1e-3) / LOWEST_HZ) + 0.5).astype(int)
+    used = (bins >= 0) & (bins < NUM_SEMITONES)
     for start in range(0, len(mono) - size + 1, hop):
         power = np.abs(np.fft.rfft(mono[start : start + size] * window)) ** 2
-        levels = 10 * np.log10(np.bincount(bins[used], power[used], BANDS) / (size * size / 16) + 1e-12)
-        if levels.max() > FLOOR - 10:
-            yield np.maximum(levels, levels.max() - RANGE)
+        levels = 10 * np.log10(np.bincount(bins[used], power[used], NUM_SEMITONES) / (size * size / 16) + 1e-12)
+        if levels.max() > SILENCE_DBFS - 10:
+            yield np.maximum(levels, levels.max() - RANGE_DB)
+
+
+def find_near_duplicates(
+    paths: Sequence[Path | ByteRange], fingerprints: Float[np.ndarray, "b n"], *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, tuple[int, float]]:  # fmt: skip
+    """Return, for each file that repeats an earlier one, the earlier file's index and the correlation of the waves.
+
+    Finds other encodings, gains, sample rates, polarities and small shifts of a recording.
+    """
+    duplicates: dict[int, tuple[int, float]] = {}
+    load = lru_cache(maxsize=32)(lambda index: _load_wave(paths[index]))
+    pairs = _similar_pairs(fingerprints)
+    for done, (earlier, later) in enumerate(pairs):
+        progress(done, len(pairs))
+        first = duplicates.get(earlier, (earlier, 1.0))[0]
+        if later in duplicates or first == later:
+            continue
+        try:
+            correlation = peak_correlation(load(first), load(later))
+        except AudioError:
+            continue  # reported when the file itself is analyzed
+        if correlation >= MIN_CORRELATION:
+            duplicates[later] = (first, correlation)
+    return duplicates
+
+
+def peak_correlation(x: Float[Tensor, " n"], y: Float[Tensor, " m"]) -> float:
+    """Return the largest correlation of two waves over shifts of up to two seconds, in either polarity."""
+    size = 1 << (len(x) + len(y)).bit_length()
+    spectrum = torch.fft.rfft(x, size) * torch.fft.rfft(y, size).conj()
+    product = torch.fft.irfft(spectrum, STEPS_PER_SAMPLE * size) * STEPS_PER_SAMPLE  # shifts may be fractions of a sample
+    max_shift = round(MAX_SHIFT_SECONDS * COMPARE_RATE) * STEPS_PER_SAMPLE
+    near = torch.cat([product[-max_shift:], product[: max_shift + 1]]).abs()
+    best = 0.0
+    for index in (int(near.argmax()), max_shift):
+        lag = round((index - max_shift) / STEPS_PER_SAMPLE)
+        a, b = x[max(0, lag) :], y[max(0, -lag) :]
+        count = min(len(a), len(b))
+        power = float(a[:count].norm() * b[:count].norm())
+        if power > 0 and 2 * count >= min(len(x), len(y)):
+            best = max(best, float(near[index]) / power)
+    return min(best, 1.0)
+
+
+def _similar_pairs(fingerprints: Float[np.ndarray, "b n"]) -> list[tuple[int, int]]:
+    """Return sorted pairs (earlier, later) of files with similar fingerprints, the nearest few of each file."""
+    x = torch.from_numpy(np.ascontiguousarray(fingerprints, dtype=np.float32))
+    scale, pairs = x.shape[1] ** 0.5, set()
+    for start in range(0, len(x), _ROWS):
+        distances = torch.cdist(x[start : start + _ROWS], x) / scale
+        rows = torch.arange(len(distances))
+        distances[rows, rows + start] = torch.inf
+        values, columns = distances.topk(min(MAX_NEIGHBORS, len(x)), largest=False)
+        for row, column in (values <= MAX_DISTANCE_DB).nonzero().tolist():
+            a, b = start + row, int(columns[row, column])
+            pairs.add((min(a, b), max(a, b)))
+    return sorted(pairs)
+
+
+def _load_wave(path: Path | ByteRange) -> Float[Tensor, " n"]:
+    """Return the beginning of a file in mono, with pre-emphasis."""
+    header = audio_io.probe(path)
+    samples, rate = audio_io.read(path, 0, max(1, round(COMPARE_SECONDS * header.sample_rate)))
+    wave = resample(torch.from_numpy(samples.mean(1)), rate, COMPARE_RATE)
+    return torch.cat([wave[:1], wave[1:] - 0.95 * wave[:-1]])

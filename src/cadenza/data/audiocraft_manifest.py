@@ -1,6 +1,6 @@
-"""AudioCraft manifests: JSON lines of (path, duration, sample_rate, amplitude, weight, info_path), maybe gzipped.
+"""AudioCraft manifests: JSON lines of (path, duration, sample_rate, amplitude, weight, info_path), optionally gzipped.
 
-Relative paths start where AudioCraft was run; here they are looked for in the manifest's folder and then in the
+AudioCraft reads relative paths from its working folder; here they are looked up in the manifest's folder, then in the
 current one.
 """
 
@@ -15,43 +15,50 @@ from pathlib import Path
 from typing import Any
 
 from cadenza.core.errors import DataError
-from cadenza.data.manifest import Manifest, ManifestClip, check_unique_ids, read_sidecars
+from cadenza.data.manifest import (
+    Manifest,
+    ManifestClip,
+    check_mapping,
+    check_unique_ids,
+    read_sidecars,
+    without_file_keys,
+)
 from cadenza.data.music_metadata import clean_metadata
 
-FILES = ("data.jsonl", "data.jsonl.gz")
-LOOKED = 16  # clips of which one must be found, or the paths are wrong
-_KNOWN = ("path", "duration", "sample_rate", "amplitude", "weight", "info_path")
+AUDIOCRAFT_FILES = ("data.jsonl", "data.jsonl.gz")
+MAX_LOOKUPS = 16  # clips of which at least one file must exist
+_KEYS = ("path", "duration", "sample_rate", "amplitude", "weight", "info_path")
 
 
 @dataclass(frozen=True)
 class MusicClip(ManifestClip):
-    """A clip whose metadata is cleaned as music's, from `info` (a JSON file or `archive.zip:member`) or its sidecars."""
+    """A clip with music metadata from `info_path` (a JSON file or `archive.zip:member`), or else from its sidecars."""
 
     info_path: str | None = None
 
     def metadata(self) -> dict[str, Any]:
         assert isinstance(self.audio, Path)
-        beside = read_sidecars(self.audio) if self.info_path is None else _info(self.info_path)
-        return clean_metadata({**beside, **self.inline})
+        metadata = read_sidecars(self.audio) if self.info_path is None else _read_info(self.info_path)
+        return clean_metadata({**metadata, **self.inline})
 
 
 def load_audiocraft_manifest(path: str | Path) -> Manifest:
-    """The manifest in a file; opens none of the audio, whose files are missed when they are read."""
+    """Read an AudioCraft manifest; no audio is opened."""
     path = Path(path)
-    clips = [_clip(path, number, line) for number, line in _lines(path) if line.strip()]
+    clips = [_parse_clip(path, number, line) for number, line in _lines(path) if line.strip()]
     if not clips:
-        raise DataError(f'{path}: lists no clip; a line is like {{"path": "a.wav", "duration": 30.0, "sample_rate": 32000}}')
+        raise DataError(f'{path}: lists no clips. Example: {{"path": "a.wav", "duration": 30.0, "sample_rate": 32000}}')
     check_unique_ids(clips, path)
-    folder = _folder(path, clips)
-    return Manifest(folder, [_placed(clip, folder) for clip in clips])
+    folder = _find_base(path, [clip.audio for clip in clips if isinstance(clip.audio, Path)])
+    return Manifest(folder, [_resolve(clip, folder) for clip in clips])
 
 
 def is_audiocraft(path: str | Path) -> bool:
-    """Whether the first line of a `.jsonl` or `.jsonl.gz` file names its audio as AudioCraft does."""
+    """Return whether the first line of a `.jsonl` or `.jsonl.gz` file has AudioCraft's keys."""
     path = Path(path)
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         return False
-    if path.name in FILES or path.suffix == ".gz":
+    if path.name in AUDIOCRAFT_FILES or path.suffix == ".gz":
         return True
     with open(path, "rb") as file:
         try:
@@ -65,68 +72,65 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007  # said where the file ends too early
+            for number, line in enumerate(file, 1):  # noqa: B007  # used in the errors below
                 yield number, line
     except EOFError:
-        raise DataError(f"{path}: cut short after line {number}; fetch or make it again") from None
+        raise DataError(f"{path}: cut short after line {number}; download or create it again") from None
     except (OSError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path}: not a readable manifest, after line {number}: {error}") from None
 
 
-def _clip(path: Path, number: int, line: str) -> MusicClip:
-    where = f"{path}:{number}"
+def _parse_clip(path: Path, number: int, line: str) -> MusicClip:
+    source = f"{path}:{number}"
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
+        raise DataError(f"{source}: not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("path"), str) or not data["path"]:
-        raise DataError(f'{where}: a line must be a mapping with the "path" of its audio')
+        raise DataError(f'{source}: a line must be a mapping with the "path" of its audio')
     for name, kinds in {"duration": (int, float), "sample_rate": (int,)}.items():
         value = data.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf):
-            raise DataError(f"{where}: '{name}' must be a positive number, got {value!r}")
+            raise DataError(f"{source}: '{name}' must be a positive number, got {value!r}")
     weight = 1.0 if data.get("weight") is None else data["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise DataError(f"{where}: 'weight' must be a number of at least 0, got {weight!r}")
+        raise DataError(f"{source}: 'weight' must be a number of at least 0, got {weight!r}")
     info = data.get("info_path")
     if info is not None and not isinstance(info, str):
-        raise DataError(f"{where}: 'info_path' must be a path, or archive.zip:member, got {info!r}")
-    inline = {name: value for name, value in data.items() if name not in _KNOWN}
+        raise DataError(f"{source}: 'info_path' must be a path, or archive.zip:member, got {info!r}")
+    inline = {name: value for name, value in data.items() if name not in _KEYS}
     return MusicClip(
         id=data["path"], audio=Path(data["path"]), seconds=data.get("duration"), sample_rate=data.get("sample_rate"),
         channels=None, inline=inline, weight=float(weight), info_path=info,
     )  # fmt: skip
 
 
-def _folder(path: Path, clips: list[MusicClip]) -> Path:
-    """Where the relative paths start."""
-    relative = [clip.audio for clip in clips if isinstance(clip.audio, Path) and not clip.audio.is_absolute()][:LOOKED]
-    places = [path.parent, Path.cwd()]
-    for place in places:
-        if not relative or any((place / audio).exists() for audio in relative):
-            return place
+def _find_base(path: Path, paths: list[Path]) -> Path:
+    """Return the folder that relative paths start from: the manifest's, or the current one."""
+    relative = [audio for audio in paths if not audio.is_absolute()][:MAX_LOOKUPS]
+    for folder in (path.parent, Path.cwd()):
+        if not relative or any((folder / audio).exists() for audio in relative):
+            return folder
     raise DataError(
-        f"{path}: of the first {len(relative)} clips none is there; looked for {places[0] / relative[0]} and "
-        f"{places[1] / relative[0]}; run from the folder that the paths start from, or move the manifest there"
+        f"{path}: none of the first {len(relative)} clips was found. Tried {path.parent / relative[0]} and "
+        f"{Path.cwd() / relative[0]}; run from the folder that the paths start from, or move the manifest there"
     )
 
 
-def _placed(clip: MusicClip, folder: Path) -> MusicClip:
+def _resolve(clip: MusicClip, folder: Path) -> MusicClip:
     assert isinstance(clip.audio, Path)
     info = clip.info_path if clip.info_path is None else str(folder / clip.info_path)
     return replace(clip, audio=folder / clip.audio, info_path=info)
 
 
-def _info(place: str) -> dict[str, Any]:
-    archive, colon, member = place.rpartition(".zip:")
+def _read_info(path: str) -> dict[str, Any]:
+    archive, colon, member = path.rpartition(".zip:")
     try:
         if colon:
             with zipfile.ZipFile(f"{archive}.zip") as file:
-                found = json.loads(file.read(member))
+                info = json.loads(file.read(member))
         else:
-            found = json.loads(Path(place).read_text(encoding="utf-8"))
+            info = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{place}: the clip's info cannot be read: {error}; mend it, or take info_path out") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{place}: must hold a mapping from field to value, not a {type(found).__name__}")
-    return {name: value for name, value in found.items() if name not in ("id", "audio")}
+        raise DataError(f"{path}: the clip's info cannot be read: {error}; fix it, or remove info_path") from None
+    return without_file_keys(check_mapping(info, path))

@@ -1,12 +1,13 @@
-"""Arrays: folders of encoded clips as stable-audio-tools writes them, one `.npy` and one `.json` each, as items.
+"""Datasets of windows of codes or latents: from an encoded store, or from a `pre_encode` folder.
 
-Floats [d, f] are latents and integers [k, f] codes. What is drawn knows its true place: `seconds_start` is that of the
-window, and frames that the json's `padding_mask` calls padding are not part of the clip.
+A `pre_encode` folder of stable-audio-tools has one `.npy` and one `.json` per clip. Floats [d, f] are latents and
+integers [k, f] are codes; frames that `padding_mask` marks as padding are not used.
 """
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from abc import ABC
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,290 +15,244 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.nn import functional as F
 
 from cadenza.codecs.base import Codec
 from cadenza.core.errors import DataError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.data.encoded_store import EncodedStore
-from cadenza.data.items import (
-    SampleIndex,
-    SegmentInfo,
-    ToItem,
-    compose,
-    pick_alternatives,
-    sample_rng,
-    select_holdout,
-    select_keys,
-)
+from cadenza.data.items import SampleIndex, SegmentDataset, SegmentInfo, ToItem, compose
 from cadenza.dsp.audio import Audio
 
-_OF_THE_CUT = (
-    "padding_mask",
-    "seconds_start",
-    "seconds_total",
-    "timestamps",
-    "path",
-    "relpath",
-    "load_time",
-    "latent_filename",
-)
+_CROP_KEYS = (  # of the crop that was encoded, not of the clip
+    "padding_mask", "seconds_start", "seconds_total", "timestamps", "path", "relpath", "load_time", "latent_filename",
+)  # fmt: skip
+
+
+class _WindowDataset(SegmentDataset, ABC):
+    """Base of both datasets: windows of `frames` frames; short clips are zero-padded."""
+
+    def __init__(self, frames: int, seed: int, fixed: bool, ids: Collection[str] | None, to_item: ToItem | None) -> None:
+        if frames < 1:
+            raise DataError(f"windows of {frames} frames are empty; use at least 1")
+        self.frames, self.seed, self.fixed, self.ids, self.to_item = frames, seed, fixed, ids, to_item
+
+    def _item(self, metadata: dict[str, Any], segment: SegmentInfo) -> dict[str, Any]:
+        """Return an item without its frames; raise DataError if `to_item` rejects it."""
+        item = metadata if self.to_item is None else self.to_item(dict(metadata), segment)
+        if item is None:
+            raise DataError(f"{segment.source}: encoded clips cannot be rejected; exclude the clip before encoding")
+        return {**self.finish_item(item, segment), "id": segment.id}
+
+    def _pad(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return frames [k, f] zero-padded to [1, k, frames], and their number."""
+        length = frames.shape[-1]
+        return F.pad(frames, (0, self.frames - length))[None], torch.tensor([length])
+
+
+class EncodedDataset(_WindowDataset):
+    """Windows of `frames` frames of an encoded store.
+
+    A clip has as many windows as fit into it (at least one). Raises DataError if `codec` did not encode the store.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self, store: EncodedStore | str | Path, *, frames: int, seed: int = 0, fixed: bool = False,
+        ids: Collection[str] | None = None, codec: Codec | None = None, to_item: ToItem | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(frames, seed, fixed, ids, to_item)
+        self.store = store if isinstance(store, EncodedStore) else EncodedStore(store)
+        if codec is not None:
+            self.store.header.check_codec(codec, self.store.path)
+        self.clip_indices = list(range(len(self.store)))
+        self.index_segments()
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.store.header.frame_rate
+
+    def clip_id(self, clip: int) -> str:
+        return self.store.metadata(clip)["id"]
+
+    def count_segments(self) -> list[int]:
+        return [max(1, self.store.length(clip) // self.frames) for clip in self.clip_indices]
+
+    def metadata_items(self) -> list[dict[str, Any]]:
+        """Return the stored metadata of each clip."""
+        return [self.store.metadata(clip) for clip in self.clip_indices]
+
+    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
+        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
+        rng = self.rng(sample)
+        clip, part = self.segments[sample.index]
+        shard, row = self.store.locate(clip)
+        header, total = shard.header, self.store.length(clip)
+        start = self.segment_start(part, self.frames, total, rng)
+        frames, lengths = self._pad(shard.frames(row, start, min(start + self.frames, total)))
+        first = start * header.hop
+        samples = torch.tensor([max(0, min(int(lengths) * header.hop, shard.samples[row] - first))])
+        metadata, rate = shard.metadata(row), header.sample_rate
+        source = f"{self.store.path}:{metadata['id']}"
+        segment = SegmentInfo(metadata["id"], source, first / rate, shard.samples[row] / rate, rng, _refuse_audio)
+        item = self._item(metadata, segment)
+        if header.kind == "latents":
+            return {**item, "latents": Latents(frames, lengths, samples)}
+        scale = None if shard.scale is None else shard.scale[row : row + 1]
+        return {**item, "codes": Codes(frames, lengths, samples, scale)}
 
 
 @dataclass(frozen=True)
 class PreEncodedClip:
-    """One encoded clip: its file, what is beside it, and how much of it is real."""
+    """One encoded clip: its file, metadata and number of frames without padding."""
 
     id: str
     path: Path
     frames: int
     metadata: dict[str, Any]
-    start: float  # of the first frame in the sound it was cut from, in seconds
-    total: float | None  # of that sound
+    start: float  # of the first frame in the original audio, in seconds
+    total: float | None  # seconds of the original audio
 
 
 @dataclass(frozen=True)
 class PreEncodedFolder:
-    """Encoded clips in a fixed order, and how items are made of them."""
+    """Encoded clips in a fixed order, and the function that builds their items."""
 
     clips: Sequence[PreEncodedClip]
     to_item: ToItem | None = None
-    random_crop: bool = True  # otherwise only the beginning of each clip is used
-    frames: int | None = None  # of a window, where the data say it
+    random_crop: bool = True  # False: only the beginning of each clip is used
+    frames: int | None = None  # window length, if the dataset config sets it
 
     def with_transform(self, to_item: ToItem) -> Self:
-        """The same clips, with `to_item` made of what is an item so far."""
+        """Return a copy that applies `to_item` after the present function."""
         return replace(self, to_item=compose(self.to_item, to_item))
 
 
-class PreEncodedDataset(Dataset[dict[str, Any]]):
-    """Windows of `frames` frames of a codec's `frame_format`, short clips padded with zeros and with their true length.
+class PreEncodedDataset(_WindowDataset):
+    """Windows of `frames` frames of a `pre_encode` folder, in a codec's `frame_format`.
 
-    A clip counts as often as it holds whole windows (at least once); without random crops, once and from its start.
+    A clip has as many windows as fit into it (at least one); without random crops, one from its start.
     """
 
     def __init__(
-        self, arrays: PreEncodedFolder, *, frames: int, frame_format: FrameFormat, seed: int = 0, fixed: bool = False,
+        self, folder: PreEncodedFolder, *, frames: int, frame_format: FrameFormat, seed: int = 0, fixed: bool = False,
         ids: Collection[str] | None = None, to_item: ToItem | None = None,
     ) -> None:  # fmt: skip
-        self.frames = frames if arrays.frames is None else arrays.frames
-        if self.frames < 1:
-            raise DataError(f"windows of {self.frames} frames hold nothing; give at least 1")
-        if not arrays.clips:
-            raise DataError("no encoded clip to learn from; give a folder of .npy files")
-        self.clips, self.frame_format, self.seed, self.fixed, self.ids = list(arrays.clips), frame_format, seed, fixed, ids
-        self.random_crop, self.to_item = arrays.random_crop, compose(arrays.to_item, to_item)
-        self.places = self._places()
-
-    def __len__(self) -> int:
-        return len(self.places)
+        frames = frames if folder.frames is None else folder.frames
+        super().__init__(frames, seed, fixed, ids, compose(folder.to_item, to_item))
+        if not folder.clips:
+            raise DataError("no encoded clips found; use a folder of .npy files")
+        self.folder, self.frame_format = folder, frame_format
+        self.clip_indices = list(range(len(folder.clips)))
+        self.index_segments()
 
     @property
     def frame_rate(self) -> float:
+        """Frames per second."""
         return self.frame_format.frame_rate
 
-    def item_id(self, index: int) -> str:
-        return self.clips[self.places[index][0]].id
+    def clip_id(self, clip: int) -> str:
+        return self.folder.clips[clip].id
 
-    def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
-        draw = draw if isinstance(draw, SampleIndex) else SampleIndex(draw)
-        rng = None if self.fixed else sample_rng(self.seed, draw)
-        which, part = self.places[draw.index]
-        clip = self.clips[which]
-        spare = max(0, clip.frames - self.frames) if self.random_crop else 0
-        start = min(part * self.frames, spare) if rng is None else rng.randint(0, spare)
-        length = min(self.frames, clip.frames - start)
-        found = torch.from_numpy(np.array(self._array(clip)[:, start : start + length]))
-        signal = self._signal(found, length)
+    def count_segments(self) -> list[int]:
+        clips = [self.folder.clips[clip] for clip in self.clip_indices]
+        return [max(1, clip.frames // self.frames) if self.folder.random_crop else 1 for clip in clips]
+
+    def metadata_items(self) -> Iterator[dict[str, Any]]:
+        """Yield the item of each clip without its frames and without randomness."""
+        fixed = copy(self)
+        fixed.fixed = True
+        for index, (_, part) in enumerate(self.segments):
+            if part == 0:
+                yield {name: value for name, value in fixed[index].items() if name != self.frame_format.kind}
+
+    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
+        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
+        rng = self.rng(sample)
+        number, part = self.segments[sample.index]
+        clip = self.folder.clips[number]
+        start = self.segment_start(part, self.frames, clip.frames, rng, random_crop=self.folder.random_crop)
+        values = np.array(self._array(clip)[:, start : min(start + self.frames, clip.frames)])
         total = clip.start + clip.frames / self.frame_rate if clip.total is None else clip.total
-        segment = SegmentInfo(clip.id, str(clip.path), clip.start + start / self.frame_rate, total, rng, _no_audio)
-        item = clip.metadata if self.to_item is None else self.to_item(dict(clip.metadata), segment)
-        if item is None:
-            raise DataError(f"{clip.path}: encoded clips cannot be rejected; leave it out of the folder")
-        times = {"seconds_start": segment.start, "seconds_total": segment.total}
-        return {**times, **pick_alternatives(select_keys(item, self.ids), rng), "id": clip.id, self.frame_format.kind: signal}
-
-    def metadata_items(self) -> list[dict[str, Any]]:
-        """The item of each clip without its frames and without chance."""
-        plain = copy(self)
-        plain.fixed = True
-        first = [index for index, (_, part) in enumerate(self.places) if part == 0]
-        return [{name: value for name, value in plain[index].items() if name != self.frame_format.kind} for index in first]
-
-    def split(self, count: int) -> tuple[Self, Self]:
-        """The data set without, and as fixed windows with only, `count` clips held out by the hash of their ids."""
-        if not 0 <= count < len(self.clips):
-            raise DataError(f"cannot hold out {count} of {len(self.clips)} clips; leave at least one to train on")
-        out = select_holdout((clip.id for clip in self.clips), count)
-        rest, held = copy(self), copy(self)
-        rest.clips = [clip for clip in self.clips if clip.id not in out]
-        held.clips, held.fixed = [clip for clip in self.clips if clip.id in out], True
-        rest.places, held.places = rest._places(), held._places()
-        return rest, held
-
-    def _places(self) -> list[tuple[int, int]]:
-        counts = [max(1, clip.frames // self.frames) if self.random_crop else 1 for clip in self.clips]
-        return [(clip, part) for clip, count in enumerate(counts) for part in range(count)]
+        seconds = clip.start + start / self.frame_rate
+        item = self._item(clip.metadata, SegmentInfo(clip.id, str(clip.path), seconds, total, rng, _refuse_audio))
+        if self.frame_format.kind == "codes":
+            return {**item, "codes": Codes(*self._pad(torch.from_numpy(values).long()))}
+        return {**item, "latents": Latents(*self._pad(torch.from_numpy(values).float()))}
 
     def _array(self, clip: PreEncodedClip) -> np.ndarray:
-        found = load_array(clip.path)
-        kind = "codes" if np.issubdtype(found.dtype, np.integer) else "latents"
-        if kind != self.frame_format.kind or len(found) != self.frame_format.channels:
+        array, expected = load_array(clip.path), self.frame_format
+        kind = "codes" if np.issubdtype(array.dtype, np.integer) else "latents"
+        if kind != expected.kind or len(array) != expected.channels:
             raise DataError(
-                f"{clip.path}: holds {kind} of {len(found)} rows, and this system's codec makes {self.frame_format.kind} of "
-                f"{self.frame_format.channels}; encode the audio with this codec"
+                f"{clip.path}: contains {kind} of {len(array)} rows, but the codec has {expected.kind} of "
+                f"{expected.channels}; encode the audio with this codec"
             )
-        if kind == "codes" and found.size and not 0 <= int(found.min()) <= int(found.max()) < self.frame_format.cardinality:
+        if kind == "codes" and array.size and not 0 <= int(array.min()) <= int(array.max()) < expected.cardinality:
             raise DataError(
-                f"{clip.path}: holds codes outside 0 to {self.frame_format.cardinality - 1}; encode the audio with this codec"
+                f"{clip.path}: contains codes outside 0 to {expected.cardinality - 1}; encode the audio with this codec"
             )
-        return found
-
-    def _signal(self, found: torch.Tensor, length: int) -> Codes | Latents:
-        codes = self.frame_format.kind == "codes"
-        room = torch.zeros(1, len(found), self.frames, dtype=torch.long if codes else torch.float32)
-        room[0, :, :length] = found
-        return (Codes if codes else Latents)(room, torch.tensor([length]))
+        return array
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array [rows, frames] in a file, mapped and not read; a leading axis of one is taken off."""
+    """Return the memory-mapped array [rows, frames] of a file; a leading axis of size 1 is removed."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a whole .npy array ({error}); encode the clip again") from None
-    found = found[0] if found.ndim == 3 and len(found) == 1 else found
-    if found.ndim != 2 or not found.size or found.dtype.kind not in "fiu":
-        raise DataError(f"{path}: holds {found.dtype} {list(found.shape)}; an encoded clip is numbers [rows, frames]")
-    return found
+        raise DataError(f"{path}: not a complete .npy array ({error}); encode the clip again") from None
+    array = array[0] if array.ndim == 3 and len(array) == 1 else array
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+        raise DataError(f"{path}: contains {array.dtype} {list(array.shape)}. Expected numbers [rows, frames]")
+    return array
 
 
 def scan_pre_encoded(folder: str | Path, *, prefix: str = "", random_crop: bool = True) -> PreEncodedFolder:
-    """The encoded clips under a folder, in order of path, or those that its `filelist.txt` names."""
+    """Return the encoded clips under a folder in order of path, or those that its `filelist.txt` names."""
     folder = Path(folder)
-    listed = folder / "filelist.txt"
-    if listed.is_file():
-        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    filelist = folder / "filelist.txt"
+    if filelist.is_file():
+        names = [line.strip() for line in filelist.read_text(encoding="utf-8").splitlines() if line.strip()]
         paths = [folder / name for name in names]
         if missing := [path for path in paths if not path.is_file()]:
-            raise DataError(f"{listed}: names {len(missing)} files that are not there, the first {missing[0]}; mend the list")
+            raise DataError(f"{filelist}: {len(missing)} files not found, the first is {missing[0]}; fix the list")
     else:
         paths = sorted(path for path in folder.rglob("*.npy") if not path.name.startswith("."))
     if not paths:
-        raise DataError(f"{folder}: no .npy file in it; give a folder that pre_encode wrote")
-    clips = [_array(path, prefix + path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
+        raise DataError(f"{folder}: no .npy file found; use a folder that pre_encode wrote")
+    clips = [_read_clip(path, prefix + path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
     return PreEncodedFolder(clips, random_crop=random_crop)
 
 
 def is_pre_encoded(path: str | Path) -> bool:
-    """Whether a path is a folder of encoded clips: it or a folder in it has a `.npy` with its `.json`."""
+    """Return whether a folder or a subfolder contains a `.npy` with its `.json`."""
     path = Path(path)
-    found = next(path.rglob("*.npy"), None) if path.is_dir() else None
-    return found is not None and found.with_suffix(".json").exists()
+    array = next(path.rglob("*.npy"), None) if path.is_dir() else None
+    return array is not None and array.with_suffix(".json").exists()
 
 
-def _array(path: Path, name: str) -> PreEncodedClip:
-    beside = path.with_suffix(".json")
+def _read_clip(path: Path, name: str) -> PreEncodedClip:
+    sidecar = path.with_suffix(".json")
     try:
-        data = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        data = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
     except (OSError, ValueError) as error:
-        raise DataError(f"{beside}: cannot be read: {error}; encode the clip again") from None
+        raise DataError(f"{sidecar}: cannot be read: {error}; encode the clip again") from None
     if not isinstance(data, Mapping):
-        raise DataError(f"{beside}: must hold a mapping from id to value, not a {type(data).__name__}")
+        raise DataError(f"{sidecar}: expected a mapping from id to value, not a {type(data).__name__}")
     frames = load_array(path).shape[1]
     mask = np.asarray(data.get("padding_mask") or [], dtype=float).reshape(-1)
-    real = int(mask.sum()) if len(mask) == frames and mask.any() else frames
-    metadata = {key: value for key, value in data.items() if key not in (*_OF_THE_CUT, "id", "audio")}
-    total = data.get("seconds_total")
-    start = data.get("seconds_start")
-    return PreEncodedClip(name, path, real, metadata, _seconds(start) or 0.0, _seconds(total))
+    length = int(mask.sum()) if len(mask) == frames and mask.any() else frames
+    metadata = {key: value for key, value in data.items() if key not in (*_CROP_KEYS, "id", "audio")}
+    start, total = _seconds(data.get("seconds_start")), _seconds(data.get("seconds_total"))
+    return PreEncodedClip(name, path, length, metadata, start or 0.0, total)
 
 
 def _seconds(value: Any) -> float | None:
-    """Seconds from a number or a list of one."""
+    """Return seconds from a number or a list of one number, otherwise None."""
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
 
 
-def _no_audio() -> Audio:
-    raise DataError("encoded clips hold no audio; make what needs it before they are encoded, or train on the audio")
-
-
-class EncodedDataset(Dataset[dict[str, Any]]):
-    """Windows of `frames` frames, short clips padded with zeros and with their true length.
-
-    A clip counts as often as it holds whole windows (at least once), as in `Clips`. With `codec` given, a store that
-    another codec made is refused. `only` limits which clips there are, by number. `to_item` makes items of the metadata.
-    """
-
-    def __init__(  # noqa: PLR0913
-        self, store: EncodedStore | str | Path, *, frames: int, seed: int = 0, fixed: bool = False,
-        ids: Collection[str] | None = None, codec: Codec | None = None, only: Sequence[int] | None = None,
-        to_item: ToItem | None = None,
-    ) -> None:  # fmt: skip
-        if frames < 1:
-            raise DataError(f"windows of {frames} frames hold nothing; give at least 1")
-        self.store = store if isinstance(store, EncodedStore) else EncodedStore(store, codec=codec)
-        if codec is not None and isinstance(store, EncodedStore):
-            store.header.check_codec(codec, store.path)
-        self.frames, self.seed, self.fixed, self.ids, self.to_item = frames, seed, fixed, ids, to_item
-        clips = range(len(self.store)) if only is None else only
-        self.places = [(clip, part) for clip in clips for part in range(max(1, self.store.length(clip) // frames))]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def frame_rate(self) -> float:
-        return self.store.header.frame_rate
-
-    def item_id(self, index: int) -> str:
-        return self.store.metadata(self.places[index][0])["id"]
-
-    def __getitem__(self, draw: SampleIndex | int) -> dict[str, Any]:
-        draw = draw if isinstance(draw, SampleIndex) else SampleIndex(draw)
-        rng = None if self.fixed else sample_rng(self.seed, draw)
-        clip, part = self.places[draw.index]
-        shard, inside = self.store.locate(clip)
-        header, total = shard.header, self.store.length(clip)
-        spare = max(0, total - self.frames)
-        start = min(part * self.frames, spare) if rng is None else rng.randint(0, spare)
-        length = min(self.frames, total - start)
-        found = shard.frames(inside, start, start + length)
-        room = found.new_zeros(1, header.rows, self.frames)
-        room[0, : len(found), :length] = found
-        samples = torch.tensor([max(0, min(length * header.hop, shard.samples[inside] - start * header.hop))])
-        metadata = shard.metadata(inside)
-        times = {
-            "seconds_start": start * header.hop / header.sample_rate,
-            "seconds_total": shard.samples[inside] / header.sample_rate,
-        }
-        if self.to_item is not None:
-            name = f"{self.store.path}:{metadata['id']}"
-            segment = SegmentInfo(metadata["id"], name, times["seconds_start"], times["seconds_total"], rng, _no_audio_encoded)
-            metadata = self.to_item(metadata, segment)
-            if metadata is None:
-                raise DataError(f"{name}: a window of codes cannot be rejected; leave the clip out before it is encoded")
-        item = {**times, **pick_alternatives(select_keys(metadata, self.ids), rng), "id": self.item_id(draw.index)}
-        if header.kind == "latents":
-            return {**item, "latents": Latents(room, torch.tensor([length]), samples)}
-        scale = None if shard.scale is None else shard.scale[inside : inside + 1]
-        return {**item, "codes": Codes(room, torch.tensor([length]), samples, scale)}
-
-    def split(self, count: int) -> tuple[Self, Self]:
-        """The data set without, and as fixed windows with only, `count` clips held out by the hash of their ids."""
-        clips = sorted({clip for clip, _ in self.places})
-        if not 0 <= count < len(clips):
-            raise DataError(f"cannot hold out {count} of {len(clips)} clips; leave at least one to train on")
-        names = {clip: self.store.metadata(clip)["id"] for clip in clips}
-        out = select_holdout(names.values(), count)
-        same = {"frames": self.frames, "seed": self.seed, "ids": self.ids, "to_item": self.to_item}
-        rest = [clip for clip in clips if names[clip] not in out]
-        held = [clip for clip in clips if names[clip] in out]
-        return type(self)(self.store, **same, fixed=self.fixed, only=rest), type(self)(
-            self.store, **same, fixed=True, only=held
-        )
-
-
-def _no_audio_encoded() -> Audio:
-    raise DataError("an encoded store holds no audio; make what needs it before the store is, or train on the audio")
+def _refuse_audio() -> Audio:
+    raise DataError("encoded clips have no audio; compute values that need it before encoding, or train on the audio")

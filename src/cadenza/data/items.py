@@ -1,22 +1,26 @@
-"""Items: flat mappings from id to value; what is drawn when, and what could not be read."""
+"""Items (mappings from id to value), random segments, and the base class of datasets."""
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self
+
+from torch.utils.data import Dataset
 
 from cadenza.core.errors import DataError
 from cadenza.dsp.audio import Audio
 
 Item = Mapping[str, Any]
-Broken = Literal["raise", "skip"]  # what to do about a file that cannot be read: stop, or count and name it
+OnBrokenFile = Literal["raise", "skip"]  # if a file cannot be read: raise, or skip it and list it in the report
 
 
 @dataclass(frozen=True, slots=True)
 class SampleIndex:
-    """One reading of one place of a data set; the same draw gives the same item in any process."""
+    """Index of a segment and the epoch it is read in; equal values give equal items in any process."""
 
     index: int
     epoch: int = 0
@@ -24,18 +28,18 @@ class SampleIndex:
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """What is drawn of a clip, for a function that makes an item of its metadata; all times are in seconds."""
+    """A segment of a clip, passed to functions that build items; times are in seconds."""
 
     id: str
-    source: str  # where the clip is
+    source: str  # path of the clip
     start: float
-    total: float  # of the whole clip
-    rng: random.Random | None  # the chance of this draw; None where the same item must come each time
+    total: float  # length of the whole clip
+    rng: random.Random | None  # None: the item must not be random
     read: Callable[[], Audio]
 
     @cached_property
     def audio(self) -> Audio:
-        """The sound of the segment at the sample rate and channels of the data set, read when first asked for."""
+        """The segment at the dataset's sample rate and channels; read on first use."""
         return self.read()
 
 
@@ -44,7 +48,7 @@ ToItem = Callable[[dict[str, Any], SegmentInfo], Item | None]  # metadata to ite
 
 @dataclass(frozen=True)
 class Compose:
-    """Functions to items one after another; what one rejects, the next does not see."""
+    """Apply functions in order; stop and return None at the first that rejects the segment."""
 
     functions: tuple[ToItem, ...]
 
@@ -56,40 +60,46 @@ class Compose:
                 return None
             if not isinstance(item, Mapping):
                 raise DataError(
-                    f"{segment.source}: its to_item gave a {type(item).__name__}; give a mapping, or None to reject"
+                    f"{segment.source}: to_item returned a {type(item).__name__}. Return a mapping, or None to reject"
                 )
         return item
 
 
 def compose(*functions: ToItem | None) -> ToItem | None:
-    """The functions as one, leaving out those that are None."""
-    given = tuple(function for function in functions if function is not None)
-    return Compose(given) if given else None
+    """Return one function that applies all that are not None; None if there are none."""
+    present = tuple(function for function in functions if function is not None)
+    return Compose(present) if present else None
 
 
-def sample_rng(seed: int, draw: SampleIndex) -> random.Random:
-    """The chance of one draw, which depends on nothing else."""
-    return random.Random(f"{seed}/{draw.epoch}/{draw.index}")
+def sample_rng(seed: int, sample: SampleIndex) -> random.Random:
+    """Return the random generator of one sample; it depends on nothing else."""
+    return random.Random(f"{seed}/{sample.epoch}/{sample.index}")
 
 
 def pick_alternatives(metadata: Item, rng: random.Random | None) -> dict[str, Any]:
-    """The same metadata with one string of each list of strings: by chance, or the first without `rng`."""
-    return {key: _one(value, rng) if _alternatives(value) else value for key, value in metadata.items()}
+    """Replace each list of strings by one of them: a random one, or the first if `rng` is None."""
+
+    def pick(value: Any) -> Any:
+        if not is_text_list(value):
+            return value
+        return None if not value else value[0] if rng is None else rng.choice(value)
+
+    return {key: pick(value) for key, value in metadata.items()}
 
 
-def select_keys(metadata: Item, ids: Collection[str] | None) -> dict[str, Any]:
-    """The metadata under `ids`, or all of it."""
-    return dict(metadata) if ids is None else {key: value for key, value in metadata.items() if key in ids}
+def is_text_list(value: Any) -> bool:
+    """Return whether a value is a list of alternative texts."""
+    return isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
 
 
 def select_holdout(ids: Iterable[str], count: int) -> set[str]:
-    """`count` of the ids, the same ones however the data grows around them: those of the smallest hashes."""
+    """Return the `count` ids with the smallest hashes, so that a growing dataset keeps its holdout."""
     return set(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
 
 
 @dataclass
 class ReadReport:
-    """How many items were read, and which could not be and why."""
+    """Count of items read, and the broken ones with the reason for each."""
 
     read: int = 0
     broken: dict[str, str] = field(default_factory=dict)
@@ -97,22 +107,90 @@ class ReadReport:
     def __str__(self) -> str:
         if not self.broken:
             return f"{self.read} items, none broken"
-        named = "".join(f"\n  {name}: {reason}" for name, reason in list(self.broken.items())[:20])
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in list(self.broken.items())[:20])
         more = f"\n  and {len(self.broken) - 20} more" if len(self.broken) > 20 else ""
-        return f"{self.read} items, {len(self.broken)} broken:{named}{more}"
+        return f"{self.read} items, {len(self.broken)} broken:{reasons}{more}"
 
-    def add_broken(self, name: str, reason: str, broken: Broken = "skip") -> None:
-        """Counts a broken item, or raises where that was asked for."""
-        if broken == "raise":
-            raise DataError(f"item '{name}' cannot be read: {reason}; mend or remove it, or load with broken='skip'")
+    def record_broken(self, name: str, reason: str, on_broken_file: OnBrokenFile = "skip") -> None:
+        """Add a broken item; raise DataError if `on_broken_file` is 'raise'."""
+        if on_broken_file == "raise":
+            raise DataError(f"cannot read item '{name}': {reason}. Fix or remove the file, or set on_broken_file='skip'")
         self.broken[name] = reason
 
 
-def _alternatives(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+class ItemDataset(Protocol):
+    """Interface that the loader needs of a dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, sample: SampleIndex, /) -> dict[str, Any]: ...
+
+    def item_id(self, index: int) -> str:
+        """Return the id of the item at an index."""
+        ...
 
 
-def _one(values: list[str], rng: random.Random | None) -> str | None:
-    if not values:
-        return None
-    return values[0] if rng is None else rng.choice(values)
+class SegmentDataset(Dataset[dict[str, Any]], ABC):
+    """Base of datasets: a clip gives one item per segment, chosen by (seed, epoch, index) alone.
+
+    With `fixed`, item i is segment i of the dataset in order, without randomness. `segments[i]` is (clip, part).
+    """
+
+    seed: int
+    fixed: bool
+    ids: Collection[str] | None = None  # metadata keys of an item; None: all
+    clip_indices: list[int]  # the clips of the source that this dataset uses
+    segments: list[tuple[int, int]]
+
+    @abstractmethod
+    def clip_id(self, clip: int) -> str:
+        """Return the id of a clip of the source."""
+
+    @abstractmethod
+    def count_segments(self) -> list[int]:
+        """Return the number of segments of each clip in `clip_indices`."""
+
+    def index_segments(self) -> None:
+        """Fill `segments` from `clip_indices`."""
+        counts = zip(self.clip_indices, self.count_segments(), strict=True)
+        self.segments = [(clip, part) for clip, count in counts for part in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def item_id(self, index: int) -> str:
+        """Return the id of the clip that a segment is from."""
+        return self.clip_id(self.segments[index][0])
+
+    def rng(self, sample: SampleIndex) -> random.Random | None:
+        """Return the random generator of a sample; None with `fixed`."""
+        return None if self.fixed else sample_rng(self.seed, sample)
+
+    @staticmethod
+    def segment_start(part: int, size: int, total: int, rng: random.Random | None, *, random_crop: bool = True) -> int:
+        """Return the start of a segment of `size` in a clip of `total`: random, or that of `part` if `rng` is None.
+
+        Without `random_crop` it is 0. A segment ends after the clip only if the clip is shorter than the segment.
+        """
+        latest = max(0, total - size) if random_crop else 0
+        return min(part * size, latest) if rng is None else rng.randint(0, latest)
+
+    def finish_item(self, item: Item, segment: SegmentInfo, *, pick: bool = True) -> dict[str, Any]:
+        """Return the metadata under `ids` with the times of the segment, and one of each list of texts if `pick`."""
+        values = dict(item) if self.ids is None else {key: value for key, value in item.items() if key in self.ids}
+        values = pick_alternatives(values, segment.rng) if pick else values
+        return {"seconds_start": segment.start, "seconds_total": segment.total, **values}
+
+    def split(self, count: int) -> tuple[Self, Self]:
+        """Return the dataset without `count` clips, and those clips as fixed segments; the choice is by hash of ids."""
+        if not 0 <= count < len(self.clip_indices):
+            raise DataError(f"cannot hold out {count} of {len(self.clip_indices)} clips; leave at least one to train on")
+        ids = {clip: self.clip_id(clip) for clip in self.clip_indices}
+        chosen = select_holdout(ids.values(), count)
+        train, holdout = copy(self), copy(self)
+        train.clip_indices = [clip for clip in self.clip_indices if ids[clip] not in chosen]
+        holdout.clip_indices = [clip for clip in self.clip_indices if ids[clip] in chosen]
+        holdout.fixed = True
+        train.index_segments()
+        holdout.index_segments()
+        return train, holdout

@@ -1,4 +1,4 @@
-"""Sampler: an endless sequence of batches in which batch number n is always the same."""
+"""Batches of items: an endless order of samples, collation, and a loader that resumes exactly."""
 
 import hashlib
 import os
@@ -11,41 +11,45 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
 from cadenza.conditioners.base import PreparedInputs
 from cadenza.core.errors import CadenzaError, DataError
 from cadenza.core.types import Codes, Latents
-from cadenza.data.audio_dataset import ItemDataset
-from cadenza.data.items import Broken, Item, ReadReport, SampleIndex
+from cadenza.data.items import Item, ItemDataset, OnBrokenFile, ReadReport, SampleIndex
 from cadenza.dsp.audio import Audio
+
+Prepare = Callable[[Sequence[Item]], Mapping[str, PreparedInputs]]
+_SIGNALS = ("audio", "codes", "latents")
+_NAMES = (*_SIGNALS, "prepared", "metadata", "ids", "seconds", "broken")
 
 
 class BatchSampler(Sampler[list[SampleIndex]]):
-    """Batches of draws: shuffled epochs end to end, so that batches are full and span their borders.
+    """Endless batches of shuffled epochs; batches are full and may span two epochs.
 
-    `world` processes with batches of `batch` see together what one sees with `world * batch`. The whole state is
-    `position`, the number of the next batch.
+    `world` processes with batches of `batch` samples see together what one process sees with `world * batch`. The
+    state is `position`, the number of the next batch.
     """
 
     def __init__(self, size: int, batch: int, *, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
         if size < 1 or batch < 1:
             raise DataError(f"cannot draw batches of {batch} from {size} items; both must be at least 1")
         if not 0 <= rank < world:
-            raise DataError(f"there is no process {rank} among {world}")
+            raise DataError(f"process rank {rank} is not in 0 to {world - 1}")
         self.size, self.batch, self.seed, self.shuffle = size, batch, seed, shuffle
         self.rank, self.world, self.position = rank, world, 0
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     @property
     def epoch(self) -> int:
-        """Times that every item has been drawn before the next batch."""
+        """Number of complete epochs before the next batch."""
         return self.position * self.batch * self.world // self.size
 
     def batch_at(self, position: int) -> list[SampleIndex]:
-        """This process's part of batch number `position`."""
+        """Return this process's part of batch number `position`."""
         first = (position * self.world + self.rank) * self.batch
-        return [self._draw(place) for place in range(first, first + self.batch)]
+        return [self._sample(number) for number in range(first, first + self.batch)]
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         while True:
@@ -53,18 +57,18 @@ class BatchSampler(Sampler[list[SampleIndex]]):
             yield self.batch_at(self.position - 1)
 
     def from_position(self, position: int) -> "BatchSampler":
-        """The same sequence from batch number `position` on."""
-        again = BatchSampler(self.size, self.batch, seed=self.seed, rank=self.rank, world=self.world, shuffle=self.shuffle)
-        again.position = position
-        return again
+        """Return a sampler of the same sequence that starts at batch number `position`."""
+        sampler = BatchSampler(self.size, self.batch, seed=self.seed, rank=self.rank, world=self.world, shuffle=self.shuffle)
+        sampler.position = position
+        return sampler
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, "epoch": self.epoch, "size": self.size, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, now in {"size": self.size, "seed": self.seed}.items():
-            if state[name] != now:
-                raise DataError(f"the data's {name} is {now} and was {state[name]} when the state was saved; use the same data")
+        for name, value in {"size": self.size, "seed": self.seed}.items():
+            if state[name] != value:
+                raise DataError(f"the data's {name} is {value}, but was {state[name]} in the saved state; use the same data")
         self.position = state["position"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,34 +78,29 @@ class BatchSampler(Sampler[list[SampleIndex]]):
         vars(self).update(state)
         self._order = lru_cache(maxsize=2)(self._permutation)
 
-    def _draw(self, place: int) -> SampleIndex:
-        epoch, inside = divmod(place, self.size)
-        return SampleIndex(self._order(epoch)[inside] if self.shuffle else inside, epoch)
+    def _sample(self, number: int) -> SampleIndex:
+        epoch, index = divmod(number, self.size)
+        return SampleIndex(self._order(epoch)[index] if self.shuffle else index, epoch)
 
     def _permutation(self, epoch: int) -> list[int]:
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()[:8], "little", signed=True)
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-Prepare = Callable[[Sequence[Item]], Mapping[str, PreparedInputs]]
-_SIGNALS = ("audio", "codes", "latents")
-_NAMES = (*_SIGNALS, "prepared", "metadata", "ids", "seconds", "broken")
-
-
 @dataclass(frozen=True, eq=False)
 class Batch(Mapping[str, Any]):
-    """What a task gets: the items' metadata, their audio, codes or latents, and what conditioners prepared.
+    """Items of one batch: metadata, audio or codes or latents, and prepared conditioner inputs.
 
-    As a mapping, it has what is not None under the names of its attributes, `ids` and `seconds` among them.
+    As a mapping it has the attributes that are not None, with `ids` and `seconds`.
     """
 
-    metadata: list[dict[str, Any]]  # of each item, its id among it
+    metadata: list[dict[str, Any]]  # of each item, with its id
     audio: Audio | None = None
     codes: Codes | None = None
     latents: Latents | None = None
     prepared: dict[str, PreparedInputs] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)  # items that should be here and could not be read
-    frame_rate: float | None = None  # of codes and latents, where known
+    broken: dict[str, str] = field(default_factory=dict)  # reasons for missing items, by id
+    frame_rate: float | None = None  # of codes and latents, if known
 
     def __getitem__(self, name: str) -> Any:
         value = getattr(self, name, None) if name in _NAMES else None
@@ -121,7 +120,7 @@ class Batch(Mapping[str, Any]):
 
     @property
     def seconds(self) -> float:
-        """Seconds of sound in all items together, without padding; 0 where the frame rate is not known."""
+        """Total seconds of audio without padding; 0 if the frame rate is not known."""
         if self.audio is not None:
             return float(self.audio.lengths.sum()) / self.audio.sample_rate
         frames = self.codes or self.latents
@@ -132,21 +131,24 @@ class Batch(Mapping[str, Any]):
         return replace(self, **moved, prepared={name: value.to(device) for name, value in self.prepared.items()})
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which a GPU copies without waiting."""
-        moved = {name: _pinned(value) for name in _SIGNALS if (value := getattr(self, name)) is not None}
+        """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
+        pinned: dict[str, Any] = {}
+        for name in _SIGNALS:
+            if (value := getattr(self, name)) is not None:
+                pinned[name] = replace(value, **{k: x.pin_memory() for k, x in vars(value).items() if isinstance(x, Tensor)})
         prepared = {
             name: replace(value, tensors={k: x.pin_memory() for k, x in value.tensors.items()})
             for name, value in self.prepared.items()
         }
-        return replace(self, **moved, prepared=prepared)
+        return replace(self, **pinned, prepared=prepared)
 
 
 def collate(items: Sequence[Item], prepare: Prepare | None = None, *, frame_rate: float | None = None) -> Batch:
-    """Items as one batch: signals stacked with their lengths, the rest listed; `prepare` sees whole items."""
+    """Return items as one batch: signals are stacked with their lengths, and `prepare` receives the whole items."""
     for name in _SIGNALS:
-        with_it = [item["id"] for item in items if item.get(name) is not None]
-        if with_it and len(with_it) < len(items):
-            raise DataError(f"items of one batch must be alike: '{name}' is missing in some and there in '{with_it[0]}'")
+        present = [item["id"] for item in items if item.get(name) is not None]
+        if present and len(present) < len(items):
+            raise DataError(f"items of one batch differ: '{name}' is missing in some, but present in '{present[0]}'")
     signals = {name: _stack([item[name] for item in items]) for name in _SIGNALS if items and items[0].get(name) is not None}
     metadata = [{key: value for key, value in item.items() if key not in _SIGNALS} for item in items]
     prepared = dict(prepare(items)) if prepare is not None and items else {}
@@ -154,40 +156,40 @@ def collate(items: Sequence[Item], prepare: Prepare | None = None, *, frame_rate
 
 
 class BatchLoader:
-    """Batches from a data set in the order of a sampler; the number of workers changes nothing but the speed.
+    """Batches of a dataset in the order of a sampler; the number of workers changes only the speed.
 
-    `report` counts what was read and names what was broken.
+    `report` counts the items read and lists the broken ones.
     """
 
     def __init__(
         self, dataset: ItemDataset, sampler: BatchSampler, *, workers: int = 0, prepare: Prepare | None = None,
-        broken: Broken = "raise", pin: bool | None = None,
+        on_broken_file: OnBrokenFile = "raise", pin: bool | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.sampler, self.workers, self.prepare = dataset, sampler, workers, prepare
-        self.broken: Broken = broken
+        self.on_broken_file: OnBrokenFile = on_broken_file
         self.pin = torch.cuda.is_available() if pin is None else pin
         self.report = ReadReport()
-        self.position = 0  # of the next batch that will be given; the workers are ahead of it
+        self.position = 0  # of the next batch that is yielded; workers read ahead
 
     def iter_from(self, position: int) -> Iterator[Batch]:
-        """An endless iterator over this process's batches from number `position` on."""
+        """Yield this process's batches endlessly, from number `position`."""
         self.position = position
-        reading = DataLoader(
-            _Reading(self.dataset),  # type: ignore[arg-type]
+        loader = DataLoader(
+            _SafeDataset(self.dataset),  # type: ignore[arg-type]
             batch_sampler=self.sampler.from_position(position),
             num_workers=self.workers,
-            collate_fn=_Collating(self.prepare, _frame_rate(self.dataset)),
+            collate_fn=_SafeCollate(self.prepare, _frame_rate(self.dataset)),
             pin_memory=self.pin,
             worker_init_fn=ignore_stop_signals if self.workers else None,
             prefetch_factor=4 if self.workers else None,
         )
-        for batch in reading:
-            if isinstance(batch, _Fault):
+        for batch in loader:
+            if isinstance(batch, _ReadError):
                 raise DataError(f"the items {', '.join(batch.ids)} cannot be prepared: {batch.reason}")
             for name, reason in batch.broken.items():
-                self.report.add_broken(name, reason, self.broken)
+                self.report.record_broken(name, reason, self.on_broken_file)
             if not batch.metadata:
-                raise DataError(f"batch {self.position} holds no readable item. {self.report}")
+                raise DataError(f"batch {self.position} has no readable item. {self.report}")
             self.report.read += len(batch.metadata)
             self.position += 1
             yield batch
@@ -196,34 +198,33 @@ class BatchLoader:
         return self.iter_from(self.position)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on: after the batches that were given, not those read ahead."""
+        """Return the state after the batches that were yielded, not those read ahead."""
         return self.sampler.from_position(self.position).state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        checked = self.sampler.from_position(0)
-        checked.load_state_dict(state)
-        self.position = checked.position
+        sampler = self.sampler.from_position(0)
+        sampler.load_state_dict(state)
+        self.position = sampler.position
 
 
 def fixed_batches(dataset: ItemDataset, batch: int, *, count: int | None = None, prepare: Prepare | None = None) -> list[Batch]:
-    """The same batches each time: `count` items spread evenly over the data set, in order."""
+    """Return batches of `count` items spread evenly over the dataset, in order; equal at every call."""
     count = len(dataset) if count is None else min(count, len(dataset))
-    chosen = [i * len(dataset) // count for i in range(count)]
-    items = [dataset[SampleIndex(index)] for index in chosen]
-    rate = _frame_rate(dataset)
-    return [collate(items[i : i + batch], prepare, frame_rate=rate) for i in range(0, count, batch)]
+    items = [dataset[SampleIndex(i * len(dataset) // count)] for i in range(count)]
+    frame_rate = _frame_rate(dataset)
+    return [collate(items[i : i + batch], prepare, frame_rate=frame_rate) for i in range(0, count, batch)]
 
 
 @dataclass(frozen=True)
-class _Fault:
-    """Something a user can mend went wrong in a worker; raised where the user sees it."""
+class _ReadError:
+    """A user's error in a worker, passed as a value because exceptions lose their type between processes."""
 
     ids: list[str]
     reason: str
 
 
-class _Reading:
-    """A data set whose readable errors come back as values: an exception would lose its form between processes."""
+class _SafeDataset:
+    """A dataset that returns a `_ReadError` instead of raising a CadenzaError."""
 
     def __init__(self, dataset: ItemDataset) -> None:
         self.dataset = dataset
@@ -231,24 +232,27 @@ class _Reading:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: SampleIndex) -> Any:
+    def __getitem__(self, sample: SampleIndex) -> Any:
         try:
-            return self.dataset[draw]
+            return self.dataset[sample]
         except CadenzaError as error:
-            return _Fault([self.dataset.item_id(draw.index)], str(error))
+            return _ReadError([self.dataset.item_id(sample.index)], str(error))
 
 
-class _Collating:
-    def __init__(self, prepare: Prepare | None, frame_rate: float | None) -> None:
-        self.prepare, self.frame_rate = prepare, frame_rate
+@dataclass(frozen=True)
+class _SafeCollate:
+    """Collate the readable items, and list the others as broken."""
 
-    def __call__(self, read: list[Any]) -> Batch | _Fault:
-        items = [item for item in read if not isinstance(item, _Fault)]
+    prepare: Prepare | None
+    frame_rate: float | None
+
+    def __call__(self, samples: list[Any]) -> Batch | _ReadError:
+        items = [item for item in samples if not isinstance(item, _ReadError)]
         try:
             batch = collate(items, self.prepare, frame_rate=self.frame_rate)
         except CadenzaError as error:
-            return _Fault([item["id"] for item in items], str(error))
-        return replace(batch, broken={item.ids[0]: item.reason for item in read if isinstance(item, _Fault)})
+            return _ReadError([item["id"] for item in items], str(error))
+        return replace(batch, broken={item.ids[0]: item.reason for item in samples if isinstance(item, _ReadError)})
 
 
 def _frame_rate(dataset: ItemDataset) -> float | None:
@@ -256,40 +260,35 @@ def _frame_rate(dataset: ItemDataset) -> float | None:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For a worker: Ctrl-C and SIGTERM are for the main process, which then ends its workers itself."""
+    """Ignore SIGINT and SIGTERM in a worker; the main process shuts workers down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
 
 
-def _obey(main: int) -> None:
-    """Ends this process at a SIGTERM of the main process, and of nobody else."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+def _exit_on_sigterm_from(parent: int) -> None:
+    """End this process at a SIGTERM from the process `parent`, and from no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
 def _stack(parts: Sequence[Any]) -> Any:
-    """Batches of one as one batch; frames as wide as the longest clip, without what pads all of them."""
+    """Concatenate batches of one; frames are cut to the longest clip."""
     first = parts[0]
     lengths = torch.cat([part.lengths for part in parts])
     if isinstance(first, Audio):
         if len({(part.sample_rate, part.wave.shape[1]) for part in parts}) > 1:
             raise DataError("clips of one batch differ in sample rate or channels")
-        return Audio(_widest([part.wave for part in parts]), first.sample_rate, lengths)
+        return Audio(_pad_and_cat([part.wave for part in parts]), first.sample_rate, lengths)
     samples = None if first.samples is None else torch.cat([part.samples for part in parts])
     if isinstance(first, Latents):
-        return Latents(_widest([part.z for part in parts])[..., : int(lengths.max())], lengths, samples)
-    scale = None if first.scale is None else _widest([part.scale for part in parts])
-    return Codes(_widest([part.ids for part in parts])[..., : int(lengths.max())], lengths, samples, scale)
+        return Latents(_pad_and_cat([part.z for part in parts])[..., : int(lengths.max())], lengths, samples)
+    scale = None if first.scale is None else _pad_and_cat([part.scale for part in parts])
+    return Codes(_pad_and_cat([part.ids for part in parts])[..., : int(lengths.max())], lengths, samples, scale)
 
 
-def _widest(parts: Sequence[Tensor]) -> Tensor:
-    wide = max(part.shape[-1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, wide - part.shape[-1])) for part in parts])
-
-
-def _pinned(value: Any) -> Any:
-    tensors = {name: x.pin_memory() for name, x in vars(value).items() if isinstance(x, Tensor)}
-    return replace(value, **tensors)
+def _pad_and_cat(parts: Sequence[Tensor]) -> Tensor:
+    longest = max(part.shape[-1] for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.shape[-1])) for part in parts])

@@ -1,4 +1,4 @@
-"""Source: whatever a user calls their data, as the data set it is."""
+"""Open the path or object that a user passes as data."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,17 +9,18 @@ from cadenza.data import audiocraft_manifest, stable_audio_dataset, webdataset
 from cadenza.data.audio_dataset import AudioDataset
 from cadenza.data.encoded_dataset import EncodedDataset, PreEncodedDataset, PreEncodedFolder, is_pre_encoded, scan_pre_encoded
 from cadenza.data.items import ReadReport, ToItem
-from cadenza.data.manifest import FILE, Manifest, list_audio_files, scan_folder
+from cadenza.data.manifest import MANIFEST_FILE, Manifest, list_audio_files, scan_folder
 from cadenza.dsp.audio_io import SUFFIXES
 
 Source = str | Path | Manifest | PreEncodedFolder
+_MANIFEST_FILES = (MANIFEST_FILE, *audiocraft_manifest.AUDIOCRAFT_FILES)
 
 
 def open_dataset(
     source: Source, codec: Codec, *, seconds: float, seed: int = 0, ids: Collection[str] | None = None,
     to_item: ToItem | None = None,
 ) -> tuple[AudioDataset | EncodedDataset | PreEncodedDataset, ReadReport]:  # fmt: skip
-    """Segments of a source that fit a codec, and a report that names what is broken in it."""
+    """Return a dataset of segments of `seconds` that fit a codec, and a report of broken files."""
     frame_format, spec = codec.frame_format, codec.spec
     frames = max(1, round(seconds * frame_format.frame_rate))
     if isinstance(source, str | Path):
@@ -30,72 +31,71 @@ def open_dataset(
         report = ReadReport(read=len(source.clips))
     if isinstance(source, PreEncodedFolder):
         return PreEncodedDataset(source, frames=frames, frame_format=frame_format, seed=seed, ids=ids, to_item=to_item), report
-    same = {"seconds": seconds, "sample_rate": spec.sample_rate, "channels": spec.channels}
-    return AudioDataset(source, **same, seed=seed, ids=ids, to_item=to_item), report
+    audio_format = {"seconds": seconds, "sample_rate": spec.sample_rate, "channels": spec.channels}
+    return AudioDataset(source, **audio_format, seed=seed, ids=ids, to_item=to_item), report
 
 
 def is_encoded(source: Source) -> bool:
-    """Whether a source is of codes or latents and not of audio."""
-    return isinstance(source, PreEncodedFolder) or (
-        isinstance(source, str | Path) and (is_encoded_store(source) or _of_arrays(Path(source)))
-    )
+    """Return whether a source contains codes or latents, not audio."""
+    if isinstance(source, str | Path):
+        return is_encoded_store(source) or _contains_only_arrays(Path(source))
+    return isinstance(source, PreEncodedFolder)
 
 
 def is_encoded_store(path: str | Path) -> bool:
-    """Whether a path is an encoded store: a folder of shards, or a packed file."""
+    """Return whether a path is an encoded store: a folder of shards, or a packed file."""
     path = Path(path)
     return path.suffix == ".safetensors" or next(path.glob("shard-*.safetensors"), None) is not None
 
 
 def open_source(path: str | Path) -> tuple[Manifest | PreEncodedFolder, ReadReport]:
-    """The clips a path stands for, of audio or of arrays: what `manifest_of` reads, a config, or a folder of arrays."""
+    """Return the clips of a path that `load_manifest` accepts, of a dataset config, or of a folder of arrays."""
     path = Path(path)
     if stable_audio_dataset.dataset_type(path) is not None:
         return stable_audio_dataset.load_dataset_config(path)
-    if _of_arrays(path):
+    if _contains_only_arrays(path):
         arrays = scan_pre_encoded(path)
         return arrays, ReadReport(read=len(arrays.clips))
     return load_manifest(path)
 
 
 def load_manifest(path: str | Path) -> tuple[Manifest, ReadReport]:
-    """The clips of audio a path stands for: a manifest, ours or AudioCraft's, a dataset config, shards, or a folder.
+    """Return the audio clips of a manifest (ours or AudioCraft's), a dataset config, shards, or a folder.
 
-    Of a folder, the manifest in it, or the shards in it, or else all audio there.
+    A folder is read by its manifest, or its shards, or else by all audio files in it.
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; give a folder of audio, a manifest or an encoded store")
+        raise DataError(f"{path}: no such file or folder; use a folder of audio, a manifest or an encoded store")
     if path.is_dir():
-        listed = next((path / name for name in (FILE, *audiocraft_manifest.FILES) if (path / name).exists()), None)
-        return _folder(path) if listed is None else load_manifest(listed)
+        listed = [path / name for name in _MANIFEST_FILES if (path / name).exists()]
+        return load_manifest(listed[0]) if listed else _load_folder(path)
     if path.suffix == ".tar":
         return webdataset.load_shards([path])
     if path.suffix.lower() in SUFFIXES:
-        raise DataError(f"{path}: one audio file; give the folder it is in, or a manifest")
+        raise DataError(f"{path}: is one audio file; use its folder, or a manifest")
     if stable_audio_dataset.dataset_type(path) is not None:
-        found, report = stable_audio_dataset.load_dataset_config(path)
-        if isinstance(found, Manifest):
-            return found, report
-        raise DataError(f"{path}: names encoded clips, and this needs audio; give a folder of audio or a manifest")
-    manifest = (
-        audiocraft_manifest.load_audiocraft_manifest(path) if audiocraft_manifest.is_audiocraft(path) else Manifest.read(path)
-    )
+        source, report = stable_audio_dataset.load_dataset_config(path)
+        if isinstance(source, Manifest):
+            return source, report
+        raise DataError(f"{path}: lists encoded clips, but audio is needed; use a folder of audio or a manifest")
+    is_audiocraft = audiocraft_manifest.is_audiocraft(path)
+    manifest = audiocraft_manifest.load_audiocraft_manifest(path) if is_audiocraft else Manifest.load(path)
     return manifest, ReadReport(read=len(manifest))
 
 
-def _folder(path: Path) -> tuple[Manifest, ReadReport]:
-    tars = webdataset.list_shards(path)
-    if not tars:
+def _load_folder(path: Path) -> tuple[Manifest, ReadReport]:
+    shards = webdataset.list_shards(path)
+    if not shards:
         return scan_folder(path)
     if loose := list_audio_files(path):
-        raise DataError(f"{path}: holds {len(tars)} shards and {len(loose)} loose audio files; keep them in two folders")
-    return webdataset.load_shards(tars)
+        raise DataError(f"{path}: contains {len(shards)} shards and {len(loose)} audio files; use a folder for each kind")
+    return webdataset.load_shards(shards)
 
 
-def _of_arrays(path: Path) -> bool:
-    """Whether a path is a folder of encoded clips and of nothing else, or a config that names some."""
+def _contains_only_arrays(path: Path) -> bool:
+    """Return whether a path is a folder of encoded clips only, or a config that lists some."""
     if not path.is_dir():
         return stable_audio_dataset.dataset_type(path) == "pre_encoded"
-    other = any((path / name).exists() for name in (FILE, *audiocraft_manifest.FILES)) or webdataset.list_shards(path)
+    other = any((path / name).exists() for name in _MANIFEST_FILES) or webdataset.list_shards(path)
     return not other and is_pre_encoded(path) and not list_audio_files(path)

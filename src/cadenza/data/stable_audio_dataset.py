@@ -1,7 +1,7 @@
-"""Dataset configs of stable-audio-tools: `audio_dir`, local WebDataset and `pre_encoded` folders, read as they mean it.
+"""Dataset configs of stable-audio-tools: `audio_dir`, local WebDataset and `pre_encoded` folders.
 
-A `custom_metadata_module` is code named by a file. It is never run: who trusts it passes its function, by the id of
-the data set, as `to_item={"my_audio": custom_metadata(module.get_custom_metadata)}`.
+A `custom_metadata_module` names a Python file, which is never run. If you trust it, pass its function by the id of the
+dataset: `to_item={"my_audio": CustomMetadata(module.get_custom_metadata)}`.
 """
 
 import json
@@ -20,28 +20,28 @@ from cadenza.data.items import Item, ReadReport, SegmentInfo, ToItem
 from cadenza.data.manifest import Manifest, scan_folder
 from cadenza.dsp.audio import Audio
 
-ToItems = ToItem | Mapping[str, ToItem] | None  # one for all data sets, or one by the id of each
+ToItems = ToItem | Mapping[str, ToItem] | None  # one function for all datasets, or one for each id
 
 
 class DatasetEntry(Spec):
-    """One data set of a config."""
+    """One dataset of a config."""
 
     id: str = Field(min_length=1)
     path: str | None = None
     s3_path: str | None = None
     profile: str | None = None
     custom_metadata_module: str | None = None
-    latent_crop_length: int | None = Field(None, ge=1)  # where their guide puts it
+    latent_crop_length: int | None = Field(None, ge=1)  # documented here, although their code reads it from the config
 
     @model_validator(mode="after")
-    def _local(self) -> "DatasetEntry":
+    def _check_local(self) -> "DatasetEntry":
         if self.s3_path is not None or self.path is None or self.path.startswith(("s3://", "pipe:", "http:", "https:")):
-            raise ValueError(f"'{self.id}' is not on this machine; fetch it, and give the folder as 'path'")
+            raise ValueError(f"'{self.id}' is not on this machine; download it, and set 'path' to its folder")
         return self
 
 
 class DatasetConfig(Spec):
-    """A whole config, with what has no effect here and what has an effect that is not offered."""
+    """A dataset config, including keys without effect here and keys that are refused."""
 
     dataset_type: Literal["audio_dir", "wds", "s3", "pre_encoded"]
     datasets: tuple[DatasetEntry, ...] = Field(min_length=1)
@@ -56,35 +56,33 @@ class DatasetConfig(Spec):
     silence_threshold: Any = None  # of remove_silence
     max_silence_duration: Any = None  # of remove_silence
     volume_norm_param: Any = None  # of volume_norm
-    drop_last: bool = True  # batches are always full here
-    epoch_steps: int | None = None  # the number of steps is the training config's
-    resampled_shards: bool = True  # shuffling is over all shards here
+    drop_last: bool = True  # no effect: batches are always full
+    epoch_steps: int | None = None  # no effect: the training config sets the steps
+    resampled_shards: bool = True  # no effect: shuffling is over all shards
 
     @field_validator("remove_silence", "volume_norm")
     @classmethod
-    def _unchanged(cls, value: bool) -> bool:
+    def _check_unchanged(cls, value: bool) -> bool:
         if value:
-            raise ValueError("audio is used as it is; treat the files beforehand, and set this to false")
+            raise ValueError("is not supported; process the audio files beforehand, and set this to false")
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> "DatasetConfig":
+    def _check(self) -> "DatasetConfig":
         if self.latent_extension.removeprefix(".") != "npy":
-            raise ValueError(f"latent_extension '{self.latent_extension}' is not known; there is: npy")
+            raise ValueError(f"latent_extension '{self.latent_extension}' is not supported. Available: npy")
         if self.pre_encoded:
-            raise ValueError(
-                "encoded clips are read from folders and not from shards; unpack them, with dataset_type pre_encoded"
-            )
+            raise ValueError("encoded clips are not read from shards; unpack them, and use dataset_type pre_encoded")
         names = [entry.id for entry in self.datasets]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two data sets have the id '{twice[0]}'; rename one")
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two datasets have the id '{duplicates[0]}'; rename one")
         return self
 
 
 def load_dataset_config(path: str | Path, *, to_item: ToItems = None) -> tuple[Manifest | PreEncodedFolder, ReadReport]:
-    """The clips that a config names, and what is broken among them; relative paths start from the current folder.
+    """Return the clips of a config, and a report of broken ones.
 
-    A path that is not there is looked for beside the config too.
+    Relative paths are looked up in the current folder, then in that of the config.
     """
     path = Path(path)
     try:
@@ -95,33 +93,31 @@ def load_dataset_config(path: str | Path, *, to_item: ToItems = None) -> tuple[M
         config = DatasetConfig.parse(data, source=str(path))
     except SpecError as error:
         raise DataError(str(error)) from None
-    functions = _functions(config, to_item, path)
-    roots = {entry.id: _root(entry, path) for entry in config.datasets}
-    chosen = PerDatasetTransform(functions) if functions else None
+    functions = _transforms(config, to_item, path)
+    folders = {entry.id: _find_folder(entry, path) for entry in config.datasets}
+    transform = PerDatasetTransform(functions) if functions else None
     if config.dataset_type == "pre_encoded":
-        clips = [
-            clip
-            for name, root in roots.items()
-            for clip in scan_pre_encoded(root, prefix=f"{name}/").clips
-            if _long(clip, config)
-        ]
+        clips = [clip for name, folder in folders.items() for clip in scan_pre_encoded(folder, prefix=f"{name}/").clips]
+        clips = [clip for clip in clips if _has_allowed_length(clip, config)]
         if not clips:
-            raise DataError(f"{path}: no clip is of a length from min_length_sec to max_length_sec; widen them")
+            raise DataError(f"{path}: no clip has a length from min_length_sec to max_length_sec; widen them")
         lengths = {config.latent_crop_length, *(entry.latent_crop_length for entry in config.datasets)} - {None}
         if len(lengths) > 1:
-            raise DataError(f"{path}: latent_crop_length is said differently in several places; say it once")
-        return PreEncodedFolder(clips, chosen, bool(config.random_crop), next(iter(lengths), None)), ReadReport(read=len(clips))
-    found, report = [], ReadReport()
-    for name, root in roots.items():
-        manifest, there = scan_folder(root) if config.dataset_type == "audio_dir" else webdataset.load_shards(_shards(root))
-        found += [replace(clip, id=f"{name}/{clip.id}") for clip in manifest.clips]
-        report.broken |= {f"{name}/{broken}": reason for broken, reason in there.broken.items()}
-    report.read = len(found)
-    return Manifest(path.parent, found, chosen, config.random_crop is not False), report
+            raise DataError(f"{path}: latent_crop_length has conflicting values; set it once")
+        frames = next(iter(lengths), None)
+        return PreEncodedFolder(clips, transform, bool(config.random_crop), frames), ReadReport(read=len(clips))
+    all_clips, report = [], ReadReport()
+    for name, folder in folders.items():
+        is_folder = config.dataset_type == "audio_dir"
+        manifest, part = scan_folder(folder) if is_folder else webdataset.load_shards(_list_shards(folder))
+        all_clips += [replace(clip, id=f"{name}/{clip.id}") for clip in manifest.clips]
+        report.broken |= {f"{name}/{broken}": reason for broken, reason in part.broken.items()}
+    report.read = len(all_clips)
+    return Manifest(path.parent, all_clips, transform, config.random_crop is not False), report
 
 
 def dataset_type(path: str | Path) -> str | None:
-    """The `dataset_type` that a JSON file says, or None where it is no such config."""
+    """Return the `dataset_type` in a JSON file; None if it is not a dataset config."""
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else None
@@ -132,7 +128,7 @@ def dataset_type(path: str | Path) -> str | None:
 
 @dataclass(frozen=True)
 class PerDatasetTransform:
-    """The function to items of the data set that a clip is from, whose id its own begins with."""
+    """Apply the function of the dataset whose id is the prefix of the clip's id."""
 
     functions: Mapping[str, ToItem]
 
@@ -142,10 +138,10 @@ class PerDatasetTransform:
 
 
 @dataclass(frozen=True)
-class CustomMetadata:  # noqa: N801  # used as a function
-    """A `get_custom_metadata(info, audio)` of stable-audio-tools as a `to_item`, for who trusts it.
+class CustomMetadata:
+    """A `get_custom_metadata(info, audio)` of stable-audio-tools as a `to_item`.
 
-    `__reject__` rejects the segment and `__audio__` adds sounds; `audio` [c, t] is the segment's, read for it.
+    `__reject__` rejects the segment and `__audio__` adds audio conditions; `audio` [c, t] is the segment.
     """
 
     function: Callable[[dict[str, Any], Any], Mapping[str, Any]]
@@ -155,47 +151,45 @@ class CustomMetadata:  # noqa: N801  # used as a function
         times = {"seconds_start": int(segment.start), "seconds_total": -int(-segment.total // 1)}
         info = {**metadata, **times, "path": segment.source, "relpath": segment.id.partition("/")[2]}
         info["sample_rate"] = audio.sample_rate
-        made = dict(self.function(info, audio.wave[0]))
-        if made.pop("__reject__", False):
+        custom = dict(self.function(info, audio.wave[0]))
+        if custom.pop("__reject__", False):
             return None
-        sounds = {name: Audio(wave[None], audio.sample_rate) for name, wave in made.pop("__audio__", {}).items()}
-        if unknown := [name for name in made if name.startswith("__")]:
-            raise DataError(f"{segment.source}: its metadata has '{unknown[0]}', which is not known; give plain values")
-        return {**metadata, **made, **sounds}
+        waves = {name: Audio(wave[None], audio.sample_rate) for name, wave in custom.pop("__audio__", {}).items()}
+        if unknown := [name for name in custom if name.startswith("__")]:
+            raise DataError(f"{segment.source}: metadata key '{unknown[0]}' is not supported; return plain values")
+        return {**metadata, **custom, **waves}
 
 
-def _functions(config: DatasetConfig, to_item: ToItems, path: Path) -> dict[str, ToItem]:
-    """The function of each data set that has one; DataError for a module that nobody vouches for."""
+def _transforms(config: DatasetConfig, to_item: ToItems, path: Path) -> dict[str, ToItem]:
+    """Return functions by dataset; raise DataError if the config names a Python module and no function was passed."""
     names = [entry.id for entry in config.datasets]
     functions = {} if to_item is None else dict(to_item) if isinstance(to_item, Mapping) else dict.fromkeys(names, to_item)
     if unknown := sorted(set(functions) - set(names)):
-        raise DataError(f"{path}: to_item names '{unknown[0]}', but there is no such data set; there are: {', '.join(names)}")
+        raise DataError(f"{path}: to_item names '{unknown[0]}', which is not a dataset. Available: {', '.join(names)}")
     for entry in config.datasets:
         if entry.custom_metadata_module is not None and entry.id not in functions:
             raise DataError(
-                f"{path}: '{entry.id}' names code to run, {entry.custom_metadata_module}, and code named by a file is not run. "
-                "If you trust it, import it yourself and pass its function: cadenza.data.stable_audio_dataset.read(config, "
-                f"to_item={{'{entry.id}': custom_metadata(module.get_custom_metadata)}}), then train on what that gives"
+                f"{path}: '{entry.id}' names code to run, {entry.custom_metadata_module}. Code named by a file is not run. "
+                "If you trust it, import it and pass its function: load_dataset_config(config, to_item={"
+                f"'{entry.id}': CustomMetadata(module.get_custom_metadata)}}) of cadenza.data.stable_audio_dataset"
             )
     return functions
 
 
-def _root(entry: DatasetEntry, config: Path) -> Path:
-    places = [Path(entry.path or ""), config.parent / (entry.path or "")]
-    for place in places:
-        if place.exists():
-            return place
-    raise DataError(f"{config}: '{entry.id}' is not there; looked for {places[0].absolute()} and {places[1].absolute()}")
+def _find_folder(entry: DatasetEntry, config: Path) -> Path:
+    paths = [Path(entry.path or ""), config.parent / (entry.path or "")]
+    for path in paths:
+        if path.exists():
+            return path
+    raise DataError(f"{config}: '{entry.id}' not found. Tried {paths[0].absolute()} and {paths[1].absolute()}")
 
 
-def _shards(root: Path) -> list[Path]:
-    found = webdataset.list_shards(root)
-    if not found:
-        raise DataError(f"{root}: no .tar file in it; give a folder of shards, or dataset_type audio_dir for loose files")
-    return found
+def _list_shards(folder: Path) -> list[Path]:
+    shards = webdataset.list_shards(folder)
+    if not shards:
+        raise DataError(f"{folder}: no .tar file found; use a folder of shards, or dataset_type audio_dir for audio files")
+    return shards
 
 
-def _long(clip: PreEncodedClip, config: DatasetConfig) -> bool:
-    if clip.total is None:
-        return True
-    return (config.min_length_sec or 0) <= clip.total <= (config.max_length_sec or clip.total)
+def _has_allowed_length(clip: PreEncodedClip, config: DatasetConfig) -> bool:
+    return clip.total is None or (config.min_length_sec or 0) <= clip.total <= (config.max_length_sec or clip.total)

@@ -1,11 +1,11 @@
-"""Histogram: how many values are where, in numbers and as text for a terminal."""
+"""Validate a dataset before training: issues by file, with histograms of lengths and loudness."""
 
 import json
 import math
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,84 +14,77 @@ import numpy as np
 
 from cadenza.core.atomic import atomic_write
 from cadenza.core.errors import AudioError, DataError
-from cadenza.data.audio_stats import FLOOR, AudioStats, analyze_file, find_near_duplicates
-from cadenza.data.manifest import FILE, Manifest, ManifestClip, list_audio_files
+from cadenza.data.audio_stats import SILENCE_DBFS, AudioStats, analyze_file, find_near_duplicates
+from cadenza.data.manifest import MANIFEST_FILE, Manifest, ManifestClip, list_audio_files
 from cadenza.data.sources import load_manifest
 from cadenza.data.webdataset import list_shards
 from cadenza.dsp.audio_io import TruncatedAudioError
 
-_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds
-_WIDTH = 40
+CAPTION_KEYS = ("prompt", "description", "caption", "text")  # metadata keys of a caption, in order of precedence
+_DURATION_EDGES = (0.0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, math.inf)  # seconds
+_LOUDNESS_EDGES = (-math.inf, *range(-69, 1, 3), math.inf)  # LUFS
+_BAR_WIDTH = 40
+_EMPTY = {"", "none", "null", "nan", "n/a", "na", "unknown", "untitled", "todo", "tbd", "caption", "description", "-", "?"}
+_MIN_REPEATS = 3  # fewer equal captions or clipped crests are not an issue
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """`counts[i]` values are at least `edges[i]` and under the next edge; -inf and inf are edges like others."""
+    """`counts[i]` values are at least `edges[i]` and under the next edge; the outer edges may be infinite."""
 
     edges: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
 
     @classmethod
     def from_values(cls, values: Sequence[float], edges: Sequence[float]) -> "Histogram":
-        """The values between given edges, without the empty ends."""
+        """Count values between the edges, and remove empty bins at both ends."""
         if not values:
             return cls()
         counts = [0] * (len(edges) - 1)
         for value in values:
             counts[min(max(bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
-        first = next(i for i, count in enumerate(counts) if count)
-        last = next(i for i in reversed(range(len(counts))) if counts[i])
-        return cls(tuple(edges[first : last + 2]), tuple(counts[first : last + 1]))
+        used = [i for i, count in enumerate(counts) if count]
+        return cls(tuple(edges[used[0] : used[-1] + 2]), tuple(counts[used[0] : used[-1] + 1]))
 
     @classmethod
     def of_durations(cls, seconds: Sequence[float]) -> "Histogram":
-        """Seconds in steps that grow with them."""
-        return cls.from_values(seconds, (0.0, *_STEPS, math.inf))
+        """Count seconds in bins that grow with them."""
+        return cls.from_values(seconds, _DURATION_EDGES)
 
     @classmethod
     def of_loudness(cls, levels: Sequence[float]) -> "Histogram":
-        """Levels in LUFS in steps of 3, silence for itself."""
-        return cls.from_values(levels, (-math.inf, *range(-69, 1, 3), math.inf))
+        """Count LUFS in bins of 3 LU, with one bin for silence."""
+        return cls.from_values(levels, _LOUDNESS_EDGES)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Plain data, where None is an open end."""
+        """Return plain data, with None for an infinite edge."""
         return {"edges": [edge if math.isfinite(edge) else None for edge in self.edges], "counts": list(self.counts)}
 
     def lines(self, title: str) -> list[str]:
-        """A bar for each step."""
-        names = [f"{_said(low)} to {_said(high)}" for low, high in zip(self.edges, self.edges[1:], strict=False)]
-        names = [f"under {_said(self.edges[i + 1])}" if math.isinf(self.edges[i]) else name for i, name in enumerate(names)]
-        names = [f"{_said(self.edges[i])} or more" if math.isinf(self.edges[i + 1]) else name for i, name in enumerate(names)]
-        wide, most = max(map(len, names)), max(self.counts)
-        bars = ["#" * math.ceil(_WIDTH * count / most) for count in self.counts]
-        rows = [f"{name:>{wide}} {bar} {count}" for name, bar, count in zip(names, bars, self.counts, strict=True)]
-        return [title, *rows]
-
-
-def _said(value: float) -> str:
-    return f"{value:g}"
-
-
-CAPTIONS = ("prompt", "description", "caption", "text")  # where a caption is looked for
-_EMPTY = {"", "none", "null", "nan", "n/a", "na", "unknown", "untitled", "todo", "tbd", "caption", "description", "-", "?"}
-_FEW = 3
+        """Return a text bar for each bin."""
+        bins = list(zip(self.edges, self.edges[1:], strict=False))
+        names = [f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}" for low, high in bins]
+        names = [f"under {high:g}" if math.isinf(low) else name for (low, high), name in zip(bins, names, strict=True)]
+        width, largest = max(map(len, names)), max(self.counts)
+        bars = ["#" * math.ceil(_BAR_WIDTH * count / largest) for count in self.counts]
+        return [title, *(f"{name:>{width}} {bar} {n}" for name, bar, n in zip(names, bars, self.counts, strict=True))]
 
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing that is wrong with one clip, or with the whole where `clip` is None."""
+    """One problem of one clip, or of the whole dataset if `clip` is None."""
 
     kind: str
     clip: str | None
-    what: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.kind}: {'the whole' if self.clip is None else self.clip}: {self.what}"
+        return f"{self.kind}: {'all clips' if self.clip is None else self.clip}: {self.message}"
 
 
 @dataclass(frozen=True)
 class Expectations:
-    """What a user expects of every file; None is as most files are."""
+    """Properties that every file should have; None means: as most files."""
 
     sample_rate: int | None = None
     channels: int | None = None
@@ -100,12 +93,12 @@ class Expectations:
 
 @dataclass
 class DatasetReport:
-    """What was found: the faults, and how the rest is spread."""
+    """Result of a validation: issues, notes and distributions."""
 
     data: str
     clips: int = 0
     seconds: float = 0.0
-    faults: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sample_rates: dict[int, int] = field(default_factory=dict)
     channels: dict[int, int] = field(default_factory=dict)
@@ -114,224 +107,215 @@ class DatasetReport:
 
     @property
     def counts_by_kind(self) -> dict[str, int]:
-        """How many faults there are of each kind."""
-        return dict(Counter(fault.kind for fault in self.faults))
+        """Number of issues of each kind."""
+        return dict(Counter(issue.kind for issue in self.issues))
+
+    def add(self, kind: str, clip: str | None, message: str) -> None:
+        self.issues.append(Issue(kind, clip, message))
 
     def to_dict(self) -> dict[str, Any]:
-        own = {"data": self.data, "clips": self.clips, "seconds": round(self.seconds, 3), "kinds": self.counts_by_kind}
-        found = {"faults": [asdict(fault) for fault in self.faults], "notes": self.notes}
-        spread = {"sample_rates": self.sample_rates, "channels": self.channels}
-        return {**own, **found, **spread, "lengths": self.lengths.to_dict(), "loudness": self.loudness.to_dict()}
+        values = {"data": self.data, "clips": self.clips, "seconds": round(self.seconds, 3), "kinds": self.counts_by_kind}
+        values |= {"issues": [asdict(issue) for issue in self.issues], "notes": self.notes}
+        values |= {"sample_rates": self.sample_rates, "channels": self.channels}
+        return {**values, "lengths": self.lengths.to_dict(), "loudness": self.loudness.to_dict()}
 
     def write(self, path: str | Path) -> None:
-        """The whole as JSON, whole or not at all."""
+        """Write the report as JSON, atomically."""
         with atomic_write(path, DataError) as file:
             file.write((json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n").encode())
 
     def __str__(self) -> str:
         rates = ", ".join(f"{count} at {rate} Hz" for rate, count in self.sample_rates.items())
         channels = ", ".join(f"{count} of {number} channel{'s' * (number > 1)}" for number, count in self.channels.items())
-        lines = [f"{self.data}: {self.clips} clips, {_time(self.seconds)}", *([f"{rates}; {channels}"] if rates else [])]
+        lines = [f"{self.data}: {self.clips} clips, {_format_time(self.seconds)}", *([f"{rates}; {channels}"] if rates else [])]
         for title, histogram in (("seconds", self.lengths), ("LUFS", self.loudness)):
             lines += ["", *histogram.lines(title)] if histogram.counts else []
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts_by_kind.items())
-        lines += ["", *map(str, self.faults), f"{len(self.faults)} faults: {kinds}"] if self.faults else ["", "no faults"]
+        lines += ["", *map(str, self.issues), f"{len(self.issues)} issues: {kinds}"] if self.issues else ["", "no issues"]
         return "\n".join(lines)
 
 
-def validate_dataset(
-    data: str | Path | Manifest, wanted: Expectations = Expectations(), *,  # noqa: B008  # frozen
-    progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
-) -> DatasetReport:  # fmt: skip
-    """Reads every file of a folder, a manifest, shards or a dataset config once, and some that are alike again.
+Progress = Callable[[str, int, int], None]  # called with the task, the number done and the total
 
-    `progress` hears what is done, how many are done and how many there are.
-    """
-    clips, found = _clips(data), DatasetReport(str(data.folder if isinstance(data, Manifest) else data))
+
+def validate_dataset(
+    data: str | Path | Manifest, expected: Expectations = Expectations(), *,  # noqa: B008  # frozen
+    progress: Progress = lambda task, done, total: None,
+) -> DatasetReport:  # fmt: skip
+    """Read every file of a folder, manifest, shards or dataset config, and report issues."""
+    clips, report = _load_clips(data), DatasetReport(str(data.folder if isinstance(data, Manifest) else data))
     if not isinstance(data, Manifest):
-        _orphans(Path(data), found)
-    measured: dict[int, AudioStats] = {}
+        _note_orphans(Path(data), report)
+    stats: dict[int, AudioStats] = {}
     captions: dict[int, tuple[str, ...] | None] = {}
     for number, clip in enumerate(clips):
         progress("reading", number, len(clips))
-        captions[number] = _caption(clip, found)
-        if (one := _measured(clip, found)) is not None:
-            measured[number] = one
-            found.faults += [Issue(kind, clip.id, what) for kind, what in _ailments(one)]
+        captions[number] = _read_caption(clip, report)
+        if (file_stats := _analyze(clip, report)) is not None:
+            stats[number] = file_stats
+            for kind, message in _find_defects(file_stats):
+                report.add(kind, clip.id, message)
     progress("reading", len(clips), len(clips))
-    found.clips, found.seconds = len(clips), sum(one.seconds for one in measured.values())
-    _same_for_all(clips, measured, wanted, found)
-    _captions(clips, captions, found)
-    _duplicates(clips, measured, found, progress)
+    report.clips, report.seconds = len(clips), sum(file.seconds for file in stats.values())
+    _check_uniform(clips, stats, expected, report)
+    _check_lengths(clips, stats, expected, report)
+    _check_captions(clips, captions, report)
+    _check_duplicates(clips, stats, report, progress)
     order = {clip.id: number for number, clip in enumerate(clips)}
-    found.faults.sort(key=lambda fault: order.get(fault.clip or "", len(order)))
-    found.lengths = Histogram.of_durations([one.seconds for one in measured.values()])
-    found.loudness = Histogram.of_loudness([one.lufs for one in measured.values()])
-    return found
+    report.issues.sort(key=lambda issue: order.get(issue.clip or "", len(order)))
+    report.lengths = Histogram.of_durations([file.seconds for file in stats.values()])
+    report.loudness = Histogram.of_loudness([file.lufs for file in stats.values()])
+    return report
 
 
-def _clips(data: str | Path | Manifest) -> Sequence[ManifestClip]:
-    """Every clip, those that cannot be read among them; in a folder the id is the path, ending included."""
+def _load_clips(data: str | Path | Manifest) -> Sequence[ManifestClip]:
+    """Return every clip, including unreadable ones; in a folder the id is the path with its suffix."""
     if isinstance(data, Manifest):
         return data.clips
     path = Path(data)
-    if not path.is_dir() or (path / FILE).exists() or list_shards(path) or any(path.glob("data.jsonl*")):
+    if not path.is_dir() or (path / MANIFEST_FILE).exists() or list_shards(path) or any(path.glob("data.jsonl*")):
         return load_manifest(path)[0].clips
-    found = list_audio_files(path)
-    if not found:
-        raise DataError(f"{path}: no audio in it; give a folder of audio, a manifest, shards or a dataset config")
-    return [ManifestClip(audio.relative_to(path).as_posix(), audio, None, None, None, {}) for audio in found]
+    files = list_audio_files(path)
+    if not files:
+        raise DataError(f"{path}: no audio found; use a folder of audio, a manifest, shards or a dataset config")
+    return [ManifestClip(audio.relative_to(path).as_posix(), audio, None, None, None, {}) for audio in files]
 
 
-def _orphans(path: Path, found: DatasetReport) -> None:
-    """Captions without audio, whose audio was probably lost or renamed."""
+def _note_orphans(path: Path, report: DatasetReport) -> None:
+    """Note captions without audio of the same name, whose audio was probably lost or renamed."""
     if not path.is_dir() or list_shards(path):
         return
     stems = {audio.with_suffix("") for audio in list_audio_files(path)}
     for text in sorted(path.rglob("*.txt")):
         hidden = any(part.startswith(".") for part in text.relative_to(path).parts)
         if not hidden and text.with_suffix("") not in stems and any(stem.parent == text.parent for stem in stems):
-            found.notes.append(f"{text.relative_to(path).as_posix()} is beside no audio of its name")
+            report.notes.append(f"{text.relative_to(path).as_posix()} has no audio of the same name")
 
 
-def _measured(clip: ManifestClip, found: DatasetReport) -> AudioStats | None:
+def _analyze(clip: ManifestClip, report: DatasetReport) -> AudioStats | None:
     if isinstance(clip.audio, Path) and not clip.audio.exists():
-        found.faults.append(Issue("missing", clip.id, f"{clip.audio} is not there; put it back, or take the line out"))
+        report.add("missing", clip.id, f"{clip.audio} not found; restore it, or remove the line")
         return None
     try:
-        one = analyze_file(clip.audio)
-    except TruncatedAudioError as error:
-        found.faults.append(Issue("truncated", clip.id, str(error)))
-        return None
+        stats = analyze_file(clip.audio)
     except (AudioError, OSError) as error:
-        found.faults.append(Issue("unreadable", clip.id, str(error)))
+        report.add("truncated" if isinstance(error, TruncatedAudioError) else "unreadable", clip.id, str(error))
         return None
-    if clip.seconds is not None and one.seconds < 0.98 * clip.seconds - 0.1:
-        what = f"holds {one.seconds:.2f} s of the {clip.seconds:.2f} s that the manifest says; fetch it or list it again"
-        found.faults.append(Issue("truncated", clip.id, what))
-    return one
+    if clip.seconds is not None and stats.seconds < 0.98 * clip.seconds - 0.1:
+        lengths = f"{stats.seconds:.2f} s instead of the {clip.seconds:.2f} s in the manifest"
+        report.add("truncated", clip.id, f"has {lengths}; download it or create the manifest again")
+    return stats
 
 
-def _ailments(one: AudioStats) -> Iterable[tuple[str, str]]:
-    """What is wrong with a file whatever the others are like."""
-    if not one.finite:
-        yield "not finite", "holds NaN or infinite samples; make the file again"
-    if one.loudest < FLOOR:
-        yield "silent", f"its loudest tenth of a second is at {one.loudest:.0f} dBFS; take it out"
+def _find_defects(stats: AudioStats) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) for each defect that does not depend on other files."""
+    if not stats.finite:
+        yield "not finite", "contains NaN or infinite samples; create the file again"
+    if stats.loudest < SILENCE_DBFS:
+        yield "silent", f"its loudest tenth of a second is at {stats.loudest:.0f} dBFS; remove it"
         return
-    if one.silent > 0.9 and one.seconds >= 2:
-        yield "silent", f"{one.silent:.0%} of it is silence; cut it, or take it out"
-    full = one.peak >= 0.98
-    if one.crests >= _FEW and one.clipped >= 1e-4 and (full or one.clipped < 0.9):
-        yield "clipped", f"{one.crests} crests are cut off, {one.clipped:.2%} of the samples; take a cleaner copy"
-    if one.offset > 0.01 and one.offset > 0.03 * one.peak:
-        yield "dc offset", f"its mean is {one.offset:.3f} of full scale; take it off with a high-pass"
-    if one.silent_channels:
-        yield "dead channel", f"{one.silent_channels} of {one.channels} channels are silent; mix it to mono"
-    elif one.correlation < -0.9:
-        yield "out of phase", f"left and right correlate at {one.correlation:.2f} and vanish in mono; turn one over"
+    if stats.silent > 0.9 and stats.seconds >= 2:
+        yield "silent", f"{stats.silent:.0%} of it is silence; cut or remove it"
+    if stats.crests >= _MIN_REPEATS and stats.clipped >= 1e-4 and (stats.peak >= 0.98 or stats.clipped < 0.9):
+        yield "clipped", f"{stats.crests} crests are cut off, {stats.clipped:.2%} of the samples; use a cleaner copy"
+    if stats.offset > 0.01 and stats.offset > 0.03 * stats.peak:
+        yield "dc offset", f"its mean is {stats.offset:.3f} of full scale; remove it with a high-pass filter"
+    if stats.silent_channels:
+        yield "dead channel", f"{stats.silent_channels} of {stats.channels} channels are silent; mix it to mono"
+    elif stats.correlation < -0.9:
+        yield "out of phase", f"left and right correlate at {stats.correlation:.2f} and cancel in mono; invert one"
 
 
-def _same_for_all(
-    clips: Sequence[ManifestClip], measured: dict[int, AudioStats], wanted: Expectations, found: DatasetReport
+def _check_uniform(
+    clips: Sequence[ManifestClip], stats: dict[int, AudioStats], expected: Expectations, report: DatasetReport
 ) -> None:
-    """Rates, channels and lengths, which are wrong only beside others or beside what is wanted."""
-    found.sample_rates = dict(Counter(one.sample_rate for one in measured.values()).most_common())
-    found.channels = dict(Counter(one.channels for one in measured.values()).most_common())
-    for kind, counts, want, value in (
-        ("sample rate", found.sample_rates, wanted.sample_rate, "{} Hz"),
-        ("channels", found.channels, wanted.channels, "{} channels"),
-    ):
-        usual = want if want is not None else max(counts, key=counts.__getitem__, default=None)
-        if want is None and len(counts) > 1 and counts[usual] * 2 <= sum(counts.values()):  # type: ignore[index]
-            said = ", ".join(f"{count} of {value.format(v)}" for v, count in counts.items())
-            found.faults.append(Issue(kind, None, f"mixed: {said}; convert them to one"))
-            continue
-        for number, one in measured.items():
-            has = one.sample_rate if kind == "sample rate" else one.channels
-            if has != usual:
-                who = "most files" if want is None else "what is wanted"
-                what = f"{value.format(has)}, unlike {who} ({value.format(usual)}); convert it"
-                found.faults.append(Issue(kind, clips[number].id, what))
-    lengths = [one.seconds for one in measured.values()]
-    least = wanted.min_seconds if wanted.min_seconds is not None else _least(lengths)
-    for number, one in measured.items():
-        if one.seconds < least:
-            what = f"{one.seconds:.3f} s, under {least:.3g} s; take it out, or join it to another"
-            found.faults.append(Issue("too short", clips[number].id, what))
+    """Report sample rates and channels that differ from the expected or the most frequent ones."""
+    for kind, name, unit in (("sample rate", "sample_rate", "Hz"), ("channels", "channels", "channels")):
+        counts: dict[int, int] = dict(Counter(getattr(file, name) for file in stats.values()).most_common())
+        setattr(report, "sample_rates" if name == "sample_rate" else name, counts)
+        target = getattr(expected, name)
+        reference = "most files" if target is None else "expected"
+        if target is None and counts:
+            target = max(counts, key=counts.__getitem__)
+            if len(counts) > 1 and counts[target] * 2 <= sum(counts.values()):
+                values = ", ".join(f"{count} of {value} {unit}" for value, count in counts.items())
+                report.add(kind, None, f"mixed: {values}; convert them to one")
+                continue
+        for number, file in stats.items():
+            if (value := getattr(file, name)) != target:
+                report.add(kind, clips[number].id, f"{value} {unit}, unlike {reference} ({target} {unit}); convert it")
 
 
-def _least(lengths: Sequence[float]) -> float:
-    """Seconds that a clip should have where nobody said: half a second, less where many are shorter, a tenth at least."""
-    return max(0.1, min(0.5, statistics.median(lengths) / 2)) if lengths else 0.1
+def _check_lengths(
+    clips: Sequence[ManifestClip], stats: dict[int, AudioStats], expected: Expectations, report: DatasetReport
+) -> None:
+    """Report clips under the expected length; by default half a second, or less (at least 0.1 s) if many are shorter."""
+    shortest = expected.min_seconds
+    if shortest is None:
+        median = statistics.median(file.seconds for file in stats.values()) if stats else 0.0
+        shortest = max(0.1, min(0.5, median / 2))
+    for number, file in stats.items():
+        if file.seconds < shortest:
+            report.add("too short", clips[number].id, f"{file.seconds:.3f} s, under {shortest:.3g} s; remove or extend it")
 
 
-def _caption(clip: ManifestClip, found: DatasetReport) -> tuple[str, ...] | None:
-    """The captions of a clip, none where what it has says nothing, None where it could not be read."""
+def _read_caption(clip: ManifestClip, report: DatasetReport) -> tuple[str, ...] | None:
+    """Return the captions of a clip, () if they are empty or missing, None if they cannot be read."""
     try:
         metadata = clip.metadata()
     except (DataError, AudioError) as error:
-        found.faults.append(Issue("caption unreadable", clip.id, str(error)))
+        report.add("caption unreadable", clip.id, str(error))
         return None
-    for name in CAPTIONS:
-        said = metadata.get(name)
-        texts = [said] if isinstance(said, str) else said if isinstance(said, list | tuple) else []
-        if kept := tuple(" ".join(text.split()) for text in texts if isinstance(text, str) and _says(text)):
-            return kept
+    for key in CAPTION_KEYS:
+        value = metadata.get(key)
+        texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        texts = [text for text in texts if isinstance(text, str) and text.strip().strip(".").lower() not in _EMPTY]
+        if texts:
+            return tuple(" ".join(text.split()) for text in texts)
     return ()
 
 
-def _says(text: str) -> bool:
-    return text.strip().strip(".").lower() not in _EMPTY
-
-
-def _captions(clips: Sequence[ManifestClip], captions: dict[int, tuple[str, ...] | None], found: DatasetReport) -> None:
-    """Captions that are missing where others are there, and those that are the same again and again."""
-    there = {number: said for number, said in captions.items() if said}
-    without = [number for number, said in captions.items() if said == ()]
-    if not there:
-        found.notes.append("no clip has a caption; a codec needs none, a text condition does")
+def _check_captions(clips: Sequence[ManifestClip], captions: dict[int, tuple[str, ...] | None], report: DatasetReport) -> None:
+    """Report captions that are missing although others are present, and captions that repeat often."""
+    present = {number: texts for number, texts in captions.items() if texts}
+    if not present:
+        report.notes.append("no clip has a caption; a codec needs none, a text condition does")
         return
-    for number in without:
-        found.faults.append(
-            Issue("caption missing", clips[number].id, "has none, unlike others; add a .txt or .json beside it")
-        )
-    counts = Counter(tuple(text.lower() for text in said) for said in there.values())
-    usual = statistics.median(counts.values())
-    for said, count in counts.items():
-        share = count / len(there)
-        odd = count >= _FEW and share >= 0.05 and count >= _FEW * usual and len(counts) > 1
-        if (share > 0.5 and count >= _FEW) or odd:
-            for number in [number for number, own in there.items() if tuple(text.lower() for text in own) == said]:
-                what = f"the same for {count} of {len(there)} clips: '{said[0][:60]}'; say what is in each"
-                found.faults.append(Issue("caption constant", clips[number].id, what))
+    for number in [number for number, texts in captions.items() if texts == ()]:
+        report.add("caption missing", clips[number].id, "has none, unlike other clips; add a .txt or .json next to it")
+    keys = {number: tuple(text.lower() for text in texts) for number, texts in present.items()}
+    counts = Counter(keys.values())
+    median = statistics.median(counts.values())
+    for number, key in keys.items():
+        count, share = counts[key], counts[key] / len(present)
+        frequent = share >= 0.05 and count >= _MIN_REPEATS * median and len(counts) > 1
+        if count >= _MIN_REPEATS and (share > 0.5 or frequent):
+            message = f"equal for {count} of {len(present)} clips: '{present[number][0][:60]}'; describe each clip"
+            report.add("caption constant", clips[number].id, message)
 
 
-def _duplicates(
-    clips: Sequence[ManifestClip],
-    measured: dict[int, AudioStats],
-    found: DatasetReport,
-    progress: Callable[[str, int, int], None],
+def _check_duplicates(
+    clips: Sequence[ManifestClip], stats: dict[int, AudioStats], report: DatasetReport, progress: Progress
 ) -> None:
     first: dict[str, int] = {}
-    for number, one in measured.items():
-        if (before := first.setdefault(one.digest, number)) != number:
-            found.faults.append(Issue("duplicate", clips[number].id, f"the same file as {clips[before].id}; keep one"))
-    heard = [number for number in first.values() if measured[number].loudest >= FLOOR]
-    if len(heard) < 2:
+    for number, file in stats.items():
+        if (original := first.setdefault(file.digest, number)) != number:
+            report.add("duplicate", clips[number].id, f"identical to {clips[original].id}; keep one")
+    audible = [number for number in first.values() if stats[number].loudest >= SILENCE_DBFS]
+    if len(audible) < 2:
         return
-    prints = np.stack([measured[number].fingerprint for number in heard])
-    places = [clips[number].audio for number in heard]
-    for one, (other, same) in find_near_duplicates(
-        places, prints, progress=lambda done, n: progress("comparing", done, n)
-    ).items():
-        what = f"sounds the same as {clips[heard[other]].id} (correlation {same:.2f}); keep one"
-        found.faults.append(Issue("near duplicate", clips[heard[one]].id, what))
-    progress("comparing", len(heard), len(heard))
+    paths, fingerprints = zip(*((clips[number].audio, stats[number].fingerprint) for number in audible), strict=True)
+    duplicates = find_near_duplicates(
+        paths, np.stack(fingerprints), progress=lambda done, total: progress("comparing", done, total)
+    )
+    for index, (original, correlation) in duplicates.items():
+        message = f"sounds like {clips[audible[original]].id} (correlation {correlation:.2f}); keep one"
+        report.add("near duplicate", clips[audible[index]].id, message)
+    progress("comparing", len(audible), len(audible))
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if not math.isfinite(seconds) or seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,6 @@
-"""WebDataset shards: plain tar files of `key.ext` members, indexed once and then read anywhere, and written.
+"""WebDataset shards: plain tar files of `key.ext` members. They are indexed once, so that every clip can be read directly.
 
-The order in which items are drawn, the share of each process and worker and going on after a stop are the sampler's
-affair, as for any other data: every member can be reached, so shuffling is over all shards and not within one.
+Shuffling, splitting between processes and resuming are done by the sampler, as for any other data.
 """
 
 import json
@@ -16,30 +15,30 @@ from urllib.parse import unquote
 
 from cadenza.core.atomic import atomic_write
 from cadenza.core.errors import AudioError, DataError
-from cadenza.data.items import Broken, ReadReport
-from cadenza.data.manifest import Manifest, ManifestClip, check_unique_ids
+from cadenza.data.items import OnBrokenFile, ReadReport
+from cadenza.data.manifest import Manifest, ManifestClip, check_mapping, check_unique_ids, without_file_keys
 from cadenza.dsp import audio_io
 from cadenza.dsp.byte_range import ByteRange
 
-_END = 1024  # zero bytes that end a tar
+_TAR_END_BYTES = 1024  # zero bytes that end a tar
 
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The members of a shard that share a key, by extension."""
+    """The members of a shard with the same key, by extension."""
 
     key: str
     members: dict[str, ByteRange]
 
     def metadata(self) -> dict[str, Any]:
-        """The mapping in its `.json`; its `.txt` as `prompt` and its `.cls` as `class`, which count less, as does `text`."""
-        found: dict[str, Any] = {}
+        """Return the mapping in `.json`, with `.txt` as `prompt` and `.cls` as `class` if it lacks them."""
+        metadata: dict[str, Any] = {}
         for extension, name in (("txt", "prompt"), ("cls", "class"), ("json", "")):
             if (member := self.members.get(extension)) is not None:
-                found |= _read(member, name)
-        if "prompt" not in found and isinstance(found.get("text"), str):
-            found["prompt"] = found["text"]
-        return {name: value for name, value in found.items() if name not in ("id", "audio")}
+                metadata |= _read_metadata(member, name)
+        if "prompt" not in metadata and isinstance(metadata.get("text"), str):
+            metadata["prompt"] = metadata["text"]
+        return without_file_keys(metadata)
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,15 @@ class ShardClip(ManifestClip):
 
 
 def list_shards(path: str | Path) -> list[Path]:
-    """The tar files that a path stands for, in order: itself, or those in the folder."""
+    """Return the tar files in a folder in order, or the file itself."""
     path = Path(path)
-    return [path] if path.is_file() else sorted(found for found in path.glob("*.tar") if not found.name.startswith("."))
+    return [path] if path.is_file() else sorted(shard for shard in path.glob("*.tar") if not shard.name.startswith("."))
 
 
 def index_shard(shard: str | Path) -> list[ShardSample]:
-    """The samples of a shard in order, from its headers alone; DataError that names the place where it is damaged."""
+    """Return the samples of a shard in order, from its headers alone; raise DataError if it is damaged."""
     shard = Path(shard)
-    size, last, found = 0, None, {}
+    size, last, samples = 0, None, {}
     try:
         size = os.path.getsize(shard)
         with tarfile.open(shard, "r:") as tar:
@@ -75,67 +74,66 @@ def index_shard(shard: str | Path) -> list[ShardSample]:
                     raise DataError(
                         f"{shard}: '{member.name}' is a link, a sparse file or a device; write the shard again with plain files"
                     )
-                _file(found, shard, member)
+                _add_member(samples, shard, member)
     except tarfile.TarError as error:
-        raise DataError(f"{shard}: {_damage(error, last, size)}; fetch or make it again") from None
+        raise DataError(f"{shard}: {_describe_damage(error, last, size)}; download or create it again") from None
     except OSError as error:
         raise DataError(f"{shard}: cannot be read: {error.strerror or error}") from None
     if last is None:
-        raise DataError(f"{shard}: an empty tar; leave it out")
-    _whole(shard, last, size)
-    return [ShardSample(key, members) for key, members in found.items()]
+        raise DataError(f"{shard}: an empty tar; exclude it")
+    _check_end(shard, last, size)
+    return [ShardSample(key, members) for key, members in samples.items()]
 
 
-def load_shards(paths: Iterable[str | Path], *, broken: Broken = "skip") -> tuple[Manifest, ReadReport]:
-    """The clips of shards in order, and a report that names what is broken in them; a damaged shard is an error."""
+def load_shards(paths: Iterable[str | Path], *, on_broken_file: OnBrokenFile = "skip") -> tuple[Manifest, ReadReport]:
+    """Return the clips of shards in order, and a report of broken samples; raise DataError for a damaged shard."""
     paths = [Path(path) for path in paths]
     clips, report = [], ReadReport()
     samples = [(shard, sample) for shard in paths for sample in index_shard(shard)]
-    keys = [sample.key for _, sample in samples]
-    apart = len(set(keys)) < len(keys)  # the same keys in several shards: then the shard is a part of the id
+    has_duplicates = len({sample.key for _, sample in samples}) < len(samples)  # then ids include the shard
     for shard, sample in samples:
-        name = f"{shard.stem}/{unquote(sample.key)}" if apart else unquote(sample.key)
+        name = f"{shard.stem}/{unquote(sample.key)}" if has_duplicates else unquote(sample.key)
         try:
-            audio = _audio(shard, sample)
+            audio = _find_audio(shard, sample)
             header = audio_io.probe(audio)
         except (AudioError, DataError) as error:
-            report.add_broken(name, str(error), broken)
+            report.record_broken(name, str(error), on_broken_file)
             continue
         clips.append(ShardClip(name, audio, header.seconds, header.sample_rate, header.channels, {}, sample=sample))
     report.read = len(clips)
     if not clips:
-        where = paths[0].parent if paths else "the shards"
-        raise DataError(f"{where}: no sample with audio ({', '.join(audio_io.SUFFIXES)}) in {len(paths)} shards: {report}")
+        folder = paths[0].parent if paths else "the shards"
+        raise DataError(f"{folder}: no sample with audio ({', '.join(audio_io.SUFFIXES)}) in {len(paths)} shards: {report}")
     check_unique_ids(clips, paths[0].parent)
     return Manifest(paths[0].parent, clips), report
 
 
 def write_shards(
-    manifest: Manifest, folder: str | Path, *, clips: int = 1000, broken: Broken = "raise",
+    manifest: Manifest, folder: str | Path, *, clips: int = 1000, on_broken_file: OnBrokenFile = "raise",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ReadReport:  # fmt: skip
-    """Fills a new folder with shards of so many clips: the bytes of each audio file as they are, and its metadata.
+    """Write `clips` clips per shard into an empty folder: audio files unchanged, and their metadata as JSON.
 
-    Ids come back when the shards are read. A shard is whole or not there.
+    Reading the shards gives the same ids. Each shard is written atomically.
     """
     folder = Path(folder)
     if clips < 1:
-        raise DataError(f"shards of {clips} clips hold nothing; give at least 1")
+        raise DataError(f"shards of {clips} clips are empty; use at least 1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made: {error.strerror}; choose another place") from None
-    if there := list_shards(folder):
-        raise DataError(f"{folder}: holds {len(there)} shards already; choose an empty folder, or delete them")
+        raise DataError(f"{folder}: cannot be created: {error.strerror}; choose another folder") from None
+    if present := list_shards(folder):
+        raise DataError(f"{folder}: already contains {len(present)} shards; choose an empty folder, or delete them")
     report = ReadReport()
     for number, start in enumerate(range(0, len(manifest), clips)):
         path = folder / f"shard-{number:05d}.tar"
         with atomic_write(path, DataError) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for clip in manifest.clips[start : start + clips]:
                 try:
-                    members = list(_members(clip))
+                    members = list(_clip_members(clip))
                 except (AudioError, DataError, OSError) as error:
-                    report.add_broken(clip.id, str(error), broken)
+                    report.record_broken(clip.id, str(error), on_broken_file)
                     continue
                 for name, data in members:
                     header = tarfile.TarInfo(name)
@@ -146,74 +144,71 @@ def write_shards(
     return report
 
 
-def _file(found: dict[str, dict[str, ByteRange]], shard: Path, member: tarfile.TarInfo) -> None:
-    """Notes a member under its key, which goes to the first dot of the file's name."""
-    place, slash, name = member.name.removeprefix("./").rpartition("/")
+def _add_member(samples: dict[str, dict[str, ByteRange]], shard: Path, member: tarfile.TarInfo) -> None:
+    """Add a member under its key, which is its path up to the first dot of the file name."""
+    parent, slash, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, extension = name.partition(".")
     if not stem or not dot:
-        return  # hidden files, and files without an extension, belong to no sample
-    members = found.setdefault(place + slash + stem, {})
+        return  # hidden files and files without an extension are not part of a sample
+    members = samples.setdefault(parent + slash + stem, {})
     if extension.lower() in members:
-        raise DataError(f"{shard}: '{member.name}' is there twice; write the shard again with a key for each sample")
+        raise DataError(f"{shard}: '{member.name}' occurs twice; write the shard again with a key for each sample")
     members[extension.lower()] = ByteRange(shard, member.offset_data, member.size, member.name)
 
 
-def _audio(shard: Path, sample: ShardSample) -> ByteRange:
-    found = [member for extension, member in sample.members.items() if f".{extension}" in audio_io.SUFFIXES]
-    if len(found) != 1:
-        there = ", ".join(sample.members)
-        what = "no audio" if not found else "more than one audio file"
-        raise DataError(f"{shard}:{sample.key}: {what} among its members ({there}); a sample has one")
-    return found[0]
+def _find_audio(shard: Path, sample: ShardSample) -> ByteRange:
+    audio = [member for extension, member in sample.members.items() if f".{extension}" in audio_io.SUFFIXES]
+    if len(audio) != 1:
+        problem = "no audio" if not audio else "more than one audio file"
+        raise DataError(f"{shard}:{sample.key}: {problem} among its members ({', '.join(sample.members)}). Expected one")
+    return audio[0]
 
 
-def _read(member: ByteRange, name: str) -> dict[str, Any]:
+def _read_metadata(member: ByteRange, name: str) -> dict[str, Any]:
     try:
-        said = member.read_bytes().decode("utf-8")
-        found = {name: " ".join(said.split())} if name else json.loads(said)
+        text = member.read_bytes().decode("utf-8")
+        metadata = {name: " ".join(text.split())} if name else json.loads(text)
     except (AudioError, ValueError) as error:
-        raise DataError(f"{member}: cannot be read: {error}; mend or leave it out") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{member}: must hold a mapping from id to value, not a {type(found).__name__}")
-    if name == "class" and said.strip().lstrip("-").isdecimal():
-        return {name: int(said)}
-    return found
+        raise DataError(f"{member}: cannot be read: {error}; fix or exclude it") from None
+    if name == "class" and text.strip().lstrip("-").isdecimal():
+        return {name: int(text)}
+    return check_mapping(metadata, member)
 
 
-def _members(clip: ManifestClip) -> Iterator[tuple[str, bytes]]:
-    audio_io.probe(clip.audio)  # nothing that cannot be read is written
-    data = clip.audio.read_bytes()
-    key = _key(clip.id)
-    yield f"{key}{clip.audio.suffix.lower()}", data
+def _clip_members(clip: ManifestClip) -> Iterator[tuple[str, bytes]]:
+    audio_io.probe(clip.audio)  # raises if the audio cannot be read
+    key = _encode_key(clip.id)
+    yield f"{key}{clip.audio.suffix.lower()}", clip.audio.read_bytes()
     if metadata := clip.metadata():
         yield f"{key}.json", json.dumps(metadata, ensure_ascii=False).encode()
 
 
-def _key(name: str) -> str:
-    """An id as a key, which `unquote` makes an id again: no dot in its last part, and no way out of a folder."""
-    *above, last = name.replace("%", "%25").split("/")
-    above = [part.replace(".", "%2E") if part in (".", "..") else part for part in above]
-    key = "/".join([*above, last.replace(".", "%2E")])
+def _encode_key(name: str) -> str:
+    """Return an id as a key that `unquote` reverses: no dot in its last part, and no path outside the folder."""
+    *parents, last = name.replace("%", "%25").split("/")
+    parents = [part.replace(".", "%2E") if part in (".", "..") else part for part in parents]
+    key = "/".join([*parents, last.replace(".", "%2E")])
     return f"%2F{key[1:]}" if key.startswith("/") else key
 
 
-def _damage(error: tarfile.TarError, last: tarfile.TarInfo | None, size: int) -> str:
+def _describe_damage(error: tarfile.TarError, last: tarfile.TarInfo | None, size: int) -> str:
     if last is None:
-        return f"not a plain tar ({error}); compressed ones cannot be read at any place: unpack them to .tar"
+        return f"not a plain tar ({error}); compressed ones cannot be indexed: unpack them to .tar"
     return f"damaged after '{last.name}', which ends at byte {last.offset_data + last.size} of {size} ({error})"
 
 
-def _whole(shard: Path, last: tarfile.TarInfo, size: int) -> None:
-    """DataError unless the file goes on to the end of its last member and has the zeros that end a tar."""
+def _check_end(shard: Path, last: tarfile.TarInfo, size: int) -> None:
+    """Raise DataError unless the last member is complete and followed by the zero bytes that end a tar."""
     end = last.offset_data + last.size
     if end > size:
-        raise DataError(f"{shard}: cut short: '{last.name}' goes on to byte {end} and the file ends at {size}; fetch it again")
+        raise DataError(f"{shard}: cut short: '{last.name}' ends at byte {end}, but the file at {size}; download it again")
     end += -end % 512
     with open(shard, "rb") as file:
         file.seek(end)
-        mark = file.read(_END)
-    if len(mark) < _END or any(mark):
-        how = "damaged" if any(mark) else "cut short"
+        tail = file.read(_TAR_END_BYTES)
+    if len(tail) < _TAR_END_BYTES or any(tail):
+        problem = "damaged" if any(tail) else "cut short"
         raise DataError(
-            f"{shard}: {how} after '{last.name}', at byte {end}: no member and no end of a tar; fetch or write it again"
+            f"{shard}: {problem} after '{last.name}', at byte {end}: neither a member nor the end of a tar; "
+            "download or write it again"
         )

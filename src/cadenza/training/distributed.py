@@ -1,4 +1,4 @@
-"""Engine: the processes, device and precision of a run, by accelerate."""
+"""Processes, device and precision of a run, by accelerate."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +13,10 @@ from cadenza.training.optim import OptimizerGroup
 
 
 class DistributedContext:
-    """What `accelerate launch` decided: which process this is and where it computes.
+    """Rank, number of processes and device, as set by `accelerate launch`.
 
-    Modules are not wrapped, because a task calls whatever method it likes; gradients are averaged over the
-    processes once a step, when all of a group's micro-batches are done.
+    Modules are not wrapped, so that a task can call any method; gradients are averaged over the processes once a step,
+    after all micro-batches of a group.
     """
 
     def __init__(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32", *, cpu: bool = False) -> None:
@@ -24,8 +24,8 @@ class DistributedContext:
             from accelerate import Accelerator
         except ImportError:
             raise TrainingError('training needs accelerate; install it with: pip install "cadenza[train]"') from None
-        cpu = cpu or not torch.accelerator.is_available()  # unless told, accelerate makes one process of each on a bare CPU
-        self.accelerator = Accelerator(cpu=cpu)  # precision is ours: two Accelerators of different precision raise
+        cpu = cpu or not torch.accelerator.is_available()  # by default, accelerate starts one process per CPU
+        self.accelerator = Accelerator(cpu=cpu)  # without precision: two Accelerators of different precision raise
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.processes: int = self.accelerator.num_processes
@@ -38,16 +38,16 @@ class DistributedContext:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def backward(self, loss: Tensor, group: OptimizerGroup) -> None:
-        """Adds the loss's gradient to the parameters of that group and to no others."""
+        """Add the gradient of a loss to the parameters of one group only."""
         self.accelerator.backward(group.scaler.scale(loss), inputs=list(group.parameters.values()))
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes."""
+        """Return the mean over the processes."""
         return self.accelerator.reduce(values, "mean") if self.processes > 1 else values  # type: ignore[return-value]
 
     @torch.no_grad()
     def all_reduce_gradients(self, group: OptimizerGroup) -> None:
-        """Gradients become their mean over the processes; a parameter that none of them used keeps none."""
+        """Replace gradients by their mean over the processes; a parameter that no process used has none."""
         if self.processes == 1:
             return
         parameters = list(group.parameters.values())
@@ -61,7 +61,7 @@ class DistributedContext:
 
     @torch.no_grad()
     def broadcast(self, modules: Iterable[nn.Module], *, buffers_only: bool = False) -> None:
-        """Every process gets the first one's weights and buffers."""
+        """Copy weights and buffers of process 0 to all processes."""
         if self.processes == 1:
             return
         from accelerate.utils import broadcast
@@ -71,7 +71,7 @@ class DistributedContext:
                 x.copy_(broadcast(x.detach().clone()))  # type: ignore[arg-type]
 
     def gather(self, value: Any) -> list[Any]:
-        """Plain data of every process, in order."""
+        """Return plain data of every process, in order."""
         if self.processes == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -82,12 +82,12 @@ class DistributedContext:
         self.accelerator.wait_for_everyone()
 
     def to_device(self, batch: Any) -> Any:
-        """The batch on the device, whatever it is made of."""
+        """Return the batch on the device of this process."""
         return to_device(batch, self.device)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Tensors and things with `to`, inside mappings, sequences and dataclasses, moved to a device."""
+    """Move tensors and objects with `to` to a device, inside mappings, sequences and dataclasses."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if hasattr(batch, "to"):
@@ -101,12 +101,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _buckets(parameters: list[nn.Parameter], numbers: int = 2**23) -> list[list[nn.Parameter]]:
-    """Parameters of one dtype in runs of at most `numbers` numbers, so that few messages carry all."""
+def _buckets(parameters: list[nn.Parameter], max_numel: int = 2**23) -> list[list[nn.Parameter]]:
+    """Return consecutive parameters of one dtype in buckets of at most `max_numel` elements, to reduce in few messages."""
     buckets: list[list[nn.Parameter]] = []
     size = 0
     for p in parameters:
-        if not buckets or size + p.numel() > numbers or buckets[-1][0].dtype != p.dtype:
+        if not buckets or size + p.numel() > max_numel or buckets[-1][0].dtype != p.dtype:
             buckets.append([])
             size = 0
         buckets[-1].append(p)

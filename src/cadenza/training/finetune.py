@@ -1,4 +1,4 @@
-"""Fine-tuning: all weights of a trained generator, from where they are, by settings that follow from the model."""
+"""Fine-tune all weights of a trained generator, with settings derived from the model."""
 
 import math
 import re
@@ -17,33 +17,33 @@ from cadenza.training.config import TrainingConfig, resolve_config
 from cadenza.training.loop import TrainingResult
 from cadenza.training.trainer import Trainer
 
-LARGE = 10**9  # learned weights from which on the rate is lower
+LARGE_MODEL = 10**9  # trained weights from which the learning rate is lower
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """How a fine-tuning ended; losses are of the held-out items, None where nothing is held out."""
+    """Result of a fine-tuning; losses are those of the holdout, None if there is none."""
 
     outcome: TrainingResult
-    before: float | None  # of the model as it was
-    after: float | None  # the least of the run, under the averaged weights
-    folder: Path | None  # of the system with that loss; of the newest where none was measured
+    before: float | None  # loss of the original model
+    after: float | None  # lowest loss of the run, with EMA weights
+    folder: Path | None  # of the system with that loss, or of the newest without a holdout
 
 
 def finetune_config(
     system: System, *, steps: int = 1000, minutes: float | None = None, overrides: Sequence[str] = ()
 ) -> TrainingConfig:
-    """A run over pieces as long as the model makes at once: a low rate that rises and falls, the average of the weights kept.
+    """Return a config with segments of the model's context, a low learning rate and EMA.
 
-    `overrides` are `key=value` lines that count more. Raises TrainingError for a codec alone.
+    `overrides` are `key=value` lines that take precedence. Raises TrainingError for a codec.
     """
     if system.generator is None:
         raise TrainingError(
-            "this model is a codec alone, and finetune is for models that generate; to train a codec on, choose a config "
+            "this model is a codec, but finetune trains generators; to continue training a codec, choose a config "
             "of its shape (configs/training/encodec_*.yaml) and run: cadenza train CONFIG --data DATA --set init_from=MODEL "
             "--set task.unquantized_steps=0"
         )
-    learned = sum(p.numel() for part in (system.generator, system.conditioners) for p in part.parameters())
+    trained = sum(p.numel() for part in (system.generator, system.conditioners) for p in part.parameters())
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     fields: dict[str, Any] = {
         "name": f"{re.sub(r'[^a-zA-Z0-9._-]+', '-', system.card.name.rpartition('/')[2]).strip('-') or 'model'}-finetuned",
@@ -52,7 +52,7 @@ def finetune_config(
         "minutes": minutes,
         "batch": 4,
         "seconds": system.generator.spec.max_frames / system.codec.frame_format.frame_rate,
-        "lr": 1e-4 if learned < LARGE else 3e-5,
+        "lr": 1e-4 if trained < LARGE_MODEL else 3e-5,
         "warmup": min(100, steps // 10),
         "final_lr_ratio": 0.1,
         "precision": "bf16" if half else "fp32",
@@ -66,51 +66,51 @@ def finetune_config(
     config = resolve_config(resolve_config(system.spec, (), fields), overrides, {})
     if config.system != system.spec:
         raise TrainingError(
-            "finetune changes the weights of a model and not what it is made of; leave out system.*, or train that anew"
+            "finetune changes the weights of a model, not its system; remove the overrides of system.*, or train a new model"
         )
     context, rate = system.generator.spec.max_frames, system.codec.frame_format.frame_rate
     if round(config.seconds * rate) > context:
         raise TrainingError(
-            f"seconds: pieces of {config.seconds:g} s are longer than this model makes at once; use up to {context / rate:g}"
+            f"seconds: segments of {config.seconds:g} s are longer than the model's context; use at most {context / rate:g}"
         )
     return config
 
 
 def finetune(system: System, data: Any, config: TrainingConfig, *, out: str | Path, cpu: bool = False) -> FinetuneResult:
-    """Trains a copy of a system by a config that `config_for` made; an unfinished run in `out` is continued.
+    """Train a copy of a system with the config of `finetune_config`; an unfinished run in `out` is continued.
 
-    The held-out items are those that `Trainer` holds out. What was trained keeps the licence of what it was.
+    The holdout is that of `Trainer`. The license of the model applies to the new weights.
     """
     trainer = Trainer(system, data, out=out, cpu=cpu, **config.to_dict())
     trainer.system.card = _card(system.card, config.name)
-    if unsaid := _unsaid(trainer):
-        warnings.warn(_advice(unsaid), stacklevel=2)
+    if missing := _missing_conditions(trainer):
+        warnings.warn(_advice(missing), stacklevel=2)
     before = trainer.validate().get(trainer.task.selection_metric)
     outcome = trainer.train()
     if outcome.reason == "out of time" and trainer.engine.main:
         trainer.system.save(outcome.folder / "last")
-    found = [outcome.folder / name for name in ("best", "final", "last")]
+    folders = [outcome.folder / name for name in ("best", "final", "last")]
     after = outcome.best if math.isfinite(outcome.best) else None
-    return FinetuneResult(outcome, before, after, next((folder for folder in found if folder.exists()), None))
+    return FinetuneResult(outcome, before, after, next((folder for folder in folders if folder.exists()), None))
 
 
 def _card(card: ModelCard, name: str) -> ModelCard:
-    notice = f"{card.notice}\n\nFine-tuned from {card.name}, whose licence holds for these weights too.".strip()
+    notice = f"{card.notice}\n\nFine-tuned from {card.name}, whose licence applies to these weights.".strip()
     return ModelCard(name=name, license=card.license, summary=card.summary, notice=notice)
 
 
-def _unsaid(trainer: Trainer) -> list[str]:
-    """The conditions that the model listens to and of which no clip knows a value."""
-    heard = dict.fromkeys(name for _, name in trainer.system.spec.fusion.slot_ids())
-    known = trainer.metadata()
-    return [name for name in heard if not any(item.get(name) is not None for item in known)]
+def _missing_conditions(trainer: Trainer) -> list[str]:
+    """Return the conditions of the model for which no clip has a value."""
+    names = dict.fromkeys(name for _, name in trainer.system.spec.fusion.slot_ids())
+    metadata = trainer.metadata()
+    return [name for name in names if not any(item.get(name) is not None for item in metadata)]
 
 
-def _advice(unsaid: list[str]) -> str:
+def _advice(missing: list[str]) -> str:
     lines = [
-        f"no clip says anything of {', '.join(unsaid)}: the model learns the sound, and may forget what it was told that way; "
-        f'write NAME.json beside NAME.wav, such as {{"{unsaid[0]}": ...}}'
+        f"no clip has a value for {', '.join(missing)}: the model may stop following these conditions; "
+        f'write NAME.json next to NAME.wav, such as {{"{missing[0]}": ...}}'
     ]
-    if "prompt" in unsaid:
-        lines.append("or the words alone in NAME.txt, or set music={} where they are under `description`, as AudioCraft has it")
+    if "prompt" in missing:
+        lines.append("or only the text in NAME.txt, or set music={} if the text is under `description`, as in AudioCraft")
     return ", ".join(lines)

@@ -1,11 +1,27 @@
-"""Stopping: Ctrl-C and SIGTERM ask a run to stop after its step."""
+"""The training loop: optimizer steps, validation, samples, checkpoints and graceful stop.
+
+One step, in this order:
+
+1. Put all modules of the task into training mode.
+2. For each of the `accumulation` micro-batches: take the next batch and move it to the device.
+3. Advance the task's `step` generator; each yield is (group, losses), computed under autocast.
+4. Backpropagate `losses["loss"] / accumulation` into that group's parameters alone.
+5. For each group that had a loss: average the gradients over the processes, then clip them.
+6. Average all losses over micro-batches and processes; stop with TrainingError if one is not finite. This is the only
+   point of a step at which the host waits for the device; stop signals of all processes are combined here.
+7. Set the learning rate, and step the optimizers of these groups together.
+8. Broadcast buffers from process 0, and update the EMA.
+9. Log the losses (every `log_every` steps).
+10. When due: validate with EMA weights (a new best score is saved to `best`), generate samples, write a checkpoint.
+11. Leave the loop if a stop signal was received or `minutes` have passed.
+"""
 
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -15,7 +31,7 @@ import torch
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError, TrainingError
-from cadenza.training import checkpoints, loggers
+from cadenza.training import checkpoints
 from cadenza.training.checkpoints import Checkpoint
 from cadenza.training.config import TrainingConfig
 from cadenza.training.distributed import DistributedContext
@@ -23,21 +39,22 @@ from cadenza.training.loggers import ProgressPrinter, RunLogger, build_trackers
 from cadenza.training.optim import EMA, build_optimizers, lr_multiplier
 from cadenza.training.tasks.base import StepContext, Task
 
-_ASKS = (signal.SIGINT, signal.SIGTERM)
+StopReason = Literal["finished", "stopped", "out of time"]
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """Which signal asked the run to stop, if any."""
+    """Name of the signal that asked the run to stop, if any."""
 
     name: str | None = None
 
 
 @contextmanager
 def graceful_stop() -> Iterator[StopSignal]:
-    """The first signal is noted; a second one raises KeyboardInterrupt."""
+    """Record the first SIGINT or SIGTERM; raise KeyboardInterrupt at the second."""
     stop = StopSignal()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if stop.name is not None:
             raise KeyboardInterrupt
         stop.name = signal.Signals(number).name
@@ -45,25 +62,25 @@ def graceful_stop() -> Iterator[StopSignal]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
         return
-    before = {number: signal.signal(number, note) for number in _ASKS}
+    previous = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 class BatchSource(Protocol):
-    """An endless sequence of batches in which batch number n is always the same."""
+    """Endless batches; batch number n is the same every time."""
 
     def iter_from(self, position: int) -> Iterator[Any]:
-        """The batches of this process from number `position` on."""
+        """Yield the batches of this process from number `position`."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from and is judged by: training batches, and batches that are the same every time."""
+    """Training batches, and fixed batches for validation and samples."""
 
     batches: BatchSource
     validation: Sequence[Any] = ()
@@ -72,35 +89,33 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where a run stands when `train` returns."""
+    """State of a run when `train` returns."""
 
     step: int
-    reason: Literal["finished", "stopped", "out of time"]
+    reason: StopReason
     folder: Path
-    best: float = math.inf  # the least that validation has found, of the metric that the task is judged by
+    best: float = math.inf  # lowest value of the selection metric so far
 
 
 @dataclass
-class _Micro:
-    """The losses of one micro-batch, still on the device."""
+class _MicroBatch:
+    """Item ids and losses of one micro-batch; the losses are on the device."""
 
     items: list[str]
-    terms: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TrainingLoop:
-    """Drives one task; `save` writes the trained system into a folder, with whatever weights it has then.
+    """Train one task; `save` writes the system with its present weights into a folder.
 
-    Within a step every group sees the weights that all groups had at its start: the losses of each group, divided
-    by `accumulation`, are differentiated with respect to that group alone over all micro-batches, then all groups
-    that learned are stepped together.
+    All groups see the weights of the start of the step; their optimizers step together at its end.
     """
 
     def __init__(
         self, config: TrainingConfig, task: Task, *, folder: Path, engine: DistributedContext, save: Callable[[Path], None]
     ) -> None:  # fmt: skip
-        self.config, self.task, self.folder, self.engine = config, task, folder, engine
-        self._save = save
+        self.config, self.task, self.folder, self.engine, self._save = config, task, folder, engine, save
+        self._checkpoints = folder / "checkpoints"
         modules = task.optimized_modules()
         for module in (*modules.values(), task.extra_state()):
             module.to(engine.device)
@@ -108,111 +123,111 @@ class TrainingLoop:
         self.groups = build_optimizers(modules, config)
         self.ema = None if config.ema is None else EMA(next(iter(modules.values())), config.ema)
         self.rng = torch.Generator().manual_seed(config.seed + engine.rank)
-        self._chance: dict[str, Any] | None = None  # where a resumed run's sources of chance stand
+        self._random_state: dict[str, Any] | None = None  # of a resumed run
         self.step = 0
         self.position = 0  # of the next batch
         self.best = math.inf
-        self._saved = -1  # the step of the newest checkpoint
+        self._saved = -1  # step of the newest checkpoint
         self.ticker = ProgressPrinter(config.steps, quiet=not engine.main)
 
     def resume(self) -> None:
-        """Goes to the newest whole checkpoint in the folder, if there is one."""
+        """Restore the newest undamaged checkpoint in the folder, if there is one."""
         if self.engine.main:
-            checkpoints.remove_unfinished(self.folder / "checkpoints")
+            checkpoints.remove_unfinished(self._checkpoints)
         self.engine.barrier()
-        found = checkpoints.latest_checkpoint(self.folder / "checkpoints", self.ticker.print)
-        if found is None:
+        checkpoint = checkpoints.latest_checkpoint(self._checkpoints, self.ticker.print)
+        if checkpoint is None:
             return
-        plain = found.state
-        if plain["processes"] != self.engine.processes:
+        state = checkpoint.state
+        if state["processes"] != self.engine.processes:
             raise CheckpointError(
-                f"{self.folder} was trained by {plain['processes']} processes, this run has {self.engine.processes}; "
-                "continue with as many"
+                f"{self.folder} was trained by {state['processes']} processes, but this run has {self.engine.processes}; "
+                "use the same number"
             )
-        checkpoints.restore_state(self.groups, self.task.extra_state(), self.ema, found)
-        self._chance = plain["random"][self.engine.rank]
-        self.step = self._saved = found.step
-        self.position = plain["position"]
-        self.best = math.inf if plain["best"] is None else plain["best"]
-        now = self.config.to_dict()
-        changed = [f"{key}: {plain['config'].get(key)} → {now[key]}" for key in now if now[key] != plain["config"].get(key)]
+        checkpoints.restore_state(self.groups, self.task.extra_state(), self.ema, checkpoint)
+        self._random_state = state["random"][self.engine.rank]
+        self.step = self._saved = checkpoint.step
+        self.position = state["position"]
+        self.best = math.inf if state["best"] is None else state["best"]
+        before, now = TrainingConfig.parse(state["config"], source=str(self._checkpoints)).to_dict(), self.config.to_dict()
+        changed = [f"{key}: {before[key]} → {now[key]}" for key in now if now[key] != before[key]]
         self.ticker.print(f"continuing from step {self.step}" + (f" with {'; '.join(changed)}" if changed else ""))
 
-    def run(self, material: TrainingData) -> TrainingResult:
-        """Trains from where the loop stands; the state of step 0 is saved at once."""
-        self.material = material
-        if self._chance is not None:
-            checkpoints.set_random_state(self._chance, self.rng)
-        self._log = RunLogger(self.folder, self.step, self._trackers()) if self.engine.main else None
+    def run(self, data: TrainingData) -> TrainingResult:
+        """Train from the present step; the state of step 0 is saved first."""
+        self.data = data
+        if self._random_state is not None:
+            checkpoints.set_random_state(self._random_state, self.rng)
+        trackers = build_trackers(self.config.trackers, self.folder, self.config.name, self.step) if self.engine.main else []
+        self._log = RunLogger(self.folder, self.step, trackers) if self.engine.main else None
         try:
             with graceful_stop() as stop:
-                outcome = self._run(stop)
+                return self._run(stop)
         finally:
             if self._log is not None:
                 self._log.close()
-        return outcome
 
     def _run(self, stop: StopSignal) -> TrainingResult:
         if self._saved != self.step:
             self._checkpoint()
-        started = time.monotonic()
+        start = time.monotonic()
         limit = math.inf if self.config.minutes is None else 60 * self.config.minutes
-        reason: Literal["finished", "stopped", "out of time"] = "finished"
-        with closing(self._stream()) as stream:
+        reason: StopReason = "finished"
+        with closing(self._batches()) as batches:
             while self.step < self.config.steps:
                 try:
-                    halt = self._advance(stream, lambda: [stop.name is not None, time.monotonic() - started > limit])
-                    self._observe()
+                    stops = self._train_step(batches, lambda: [stop.name is not None, time.monotonic() - start > limit])
+                    self._evaluate()
                 except (RuntimeError, ConnectionError, EOFError) as error:
-                    lost = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
-                    if stop.name is None or not lost:
+                    workers_ended = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+                    if stop.name is None or not workers_ended:
                         raise
-                    return self._ended("stopped", stop, self._saved)  # the signal has ended the data workers, too
-                if any(halt) and self.step < self.config.steps:
-                    reason = "stopped" if halt[0] else "out of time"
+                    return self._result("stopped", stop, self._saved)  # the signal also ended the data workers
+                if any(stops) and self.step < self.config.steps:
+                    reason = "stopped" if stops[0] else "out of time"
                     break
         if self._saved != self.step:
             self._checkpoint()
         if reason == "finished" and self.engine.main:
             self._export("final")
         self.engine.barrier()
-        return self._ended(reason, stop, self.step)
+        return self._result(reason, stop, self.step)
 
-    def _ended(self, reason: Literal["finished", "stopped", "out of time"], stop: StopSignal, step: int) -> TrainingResult:
-        why = f" by {stop.name}" if stop.name and reason == "stopped" else ""
-        more = "" if reason == "finished" else "; start again with the same folder to continue"
-        self.ticker.print(f"{reason}{why} at step {step} of {self.config.steps}: {self.folder}{more}")
+    def _result(self, reason: StopReason, stop: StopSignal, step: int) -> TrainingResult:
+        cause = f" by {stop.name}" if stop.name and reason == "stopped" else ""
+        hint = "" if reason == "finished" else "; start again with the same folder to continue"
+        self.ticker.print(f"{reason}{cause} at step {step} of {self.config.steps}: {self.folder}{hint}")
         return TrainingResult(step, reason, self.folder, self.best)
 
-    def _stream(self) -> Generator[Any]:
-        """The batches from here on; starting to read them draws from no source of chance that training uses."""
-        chance = checkpoints.rng_state(self.rng)
-        stream = self.material.batches.iter_from(self.position)
-        first = next(stream)
-        checkpoints.set_random_state(chance, self.rng)
+    def _batches(self) -> Generator[Any]:
+        """Yield batches from the present position; starting the loader does not change the random state."""
+        state = checkpoints.random_state(self.rng)
+        batches = self.data.batches.iter_from(self.position)
+        first = next(batches)
+        checkpoints.set_random_state(state, self.rng)
         yield first
-        yield from stream
+        yield from batches
 
-    def _advance(self, stream: Iterator[Any], flags: Callable[[], list[bool]]) -> list[bool]:
-        """One optimiser step, in which the host waits for the device once; the flags that any process raised."""
+    def _train_step(self, batches: Iterator[Any], stop_flags: Callable[[], list[bool]]) -> list[bool]:
+        """Run one optimizer step; return the stop flags, combined over all processes."""
         config = self.config
-        micros, learned, seconds = [], dict[str, None](), 0.0
+        micro_batches, trained, seconds = [], dict[str, None](), 0.0
         for module in self.task.optimized_modules().values():
             module.train()
         for _ in range(config.accumulation):
-            batch = next(stream)
+            batch = next(batches)
             self.position += 1
-            micro = _Micro(batch_ids(batch))
-            seconds += batch_seconds(batch)
-            learned |= dict.fromkeys(self._losses(self.engine.to_device(batch), micro))
-            micros.append(micro)
-        norms = {f"{name}/gradient": self._gradient(name) for name in learned}
-        values, halt = self._checked(micros, norms, flags())
-        pace = lr_multiplier(self.step, config)
-        for name in learned:
+            micro_batch = _MicroBatch([str(item) for item in _get(batch, "ids") or ["(a batch without ids)"]])
+            seconds += float(_get(batch, "seconds") or 0.0)
+            trained |= dict.fromkeys(self._backward(self.engine.to_device(batch), micro_batch))
+            micro_batches.append(micro_batch)
+        norms = {f"{name}/gradient": self._clip_gradients(name) for name in trained}
+        values, stops = self._reduce(micro_batches, norms, stop_flags())
+        multiplier = lr_multiplier(self.step, config)
+        for name in trained:
             group = self.groups[name]
             for options in group.optimizer.param_groups:
-                options["lr"] = group.lr * pace
+                options["lr"] = group.lr * multiplier
             group.scaler.step(group.optimizer)
             group.scaler.update()
             group.optimizer.zero_grad()
@@ -222,99 +237,94 @@ class TrainingLoop:
         self.step += 1
         if self._log is not None:
             if self.step % config.log_every == 0 or self.step == config.steps:
-                rates = {f"{name}/lr": self.groups[name].lr * pace for name in learned}
+                rates = {f"{name}/lr": self.groups[name].lr * multiplier for name in trained}
                 self._log.log_scalars("train", self.step, {**values, **rates})
             self.ticker.update(self.step, seconds * self.engine.processes, values)
-        return halt
+        return stops
 
-    def _losses(self, batch: Any, micro: _Micro) -> Iterator[str]:
-        """Differentiates what the task yields for a micro-batch; the names of the groups that learned."""
+    def _backward(self, batch: Any, micro_batch: _MicroBatch) -> Iterator[str]:
+        """Backpropagate each loss that the task yields; yield the names of the groups."""
         work = self.task.step(batch, StepContext(self.step, self.config.steps, self.rng))
         while True:
             with self.engine.autocast():
-                found = next(work, None)
-            if found is None:
+                result = next(work, None)
+            if result is None:
                 return
-            name, terms = found
+            name, losses = result
             if name not in self.groups:
-                raise TrainingError(f"the task yields losses for '{name}', but has only: {', '.join(self.groups)}")
-            if "loss" not in terms:
-                raise TrainingError(f"the losses for '{name}' lack 'loss', the one to minimise; there are: {', '.join(terms)}")
-            self.engine.backward(terms["loss"] / self.config.accumulation, self.groups[name])
-            for term, value in terms.items():
-                micro.terms[f"{name}/{term}"] = value.detach().float().reshape(())
+                raise TrainingError(f"the task yields losses for '{name}', which is not a group: {', '.join(self.groups)}")
+            if "loss" not in losses:
+                raise TrainingError(f"the losses for '{name}' lack 'loss', the one to minimize. Present: {', '.join(losses)}")
+            self.engine.backward(losses["loss"] / self.config.accumulation, self.groups[name])
+            for term, value in losses.items():
+                micro_batch.losses[f"{name}/{term}"] = value.detach().float().reshape(())
             yield name
 
-    def _gradient(self, name: str) -> Tensor:
-        """Averages a group's gradients over the processes and clips them; their norm before that."""
+    def _clip_gradients(self, name: str) -> Tensor:
+        """Average a group's gradients over the processes and clip them; return their norm before clipping."""
         group = self.groups[name]
         self.engine.all_reduce_gradients(group)
         group.scaler.unscale_(group.optimizer)
-        gradients = [p.grad for p in group.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if group.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(group.parameters.values(), group.clip, norm)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in group.parameters.values() if p.grad is not None])
+        if group.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(group.parameters.values(), group.grad_clip, norm)
         return norm.float()
 
-    def _checked(
-        self, micros: list[_Micro], norms: Mapping[str, Tensor], flags: list[bool]
+    def _reduce(
+        self, micro_batches: list[_MicroBatch], norms: Mapping[str, Tensor], stop_flags: list[bool]
     ) -> tuple[dict[str, float], list[bool]]:
-        """Every term, averaged over micro-batches and processes; TrainingError if one is not finite."""
-        names = sorted({name for micro in micros for name in micro.terms})
-        nothing = torch.full((), math.nan, device=self.engine.device)
-        table = torch.stack([torch.stack([micro.terms.get(name, nothing) for name in names]) for micro in micros])
-        rest = [*norms.values(), *(torch.tensor(float(flag), device=self.engine.device) for flag in flags)]
-        present = torch.tensor([[name in micro.terms for name in names] for micro in micros], device=table.device)
+        """Average losses over micro-batches and processes; raise TrainingError if one is not finite."""
+        names = sorted({name for micro_batch in micro_batches for name in micro_batch.losses})
+        missing = torch.full((), math.nan, device=self.engine.device)
+        table = torch.stack([torch.stack([m.losses.get(name, missing) for name in names]) for m in micro_batches])
+        others = [*norms.values(), *(torch.tensor(float(flag), device=self.engine.device) for flag in stop_flags)]
+        present = torch.tensor([[name in m.losses for name in names] for m in micro_batches], device=table.device)
         means = torch.where(present, table, 0).sum(0) / present.sum(0)
-        flat = torch.cat([self.engine.all_reduce_mean(torch.cat([means, torch.stack(rest)])), table.flatten()]).tolist()
+        reduced = self.engine.all_reduce_mean(torch.cat([means, torch.stack(others)]))
+        flat = torch.cat([reduced, table.flatten()]).tolist()
         values = dict(zip([*names, *norms], flat, strict=False))
         scaled = {f"{name}/gradient" for name, group in self.groups.items() if group.scaler.is_enabled()}
         wrong = [name for name, value in values.items() if not math.isfinite(value) and name not in scaled]
         if wrong:
+            items = _items_of_wrong_losses(micro_batches, any(name in names for name in wrong))
             raise TrainingError(
                 f"step {self.step + 1}: {', '.join(f'{name} is {values[name]}' for name in wrong)}; "
-                f"the batch was: {', '.join(_guilty(micros, any(name in names for name in wrong)))}. "
-                f"The weights of step {self._saved} are kept in {self.folder / 'checkpoints'}; "
-                "look at these items, or lower lr or clip"
+                f"the batch was: {', '.join(items)}. The weights of step {self._saved} are in {self._checkpoints}. "
+                "Check these items, or lower lr or grad_clip"
             )
-        return values, [flag > 0 for flag in flat[len(values) : len(values) + len(flags)]]
+        return values, [flag > 0 for flag in flat[len(values) : len(values) + len(stop_flags)]]
 
-    def _observe(self) -> None:
-        """Validation, samples and a checkpoint, each where it is due; none of them changes what training does."""
+    def _evaluate(self) -> None:
+        """Validate, generate samples and write a checkpoint when due; none of them affects training."""
         config, last = self.config, self.step == self.config.steps
-        if self.material.validation and (self.step % config.validate_every == 0 or last):
+        if self.data.validation and (self.step % config.validate_every == 0 or last):
             self._validate()
-        if self.material.samples is not None and (self.step % config.samples_every == 0 or last):
+        if self.data.samples is not None and (self.step % config.samples_every == 0 or last):
             self._sample()
         if self.step % config.checkpoint_every == 0 or last:
             self._checkpoint()
 
     @contextmanager
-    def _judged(self) -> Iterator[None]:
-        """Evaluation mode, averaged weights, no gradient, and the sources of chance left as they were."""
-        modules = list(self.task.optimized_modules().values())
-        chance = checkpoints.rng_state(self.rng)
+    def _eval_mode(self) -> Iterator[None]:
+        """Set evaluation mode, EMA weights and no gradients; restore the random state afterwards."""
+        state = checkpoints.random_state(self.rng)
         try:
-            with torch.no_grad(), self.engine.autocast(), self._averaged():
-                for module in modules:
+            with torch.no_grad(), self.engine.autocast(), self._ema_weights():
+                for module in self.task.optimized_modules().values():
                     module.eval()
                 yield
         finally:
-            checkpoints.set_random_state(chance, self.rng)
+            checkpoints.set_random_state(state, self.rng)
 
-    def _averaged(self) -> Any:
+    def _ema_weights(self) -> AbstractContextManager[None]:
         return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def _validate(self) -> None:
         if self._log is not None:
-            totals: dict[str, float] = {}
-            with self._judged():
-                for batch in self.material.validation:
-                    for name, value in self.task.validate(self.engine.to_device(batch)).items():
-                        totals[name] = totals.get(name, 0.0) + float(value) / len(self.material.validation)
-                totals |= {name: float(value) for name, value in self.task.epoch_metrics().items()}
-            self._log.log_scalars("valid", self.step, totals)
-            score = totals.get(self.task.selection_metric, math.inf)
+            with self._eval_mode():
+                metrics = validation_metrics(self.task, self.engine, self.data.validation)
+            self._log.log_scalars("valid", self.step, metrics)
+            score = metrics.get(self.task.selection_metric, math.inf)
             if score < self.best:
                 self.best = score
                 self._export("best")
@@ -322,57 +332,45 @@ class TrainingLoop:
 
     def _sample(self) -> None:
         if self._log is not None:
-            with self._judged():
-                heard = self.task.sample_audio(self.engine.to_device(self.material.samples))
-            for name, audio in heard.items():
-                for sample, clip, picture in loggers.save_samples(
-                    self.folder / "samples" / f"step-{self.step:08d}", name, audio
-                ):
-                    self._log.log_audio(self.step, sample, clip, picture)
+            with self._eval_mode():
+                samples = self.task.sample_audio(self.engine.to_device(self.data.samples))
+            for name, audio in samples.items():
+                self._log.log_samples(self.step, self.folder / "samples" / f"step-{self.step:08d}", name, audio)
         self.engine.barrier()
 
     def _export(self, name: str) -> None:
-        with self._averaged():
+        with self._ema_weights():
             self._save(self.folder / name)
 
     def _checkpoint(self) -> None:
-        everyone = self.engine.gather(checkpoints.rng_state(self.rng))
+        random_states = self.engine.gather(checkpoints.random_state(self.rng))
         if self.engine.main:
             if self._log is not None:
                 self._log.fsync()
-            tensors, plain = checkpoints.capture_state(self.groups, self.task.extra_state(), self.ema)
-            plain |= {
-                "position": self.position,
-                "processes": self.engine.processes,
-                "best": None if math.isinf(self.best) else self.best,
-                "random": everyone,
-                "config": self.config.to_dict(),
-            }
-            checkpoints.save_checkpoint(
-                self.folder / "checkpoints", Checkpoint(self.step, tensors, plain), self.config.keep_last
-            )
+            tensors, state = checkpoints.capture_state(self.groups, self.task.extra_state(), self.ema)
+            state |= {"position": self.position, "processes": self.engine.processes, "random": random_states}
+            state |= {"best": None if math.isinf(self.best) else self.best, "config": self.config.to_dict()}
+            checkpoints.save_checkpoint(self._checkpoints, Checkpoint(self.step, tensors, state), self.config.keep_last)
         self._saved = self.step
         self.engine.barrier()
 
-    def _trackers(self) -> list[Any]:
-        return build_trackers(self.config.trackers, self.folder, self.config.name, self.step)
+
+def validation_metrics(task: Task, engine: DistributedContext, batches: Sequence[Any]) -> dict[str, float]:
+    """Return the task's metrics averaged over batches, with those of the whole validation."""
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for name, value in task.validate(engine.to_device(batch)).items():
+            totals[name] = totals.get(name, 0.0) + float(value) / len(batches)
+    return totals | {name: float(value) for name, value in task.epoch_metrics().items()}
 
 
-def _guilty(micros: list[_Micro], losses: bool) -> list[str]:
-    """The items of the micro-batches whose losses are not finite, or of all where only the gradient is not."""
-    bad = [micro for micro in micros if not all(bool(x.isfinite()) for x in micro.terms.values())]
-    if losses and not bad:
+def _items_of_wrong_losses(micro_batches: list[_MicroBatch], in_losses: bool) -> list[str]:
+    """Return the items of micro-batches with a loss that is not finite, or all if only the gradient is not."""
+    wrong = [m for m in micro_batches if not all(bool(x.isfinite()) for x in m.losses.values())]
+    if in_losses and not wrong:
         return ["one of another process"]
-    return [item for micro in bad or micros for item in micro.items]
+    return [item for m in wrong or micro_batches for item in m.items]
 
 
-def batch_ids(batch: Any) -> list[str]:
-    """The ids of a batch's items, for messages."""
-    found = batch.get("ids") if isinstance(batch, Mapping) else getattr(batch, "ids", None)
-    return ["(a batch without ids)"] if found is None else [str(item) for item in found]
-
-
-def batch_seconds(batch: Any) -> float:
-    """Seconds of sound in a batch, 0 where it does not say."""
-    found = batch.get("seconds") if isinstance(batch, Mapping) else getattr(batch, "seconds", None)
-    return float(found or 0.0)
+def _get(batch: Any, name: str) -> Any:
+    return batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)

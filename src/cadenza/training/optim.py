@@ -1,4 +1,4 @@
-"""Optimisers: AdamW for each group of a task, and its schedule as a function of the step."""
+"""Optimizers: AdamW for each group of a task, the learning-rate schedule, and the EMA of weights."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,75 +6,68 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cadenza.core.errors import TrainingError
 from cadenza.training.config import TrainingConfig
 
-_FUSED = ("cpu", "cuda", "mps", "xpu")
+_FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 @dataclass
 class OptimizerGroup:
-    """One of a task's modules with all that its learning needs."""
+    """One module of a task with its optimizer."""
 
     name: str
     module: nn.Module
-    parameters: dict[str, nn.Parameter]  # those that learn, by name
+    parameters: dict[str, nn.Parameter]  # the trainable ones, by name
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # one a group, so that one group's overflow does not disturb another
+    scaler: torch.amp.GradScaler  # one for each group, so that an overflow does not affect the others
     lr: float
-    clip: float | None
+    grad_clip: float | None
 
 
 def build_optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -> dict[str, OptimizerGroup]:
-    """An AdamW (Loshchilov & Hutter 2019) for each module; a parameter may belong to one group only."""
+    """Return an AdamW (Loshchilov & Hutter 2019) for each module; raise TrainingError if modules share a parameter."""
     if unknown := set(config.groups) - set(modules):
-        raise TrainingError(f"groups names {sorted(unknown)}, but this task has: {', '.join(modules)}")
+        raise TrainingError(f"groups: {sorted(unknown)} are not groups of this task. Available: {', '.join(modules)}")
     owners: dict[int, str] = {}
     groups = {}
     for name, module in modules.items():
         parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
         if not parameters:
-            raise TrainingError(f"group '{name}' has no parameter that learns; take it out of the task or unfreeze it")
+            raise TrainingError(f"group '{name}' has no trainable parameter; remove it from the task or unfreeze it")
         for key, parameter in parameters.items():
             if owners.setdefault(id(parameter), name) != name:
                 raise TrainingError(f"'{key}' belongs to two groups, '{owners[id(parameter)]}' and '{name}'; keep one")
         own = config.optimizer_for(name)
         assert own.lr is not None and own.betas is not None and own.weight_decay is not None
         devices = {p.device.type for p in parameters.values()}
-        groups[name] = OptimizerGroup(
-            name,
-            module,
-            parameters,
-            torch.optim.AdamW(
-                weight_decay_groups(module, own.weight_decay), lr=own.lr, betas=own.betas, fused=devices <= set(_FUSED)
-            ),
-            torch.amp.GradScaler(next(iter(devices)), enabled=config.precision == "fp16"),
-            own.lr,
-            own.grad_clip,
-        )
+        groups_by_decay = weight_decay_groups(module, own.weight_decay)
+        optimizer = torch.optim.AdamW(groups_by_decay, lr=own.lr, betas=own.betas, fused=devices <= _FUSED_DEVICES)
+        scaler = torch.amp.GradScaler(next(iter(devices)), enabled=config.precision == "fp16")
+        groups[name] = OptimizerGroup(name, module, parameters, optimizer, scaler, own.lr, own.grad_clip)
     return groups
 
 
 def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups in which only matrices decay: no biases, gains, norms, embeddings or single vectors."""
+    """Return parameter groups in which only matrices decay: no biases, gains, norms, embeddings or single vectors."""
     embeddings = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
     decay: list[nn.Parameter] = []
-    keep: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
-            matrix = sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in embeddings
-            (decay if matrix else keep).append(parameter)
-    both = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
-    return [group for group in both if group["params"]]
+            is_matrix = sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in embeddings
+            (decay if is_matrix else no_decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def lr_multiplier(step: int, config: TrainingConfig) -> float:
-    """The learning rate of step `step` (from 0) as a fraction: linear warm-up, then by `schedule`.
+    """Return the learning rate of a step (from 0) as a fraction: linear warm-up, then `schedule`.
 
-    Half a cosine goes down to `final`; the inverse square root (Vaswani et al. 2017, eq. 3) falls from 1, and without end.
+    Half a cosine ends at `final_lr_ratio`; the inverse square root (Vaswani et al. 2017, eq. 3) starts at 1.
     """
     if step < config.warmup:
         return (step + 1) / config.warmup
@@ -85,15 +78,15 @@ def lr_multiplier(step: int, config: TrainingConfig) -> float:
 
 
 class EMA:
-    """The average of a module's parameters; its buffers stay what they are.
+    """Exponential moving average of a module's parameters; buffers are not averaged.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that early weights are forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._live = {key: x.detach() for key, x in module.named_parameters() if x.is_floating_point()}  # shares memory
+        self._live = {key: x.detach() for key, x in module.named_parameters() if x.is_floating_point()}  # shared memory
         self.average = {key: x.detach().clone() for key, x in self._live.items()}
 
     @torch.no_grad()
@@ -105,15 +98,12 @@ class EMA:
     @contextmanager
     @torch.no_grad()
     def swapped_in(self) -> Iterator[None]:
-        """The module has the averaged weights inside, its own again afterwards, whatever happens."""
+        """Put the averaged weights into the module within a `with` block, and restore its own afterwards."""
         own = {key: x.clone() for key, x in self._live.items()}
-        _copy(self.average, self._live)
         try:
+            for key, x in self._live.items():
+                x.copy_(self.average[key])
             yield
         finally:
-            _copy(own, self._live)
-
-
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    for key, x in target.items():
-        x.copy_(source[key])
+            for key, x in self._live.items():
+                x.copy_(own[key])

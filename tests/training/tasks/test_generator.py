@@ -53,14 +53,16 @@ def progress(seed: int = 0) -> StepContext:
 
 def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: System) -> None:
     task = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.2, attribute_dropout={"tempo": 0.3}), system)
-    keep = task._keep(20_000, torch.Generator().manual_seed(0))
+    keep = task._dropout_masks(20_000, torch.Generator().manual_seed(0))
     assert set(keep) == {("cross", "tempo"), ("cross", "key"), ("prepend", "key")}
     tempo, key = keep["cross", "tempo"], keep["cross", "key"]
     assert torch.equal(key, keep["prepend", "key"])  # an id is absent everywhere or nowhere
     assert key.float().mean() == pytest.approx(0.8, abs=0.01)
     assert tempo.float().mean() == pytest.approx(0.8 * 0.7, abs=0.01)
     assert not bool((tempo & ~key).any())  # without the key there is nothing
-    both = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=0.4), system)._keep(20_000, progress().rng)
+    both = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=0.4), system)._dropout_masks(
+        20_000, progress().rng
+    )
     alone = both["cross", "tempo"] & ~both["cross", "key"]
     assert alone.float().mean() == pytest.approx(0.6 * 0.4, abs=0.01)
 
@@ -68,14 +70,16 @@ def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: Syst
 def test_ids_can_be_dropped_together_and_what_is_not_guided_stays(system: System) -> None:
     """One draw for a group beside each id's own; dropout for guidance leaves alone what guidance does."""
     chances = {"tempo": 0.2, "tempo+key": 0.5}
-    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=chances), system)._keep(20_000, progress().rng)
+    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=chances), system)._dropout_masks(
+        20_000, progress().rng
+    )
     tempo, key = keep["cross", "tempo"], keep["cross", "key"]
     assert key.float().mean() == pytest.approx(0.5, abs=0.015)
     assert tempo.float().mean() == pytest.approx(0.5 * 0.8, abs=0.015) and not bool((tempo & ~key).any())
     tree = SPEC.to_dict()
     tree["fusion"] = {"cross": ["tempo", {"id": "key", "guided": False}]}
     free = System(SystemSpec.parse(tree))
-    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=1.0, attribute_dropout=0.0), free)._keep(10, progress().rng)
+    keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=1.0, attribute_dropout=0.0), free)._dropout_masks(10, progress().rng)
     assert not keep["cross", "tempo"].any() and keep["cross", "key"].all()
 
 
@@ -157,5 +161,5 @@ def test_samples_follow_the_metadata_of_the_items(system: System) -> None:
 def test_a_misfit_is_named(system: System) -> None:
     with pytest.raises(TrainingError, match=r"attribute_dropout names \['tmpo'\], but the conditioners are: tempo, key"):
         GeneratorTask(GeneratorTaskSpec(attribute_dropout={"tmpo": 0.1}), system)
-    with pytest.raises(TrainingError, match="a codec alone"):
+    with pytest.raises(TrainingError, match="only a codec"):
         GeneratorTask(GeneratorTaskSpec(), System(SystemSpec.parse({"codec": SPEC.codec.to_dict()})))

@@ -19,7 +19,9 @@ def check(
     channels: Annotated[
         int | None, typer.Option(min=1, help="Channels that every file should have; by default as most have.")
     ] = None,
-    min_seconds: Annotated[float | None, typer.Option(help="What is shorter is a fault; 0.5 s or less by default.")] = None,
+    min_seconds: Annotated[
+        float | None, typer.Option(help="Shortest length without an issue, in seconds; 0.5 or less by default.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
 ) -> None:
     """Find files that would spoil training: exit status 1 where there are any, 0 where all is well.
@@ -35,7 +37,7 @@ def check(
     print(found)
     if json is not None:
         found.write(json)
-    if found.faults:
+    if found.issues:
         raise typer.Exit(1)
 
 
@@ -52,7 +54,9 @@ def pack(
     manifest, found = load_manifest(data)
     if found.broken:
         print(found, file=sys.stderr)
-    report = write_shards(manifest, out, clips=clips, broken="skip", progress=lambda done, all: _progress("packing", done, all))
+    report = write_shards(
+        manifest, out, clips=clips, on_broken_file="skip", progress=lambda done, all: _progress("packing", done, all)
+    )
     print(f"{out}: {report}")
     if found.broken or report.broken:
         raise typer.Exit(1)

@@ -47,7 +47,7 @@ def _encode_all(system: "System", source: Path, out: Path) -> None:
     if found.broken:
         print(found)
     report = encode_dataset(
-        manifest, system.codec, out, broken="skip", progress=lambda done, total: print(f"{done} of {total} clips")
+        manifest, system.codec, out, on_broken_file="skip", progress=lambda done, total: print(f"{done} of {total} clips")
     )
     print(f"{out}: {report}")
 

@@ -1,1 +1,1 @@
-"""One file per task; the file's name is its `type`."""
+"""Training tasks, one file each; the name of the file is the `type` of the task."""

@@ -1,4 +1,4 @@
-"""Training a codec: reconstruct, under a critic if wished (Défossez et al. 2022, section 3.4)."""
+"""Train a codec: reconstruction, optionally with a discriminator (Défossez et al. 2022, section 3.4)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -33,16 +33,16 @@ Size = Annotated[int, Field(gt=0)]
 
 
 class CodecTaskSpec(TaskSpec):
-    """Weights are shares of the gradient at the output; `critic_start` is the step at which the critic comes in.
+    """Loss weights are shares of the gradient at the output; the discriminator is used from `discriminator_start_step`.
 
-    To `train` the decoder only leaves the codes of every clip as they are.
+    With `train: decoder` the codes of every clip stay unchanged.
     """
 
     type: Literal["codec"] = "codec"
     train: Literal["all", "decoder"] = "all"
-    unquantized_steps: Count = 2000  # unquantised steps, after which k-means makes the codebooks; 0 keeps those there are
-    kmeans_frames: Annotated[int, Field(gt=0)] = 16384  # latents that k-means sees
-    quantizer_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of steps that use a random number of codebooks
+    unquantized_steps: Count = 2000  # then k-means initializes the codebooks; 0 = keep the present ones
+    kmeans_frames: Annotated[int, Field(gt=0)] = 16384  # latents used by k-means
+    quantizer_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a step with a random number of codebooks
     mel_windows: tuple[Size, ...] = (64, 128, 256, 512, 1024, 2048)
     stft_resolutions: tuple[tuple[Size, Size, Size], ...] = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
     l1: Weight = 0.1
@@ -59,7 +59,7 @@ class CodecTaskSpec(TaskSpec):
     def _fits(self) -> "CodecTaskSpec":
         if self.train == "decoder" and self.unquantized_steps:
             raise ValueError(
-                f"unquantized_steps ({self.unquantized_steps}) would make new codebooks; to train the decoder only, set it to 0"
+                f"unquantized_steps ({self.unquantized_steps}) would replace the codebooks; set it to 0 to train the decoder"
             )
         return self
 
@@ -68,7 +68,7 @@ class CodecTaskSpec(TaskSpec):
 
 
 class LatentPool(nn.Module):
-    """The latest `size` latents that were shown to it."""
+    """Ring buffer of the latest `size` latents [d]."""
 
     latents: Tensor
     seen: Tensor
@@ -81,8 +81,8 @@ class LatentPool(nn.Module):
     def add(self, latents: Float[Tensor, "n d"]) -> None:
         size = len(self.latents)
         latents = latents[-size:]
-        places = (self.seen + torch.arange(len(latents), device=latents.device)) % size
-        self.latents[places] = latents
+        indices = (self.seen + torch.arange(len(latents), device=latents.device)) % size
+        self.latents[indices] = latents
         self.seen += len(latents)
 
     def filled(self) -> Float[Tensor, "n d"]:
@@ -90,7 +90,7 @@ class LatentPool(nn.Module):
 
 
 class CodecTask(Task):
-    """A batch is a mapping whose `audio` is an `Audio`; what pads its clips is learned as silence."""
+    """Train a codec on batches with `audio`; padding is trained as silence."""
 
     selection_metric: ClassVar[str] = "log_mel_l1"
 
@@ -99,9 +99,9 @@ class CodecTask(Task):
         self.codec = codec
         if spec.train == "decoder":
             codec.freeze_encoder()
-        self.critic = (
-            MultiScaleSTFTDiscriminator(codec.spec.channels, filters=spec.discriminator_filters) if self._adversarial else None
-        )
+        self.discriminator = None
+        if spec.adversarial > 0 or spec.feature > 0:
+            self.discriminator = MultiScaleSTFTDiscriminator(codec.spec.channels, filters=spec.discriminator_filters)
         names = ("l1", "mel", "stft", "adversarial", "feature")
         self.balancer = Balancer({name: getattr(spec, name) for name in names})
         self.mel = MultiScaleMelLoss(codec.spec.sample_rate, windows=spec.mel_windows)
@@ -109,15 +109,11 @@ class CodecTask(Task):
         self.pool = LatentPool(spec.kmeans_frames, codec.latent_dim)
         self._state = nn.ModuleDict({"balancer": self.balancer, "pool": self.pool, "mel": self.mel, "distance": self.distance})
         self._state.register_buffer("quantizing", torch.tensor(spec.unquantized_steps == 0))
-        self._counts: Tensor | None = None  # how often each code was used since the last report
-
-    @property
-    def _adversarial(self) -> bool:
-        return self.spec.adversarial > 0 or self.spec.feature > 0
+        self._counts: Tensor | None = None  # uses of each code since the last `epoch_metrics`
 
     def optimized_modules(self) -> dict[str, nn.Module]:
         groups: dict[str, nn.Module] = {"codec": self.codec}
-        return groups if self.critic is None else groups | {"critic": self.critic}
+        return groups if self.discriminator is None else groups | {"critic": self.discriminator}  # name of format 1
 
     def extra_state(self) -> nn.Module:
         return self._state
@@ -127,62 +123,67 @@ class CodecTask(Task):
         if progress.step >= self.spec.unquantized_steps and not self._quantizing:
             self.codec.init_codebooks(self.pool.filled(), progress.rng)
             self._state.get_buffer("quantizing").fill_(True)
-        rng = progress.rng if self.spec.train == "all" else None  # without, codebooks do not learn
-        made = self.codec.forward_train(wave, num_codebooks=self._levels(progress), rng=rng)
-        if isinstance(made.frames, Latents):
-            self.pool.add(rearrange(made.frames.z.detach().float(), "b d f -> (b f) d"))
-        critic = self.critic if progress.step >= self.spec.discriminator_start_step else None
-        if critic is not None:
-            yield "critic", self._judge(critic, wave, made.wave.detach())
-        yield "codec", self._improve(critic, wave, made)
+        rng = progress.rng if self.spec.train == "all" else None  # None: codebooks are not updated
+        output = self.codec.forward_train(wave, num_codebooks=self._num_codebooks(progress), rng=rng)
+        if isinstance(output.frames, Latents):
+            self.pool.add(rearrange(output.frames.z.detach().float(), "b d f -> (b f) d"))
+        discriminator = self.discriminator if progress.step >= self.spec.discriminator_start_step else None
+        if discriminator is not None:
+            yield "critic", self._discriminator_losses(discriminator, wave, output.wave.detach())
+        yield "codec", self._codec_losses(discriminator, wave, output)
 
-    def _levels(self, progress: StepContext) -> int | None:
-        """Codebooks of this step: none before k-means, a random number on some steps, or all."""
+    def _num_codebooks(self, progress: StepContext) -> int | None:
+        """Return the codebooks of this step: 0 before k-means, a random number on some steps, or None for all."""
         if not self._quantizing:
             return 0
-        draw = torch.Generator().manual_seed(progress.step)  # the same in every process: each level is a collective
+        draw = torch.Generator().manual_seed(progress.step)  # equal in every process: each codebook is a collective operation
         if float(torch.rand((), generator=draw)) < self.spec.quantizer_dropout:
             return int(torch.randint(1, self.codec.frame_format.channels + 1, (), generator=draw))
         return None
 
-    def _judge(self, critic: MultiScaleSTFTDiscriminator, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        logits = [[opinion.logits for opinion in critic(wave)] for wave in (real, fake)]
+    def _discriminator_losses(
+        self, discriminator: MultiScaleSTFTDiscriminator, real: Tensor, fake: Tensor
+    ) -> dict[str, Tensor]:
+        logits = [[scale.logits for scale in discriminator(wave)] for wave in (real, fake)]
         scales = discriminator_loss(*logits, kind=self.spec.gan_loss)
         return {"loss": scales.mean()} | {f"scale{i}": scale.detach() for i, scale in enumerate(scales)}
 
-    def _improve(self, critic: MultiScaleSTFTDiscriminator | None, wave: Tensor, made: CodecTrainOutput) -> dict[str, Tensor]:
-        output = made.wave.float()
-        terms = {"l1": F.l1_loss(output, wave), "mel": self.mel(output, wave)}
+    def _codec_losses(
+        self, discriminator: MultiScaleSTFTDiscriminator | None, wave: Tensor, output: CodecTrainOutput
+    ) -> dict[str, Tensor]:
+        fake = output.wave.float()
+        terms = {"l1": F.l1_loss(fake, wave), "mel": self.mel(fake, wave)}
         if self.spec.stft:
-            terms["stft"] = multi_resolution_stft_loss(output, wave, resolutions=self.spec.stft_resolutions)
-        if critic is not None:
-            critic.requires_grad_(False)  # its own gradients come from its own yield
-            fake = critic(output)
+            terms["stft"] = multi_resolution_stft_loss(fake, wave, resolutions=self.spec.stft_resolutions)
+        if discriminator is not None:
+            discriminator.requires_grad_(False)  # its gradients come from its own losses
+            fake_scales = discriminator(fake)
             with torch.no_grad():
-                real = critic(wave)
-            critic.requires_grad_(True)
-            terms["adversarial"] = generator_loss([opinion.logits for opinion in fake], self.spec.gan_loss)
-            terms["feature"] = feature_matching_loss([o.features for o in real], [o.features for o in fake])
-        balanced = self.balancer(terms, output)
-        loss = balanced.loss + sum(self.spec.commitment * value for value in made.losses.values())
-        logged = terms | made.losses | {f"share_{name}": share for name, share in balanced.shares.items()}
-        logged |= {"si_sdr": si_sdr(output, wave).mean()}
+                real_scales = discriminator(wave)
+            discriminator.requires_grad_(True)
+            terms["adversarial"] = generator_loss([scale.logits for scale in fake_scales], self.spec.gan_loss)
+            features = [[scale.features for scale in scales] for scales in (real_scales, fake_scales)]
+            terms["feature"] = feature_matching_loss(*features)
+        balanced = self.balancer(terms, fake)
+        loss = balanced.loss + sum(self.spec.commitment * value for value in output.losses.values())
+        logged = terms | output.losses | {f"share_{name}": share for name, share in balanced.shares.items()}
+        logged |= {"si_sdr": si_sdr(fake, wave).mean()}
         return {"loss": loss} | {name: value.detach() for name, value in logged.items()}
 
     @torch.no_grad()
     def validate(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         wave = batch["audio"].wave
-        made = self.codec.forward_train(wave, num_codebooks=None if self._quantizing else 0)
-        if isinstance(made.frames, Codes):
-            self._count(made.frames.ids)
+        output = self.codec.forward_train(wave, num_codebooks=None if self._quantizing else 0)
+        if isinstance(output.frames, Codes):
+            self._count(output.frames.ids)
         return {
-            "si_sdr": si_sdr(made.wave, wave).mean(),
-            "mel": self.mel(made.wave, wave),
-            "log_mel_l1": self.distance(made.wave, wave),
+            "si_sdr": si_sdr(output.wave, wave).mean(),
+            "mel": self.mel(output.wave, wave),
+            "log_mel_l1": self.distance(output.wave, wave),
         }
 
     def epoch_metrics(self) -> dict[str, Tensor]:
-        """For each codebook, the share of entries used and the perplexity of their use."""
+        """Return, for each codebook, the share of entries used and the perplexity of their use."""
         if self._counts is None:
             return {}
         shares = self._counts / self._counts.sum(-1, keepdim=True)
@@ -195,8 +196,8 @@ class CodecTask(Task):
     @torch.no_grad()
     def sample_audio(self, batch: Mapping[str, Any]) -> dict[str, Audio]:
         audio: Audio = batch["audio"]
-        made = self.codec.forward_train(audio.wave, num_codebooks=None if self._quantizing else 0)
-        return {"original": audio, "reconstruction": Audio(made.wave, audio.sample_rate, audio.lengths)}
+        output = self.codec.forward_train(audio.wave, num_codebooks=None if self._quantizing else 0)
+        return {"original": audio, "reconstruction": Audio(output.wave, audio.sample_rate, audio.lengths)}
 
     @property
     def _quantizing(self) -> bool:

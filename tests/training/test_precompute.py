@@ -74,9 +74,9 @@ def test_the_command_and_what_uses_it(
     made.save(tmp_path / "model")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"system": made.spec.to_dict(), "task": {"type": "generator"}}))
     config = tmp_path / "config.yaml"
-    assert "4 values made, 0 were there, for prompt" in run("data", "cache", data, "--model", config, "--folder", place)
+    assert "4 values encoded, 0 already cached, for prompt" in run("data", "cache", data, "--model", config, "--folder", place)
     monkeypatch.setenv("CADENZA_CACHE", str(place))
-    assert "0 values made, 5 were there" in run("data", "cache", data, "--model", tmp_path / "model")
+    assert "0 values encoded, 5 already cached" in run("data", "cache", data, "--model", tmp_path / "model")
     there = load(tmp_path / "model", device="cpu")
     assert there.cache is not None
     with_it = there.generate_frames([{"prompt": "drums"}, {"prompt": "slow piano", "tempo": 90}, {}], seconds=0.02).ids

@@ -50,7 +50,7 @@ def test_the_sampler_resumes_exactly():
     again = pickle.loads(pickle.dumps(BatchSampler(7, 3, seed=1)))
     again.load_state_dict(state)
     assert take(again, 19) == whole[11:]
-    for other, what in ((BatchSampler(8, 3, seed=1), "size is 8 and was 7"), (BatchSampler(7, 3), "seed is 0 and was 1")):
+    for other, what in ((BatchSampler(8, 3, seed=1), "size is 8, but was 7"), (BatchSampler(7, 3), "seed is 0, but was 1")):
         with pytest.raises(DataError, match=what):
             other.load_state_dict(state)
 
@@ -123,9 +123,9 @@ def test_fixed_batches_are_spread_and_always_the_same(clips):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_files_stop_or_are_counted_and_named(clips, workers):
     clips.manifest.clips[2].audio.write_bytes(b"gone")
-    with pytest.raises(DataError, match=r"item '2' cannot be read: .*2.wav: not audio.*broken='skip'"):
+    with pytest.raises(DataError, match=r"cannot read item '2': .*2.wav: not audio.*on_broken_file='skip'"):
         list(islice(loader(clips, workers), 20))
-    reader = loader(clips, workers, broken="skip")
+    reader = loader(clips, workers, on_broken_file="skip")
     batches = list(islice(reader, 20))
     assert sum(len(batch["ids"]) for batch in batches) < 80 and all("2" not in batch["ids"] for batch in batches)
     assert list(reader.report.broken) == ["2"] and reader.report.read == sum(len(b["ids"]) for b in batches)
@@ -137,8 +137,8 @@ def test_broken_files_stop_or_are_counted_and_named(clips, workers):
 def test_a_batch_of_nothing_but_broken_files_is_an_error(clips):
     for clip in clips.manifest.clips:
         clip.audio.unlink()
-    with pytest.raises(DataError, match="holds no readable item.*broken"):
-        next(loader(clips, broken="skip").iter_from(0))
+    with pytest.raises(DataError, match="has no readable item.*broken"):
+        next(loader(clips, on_broken_file="skip").iter_from(0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -162,7 +162,7 @@ def test_codes_are_stacked_with_lengths():
 
 def test_unlike_items_do_not_make_a_batch():
     one, other = {"id": "a", "audio": Audio(torch.zeros(1, 1, 5), RATE)}, {"id": "b"}
-    with pytest.raises(DataError, match="'audio' is missing in some and there in 'a'"):
+    with pytest.raises(DataError, match="'audio' is missing in some, but present in 'a'"):
         collate([one, other])
     with pytest.raises(DataError, match="differ in sample rate"):
         collate([one, {"id": "b", "audio": Audio(torch.zeros(1, 1, 5), 2 * RATE)}])

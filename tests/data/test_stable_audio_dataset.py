@@ -72,11 +72,11 @@ def test_encoded_folders(folder):
     data = PreEncodedDataset(found, frames=50, frame_format=LATENTS)
     starts = {data[SampleIndex(0, epoch)]["seconds_start"] for epoch in range(200)}
     assert data.frames == 20 and len(data) == 5 and min(starts) >= 5 and max(starts) <= 5 + 80 / 25 and len(starts) > 60
-    with pytest.raises(DataError, match="encoded clips, and this needs audio"):
+    with pytest.raises(DataError, match="encoded clips, but audio is needed"):
         load_manifest(path)
-    with pytest.raises(DataError, match="latent_crop_length is said differently"):
+    with pytest.raises(DataError, match="latent_crop_length has conflicting values"):
         load_dataset_config(config(folder, "pre_encoded", entries, latent_crop_length=30))
-    with pytest.raises(DataError, match="no clip is of a length"):
+    with pytest.raises(DataError, match="no clip has a length"):
         load_dataset_config(config(folder, "pre_encoded", entries, max_length_sec=1))
 
 
@@ -85,7 +85,7 @@ def test_code_named_by_a_config_is_not_run(folder):
     entries = [{"id": "a", "path": "one", "custom_metadata_module": str(folder / "meta.py")}, {"id": "b", "path": "two ü"}]
     path = config(folder, entries=entries)
     for take in (load_dataset_config, load_manifest, open_source):
-        with pytest.raises(DataError, match=r"'a' names code to run, .*meta.py.* to_item=\{'a': custom_metadata"):
+        with pytest.raises(DataError, match=r"'a' names code to run, .*meta.py.* to_item=\{'a': CustomMetadata"):
             take(path)
     manifest, _ = load_dataset_config(
         path, to_item={"a": lambda item, segment: {"prompt": f"{item['prompt']} at {segment.start}"}}
@@ -94,7 +94,7 @@ def test_code_named_by_a_config_is_not_run(folder):
     assert [data[SampleIndex(i)]["prompt"] for i in (1, 4, 9)] == ["clip 0 at 0.5", "clip 2 at 0.0", "clip 1"]
     both = clips(load_dataset_config(path, to_item=lambda item, _: {"n": 1})[0])
     assert all(both[SampleIndex(i)]["n"] == 1 for i in range(16))
-    with pytest.raises(DataError, match="to_item names 'c', but there is no such data set; there are: a, b"):
+    with pytest.raises(DataError, match="to_item names 'c', which is not a dataset. Available: a, b"):
         load_dataset_config(path, to_item={"c": dict})
 
 
@@ -117,11 +117,11 @@ def test_a_function_of_theirs(folder):
     assert torch.equal(item["melody"].wave, 2 * item["audio"].wave)
     assert {entry[1:2] + entry[3:] for entry in seen} == {((1, RATE // 2), 2, RATE)}
     assert [item["id"] for item in data.metadata_items()] == ["a/2", "b/1", "b/3"]
-    with pytest.raises(DataError, match="'__replace__', which is not known"):
+    with pytest.raises(DataError, match="'__replace__' is not supported"):
         clips(manifest.with_transform(CustomMetadata(lambda info, audio: {"__replace__": 1})))[SampleIndex(15)]
     with pytest.raises(DataError, match="rejected 20 segments"):
         clips(manifest.with_transform(lambda item, segment: None))[0]
-    with pytest.raises(DataError, match="its to_item gave a list"):
+    with pytest.raises(DataError, match="to_item returned a list"):
         clips(manifest.with_transform(lambda item, segment: []))[SampleIndex(15)]
 
 
@@ -134,15 +134,15 @@ def test_the_sound_can_be_replaced(folder):
     ("change", "message"),
     [
         ({"dataset_type": "video"}, "dataset_type"),
-        ({"remove_silence": True}, "audio is used as it is"),
-        ({"volume_norm": True}, "audio is used as it is"),
+        ({"remove_silence": True}, "is not supported; process the audio files"),
+        ({"volume_norm": True}, "is not supported; process the audio files"),
         ({"datasets": []}, "datasets"),
         ({"datasets": [{"id": "a", "s3_path": "s3://x/y"}]}, "'a' is not on this machine"),
-        ({"datasets": [{"id": "a", "path": "gone"}]}, "'a' is not there; looked for .*gone"),
-        ({"datasets": [{"id": "a", "path": "one"}, {"id": "a", "path": "one"}]}, "two data sets have the id 'a'"),
+        ({"datasets": [{"id": "a", "path": "gone"}]}, "'a' not found. Tried .*gone"),
+        ({"datasets": [{"id": "a", "path": "one"}, {"id": "a", "path": "one"}]}, "two datasets have the id 'a'"),
         ({"random_crp": True}, "random_crp"),
-        ({"dataset_type": "wds", "pre_encoded": True}, "from folders and not from shards"),
-        ({"dataset_type": "pre_encoded", "latent_extension": "pt"}, "latent_extension 'pt' is not known"),
+        ({"dataset_type": "wds", "pre_encoded": True}, "not read from shards"),
+        ({"dataset_type": "pre_encoded", "latent_extension": "pt"}, "latent_extension 'pt' is not supported"),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(folder, change, message):

@@ -72,10 +72,10 @@ def test_plain_absolute_and_found_from_where_one_is(folder, tmp_path, monkeypatc
     assert [clip.audio for clip in manifest.clips] == [tmp_path / "a.wav", tmp_path / "sub/b.mp3"]
     monkeypatch.chdir(tmp_path / "lists")
     plain.write_text(line("a.wav"))
-    with pytest.raises(DataError, match=r"none is there; looked for .*lists.a.wav and .*run from the folder"):
+    with pytest.raises(DataError, match=r"none of the first 1 clips was found. Tried .*lists.a.wav and .*run from the folder"):
         load_audiocraft_manifest(plain)
     with pytest.raises(DataError, match="AudioCraft"):
-        Manifest.read(plain)
+        Manifest.load(plain)
 
 
 def test_a_missing_file_is_named_when_it_is_read(folder):
@@ -134,7 +134,7 @@ def test_damaged_and_empty_files(folder):
     path = folder / "data.jsonl.gz"
     many = gzip.compress("".join(line(f"{i}.wav", noise=i * 7919 % 104729) + "\n" for i in range(500)).encode())
     path.write_bytes(many[: len(many) // 2])
-    with pytest.raises(DataError, match=r"data.jsonl.gz: cut short after line [1-9]\d*; fetch"):
+    with pytest.raises(DataError, match=r"data.jsonl.gz: cut short after line [1-9]\d*; download"):
         load_audiocraft_manifest(path)
     path.write_bytes(b"not gzip")
     with pytest.raises(DataError, match="not a readable manifest"):

@@ -1,4 +1,4 @@
-"""The checkup: every planted fault is found at its file, and nothing in a clean folder."""
+"""Validation: every planted issue is reported for its file, and none for a clean folder; histograms count every value."""
 
 import json
 import math
@@ -11,13 +11,13 @@ from tunes import RATE, caption, clean_folder, save, tune
 
 from cadenza.core.errors import DataError
 from cadenza.data.manifest import scan_folder
-from cadenza.data.validation import Expectations, validate_dataset
+from cadenza.data.validation import Expectations, Histogram, validate_dataset
 from cadenza.data.webdataset import write_shards
 from cadenza.dsp.audio import resample
 
 
-def found(checkup):
-    return {(fault.clip, fault.kind) for fault in checkup.faults}
+def issues(report):
+    return {(issue.clip, issue.kind) for issue in report.issues}
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +35,16 @@ def cut(path, share):
     path.write_bytes(data[: int(len(data) * share)])
 
 
-def test_a_clean_folder_has_no_faults(clean):
-    checkup = validate_dataset(clean)
-    assert found(checkup) == set() and checkup.clips == 22 and not checkup.notes
-    assert checkup.seconds == pytest.approx(44, abs=0.1) and "no faults" in str(checkup)
-    assert checkup.sample_rates == {RATE: 22} and checkup.channels == {1: 22}
-    assert sum(checkup.lengths.counts) == sum(checkup.loudness.counts) == 22
+def test_a_clean_folder_has_no_issues(clean):
+    report = validate_dataset(clean)
+    assert issues(report) == set() and report.clips == 22 and not report.notes
+    assert report.seconds == pytest.approx(44, abs=0.1) and "no issues" in str(report)
+    assert report.sample_rates == {RATE: 22} and report.channels == {1: 22}
+    assert sum(report.lengths.counts) == sum(report.loudness.counts) == 22
 
 
 def plant(folder):
-    """Twelve really different faults; the set of (file, kind) that says them."""
+    """Add issues of twelve kinds; return the set of (file, kind)."""
     (folder / "unreadable.mp3").write_bytes(b"this was never audio" * 50)
     (folder / "unreadable.txt").write_text("a promise")
     cut(save(folder / "truncated.flac", tune(101), caption(101)), 0.5)
@@ -70,16 +70,16 @@ def plant(folder):
     }  # fmt: skip
 
 
-def test_all_twelve_planted_faults_are_found_and_nothing_else(folder):
+def test_all_twelve_planted_issues_are_found_and_nothing_else(folder):
     planted = plant(folder)
     assert len({kind for _, kind in planted}) == 12
-    checkup = validate_dataset(folder)
-    assert found(checkup) == planted
-    assert "04.flac" in next(f.what for f in checkup.faults if f.kind == "near duplicate")
-    assert "03.wav" in next(f.what for f in checkup.faults if f.kind == "duplicate")
-    checkup.write(folder / "report.json")
+    report = validate_dataset(folder)
+    assert issues(report) == planted
+    assert "04.flac" in next(f.message for f in report.issues if f.kind == "near duplicate")
+    assert "03.wav" in next(f.message for f in report.issues if f.kind == "duplicate")
+    report.write(folder / "report.json")
     data = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
-    assert data["kinds"] == checkup.counts_by_kind and len(data["faults"]) == 14 and data["clips"] == 36
+    assert data["kinds"] == report.counts_by_kind and len(data["issues"]) == 14 and data["clips"] == 36
     assert data["sample_rates"] == {"16000": 33, "22050": 1} and sum(data["loudness"]["counts"]) == 34
 
 
@@ -94,21 +94,21 @@ def test_more_ways_to_be_broken(folder):
     for ending in ("wav", "ogg", "mp3", "opus", "aiff"):
         cut(save(folder / f"cut {ending}.{ending}", tune(121), f"cut in the middle, {ending}"), 0.6)
     save(folder / "mostly.wav", np.concatenate([tune(122, 0.15), np.zeros((3 * RATE, 1))]), "a hit, and then a long nothing")
-    checkup = validate_dataset(folder)
-    assert found(checkup) == {
+    report = validate_dataset(folder)
+    assert issues(report) == {
         ("nan.wav", "not finite"), ("empty.wav", "unreadable"), ("12.wav", "caption unreadable"), ("mostly.wav", "silent"),
         *((f"cut {ending}.{ending}", "truncated") for ending in ("wav", "ogg", "mp3", "opus", "aiff")),
     }  # fmt: skip
 
 
-def test_stereo_faults(tmp_path):
+def test_stereo_issues(tmp_path):
     for i in range(4):
         both = np.concatenate([tune(i), 0.7 * tune(i) + 0.2 * tune(50 + i)], 1)
         save(tmp_path / f"{i}.wav", 0.9 * both, caption(i))
-    assert found(validate_dataset(tmp_path)) == set()
+    assert issues(validate_dataset(tmp_path)) == set()
     save(tmp_path / "dead.wav", np.concatenate([tune(10), 0 * tune(10)], 1), caption(10))
     save(tmp_path / "phase.wav", np.concatenate([tune(11), -0.9 * tune(11)], 1), caption(11))
-    assert found(validate_dataset(tmp_path)) == {("dead.wav", "dead channel"), ("phase.wav", "out of phase")}
+    assert issues(validate_dataset(tmp_path)) == {("dead.wav", "dead channel"), ("phase.wav", "out of phase")}
 
 
 @pytest.mark.parametrize("drive", [1.5, 2.0, 8.0])
@@ -118,7 +118,7 @@ def test_clipping_at_any_level(tmp_path, drive, level):
         save(tmp_path / f"{i}.wav", tune(i), caption(i))
     loud = tune(30) / np.abs(tune(30)).max()
     save(tmp_path / "x.wav", level * np.clip(drive * loud, -1, 1), caption(30))
-    assert found(validate_dataset(tmp_path)) == {("x.wav", "clipped")}
+    assert issues(validate_dataset(tmp_path)) == {("x.wav", "clipped")}
 
 
 @pytest.mark.parametrize("how", ["mp3", "ogg", "opus", "louder", "8 kHz", "later", "upside down", "stereo"])
@@ -136,7 +136,7 @@ def test_the_same_recording_in_another_form(tmp_path, how):
         wave, rate = resample(torch.from_numpy(wave.T), RATE, 8000).numpy().T, 8000
     ending = how if how in ("mp3", "ogg", "opus") else "wav"
     save(tmp_path / f"again.{ending}", changed.get(how, wave).astype(np.float32), "found elsewhere", rate)
-    pairs = {(f.clip, f.kind) for f in validate_dataset(tmp_path).faults} - {
+    pairs = {(f.clip, f.kind) for f in validate_dataset(tmp_path).issues} - {
         ("again.wav", "sample rate"),
         ("again.wav", "channels"),
     }
@@ -151,49 +151,49 @@ def test_other_music_in_the_same_style_is_no_duplicate(tmp_path):
         wave = np.concatenate(steps)[: len(t)]
         wave = np.sign(wave) * np.abs(wave) ** (0.5 if i == 1 else 1)
         save(tmp_path / f"{i}.wav", 0.5 * wave[:, None], caption(i))
-    assert found(validate_dataset(tmp_path)) == set()
+    assert issues(validate_dataset(tmp_path)) == set()
 
 
 def test_captions_without_audio_and_without_any(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.wav", tune(i), None)
-    checkup = validate_dataset(tmp_path)
-    assert found(checkup) == set() and "no clip has a caption" in checkup.notes[0]
+    report = validate_dataset(tmp_path)
+    assert issues(report) == set() and "no clip has a caption" in report.notes[0]
     for i in range(3):
         (tmp_path / f"{i}.json").write_text(json.dumps({"prompt": "music", "tempo": i}))
-    assert {kind for _, kind in found(validate_dataset(tmp_path))} == {"caption constant"}
+    assert {kind for _, kind in issues(validate_dataset(tmp_path))} == {"caption constant"}
     (tmp_path / "1.json").write_text(json.dumps({"description": ["one of", "two"]}))
     (tmp_path / "2.json").write_text(json.dumps({"prompt": "None"}))
     (tmp_path / "lost.txt").write_text("where is my audio?")
-    checkup = validate_dataset(tmp_path)
-    assert found(checkup) == {("2.wav", "caption missing")} and checkup.notes == ["lost.txt is beside no audio of its name"]
+    report = validate_dataset(tmp_path)
+    assert issues(report) == {("2.wav", "caption missing")} and report.notes == ["lost.txt has no audio of the same name"]
 
 
-def test_few_words_for_many_clips_are_labels_and_no_fault(tmp_path):
+def test_few_words_for_many_clips_are_labels_and_no_issue(tmp_path):
     for i in range(8):
         save(tmp_path / f"{i}.wav", tune(i), ("low", "high")[i % 2])
-    assert found(validate_dataset(tmp_path)) == set()
+    assert issues(validate_dataset(tmp_path)) == set()
 
 
-def test_what_is_wanted_counts_more_than_what_most_have(tmp_path):
+def test_expectations_override_the_most_frequent_values(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.wav", tune(i), caption(i))
-    wanted = Expectations(sample_rate=32_000, channels=2, min_seconds=3)
-    checkup = validate_dataset(tmp_path, wanted)
-    assert checkup.counts_by_kind == {"sample rate": 3, "channels": 3, "too short": 3}
-    assert "16000 Hz, unlike what is wanted (32000 Hz)" in str(checkup)
+    expected = Expectations(sample_rate=32_000, channels=2, min_seconds=3)
+    report = validate_dataset(tmp_path, expected)
+    assert report.counts_by_kind == {"sample rate": 3, "channels": 3, "too short": 3}
+    assert "16000 Hz, unlike expected (32000 Hz)" in str(report)
     save(tmp_path / "x.wav", tune(5, rate=8000), caption(5), 8000)
     save(tmp_path / "y.wav", tune(6, rate=8000), caption(6), 8000)
     save(tmp_path / "z.wav", tune(7, rate=8000), caption(7), 8000)
-    assert found(validate_dataset(tmp_path)) == {(None, "sample rate")}
+    assert issues(validate_dataset(tmp_path)) == {(None, "sample rate")}
 
 
 def test_manifests_and_shards_are_checked_too(folder, tmp_path):
     manifest, _ = scan_folder(folder)
     write_shards(manifest, tmp_path / "shards", clips=8)
     seen = []
-    checkup = validate_dataset(tmp_path / "shards", progress=lambda doing, done, total: seen.append((doing, done, total)))
-    assert found(checkup) == set() and checkup.clips == 22 and ("reading", 22, 22) in seen
+    report = validate_dataset(tmp_path / "shards", progress=lambda doing, done, total: seen.append((doing, done, total)))
+    assert issues(report) == set() and report.clips == 22 and ("reading", 22, 22) in seen
     manifest.write(folder / "manifest.jsonl")
     (folder / "01.flac").unlink()
     lines = (
@@ -202,14 +202,34 @@ def test_manifests_and_shards_are_checked_too(folder, tmp_path):
         .replace('"audio": "05.ogg", "seconds": 2.0', '"audio": "05.ogg", "seconds": 9.0')
     )
     (folder / "manifest.jsonl").write_text(lines)
-    assert found(validate_dataset(folder)) == {("01", "missing"), ("05", "truncated")}
+    assert issues(validate_dataset(folder)) == {("01", "missing"), ("05", "truncated")}
     (folder / "manifest.jsonl").write_text(lines + "{broken\n")
     with pytest.raises(DataError, match="manifest.jsonl:23: not JSON"):
         validate_dataset(folder)
 
 
 def test_nothing_to_check(tmp_path):
-    with pytest.raises(DataError, match="no audio in it"):
+    with pytest.raises(DataError, match="no audio found"):
         validate_dataset(tmp_path)
     with pytest.raises(DataError, match="no such file or folder"):
         validate_dataset(tmp_path / "gone")
+
+
+def test_values_are_where_the_edges_say():
+    made = Histogram.from_values([1, 2, 2, 5, 9.9], [0, 1, 2, 5, 10, 20])
+    assert made == Histogram((1, 2, 5, 10), (1, 2, 2)) and Histogram.from_values([], [0, 1]) == Histogram()
+    assert made.lines("title") == [
+        "title",
+        " 1 to 2 " + 20 * "#" + " 1",
+        " 2 to 5 " + 40 * "#" + " 2",
+        "5 to 10 " + 40 * "#" + " 2",
+    ]
+
+
+def test_open_ends():
+    levels = Histogram.of_loudness([-math.inf, -80, -20.5, 3])
+    assert sum(levels.counts) == 4 and levels.counts[0] == 2 and levels.counts[-1] == 1
+    assert "under -69" in levels.lines("LUFS")[1] and "0 or more" in levels.lines("LUFS")[-1]
+    data = json.loads(json.dumps(levels.to_dict(), allow_nan=False))
+    assert data["edges"][0] is None and data["edges"][-1] is None and len(data["edges"]) == len(data["counts"]) + 1
+    assert Histogram.of_durations([0.05, 4000]).counts[0] == Histogram.of_durations([0.05, 4000]).counts[-1] == 1

@@ -1,7 +1,9 @@
 """The encoded store: codes of every clip once, resumable, tied to its codec, the same when packed."""
 
 import json
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,16 +12,18 @@ import pytest
 import torch
 from torch import nn
 
+from cadenza.codecs.base import CodecSpec
 from cadenza.core.errors import DataError
 from cadenza.core.types import Codes, FrameFormat, Latents
-from cadenza.data import encoded_store as encode_module
+from cadenza.data import encoded_store
 from cadenza.data.encoded_dataset import EncodedDataset
 from cadenza.data.encoded_store import EncodedStore, encode_dataset
-from cadenza.data.items import SampleIndex
-from cadenza.data.loader import BatchLoader, BatchSampler
+from cadenza.data.items import SampleIndex, select_holdout
+from cadenza.data.loader import BatchLoader, BatchSampler, collate
 from cadenza.data.manifest import scan_folder
 from cadenza.data.sources import is_encoded_store
 from cadenza.dsp import audio_io
+from cadenza.dsp.audio import Audio, load_audio
 
 RATE, HOP = 8000, 80
 
@@ -145,14 +149,14 @@ def test_a_store_of_another_codec_is_refused(manifest, tmp_path):
         with pytest.raises(DataError, match=message):
             encode_dataset(manifest, codec, tmp_path / "s")
     with pytest.raises(DataError, match="other clips"):
-        encode_dataset(manifest.split(2)[0], toy(), tmp_path / "s")
+        encode_dataset(replace(manifest, clips=manifest.clips[:5]), toy(), tmp_path / "s")
 
 
 def test_broken_files_stop_or_are_left_out_by_name(manifest, tmp_path):
     manifest.clips[4].audio.write_bytes(b"gone")
-    with pytest.raises(DataError, match="item '4' cannot be read: .*4.wav"):
+    with pytest.raises(DataError, match="cannot read item '4': .*4.wav"):
         encode_dataset(manifest, toy(), tmp_path / "s", shard=3)
-    report = encode_dataset(manifest, toy(), tmp_path / "s", shard=3, broken="skip")
+    report = encode_dataset(manifest, toy(), tmp_path / "s", shard=3, on_broken_file="skip")
     assert list(report.broken) == ["4"]
     store = EncodedStore(tmp_path / "s")
     assert [store.metadata(i)["id"] for i in range(len(store))] == ["0", "1", "2", "3", "5", "6"]
@@ -160,7 +164,7 @@ def test_broken_files_stop_or_are_left_out_by_name(manifest, tmp_path):
 
 
 def test_clips_longer_than_a_section_are_the_same(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode_module, "BATCH", 0.25)
+    monkeypatch.setattr(encoded_store, "BATCH_SECONDS", 0.25)
     encode_dataset(manifest, toy(), tmp_path / "s")
     store = EncodedStore(tmp_path / "s")
     for i in range(7):
@@ -199,7 +203,7 @@ def test_fixed_windows_and_a_split(manifest, tmp_path):
     assert len(ids[0]) == 5 and len(ids[1]) == 2 and not ids[0] & ids[1] and held.fixed
     assert all(held[SampleIndex(i, epoch)]["seconds_start"] in (0, 0.2) for i in range(len(held)) for epoch in range(3))
     assert set(rest[SampleIndex(0)]) == {"key", "codes", "id", "seconds_start", "seconds_total"}
-    assert {held.item_id(i) for i in range(len(held))} == {clip.id for clip in manifest.split(2)[1].clips}
+    assert {held.item_id(i) for i in range(len(held))} == select_holdout([clip.id for clip in manifest.clips], 2)
 
 
 def test_a_packed_store_is_the_same_store(manifest, tmp_path):
@@ -230,12 +234,12 @@ def test_damage_is_named(manifest, tmp_path):
     with pytest.raises(DataError, match="has 7 clips and 1 lines"):
         EncodedStore(tmp_path / "s")
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="not a whole shard"):
+    with pytest.raises(DataError, match="not a complete shard"):
         EncodedStore(tmp_path / "s")
     with pytest.raises(DataError, match="damaged .*delete it"):
         encode_dataset(manifest, toy(), tmp_path / "s")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no encoded store"):
+    with pytest.raises(DataError, match="not an encoded store"):
         EncodedStore(tmp_path / "empty")
 
 
@@ -249,3 +253,29 @@ def test_workers_read_windows_into_batches(manifest, tmp_path):
     for one, other in zip(batches(0), batches(2), strict=True):
         assert one["codes"].ids.shape == (5, 2, 20) and one["codes"].ids.equal(other["codes"].ids)
         assert one["ids"] == other["ids"] and one["seconds"] == float(one["codes"].lengths.sum()) / 100
+
+
+MONO = {"sample_rate": 8000, "strides": [4, 4, 2], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8}
+CHUNKED = {**MONO, "type": "encodec", "normalize": True, "chunk_seconds": 0.025, "chunk_overlap": 0.1, "causal": False}
+
+
+@pytest.mark.parametrize("spec", [{**CHUNKED, "channels": 2}, {"type": "stereo", "codec": CHUNKED}], ids=["encodec", "stereo"])
+def test_stored_clips_decode_as_if_never_stored(spec: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    codec = CodecSpec.parse(spec).build().eval()
+    (tmp_path / "audio").mkdir()
+    lengths = [1, 181, 900, 377]
+    for i, length in enumerate(lengths):
+        Audio(0.3 * torch.rand(1, 2, length), 8000).save(tmp_path / "audio" / f"{i}.wav", subtype="FLOAT")
+    monkeypatch.setattr(encoded_store, "BATCH_SECONDS", 0.1)  # seconds; a longer clip is still encoded as one
+    encode_dataset(scan_folder(tmp_path / "audio")[0], codec, tmp_path / "s", shard=2)
+    EncodedStore(tmp_path / "s").pack(tmp_path / "all.safetensors")
+    for path in (tmp_path / "s", tmp_path / "all.safetensors"):
+        data = EncodedDataset(path, frames=100, codec=codec, fixed=True)
+        batch = collate([data[SampleIndex(i)] for i in range(len(lengths))], None)
+        assert batch.codes is not None
+        decoded = codec.decode(batch.codes)
+        assert decoded.lengths.tolist() == lengths
+        for i, clip in enumerate(decoded):
+            direct = codec.decode(codec.encode(load_audio(tmp_path / "audio" / f"{i}.wav")))
+            torch.testing.assert_close(clip.wave, direct.wave, atol=1e-6, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Clips: true segments of the files, true lengths, the same draw in any process."""
+"""AudioDataset: segments and lengths agree with the files, and equal indices give equal items."""
 
 import json
 
@@ -10,7 +10,7 @@ import torch
 from cadenza.core.errors import AudioError, DataError
 from cadenza.data.audio_dataset import AudioDataset
 from cadenza.data.items import SampleIndex, pick_alternatives
-from cadenza.data.manifest import scan_folder
+from cadenza.data.manifest import Manifest, scan_folder
 from cadenza.dsp import audio_io
 
 RATE = 8000
@@ -100,12 +100,12 @@ def test_a_file_that_breaks_later_is_named(folder):
     with pytest.raises(AudioError, match="ramp.wav: no such file"):
         clips[SampleIndex(0)]
     audio_io.write(path, np.zeros((RATE * 10, 1), np.float32), 2 * RATE)
-    with pytest.raises(AudioError, match="has 16000 Hz, but the manifest says 8000"):
+    with pytest.raises(AudioError, match="sample rate is 16000 Hz, but the manifest has 8000"):
         clips[SampleIndex(0)]
 
 
 def test_no_segment(folder):
-    with pytest.raises(DataError, match="hold no sample"):
+    with pytest.raises(DataError, match="shorter than one sample"):
         AudioDataset(folder, seconds=0, sample_rate=RATE)
 
 
@@ -113,3 +113,22 @@ def test_split(folder):
     rest, held = AudioDataset(folder, seconds=1.0, sample_rate=RATE).split(1)
     names = {rest.item_id(i) for i in range(len(rest))}, {held.item_id(i) for i in range(len(held))}
     assert held.fixed and not rest.fixed and len(names[0]) == 2 and len(names[1]) == 1 and not names[0] & names[1]
+
+
+def test_a_holdout_is_kept_when_data_is_added(tmp_path):
+    lines = [f'{{"audio": "{i}.wav"}}\n' for i in range(200)]
+
+    def load(lines):
+        (tmp_path / "m.jsonl").write_text("".join(lines))
+        return AudioDataset(Manifest.load(tmp_path / "m.jsonl"), seconds=1.0, sample_rate=RATE)
+
+    def ids(data):
+        return {data.item_id(i) for i in range(len(data))}
+
+    train, holdout = load(lines).split(20)
+    assert len(train) == 180 and len(holdout) == 20 and ids(train) | ids(holdout) == {str(i) for i in range(200)}
+    smaller, smaller_holdout = load(lines[::-1][:-100]).split(10)
+    assert len(ids(holdout) & ids(smaller_holdout)) >= 5 and len(smaller) == 90
+    assert ids(train.split(5)[1]).isdisjoint(ids(holdout)) and len(train.split(5)[0]) == 175
+    with pytest.raises(DataError, match="cannot hold out 200 of 200"):
+        load(lines).split(200)

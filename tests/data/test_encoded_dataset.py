@@ -74,7 +74,7 @@ def test_codes(tmp_path):
     assert item["codes"].ids.dtype == torch.long and item["codes"].ids.shape == (1, 2, 8)
     assert ((item["codes"].ids[0, 0].diff()) % 16 == 1).all()
     for frame_format, message in (
-        (LATENTS, "holds codes of 2 rows, and this system's codec makes latents of 4"),
+        (LATENTS, "contains codes of 2 rows, but the codec has latents of 4"),
         (FrameFormat("codes", 25.0, 4, 16), "codes of 2 rows, .* codes of 4"),
         (FrameFormat("codes", 25.0, 2, 8), "codes outside 0 to 7"),
     ):
@@ -86,12 +86,12 @@ def test_filelist_and_damage(folder, tmp_path):
     (folder / "filelist.txt").write_text("1/ü.npy\n0/001.npy\n")
     assert [clip.id for clip in scan_pre_encoded(folder, prefix="x/").clips] == ["x/1/ü", "x/0/001"]
     (folder / "filelist.txt").write_text("gone.npy\n")
-    with pytest.raises(DataError, match="names 1 files that are not there, the first .*gone.npy"):
+    with pytest.raises(DataError, match="1 files not found, the first is .*gone.npy"):
         scan_pre_encoded(folder)
     (folder / "filelist.txt").unlink()
     for data, message in (
-        (b"junk", "not a whole .npy"),
-        ((folder / "1/ü.npy").read_bytes()[:300], "not a whole .npy"),
+        (b"junk", "not a complete .npy"),
+        ((folder / "1/ü.npy").read_bytes()[:300], "not a complete .npy"),
         (None, "object|pickle"),
     ):
         if data is None:
@@ -101,7 +101,7 @@ def test_filelist_and_damage(folder, tmp_path):
         with pytest.raises(DataError, match=message):
             scan_pre_encoded(folder)
     np.save(folder / "0/000.npy", np.zeros(3))
-    with pytest.raises(DataError, match=r"holds float64 \[3\]"):
+    with pytest.raises(DataError, match=r"contains float64 \[3\]"):
         scan_pre_encoded(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no .npy"):
