@@ -58,7 +58,7 @@ def test_the_corpus_names_its_soundfont_and_licence(reference):
 @pytest.mark.needs("fluidsynth")
 def test_the_manifest_can_be_loaded_as_data(reference):
     out, report = reference
-    manifest = Manifest.read(out / "manifest.jsonl")
+    manifest = Manifest.load(out / "manifest.jsonl")
     assert len(manifest) == report.clips
     metadata = manifest.clips[0].metadata()
     assert isinstance(metadata["tempo"], float)
