@@ -75,7 +75,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 def banned(text: str) -> Iterator[str]:
     for pattern, better in BANNED.items():
-        for match in re.finditer(rf"(?<![\w`'\-.]){pattern}(?![\w`'\-])", text, re.I):
+        for match in re.finditer(rf"(?<![\w`'\-.])(?:{pattern})(?![\w`'\-])", text, re.I):
             context = text[max(0, match.start() - 15) : match.end() + 15]
             if not _AUDIO_LEVELS.search(context) or "there is no" in pattern and "there is no" in context.lower():
                 yield f"'{match[0]}' (write: {better})"
