@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,10 +18,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import format1
 
-from cadenza import System, SystemSpec
+from cadenza import System, SystemSpec, Trainer, read
 from cadenza.conditioners import clap, t5
+from cadenza.data.encode import encode
+from cadenza.data.source import manifest_of
 from cadenza.nn.unfilled import unfilled
 from cadenza.system.card import Card
+from cadenza.system.codes import write_codes
 
 CODEC: dict[str, Any] = {
     "type": "encodec", "sample_rate": 1600, "strides": [4, 4], "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4,
@@ -115,7 +119,7 @@ VAE = {
 
 def stereo(place: Path) -> dict[str, Any]:
     return {
-        "codec": {"type": "stereo", "codec": CODEC},
+        "codec": {"type": "stereo", "codec": SMALL},
         "conditioners": {"tempo": {"type": "number", "width": 8, "min": 40, "max": 200}},
         "fusion": {"cross": ["tempo"]},
         "generator": {
@@ -152,13 +156,21 @@ SYSTEMS: dict[str, Any] = {
     "int8": int8,
     "int4": int4,
     "vae": lambda place: {"codec": {"type": "oobleck", **VAE, "channels": 2, "decoder": {**VAE["encoder"], "snake": False}}},
-    "stereo_chunks": lambda place: {"codec": {"type": "stereo", "codec": {**LATER, "normalize": False}}},
     "chunks": lambda place: {"codec": LATER},
 }
 
 
 def _t5(folder: Path) -> str:
-    shutil.copytree(t5._tiny().name, folder)  # which stays until the process ends
+    """That of the example, of one layer of half the width."""
+    shutil.copytree(t5._tiny().name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "d_model": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1}))
+    (folder / "model.safetensors").unlink()
+    with unfilled():
+        shapes = t5.Encoder(t5.T5Spec(model=str(folder), width=1)).build().state_dict()
+    rng = torch.Generator().manual_seed(0)
+    made = {key: torch.randn(x.shape, generator=rng) / x.shape[-1] ** 0.5 for key, x in shapes.items()}
+    t5.save_encoder(made, folder)
     return str(folder)
 
 
@@ -234,8 +246,44 @@ def make_systems() -> None:
     Path("made.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
+def make_runs() -> None:
+    """Clips, a codec trained on them, the store of their codes, a generator trained on it, both runs also half way."""
+    for name in ("clips", "store", "codec_run", "codec_done", "generator_run", "generator_done"):
+        shutil.rmtree(name, ignore_errors=True)
+    Path("clips").mkdir()
+    rng = torch.Generator().manual_seed(1)
+    for i, (key, tempo) in enumerate([("C major", 90), ("A minor", 120), ("C major", 60), ("A minor", 150)]):
+        t = torch.arange(1280) / 1600
+        wave = 0.4 * torch.sin(2 * torch.pi * 110 * (i + 1) * t) + 0.05 * torch.randn(1280, generator=rng)
+        soundfile.write(f"clips/{i}.wav", wave.numpy(), 1600, subtype="PCM_16")
+        notes = [[0.0, 0.4, 60 + i], [0.4, 0.8, 64 + i]]
+        said = {"prompt": f"sine number {i}", "key": key, "tempo": tempo, "melody": notes}
+        Path(f"clips/{i}.json").write_text(json.dumps(said) + "\n")
+    _run("codec", "clips", 5)
+    system = System.load("codec_done/final")
+    encode(manifest_of("clips")[0], system.codec, "store")  # as `cadenza encode`
+    write_codes("codes.safetensors", system.codec.encode(read("clips/0.wav")), system.spec.codec)
+    _run("generator", "store", 3)
+
+
+def _run(name: str, data: str, step: int) -> None:
+    """A whole run as NAME_done (its log and the system it ends with), and as NAME_run what it was at a step."""
+    torch.manual_seed(0)
+    outcome = Trainer(f"{name}.yaml", data, out=f"{name}_done", cpu=True).train()
+    assert outcome.reason == "finished"
+    done, run, checkpoint = Path(f"{name}_done"), Path(f"{name}_run"), Path("checkpoints") / f"step-{step:08d}"
+    shutil.copytree(done / checkpoint, run / checkpoint)
+    lines = (done / "log.jsonl").read_text().splitlines(keepends=True)
+    (run / "log.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    for other in ("checkpoints", "best", "samples"):
+        shutil.rmtree(done / other, ignore_errors=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    steps = {"systems": make_systems}
+    steps = {"systems": make_systems, "runs": make_runs}
     for step in sys.argv[1:] or steps:
         steps[step]()
+    for path in Path().rglob("*.json"):  # all of these are read as JSON, to which a line's end is nothing
+        if not (text := path.read_text()).endswith("\n"):
+            path.write_text(text + "\n")

@@ -22,7 +22,7 @@ REQUEST = {  # the field of a request in format 1 -> the field now
     "emphasis": "emphasis",
     "may_end": "may_end",
 }
-CODECS = ("vae", "stereo_chunks", "chunks")  # systems without a generator
+CODECS = ("vae", "chunks")  # systems without a generator
 QUANTIZED = ("int8", "int4")
 GENERATORS = ("controls", "references", "stereo", *QUANTIZED)
 GREEDY = {"temperature": 0}
