@@ -18,7 +18,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import format1
 
-from cadenza import System, SystemSpec, Trainer, read
+from cadenza import System, SystemSpec, Trainer, load, read
 from cadenza.conditioners import clap, t5
 from cadenza.data.encode import encode
 from cadenza.data.source import manifest_of
@@ -279,9 +279,18 @@ def _run(name: str, data: str, step: int) -> None:
         shutil.rmtree(done / other, ignore_errors=True)
 
 
+def make_starter() -> None:
+    """The likeliest codes of the bundled model, which are the same wherever no two are equally likely, and their estimates."""
+    system = load("starter", device="cpu", dtype="float32")
+    made = {str(i): format1.starter_codes(system, fields) for i, fields in enumerate(format1.starter_requests())}
+    found = format1.estimated(system, made["1"])
+    save_file(made | {f"estimate.{name}": x.contiguous() for name, x in found.items()}, "starter.safetensors")
+    print({name: x.unique().numel() for name, x in made.items()}, found)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    steps = {"systems": make_systems, "runs": make_runs}
+    steps = {"systems": make_systems, "runs": make_runs, "starter": make_starter}
     for step in sys.argv[1:] or steps:
         steps[step]()
     for path in Path().rglob("*.json"):  # all of these are read as JSON, to which a line's end is nothing

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadenza import Audio, System
+from cadenza import Audio, Codes, System
+from cadenza.evaluation.estimators import load_estimators
 
 PLACE = Path(__file__).parents[1] / "golden" / "format1"
 REQUEST = {  # the field of a request in format 1 -> the field now
@@ -96,6 +97,34 @@ def answers(system: System, name: str) -> dict[str, Tensor]:
         found["encoded"] = frames.ids.short() if hasattr(frames, "ids") else frames.z
         found["decoded"] = system.codec.decode(frames).wave
     return {key: x.contiguous() for key, x in found.items()}
+
+
+def starter_requests() -> list[dict[str, Any]]:
+    """Requests to the bundled model: a text, controls, notes, a tempo that changes, a negative text."""
+    notes = [(0.0, 0.5, 60), (0.5, 1.0, 64), (1.0, 1.5, 67), (1.5, 2.0, 72)]
+    return [
+        {"items": {"prompt": "slow piano in A minor, calm"}},
+        {"items": {"prompt": "acoustic guitar and strings", "tempo": 120, "key": "C major", "chords": "C Am | F G"}},
+        {"items": {"prompt": "flute", "melody": notes}},
+        {"items": {"prompt": "drums and bass", "tempo": [(0, 1.0, 80), (1.0, 2.0, 140)]}},
+        {"items": {"prompt": "electric piano"}, "guidance": {"scale": 4.0, "negative": "drums"}},
+    ]
+
+
+def starter_codes(system: System, fields: Mapping[str, Any]) -> Tensor:
+    """The likeliest codes of two seconds [k f]."""
+    rest = {key: value for key, value in fields.items() if key != "items"}
+    return system.frames(fields["items"], seconds=2.0, sampling=GREEDY, **rest).ids[0].short()
+
+
+def estimated(system: System, codes: Tensor) -> dict[str, Tensor]:
+    """What the bundled estimators find in the sound of some codes [k f]."""
+    with torch.inference_mode():
+        audio = system.codec.decode(Codes(codes[None].long(), torch.tensor([codes.shape[-1]])))
+    found = load_estimators()(audio)[0]
+    single = {"tempo": found.tempo, "key": found.key, "lead": found.lead, "seconds": found.seconds}
+    rows = {name: getattr(found, name) for name in ("families", "chords", "melody", "chroma", "beats", "onsets")}
+    return {name: torch.tensor(value) for name, value in single.items()} | rows
 
 
 def _now(field: str) -> str:

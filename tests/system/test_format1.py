@@ -131,3 +131,12 @@ def test_what_is_saved_again_is_the_same_system(name: str, tmp_path: Path) -> No
     found = format1.answers(again, name)
     expected = format1.answers(System.load(PLACE / name), name)
     assert found.keys() == expected.keys() and all(torch.equal(found[key], x) for key, x in expected.items())
+
+
+def test_the_bundled_model_and_estimators_answer_as_then() -> None:
+    system, expected = load("starter", device="cpu", dtype="float32"), load_file(PLACE / "starter.safetensors")
+    for i, fields in enumerate(format1.starter_requests()):
+        assert torch.equal(format1.starter_codes(system, fields), expected[str(i)]), fields
+    found = format1.estimated(system, expected["1"])
+    wanted = {key.removeprefix("estimate."): x for key, x in expected.items() if key.startswith("estimate.")}
+    format1.compare(found, wanted, bits=HERE)
