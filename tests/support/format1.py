@@ -18,10 +18,10 @@ from cadenza.evaluation.estimators import load_estimators
 
 PLACE = Path(__file__).parents[1] / "golden" / "format1"
 REQUEST = {  # the field of a request in format 1 -> the field now
-    "two_step": "two_step",
-    "keep_prompt": "keep_prompt",
-    "emphasis": "emphasis",
-    "may_end": "may_end",
+    "two_step": "two_step_cfg",
+    "keep_prompt": "include_prompt",
+    "emphasis": "id_scales",
+    "may_end": "allow_eos",
 }
 CODECS = ("vae", "chunks")  # systems without a generator
 QUANTIZED = ("int8", "int4")
@@ -87,11 +87,11 @@ def answers(system: System, name: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for i, fields in enumerate(requests(name) if system.generator is not None else []):
         rest = {key: value for key, value in fields.items() if key != "items"}
-        codes = system.frames(fields["items"], **rest)
+        codes = system.generate_frames(fields["items"], **rest)
         audio = system.generate(fields["items"], **rest)
         found |= {f"{i}.codes": codes.ids.short(), f"{i}.code_lengths": codes.lengths}
         found |= {f"{i}.wave": audio.wave, f"{i}.wave_lengths": audio.lengths}
-    heard = sound("noise").resample(system.spec.codec.sample_rate).mix(system.spec.codec.channels)
+    heard = sound("noise").resample(system.spec.codec.sample_rate).to_channels(system.spec.codec.channels)
     with torch.inference_mode():
         frames = system.codec.encode(heard)
         found["encoded"] = frames.ids.short() if hasattr(frames, "ids") else frames.z
@@ -114,7 +114,7 @@ def starter_requests() -> list[dict[str, Any]]:
 def starter_codes(system: System, fields: Mapping[str, Any]) -> Tensor:
     """The likeliest codes of two seconds [k f]."""
     rest = {key: value for key, value in fields.items() if key != "items"}
-    return system.frames(fields["items"], seconds=2.0, sampling=GREEDY, **rest).ids[0].short()
+    return system.generate_frames(fields["items"], seconds=2.0, sampling=GREEDY, **rest).ids[0].short()
 
 
 def estimated(system: System, codes: Tensor) -> dict[str, Tensor]:
