@@ -134,7 +134,7 @@ def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking:
     means = [format_interval(total[name]) for name in asked.kinds]
     rows.append(["all but the prompts by hand", "the mean of all", str(len(asking.references)), *[""] * len(systems), *means])
     head = [
-        "asked with",
+        "requested with",
         "attribute",
         "clips",
         *(f"A, {name}" for name in systems),

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cadenza.evaluation.adherence import AttributeResult, Heard, Interval, paired_difference
+from cadenza.evaluation.adherence import AttributeResult, Estimates, Interval, paired_difference
 from cadenza.evaluation.settings import ControlSetting
 from cadenza.evaluation.targets import ATTRIBUTES
 
@@ -14,7 +14,7 @@ Gaps = dict[str, dict[str, Float[Tensor, "seeds n"]]]  # by setting and attribut
 
 
 def score_gaps(
-    asked: Sequence[ControlSetting], first: Heard, other: Heard, found: Mapping[str, Mapping[str, AttributeResult]]
+    asked: Sequence[ControlSetting], first: Estimates, other: Estimates, found: Mapping[str, Mapping[str, AttributeResult]]
 ) -> Gaps:
     """By how much each clip of `other` scores above that of `first`, as a part of the first's A, which `found` holds.
 
@@ -41,7 +41,7 @@ def overall_gap(found: Gaps, settings: Sequence[ControlSetting]) -> Interval:
 
 def _scored(attribute: str, setting: ControlSetting, heard: Sequence[Sequence[object]]) -> Float[Tensor, "seeds n"]:
     met = ATTRIBUTES[attribute]
-    return torch.tensor([[met(e, wish) for e, wish in zip(clips, setting.wishes, strict=True)] for clips in heard])  # type: ignore[arg-type]
+    return torch.tensor([[met(e, wish) for e, wish in zip(clips, setting.targets, strict=True)] for clips in heard])  # type: ignore[arg-type]
 
 
 def _mean(gap: Float[Tensor, "seeds n"]) -> Interval:

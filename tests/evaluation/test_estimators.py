@@ -50,7 +50,7 @@ def test_a_changed_byte_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="sha256"):
         load_estimators(tmp_path / "weights")
-    with pytest.raises(CheckpointError, match="install"):
+    with pytest.raises(CheckpointError, match="Install the package"):
         load_estimators(tmp_path)
 
 

@@ -239,7 +239,7 @@ def test_data_without_truth_is_an_error(tmp_path):
     Audio(torch.zeros(1, 1, RATE), RATE).save(tmp_path / "a.wav")
     with pytest.raises(DataError, match="sidecar"):
         measured(Player({}), tmp_path, tmp_path / "out")
-    with pytest.raises(RequestError, match="codec alone"):
+    with pytest.raises(RequestError, match="codec without a generator"):
         measured(Player({}, generator=None), tmp_path, tmp_path / "out")
 
 

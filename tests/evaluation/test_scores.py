@@ -63,7 +63,7 @@ def estimate(wishes: dict[str, list[AttributeTargets]], i: int, obeyed: set[str]
 
 def each(asking: EvaluationSet) -> dict[str, list[AttributeTargets]]:
     """What each control alone asks for."""
-    return {control: asking.setting(control, [control]).wishes for control in CONTROLS[1:]}
+    return {control: asking.setting(control, [control]).targets for control in CONTROLS[1:]}
 
 
 def heard(asking: EvaluationSet, asked: list, spoils: dict[str, str]) -> dict[str, list[list[Estimate]]]:
@@ -103,7 +103,7 @@ def test_an_own_effect_is_with_the_control_minus_without(table):
     for setting, without in (("chords", "nothing"), ("all", "all-but-chords")):
         other = setting_without(by_name[setting], asked, "chords")
         assert other is not None and other.name == without
-        wishes = by_name[setting].wishes
+        wishes = by_name[setting].targets
         share = [np.mean([int(c) == int(t) for c, t in zip(made[without][0][i].chords, w.chords.at(MIDDLES), strict=True)])
                  for i, w in enumerate(wishes)]  # fmt: skip
         effect = found[setting]["chords"].effect
@@ -148,6 +148,6 @@ def test_groups_and_names_of_settings(asking):
 
 def test_a_clip_longer_than_the_model_is_asked_for_what_fits(asking):
     short = EvaluationSet(asking.references, FAMILIES, CONTROLS, 4.0)
-    wish = short.setting("all", CONTROLS).wishes[0]
+    wish = short.setting("all", CONTROLS).targets[0]
     assert wish.seconds == 4.0 and len(wish.melody) == 50 and wish.chords.bounds[-1] == 4.0
     assert wish.beats.max() < 4 and len(wish.onsets) == 4

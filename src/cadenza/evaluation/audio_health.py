@@ -1,4 +1,4 @@
-"""Soundness: is there sound at all, how loud is it, does it clip, and how far is it from a reference."""
+"""Audio health: rates of silent clips, holes and clipping, and the loudness of the others."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from torch import Tensor
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.loudness import loudness
 
-QUIET = -60.0  # LUFS below which a clip counts as silent, dBFS below which a moment does
-GAP = 3.0  # seconds of silence inside a clip that count as a hole
-FULL, SHARE = 0.999, 1e-4  # samples at full scale, and the share of them that counts as clipping
+SILENCE_DB = -60.0  # a clip is silent below this in LUFS, a twentieth of a second below this in dBFS
+MIN_HOLE_SECONDS = 3.0
+FULL_SCALE, MAX_FULL_SCALE_SHARE = 0.999, 1e-4  # a clip with a greater share of samples at full scale clips
 
 
 @dataclass(frozen=True)
 class AudioHealth:
-    """Rates over clips, and the mean and standard deviation of the loudness of those that sound."""
+    """Rates over clips in 0 to 1; mean and standard deviation of the loudness of clips that are not silent, in LUFS."""
 
     silent: float
     holes: float
@@ -28,40 +28,40 @@ class AudioHealth:
 
 
 def audio_health(clips: Sequence[Audio]) -> AudioHealth:
-    """How sound some clips are, each a batch of one."""
+    """Measure the health of clips, each a batch of one."""
     waves = [clip.wave[0].detach().float().cpu() for clip in clips]
     levels = torch.tensor([loudness(wave, clip.sample_rate) for wave, clip in zip(waves, clips, strict=True)])
-    heard = levels[levels > QUIET]
+    audible = levels[levels > SILENCE_DB]
     return AudioHealth(
-        float((levels <= QUIET).float().mean()),
-        _share([longest_gap(wave, clip.sample_rate) > GAP for wave, clip in zip(waves, clips, strict=True)]),
-        _share([bool((wave.abs() >= FULL).float().mean() > SHARE) for wave in waves]),
-        float(heard.mean()) if len(heard) else -math.inf,
-        float(heard.std(correction=0)) if len(heard) else 0.0,
+        float((levels <= SILENCE_DB).float().mean()),
+        _share([longest_gap(wave, clip.sample_rate) > MIN_HOLE_SECONDS for wave, clip in zip(waves, clips, strict=True)]),
+        _share([bool((wave.abs() >= FULL_SCALE).float().mean() > MAX_FULL_SCALE_SHARE) for wave in waves]),
+        float(audible.mean()) if len(audible) else -math.inf,
+        float(audible.std(correction=0)) if len(audible) else 0.0,
     )
 
 
 def longest_gap(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
-    """The longest run of silent twentieths of a second, in seconds."""
+    """Return the longest run of silent twentieths of a second, in seconds."""
     size = max(1, sample_rate // 20)
     longest = run = 0
-    for silent in _quiet(wave, size).tolist():
+    for silent in _silent_blocks(wave, size).tolist():
         run = run + 1 if silent else 0
         longest = max(longest, run)
     return longest * size / sample_rate
 
 
 def last_sound_seconds(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
-    """The second at which the last twentieth of a second that is not silent ends, 0 if none is there."""
+    """Return the end of the last twentieth of a second that is not silent, in seconds; 0 for silence."""
     size = max(1, sample_rate // 20)
-    loud = torch.nonzero(~_quiet(wave, size))
+    loud = torch.nonzero(~_silent_blocks(wave, size))
     return min((int(loud[-1]) + 1) * size, wave.shape[-1]) / sample_rate if len(loud) else 0.0
 
 
-def _quiet(wave: Float[Tensor, "c t"], size: int) -> Bool[Tensor, " n"]:
-    """Which stretches of so many samples are silent."""
+def _silent_blocks(wave: Float[Tensor, "c t"], size: int) -> Bool[Tensor, " n"]:
+    """Mask of the blocks of `size` samples that are silent."""
     padded = torch.nn.functional.pad(wave.detach().float().cpu().mean(0), (0, -wave.shape[-1] % size))
-    return padded.unflatten(0, (-1, size)).square().mean(-1).sqrt() < 10 ** (QUIET / 20)
+    return padded.unflatten(0, (-1, size)).square().mean(-1).sqrt() < 10 ** (SILENCE_DB / 20)
 
 
 def _share(values: Sequence[bool]) -> float:

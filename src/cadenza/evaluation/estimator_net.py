@@ -1,4 +1,4 @@
-"""What the estimators hear: a constant-Q spectrogram for pitch and a faster one in broad bands for rhythm and timbre."""
+"""Features and network of the estimators: a constant-Q spectrogram for pitch, mel bands for rhythm and timbre."""
 
 import math
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ SEMITONES, PARTS = 91, 3  # 33 Hz to 6 kHz in thirds of a semitone
 BANDS = 40
 _LONG, _SHORT = 16384, 1024
 _SHORTEST, _Q = 4096, 34.0
-_FAINT = 1e-5  # share of the loudest frame's energy
+_MIN_ENERGY = 1e-5  # share of the loudest frame's energy
 
 
 @dataclass(frozen=True)
 class EstimatorFeatures:
-    """Features of a batch of clips; `lengths` are true pitch frames, and a pitch frame is eight band frames."""
+    """Features of a batch; `lengths` count valid pitch frames, each of which spans eight band frames."""
 
     pitch: Float[Tensor, "b rows f"]
     bands: Float[Tensor, "b n g"]
@@ -33,8 +33,8 @@ class EstimatorFeatures:
 
 
 def extract_features(audio: Audio) -> EstimatorFeatures:
-    """Features of every clip by itself, at 24 kHz in mono and at one loudness, padded with zeros at the end."""
-    clips = [_hear(clip.wave[0, 0]) for clip in audio.to_channels(1).resample(SAMPLE_RATE)]
+    """Compute features of every clip at 24 kHz in mono with RMS 1, padded with zeros at the end."""
+    clips = [_clip_features(clip.wave[0, 0]) for clip in audio.to_channels(1).resample(SAMPLE_RATE)]
     lengths = torch.tensor([pitch.shape[-1] for pitch, _ in clips])
     longest = int(lengths.max())
     pitch = torch.zeros(len(clips), SEMITONES * PARTS, longest)
@@ -46,36 +46,35 @@ def extract_features(audio: Audio) -> EstimatorFeatures:
 
 
 def dominant_pitch_class(pitch: Float[Tensor, "rows f"]) -> Int[Tensor, " f"]:
-    """The pitch class with the most energy in every frame, from 0 for C; 12 where next to nothing sounds."""
+    """Return the pitch class with the most energy in every frame, 0 for C; 12 for near silence."""
     energy = torch.expm1(pitch).square().unflatten(0, (SEMITONES, PARTS)).sum(1)
     folded = energy.new_zeros(12, pitch.shape[-1]).index_add(0, (torch.arange(SEMITONES) + LOWEST) % 12, energy)
-    loud = folded.sum(0) > _FAINT * energy.sum(0).amax().clamp(min=1e-6)
+    loud = folded.sum(0) > _MIN_ENERGY * energy.sum(0).amax().clamp(min=1e-6)
     return torch.where(loud, folded.argmax(0), 12)
 
 
-def _hear(wave: Float[Tensor, " t"]) -> tuple[Float[Tensor, "rows f"], Float[Tensor, "n g"]]:
+def _clip_features(wave: Float[Tensor, " t"]) -> tuple[Float[Tensor, "rows f"], Float[Tensor, "n g"]]:
     wave = torch.nan_to_num(wave.detach().to("cpu", torch.float32))
-    wave = wave / wave.square().mean().sqrt().clamp(min=1e-5)  # silence stays silence
+    wave = wave / wave.square().mean().sqrt().clamp(min=1e-5)  # silence remains zero
     frames = max(1, math.ceil(len(wave) / PITCH_HOP))
-    wave = torch.nn.functional.pad(wave, (0, frames * PITCH_HOP - len(wave)))
-    long = _framed(wave, _LONG, PITCH_HOP)
-    spectrum = torch.fft.rfft(long)
-    real, imaginary = _kernels()
-    split = torch.cat([spectrum.real, spectrum.imag], -1)
-    pitch = torch.hypot(split @ real, split @ imaginary)
-    short = torch.fft.rfft(_framed(wave, _SHORT, BAND_HOP) * torch.hann_window(_SHORT)).abs()
-    bands = short @ _bands().T
+    wave = F.pad(wave, (0, frames * PITCH_HOP - len(wave)))
+    spectrum = torch.fft.rfft(_framed(wave, _LONG, PITCH_HOP))
+    real, imaginary = _constant_q_kernels()
+    parts = torch.cat([spectrum.real, spectrum.imag], -1)
+    pitch = torch.hypot(parts @ real, parts @ imaginary)
+    magnitude = torch.fft.rfft(_framed(wave, _SHORT, BAND_HOP) * torch.hann_window(_SHORT)).abs()
+    bands = magnitude @ _band_filters().T
     return torch.log1p(20 * pitch).T, torch.log1p(bands / 4).T
 
 
 def _framed(wave: Float[Tensor, " t"], size: int, hop: int) -> Float[Tensor, "f n"]:
     """Windows of `size` samples, centred on the middles of consecutive hops."""
     before = (size - hop) // 2
-    return torch.nn.functional.pad(wave, (before, size - hop - before)).unfold(-1, size, hop)
+    return F.pad(wave, (before, size - hop - before)).unfold(-1, size, hop)
 
 
 @cache
-def _kernels() -> tuple[Float[Tensor, "m rows"], Float[Tensor, "m rows"]]:
+def _constant_q_kernels() -> tuple[Float[Tensor, "m rows"], Float[Tensor, "m rows"]]:
     """Spectral kernels of the constant-Q transform, real and imaginary part (Brown & Puckette 1992)."""
     rows = SEMITONES * PARTS
     midi = LOWEST + (torch.arange(rows, dtype=torch.float64) - (PARTS - 1) / 2) / PARTS
@@ -92,25 +91,25 @@ def _kernels() -> tuple[Float[Tensor, "m rows"], Float[Tensor, "m rows"]]:
 
 
 @cache
-def _bands() -> Float[Tensor, "n m"]:
-    """Bands even in mel from 30 Hz to 11.5 kHz; the weights of each sum to one."""
+def _band_filters() -> Float[Tensor, "n m"]:
+    """Mel filters from 30 Hz to 11.5 kHz; the weights of each sum to one."""
     filters = mel_filters(SAMPLE_RATE, _SHORT, mels=BANDS, f_min=30.0, f_max=11500.0)
     return filters / filters.sum(-1, keepdim=True)
 
 
-SLOWEST, STEPS = 44.0, 45  # beats a minute of the first tempo class; classes per octave
-TEMPI = 98  # up to 196 beats a minute
+SLOWEST, STEPS = 44.0, 45  # beats per minute of the first tempo class; classes per octave
+TEMPI = 98  # up to 196 beats per minute
 CHORDS = 25  # twelve major, twelve minor, none
-_AXIS_SLOWEST, _AXIS = 15.0, 256  # the axis on which periodicities are compared reaches far around the tempi
+_AXIS_SLOWEST, _AXIS = 15.0, 256  # first tempo and steps of the axis of periodicities
 _HARMONICS = (0, -12, 12, 19, 24, 28)
-_GROUPS = 8
+_GROUPS = 8  # of mel bands
 _ENDS = 9  # pairs of pitch frames in the first and in the last second and a half
 _SIZE = 4096  # Fourier transform of onsets: 41 seconds, half of them zeros
 
 
 @dataclass(frozen=True)
 class EstimatorOutputs:
-    """Logits; key and chords count twelve majors from C, then twelve minors, then (chords) none."""
+    """Logits of a batch; key and chords count 12 majors from C, then 12 minors, then (chords) none."""
 
     tempo: Float[Tensor, "b tempi"]
     key: Float[Tensor, "b 24"]
@@ -122,7 +121,7 @@ class EstimatorOutputs:
 
 
 class EstimatorNet(nn.Module):
-    """Logits from features; a clip's do not depend on the others of its batch."""
+    """Network from features to logits, independent of the other clips of a batch."""
 
     def __init__(self, families: int, *, width: int = 16, folded: int = 40, dropout: float = 0.2) -> None:
         super().__init__()
@@ -163,26 +162,26 @@ class EstimatorNet(nn.Module):
         )
         self.tempo = nn.Linear(sound, TEMPI)
 
-    def forward(self, heard: EstimatorFeatures) -> EstimatorOutputs:
-        mask = torch.arange(heard.pitch.shape[-1], device=heard.pitch.device) < heard.lengths[:, None]
-        x = self._pitches(heard.pitch, mask)
+    def forward(self, features: EstimatorFeatures) -> EstimatorOutputs:
+        mask = torch.arange(features.pitch.shape[-1], device=features.pitch.device) < features.lengths[:, None]
+        x = self._pitches(features.pitch, mask)
         crowd = torch.cat([x.mean(2), x.amax(2)], 1)
         x = F.relu(x + self.crowd(crowd)[:, :, None]) * mask[:, None, None]
-        moments = self._moments(x, heard.bands, mask)
-        there = mask[:, None, ::2]
-        sound = self.sound(torch.cat([_mean(moments, there), (moments * there).amax(-1)], 1))
+        moments = self._moments(x, features.bands, mask)
+        pairs = mask[:, None, ::2]
+        sound = self.sound(torch.cat([_mean(moments, pairs), (moments * pairs).amax(-1)], 1))
         tune = self.melody(x, mask)
         none = self.melody_none(torch.cat([tune.mean(2), tune.amax(2)], 1))
         melody = torch.cat([self.melody_pitch(tune)[:, 0], none], 1)
         chroma = self._chroma(x, mask)
         chords = torch.cat([rearrange(self.chord(chroma), "b q p f -> b (q p) f"), self.no_chord(chroma.mean(2))], 1)
         chords = chords.repeat_interleave(2, -1)[..., : mask.shape[-1]]
-        tempo = self._tempo(heard.bands, mask) + self.tempo(sound)
+        tempo = self._tempo(features.bands, mask) + self.tempo(sound)
         key = self._key(chroma, mask[:, ::2])
         return EstimatorOutputs(tempo, key, self.families(sound), self.playing(moments), self.lead(sound), chords, melody)
 
     def _pitches(self, pitch: Float[Tensor, "b rows f"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b w s f"]:
-        """Every semitone beside its harmonics, after a few convolutions."""
+        """Stack every semitone with its harmonics, then apply convolutions."""
         x = rearrange(pitch, "b (s p) f -> b p s f", p=PARTS)
         stack = [F.pad(x, (0, 0, max(-h, 0), max(h, 0)))[:, :, max(h, 0) : max(h, 0) + SEMITONES] for h in _HARMONICS]
         x = self.pitch_in(torch.cat(stack, 1), mask)
@@ -191,27 +190,27 @@ class EstimatorNet(nn.Module):
         return x
 
     def _chroma(self, x: Float[Tensor, "b w s f"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b v 12 g"]:
-        """The octaves of each pitch class together at half the frame rate, then convolutions around the circle."""
+        """Combine the octaves of each pitch class at half the frame rate, then convolve over pitch classes."""
         x = F.pad(x, (0, x.shape[-1] % 2, 0, 96 - SEMITONES))  # frames in pairs, twelve semitones in each octave
         octaves = rearrange(x, "b w (o p) f -> b (w o) p f", p=12)
-        there = mask[:, ::2]
-        chroma = F.relu(self.fold(octaves)) * there[:, None, None]
+        pairs = mask[:, ::2]
+        chroma = F.relu(self.fold(octaves)) * pairs[:, None, None]
         for block in self.circle:
-            chroma = chroma + block(chroma, there)
+            chroma = chroma + block(chroma, pairs)
         return chroma
 
     def _key(self, chroma: Float[Tensor, "b v 12 f"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b 24"]:
-        """The whole clip, its loudest moments, its first and its last one and a half seconds."""
-        at = torch.arange(mask.shape[-1], device=mask.device)
+        """Key from means of the clip and of its first and last one and a half seconds, and from the maximum."""
+        frame = torch.arange(mask.shape[-1], device=mask.device)
         length = mask.sum(-1, keepdim=True)
-        moments = [mask, mask & (at < _ENDS), mask & (at >= length - _ENDS)]
+        moments = [mask, mask & (frame < _ENDS), mask & (frame >= length - _ENDS)]
         means = [_mean(chroma, moment[:, None, None]) for moment in moments]
         views = torch.cat([*means, chroma.amax(-1)], 1)
         around = F.relu(self.key_in(torch.cat([views, views[..., :-1]], -1)))
         return rearrange(self.key(around), "b q p -> b (q p)")
 
     def _moments(self, x: Tensor, bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b e g"]:
-        """What sounds in every pair of frames: partials from the pitches, attacks from the bands."""
+        """Features of every pair of frames: partials from the pitches, attacks from the bands."""
         partials, attacks = x, bands[:, None]
         for block in self.timbre:
             partials = block(partials, mask)
@@ -221,65 +220,60 @@ class EstimatorNet(nn.Module):
         return self.moment(torch.cat([partials.flatten(1, 2), attacks.flatten(1, 2)], 1))
 
     def _tempo(self, bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b tempi"]:
-        """How strongly the onsets repeat at each tempo, seen together with its multiples and fractions."""
-        there = repeat(mask, "b f -> b 1 (f r)", r=PITCH_HOP // BAND_HOP)
-        axis = self.pulse(tempogram(bands, there)).squeeze(1)
+        """Strength of onset periodicity at each tempo, compared with its multiples and fractions."""
+        band_mask = repeat(mask, "b f -> b 1 (f r)", r=PITCH_HOP // BAND_HOP)
+        axis = self.pulse(tempogram(bands, band_mask)).squeeze(1)
         first = round(STEPS * math.log2(SLOWEST / _AXIS_SLOWEST))
         return axis[:, first : first + TEMPI]
 
 
-def tempogram(bands: Float[Tensor, "b n g"], there: Bool[Tensor, "b 1 g"]) -> Float[Tensor, "b m axis"]:
-    """Autocorrelation and Fourier transform of onset strengths on one axis of log tempo (Grosche & Müller 2011)."""
+def tempogram(bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b 1 g"]) -> Float[Tensor, "b m axis"]:
+    """Compute autocorrelation and spectrum of onset strengths on one axis of log tempo (Grosche & Müller 2011)."""
     rise = F.relu(bands[..., 2:] - bands[..., :-2])
-    rise = F.pad(rise, (1, 1)) * F.pad(there, (0, 2))[..., 2:]  # the cut at a clip's end is no onset
+    rise = F.pad(rise, (1, 1)) * F.pad(mask, (0, 2))[..., 2:]  # not past the end of a clip
     groups = rearrange(rise, "b (m n) g -> b m n g", m=_GROUPS, n=BANDS // _GROUPS).mean(2)
     onsets = torch.cat([groups, rise.mean(1, keepdim=True)], 1)
-    onsets = (onsets - _mean(onsets, there)[..., None]) * there
+    onsets = (onsets - _mean(onsets, mask)[..., None]) * mask
     size = max(_SIZE, 2 * onsets.shape[-1])
     spectrum = torch.fft.rfft(onsets.float(), n=size)
     correlation = torch.fft.irfft(spectrum.abs().square(), n=size)
     energy = correlation[..., :1].clamp(min=1e-6)
     tempi = _AXIS_SLOWEST * 2 ** (torch.arange(_AXIS, device=bands.device) / STEPS)
     lag = 60 / tempi * SAMPLE_RATE / BAND_HOP
-    at = tempi / 60 / (SAMPLE_RATE / BAND_HOP) * size
-    repeats = _between(correlation / energy, lag)
-    strengths = _between(spectrum.abs() / (energy * there.sum(-1, keepdim=True)).sqrt(), at)
+    bins = tempi / 60 / (SAMPLE_RATE / BAND_HOP) * size
+    repeats = _interpolate(correlation / energy, lag)
+    strengths = _interpolate(spectrum.abs() / (energy * mask.sum(-1, keepdim=True)).sqrt(), bins)
     return torch.cat([repeats, strengths], 1)
 
 
-def _between(values: Float[Tensor, "b m t"], place: Float[Tensor, " axis"]) -> Float[Tensor, "b m axis"]:
-    """The values at fractional places, 0 beyond the end."""
+def _interpolate(values: Float[Tensor, "b m t"], index: Float[Tensor, " axis"]) -> Float[Tensor, "b m axis"]:
+    """Values at fractional indices, 0 past the end."""
     last = values.shape[-1] - 2
-    low = place.floor().clamp(max=last)
-    part = place - low
-    whole = low.long()
-    return torch.where(place <= last, values[..., whole] * (1 - part) + values[..., whole + 1] * part, 0.0)
+    low = index.floor().clamp(max=last)
+    part, low = index - low, low.long()
+    return torch.where(index <= last, values[..., low] * (1 - part) + values[..., low + 1] * part, 0.0)
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-def _shrunk(mask: Bool[Tensor, "b f"], frames: int) -> Bool[Tensor, "b g"]:
-    """The mask at a coarser or finer frame rate: a frame is there if the one at its start is."""
-    return mask[:, torch.arange(frames, device=mask.device) * mask.shape[-1] // frames]
-
-
 class _Block2d(nn.Module):
-    """Convolution, normalisation, rectification; frames that are not there stay zero."""
+    """Convolution, normalisation and ReLU; frames outside the mask stay zero."""
 
-    def __init__(self, before: int, after: int, size: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> None:
+    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before, after, size, stride, padding=(size[0] // 2, size[1] // 2), bias=False)
-        self.norm = nn.BatchNorm2d(after)
+        self.conv = nn.Conv2d(in_channels, out_channels, size, stride, padding=(size[0] // 2, size[1] // 2), bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Float[Tensor, "b c s f"], mask: Bool[Tensor, "b f"]) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
-        return x * _shrunk(mask, x.shape[-1])[:, None, None]
+        frames = torch.arange(x.shape[-1], device=mask.device) * mask.shape[-1] // x.shape[-1]  # mask at the rate of x
+        return x * mask[:, frames][:, None, None]
 
 
 class _Circle(nn.Module):
-    """A convolution whose pitch axis is a circle of twelve, then one over time."""
+    """Circular convolution over twelve pitch classes, then a convolution over time."""
 
     def __init__(self, width: int, frames: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Estimates: what was heard in a clip, decoded from the network's logits and compared with a truth."""
+"""Attribute estimators: decode the logits of the bundled network, and compare estimates with labels."""
 
 import hashlib
 import json
@@ -34,13 +34,13 @@ from cadenza.evaluation.estimator_net import (
 from cadenza.evaluation.labels import NO_MELODY, UNKNOWN, ClipLabels
 from cadenza.evaluation.music_metrics import ChordTimeline, onset_strength, pick_onsets, track_beats
 
-TOLERANCE = 0.04  # a tempo is right within 4 % (Gouyon et al. 2006)
+TOLERANCE = 0.04  # relative error of a correct tempo (Gouyon et al. 2006)
 NO_PITCH_CLASS = 12
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One clip as heard; classes as in `Truth`, but melody as pitch class with 12 for none; times in seconds."""
+    """Estimated attributes of one clip; classes as in `ClipLabels`, melody as pitch class with 12 for none; seconds."""
 
     tempo: float
     key: int
@@ -48,32 +48,34 @@ class Estimate:
     lead: int
     chords: Int[Tensor, " f"]
     melody: Int[Tensor, " f"]
-    chroma: Int[Tensor, " f"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # the loudest, 12 for none
+    chroma: Int[Tensor, " f"] = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.long)
+    )  # loudest pitch class, 12 for none
     beats: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
     onsets: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
-    seconds: float = math.nan  # until nothing sounds any more
+    seconds: float = math.nan  # end of the last sound
 
     @cached_property
     def chord_timeline(self) -> ChordTimeline:
-        """Its chords as spans of time."""
+        """Chords as intervals of time."""
         return ChordTimeline.of_frames(self.chords.tolist(), SAMPLE_RATE / PITCH_HOP)
 
 
 def decode_outputs(
-    guesses: EstimatorOutputs, lengths: Sequence[int], thresholds: Float[Tensor, " n"] | None = None
+    outputs: EstimatorOutputs, lengths: Sequence[int], thresholds: Float[Tensor, " n"] | None = None
 ) -> list[Estimate]:
-    """The most likely classes of every clip; `thresholds` are the families' probabilities that count as 0.5."""
-    families = guesses.families
+    """Return the most likely classes of every clip; `thresholds` are the family probabilities that map to 0.5."""
+    families = outputs.families
     if thresholds is not None:
         families = families - torch.logit(thresholds.to(families))
-    melody = pitch_classes(guesses.melody.softmax(1)).argmax(1)
-    chords = guesses.chords.argmax(1)
+    melody = pitch_classes(outputs.melody.softmax(1)).argmax(1)
+    chords = outputs.chords.argmax(1)
     return [
         Estimate(
-            decode_tempo(guesses.tempo[i]),
-            int(guesses.key[i].argmax()),
+            decode_tempo(outputs.tempo[i]),
+            int(outputs.key[i].argmax()),
             families[i].sigmoid(),
-            int(guesses.lead[i].argmax()),
+            int(outputs.lead[i].argmax()),
             chords[i, :length],
             melody[i, :length],
         )
@@ -82,53 +84,52 @@ def decode_outputs(
 
 
 def decode_tempo(logits: Float[Tensor, " tempi"]) -> float:
-    """The centre of the 4 % of the tempo axis that holds the most probability, in beats a minute."""
-    chances = logits.float().softmax(-1)
-    around = torch.nn.functional.avg_pool1d(chances[None], 5, 1, 2, count_include_pad=True)[0]
-    best = int(around.argmax())
+    """Return the centre of the 4 % of the tempo axis with the most probability, in beats per minute."""
+    probability = logits.float().softmax(-1)
+    smooth = torch.nn.functional.avg_pool1d(probability[None], 5, 1, 2, count_include_pad=True)[0]
+    best = int(smooth.argmax())
     low, high = max(best - 2, 0), min(best + 3, TEMPI)
-    there = chances[low:high]
-    place = float((torch.arange(low, high) * there).sum() / there.sum())
-    return SLOWEST * 2 ** (place / STEPS)
+    weights = probability[low:high]
+    step = float((torch.arange(low, high) * weights).sum() / weights.sum())
+    return SLOWEST * 2 ** (step / STEPS)
 
 
-def pitch_classes(chances: Float[Tensor, "b semitones f"]) -> Float[Tensor, "b 13 f"]:
-    """Probabilities of melody pitches as those of twelve pitch classes and none."""
-    folded = chances.new_zeros(chances.shape[0], NO_PITCH_CLASS + 1, chances.shape[-1])
-    place = (torch.arange(SEMITONES) + LOWEST) % 12
-    place = torch.cat([place, torch.tensor([NO_PITCH_CLASS])]).to(chances.device)
-    return folded.index_add(1, place, chances)
+def pitch_classes(probability: Float[Tensor, "b semitones f"]) -> Float[Tensor, "b 13 f"]:
+    """Sum probabilities of melody pitches into twelve pitch classes and none."""
+    folded = probability.new_zeros(probability.shape[0], NO_PITCH_CLASS + 1, probability.shape[-1])
+    classes = torch.cat([(torch.arange(SEMITONES) + LOWEST) % 12, torch.tensor([NO_PITCH_CLASS])])
+    return folded.index_add(1, classes.to(probability.device), probability)
 
 
-def tempo_accuracy(estimated: float, wanted: float) -> float:
-    """1 within 4 % of the wanted tempo, else 0."""
-    return float(abs(estimated - wanted) <= TOLERANCE * wanted)
+def tempo_accuracy(estimated: float, expected: float) -> float:
+    """Return 1 within 4 % of the expected tempo, else 0."""
+    return float(abs(estimated - expected) <= TOLERANCE * expected)
 
 
-def chord_accuracy(estimated: Int[Tensor, " f"], wanted: Int[Tensor, " f"]) -> float:
-    """The share of frames with the right major-minor class, of those whose truth is known; NaN without any."""
-    frames = min(len(estimated), len(wanted))
-    known = wanted[:frames] != UNKNOWN
+def chord_accuracy(estimated: Int[Tensor, " f"], expected: Int[Tensor, " f"]) -> float:
+    """Return the share of the labelled frames with the right major-minor class; NaN without labels."""
+    frames = min(len(estimated), len(expected))
+    known = expected[:frames] != UNKNOWN
     if not known.any():
-        return float("nan")
-    return float((estimated[:frames] == wanted[:frames])[known].float().mean())
+        return math.nan
+    return float((estimated[:frames] == expected[:frames])[known].float().mean())
 
 
-def melody_accuracy(estimated: Int[Tensor, " f"], wanted: Int[Tensor, " f"]) -> float:
-    """The share of frames with the right melody pitch class, of those in which a melody sounds; NaN without any.
+def melody_accuracy(estimated: Int[Tensor, " f"], expected: Int[Tensor, " f"]) -> float:
+    """Return the share of the frames with a melody that have its pitch class; NaN without any.
 
-    `wanted` counts semitones as in `Truth` (raw pitch-class accuracy, Salamon et al. 2014).
+    `expected` counts semitones as in `ClipLabels` (raw pitch-class accuracy, Salamon et al. 2014).
     """
-    frames = min(len(estimated), len(wanted))
-    sounds = (wanted[:frames] != UNKNOWN) & (wanted[:frames] != NO_MELODY)
+    frames = min(len(estimated), len(expected))
+    sounds = (expected[:frames] != UNKNOWN) & (expected[:frames] != NO_MELODY)
     if not sounds.any():
-        return float("nan")
-    return float((estimated[:frames] == (wanted[:frames] + LOWEST) % 12)[sounds].float().mean())
+        return math.nan
+    return float((estimated[:frames] == (expected[:frames] + LOWEST) % 12)[sounds].float().mean())
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well estimates meet truths: means over clips, and F1 over all families and for each."""
+    """Accuracy of estimates in 0 to 1: means over clips, and F1 over all families and for each."""
 
     tempo: float
     key: float
@@ -140,34 +141,35 @@ class Accuracy:
     melody: float
 
 
-def accuracy(estimates: Sequence[Estimate], truths: Sequence[ClipLabels]) -> Accuracy:
-    """The scores of estimates on clips whose truth is known."""
-    pairs = list(zip(estimates, truths, strict=True))
+def accuracy(estimates: Sequence[Estimate], labels: Sequence[ClipLabels]) -> Accuracy:
+    """Compare estimates with the labels of the same clips."""
+    pairs = list(zip(estimates, labels, strict=True))
     present = torch.stack([e.families >= 0.5 for e in estimates])
-    wanted = torch.stack([t.families for t in truths])
-    each = f1(present, wanted)
-    there = wanted.any(0)
+    expected = torch.stack([t.families for t in labels])
+    per_family = f1(present, expected)
+    occurs = expected.any(0)
     return Accuracy(
-        _mean([tempo_accuracy(e.tempo, t.tempo) for e, t in pairs if t.tempo > 0]),
-        _mean([float(e.key == t.key) for e, t in pairs if t.key != UNKNOWN]),
-        float(f1(present.flatten()[:, None], wanted.flatten()[:, None])),
-        float(each[there].mean()) if there.any() else float("nan"),
-        tuple(each.tolist()),
-        _mean([float(e.lead == t.lead) for e, t in pairs if t.lead != UNKNOWN]),
-        _mean([chord_accuracy(e.chords, t.chords) for e, t in pairs]),
-        _mean([melody_accuracy(e.melody, t.melody) for e, t in pairs]),
+        mean_of_finite([tempo_accuracy(e.tempo, t.tempo) for e, t in pairs if t.tempo > 0]),
+        mean_of_finite([float(e.key == t.key) for e, t in pairs if t.key != UNKNOWN]),
+        float(f1(present.flatten()[:, None], expected.flatten()[:, None])),
+        float(per_family[occurs].mean()) if occurs.any() else math.nan,
+        tuple(per_family.tolist()),
+        mean_of_finite([float(e.lead == t.lead) for e, t in pairs if t.lead != UNKNOWN]),
+        mean_of_finite([chord_accuracy(e.chords, t.chords) for e, t in pairs]),
+        mean_of_finite([melody_accuracy(e.melody, t.melody) for e, t in pairs]),
     )
 
 
-def f1(present: Tensor, wanted: Tensor) -> Float[Tensor, " n"]:
-    """F1 of each column of two boolean tables; 1 where nothing was wanted or found."""
-    right, found, all_ = (present & wanted).sum(0), present.sum(0), wanted.sum(0)
-    return torch.where(found + all_ > 0, 2 * right / (found + all_).clamp(min=1), 1.0)
+def f1(present: Tensor, expected: Tensor) -> Float[Tensor, " n"]:
+    """Return F1 of each column of two boolean tables [clips, n]; 1 where both are empty."""
+    correct, total = (present & expected).sum(0), present.sum(0) + expected.sum(0)
+    return torch.where(total > 0, 2 * correct / total.clamp(min=1), 1.0)
 
 
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else float("nan")
+def mean_of_finite(values: Sequence[float]) -> float:
+    """Return the mean of the finite values, NaN without any."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 FOLDER = Path(__file__).parent / "weights"
@@ -176,7 +178,7 @@ _WEIGHTS, _RECORD = "estimators.safetensors", "estimators.json"
 
 @dataclass(frozen=True)
 class AttributeEstimator:
-    """A trained network, what its family answers mean and from which probability on they count."""
+    """A trained network with the names of its families and the probability above which each counts as present."""
 
     net: EstimatorNet
     families: tuple[str, ...]
@@ -185,16 +187,16 @@ class AttributeEstimator:
 
     @torch.inference_mode()
     def __call__(self, audio: Audio, progress: Callable[[int], None] | None = None) -> list[Estimate]:
-        """What is heard in every clip, each by itself."""
-        found = []
+        """Estimate the attributes of every clip separately; `progress` receives the number of clips done."""
+        estimates = []
         for done, clip in enumerate(audio, 1):
-            heard = extract_features(clip)
-            estimate = decode_outputs(self.net(heard), heard.lengths.tolist(), self.thresholds)[0]
-            strength = onset_strength(heard.bands[0])
-            found.append(
+            features = extract_features(clip)
+            estimate = decode_outputs(self.net(features), features.lengths.tolist(), self.thresholds)[0]
+            strength = onset_strength(features.bands[0])
+            estimates.append(
                 replace(
                     estimate,
-                    chroma=dominant_pitch_class(heard.pitch[0]),
+                    chroma=dominant_pitch_class(features.pitch[0]),
                     beats=track_beats(strength, estimate.tempo),
                     onsets=pick_onsets(strength),
                     seconds=last_sound_seconds(clip.wave[0], clip.sample_rate),
@@ -202,29 +204,32 @@ class AttributeEstimator:
             )
             if progress is not None:
                 progress(done)
-        return found
+        return estimates
 
 
 def load_estimators(folder: Path = FOLDER) -> AttributeEstimator:
-    """The estimators in a folder, the bundled ones by default; CheckpointError if a byte of the weights is not as recorded."""
+    """Load the estimators of a folder, the bundled ones by default.
+
+    Raises CheckpointError if a file cannot be read or the weights differ from the recorded SHA-256.
+    """
     try:
         record = json.loads((folder / _RECORD).read_text())
         data = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{folder}: the estimators cannot be read: {error}; install the package again") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != record["sha256"]:
+        raise CheckpointError(f"{folder}: the estimators cannot be read: {error}. Install the package again.") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != record["sha256"]:
         raise CheckpointError(
-            f"{folder / _WEIGHTS}: sha256 is {found}, but {_RECORD} says {record['sha256']}: "
-            "scores of changed estimators compare with nothing; restore the file"
+            f"{folder / _WEIGHTS}: sha256 is {digest}. Expected {record['sha256']} of {_RECORD}. Restore the file, because "
+            "scores of changed estimators cannot be compared."
         )
     net = EstimatorNet(len(record["families"]), width=record["width"], folded=record["folded"])
     net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load(data).items()})
-    return AttributeEstimator(net.eval(), tuple(record["families"]), torch.tensor(record["thresholds"]), found)
+    return AttributeEstimator(net.eval(), tuple(record["families"]), torch.tensor(record["thresholds"]), digest)
 
 
 def save_estimators(estimators: AttributeEstimator, folder: Path, *, notes: dict[str, Any]) -> str:
-    """Writes weights as float16 with a record of their hash and of how they were made; returns the hash."""
+    """Write the weights as float16, with a record of their hash and `notes`; return the SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in estimators.net.state_dict().items()}
     data = save({name: value.contiguous() for name, value in state.items()})

@@ -1,4 +1,4 @@
-"""The exact truth of a rendered clip, as the numbers and classes that the estimators give."""
+"""Labels of rendered clips in the numbers and classes of the estimators."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,38 +13,41 @@ from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.chords import parse_pitch_class
 from cadenza.evaluation.estimator_net import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
 
-UNKNOWN = -100  # a frame or clip without a truth: neither trained nor scored
+UNKNOWN = -100  # class of a frame or clip without a label, which is neither trained on nor scored
 NO_CHORD, NO_MELODY = 24, SEMITONES
 _MAJOR, _MINOR = ("maj", "7", "maj7", "maj6", "9", "maj9", "6"), ("min", "min7", "min6", "min9", "minmaj7")
 
 
 @dataclass(frozen=True)
 class ClipLabels:
-    """What is true of one clip; `key` and `chords` count majors from C, then minors from C, then no chord."""
+    """Labels of one clip; `key` and `chords` count 12 majors from C, then 12 minors, then (chords) none."""
 
-    tempo: float  # beats a minute, 0 where unknown
+    tempo: float  # beats per minute, 0 where unknown
     key: int
     families: Bool[Tensor, " n"]
-    playing: Bool[Tensor, "n f"]  # the families' notes, without what rings on after them
+    playing: Bool[Tensor, "n f"]  # frames with a note of a family, without its release
     lead: int
     chords: Int[Tensor, " f"]
-    melody: Int[Tensor, " f"]  # semitones above the lowest, SEMITONES where none sounds
+    melody: Int[Tensor, " f"]  # semitones above the lowest, SEMITONES for none
 
 
 def labelled_clips(manifest: Manifest) -> list[tuple[ManifestClip, dict[str, Any]]]:
-    """Return the clips that have labels, with their metadata; raise DataError if the manifest has none."""
+    """Return the clips that have labels, with their metadata; raise DataError if no clip has any."""
     clips = [(clip, metadata) for clip in manifest.clips if "tempo" in (metadata := clip.metadata())]
     if not clips:
-        raise DataError(f"{manifest.folder}: no clip has a sidecar with labels; make a corpus with 'cadenza corpus'")
+        raise DataError(f"{manifest.folder}: no clip has a sidecar with labels. Use 'cadenza corpus' to render labelled clips.")
     return clips
 
 
 def labels_from_sidecar(sidecar: Mapping[str, Any], frames: int, *, families: Sequence[str]) -> ClipLabels:
-    """The truth in a corpus sidecar; times are looked up in the middle of each pitch frame."""
+    """Return the labels in a corpus sidecar at the middle of each of `frames` pitch frames (12.5 per second).
+
+    Raises DataError for a family that is not in `families`, a key or a chord that cannot be parsed.
+    """
     lead = sidecar.get("lead_family")
     unknown = set(sidecar.get("families", ())) - set(families)
     if unknown:
-        raise DataError(f"sidecar: families {sorted(unknown)} are not among those estimated: {', '.join(families)}")
+        raise DataError(f"sidecar: families {sorted(unknown)} are not estimated. Expected {', '.join(families)}.")
     middle = (torch.arange(frames) + 0.5) * PITCH_HOP / SAMPLE_RATE
     chords = torch.full((frames,), NO_CHORD if sidecar.get("chords") else UNKNOWN)
     for start, end, name in sidecar.get("chords") or ():
@@ -71,15 +74,15 @@ def labels_from_sidecar(sidecar: Mapping[str, Any], frames: int, *, families: Se
 
 
 def key_class(name: str) -> int:
-    """0 to 11 for C major to B major, 12 to 23 for C minor to B minor."""
+    """Return 0 to 11 for C major to B major, 12 to 23 for C minor to B minor; raise DataError for other names."""
     tonic, _, mode = name.strip().partition(" ")
     if mode not in {"major", "minor"}:
-        raise DataError(f"'{name}' is not a key such as 'A minor' or 'F# major'")
+        raise DataError(f"'{name}' is not a key. Expected a name such as 'A minor' or 'F# major'.")
     return parse_pitch_class(tonic) + 12 * (mode == "minor")
 
 
 def chord_class(name: str) -> int:
-    """The major-minor class of a chord in Harte's syntax; UNKNOWN for those that are neither, as in MIREX."""
+    """Return the major-minor class of a chord in Harte's syntax, UNKNOWN for other qualities (MIREX)."""
     if name in {"N", "none", ""}:
         return NO_CHORD
     root, _, quality = name.partition(":")

@@ -1,5 +1,6 @@
-"""Onsets and beats as times, heard in the bands of a clip: nothing is trained, the constants are fixed."""
+"""Onsets, beats and chords as times, detected without training, and metrics that compare them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,90 +14,84 @@ from cadenza.evaluation.estimator_net import BAND_HOP, SAMPLE_RATE
 from cadenza.evaluation.labels import NO_CHORD, UNKNOWN, chord_class
 
 RATE = SAMPLE_RATE / BAND_HOP  # band frames per second
-_LAG = 2  # frames between which a rise is measured
-_SMOOTH = 7  # frames of the smoothed rise
-_NEAR, _AROUND = 3, 10  # frames on either side of a peak that are below it, and whose mean it stands out from
-_ABOVE, _APART = 0.6, 4  # by how many deviations it stands out, and how many frames after the last
-_STEADY = 400.0  # how dearly a beat pays for being early or late, per squared log of the ratio
-_FAINT = 0.1  # share of the usual strength below which the first and last beats are none
+BEAT, ONSET = 0.07, 0.05  # tolerances in seconds (MIREX)
+_LAG = 2  # frames between which an increase is measured
+_SMOOTH = 7  # frames of the smoothing window
+_PEAK_RADIUS, _MEAN_RADIUS = 3, 10  # frames on either side of a peak for its maximum and its mean
+_MIN_DEVIATIONS, _MIN_DISTANCE = 0.6, 4  # of a peak from the mean, and frames between peaks
+_TEMPO_PENALTY = 400.0  # per squared log of the ratio of a beat's length to the period
+_MIN_STRENGTH = 0.1  # share of the median strength below which the first and last beats are removed
 
 
 def onset_strength(bands: Float[Tensor, "n g"]) -> np.ndarray:
-    """How much louder the bands become at each frame; a clip that begins with a sound begins with an onset."""
+    """Return the mean increase of the bands at each frame; a sound at the start of a clip is an onset."""
     x = np.pad(bands.float().numpy(), ((0, 0), (2 * _LAG, 0)))
     change = np.maximum(x[:, _LAG:] - x[:, :-_LAG], 0).mean(0)
     change = np.pad(change, (_LAG // 2, _LAG - _LAG // 2))[2 * _LAG :]
-    change[-2 * _LAG :] = 0  # the cut at a clip's end is no onset
+    change[-2 * _LAG :] = 0  # not the end of a clip
     return change
 
 
 def pick_onsets(strength: np.ndarray) -> Float[Tensor, " n"]:
-    """The times in seconds of peaks in `rise` that stand out from what is around them."""
-    smooth = _smoothed(strength, _SMOOTH - 2)
-    frames = len(smooth)
-    around = np.convolve(np.pad(smooth, _AROUND, mode="edge"), np.full(2 * _AROUND + 1, 1 / (2 * _AROUND + 1)), "valid")
-    beside = np.pad(smooth, _NEAR)
-    highest = np.max([beside[i : i + frames] for i in range(2 * _NEAR + 1)], 0)
-    found: list[int] = []
-    for frame in np.flatnonzero((smooth >= highest) & (smooth > around + _ABOVE * smooth.std())).tolist():
-        if not found or frame - found[-1] >= _APART:
-            found.append(frame)
-    return _seconds(found)
+    """Return the times in seconds of the peaks of `strength` that exceed the mean around them."""
+    smooth = _smooth(strength, _SMOOTH - 2)
+    size = 2 * _MEAN_RADIUS + 1
+    mean = np.convolve(np.pad(smooth, _MEAN_RADIUS, mode="edge"), np.full(size, 1 / size), "valid")
+    padded = np.pad(smooth, _PEAK_RADIUS)
+    maximum = np.max([padded[i : i + len(smooth)] for i in range(2 * _PEAK_RADIUS + 1)], 0)
+    peaks: list[int] = []
+    for frame in np.flatnonzero((smooth >= maximum) & (smooth > mean + _MIN_DEVIATIONS * smooth.std())).tolist():
+        if not peaks or frame - peaks[-1] >= _MIN_DISTANCE:
+            peaks.append(frame)
+    return _frame_times(peaks)
 
 
 def track_beats(strength: np.ndarray, tempo: float) -> Float[Tensor, " n"]:
-    """The times in seconds of the beats at about this tempo that fall best on rises (Ellis 2007, by dynamic programming)."""
-    smooth = _smoothed(strength, _SMOOTH)
+    """Return the times in seconds of the beats that fit `strength` best near `tempo` in beats per minute (Ellis 2007)."""
+    smooth = _smooth(strength, _SMOOTH)
     smooth = smooth / max(float(smooth.std()), 1e-6)
     period = 60 * RATE / tempo
     gaps = np.arange(max(1, round(0.7 * period)), round(1.4 * period) + 1)
-    cost = _STEADY * np.log(gaps / period) ** 2
-    total, before = smooth.copy(), np.full(len(smooth), -1)
+    cost = _TEMPO_PENALTY * np.log(gaps / period) ** 2
+    total, previous = smooth.copy(), np.full(len(smooth), -1)
     for frame in range(gaps[0], len(smooth)):
-        reach = gaps[: np.searchsorted(gaps, frame, "right")]
-        scores = total[frame - reach] - cost[: len(reach)]
+        steps = gaps[: np.searchsorted(gaps, frame, "right")]
+        scores = total[frame - steps] - cost[: len(steps)]
         best = int(scores.argmax())
         if scores[best] > 0:
             total[frame] += scores[best]
-            before[frame] = frame - reach[best]
+            previous[frame] = frame - steps[best]
     start = max(0, len(total) - max(1, int(period)))
     frame, path = start + int(total[start:].argmax()), []
     while frame >= 0:
         path.append(frame)
-        frame = int(before[frame])
-    return _seconds(_sounding(path[::-1], smooth))
+        frame = int(previous[frame])
+    path.reverse()
+    strengths = np.array([smooth[max(0, frame - _PEAK_RADIUS) : frame + _PEAK_RADIUS + 1].max() for frame in path])
+    audible = np.flatnonzero(strengths >= max(_MIN_STRENGTH * float(np.median(strengths)), 1e-6))
+    return _frame_times(path[audible[0] : audible[-1] + 1] if len(audible) else [])
 
 
-def _sounding(path: list[int], strength: np.ndarray) -> list[int]:
-    """A path without the beats before the music begins and after it has ended."""
-    near = np.array([strength[max(0, frame - _NEAR) : frame + _NEAR + 1].max() for frame in path])
-    there = np.flatnonzero(near >= max(_FAINT * float(np.median(near)), 1e-6))
-    return path[there[0] : there[-1] + 1] if len(there) else []
-
-
-def _smoothed(x: np.ndarray, frames: int) -> np.ndarray:
+def _smooth(x: np.ndarray, frames: int) -> np.ndarray:
     window = np.hanning(frames + 2)[1:-1]
     return np.convolve(x, window / window.sum(), "same")[: len(x)]
 
 
-def _seconds(frames: list[int]) -> Float[Tensor, " n"]:
-    """The middles of frames."""
+def _frame_times(frames: list[int]) -> Float[Tensor, " n"]:
+    """Middles of frames in seconds."""
     return (torch.tensor(frames, dtype=torch.float64) + 0.5) / RATE
-
-
-BEAT, ONSET = 0.07, 0.05  # seconds by which a beat, an onset may be early or late (as in MIREX)
 
 
 @dataclass(frozen=True)
 class ChordTimeline:
-    """Chord classes, as in `Truth`, between one bound in seconds and the next."""
+    """Chord classes (see `ClipLabels`) between consecutive bounds in seconds."""
 
     bounds: np.ndarray  # [n + 1]
     classes: np.ndarray  # [n]
 
     @classmethod
     def of(cls, spans: Iterable[Sequence[Any]]) -> "ChordTimeline":
-        """The chart of (start, end, name in Harte's syntax); between spans no chord sounds."""
+        """Build a timeline from (start, end, name in Harte's syntax) in seconds; gaps are without a chord."""
         bounds, classes = [0.0], []
         for start, end, name in sorted(spans, key=lambda span: span[0]):
             if start > bounds[-1]:
@@ -109,70 +104,71 @@ class ChordTimeline:
 
     @classmethod
     def of_frames(cls, classes: Sequence[int], rate: float) -> "ChordTimeline":
-        """The chart of one class a frame."""
-        found = np.asarray(classes, dtype=int)
-        starts = np.flatnonzero(np.diff(found, prepend=-1))
-        return cls(np.append(starts, len(found)) / rate, found[starts])
+        """Build a timeline from one class per frame at `rate` frames per second."""
+        frames = np.asarray(classes, dtype=int)
+        starts = np.flatnonzero(np.diff(frames, prepend=-1))
+        return cls(np.append(starts, len(frames)) / rate, frames[starts])
 
     def truncate(self, second: float) -> "ChordTimeline":
-        """The same chart without what comes later."""
-        kept = int((self.bounds[:-1] < second).sum())
-        return ChordTimeline(np.minimum(self.bounds[: kept + 1], second), self.classes[:kept])
+        """Return the timeline up to `second`."""
+        count = int((self.bounds[:-1] < second).sum())
+        return ChordTimeline(np.minimum(self.bounds[: count + 1], second), self.classes[:count])
 
     def at(self, seconds: np.ndarray) -> np.ndarray:
-        """The classes at some times, no chord outside the chart."""
-        outside = len(self.classes)
-        place = np.searchsorted(self.bounds, seconds, "right") - 1
-        return np.append(self.classes, NO_CHORD)[np.where((place >= 0) & (place < outside), place, outside)]
+        """Return the classes at times in seconds, no chord outside the bounds."""
+        count = len(self.classes)
+        index = np.searchsorted(self.bounds, seconds, "right") - 1
+        return np.append(self.classes, NO_CHORD)[np.where((index >= 0) & (index < count), index, count)]
 
 
-def majmin_accuracy(heard: ChordTimeline, wanted: ChordTimeline) -> float:
-    """The share of time with the right major-minor class, of that whose class is known (`majmin` of mir_eval)."""
-    seconds, is_, ought = _together(heard, wanted)
-    known = ought != UNKNOWN
-    return float((seconds * (is_ == ought))[known].sum() / seconds[known].sum()) if seconds[known].sum() > 0 else float("nan")
+def majmin_accuracy(estimated: ChordTimeline, expected: ChordTimeline) -> float:
+    """Return the share of the labelled time with the right major-minor class (`majmin` of mir_eval); NaN without any."""
+    seconds, classes, correct = _common_segments(estimated, expected)
+    known = correct != UNKNOWN
+    total = seconds[known].sum()
+    return float((seconds * (classes == correct))[known].sum() / total) if total > 0 else math.nan
 
 
-def chart_iou(heard: ChordTimeline, wanted: ChordTimeline) -> float:
-    """The seconds in which both have the same chord over those that either covers with its own (time, chord).
+def chart_iou(estimated: ChordTimeline, expected: ChordTimeline) -> float:
+    """Return the intersection over union of two timelines as sets of (time, chord); NaN without chords.
 
-    As in JASCO (arXiv:2406.10970), but for major-minor classes; no chord is nothing to cover.
+    As in JASCO (arXiv:2406.10970), but for major-minor classes and without the time that has no chord.
     """
-    seconds, is_, ought = _together(heard, wanted)
-    seconds = seconds * (ought != UNKNOWN)
-    both = (seconds * ((is_ == ought) & (ought != NO_CHORD))).sum()
-    either = (seconds * (ought != NO_CHORD)).sum() + (seconds * (is_ != NO_CHORD)).sum() - both
-    return float(both / either) if either > 0 else float("nan")
+    seconds, classes, correct = _common_segments(estimated, expected)
+    seconds = seconds * (correct != UNKNOWN)
+    both = (seconds * ((classes == correct) & (correct != NO_CHORD))).sum()
+    either = (seconds * (correct != NO_CHORD)).sum() + (seconds * (classes != NO_CHORD)).sum() - both
+    return float(both / either) if either > 0 else math.nan
 
 
-def events_f1(heard: np.ndarray, wanted: np.ndarray, tolerance: float) -> float:
-    """F1 of event times, each matched with one other at most `tolerance` seconds away; 1 where none is wanted or heard."""
-    if len(heard) + len(wanted) == 0:
+def events_f1(estimated: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+    """Return F1 of sorted event times, matched one to one within `tolerance` seconds; 1 if both are empty."""
+    if len(estimated) + len(expected) == 0:
         return 1.0
     matched = i = j = 0
-    while i < len(heard) and j < len(wanted):  # for times in order, the first match that comes is as good as any
-        gap = heard[i] - wanted[j]
+    while i < len(estimated) and j < len(expected):  # greedy matching is optimal for sorted times
+        gap = estimated[i] - expected[j]
         if abs(gap) <= tolerance:
             matched, i, j = matched + 1, i + 1, j + 1
         elif gap < 0:
             i += 1
         else:
             j += 1
-    return 2 * matched / (len(heard) + len(wanted))
+    return 2 * matched / (len(estimated) + len(expected))
 
 
-def pitch_class_cosine(heard: np.ndarray, wanted: np.ndarray, silent: int) -> float:
-    """The mean cosine between one-hot chromas, given as classes a frame, where something was wanted; NaN where nothing was."""
-    frames = min(len(heard), len(wanted))
-    there = wanted != silent
-    if not there.any():
-        return float("nan")
-    return float(((heard[:frames] == wanted[:frames]) & there[:frames]).sum() / there.sum())
+def pitch_class_cosine(estimated: np.ndarray, expected: np.ndarray, silent: int) -> float:
+    """Return the mean cosine of one-hot chromas, given as one class per frame, where expected is not `silent`; or NaN."""
+    frames = min(len(estimated), len(expected))
+    mask = expected != silent
+    if not mask.any():
+        return math.nan
+    return float(((estimated[:frames] == expected[:frames]) & mask[:frames]).sum() / mask.sum())
 
 
-def _together(heard: ChordTimeline, wanted: ChordTimeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The seconds of every stretch in which neither chart changes within the wanted one, and the classes of both."""
-    end = wanted.bounds[-1]
-    bounds = np.union1d(wanted.bounds, heard.bounds[(heard.bounds > wanted.bounds[0]) & (heard.bounds < end)])
+def _common_segments(estimated: ChordTimeline, expected: ChordTimeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds of every segment of `expected` without a change of either timeline, and the classes of both."""
+    end = expected.bounds[-1]
+    bounds = np.union1d(expected.bounds, estimated.bounds[(estimated.bounds > expected.bounds[0]) & (estimated.bounds < end)])
     middles = (bounds[1:] + bounds[:-1]) / 2
-    return np.diff(bounds), heard.at(middles), wanted.at(middles)
+    return np.diff(bounds), estimated.at(middles), expected.at(middles)

@@ -1,4 +1,4 @@
-"""Plots of reports: adherence with its bounds, what was made beside what it was asked after."""
+"""Files of an evaluation: JSON, Markdown tables, plots of adherence, and spectrograms next to their references."""
 
 import json
 import math
@@ -10,52 +10,10 @@ from typing import Any
 from cadenza.core.atomic import atomic_write
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.plots import new_figure, plot_spectrogram, save_figure
-from cadenza.evaluation.adherence import SHOWN_BY, Interval
-from cadenza.evaluation.settings import BUT, ControlSetting, display_name
+from cadenza.evaluation.adherence import CONTROL_OF, AttributeResult, Interval
+from cadenza.evaluation.settings import ALL_BUT, ControlSetting, display_name
 
-
-def plot_adherence(report: Any, path: Path) -> None:
-    """A bar for each attribute in each setting, with the bounds of its adherence."""
-    rows = [
-        (f"{attribute}, {setting}", one.adherence.value)
-        for setting, attributes in report.scores.items()
-        for attribute, one in attributes.items()
-        if not math.isnan(one.adherence.value.value)
-    ]
-    drawn = new_figure((7, 0.6 + 0.32 * max(1, len(rows))))
-    axes = drawn.add_subplot()
-    for place, (_, a) in enumerate(rows):
-        axes.barh(place, a.value, color="#4c72b0", height=0.6)
-        axes.plot([a.low, a.high], [place, place], color="#222222", linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
-    axes.axvline(0, color="#888888", linewidth=0.8)
-    axes.set(xlim=(min([0.0, *(a.low for _, a in rows)]) - 0.05, 1.1), xlabel="adherence: 0 chance, 1 reference renders")
-    save_figure(drawn, path)
-
-
-def plot_spectrogram_pairs(made: Sequence[Audio], references: Sequence[Audio], titles: Sequence[str], path: Path) -> None:
-    """Mel spectrograms of generated clips on the left, of the references through the codec on the right."""
-    drawn = new_figure((12, 2.2 * max(1, len(made))))
-    frame_format = drawn.subplots(len(made), 2, squeeze=False)
-    for row, pair, title in zip(frame_format, zip(made, references, strict=True), titles, strict=True):
-        for axes, clip, side in zip(row, pair, ("generated", "reference through the codec"), strict=True):
-            plot_spectrogram(axes, clip)
-            axes.set_title(f"{side}: {title}"[:90], fontsize=7)
-            axes.set(xlabel="", ylabel="", yticks=[])
-    save_figure(drawn, path)
-
-
-def plot_bars(values: dict[str, float], title: str, path: Path) -> None:
-    """One bar a name."""
-    drawn = new_figure((7, 0.8 + 0.3 * max(1, len(values))))
-    axes = drawn.add_subplot()
-    axes.barh(list(values), list(values.values()), color="#4c72b0")
-    axes.invert_yaxis()
-    axes.set(title=title)
-    save_figure(drawn, path)
-
-
+NUM_PLOTTED = 4  # clips drawn next to their references
 PUBLISHED_RESULTS: dict[str, str] = {
     "melody": "MuseControlLite .64 (melody accuracy)",
     "chroma": "MusicGen-melody .44 (cosine to the reference)",
@@ -64,45 +22,90 @@ PUBLISHED_RESULTS: dict[str, str] = {
     "beat": "MusiConGen .79 (F1)",
     "onset": "JASCO .38 (F1, of drums)",
 }
-
-
-SHOWN = 4  # clips drawn beside their references
-MEANT = {
+SETTING_LABELS = {
     "text": "a held-out caption",
-    "unread": "the caption, no value read in it",
-    "hand": "sixty prompts written by hand",
-    "all": "everything together",
-    "nothing": "nothing asked",
+    "unread": "the caption, without extracted values",
+    "hand": "sixty hand-written prompts",
+    "all": "all controls",
+    "nothing": "no control",
     "reference": "the references",
 }
 
 
+def plot_adherence(report: Any, path: Path) -> None:
+    """Plot a bar with bounds for the adherence of each attribute in each setting."""
+    rows = [
+        (f"{attribute}, {setting}", result.adherence.value)
+        for setting, attributes in report.scores.items()
+        for attribute, result in attributes.items()
+        if not math.isnan(result.adherence.value.value)
+    ]
+    figure = new_figure((7, 0.6 + 0.32 * max(1, len(rows))))
+    axes = figure.add_subplot()
+    for y, (_, interval) in enumerate(rows):
+        axes.barh(y, interval.value, color="#4c72b0", height=0.6)
+        axes.plot([interval.low, interval.high], [y, y], color="#222222", linewidth=1.5)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    axes.set(xlim=(min([0.0, *(a.low for _, a in rows)]) - 0.05, 1.1), xlabel="adherence: 0 chance, 1 reference renders")
+    save_figure(figure, path)
+
+
+def plot_spectrogram_pairs(generated: Sequence[Audio], references: Sequence[Audio], titles: Sequence[str], path: Path) -> None:
+    """Plot mel spectrograms of generated clips (left) and of the references through the codec (right)."""
+    figure = new_figure((12, 2.2 * max(1, len(generated))))
+    grid = figure.subplots(len(generated), 2, squeeze=False)
+    for row, pair, title in zip(grid, zip(generated, references, strict=True), titles, strict=True):
+        for axes, clip, side in zip(row, pair, ("generated", "reference through the codec"), strict=True):
+            plot_spectrogram(axes, clip)
+            axes.set_title(f"{side}: {title}"[:90], fontsize=7)
+            axes.set(xlabel="", ylabel="", yticks=[])
+    save_figure(figure, path)
+
+
+def plot_bars(values: dict[str, float], title: str, path: Path) -> None:
+    """Plot one horizontal bar per name."""
+    figure = new_figure((7, 0.8 + 0.3 * max(1, len(values))))
+    axes = figure.add_subplot()
+    axes.barh(list(values), list(values.values()), color="#4c72b0")
+    axes.invert_yaxis()
+    axes.set(title=title)
+    save_figure(figure, path)
+
+
 def save_report(
-    report: Any, out: Path, *, made: Mapping[str, Sequence[Audio]], through: Sequence[Audio], asked: Sequence[ControlSetting]
+    report: Any,
+    out: Path,
+    *,
+    generated: Mapping[str, Sequence[Audio]],
+    references: Sequence[Audio],
+    settings: Sequence[ControlSetting],
 ) -> None:
-    """`report.json`, `report.md`, `adherence.png`, `clips.png` in a folder."""
+    """Write `report.json`, `report.md`, `adherence.png` and `clips.png` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(report, out / "report.json")
     write_text(markdown(report), out / "report.md")
     plot_adherence(report, out / "adherence.png")
-    first = next((setting for setting in asked if setting.given and setting.references), asked[0])
-    titles = [str(item.get("prompt") or item) for item in first.items[:SHOWN]]
-    plot_spectrogram_pairs(list(made[first.name][:SHOWN]), list(through[:SHOWN]), titles, out / "clips.png")
+    setting = next((setting for setting in settings if setting.given and setting.references), settings[0])
+    titles = [str(item.get("prompt") or item) for item in setting.items[:NUM_PLOTTED]]
+    clips = list(generated[setting.name][:NUM_PLOTTED])
+    plot_spectrogram_pairs(clips, list(references[:NUM_PLOTTED]), titles, out / "clips.png")
 
 
 def write_json(report: Any, path: Path) -> None:
-    """A report as JSON; what is not a number is null."""
+    """Write a dataclass as JSON, with null for numbers that are not finite."""
     write_text(json.dumps(json_safe(asdict(report)), indent=2) + "\n", path)
 
 
 def write_text(content: str, path: Path) -> None:
-    """A text file, complete or absent."""
+    """Write a UTF-8 text file atomically."""
     with atomic_write(path) as file:
         file.write(content.encode())
 
 
 def json_safe(value: Any) -> Any:
-    """Plain data in which numbers that are not finite are None, the others rounded to 1e-4."""
+    """Return plain data with None for numbers that are not finite and all others rounded to 1e-4."""
     if isinstance(value, Mapping):
         return {str(key): json_safe(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -113,7 +116,7 @@ def json_safe(value: Any) -> Any:
 
 
 def markdown(report: Any) -> str:
-    """The report in tables."""
+    """Return the report as Markdown tables."""
     seeds = ", ".join(map(str, report.seeds))
     lines = [
         f"# Scores of {report.system}",
@@ -121,106 +124,91 @@ def markdown(report: Any) -> str:
         f"{report.clips} held-out clips, seeds {seeds}, guidance {report.guidance:g}; "
         f"estimators {report.estimators[:12]}. A = (score - chance) / (ceiling - chance), with 95 % bootstrap bounds; "
         "own effect = score minus the score of the same clips and seeds without the control.",
-        "",
-        "| asked with | attribute | clips | A | score | chance | ceiling | own effect |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    rows = []
     for setting, attributes in report.scores.items():
-        for name, one in attributes.items():
-            a = one.adherence
-            effect = "" if one.effect is None else format_interval(one.effect)
-            row = [
-                setting_label(setting),
-                name,
-                one.asked,
-                format_interval(a.value),
-                format_score(a.score.value),
-                format_score(a.chance),
-                format_score(a.ceiling),
-                effect,
-            ]
-            lines.append(_row(row))
-    lines += _controls(report) + _changes(report)
-    lines += ["", "| clips | silent | with holes | clipping | loudness | length off by |", "|---|---|---|---|---|---|"]
-    for name, s in report.soundness.items():
-        level = f"{s.lufs:.1f} ± {s.lufs_spread:.1f} LUFS"
-        off = f"{report.off[name]:.2f} s" if name in report.off else ""
-        lines.append(_row([setting_label(name), f"{s.silent:.1%}", f"{s.holes:.1%}", f"{s.clipping:.1%}", level, off]))
+        for name, result in attributes.items():
+            a, effect = result.adherence, "" if result.effect is None else format_interval(result.effect)
+            scores = [format_score(score) for score in (a.score.value, a.chance, a.ceiling)]
+            rows.append([setting_label(setting), name, result.asked, format_interval(a.value), *scores, effect])
+    lines += format_table("requested with | attribute | clips | A | score | chance | ceiling | own effect", rows)
+    lines += _control_table(report) + _effect_table(report)
+    rows = []
+    for name, health in report.soundness.items():
+        rates = [f"{rate:.1%}" for rate in (health.silent, health.holes, health.clipping)]
+        error = f"{report.off[name]:.2f} s" if name in report.off else ""
+        rows.append([setting_label(name), *rates, f"{health.lufs:.1f} ± {health.lufs_spread:.1f} LUFS", error])
+    lines += format_table("clips | silent | with holes | clipping | loudness | length error", rows)
     lines += ["", "Speed: " + ", ".join(f"{value:.1f}× real time {name}" for name, value in report.speed.items()) + "."]
     if report.copies is not None:
         c = report.copies
         lines += [
             "",
-            f"Copies: {c.rate:.1%} of the clips come nearer to one of {c.training_clips} training clips than all but 1 % of "
-            f"the unseen references do (distance below {c.threshold:.3f}; 1 % is expected of music that copies nothing).",
+            f"Copies: {c.rate:.1%} of the clips are nearer to one of {c.training_clips} training clips than all but 1 % of "
+            f"the unseen references (distance below {c.threshold:.3f}; 1 % is expected of music that copies nothing).",
         ]
     return "\n".join(lines) + "\n"
 
 
+def format_table(header: str, rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return an empty line and the lines of a Markdown table; `header` separates its names by ' | '."""
+    names = header.split(" | ")
+    return ["", f"| {header} |", "|" + "---|" * len(names), *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
+
+
 def setting_label(setting: str) -> str:
-    """What a setting is called in a report."""
-    if setting.startswith(BUT):
-        return f"everything but {setting.removeprefix(BUT)}"
-    return MEANT.get(setting, f"{setting} alone")
+    """Return the description of a setting in a report."""
+    if setting.startswith(ALL_BUT):
+        return f"all controls but {setting.removeprefix(ALL_BUT)}"
+    return SETTING_LABELS.get(setting, f"{setting} alone")
 
 
-def _controls(report: Any) -> list[str]:
-    """Each attribute as it obeys its control alone and with all others, with own effects in the same unit."""
-    lines = [
+def _control_table(report: Any) -> list[str]:
+    """Adherence of each attribute to its control, alone and with all others, with own effects in the unit of A."""
+    rows = []
+    for attribute, control in CONTROL_OF.items():
+        results = [report.scores.get(setting, {}).get(attribute) for setting in (display_name(control), "all")]
+        if any(results):
+            cells = [cell for result in results for cell in _adherence_cells(result)]
+            rows.append([attribute, display_name(control), *cells, PUBLISHED_RESULTS.get(attribute, "")])
+    if not rows:
+        return []
+    header = "attribute | control | A alone | own effect alone | A together | own effect together | published"
+    return [
         "",
         "Each control alone and with all others; own effects divided by ceiling - chance, to be compared with A. Published "
         "values are of other data, outputs and estimators.",
-        "",
-        "| attribute | control | A alone | own effect alone | A together | own effect together | published |",
-        "|---|---|---|---|---|---|---|",
+        *format_table(header, rows),
     ]
-    rows = []
-    for attribute, control in SHOWN_BY.items():
-        alone = report.scores.get(display_name(control), {}).get(attribute)
-        together = report.scores.get("all", {}).get(attribute)
-        if alone or together:
-            cells = [cell for one in (alone, together) for cell in _cells(one)]
-            rows.append(_row([attribute, display_name(control), *cells, PUBLISHED_RESULTS.get(attribute, "")]))
-    return lines + rows if rows else []
 
 
-def _cells(one: Any) -> tuple[str, str]:
-    """A and the own effect as a part of it."""
-    if one is None:
+def _adherence_cells(result: AttributeResult | None) -> tuple[str, str]:
+    """Adherence, and the own effect as a part of it."""
+    if result is None:
         return "", ""
-    effect = (
-        "" if one.effect is None or not one.ceiling_minus_chance else format_score(one.effect.value / one.ceiling_minus_chance)
-    )
-    return format_interval(one.adherence.value), effect
+    span, effect = result.ceiling_minus_chance, result.effect
+    return format_interval(result.adherence.value), "" if effect is None or not span else format_score(effect.value / span)
 
 
-def _changes(report: Any) -> list[str]:
-    """What each control, given with all others, does to what these control."""
-    attributes = [name for name in SHOWN_BY if any(name in row for row in report.changes.values())]
+def _effect_table(report: Any) -> list[str]:
+    """Changes of the attributes of all other controls by each control."""
+    attributes = [name for name in CONTROL_OF if any(name in row for row in report.changes.values())]
     if not attributes:
         return []
-    lines = [
-        "",
-        "What adding a control to all others changes in A of what they control (below 0: it costs them).",
-        "",
-        _row(["added", *attributes]),
-        _row(["---"] * (1 + len(attributes))),
+    rows = [
+        [display_name(control), *(format_interval(row[name]) if name in row else "" for name in attributes)]
+        for control, row in report.changes.items()
     ]
-    for control, row in report.changes.items():
-        lines.append(_row([display_name(control), *(format_interval(row[name]) if name in row else "" for name in attributes)]))
-    return lines
-
-
-def _row(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
+    text = "Change of A in the attributes of all other controls when a control is added (below 0: they follow less well)."
+    return ["", text, *format_table(" | ".join(["added", *attributes]), rows)]
 
 
 def format_score(value: float) -> str:
-    """Two digits, or a dash for what could not be measured."""
+    """Return two decimals, or a dash if the value is not finite."""
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
 def format_interval(interval: Interval) -> str:
-    """A value with its bounds."""
-    known = math.isfinite(interval.value)
-    return f"{format_score(interval.value)} ({format_score(interval.low)} to {format_score(interval.high)})" if known else "–"
+    """Return a value with its bounds in parentheses, or a dash."""
+    value, low, high = (format_score(x) for x in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})" if math.isfinite(interval.value) else "–"

@@ -1,11 +1,12 @@
-"""Settings: the same held-out clips asked for with nothing, with each control alone, with all of them, and with all but one.
+"""Control settings (ablations): the same held-out clips requested with each control alone, with all and with all but one.
 
-A system that reads values in its texts is also asked in text without doing so: what its text conditioner alone is worth.
+If a system extracts values from prompts, one more setting measures its text conditioner without that extraction.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from cadenza.core.errors import DataError, RequestError
 from cadenza.core.spec import did_you_mean
 from cadenza.data.items import select_holdout
 from cadenza.data.manifest import Manifest, ManifestClip
+from cadenza.data.sources import load_manifest
 from cadenza.dsp.audio import load_audio
 from cadenza.evaluation.estimator_net import dominant_pitch_class, extract_features
 from cadenza.evaluation.labels import labelled_clips
@@ -25,167 +27,171 @@ from cadenza.evaluation.targets import (
     targets_from_values,
 )
 
-TEXT, BUT = "prompt", "all-but-"
-VALUES: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # what of a clip's truth is given under which id, None if unknown
-    "tempo": lambda truth: truth.get("tempo"),
-    "key": lambda truth: truth.get("key"),
-    "chords": lambda truth: [tuple(span) for span in truth.get("chords") or ()] or None,
-    "melody": lambda truth: [tuple(note[:3]) for note in truth.get("notes") or () if note[4] == "melody"] or None,
+TEXT, ALL_BUT = "prompt", "all-but-"
+VALUES: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # from a clip's labels to the value of a control, None if unknown
+    "tempo": lambda labels: labels.get("tempo"),
+    "key": lambda labels: labels.get("key"),
+    "chords": lambda labels: [tuple(span) for span in labels.get("chords") or ()] or None,
+    "melody": lambda labels: [tuple(note[:3]) for note in labels.get("notes") or () if note[4] == "melody"] or None,
 }
-HAND_SECONDS = 10.0
+HANDWRITTEN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class ControlSetting:
-    """Items to generate, with what each asks for, and how long it is to be; `given` are the controls that are used."""
+    """Items to generate with their targets and lengths in seconds; `given` are the ids of the controls in the items."""
 
     name: str
     items: list[dict[str, Any]]
-    wishes: list[AttributeTargets]
+    targets: list[AttributeTargets]
     seconds: list[float]
-    reads: bool = True  # whether the system may read values in the texts
+    reads: bool = True  # whether the system may extract values from the texts
     given: frozenset[str] = frozenset()
-    references: bool = True  # whether clip i answers to reference i
+    references: bool = True  # whether clip i has reference i
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A held-out clip with its truth."""
+    """A held-out clip with its labels."""
 
     clip: ManifestClip
     truth: dict[str, Any] = field(hash=False)
 
     @cached_property
     def chroma(self) -> np.ndarray:
-        """The loudest pitch class at each of the estimators' frames."""
+        """Loudest pitch class at each estimator frame, 12 for none."""
         return dominant_pitch_class(extract_features(load_audio(self.clip.audio)).pitch[0]).numpy()
 
 
-def sample_references(manifest: Manifest, count: int) -> list[Reference]:
-    """`count` clips of a manifest, or all if there are fewer, the same ones however the manifest is ordered."""
-    found = sorted(labelled_clips(manifest), key=lambda pair: pair[0].id)
-    out = select_holdout((clip.id for clip, _ in found), count)
-    chosen = [Reference(clip, truth) for clip, truth in found if clip.id in out]
+def sample_references(held_out: str | Path | Manifest, count: int) -> list[Reference]:
+    """Return `count` labelled clips, or all if there are fewer; the choice does not depend on their order.
+
+    Raises DataError for fewer than two labelled clips.
+    """
+    manifest = held_out if isinstance(held_out, Manifest) else load_manifest(held_out)[0]
+    labelled = sorted(labelled_clips(manifest), key=lambda pair: pair[0].id)
+    ids = select_holdout((clip.id for clip, _ in labelled), count)
+    chosen = [Reference(clip, labels) for clip, labels in labelled if clip.id in ids]
     if len(chosen) < 2:
-        raise DataError(f"{manifest.folder}: {len(chosen)} of its {len(found)} clips to evaluate on; at least 2 are needed")
+        raise DataError(
+            f"{manifest.folder}: {len(chosen)} of {len(labelled)} labelled clips selected. Expected at least 2. Add clips."
+        )
     return chosen
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What a system may be asked: clips, the families that the estimators know, its controls, its longest clip."""
+    """Reference clips, families of the estimators, controls and maximum seconds of a system."""
 
     references: Sequence[Reference]
     families: Sequence[str]
     controls: Sequence[str]
-    longest: float
+    max_seconds: float
     extracts_prompt_values: bool = False
 
     @cached_property
     def measured(self) -> list[str]:
-        """The controls whose obedience can be measured: those of which some clip's truth says something."""
+        """Controls that can be measured: the prompt, and those with a value in the labels of some clip."""
         values = [name for name in VALUES if name in self.controls and any(VALUES[name](r.truth) for r in self.references)]
         return [TEXT, *values] if TEXT in self.controls else values
 
     @cached_property
     def seconds(self) -> list[float]:
-        return [min(float(reference.truth["seconds"]), self.longest) for reference in self.references]
+        return [min(float(reference.truth["seconds"]), self.max_seconds) for reference in self.references]
 
     @cached_property
     def captions(self) -> list[tuple[str, AttributeTargets]]:
-        """One of each clip's captions, each in turn, and what it says."""
-        found = []
+        """One caption per clip with its targets: caption `i % n` of clip i."""
+        captions = []
         for i, reference in enumerate(self.references):
             texts, mentions = reference.truth["prompt"], reference.truth["prompt_mentions"]
-            which = i % len(texts)
-            found.append((texts[which], targets_from_caption(texts[which], mentions[which], reference.truth, self.families)))
-        return found
+            text, mentioned = texts[i % len(texts)], mentions[i % len(texts)]
+            captions.append((text, targets_from_caption(text, mentioned, reference.truth, self.families)))
+        return captions
 
     def setting(self, name: str, given: Collection[str], *, reads: bool = True) -> ControlSetting:
-        """Every clip asked for with these controls."""
-        items, wishes = [], []
+        """Return the setting in which every reference is requested with the controls `given`."""
+        items, all_targets = [], []
         for i, (reference, seconds) in enumerate(zip(self.references, self.seconds, strict=True)):
             values = {control: VALUES[control](reference.truth) for control in given if control != TEXT}
             chroma = reference.chroma if "melody" in given else None
-            wish = targets_from_values(reference.truth, values, seconds=seconds, chroma=chroma)
+            targets = targets_from_values(reference.truth, values, seconds=seconds, chroma=chroma)
             item = {control: value for control, value in values.items() if value is not None}
             if TEXT in given:
-                text, said = self.captions[i]
-                item, wish = {TEXT: text, **item}, _joined(said, wish)
+                text, text_targets = self.captions[i]
+                item, targets = {TEXT: text, **item}, _merge_targets(text_targets, targets)
             items.append(item)
-            wishes.append(replace(wish, seconds=seconds))
-        return ControlSetting(name, items, wishes, self.seconds, reads, frozenset(given))
+            all_targets.append(replace(targets, seconds=seconds))
+        return ControlSetting(name, items, all_targets, self.seconds, reads, frozenset(given))
 
     def handwritten_setting(self) -> ControlSetting:
-        """Sixty prompts that stand for no reference."""
+        """Return the setting of sixty prompts without references."""
         entries = handwritten_prompts()
-        wishes = [targets_from_handwritten(entry, self.families) for entry in entries]
-        seconds = [min(HAND_SECONDS, self.longest)] * len(entries)
+        targets = [targets_from_handwritten(entry, self.families) for entry in entries]
+        seconds = [min(HANDWRITTEN_SECONDS, self.max_seconds)] * len(entries)
         prompts = [{TEXT: entry["prompt"]} for entry in entries]
-        return ControlSetting("hand", prompts, wishes, seconds, given=frozenset({TEXT}), references=False)
+        return ControlSetting("hand", prompts, targets, seconds, given=frozenset({TEXT}), references=False)
 
 
-def settings(asking: EvaluationSet, wanted: Sequence[str] = ()) -> list[ControlSetting]:
-    """The settings of these names, or all that there are; RequestError names one that there is not.
+def settings(dataset: EvaluationSet, names: Sequence[str] = ()) -> list[ControlSetting]:
+    """Return the settings of these names and groups ('alone', 'together'), all by default, in a fixed order.
 
-    Where text and values meet, no value is read in the text: then it is known which of the two said it.
+    With text and values together, no value is extracted from the text, so that their effects stay apart.
+    Raises RequestError for a name that does not exist, or if no control can be measured.
     """
-    controls = asking.measured
+    controls = dataset.measured
     if not controls:
         raise RequestError(
-            f"none of this system's controls is measured here; there are {', '.join(asking.controls) or 'none'}, "
-            f"it takes {TEXT}, {' or '.join(VALUES)}"
+            f"The controls of this system ({', '.join(dataset.controls) or 'none'}) cannot be measured. "
+            f"Expected {TEXT}, {' or '.join(VALUES)}, with values in the labels of the clips."
         )
-    there = _there(controls, asking.extracts_prompt_values)
-    found = []
-    for name in _chosen(there, controls, wanted):
-        given, reads = there[name]
-        found.append(asking.handwritten_setting() if name == "hand" else asking.setting(name, given, reads=reads))
-    return found
+    available = _available_settings(controls, dataset.extracts_prompt_values)
+    groups = {
+        "alone": ["nothing", *map(display_name, controls)],
+        "together": [name for name in available if name.startswith("all")],
+    }
+    for name in names:
+        if name not in available and name not in groups:
+            raise RequestError(f"Setting '{name}' not found.{did_you_mean(name, [*available, *groups])}")
+    chosen = {member for name in names for member in groups.get(name, [name])}
+    return [
+        dataset.handwritten_setting() if name == "hand" else dataset.setting(name, given, reads=reads)
+        for name, (given, reads) in available.items()
+        if not names or name in chosen
+    ]
 
 
-def _there(controls: Sequence[str], reads: bool) -> dict[str, tuple[Sequence[str], bool]]:
-    """Every setting by its name: the controls that are given, and whether values are read in texts."""
-    found: dict[str, tuple[Sequence[str], bool]] = {"nothing": ((), True)}
+def _available_settings(controls: Sequence[str], extracts: bool) -> dict[str, tuple[Sequence[str], bool]]:
+    """Every setting by name: the controls given, and whether values are extracted from texts."""
+    available: dict[str, tuple[Sequence[str], bool]] = {"nothing": ((), True)}
     for control in controls:
-        found[display_name(control)] = [control], True
+        available[display_name(control)] = [control], True
     if TEXT in controls:
-        if reads:
-            found["unread"] = [TEXT], False
-        found["hand"] = [TEXT], True
-    if len(controls) > 2:  # with two, all but one is the other alone
+        if extracts:
+            available["unread"] = [TEXT], False
+        available["hand"] = [TEXT], True
+    if len(controls) > 2:  # of two controls, all but one is the other alone
         for control in controls:
-            found[BUT + display_name(control)] = [other for other in controls if other != control], not reads
+            available[ALL_BUT + display_name(control)] = [other for other in controls if other != control], not extracts
     if len(controls) > 1:
-        found["all"] = controls, not reads
-    return found
+        available["all"] = controls, not extracts
+    return available
 
 
-def setting_without(setting: ControlSetting, asked: Sequence[ControlSetting], control: str) -> ControlSetting | None:
-    """The setting without this control and otherwise the same, if it was asked."""
+def setting_without(setting: ControlSetting, others: Sequence[ControlSetting], control: str) -> ControlSetting | None:
+    """Return the setting with the same controls except this one, or None if `others` does not contain it."""
     if not setting.references or control not in setting.given:
         return None
-    found = [other for other in asked if other.references and other.given == setting.given - {control}]
-    return next((other for other in found if other.reads == setting.reads), found[0] if found else None)
-
-
-def _chosen(there: Collection[str], controls: Sequence[str], wanted: Collection[str]) -> list[str]:
-    """The names that are wanted, groups taken apart, in the order in which they are there; all where none is named."""
-    together = [name for name in there if name.startswith("all")]
-    groups = {"alone": ["nothing", *map(display_name, controls)], "together": together}
-    for name in wanted:
-        if name not in there and name not in groups:
-            raise RequestError(f"no setting called '{name}'.{did_you_mean(name, [*there, *groups])}")
-    found = {one for name in wanted for one in groups.get(name, [name])}
-    return [name for name in there if not wanted or name in found]
+    matches = [other for other in others if other.references and other.given == setting.given - {control}]
+    return next((other for other in matches if other.reads == setting.reads), matches[0] if matches else None)
 
 
 def display_name(control: str) -> str:
-    """A control's name in those of settings."""
+    """Return a control's name in the names of settings."""
     return "text" if control == TEXT else control
 
 
-def _joined(text: AttributeTargets, values: AttributeTargets) -> AttributeTargets:
-    """What a text and values say together, the values where both speak."""
-    told = {one.name: getattr(values, one.name) for one in fields(AttributeTargets)}
-    return replace(text, **{name: value for name, value in told.items() if value is not None})
+def _merge_targets(text: AttributeTargets, values: AttributeTargets) -> AttributeTargets:
+    """Targets of a text and of values; the values replace those of the text."""
+    targets = {target.name: getattr(values, target.name) for target in fields(AttributeTargets)}
+    return replace(text, **{name: target for name, target in targets.items() if target is not None})

@@ -1,4 +1,4 @@
-"""Wishes: what a request asks for in terms the estimators can check, and how well an estimate meets it."""
+"""Targets of a request in the units of the estimators, and scores of estimates against them."""
 
 import json
 import math
@@ -31,11 +31,11 @@ from cadenza.evaluation.music_metrics import (
 
 @dataclass(frozen=True)
 class AttributeTargets:
-    """What a request says; None for what it leaves open.
+    """Targets of one request; None where it has none.
 
-    `tempo` is a number of beats a minute and `pace` the range that a word such as 'slow' stands for. `families`
-    are wanted; `open` ones may play or not. `melody` and `chroma` are pitch classes at each of the estimators' frames,
-    12 for none: those of the melody's notes, and the loudest ones of the reference. Times are in seconds.
+    `tempo` is in beats per minute, `tempo_range` the range that a word such as 'slow' means. `families` are requested,
+    `optional_families` are not scored. `melody` (of the notes) and `chroma` (the loudest of the reference) are pitch
+    classes 0 to 11 per estimator frame, 12 for none. Times are in seconds.
     """
 
     tempo: float | None = None
@@ -51,67 +51,66 @@ class AttributeTargets:
     seconds: float | None = None
 
 
-def score_tempo(estimate: Estimate, wish: AttributeTargets) -> float:
-    """1 within 4 % of the wanted number."""
-    return math.nan if wish.tempo is None else float(abs(estimate.tempo - wish.tempo) <= TOLERANCE * wish.tempo)
+def score_tempo(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Return 1 within 4 % of the target tempo, else 0; NaN without a target, as all scores below."""
+    return math.nan if targets.tempo is None else float(abs(estimate.tempo - targets.tempo) <= TOLERANCE * targets.tempo)
 
 
-def score_tempo_range(estimate: Estimate, wish: AttributeTargets) -> float:
-    """1 within 4 % of the range that the tempo word stands for."""
-    if wish.tempo_range is None:
+def score_tempo_range(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Return 1 within 4 % of the range that the tempo word means, else 0."""
+    if targets.tempo_range is None:
         return math.nan
-    low, high = wish.tempo_range
+    low, high = targets.tempo_range
     return float(low * (1 - TOLERANCE) <= estimate.tempo <= high * (1 + TOLERANCE))
 
 
-def score_key(estimate: Estimate, wish: AttributeTargets) -> float:
-    """1 for exactly the wanted key."""
-    return math.nan if wish.key is None else float(estimate.key == wish.key)
+def score_key(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Return 1 for exactly the target key, else 0."""
+    return math.nan if targets.key is None else float(estimate.key == targets.key)
 
 
-def score_families(estimate: Estimate, wish: AttributeTargets) -> float:
-    """F1 of the families heard against those wanted, the open ones left out."""
-    if wish.families is None or wish.optional_families is None:
+def score_families(estimate: Estimate, targets: AttributeTargets) -> float:
+    """F1 of the estimated families, without the optional ones."""
+    if targets.families is None or targets.optional_families is None:
         return math.nan
-    heard = (estimate.families >= 0.5) & ~wish.optional_families
-    right = int((heard & wish.families).sum())
-    total = int(heard.sum() + wish.families.sum())
-    return 2 * right / total if total else 1.0
+    present = (estimate.families >= 0.5) & ~targets.optional_families
+    total = int(present.sum() + targets.families.sum())
+    return 2 * int((present & targets.families).sum()) / total if total else 1.0
 
 
-def score_beats(estimate: Estimate, wish: AttributeTargets) -> float:
+def score_beats(estimate: Estimate, targets: AttributeTargets) -> float:
     """F1 of the beats within 70 ms."""
-    return math.nan if wish.beats is None else events_f1(estimate.beats.numpy(), wish.beats, BEAT)
+    return math.nan if targets.beats is None else events_f1(estimate.beats.numpy(), targets.beats, BEAT)
 
 
-def score_chords(estimate: Estimate, wish: AttributeTargets) -> float:
-    """The share of time with the right major-minor class."""
-    return math.nan if wish.chords is None else majmin_accuracy(estimate.chord_timeline, wish.chords)
+def score_chords(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Share of time with the right major-minor class."""
+    return math.nan if targets.chords is None else majmin_accuracy(estimate.chord_timeline, targets.chords)
 
 
-def score_chord_iou(estimate: Estimate, wish: AttributeTargets) -> float:
-    """Intersection over union of the wanted chords and those heard."""
-    return math.nan if wish.chords is None else chart_iou(estimate.chord_timeline, wish.chords)
+def score_chord_iou(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Intersection over union of estimated and target chords."""
+    return math.nan if targets.chords is None else chart_iou(estimate.chord_timeline, targets.chords)
 
 
-def score_melody(estimate: Estimate, wish: AttributeTargets) -> float:
-    """The share of frames with the right melody pitch class, of those in which a melody is wanted (Salamon et al. 2014)."""
-    return math.nan if wish.melody is None else pitch_class_cosine(estimate.melody.numpy(), wish.melody, NO_PITCH_CLASS)
+def score_melody(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Share of the frames of the target melody with the right pitch class (Salamon et al. 2014)."""
+    return math.nan if targets.melody is None else pitch_class_cosine(estimate.melody.numpy(), targets.melody, NO_PITCH_CLASS)
 
 
-def score_chroma(estimate: Estimate, wish: AttributeTargets) -> float:
-    """The mean cosine of the loudest pitch classes with the reference's, as MusicGen measures (arXiv:2306.05284)."""
-    return math.nan if wish.chroma is None else pitch_class_cosine(estimate.chroma.numpy(), wish.chroma, NO_PITCH_CLASS)
+def score_chroma(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Mean cosine of the loudest pitch classes to those of the reference (MusicGen, arXiv:2306.05284)."""
+    return math.nan if targets.chroma is None else pitch_class_cosine(estimate.chroma.numpy(), targets.chroma, NO_PITCH_CLASS)
 
 
-def score_onsets(estimate: Estimate, wish: AttributeTargets) -> float:
+def score_onsets(estimate: Estimate, targets: AttributeTargets) -> float:
     """F1 of all onsets against those of the melody, within 50 ms."""
-    return math.nan if wish.onsets is None else events_f1(estimate.onsets.numpy(), wish.onsets, ONSET)
+    return math.nan if targets.onsets is None else events_f1(estimate.onsets.numpy(), targets.onsets, ONSET)
 
 
-def score_duration(estimate: Estimate, wish: AttributeTargets) -> float:
-    """1 less the share of the wanted length by which the sound ends early or late, 0 at worst."""
-    return math.nan if wish.seconds is None else max(0.0, 1 - abs(estimate.seconds - wish.seconds) / wish.seconds)
+def score_duration(estimate: Estimate, targets: AttributeTargets) -> float:
+    """Return 1 minus the relative error of the length, at least 0."""
+    return math.nan if targets.seconds is None else max(0.0, 1 - abs(estimate.seconds - targets.seconds) / targets.seconds)
 
 
 ATTRIBUTES = {
@@ -132,17 +131,17 @@ ATTRIBUTES = {
 def targets_from_values(
     sidecar: Mapping[str, Any], controls: Collection[str], *, seconds: float, chroma: np.ndarray | None = None
 ) -> AttributeTargets:
-    """What the values of these controls ask of a clip of so many seconds; a tempo asks for its beats too."""
-    told = {name for name in controls if sidecar.get(name) is not None}
+    """Return the targets of a clip of `seconds` for the values of `controls`; a tempo also gives targets for beats."""
+    known = {name for name in controls if sidecar.get(name) is not None}
     notes = sorted((note for note in sidecar.get("notes") or () if note[4] == "melody"), key=lambda note: note[0])
-    beats = np.array(sidecar.get("beats") or (), float) if "tempo" in told else np.zeros(0)
+    beats = np.array(sidecar.get("beats") or (), float) if "tempo" in known else np.zeros(0)
     melody = "melody" in controls and bool(notes)
     frames = math.ceil(seconds * SAMPLE_RATE / PITCH_HOP)
     return AttributeTargets(
-        tempo=float(sidecar["tempo"]) if "tempo" in told else None,
-        key=key_class(sidecar["key"]) if "key" in told else None,
+        tempo=float(sidecar["tempo"]) if "tempo" in known else None,
+        key=key_class(sidecar["key"]) if "key" in known else None,
         beats=beats[beats < seconds] if len(beats) else None,
-        chords=ChordTimeline.of(sidecar["chords"]).truncate(seconds) if "chords" in told else None,
+        chords=ChordTimeline.of(sidecar["chords"]).truncate(seconds) if "chords" in known else None,
         melody=_pitch_classes(notes, frames) if melody else None,
         chroma=chroma[:frames] if melody and chroma is not None else None,
         onsets=np.unique([note[0] for note in notes if note[0] < seconds]) if melody else None,
@@ -150,74 +149,73 @@ def targets_from_values(
 
 
 def _pitch_classes(notes: Sequence[Sequence[Any]], frames: int) -> np.ndarray:
-    """The pitch class in the middle of each frame, of the note that began last."""
+    """Pitch class at the middle of each frame, of the note that starts last; 12 for none."""
     middle = (np.arange(frames) + 0.5) * PITCH_HOP / SAMPLE_RATE
-    found = np.full(frames, NO_PITCH_CLASS)
+    classes = np.full(frames, NO_PITCH_CLASS)
     for start, end, pitch, *_ in notes:
-        found[(middle >= start) & (middle < end)] = pitch % 12
-    return found
+        classes[(middle >= start) & (middle < end)] = pitch % 12
+    return classes
 
 
 def targets_from_caption(
     text: str, mentions: Sequence[str], sidecar: Mapping[str, Any], families: Sequence[str]
 ) -> AttributeTargets:
-    """The wish that a corpus caption expresses: the truths it mentions, its players as far as they are named.
+    """Return the targets that a corpus caption mentions, with the families of the instruments it names.
 
-    Families that truly play but go unmentioned are open; those that neither play nor are named are unwanted.
+    Families that play but are not named are optional; a family that does neither counts as an error if present.
     """
-    said = set(mentions)
-    wanted = torch.zeros(len(families), dtype=torch.bool)
-    if said & {"players", "lead"}:
+    mentioned = set(mentions)
+    named = torch.zeros(len(families), dtype=torch.bool)
+    if mentioned & {"players", "lead"}:
         for player in sidecar["instruments"]:
             if _named(player["name"], text):
-                wanted[families.index(player["family"])] = True
+                named[families.index(player["family"])] = True
     plays = torch.tensor([name in sidecar["families"] for name in families])
     tempo = float(sidecar["tempo"])
     return AttributeTargets(
-        tempo=tempo if "bpm" in said else None,
-        tempo_range=_pace(text, tempo) if "tempo" in said else None,
-        key=key_class(sidecar["key"]) if "key" in said else None,
-        families=wanted if wanted.any() else None,
-        optional_families=plays & ~wanted if wanted.any() else None,
+        tempo=tempo if "bpm" in mentioned else None,
+        tempo_range=_tempo_range(text, tempo) if "tempo" in mentioned else None,
+        key=key_class(sidecar["key"]) if "key" in mentioned else None,
+        families=named if named.any() else None,
+        optional_families=plays & ~named if named.any() else None,
     )
 
 
 def _named(instrument: str, text: str) -> bool:
-    """Whether a text holds one of an instrument's names as whole words."""
+    """Return whether a text contains one of an instrument's names as whole words."""
     phrases = load_tables().phrases["instrument"][instrument]
-    return any(_holds(text, name) for name in (*phrases.train, *phrases.held_out))
+    return any(_contains(text, name) for name in (*phrases.train, *phrases.held_out))
 
 
-def _pace(text: str, tempo: float) -> tuple[float, float] | None:
-    """The range of the longest tempo phrase in a text that is true of the tempo."""
-    found = [
+def _tempo_range(text: str, tempo: float) -> tuple[float, float] | None:
+    """Range of the longest tempo phrase in a text among those that include the tempo."""
+    ranges = [
         (len(phrase), float(term.low), float(term.high))
         for term in load_tables().tempo_terms
         if term.low <= tempo <= term.high
         for phrase in (*term.phrases.train, *term.phrases.held_out)
-        if _holds(text, phrase)
+        if _contains(text, phrase)
     ]
-    return max(found)[1:] if found else None
+    return max(ranges)[1:] if ranges else None
 
 
-def _holds(text: str, phrase: str) -> bool:
+def _contains(text: str, phrase: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", text, re.IGNORECASE) is not None
 
 
 @cache
 def handwritten_prompts() -> tuple[dict[str, Any], ...]:
-    """Sixty sentences as a musician would write them, with what each asks for."""
+    """Return the sixty hand-written prompts of `prompts.json`, with the targets of each."""
     return tuple(json.loads(Path(__file__).with_name("prompts.json").read_text()))
 
 
 def targets_from_handwritten(entry: Mapping[str, Any], families: Sequence[str]) -> AttributeTargets:
-    """The wish that a hand-written prompt expresses; with `only`, families that it does not name are unwanted."""
-    wanted = torch.tensor([name in entry["families"] for name in families])
-    pace = entry.get("pace")
+    """Return the targets of a hand-written prompt; with `only`, a family that it does not name is an error."""
+    named, pace = torch.tensor([name in entry["families"] for name in families]), entry.get("pace")
     return AttributeTargets(
         tempo=entry.get("tempo"),
         tempo_range=None if pace is None else (pace[0], pace[1]),
         key=key_class(entry["key"]) if "key" in entry else None,
-        families=wanted,
-        optional_families=torch.zeros_like(wanted) if entry["only"] else ~wanted,
+        families=named,
+        optional_families=torch.zeros_like(named) if entry["only"] else ~named,
     )
