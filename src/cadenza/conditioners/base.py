@@ -25,7 +25,7 @@ from cadenza.codecs.base import Codec, CodecSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import RegisteredSpec
 from cadenza.core.timeline import Timeline
-from cadenza.core.types import Condition, ConditionKind, MaskedSequence
+from cadenza.core.types import Condition, ConditionKind, Latents, MaskedSequence
 
 Value = TypeVar("Value")
 Item = Mapping[str, Any]
@@ -388,3 +388,56 @@ def _concat_spans(condition: Condition, spans: Float[Tensor, "i s 4"] | None) ->
         present=condition.present.view(items, count).any(1),
         spans=spans,
     )
+
+
+def output_projection(spec: Any, dim: int) -> nn.Module:
+    """Return the linear layer from `dim` to `spec.output_dim`; identity with `project: auto` if the widths are equal."""
+    if spec.project == "auto" and dim == spec.output_dim:
+        return nn.Identity()
+    return nn.Linear(dim, spec.output_dim)
+
+
+def require_text(value: Any) -> str:
+    """Return the value if it is a string; raises RequestError otherwise."""
+    if not isinstance(value, str):
+        raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
+    return value
+
+
+def warn_truncated(count: int, longest: int, unit: str = "tokens") -> None:
+    """Warn that a text of `count` tokens or phonemes is truncated to `longest`."""
+    warnings.warn(
+        f"a text has {count} {unit}, {longest} are read (`max_length` of its conditioner): the last {count - longest} are lost",
+        stacklevel=3,
+    )
+
+
+def pad_ids(rows: Sequence[Sequence[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:
+    """Stack rows of ids to `ids` [b, n] and `mask` [b, n], with `n` = `length` or that of the longest row, at least 1."""
+    n = max([1, *map(len, rows)]) if length is None else length
+    ids = torch.full((len(rows), n), pad)
+    for row, line in zip(rows, ids, strict=True):
+        line[: len(row)] = torch.tensor(row, dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    return {"ids": ids, "mask": torch.arange(n) < lengths[:, None]}
+
+
+def codec_width(codec: CodecSpec) -> int:
+    """Return the numbers per frame of a codec."""
+    with torch.device("meta"):
+        return codec.build().embedding_dim
+
+
+def codec_frames(value: Any, dim: int) -> Float[Tensor, "f d"]:
+    """Return precomputed codec frames, given as Latents of one clip or [d, f]; raises RequestError for other values."""
+    z = value.z[0, :, : int(value.lengths)] if isinstance(value, Latents) and len(value) == 1 else value
+    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != dim or not z.shape[1] or not bool(z.isfinite().all()):
+        received = f"a tensor {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise RequestError(f"finite frames of a codec are needed, Latents of one clip or a tensor [{dim}, f], got {received}")
+    return z.float().cpu().T
+
+
+def example_codec() -> CodecSpec:
+    """Return a tiny codec for `example` of specs."""
+    fields = {"sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
+    return CodecSpec.parse({"type": "encodec", **fields})
