@@ -165,7 +165,7 @@ def test_tokenizers_in_other_files(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(CheckpointError, match="has no tokenizer that can be read"):
         part_of({"type": "vocab", "model": str(tmp_path / "none")})
-    with pytest.raises(CheckpointError, match="has 8 tokens, not 9; mend `size`"):
+    with pytest.raises(CheckpointError, match="has 8 tokens, not 9; fix `size`"):
         ids(part_of({"type": "vocab", "model": str(folder), "size": 9}), "drums")
 
 
@@ -211,7 +211,7 @@ def test_embeddings_are_projected_masked_and_placed() -> None:
         ({"tokenizer": "word"}, "tokenizer"),
         ({"positions": True}, "positions needs max_length"),
         ({"pad_to": "max_length"}, "pad_to: max_length needs max_length"),
-        ({"tokenizer": "whole", "max_length": 3}, "max_length has no meaning where a text is one word"),
+        ({"tokenizer": "whole", "max_length": 3}, "max_length: not supported by tokenizer: whole"),
         ({"tokenizer": {"type": "words", "bin": 3}}, "bin: unknown field. Did you mean 'bins'"),
         ({"tokenizer": {"type": "vocab"}}, "model: Field required"),
     ],

@@ -150,7 +150,9 @@ def test_longer_texts_are_cut_before_their_end_mark(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     count = len(tokenizer.encode(TEXTS[2]))
     for most in (1, 2, 9, count - 1):
-        with pytest.warns(UserWarning, match=f"a text has {count} tokens, {most} are read .*: the last {count - most} of it"):
+        with pytest.warns(
+            UserWarning, match=f"a text has {count} tokens, {most} are read .*: the last {count - most} are lost"
+        ):
             ids = part_of(folder, max_length=most).prepare([TEXTS[2]]).tensors["ids"]
         assert ids[0].tolist() == tokenizer.encode(TEXTS[2], truncation=True, max_length=most)
     assert part_of(folder, max_length=count).prepare([TEXTS[2]]).tensors["mask"].all()

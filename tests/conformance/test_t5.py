@@ -124,7 +124,7 @@ def test_stable_audio_tools(kit: Kit) -> None:
     }
     part = part_of(folder / "model" / "tiny-t5", **fields, out=out)
     said = prompts(folder)
-    with pytest.warns(UserWarning, match=r"a text has \d+ tokens, 24 are read .*: the last \d+ of it are lost"):
+    with pytest.warns(UserWarning, match=r"a text has \d+ tokens, 24 are read .*: the last \d+ are lost"):
         ids = part.prepare([item["prompt"] for item in said["conditioning"]]).tensors["ids"]
     assert torch.equal(ids, expected["cond.prompt.input_ids"])
     for name, key in (("cond", "conditioning"), ("neg", "negative_conditioning")):

@@ -26,6 +26,7 @@ from cadenza.core.errors import RequestError
 from cadenza.core.spec import RegisteredSpec
 from cadenza.core.timeline import Timeline
 from cadenza.core.types import Condition, ConditionKind, Latents, MaskedSequence
+from cadenza.nn.frozen import FrozenEncoderMixin
 
 Value = TypeVar("Value")
 Item = Mapping[str, Any]
@@ -267,6 +268,52 @@ class CodecConditioner(Conditioner[Value]):
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         return self.spec.model_copy(update={"model": None})  # the system's checkpoint holds the codec
+
+
+class PretrainedConditionerSpec(ConditionerSpec):
+    """Spec of a conditioner with a pretrained encoder `model`, a folder or a repository of the hub.
+
+    Unless it is to `train`, the encoder is frozen and not part of the saved weights: a saved system names its revision, or
+    holds a copy of a local folder.
+    """
+
+    model: str = Field(min_length=1)
+    revision: str | None = None  # commit, branch or tag of the repository
+    dim: int | None = Field(default=None, ge=1)  # width of the encoder; default: from its config
+    train: bool = False
+    pad_to: Literal["longest", "max_length"] = "longest"
+    empty_text: Literal["absent", "read"] = "absent"
+    project: Literal["always", "auto"] = "always"  # auto: only if the encoder's width differs from output_dim
+
+    def resolve_paths(self, folder: Path) -> Self:
+        return self.model_copy(update={"model": str(folder / self.model)}) if self.model.startswith("./") else self
+
+
+class PretrainedConditioner(FrozenEncoderMixin, Conditioner[Value]):
+    """Base class of conditioners with a pretrained encoder, which is `encoder` if it is trained.
+
+    `pretrained` has `dim`, `config`, `source`, `build`, `get` and `save(folder, weights=)`.
+    """
+
+    dtype_ref: Tensor  # empty; has this module's device and dtype
+
+    def _add_projection(self) -> None:
+        """Add the output projection, and the encoder if it is trained."""
+        self.out = output_projection(self.spec, self.pretrained.dim)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
+        if self.spec.train:
+            self.encoder = self.pretrained.build().requires_grad_(True)
+
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """Return config and weights of the encoder, on which features depend; None if it is trained."""
+        return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
+
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
+        source, fields = self.pretrained.source, {"dim": self.pretrained.dim}
+        if source.folder is None and not self.spec.train:
+            return self.spec.model_copy(update=fields | {"revision": source.resolved_revision})
+        self.pretrained.save(folder / subfolder, weights=not self.spec.train)
+        return self.spec.model_copy(update=fields | {"model": f"./{subfolder}", "revision": None})
 
 
 class ConditionerSet(nn.ModuleDict):
