@@ -149,7 +149,7 @@ def test_values(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(vectors(eyes, ["drums", {"text": "drums", "audio": file}]), said.expand(2, -1))
     assert not part.prepare([None, "", "  ", {"text": ""}, {}]).present.any()
     assert ears.prepare([None, sound(0.5)]).present.tolist() == [False, True]
-    assert part_of(folder, empty_text="read").prepare(["", None]).present.tolist() == [True, False]
+    assert part_of(folder, empty_text="encode").prepare(["", None]).present.tolist() == [True, False]
     for value in (3, ("a",), {"text": 1}):
         with pytest.raises(RequestError, match="it: a text or a sound is needed, got"):
             ConditionerSet({"it": part}).prepare([{"it": value}])

@@ -13,12 +13,12 @@ from copy import copy
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cadenza.codecs.base import Codec, CodecSpec
@@ -30,6 +30,8 @@ from cadenza.nn.frozen import FrozenEncoderMixin
 
 Value = TypeVar("Value")
 Item = Mapping[str, Any]
+# an empty text is absent, or encoded; YAML parses an unquoted null as None
+EmptyText = Annotated[Literal["null", "encode"], BeforeValidator(lambda value: "null" if value is None else value)]
 _TOKENS_OF_A_TEXT = 16  # estimate
 
 
@@ -282,7 +284,7 @@ class PretrainedConditionerSpec(ConditionerSpec):
     dim: int | None = Field(default=None, ge=1)  # width of the encoder; default: from its config
     train: bool = False
     pad_to: Literal["longest", "max_length"] = "longest"
-    empty_text: Literal["absent", "read"] = "absent"
+    empty_text: EmptyText = "null"
     project: Literal["always", "auto"] = "always"  # auto: only if the encoder's width differs from output_dim
 
     def resolve_paths(self, folder: Path) -> Self:
@@ -460,7 +462,7 @@ def warn_truncated(count: int, longest: int, unit: str = "tokens") -> None:
 
 
 def pad_ids(rows: Sequence[Sequence[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:
-    """Stack rows of ids to `ids` [b, n] and `mask` [b, n], with `n` = `length` or that of the longest row, at least 1."""
+    """Pad rows of ids to `ids` and `mask` [b, n]; `n` is `length`, or that of the longest row and at least 1."""
     n = max([1, *map(len, rows)]) if length is None else length
     ids = torch.full((len(rows), n), pad)
     for row, line in zip(rows, ids, strict=True):

@@ -39,7 +39,7 @@ class ClapSpec(PretrainedConditionerSpec):
     For a value with both text and audio, generation uses `prefer`; a training step uses the text with
     `text_probability`, else the audio. Audio longer than the model's window (10 s) is averaged over windows every `stride`
     seconds. With `layer` the output is the text's hidden states at that layer: 0 for embeddings, -1 for the last layer.
-    An empty text is absent, or with `empty_text: read` encoded as its two special tokens.
+    An empty text is absent, or with `empty_text: encode` encoded as its two special tokens.
     """
 
     type: Literal["clap"] = "clap"
@@ -248,7 +248,7 @@ class CLAPConditioner(PretrainedConditioner[Any]):
         if usable == (None, None) and (text is not None or audio is not None):
             other = "text" if modalities == "audio" else "sound"
             raise RequestError(f"this control reads no {other}; give {'a sound' if modalities == 'audio' else 'a text'}")
-        if self.spec.empty_text == "absent" and usable.text is not None and not usable.text.strip():
+        if self.spec.empty_text == "null" and usable.text is not None and not usable.text.strip():
             usable = _TextAndAudio(None, usable.audio)
         return None if usable == (None, None) else usable
 

@@ -80,7 +80,7 @@ class DrumsConditioner(CodecConditioner[Any]):
         return [x - start for x in _seconds(value) if x >= start] if isinstance(value, list | tuple) else value
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Return `x` [b, f, n] of onsets, or for the codec `wave` [b, c, t], `lengths` [b] in samples and `mask` [b, f]."""
+        """Return onset features `x` [b, f, n]; for the codec `wave` [b, c, t], `lengths` [b] in samples and `mask` [b, f]."""
         if self.codec is None:
             return {"x": torch.from_numpy(np.stack([self._onset_features(value) for value in values]))}
         codec = self.codec.spec

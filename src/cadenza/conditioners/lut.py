@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cadenza.conditioners.base import (
     Conditioner,
     ConditionerSpec,
+    EmptyText,
     PreparedInputs,
     output_projection,
     pad_ids,
@@ -90,7 +91,7 @@ class LutSpec(ConditionerSpec):
     std: float = Field(
         default=1.0, gt=0
     )  # standard deviation of the table before training; 0.1 if vectors are added to embeddings
-    empty_text: Literal["absent", "read"] = "absent"  # an empty text is absent, or encoded
+    empty_text: EmptyText = "null"
     max_length: int | None = Field(default=None, ge=1)
     pad_to: Literal["longest", "max_length"] = "longest"
     positions: bool = False
@@ -166,7 +167,7 @@ class LUTConditioner(Conditioner[str]):
 
     def prepare(self, values: Sequence[Any]) -> PreparedInputs:
         """Return CPU tensors; a text without words is absent."""
-        keep_empty = self.spec.empty_text == "read"
+        keep_empty = self.spec.empty_text == "encode"
         used = [value is not None and (bool(require_text(value).strip()) or keep_empty) for value in values]
         ids = iter(self._ids([require_text(value) for value, is_used in zip(values, used, strict=True) if is_used]))
         rows = [next(ids) if is_used else [] for is_used in used]

@@ -63,9 +63,9 @@ class SourceMixConditioner(CodecConditioner[Mapping[str, Any]]):
         return super().prepare([self._present_sources(value) or None for value in values])
 
     def preprocess(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return `wave` [b, n, k, c, s] or frames `x` [b, n, k, d], `lengths` [b, k] (samples or frames) and `mask` [b, n].
+        """Return `wave` [b, n, k, c, s] or frames `x` [b, n, k, d]; also `lengths` [b, k] and `mask` [b, n].
 
-        The length of a missing source is 0; the mask is True for frames of any source.
+        Lengths are in samples or frames, 0 for a missing source; the mask is True for frames of any source.
         """
         indices = [(row, k) for row, value in enumerate(values) for k, name in enumerate(self.spec.sources) if name in value]
         inputs = [values[row][self.spec.sources[k]] for row, k in indices]

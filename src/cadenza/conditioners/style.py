@@ -204,7 +204,7 @@ class StyleConditioner(Conditioner[Any]):
         return replace(prepared, tensors=prepared.tensors | {name: x.to(device) for name, x in drawn.items()})
 
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return frames `x` [b, n, e] or tokens `ids` [b, n, k] of the excerpts, their `mask` [b, n] and `levels` [b]."""
+        """Return frames `x` [b, n, e] or tokens `ids` [b, n, k]; also their `mask` [b, n] and `levels` [b]."""
         wave, shortest = tensors["wave"], math.ceil(_MIN_SECONDS * self.spec.input_sample_rate)
         bounds = zip(wave, tensors["start"].tolist(), tensors["length"].tolist(), strict=True)
         excerpts = [row[start : start + length] for row, start, length in bounds]

@@ -47,7 +47,7 @@ class T5Spec(PretrainedConditionerSpec):
     """Last hidden states of the T5 `model` for a text, projected to `output_dim`.
 
     Texts longer than `max_length` tokens are truncated with a warning. The encoder's own dropout is not applied. An empty
-    text is absent, or with `empty_text: read` encoded as its end token alone.
+    text is absent, or with `empty_text: encode` encoded as its end token alone.
     """
 
     type: Literal["t5"] = "t5"
@@ -104,7 +104,7 @@ class T5Conditioner(PretrainedConditioner[str]):
         return PreparedInputs({**prepared.tensors, "mask": mask}, prepared.present)
 
     def preprocess(self, values: Sequence[str]) -> dict[str, Tensor]:
-        """Return `ids` and `mask` [b, n], and with word dropout the index `word` [b, n] of each token's word, else -1."""
+        """Return `ids` and `mask` [b, n]; with word dropout also `word` [b, n], the index of each token's word or -1."""
         rows = [self._tokens(value) for value in values]
         length = self.spec.max_length if self.spec.pad_to == "max_length" else None
         tensors = pad_ids([ids for ids, _ in rows], pad=self.pretrained.pad_token_id, length=length)
@@ -120,7 +120,7 @@ class T5Conditioner(PretrainedConditioner[str]):
         drawn = torch.rand(word.shape, generator=rng).to(word.device).gather(1, word.clamp(min=0))  # one draw per word
         keep = mask & ((word < 0) | (drawn >= self.spec.word_dropout))
         present = prepared.present
-        if self.spec.empty_text == "absent":
+        if self.spec.empty_text == "null":
             present = present & (keep & (word >= 0)).any(1)
         order = torch.argsort((~keep).long(), dim=1, stable=True)
         keep, word = keep.gather(1, order), word.gather(1, order)
@@ -148,7 +148,7 @@ class T5Conditioner(PretrainedConditioner[str]):
         if value is None:
             return None
         text = lemmatize(require_text(value)) if self.spec.normalize_text else require_text(value)
-        return text if text.strip() or self.spec.empty_text == "read" else None
+        return text if text.strip() or self.spec.empty_text == "encode" else None
 
     def _tokens(self, text: str) -> tuple[list[int], list[int]]:
         """Return token ids of a text, and the index of each token's word, -1 for special tokens."""
