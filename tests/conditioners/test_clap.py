@@ -260,7 +260,7 @@ def test_kept_with_the_system(folder: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_clap(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(CheckpointError, match="is not a CLAP \(model_type = 't5'\)"):
+    with pytest.raises(CheckpointError, match=r"is not a CLAP \(model_type = 't5'\)"):
         part_of(tmp_path)
     with pytest.raises(CheckpointError, match="has a width of 12, not 13; fix `dim`"):
         _ = part_of(folder, dim=13).pretrained.config
