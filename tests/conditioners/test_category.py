@@ -55,7 +55,7 @@ def test_names_the_nearest_value() -> None:
         ({"values": []}, "at least 1"),
         ({"values": ["a", "A "], "aliases": {}}, "the same word"),
         ({"aliases": {"c MAJOR": "A minor"}}, "the same word"),
-        ({"aliases": {"Gb minor": "F# minor"}}, "aliases.Gb minor is 'F# minor', which is no value"),
+        ({"aliases": {"Gb minor": "F# minor"}}, "aliases.Gb minor is 'F# minor', which is not in"),
     ],
 )
 def test_refuses_lists_that_are_ambiguous(fields: dict[str, object], mistake: str) -> None:

@@ -102,8 +102,8 @@ def test_before_training_it_adds_nothing() -> None:
     [
         ("H9", "German H"),
         ("| |", "no chord is given"),
-        ("% C", "there is none"),
-        ("C@0 G", "says no time"),
+        ("% C", "which is missing"),
+        ("C@0 G", "has no start"),
         ("C@2 G@1", "must rise"),
         ([(1.0, 0.5, "C")], "0 <= start <= end"),
         ([(0.0, "C")], r"a chord is \(start, end, name\)"),

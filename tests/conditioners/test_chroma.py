@@ -158,7 +158,7 @@ def test_demucs_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     given = {name: Audio(found[name][None], RATE) for name in ("vocals", "other")}
     mixed, _ = classes(part, [mix, given])
     assert torch.equal(mixed[0], mixed[1]) and not torch.equal(mixed[0], classes(seen(), [mix])[0][0])
-    with pytest.raises(RequestError, match="'piano' is not told apart"):
+    with pytest.raises(RequestError, match="'piano' is not a stem"):
         classes(seen(stems="piano", separator=str(tmp_path / "d")), [mix])
 
     kept = part.save_assets(tmp_path / "saved", "conditioners/it")

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
 from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
-from cadenza.conditioners.clap import CLAPConditioner, ClapSpec, _drawn, _tiny
+from cadenza.conditioners.clap import CLAPConditioner, ClapSpec, _random_weight, _tiny
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
 from cadenza.dsp.audio import Audio
 from cadenza.nn.clap import COMPUTED_BUFFERS
@@ -39,7 +39,7 @@ def written(folder: Path, *, fusion: bool = False) -> Path:
     with torch.no_grad():
         for name, x in [*model.named_parameters(), *model.named_buffers()]:
             if x.is_floating_point():
-                x.copy_(_drawn(name, x.shape, torch.Generator().manual_seed(len(name) + x.numel())))
+                x.copy_(_random_weight(name, x.shape, torch.Generator().manual_seed(len(name) + x.numel())))
     model.save_pretrained(folder)
     extractor(fusion).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes((Path(_tiny().name) / "tokenizer.json").read_bytes())
@@ -128,9 +128,9 @@ def test_layers_of_the_text(folder: Path) -> None:
             assert not row[~mask].any()
     padded = part_of(folder, modalities="text", layer=-1, output_dim=16, pad_to="max_length", max_length=60)
     assert padded(padded.encode(padded.prepare(["drums"]))).embeddings.shape == (1, 60, 16)
-    with pytest.raises(SpecError, match="set reads: text and no codebooks"):
+    with pytest.raises(SpecError, match="Set modalities: text and no codebooks"):
         part_of(folder, layer=-1)
-    with pytest.raises(CheckpointError, match="has 2 layers for texts; a layer 3 is none of them"):
+    with pytest.raises(CheckpointError, match="has 2 text layers. Expected a layer from -3 to 2, not 3"):
         part_of(folder, modalities="text", layer=3)
 
 
@@ -149,7 +149,7 @@ def test_values(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(vectors(eyes, ["drums", {"text": "drums", "audio": file}]), said.expand(2, -1))
     assert not part.prepare([None, "", "  ", {"text": ""}, {}]).present.any()
     assert ears.prepare([None, sound(0.5)]).present.tolist() == [False, True]
-    assert part_of(folder, empty_text="read").prepare(["", None]).present.tolist() == [True, False]
+    assert part_of(folder, empty_text="encode").prepare(["", None]).present.tolist() == [True, False]
     for value in (3, ("a",), {"text": 1}):
         with pytest.raises(RequestError, match="it: a text or a sound is needed, got"):
             ConditionerSet({"it": part}).prepare([{"it": value}])
@@ -260,13 +260,15 @@ def test_kept_with_the_system(folder: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_clap(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(CheckpointError, match="is no CLAP: it is of type 't5'"):
+    with pytest.raises(CheckpointError, match=r"is not a CLAP \(model_type = 't5'\)"):
         part_of(tmp_path)
-    with pytest.raises(CheckpointError, match="has a width of 12, not 13; mend `dim`"):
+    with pytest.raises(CheckpointError, match="has a width of 12, not 13; fix `dim`"):
         _ = part_of(folder, dim=13).pretrained.config
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    with pytest.raises(CheckpointError, match="no preprocessor_config.json or processor_config.json, so it is not a CLAP that"):
+    with pytest.raises(
+        CheckpointError, match="no preprocessor_config.json or processor_config.json, so it is not a CLAP for audio"
+    ):
         part_of(tmp_path).prepare([sound(0.2)])
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer.json, so it is not a CLAP with its tokenizer"):

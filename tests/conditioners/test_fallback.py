@@ -18,7 +18,7 @@ def test_a_value_of_its_own_comes_first() -> None:
     parts = ConditionerSet({"length": NumberSpec.parse({**SECONDS, "fallback": "seconds"}).build()})
     prepared = parts.prepare([{"seconds": 1}, {"seconds": 1, "length": 2}, {"length": None, "seconds": 3}, {}])["length"]
     assert prepared.present.tolist() == [True, True, True, False]
-    torch.testing.assert_close(prepared.tensors["place"][:3], torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(prepared.tensors["position"][:3], torch.tensor([0.1, 0.2, 0.3]))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from cadenza.conditioners.base import ConditionerSet, ConditionerSpec
 from cadenza.conditioners.lut import LUTConditioner, LutSpec
 from cadenza.core.errors import CheckpointError, RequestError, SpecError
-from cadenza.nn.tokenizers import _tools, hash_to_row, lemmatize, spacy_tokens, split_normalized_words
+from cadenza.nn.tokenizers import _load_spacy, hash_to_row, lemmatize, spacy_tokens, split_normalized_words
 
 TEXTS = ["slow piano in a minor, 80 bpm", "drums", "the violins was singing"]
 
@@ -59,7 +59,7 @@ def test_every_tokenizer_keeps_the_contract(tmp_path: Path, which: str) -> None:
 
 
 def test_a_whole_text_is_one_hashed_word() -> None:
-    part = part_of({"type": "whole", "bins": 64}, empty_text="read")
+    part = part_of({"type": "whole", "bins": 64}, empty_text="encode")
     for text in ("Queen", " two  spaces ", "Ünïcode ½", ""):
         assert ids(part, text) == [hashed(text, 64)]
     assert part.prepare([None, "x"]).tensors["ids"][0].tolist() == [0]
@@ -101,13 +101,13 @@ def test_words_by_a_language_model(tmp_path: Path) -> None:
 
 def test_a_language_model_by_name_is_read_without_running_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(spacy_package(tmp_path)))
-    _tools.cache_clear()
+    _load_spacy.cache_clear()
     assert lemmatize("the violins, 2 choirs") == "violin choir"
     part = part_of("spacy")
     part.prepare_training([])
     kept = part.save_assets(tmp_path, "place")
     assert kept == part.spec and not (tmp_path / "place").exists()
-    _tools.cache_clear()
+    _load_spacy.cache_clear()
 
 
 def test_what_a_language_model_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_what_a_language_model_lacks_is_said(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(CheckpointError, match="is not a model that this version of spaCy can load"):
         part_of({"type": "spacy", "model": str(tmp_path / "broken")}).prepare_training([])
     for name in ("spacy", "num2words"):
-        _tools.cache_clear()
+        _load_spacy.cache_clear()
         with monkeypatch.context() as without:
             without.setitem(sys.modules, name, None)
             with pytest.raises(CheckpointError, match=rf'needs {name}.*pip install "cadenza\[text\]".*tokenizer: words'):
@@ -143,7 +143,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     assert part.table.num_embeddings == len(tokenizer)
     for text in ("<verse> sad piano", "ÿ?", *TEXTS, "<chorus><verse>"):
         assert ids(part, text) == tokenizer.encode(text)
-    fields = {"max_length": 6, "pad_to": "max_length", "empty_text": "read"}
+    fields = {"max_length": 6, "pad_to": "max_length", "empty_text": "encode"}
     short = part_of({"type": "vocab", "model": str(folder)}, **fields)
     texts = ["a choir of violins", "", "a"]
     expected = theirs(folder)(texts, padding="max_length", truncation=True, max_length=6, return_tensors="pt")
@@ -165,7 +165,7 @@ def test_tokenizers_in_other_files(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(CheckpointError, match="has no tokenizer that can be read"):
         part_of({"type": "vocab", "model": str(tmp_path / "none")})
-    with pytest.raises(CheckpointError, match="has 8 tokens, not 9; mend `size`"):
+    with pytest.raises(CheckpointError, match="has 8 tokens, not 9; fix `size`"):
         ids(part_of({"type": "vocab", "model": str(folder), "size": 9}), "drums")
 
 
@@ -181,7 +181,7 @@ def test_folders_are_copied_into_a_saved_system(tmp_path: Path) -> None:
         moved = (tmp_path / "saved").rename(tmp_path / f"moved {which}")
         (tmp_path / which).rename(tmp_path / f"gone {which}")
         found = ConditionerSpec.parse(json.loads(spec.to_json())).resolve_paths(moved)
-        _tools.cache_clear()
+        _load_spacy.cache_clear()
         with torch.device("meta"):
             there = found.build()
         assert ids(there, TEXTS[0]) == expected
@@ -211,7 +211,7 @@ def test_embeddings_are_projected_masked_and_placed() -> None:
         ({"tokenizer": "word"}, "tokenizer"),
         ({"positions": True}, "positions needs max_length"),
         ({"pad_to": "max_length"}, "pad_to: max_length needs max_length"),
-        ({"tokenizer": "whole", "max_length": 3}, "max_length has no meaning where a text is one word"),
+        ({"tokenizer": "whole", "max_length": 3}, "max_length: not supported by tokenizer: whole"),
         ({"tokenizer": {"type": "words", "bin": 3}}, "bin: unknown field. Did you mean 'bins'"),
         ({"tokenizer": {"type": "vocab"}}, "model: Field required"),
     ],

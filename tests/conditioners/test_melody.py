@@ -100,7 +100,7 @@ def test_before_training_it_adds_nothing() -> None:
         ([(0.0, 1.0, 200)], "from 0 to 127"),
         (3, "is a list of"),
         (np.zeros((5, 9)), "salience"),
-        (Audio(torch.zeros(1, 1, 16000), 16000), "no pitch is heard"),
+        (Audio(torch.zeros(1, 1, 16000), 16000), "no pitch found"),
         ("nowhere.wav", "nowhere.wav"),
     ],
 )

@@ -16,7 +16,7 @@ def number(**fields: object) -> NumberConditioner:
 
 
 def places(part: NumberConditioner, *values: Any) -> list[float]:
-    return part.prepare(values).tensors["place"].tolist()
+    return part.prepare(values).tensors["position"].tolist()
 
 
 def test_range_is_spread_evenly() -> None:

@@ -187,7 +187,7 @@ def test_what_is_no_mert_is_said(mert: tuple[Path, HubertModel]) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"codec": None}, "set model, such as m-a-p/MERT-v1-95M, or codec"),
+        ({"codec": None}, r"set `model` \(for example m-a-p/MERT-v1-95M\) or `codec`"),
         ({"eval_q": 4}, r"eval_q \(4\) cannot be more than levels \(3\)"),
         ({"heads": 3}, r"heads \(3\) must divide hidden \(16\)"),
         ({"train_seconds_range": [2, 1]}, "the lesser first"),

@@ -21,7 +21,7 @@ from transformers import AutoModelForTextEncoding, PreTrainedTokenizerFast, T5Co
 
 from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import CheckpointError, SpecError
-from cadenza.nn.tokenizers import _tools
+from cadenza.nn.tokenizers import _load_spacy
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
@@ -150,7 +150,9 @@ def test_longer_texts_are_cut_before_their_end_mark(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     count = len(tokenizer.encode(TEXTS[2]))
     for most in (1, 2, 9, count - 1):
-        with pytest.warns(UserWarning, match=f"a text has {count} tokens, {most} are read .*: the last {count - most} of it"):
+        with pytest.warns(
+            UserWarning, match=f"a text has {count} tokens, {most} are read .*: the last {count - most} are lost"
+        ):
             ids = part_of(folder, max_length=most).prepare([TEXTS[2]]).tensors["ids"]
         assert ids[0].tolist() == tokenizer.encode(TEXTS[2], truncation=True, max_length=most)
     assert part_of(folder, max_length=count).prepare([TEXTS[2]]).tensors["mask"].all()
@@ -166,7 +168,7 @@ def test_absent_and_empty_texts_are_zeros(folder: Path, project: str) -> None:
     assert made.present.tolist() == [False, False, False, True]
     assert not made.embeddings[:3].any() and not made.mask[:3].any() and made.embeddings[3].any()
     assert run(part, [None, ""]).embeddings.shape == (2, 1, 16)
-    read = run(part_of(folder, empty_text="read"), ["", None])
+    read = run(part_of(folder, empty_text="encode"), ["", None])
     assert read.present.tolist() == [True, False]
     torch.testing.assert_close(read.embeddings[0], theirs(folder, ""), atol=1e-5, rtol=1e-4)
     learned = part_of(folder, null_embedding="learned")
@@ -277,7 +279,7 @@ def test_a_text_without_words_left_is_absent(folder: Path) -> None:
     prepared = parts.prepare([{"it": TEXTS[0]}, {}])
     made = parts(parts.encode(parts.augment(prepared, torch.Generator())))["it"]
     assert not made.present.any() and not made.embeddings.any()
-    read = part_of(folder, word_dropout=1.0, empty_text="read")
+    read = part_of(folder, word_dropout=1.0, empty_text="encode")
     varied = read.augment(read.prepare([TEXTS[0], None]), torch.Generator())
     assert varied.tensors["ids"][varied.tensors["mask"]].tolist() == [1] and varied.present.tolist() == [True, False]
 
@@ -285,9 +287,9 @@ def test_a_text_without_words_left_is_absent(folder: Path) -> None:
 @pytest.fixture
 def english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(spacy_package(tmp_path / "packages")))
-    _tools.cache_clear()
+    _load_spacy.cache_clear()
     yield
-    _tools.cache_clear()
+    _load_spacy.cache_clear()
 
 
 def test_normalised_text_is_lemmas_without_stop_words(folder: Path, english: None) -> None:
@@ -298,7 +300,7 @@ def test_normalised_text_is_lemmas_without_stop_words(folder: Path, english: Non
 
 
 def test_normalising_needs_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _tools.cache_clear()
+    _load_spacy.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(CheckpointError, match=r"needs spacy.*pip install \"cadenza\[text\]\""):
         part_of(folder, normalize_text=True).prepare(["drums"])

@@ -58,7 +58,7 @@ def test_a_narrow_encoder_is_copied_as_it_is(tmp_path: Path) -> None:
     assert dense.keys() == exact.keys()
     for name, x in exact.items():
         assert (dense[name].float() - x).abs().max() <= x.abs().max() / 250, name
-    with pytest.raises(CheckpointError, match="has weights of 8 bits, which cannot be trained; give the T5 they are of"):
+    with pytest.raises(CheckpointError, match="has weights in 8 bits, which cannot be trained"):
         spec.model_copy(update={"train": True}).resolve_paths(tmp_path).build()
 
 
@@ -71,7 +71,7 @@ def test_a_trained_encoder_leaves_its_weights_to_the_system(tmp_path: Path, fold
     other = spec.resolve_paths(tmp_path).build()
     other.load_state_dict(part.state_dict())
     assert torch.equal(run(other, list(TEXTS)).embeddings, run(part, list(TEXTS)).embeddings)
-    with pytest.raises(CheckpointError, match="weights are among those of its system; set train: true"):
+    with pytest.raises(CheckpointError, match="weights are in the checkpoint of its system. Set train: true"):
         run(spec.model_copy(update={"train": False}).resolve_paths(tmp_path).build(), ["drums"])
 
 
@@ -162,8 +162,8 @@ def _break(folder: Path, how: str) -> None:
     [
         ("no tokenizer", "has no tokenizer.json or spiece.model, so it is not a T5 with its tokenizer"),
         ("no config", "has no config.json, so it is not a T5"),
-        ("another model", "is no T5: it is of type 'bert'; give a model of one of the types t5"),
-        ("something more", "is no T5: it is of type 'musicgen'; set inside: text_encoder"),
+        ("another model", "is not a T5 \\(model_type = 'bert'\\). Expected one of t5"),
+        ("something more", "is not a T5 \\(model_type = 'musicgen'\\). Set subconfig: text_encoder"),
         ("no weights", "has no weights: model.safetensors or pytorch_model.bin is needed"),
         ("cut off", "model.safetensors is not a whole safetensors file .* copy it again"),
         ("one missing", "1 missing"),
@@ -171,7 +171,7 @@ def _break(folder: Path, how: str) -> None:
         ("misshapen", "1 misshapen"),
         ("not finite", "1 weight is not finite"),
         ("code", "pytorch_model.bin was not loaded: it is a pickle"),
-        ("broken tokenizer", "tokenizer.json is no tokenizer"),
+        ("broken tokenizer", "tokenizer.json is not a tokenizer"),
         ("broken config", "config.json is not readable as JSON"),
     ],
 )
@@ -185,7 +185,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, capsys: Any, how: str
 def test_what_is_wrong_with_a_request_is_said(folder: Path) -> None:
     with pytest.raises(RequestError, match=r"a text is needed, got 7 \(int\)"):
         part_of(folder).prepare(["drums", 7])
-    with pytest.raises(CheckpointError, match="has a width of 16, not 32; mend `dim`"):
+    with pytest.raises(CheckpointError, match="has a width of 16, not 32; fix `dim`"):
         part_of(folder, dim=32).prepare(["drums"])
 
 

@@ -30,7 +30,7 @@ def test_audiocraft(kit: Kit) -> None:
         output_dim=width,
         project="always",
         null_embedding="zeros",
-        empty_text="read",
+        empty_text="encode",
     )
     part = spec.build().eval()
     names = {"embed.weight": "table.weight", "output_proj.weight": "out.weight", "output_proj.bias": "out.bias"}
@@ -63,7 +63,7 @@ def test_stable_audio_tools(kit: Kit) -> None:
             output_dim=config.get("output_dim", described["cond_dim"]),
             project="always" if config.get("project_out") else "auto",
             null_embedding="zeros",
-            empty_text="read",
+            empty_text="encode",
             max_length=config["max_length"],
             pad_to="max_length",
             positions=config.get("use_abs_pos_emb", False),

@@ -49,7 +49,7 @@ def test_encoder(kit: Kit, tmp_path: Path, kind: str, tokenizer: str) -> None:
         for key, x in load_file(folder / "expected.safetensors").items()
         if key.startswith(f"{kind}.")
     }
-    part = part_of(tmp_path / "t5", empty_text="read")
+    part = part_of(tmp_path / "t5", empty_text="encode")
     for i, text in enumerate(said["odd_texts"]):
         assert part.prepare([text]).tensors["ids"][0].tolist() == expected[f"odd{i}.ids"].tolist(), text
     four = [*said["prompts"], ""]
@@ -117,14 +117,14 @@ def test_stable_audio_tools(kit: Kit) -> None:
     out = _under("conditioner.conditioners.prompt.proj_out.", weights)
     length = expected["cond.prompt.input_ids"].shape[1]
     fields: dict[str, Any] = {
-        "empty_text": "read",
+        "empty_text": "encode",
         "pad_to": "max_length",
         "max_length": length,
         "output_dim": len(out["bias"]),
     }
     part = part_of(folder / "model" / "tiny-t5", **fields, out=out)
     said = prompts(folder)
-    with pytest.warns(UserWarning, match=r"a text has \d+ tokens, 24 are read .*: the last \d+ of it are lost"):
+    with pytest.warns(UserWarning, match=r"a text has \d+ tokens, 24 are read .*: the last \d+ are lost"):
         ids = part.prepare([item["prompt"] for item in said["conditioning"]]).tensors["ids"]
     assert torch.equal(ids, expected["cond.prompt.input_ids"])
     for name, key in (("cond", "conditioning"), ("neg", "negative_conditioning")):

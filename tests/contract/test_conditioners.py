@@ -212,7 +212,7 @@ class CoinSpec(ConditionerSpec):
     widget: ClassVar[str] = "choice"
 
     @property
-    def gives(self):
+    def output_kind(self):
         return "vector"
 
     @classmethod
@@ -224,16 +224,16 @@ class CoinSpec(ConditionerSpec):
 
 
 class Coin(Conditioner[str]):
-    blank = "heads"
+    placeholder = "heads"
 
     def __init__(self, spec):
         super().__init__(spec)
         self.table = nn.Embedding(2, spec.output_dim)
 
-    def read(self, values):
+    def preprocess(self, values):
         return {"side": torch.tensor([value == "heads" for value in values]).long()}
 
-    def embed(self, tensors):
+    def project(self, tensors):
         x = self.table(tensors["side"])[:, None]
         return MaskedSequence(x, torch.ones_like(x[..., 0], dtype=torch.bool))
 '''
@@ -254,7 +254,7 @@ def test_one_new_file_is_a_new_conditioner(coin: Path) -> None:
     found = ConditionerSpec.parse({"type": "coin", "output_dim": 4})
     assert found == ConditionerSpec.lookup("coin").example()[0]
     with pytest.raises(Exception, match=r"outptu_dim: unknown field. Did you mean 'output_dim'"):
-        ConditionerSpec.parse({"type": "coin", "output_dmi": 4, "output_dim": 4})
+        ConditionerSpec.parse({"type": "coin", "outptu_dim": 4, "output_dim": 4})
     for promise in CONTRACT:
         promise(*ConditionerSpec.lookup("coin").example())
 

@@ -16,3 +16,12 @@ def test_the_present_format_is_left_alone() -> None:
 def test_other_formats_are_refused(written: Any) -> None:
     with pytest.raises(ValueError, match=f"which reads 1 to {FORMAT}; upgrade"):
         migrate_spec({"format": written})
+
+
+@pytest.mark.parametrize("kind", ["t5", "clap", "lut"])
+@pytest.mark.parametrize(("old", "new"), [("absent", "null"), ("read", "encode")])
+def test_values_of_empty_text_are_migrated(kind: str, old: str, new: str) -> None:
+    migrated = migrate_spec({"conditioners": {"prompt": {"type": kind, "empty": old}}})
+    assert migrated["conditioners"]["prompt"] == {"type": kind, "empty_text": new}
+    present = {"format": FORMAT, "conditioners": {"prompt": {"type": kind, "empty_text": new}}}
+    assert migrate_spec(present) == present

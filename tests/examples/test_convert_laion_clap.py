@@ -14,7 +14,7 @@ import torch
 from convert_laion_clap import convert_laion_clap
 from transformers import ClapConfig, ClapModel
 
-from cadenza.conditioners.clap import ClapSpec, _drawn, _tiny
+from cadenza.conditioners.clap import ClapSpec, _random_weight, _tiny
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
 
@@ -30,7 +30,7 @@ def model(*, fusion: bool = False) -> ClapModel:
     made = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=12)).eval()
     for name, x in [*made.named_parameters(), *made.named_buffers()]:
         if x.is_floating_point():
-            x.copy_(_drawn(name, x.shape, torch.Generator().manual_seed(len(name) + x.numel())))
+            x.copy_(_random_weight(name, x.shape, torch.Generator().manual_seed(len(name) + x.numel())))
     return made
 
 

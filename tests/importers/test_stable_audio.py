@@ -100,7 +100,12 @@ def test_their_whole_example_loads_in_each_form(tmp_path: Path) -> None:
     }
     assert found.fusion is None and found.checkpoints == {}
     assert found.conditioners["prompt"] == T5Spec(
-        model="google-t5/t5-base", output_dim=768, max_length=77, pad_to="max_length", empty_text="read", null_embedding="zeros"
+        model="google-t5/t5-base",
+        output_dim=768,
+        max_length=77,
+        pad_to="max_length",
+        empty_text="encode",
+        null_embedding="zeros",
     )
     (tmp_path / "model_config.json").write_text(json.dumps({"model": {"conditioning": WHOLE}}))
     (tmp_path / "t5-base").mkdir()

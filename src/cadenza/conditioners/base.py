@@ -13,22 +13,25 @@ from copy import copy
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cadenza.codecs.base import Codec, CodecSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import RegisteredSpec
 from cadenza.core.timeline import Timeline
-from cadenza.core.types import Condition, ConditionKind, MaskedSequence
+from cadenza.core.types import Condition, ConditionKind, Latents, MaskedSequence
+from cadenza.nn.frozen import FrozenEncoderMixin
 
 Value = TypeVar("Value")
 Item = Mapping[str, Any]
+# an empty text is absent, or encoded; YAML parses an unquoted null as None
+EmptyText = Annotated[Literal["null", "encode"], BeforeValidator(lambda value: "null" if value is None else value)]
 _TOKENS_OF_A_TEXT = 16  # estimate
 
 
@@ -269,6 +272,52 @@ class CodecConditioner(Conditioner[Value]):
         return self.spec.model_copy(update={"model": None})  # the system's checkpoint holds the codec
 
 
+class PretrainedConditionerSpec(ConditionerSpec):
+    """Spec of a conditioner with a pretrained encoder `model`, a folder or a repository of the hub.
+
+    Unless it is to `train`, the encoder is frozen and not part of the saved weights: a saved system names its revision, or
+    holds a copy of a local folder.
+    """
+
+    model: str = Field(min_length=1)
+    revision: str | None = None  # commit, branch or tag of the repository
+    dim: int | None = Field(default=None, ge=1)  # width of the encoder; default: from its config
+    train: bool = False
+    pad_to: Literal["longest", "max_length"] = "longest"
+    empty_text: EmptyText = "null"
+    project: Literal["always", "auto"] = "always"  # auto: only if the encoder's width differs from output_dim
+
+    def resolve_paths(self, folder: Path) -> Self:
+        return self.model_copy(update={"model": str(folder / self.model)}) if self.model.startswith("./") else self
+
+
+class PretrainedConditioner(FrozenEncoderMixin, Conditioner[Value]):
+    """Base class of conditioners with a pretrained encoder, which is `encoder` if it is trained.
+
+    `pretrained` has `dim`, `config`, `source`, `build`, `get` and `save(folder, weights=)`.
+    """
+
+    dtype_ref: Tensor  # empty; has this module's device and dtype
+
+    def _add_projection(self) -> None:
+        """Add the output projection, and the encoder if it is trained."""
+        self.out = output_projection(self.spec, self.pretrained.dim)
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
+        if self.spec.train:
+            self.encoder = self.pretrained.build().requires_grad_(True)
+
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """Return config and weights of the encoder, on which features depend; None if it is trained."""
+        return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
+
+    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
+        source, fields = self.pretrained.source, {"dim": self.pretrained.dim}
+        if source.folder is None and not self.spec.train:
+            return self.spec.model_copy(update=fields | {"revision": source.resolved_revision})
+        self.pretrained.save(folder / subfolder, weights=not self.spec.train)
+        return self.spec.model_copy(update=fields | {"model": f"./{subfolder}", "revision": None})
+
+
 class ConditionerSet(nn.ModuleDict):
     """Conditioners by item id, with the three steps for a batch of items."""
 
@@ -388,3 +437,56 @@ def _concat_spans(condition: Condition, spans: Float[Tensor, "i s 4"] | None) ->
         present=condition.present.view(items, count).any(1),
         spans=spans,
     )
+
+
+def output_projection(spec: Any, dim: int) -> nn.Module:
+    """Return the linear layer from `dim` to `spec.output_dim`; identity with `project: auto` if the widths are equal."""
+    if spec.project == "auto" and dim == spec.output_dim:
+        return nn.Identity()
+    return nn.Linear(dim, spec.output_dim)
+
+
+def require_text(value: Any) -> str:
+    """Return the value if it is a string; raises RequestError otherwise."""
+    if not isinstance(value, str):
+        raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
+    return value
+
+
+def warn_truncated(count: int, longest: int, unit: str = "tokens") -> None:
+    """Warn that a text of `count` tokens or phonemes is truncated to `longest`."""
+    warnings.warn(
+        f"a text has {count} {unit}, {longest} are read (`max_length` of its conditioner): the last {count - longest} are lost",
+        stacklevel=3,
+    )
+
+
+def pad_ids(rows: Sequence[Sequence[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:
+    """Pad rows of ids to `ids` and `mask` [b, n]; `n` is `length`, or that of the longest row and at least 1."""
+    n = max([1, *map(len, rows)]) if length is None else length
+    ids = torch.full((len(rows), n), pad)
+    for row, line in zip(rows, ids, strict=True):
+        line[: len(row)] = torch.tensor(row, dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    return {"ids": ids, "mask": torch.arange(n) < lengths[:, None]}
+
+
+def codec_width(codec: CodecSpec) -> int:
+    """Return the numbers per frame of a codec."""
+    with torch.device("meta"):
+        return codec.build().embedding_dim
+
+
+def codec_frames(value: Any, dim: int) -> Float[Tensor, "f d"]:
+    """Return precomputed codec frames, given as Latents of one clip or [d, f]; raises RequestError for other values."""
+    z = value.z[0, :, : int(value.lengths)] if isinstance(value, Latents) and len(value) == 1 else value
+    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != dim or not z.shape[1] or not bool(z.isfinite().all()):
+        received = f"a tensor {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise RequestError(f"finite frames of a codec are needed, Latents of one clip or a tensor [{dim}, f], got {received}")
+    return z.float().cpu().T
+
+
+def example_codec() -> CodecSpec:
+    """Return a tiny codec for `example` of specs."""
+    fields = {"sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
+    return CodecSpec.parse({"type": "encodec", **fields})

@@ -1,4 +1,4 @@
-"""Where the beats are, as one vector a frame: from a tempo, or from the times of the beats."""
+"""Beat positions as one vector per frame, from a tempo or from beat times."""
 
 import math
 import warnings
@@ -15,11 +15,11 @@ from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.types import MaskedSequence
 
-_CYCLES = (1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4)  # per beat: bars of four, three and two, the beat, and what divides it
+_CYCLES = (1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4)  # per beat: bars of 4, 3 and 2 beats, the beat, subdivisions
 
 
 class BeatsSpec(FramewiseConditionerSpec):
-    """A tempo beyond `min` or `max`, in beats a minute, is moved to the nearest end, with a warning; beat times are not."""
+    """Range of the tempo in beats per minute; a tempo outside is clamped with a warning, beat times are not."""
 
     type: Literal["beats"] = "beats"
     widget: ClassVar[str] = "number"
@@ -42,10 +42,10 @@ class BeatsSpec(FramewiseConditionerSpec):
 
 
 class BeatsConditioner(Conditioner[Any]):
-    """The phase of the beat at each frame as waves, its tempo, then two layers.
+    """Embed sinusoids of the beat phase and the log tempo at each frame with two layers.
 
-    A value is a tempo, whose first beat is at the start of the clip, or the times of two or more beats in seconds from
-    that start; before the first and after the last of them the beat goes on as it was.
+    A value is a tempo in beats per minute, with a beat at the start of the clip, or at least two increasing beat times in
+    seconds; they are extrapolated at their first and last tempo. Raises RequestError for other values.
     """
 
     def __init__(self, spec: BeatsSpec) -> None:
@@ -55,13 +55,13 @@ class BeatsConditioner(Conditioner[Any]):
         self.out = nn.Linear(spec.hidden, spec.output_dim)
 
     def crop_value(self, value: Any, start: float) -> Any:
-        """The beats from there on: those of a tempo as the times of two of them."""
+        """Return beat times relative to `start`; a tempo becomes its first two beat times."""
         if _number(value):
             return [-start, 60 / self._tempo(value) - start]
         return [x - start for x in value] if isinstance(value, list | tuple) and all(map(_number, value)) else value
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """At each frame the beats since the first one, in fractions, and the beats a second: `count`, `speed` [b f]."""
+        """Return `count` [b, f], beats since the first one, and `speed` [b, f], beats per second."""
         count = np.stack([self._count(value) for value in values])
         step = 1 / self.spec.frame_rate
         return {name: torch.from_numpy(x).float() for name, x in (("count", count[:, :-1]), ("speed", np.diff(count) / step))}

@@ -1,4 +1,4 @@
-"""One of a list of words, as one vector: a key, a genre, an instrument."""
+"""A word from a list as one vector: a key, a genre, an instrument."""
 
 import re
 import unicodedata
@@ -13,11 +13,10 @@ from cadenza.core.types import ConditionKind
 
 
 class CategorySpec(ConditionerSpec):
-    """The known `values`, and `aliases` for other ways to write them; unless `exact`, case, spaces and hyphens do not count.
+    """Known `values` and their `aliases`; case, spaces and hyphens are ignored unless `exact`.
 
-    A word that is not known is an error, or with `unknown: learned` has a vector that all such words share.
-
-    `std` is that of the vectors before training: 1 suits attention, a tenth of it a sum with a generator's embeddings.
+    An unknown word is an error, or with `unknown: learned` uses one trained vector shared by all unknown words. `std` is the
+    standard deviation of the vectors before training: 1 for attention, 0.1 if they are added to a generator's embeddings.
     """
 
     type: Literal["category"] = "category"
@@ -29,7 +28,7 @@ class CategorySpec(ConditionerSpec):
     std: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
-    def _one_meaning_each(self) -> Self:
+    def _check_aliases(self) -> Self:
         seen: dict[str, str] = {}
         for word in (*self.values, *self.aliases):
             key = self.normalize_value(word)
@@ -38,7 +37,9 @@ class CategorySpec(ConditionerSpec):
             seen[key] = word
         for alias, value in self.aliases.items():
             if value not in self.values:
-                raise ValueError(f"aliases.{alias} is '{value}', which is no value.{did_you_mean(value, list(self.values))}")
+                raise ValueError(
+                    f"aliases.{alias} is '{value}', which is not in `values`.{did_you_mean(value, list(self.values))}"
+                )
         return self
 
     @property
@@ -51,7 +52,7 @@ class CategorySpec(ConditionerSpec):
         return spec, ["C major", "bb  Minor", "A minor"]
 
     def normalize_value(self, word: str) -> str:
-        """What of a word counts."""
+        """Return the form in which words are compared."""
         return word if self.exact else normalize_word(word)
 
     def build(self) -> "CategoryConditioner":
@@ -59,7 +60,7 @@ class CategorySpec(ConditionerSpec):
 
 
 class CategoryConditioner(EmbeddingTableConditioner[str]):
-    """A table with one trained vector a value, after that of unknown words where there is one."""
+    """Look up one trained vector per value; row 0 is that of unknown words with `unknown: learned`."""
 
     def __init__(self, spec: CategorySpec) -> None:
         first = int(spec.unknown == "learned")
@@ -80,5 +81,5 @@ class CategoryConditioner(EmbeddingTableConditioner[str]):
 
 
 def normalize_word(word: str) -> str:
-    """A word without what does not count: case, spaces, hyphens inside, how its characters are composed."""
+    """Return a word in NFKC and casefolded, without spaces and inner hyphens."""
     return re.sub(r"(?<=\w)-(?=\w)", "", "".join(unicodedata.normalize("NFKC", word).casefold().split()))

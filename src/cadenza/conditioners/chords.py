@@ -1,4 +1,4 @@
-"""Which chord sounds at each frame, as one vector a frame: from chord names with times, or a line of them."""
+"""Chords as one vector per frame, from chord names with times or a line of bars."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from cadenza.core.timeline import Timeline
 from cadenza.core.types import MaskedSequence
 from cadenza.dsp.chords import parse_chord
 
-_FEATURES = 3 * 12 + 3  # root, bass, tones; whether there is none; how long it has sounded and will sound
-_REACH = 2.0  # seconds over which those times are told apart
+_FEATURES = 3 * 12 + 3  # root, bass, tones; no chord; time since start and until end
+_MAX_SECONDS = 2.0  # longer times are clipped
 
 
 class ChordSpan(NamedTuple):
@@ -31,12 +31,10 @@ class ChordSpan(NamedTuple):
 
 
 class ChordsSpec(FramewiseConditionerSpec):
-    """How a line of chords without times is laid out, and which chords there are.
+    """Bar length of chord lines without times, and an optional `vocabulary`.
 
-    A bar lasts four beats of the tempo that the item has under the id `tempo` when the bar begins, or `bar` seconds where
-    it has none.
-    With `known`, a chord is a row of a table and must be one of them, as in JASCO (arXiv:2406.10970); else it is what
-    its root, bass and tones are, and any chord will do.
+    A bar lasts four beats of the item's tempo (id `tempo`) at the start of the bar, or `bar_seconds` without a tempo. With a
+    `vocabulary` a chord is a row of a table, as in JASCO (arXiv:2406.10970); else its root, bass and tones.
     """
 
     type: Literal["chords"] = "chords"
@@ -56,15 +54,14 @@ class ChordsSpec(FramewiseConditionerSpec):
 
 
 class ChordsConditioner(Conditioner[Any]):
-    """Root, bass and tones of the chord at each frame, then two layers, of which the last begins at zero.
+    """Embed root, bass and tones of the chord at each frame with two layers, the last initialized to zero.
 
-    A value is a list of (start, end, name) in seconds, where an end of None is open; or chords with their starts,
-    "C@0 Am@2.5"; or a line of chords of a bar each, "Am F C G", with `|` at the ends of bars where they have more or
-    fewer, and `%` for the one before, which begins anew until the clip ends. Frames of no chord at all add nothing; `N`
-    says that none sounds.
+    A value is a list of (start, end, name) in seconds, with an end of None for open; or chords with starts, "C@0 Am@2.5"; or
+    a line of one chord per bar, "Am F C G", with `|` between bars of several chords and `%` for the previous chord, repeated
+    until the clip ends. Frames without a chord are masked; `N` means that no chord sounds. Raises RequestError otherwise.
     """
 
-    handles_timelines: ClassVar[bool] = True  # its values are lists of (start, end, ...) by themselves
+    handles_timelines: ClassVar[bool] = True  # values are lists of (start, end, name)
 
     def __init__(self, spec: ChordsSpec) -> None:
         super().__init__(spec)
@@ -80,7 +77,7 @@ class ChordsConditioner(Conditioner[Any]):
         return () if self.spec.tempo is None else (self.spec.tempo,)
 
     def value_from_item(self, item: Mapping[str, Any], name: str) -> Any:
-        """A line of chords as times, by the item's tempo; no chords at all are none."""
+        """Return chords with times, using the item's tempo; an empty list is None."""
         value = super().value_from_item(item, name)
         if not isinstance(value, str):
             return None if isinstance(value, list | tuple) and not value else value
@@ -93,11 +90,11 @@ class ChordsConditioner(Conditioner[Any]):
         return [ChordSpan(max(0.0, a - start), b - start, name) for a, b, name in map(_span, value) if b > start] or None
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """`x` [b f n] or, with `known`, `row` [b f]; `covered` [b f] where a value says anything."""
+        """Return `x` [b, f, n], or with a `vocabulary` `row` [b, f], and `covered` [b, f], False without a chord."""
         charts = [self._spans(self._line(value) if isinstance(value, str) else value) for value in values]
-        found = [self._rows(chart) if self.spec.vocabulary else self._features(chart) for chart in charts]
-        covered = torch.from_numpy(np.stack([there for _, there in found]))
-        return {"row" if self.spec.vocabulary else "x": torch.from_numpy(np.stack([x for x, _ in found])), "covered": covered}
+        arrays = [self._rows(chart) if self.spec.vocabulary else self._features(chart) for chart in charts]
+        covered = torch.from_numpy(np.stack([mask for _, mask in arrays]))
+        return {"row" if self.spec.vocabulary else "x": torch.from_numpy(np.stack([x for x, _ in arrays])), "covered": covered}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         if self.table is not None:
@@ -108,11 +105,11 @@ class ChordsConditioner(Conditioner[Any]):
         return MaskedSequence(self.out(nn.functional.gelu(hidden)), tensors["covered"])
 
     def _line(self, text: str, tempo: Any = None, *, after: float = 0.0) -> list[ChordSpan]:
-        """A line of chords until the longest clip ends that begins `after` seconds, or chords with their starts."""
+        """Parse a text of chords, up to the end of the longest clip that begins at `after` seconds."""
         total = after + self.spec.max_frames / self.spec.frame_rate
         words = text.replace(",", " ").split()
         if any("@" in word for word in words):
-            return _placed(words, total)
+            return _parse_starts(words, total)
         bars = [part.split() for part in text.replace(",", " ").split("|")] if "|" in text else [[word] for word in words]
         bars = [part for part in bars if part]
         if not bars:
@@ -123,7 +120,7 @@ class ChordsConditioner(Conditioner[Any]):
             bar = self._bar(tempo if tempo_line is None else tempo_line.value_at(begin))
             for i, word in enumerate(part):
                 if word == "%" and not spans:
-                    raise RequestError("'%' repeats the chord before it, and there is none")
+                    raise RequestError("'%' repeats the chord before it, which is missing")
                 name = spans[-1].name if word == "%" else word
                 spans.append(ChordSpan(begin + i / len(part) * bar, begin + (i + 1) / len(part) * bar, name))
             begin += bar
@@ -132,8 +129,8 @@ class ChordsConditioner(Conditioner[Any]):
         return spans
 
     def _bar(self, tempo: Any) -> float:
-        """Seconds of a bar."""
-        bar = self.spec.bar_seconds if tempo is None else 240 / _beats_a_minute(tempo)
+        """Return the length of a bar in seconds."""
+        bar = self.spec.bar_seconds if tempo is None else 240 / _parse_tempo(tempo)
         if bar * self.spec.frame_rate < 1:
             raise RequestError(f"at {tempo!r} beats a minute a bar of chords is shorter than a frame; give a slower tempo")
         return bar
@@ -154,23 +151,23 @@ class ChordsConditioner(Conditioner[Any]):
 
     def _features(self, chart: list[ChordSpan]) -> tuple[np.ndarray, np.ndarray]:
         x, covered = np.zeros((self.spec.max_frames, _FEATURES), np.float32), np.zeros(self.spec.max_frames, bool)
-        middle = (np.arange(self.spec.max_frames) + 0.5) / self.spec.frame_rate
+        centers = (np.arange(self.spec.max_frames) + 0.5) / self.spec.frame_rate
         for span in chart:
             first, last = self._frames(span)
-            found = parse_chord(span.name)
+            chord = parse_chord(span.name)
             vector = np.zeros(_FEATURES, np.float32)
-            if found.root is None or found.bass is None:
+            if chord.root is None or chord.bass is None:
                 vector[36] = 1
             else:
-                vector[[found.root, 12 + found.bass, *(24 + tone for tone in found.pitch_classes)]] = 1
+                vector[[chord.root, 12 + chord.bass, *(24 + tone for tone in chord.pitch_classes)]] = 1
             x[first:last], covered[first:last] = vector, True
-            here = middle[first:last]
-            x[first:last, 37] = np.clip((here - span.start) / _REACH, 0, 1)
-            x[first:last, 38] = np.clip((span.end - here) / _REACH, 0, 1)
+            time = centers[first:last]
+            x[first:last, 37] = np.clip((time - span.start) / _MAX_SECONDS, 0, 1)
+            x[first:last, 38] = np.clip((span.end - time) / _MAX_SECONDS, 0, 1)
         return x, covered
 
     def _frames(self, span: ChordSpan) -> tuple[int, int]:
-        """The frames whose middle a span covers."""
+        """Return the first and last frame (exclusive) whose centers lie in a span."""
         rate = self.spec.frame_rate
         return tuple(round(min(max(0, second * rate), self.spec.max_frames)) for second in span[:2])  # type: ignore[return-value]
 
@@ -183,12 +180,12 @@ def _span(entry: Any) -> ChordSpan:
     raise RequestError(f"a chord is (start, end, name) with 0 <= start <= end in seconds, got {entry!r}")
 
 
-def _placed(words: list[str], total: float) -> list[ChordSpan]:
+def _parse_starts(words: list[str], total: float) -> list[ChordSpan]:
     starts = []
     for word in words:
         name, _, second = word.partition("@")
         if not re.fullmatch(r"\d+(\.\d+)?", second):
-            raise RequestError(f"'{word}' says no time; where one chord has a start in seconds, as in C@0 Am@2.5, all need one")
+            raise RequestError(f"'{word}' has no start. Expected a start in seconds for every chord, such as C@0 Am@2.5")
         starts.append((float(second), name))
     if starts != sorted(starts, key=lambda pair: pair[0]):
         raise RequestError("the starts of the chords must rise")
@@ -196,12 +193,12 @@ def _placed(words: list[str], total: float) -> list[ChordSpan]:
     return [ChordSpan(start, end, name) for (start, name), end in zip(starts, ends, strict=True)]
 
 
-def _beats_a_minute(tempo: Any) -> float:
-    """Of a number, or of the times of beats."""
+def _parse_tempo(tempo: Any) -> float:
+    """Return the tempo in beats per minute of a number or of beat times."""
     tempo = tempo.tolist() if isinstance(tempo, Tensor | np.ndarray) else tempo
     if isinstance(tempo, list | tuple) and len(tempo) > 1:
         if all(isinstance(x, Real) for x in tempo) and tempo[-1] > tempo[0]:
             return 60 * (len(tempo) - 1) / (tempo[-1] - tempo[0])
     elif isinstance(tempo, Real) and float(tempo) > 0:
         return float(tempo)
-    raise RequestError(f"the tempo beside the chords must be beats a minute or the times of beats, got {tempo!r}")
+    raise RequestError(f"the tempo of the chords must be beats a minute or the times of beats, got {tempo!r}")

@@ -1,4 +1,4 @@
-"""The pitch classes of a recording over time: the melody of MusicGen (arXiv:2306.05284)."""
+"""Chroma of a recording: the melody condition of MusicGen (arXiv:2306.05284)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs, output_projection
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
@@ -20,36 +20,36 @@ from cadenza.nn.demucs import Separator
 
 
 class ChromaSpec(ConditionerSpec):
-    """`bins` pitch classes in windows of `window` samples at `sample_rate`, every `hop` of them; of each the strongest.
+    """Chroma of `bins` pitch classes in windows of `window` samples at `sample_rate`, with a hop of `hop` samples.
 
-    A sound longer than `seconds` is cut. What that gives is cut or repeated to `frames` vectors where these are given, as
-    many as the sound has where they are not. `stems` are those parts of the mix that are heard, which `separator` (a
-    Demucs by name or folder) finds unless an item brings its own. With `fallback: audio` a clip of a data set is heard itself.
+    Audio is cut to `seconds`, the chroma to `max_frames`; shorter ones are repeated or masked (`pad_mode`). Only `stems` of a
+    mix are used, which `separator` (a Demucs by name or folder) extracts unless the item has stems. With `fallback: audio`
+    training uses the clip itself.
     """
 
     type: Literal["chroma"] = "chroma"
     widget: ClassVar[str] = "audio"
-    null_embedding: Literal["zeros", "learned", "silence"] = "silence"  # type: ignore[assignment]  # as silence
+    null_embedding: Literal["zeros", "learned", "silence"] = "silence"  # type: ignore[assignment]  # silence: chroma of silence
     sample_rate: int = Field(default=32000, gt=0)
     window: int = Field(default=16384, ge=2)
     hop: int = Field(default=4096, ge=1)
     bins: int = Field(default=12, ge=2)
-    one_hot: bool = True  # the strongest pitch class alone, in silence the first; else all, over the strongest
+    one_hot: bool = True  # else all pitch classes, divided by the strongest
     seconds: float | None = Field(default=None, gt=0)
     max_frames: int | None = Field(default=None, ge=1)
-    pad_mode: Literal["repeat", "mask"] = "repeat"  # what fills `frames` where the sound is too short
-    pad_to: Literal["own", "longest"] = "own"  # longest: sounds end in silence as long as the longest of their batch
+    pad_mode: Literal["repeat", "mask"] = "repeat"  # of audio shorter than `max_frames`
+    pad_to: Literal["own", "longest"] = "own"  # longest: pad with silence to the longest of the batch
     stems: tuple[str, ...] | None = Field(default=None, min_length=1)  # also as vocals+other; null: the whole mix
     separator: str = Field(default="htdemucs", min_length=1)
-    project: Literal["always", "auto"] = "always"  # auto: not where there are as many pitch classes as `width`
+    project: Literal["always", "auto"] = "always"  # auto: only if `bins` differs from `output_dim`
 
     @field_validator("stems", mode="before")
     @classmethod
-    def _joined(cls, value: Any) -> Any:
+    def _split_stems(cls, value: Any) -> Any:
         return tuple(value.split("+")) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _even(self) -> Self:
+    def _check_window(self) -> Self:
         if self.window % 2:
             raise ValueError(f"window ({self.window}) must be even")
         return self
@@ -60,7 +60,7 @@ class ChromaSpec(ConditionerSpec):
 
     @property
     def frame_rate(self) -> float:
-        """Vectors a second."""
+        """Chroma frames per second."""
         return self.sample_rate / self.hop
 
     @classmethod
@@ -70,7 +70,7 @@ class ChromaSpec(ConditionerSpec):
         values.append({"vocals": Audio(torch.randn(1, 2, 2000, generator=rng), 16000)})
         return cls(output_dim=8, sample_rate=8000, window=512, hop=256, stems=("vocals", "other")), [
             values[2],
-            *map(_sung, values[:2]),
+            *({"vocals": sound} for sound in values[:2]),
         ]
 
     def build(self) -> "ChromaConditioner":
@@ -82,37 +82,36 @@ class ChromaSpec(ConditionerSpec):
 
 
 class ChromaConditioner(Conditioner[Any]):
-    """Chroma through a linear layer.
+    """Project chroma with a linear layer.
 
-    A value is a recording (Audio of one clip, or the path of a file), or a mapping of stems to such; an item's `stems`
-    are taken in place of what would be found in its recording.
+    A value is a recording (Audio of one clip or a path), or a mapping of stems to recordings; an item's `stems` replace
+    separation. Raises RequestError if no needed stem is given, CheckpointError if the separator is missing.
     """
 
     placeholder = None
-    padding_masks: Mapping[str, str]  # for a cache of features
-    dtype_ref: Tensor  # of nothing, on the device and of the dtype of this module
+    padding_masks: Mapping[str, str]  # for the feature cache
+    dtype_ref: Tensor  # empty; has this module's device and dtype
     extra_inputs: ClassVar[tuple[str, ...]] = ("stems",)
 
     def __init__(self, spec: ChromaSpec) -> None:
         super().__init__(spec)
         self.separator = Separator(spec.separator)
-        sound = {} if spec.pad_to == "longest" else {"wave": "samples"}  # elsewhere what pads a sound is not heard
+        sound = {} if spec.pad_to == "longest" else {"wave": "samples"}  # otherwise padding does not affect the chroma
         self.padding_masks = {**sound, "chroma": "mask", "mask": "mask"}
-        same = spec.project == "auto" and spec.bins == spec.output_dim
-        self.out = nn.Identity() if same else nn.Linear(spec.bins, spec.output_dim)
+        self.out = output_projection(spec, spec.bins)
         self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """What features depend on beside the spec: the separator, where one is asked for, and is here."""
+        """Return the fingerprint of the separator; None if it is not used or not available."""
         if self.spec.stems is None:
             return None
         try:
             return self.separator.cache_fingerprint()
         except CheckpointError:
-            return None  # the first mix that needs it says what is wrong
+            return None  # the first mix that needs it raises
 
     def is_cacheable(self, prepared: PreparedInputs) -> bool:
-        """Where a mix is to be separated; chroma alone is made as soon as it is found."""
+        """Whether a mix must be separated; chroma alone is fast to compute."""
         return bool(prepared.tensors["mixed"].any())
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
@@ -131,10 +130,7 @@ class ChromaConditioner(Conditioner[Any]):
         return own if value is not None and own is not None and self.spec.stems is not None else value
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """The mono `wave` [b t], its true `samples` [b], and whether it is `mixed` [b], to be separated yet.
-
-        The `mask` [b n] is that of the frames to be made of it.
-        """
+        """Return the mono `wave` [b, t], its length `samples` [b], `mixed` [b] if it needs separation, and `mask` [b, n]."""
         sounds = [self._sound(value) for value in values]
         audio = Audio.pad_and_stack([sound for sound, _ in sounds])
         wave, samples = audio.wave[:, 0], audio.lengths
@@ -149,7 +145,7 @@ class ChromaConditioner(Conditioner[Any]):
         return {"wave": wave, "samples": samples, "mixed": mixed, "mask": mask}
 
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The `chroma` [b n k], and its `mask` [b n]."""
+        """Return the `chroma` [b, n, k] and its `mask` [b, n]."""
         spec, wave, mask = self.spec, tensors["wave"], tensors["mask"]
         n = mask.shape[1]
         samples, mixed = tensors["samples"].tolist(), tensors["mixed"].tolist()
@@ -177,30 +173,23 @@ class ChromaConditioner(Conditioner[Any]):
         return replace(condition, null_embedding=null)
 
     def _sound(self, value: Any) -> tuple[Audio, bool]:
-        """A value as a mono clip, and whether that is a mix of which only some stems are wanted."""
+        """Return a value as mono audio, and whether its stems must be separated."""
         spec = self.spec
         if value is None:
             return silence(spec.sample_rate), False
         if not isinstance(value, Mapping):
             return load_condition_audio([value], spec.sample_rate), spec.stems is not None
-        wanted = list(value) if spec.stems is None else [stem for stem in spec.stems if value.get(stem) is not None]
-        if not wanted:
+        names = list(value) if spec.stems is None else [stem for stem in spec.stems if value.get(stem) is not None]
+        if not names:
             raise RequestError(
                 f"the stems are {', '.join(map(str, value)) or 'none'}; needed is one of {', '.join(spec.stems or ())}"
             )
-        sounds = load_condition_audio([value[stem] for stem in wanted], spec.sample_rate)
+        sounds = load_condition_audio([value[stem] for stem in names], spec.sample_rate)
         return Audio(sounds.wave.sum(0, keepdim=True), spec.sample_rate), False
 
     def _stems(self, sound: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-        """The wanted stems of a mix, together."""
-        found = self.separator.separate(sound[None], self.spec.sample_rate)
-        if unknown := [stem for stem in self.spec.stems if stem not in found]:
-            raise RequestError(
-                f"stems: '{unknown[0]}' is not told apart by '{self.spec.separator}', which gives {', '.join(found)}"
-            )
-        return torch.stack([found[stem][0] for stem in self.spec.stems]).sum(0)
-
-
-def _sung(sound: Audio) -> dict[str, Audio]:
-    """A sound as one that is a stem already."""
-    return {"vocals": sound}
+        """Return the sum of the stems `spec.stems` of a mix."""
+        stems = self.separator.separate(sound[None], self.spec.sample_rate)
+        if unknown := [stem for stem in self.spec.stems if stem not in stems]:
+            raise RequestError(f"stems: '{unknown[0]}' is not a stem of '{self.spec.separator}'. Available: {', '.join(stems)}")
+        return torch.stack([stems[stem][0] for stem in self.spec.stems]).sum(0)

@@ -1,4 +1,4 @@
-"""Codes of another stage, such as a coarser model's, as one vector a frame: the sum of the embeddings of its codebooks."""
+"""Codes of another stage, such as a coarser model, as one vector per frame: the sum of codebook embeddings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ from cadenza.core.types import MaskedSequence
 
 
 class CodesSpec(FramewiseConditionerSpec):
-    """Codes of up to `codebooks` codebooks of `bins` entries, `rate` frames a second (that of the clip's frames if not given).
+    """Codes of up to `codebooks` codebooks of `bins` entries at `rate` Hz (default `frame_rate`).
 
-    At another rate a frame of the clip takes the code that is there in its middle.
+    At another rate each frame of the clip uses the code at its center.
     """
 
     type: Literal["codes"] = "codes"
@@ -31,9 +31,9 @@ class CodesSpec(FramewiseConditionerSpec):
     @classmethod
     def example(cls) -> tuple["CodesSpec", list[Any]]:
         rng = torch.Generator().manual_seed(0)
-        whole = Coded(torch.randint(5, (1, 2, 9), generator=rng), lengths=torch.tensor([7]))
+        codes = Coded(torch.randint(5, (1, 2, 9), generator=rng), lengths=torch.tensor([7]))
         return cls(output_dim=8, frame_rate=10, max_frames=12, codebooks=2, bins=5, rate=7.5), [
-            whole,
+            codes,
             [[0, 4, 2]],
             [[1] * 9, [3] * 9],
         ]
@@ -43,13 +43,13 @@ class CodesSpec(FramewiseConditionerSpec):
 
 
 class CodesConditioner(Conditioner[Any]):
-    """A table of vectors a codebook.
+    """Sum the embeddings of the codebooks at each frame.
 
-    A value is Codes of one clip, ids [k f] as a tensor or lists, or the path of a file that `cadenza encode` wrote.
-    Codebooks that are not given add nothing; frames after the last code are not there.
+    A value is Codes of one clip, ids [k, f] as a tensor or lists, or the path of a file written by `cadenza encode`.
+    Missing codebooks add nothing; frames after the last code are masked. Raises RequestError for invalid codes.
     """
 
-    handles_timelines: ClassVar[bool] = True  # lists of ids are its values, also where three of them look like a span
+    handles_timelines: ClassVar[bool] = True  # a list of three ids is not a span
 
     def __init__(self, spec: CodesSpec) -> None:
         super().__init__(spec)
@@ -57,22 +57,22 @@ class CodesConditioner(Conditioner[Any]):
         self.table = nn.Embedding(spec.codebooks * spec.bins, spec.output_dim)
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """The `ids` at each frame of the clip [b k f], -1 where there is none."""
+        """Return `ids` [b, k, f] at each frame of the clip, -1 where missing."""
         steps = (self.spec.rate or self.spec.frame_rate) / self.spec.frame_rate
         at = ((torch.arange(self.spec.max_frames, dtype=torch.float64) + 0.5) * steps).floor().long()
         ids = torch.full((len(values), self.spec.codebooks, len(at)), -1)
         for row, value in zip(ids, values, strict=True):
-            given = self._ids(value)
-            there = at < given.shape[-1]
-            row[: len(given), there] = given[:, at[there]]
+            codes = self._ids(value)
+            exists = at < codes.shape[-1]
+            row[: len(codes), exists] = codes[:, at[exists]]
         return {"ids": ids}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         ids = tensors["ids"]
-        there = ids >= 0
+        exists = ids >= 0
         first = torch.arange(self.spec.codebooks, device=ids.device)[:, None] * self.spec.bins
-        x = self.table(ids.clamp(min=0) + first) * there[..., None]
-        return MaskedSequence(x.sum(1), there.any(1))
+        x = self.table(ids.clamp(min=0) + first) * exists[..., None]
+        return MaskedSequence(x.sum(1), exists.any(1))
 
     def _ids(self, value: Any) -> Int[Tensor, "k f"]:
         if isinstance(value, str | Path):

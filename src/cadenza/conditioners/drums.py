@@ -1,4 +1,4 @@
-"""What is struck at each frame, as one vector a frame: from onsets, the percussion of a MIDI file or a drum stem."""
+"""Drum onsets as one vector per frame, from onset times, the percussion of a MIDI file or a drum stem."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -20,21 +20,21 @@ from cadenza.dsp.audio import Audio, load_condition_audio, silence
 from cadenza.dsp.midi import read_midi_drums
 from cadenza.dsp.pitch import detect_onsets
 
-_BANDS = {"kick": (20.0, 150.0), "snare": (150.0, 2500.0), "hat": (5000.0, 8000.0)}  # Hz in which each is heard
+_BANDS = {"kick": (20.0, 150.0), "snare": (150.0, 2500.0), "hat": (5000.0, 8000.0)}  # Hz
 _MIDI = {  # General MIDI drums of each kind
     "kick": {35, 36, 41, 43},
     "snare": {37, 38, 39, 40, 45, 47, 48, 50},
     "hat": {42, 44, 46, 49, 51, 52, 53, 55, 57, 59},
 }
-_RATE = 16000  # at which a stem is heard for its onsets
-_FADE = 0.06  # seconds in which a strike and its coming fall to a third
+_RATE = 16000  # Hz, for onset detection
+_FADE = 0.06  # time constant in seconds
 
 
 class DrumsSpec(FramewiseConditionerSpec):
-    """With `codec`, a value is a drum stem as that frozen codec's first codebook has it, made vague in time.
+    """Onset times, or with `codec` a drum stem quantized by the codec's first codebook and blurred in time.
 
-    Its frames are averaged in groups of `blur`, as in JASCO (arXiv:2406.10970); the codec takes its weights from
-    `model`, a saved system that has it. Else a value is what is struck when.
+    Its frames are averaged in groups of `blur`, as in JASCO (arXiv:2406.10970); the frozen codec loads its weights from
+    `model`, a saved system.
     """
 
     type: Literal["drums"] = "drums"
@@ -54,19 +54,19 @@ class DrumsSpec(FramewiseConditionerSpec):
 
 
 class DrumsConditioner(CodecConditioner[Any]):
-    """How lately each kind was struck and how soon it will be, then two layers, the last begun at zero.
+    """Embed the time since and until the nearest onset of each drum with two layers, the last initialized to zero.
 
-    A value is the seconds at which each of kick, snare and hat is struck, by name; a list of seconds for all of them;
-    a MIDI file, whose percussion counts; or audio of drums, or a file of it. Toms are snares, cymbals are hats.
+    A value is onset times in seconds by drum (kick, snare, hat); one list for all drums; a MIDI file; or audio of drums or
+    its path. Toms count as snare, cymbals as hat. Raises RequestError for other values.
     """
 
-    padding_masks: ClassVar[dict[str, str]] = {}  # for a cache of features
+    padding_masks: ClassVar[dict[str, str]] = {}  # for the feature cache
 
     def __init__(self, spec: DrumsSpec) -> None:
         super().__init__(spec)
         self.codec = None if spec.codec is None else spec.codec.build().requires_grad_(False)
         if self.codec is not None and self.codec.frame_format.kind != "codes":
-            raise SpecError("drums.codec: it gives latents; the drums of JASCO are heard through a codec of codes")
+            raise SpecError("drums.codec: the codec returns latents. Expected a codec with codes")
         self.placeholder: Any = {} if self.codec is None else silence(self.codec.spec.sample_rate)
         self.up = nn.Linear(2 * len(_BANDS) if self.codec is None else self.codec.embedding_dim, spec.hidden)
         self.out = nn.Linear(spec.hidden, spec.output_dim)
@@ -74,15 +74,15 @@ class DrumsConditioner(CodecConditioner[Any]):
         nn.init.zeros_(self.out.bias)
 
     def crop_value(self, value: Any, start: float) -> Any:
-        """Strikes from there on; a recording and a MIDI file are of the clip itself."""
+        """Return onsets relative to `start`; recordings and MIDI files are those of the clip and unchanged."""
         if isinstance(value, Mapping):
             return {kind: self.crop_value(times, start) for kind, times in value.items()}
         return [x - start for x in _seconds(value) if x >= start] if isinstance(value, list | tuple) else value
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """`x` [b f n] of strikes, or for the codec `wave` [b c t] with its `lengths` [b], and the `mask` [b f] of frames."""
+        """Return onset features `x` [b, f, n]; for the codec `wave` [b, c, t], `lengths` [b] in samples and `mask` [b, f]."""
         if self.codec is None:
-            return {"x": torch.from_numpy(np.stack([self._struck(value) for value in values]))}
+            return {"x": torch.from_numpy(np.stack([self._onset_features(value) for value in values]))}
         codec = self.codec.spec
         audio = load_condition_audio(values, codec.sample_rate, channels=codec.channels)
         samples = round(self.spec.max_frames / self.spec.frame_rate * codec.sample_rate)
@@ -97,29 +97,29 @@ class DrumsConditioner(CodecConditioner[Any]):
         with torch.autocast(wave.device.type, enabled=False):
             frames = self.codec.encode(Audio(wave, self.codec.spec.sample_rate, tensors["lengths"]), num_codebooks=1)
             x = self.codec.embed(frames)
-        there = torch.arange(x.shape[-1], device=x.device) < frames.lengths[:, None]
-        x = _blurred(x * there[:, None], self.spec.blur)
+        mask = torch.arange(x.shape[-1], device=x.device) < frames.lengths[:, None]
+        x = _blur(x * mask[:, None], self.spec.blur)
         return {"x": F.interpolate(x, size=tensors["mask"].shape[1], mode="nearest").transpose(1, 2)}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         x = tensors["x"].to(self.up.weight.dtype)
         return MaskedSequence(self.out(nn.functional.gelu(self.up(x))), torch.ones_like(x[..., 0], dtype=torch.bool))
 
-    def _struck(self, value: Any) -> np.ndarray:
-        """[f n]: each kind's past strikes, then its coming ones."""
-        middle = (np.arange(self.spec.max_frames) + 0.5) / self.spec.frame_rate
-        found = np.zeros((self.spec.max_frames, 2 * len(_BANDS)), np.float32)
+    def _onset_features(self, value: Any) -> np.ndarray:
+        """Return the decayed time since (first half) and until (second half) the nearest onset of each drum [f, n]."""
+        centers = (np.arange(self.spec.max_frames) + 0.5) / self.spec.frame_rate
+        x = np.zeros((self.spec.max_frames, 2 * len(_BANDS)), np.float32)
         for row, times in enumerate(self._times(value)):
             if times:
-                away = middle[:, None] - np.asarray(times)
-                found[:, row] = np.exp(-np.where(away >= 0, away, np.inf).min(1) / _FADE)
-                found[:, len(_BANDS) + row] = np.exp(-np.where(away <= 0, -away, np.inf).min(1) / _FADE)
-        return found
+                offset = centers[:, None] - np.asarray(times)
+                x[:, row] = np.exp(-np.where(offset >= 0, offset, np.inf).min(1) / _FADE)
+                x[:, len(_BANDS) + row] = np.exp(-np.where(offset <= 0, -offset, np.inf).min(1) / _FADE)
+        return x
 
     def _times(self, value: Any) -> list[list[float]]:
         if isinstance(value, str | Path) and Path(value).suffix.lower() in {".mid", ".midi"}:
-            played = read_midi_drums(value)
-            return [[second for second, drum in played if drum in _MIDI[kind]] for kind in _BANDS]
+            notes = read_midi_drums(value)
+            return [[second for second, drum in notes if drum in _MIDI[kind]] for kind in _BANDS]
         if isinstance(value, Audio | str | Path):
             return detect_onsets(load_condition_audio([value], _RATE).wave[0, 0], _RATE, list(_BANDS.values()))
         if isinstance(value, Mapping):
@@ -139,9 +139,9 @@ def _seconds(value: Any) -> list[float]:
     return [float(x) for x in numbers]
 
 
-def _blurred(x: Tensor, group: int) -> Tensor:
-    """[b d f]: each group of frames as its mean, the last group filled up by its mirror."""
+def _blur(x: Tensor, group: int) -> Tensor:
+    """Replace each group of frames by its mean [b, d, f]; the last group is padded by reflection."""
     frames = x.shape[-1]
-    spare = -frames % group
-    mirrored = F.pad(x, (0, spare), "reflect" if frames > spare else "replicate")
+    padding = -frames % group
+    mirrored = F.pad(x, (0, padding), "reflect" if frames > padding else "replicate")
     return mirrored.unflatten(-1, (-1, group)).mean(-1).repeat_interleave(group, -1)[..., :frames]

@@ -1,4 +1,4 @@
-"""Vectors that were made beforehand by anything at all: one a clip, a set of tokens, or one a frame."""
+"""Precomputed vectors: one per clip, a set of tokens, or one per frame."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -8,15 +8,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, output_projection
 from cadenza.core.errors import RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
 
 
 class EncodedSpec(ConditionerSpec):
-    """A value is a vector of `dim` numbers, by default `width`, or as `kind` says a matrix of them, projected to `width`.
+    """Vectors of `dim` numbers (default `output_dim`), or with another `kind` matrices, projected to `output_dim`.
 
-    `along` says where in a matrix those numbers stand: `rows` [n, dim], `columns` [dim, n].
+    Matrices are [n, dim] with `along: rows` and [dim, n] with `along: columns`.
     """
 
     type: Literal["encoded"] = "encoded"
@@ -24,7 +24,7 @@ class EncodedSpec(ConditionerSpec):
     kind: ConditionKind = "vector"
     dim: int | None = Field(default=None, ge=1)
     along: Literal["rows", "columns"] = "rows"
-    project: Literal["always", "auto"] = "always"  # auto: not where the vectors have that width already
+    project: Literal["always", "auto"] = "always"  # auto: only if dim differs from output_dim
 
     @property
     def output_kind(self) -> ConditionKind:
@@ -40,15 +40,13 @@ class EncodedSpec(ConditionerSpec):
 
 
 class PrecomputedConditioner(Conditioner[Any]):
-    """The vectors as they are, or through a linear layer."""
+    """Project vectors with a linear layer, if needed; raises RequestError for other shapes or non-finite numbers."""
 
     def __init__(self, spec: EncodedSpec) -> None:
         super().__init__(spec)
         self.dim = spec.dim or spec.output_dim
-        self.out = (
-            nn.Identity() if spec.project == "auto" and self.dim == spec.output_dim else nn.Linear(self.dim, spec.output_dim)
-        )
-        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # of nothing, of the dtype of this module
+        self.out = output_projection(spec, self.dim)
+        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # empty; has this module's dtype
 
     @property
     def placeholder(self) -> Tensor:  # type: ignore[override]
@@ -65,15 +63,15 @@ class PrecomputedConditioner(Conditioner[Any]):
         return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
     def _rows(self, value: Any) -> Tensor:
-        """[n dim], as plain numbers on the host."""
+        """Return the vectors of a value [n, dim] on the CPU."""
         try:
             x = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, np.float32)).float().cpu()
         except (TypeError, ValueError):
             x = torch.empty(0, 0)
         x = x[None] if x.ndim == 1 else x.T if x.ndim == 2 and self.spec.along == "columns" else x  # noqa: PLR2004
-        one = self.spec.kind == "vector"
-        if x.ndim != 2 or x.shape[1] != self.dim or not len(x) or (one and len(x) > 1) or not bool(x.isfinite().all()):  # noqa: PLR2004
-            shape = f"[{self.dim}]" if one else f"[n, {self.dim}]" if self.spec.along == "rows" else f"[{self.dim}, n]"
-            what = str(list(value.shape)) if hasattr(value, "shape") else repr(value)
-            raise RequestError(f"finite numbers {shape} are needed, got {what}")
+        single = self.spec.kind == "vector"
+        if x.ndim != 2 or x.shape[1] != self.dim or not len(x) or (single and len(x) > 1) or not bool(x.isfinite().all()):  # noqa: PLR2004
+            shape = f"[{self.dim}]" if single else f"[n, {self.dim}]" if self.spec.along == "rows" else f"[{self.dim}, n]"
+            received = str(list(value.shape)) if hasattr(value, "shape") else repr(value)
+            raise RequestError(f"finite numbers {shape} are needed, got {received}")
         return x

@@ -1,4 +1,4 @@
-"""A whole number in a range, as one vector of its own: seconds, a class, a tempo."""
+"""An integer in a range as one trained vector: seconds, a class, a tempo."""
 
 import math
 import warnings
@@ -14,9 +14,9 @@ from cadenza.core.types import ConditionKind
 
 
 class IntSpec(ConditionerSpec):
-    """A whole number from `min` to `max`, both included; `outside` says what happens beyond.
+    """Integers from `min` to `max` inclusive; others are clamped with a warning or raise RequestError (`outside`).
 
-    `std` is that of the vectors before training: 1 suits attention, a tenth of it a sum with a generator's embeddings.
+    `std` is the standard deviation of the vectors before training: 1 for attention, 0.1 if they are added to embeddings.
     """
 
     type: Literal["int"] = "int"
@@ -45,7 +45,7 @@ class IntSpec(ConditionerSpec):
 
 
 class IntConditioner(EmbeddingTableConditioner[int]):
-    """A table with one trained vector a number."""
+    """Look up one trained vector per integer."""
 
     def __init__(self, spec: IntSpec) -> None:
         super().__init__(spec, spec.max - spec.min + 1)

@@ -1,7 +1,6 @@
-"""Words looked up in a table: a text as one word, as its words hashed, or as the tokens of a vocabulary."""
+"""Lookup table of a text: as one hashed word, as hashed words, or as tokens of a pretrained tokenizer."""
 
 import shutil
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,17 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
-from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.conditioners.base import (
+    Conditioner,
+    ConditionerSpec,
+    EmptyText,
+    PreparedInputs,
+    output_projection,
+    pad_ids,
+    require_text,
+    warn_truncated,
+)
+from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import ModelSource
 from cadenza.core.spec import Spec
 from cadenza.core.types import ConditionKind, MaskedSequence
@@ -26,42 +34,41 @@ from cadenza.nn.tokenizers import (
     split_normalized_words,
 )
 
-_FILES = ("tokenizer.json", "spiece.model")  # which are read as they are; for others `transformers` knows rules
-_KEPT = "tokenizer.json"
+_FILES = ("tokenizer.json", "spiece.model")  # other formats are converted by transformers
 
 
 class WholeTextTokenizer(Spec):
-    """A text is one word, hashed as it is: what AudioCraft calls `noop`."""
+    """Hash the whole text as one word, like `noop` of AudioCraft."""
 
     type: Literal["whole"] = "whole"
-    bins: int = Field(default=1024, ge=1)  # rows of the table; words may share one
+    bins: int = Field(default=1024, ge=1)  # rows of the table; words may collide
 
 
 class HashedWordsTokenizer(Spec):
-    """Runs of letters and digits, hashed; case, width and marks do not count."""
+    """Hash runs of letters and digits; case, character width and marks are ignored."""
 
     type: Literal["words"] = "words"
     bins: int = Field(default=8192, ge=1)
 
 
 class SpacyTokenizer(Spec):
-    """Words as spaCy's language model `model` finds them, hashed: what AudioCraft calls `whitespace`."""
+    """Hash the words of spaCy's `model`, like `whitespace` of AudioCraft."""
 
     type: Literal["spacy"] = "spacy"
     bins: int = Field(default=8192, ge=1)
     model: str = Field(default=SPACY_MODEL, min_length=1)  # an installed package, or a folder
     lemmas: bool = True  # dictionary forms
-    stop_words: bool = False  # whether "the" and its like are kept
+    stop_words: bool = False  # keep words such as "the"
 
 
 class PretrainedTokenizer(Spec):
-    """Tokens of the tokenizer in `model`, a folder or a repository of the hub, with `special_tokens` beside its own."""
+    """Tokens of the tokenizer in `model`, a folder or a repository of the hub, with additional `special_tokens`."""
 
     type: Literal["vocab"] = "vocab"
     model: str = Field(min_length=1)
-    revision: str | None = None  # of the repository
+    revision: str | None = None  # commit, branch or tag of the repository
     special_tokens: tuple[str, ...] = ()
-    size: int | None = Field(default=None, ge=1)  # tokens in all; looked up in the tokenizer where not given
+    size: int | None = Field(default=None, ge=1)  # vocabulary size; default: that of the tokenizer
 
 
 Reader = Annotated[
@@ -70,10 +77,10 @@ Reader = Annotated[
 
 
 class LutSpec(ConditionerSpec):
-    """A table of vectors of `dim`, by default `width`, projected to `width`.
+    """Table of vectors of width `dim` (default `output_dim`), projected to `output_dim`.
 
-    `project: auto` has no projection where `dim` is `width` already. Texts of more than `max_length` tokens are cut.
-    With `positions` a learned vector a place is added, as stable-audio-tools does: its padding holds that vector alone.
+    With `project: auto` there is a projection only if the widths differ. Texts of more than `max_length` tokens are
+    truncated with a warning. `positions` adds learned positions as in stable-audio-tools, to padding too.
     """
 
     type: Literal["lut"] = "lut"
@@ -81,26 +88,28 @@ class LutSpec(ConditionerSpec):
     tokenizer: Reader = HashedWordsTokenizer()
     dim: int | None = Field(default=None, ge=1)
     project: Literal["always", "auto"] = "auto"
-    std: float = Field(default=1.0, gt=0)  # of the table before training: 1 suits attention, a tenth of it a sum
-    empty_text: Literal["absent", "read"] = "absent"  # whether an empty text is no value, or one of no word
+    std: float = Field(
+        default=1.0, gt=0
+    )  # standard deviation of the table before training; 0.1 if vectors are added to embeddings
+    empty_text: EmptyText = "null"
     max_length: int | None = Field(default=None, ge=1)
     pad_to: Literal["longest", "max_length"] = "longest"
     positions: bool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _bare(cls, data: Any) -> Any:
-        """`tokenizer: words` for one that needs nothing else said."""
+    def _expand_tokenizer(cls, data: Any) -> Any:
+        """Accept `tokenizer: words` for `tokenizer: {type: words}`."""
         if isinstance(data, dict) and isinstance(data.get("tokenizer"), str):
             return {**data, "tokenizer": {"type": data["tokenizer"]}}
         return data
 
     @model_validator(mode="after")
-    def _lengths(self) -> Self:
+    def _check_max_length(self) -> Self:
         if self.max_length is None and (self.positions or self.pad_to == "max_length"):
             raise ValueError(f"{'positions' if self.positions else 'pad_to: max_length'} needs max_length, in tokens")
         if self.max_length is not None and isinstance(self.tokenizer, WholeTextTokenizer):
-            raise ValueError("max_length has no meaning where a text is one word (tokenizer: whole); leave it out")
+            raise ValueError("max_length: not supported by tokenizer: whole. Remove it")
         return self
 
     @property
@@ -123,7 +132,10 @@ class LutSpec(ConditionerSpec):
 
 
 class LUTConditioner(Conditioner[str]):
-    """A table with a trained vector a word, and a linear layer; what pads is exactly zero but for its position."""
+    """Look up one trained vector per word, with an optional linear layer; padding is zero except for positions.
+
+    Raises RequestError if a value is not a text.
+    """
 
     placeholder = ""
 
@@ -136,15 +148,15 @@ class LUTConditioner(Conditioner[str]):
         rows = self.vocabulary.size if self.vocabulary else spec.tokenizer.bins  # type: ignore[union-attr]
         self.table = nn.Embedding(rows, dim)
         nn.init.normal_(self.table.weight, std=spec.std)
-        self.out = nn.Identity() if spec.project == "auto" and dim == spec.output_dim else nn.Linear(dim, spec.output_dim)
+        self.out = output_projection(spec, dim)
         self.places = nn.Embedding(spec.max_length or 1, spec.output_dim) if spec.positions else None
 
     def prepare_training(self, values: Any) -> None:
-        """Reads what is needed, so that what is missing is said before the first step."""
+        """Load the tokenizer; raises CheckpointError if it is missing."""
         self._ids(["x"])
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
-        """A tokenizer of the hub is named by its commit, an installed language model by its name; folders are copied."""
+        """Copy the tokenizer or the spaCy model if it is a local folder, and return the spec to save."""
         tokenizer = self.spec.tokenizer
         if self.vocabulary:
             tokenizer = self.vocabulary.save_assets(folder, subfolder)
@@ -154,24 +166,25 @@ class LUTConditioner(Conditioner[str]):
         return self.spec.model_copy(update={"tokenizer": tokenizer})
 
     def prepare(self, values: Sequence[Any]) -> PreparedInputs:
-        """A text in which no word is found says as little as none, so it counts as absent."""
-        there = [value is not None and (self.spec.empty_text == "read" or bool(_text(value).strip())) for value in values]
-        found = iter(self._ids([_text(value) for value, is_there in zip(values, there, strict=True) if is_there]))
-        rows = [next(found) if is_there else [] for is_there in there]
+        """Return CPU tensors; a text without words is absent."""
+        keep_empty = self.spec.empty_text == "encode"
+        used = [value is not None and (bool(require_text(value).strip()) or keep_empty) for value in values]
+        ids = iter(self._ids([require_text(value) for value, is_used in zip(values, used, strict=True) if is_used]))
+        rows = [next(ids) if is_used else [] for is_used in used]
         return PreparedInputs(self._padded(rows), torch.tensor([bool(row) for row in rows]))
 
     def preprocess(self, values: Sequence[str]) -> dict[str, Tensor]:
-        return self._padded(self._ids([_text(value) for value in values]))
+        return self._padded(self._ids([require_text(value) for value in values]))
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
         x = self.out(self.table(tensors["ids"])) * mask[..., None]
-        if self.places is not None:  # as large as the vectors of a table divided by the root of their width
+        if self.places is not None:  # scaled as in stable-audio-tools
             x = x + self.places.weight[: x.shape[1]] * self.spec.output_dim**-0.5
         return MaskedSequence(x, mask)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The rows of each text's words in the table."""
+        """Return the table rows of each text's words."""
         tokenizer, most = self.spec.tokenizer, self.spec.max_length
         if self.vocabulary:
             return self.vocabulary.encode_batch(texts)
@@ -182,55 +195,49 @@ class LUTConditioner(Conditioner[str]):
                 words = [split_normalized_words(text) for text in texts]
             case _:
                 words = spacy_tokens(texts, model=tokenizer.model, lemmas=tokenizer.lemmas, stop_words=tokenizer.stop_words)
-        for some in words:
-            if most is not None and len(some) > most:
-                _warn(len(some), most)
-        return [[hash_to_row(word, tokenizer.bins) for word in some[:most]] for some in words]
+        for row in words:
+            if most is not None and len(row) > most:
+                warn_truncated(len(row), most)
+        return [[hash_to_row(word, tokenizer.bins) for word in row[:most]] for row in words]
 
     def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        """The `ids` of tokens and the `mask` of those that are real [b n]."""
-        longest = max(1, *map(len, rows)) if rows else 1
-        n = self.spec.max_length if self.spec.pad_to == "max_length" else longest
-        ids = torch.full((len(rows), n), self.vocabulary.pad if self.vocabulary else 0)
-        for row, line in zip(rows, ids, strict=True):
-            line[: len(row)] = torch.tensor(row, dtype=torch.long)
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-        return {"ids": ids, "mask": torch.arange(n) < lengths[:, None]}
+        length = self.spec.max_length if self.spec.pad_to == "max_length" else None
+        return pad_ids(rows, pad=self.vocabulary.pad if self.vocabulary else 0, length=length)
 
 
 class LazyTokenizer:
-    """The tokenizer of a spec, read when first needed; copies share it, other processes read their own."""
+    """Tokenizer of a spec, loaded on first use; copies share it, each process loads its own."""
 
-    def __init__(self, spec: PretrainedTokenizer, most: int | None = None) -> None:
-        self.spec, self.most = spec, most
+    def __init__(self, spec: PretrainedTokenizer, max_length: int | None = None) -> None:
+        self.spec, self.max_length = spec, max_length
         self.source = ModelSource(spec.model, spec.revision)
 
     def __deepcopy__(self, memo: Any) -> "LazyTokenizer":
         return self
 
     def __reduce__(self) -> Any:
-        return LazyTokenizer, (self.spec, self.most)
+        return LazyTokenizer, (self.spec, self.max_length)
 
     @property
     def size(self) -> int:
-        """How many rows a table for its tokens has."""
+        """Vocabulary size: the highest token id + 1."""
         return self.spec.size or _size(self.tokenizer)
 
     @property
     def pad(self) -> int:
-        """The id that pads; what it is never counts."""
-        said = self.source.optional_file("tokenizer_config.json") if self.source.folder else None
-        name = self.source.read_json("tokenizer_config.json").get("pad_token") if said else None
+        """Padding id; padding is masked."""
+        config = self.source.optional_file("tokenizer_config.json") if self.source.folder else None
+        name = self.source.read_json("tokenizer_config.json").get("pad_token") if config else None
         name = name.get("content") if isinstance(name, dict) else name
         return self.tokenizer.token_to_id(name or "<pad>") or 0
 
     @cached_property
     def base_tokenizer(self) -> Tokenizer:
-        """The tokenizer as it was found."""
+        """Tokenizer as stored, without truncation and padding; raises CheckpointError if it cannot be loaded."""
         path = next((path for name in _FILES if (path := self.source.optional_file(name))), None)
         try:
             if path is None:
-                tokenizer = self._by_rules()
+                tokenizer = self._convert()
             else:
                 tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else load_sentencepiece(path)
         except CheckpointError:
@@ -243,53 +250,40 @@ class LazyTokenizer:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer with the special tokens of the spec, which cuts what is too long before the mark at its end."""
+        """Tokenizer with the spec's special tokens, which truncates before the end token."""
         tokenizer = Tokenizer.from_str(self.base_tokenizer.to_str())
         tokenizer.add_special_tokens(list(self.spec.special_tokens))
         if self.spec.size not in (None, _size(tokenizer)):
-            raise CheckpointError(f"'{self.spec.model}' has {_size(tokenizer)} tokens, not {self.spec.size}; mend `size`")
-        if self.most is not None:
-            tokenizer.enable_truncation(self.most)
+            raise CheckpointError(f"'{self.spec.model}' has {_size(tokenizer)} tokens, not {self.spec.size}; fix `size`")
+        if self.max_length is not None:
+            tokenizer.enable_truncation(self.max_length)
         return tokenizer
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text's tokens, the marks around it included."""
+        """Return token ids of texts, special tokens included; warns if a text is truncated."""
         encodings = [self.tokenizer.encode(text) for text in texts]
         for encoding in encodings:
             if lost := sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing):
-                _warn(len(encoding.ids) + lost, len(encoding.ids))
+                warn_truncated(len(encoding.ids) + lost, len(encoding.ids))
         return [encoding.ids for encoding in encodings]
 
     def save_assets(self, folder: Path, subfolder: str) -> PretrainedTokenizer:
-        """What a saved system says of it, which is copied there where it came from a folder."""
+        """Copy a local tokenizer to `folder/subfolder`, and return the spec to save."""
         if self.source.folder is None:
             return self.spec.model_copy(update={"size": self.size, "revision": self.source.resolved_revision})
         (folder / subfolder).mkdir(parents=True)
-        self.base_tokenizer.save(str(folder / subfolder / _KEPT))
+        self.base_tokenizer.save(str(folder / subfolder / _FILES[0]))
         if config := self.source.optional_file("tokenizer_config.json"):
             (folder / subfolder / config.name).write_bytes(config.read_bytes())
         return self.spec.model_copy(update={"size": self.size, "model": f"./{subfolder}", "revision": None})
 
-    def _by_rules(self) -> Tokenizer:
-        """One that is in other files, such as vocab.txt, by the rules that `transformers` has for their model."""
+    def _convert(self) -> Tokenizer:
+        """Return the tokenizer of other formats, such as vocab.txt, converted by transformers."""
         from transformers import AutoTokenizer
 
-        found = AutoTokenizer.from_pretrained(self.spec.model, revision=self.spec.revision, trust_remote_code=False)
-        return found.backend_tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(self.spec.model, revision=self.spec.revision, trust_remote_code=False)
+        return tokenizer.backend_tokenizer
 
 
 def _size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
-    return value
-
-
-def _warn(found: int, most: int) -> None:
-    warnings.warn(
-        f"a text has {found} tokens, {most} are read (`max_length` of its conditioner): the last {found - most} are lost",
-        stacklevel=3,
-    )

@@ -1,4 +1,4 @@
-"""Which note of a melody sounds at each frame, as one vector a frame: from notes, a MIDI file or a sung line."""
+"""A melody as one vector per frame, from notes, a MIDI file or a recording of one voice."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -17,8 +17,8 @@ from cadenza.dsp.audio import Audio, load_condition_audio
 from cadenza.dsp.midi import read_midi_melody
 from cadenza.dsp.pitch import estimate_pitch, segment_notes
 
-_RATE = 16000  # at which singing is heard
-_REACH = 1.0  # seconds over which the times since and until a note's ends are told apart
+_RATE = 16000  # Hz, for pitch estimation
+_MAX_SECONDS = 1.0  # longer times since the start and until the end of a note are clipped
 _REST = -1
 
 
@@ -31,9 +31,9 @@ class MelodyNote(NamedTuple):
 
 
 class MelodySpec(FramewiseConditionerSpec):
-    """Notes from `low` to `high`, as MIDI pitches; those beyond are moved by octaves.
+    """MIDI pitches from `low` to `high`; others are transposed by octaves.
 
-    `hide_octave` is how often training shows an item's notes without their octave, which a hummed melody never has.
+    `octave_dropout` is the probability that a training step hides the octave of an item, as recordings do.
     """
 
     type: Literal["melody"] = "melody"
@@ -44,7 +44,7 @@ class MelodySpec(FramewiseConditionerSpec):
     hidden: int = Field(default=128, ge=1)
 
     @model_validator(mode="after")
-    def _whole_octave(self) -> Self:
+    def _check_range(self) -> Self:
         if self.high - self.low < 11:
             raise ValueError(f"low ({self.low}) to high ({self.high}) must hold at least the 12 notes of an octave")
         return self
@@ -59,14 +59,14 @@ class MelodySpec(FramewiseConditionerSpec):
 
 
 class MelodyConditioner(Conditioner[Any]):
-    """Pitch and pitch class at each frame, how long the note has sounded and will, then two layers, the last begun at zero.
+    """Embed pitch, pitch class and the note's elapsed and remaining time with two layers, the last initialized to zero.
 
-    A value is a list of (start, end, MIDI pitch) in seconds, later notes over earlier ones; a MIDI file; audio of one
-    voice, or a file of it, whose octave does not count; or how salient each pitch from `low` on is, [n f] at the frame
-    rate, where a frame of zeros rests. From where a value ends, frames add nothing.
+    A value is a list of (start, end, MIDI pitch) in seconds, where later notes replace earlier ones; a MIDI file; audio of
+    one voice or its path, without octave; or the salience [n, f] of each pitch from `low` at the frame rate, with zeros for
+    rests. Frames after the end of a value are masked. Raises RequestError for other values.
     """
 
-    handles_timelines: ClassVar[bool] = True  # its values are lists of (start, end, ...) by themselves
+    handles_timelines: ClassVar[bool] = True  # values are lists of (start, end, pitch)
 
     def __init__(self, spec: MelodySpec) -> None:
         super().__init__(spec)
@@ -78,12 +78,12 @@ class MelodyConditioner(Conditioner[Any]):
         nn.init.zeros_(self.out.bias)
 
     def value_from_item(self, item: Mapping[str, Any], name: str) -> Any:
-        """No notes are no melody."""
+        """Return the value; an empty list is None."""
         value = super().value_from_item(item, name)
         return None if isinstance(value, list | tuple) and not value else value
 
     def crop_value(self, value: Any, start: float) -> Any:
-        """Notes and salience from there on; a recording is of the clip itself."""
+        """Return notes or salience relative to `start`; a recording is that of the clip and unchanged."""
         if isinstance(value, Tensor | np.ndarray):
             return value[:, round(start * self.spec.frame_rate) :]
         if not isinstance(value, list | tuple):
@@ -91,11 +91,11 @@ class MelodyConditioner(Conditioner[Any]):
         return [MelodyNote(max(0.0, a - start), b - start, pitch) for a, b, pitch in map(_note, value) if b > start] or None
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """`pitch` [b f] above `low` or -1 at rests, `since` and `left` [b f] of its note, `covered` [b f], `octave` [b]."""
-        found = [self._frames(value) for value in values]
+        """Return `pitch` [b, f] above `low` (-1: rest), `since`, `left` and `covered` [b, f], and `octave` [b]."""
+        rows = [self._frames(value) for value in values]
         names = ("pitch", "since", "left", "covered")
-        made = {name: torch.from_numpy(np.stack([part[name] for part in found])) for name in names}
-        return {**made, "octave": torch.tensor([part["octave"] for part in found])}
+        tensors = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in names}
+        return {**tensors, "octave": torch.tensor([row["octave"] for row in rows])}
 
     def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
         octave = prepared.tensors["octave"]
@@ -115,28 +115,28 @@ class MelodyConditioner(Conditioner[Any]):
 
     def _frames(self, value: Any) -> dict[str, Any]:
         if isinstance(value, Tensor | np.ndarray):
-            line, octave = self._salient(np.asarray(value)), True
+            line, octave = self._notes_from_salience(np.asarray(value)), True
         elif isinstance(value, Audio) or (
             isinstance(value, str | Path) and Path(value).suffix.lower() not in {".mid", ".midi"}
         ):
-            line, octave = self._sung(value), False
+            line, octave = self._transcribe(value), False
         else:
-            given = read_midi_melody(value) if isinstance(value, str | Path) else value
-            line, octave = _notes(given), True
-        return {**self._laid(line), "octave": octave}
+            notes = read_midi_melody(value) if isinstance(value, str | Path) else value
+            line, octave = _parse_notes(notes), True
+        return {**self._note_features(line), "octave": octave}
 
-    def _laid(self, line: list[MelodyNote]) -> dict[str, np.ndarray]:
+    def _note_features(self, line: list[MelodyNote]) -> dict[str, np.ndarray]:
         frames, rate = self.spec.max_frames, self.spec.frame_rate
-        middle = (np.arange(frames) + 0.5) / rate
+        centers = (np.arange(frames) + 0.5) / rate
         pitch = np.full(frames, _REST, np.int16)
         since, left = np.zeros((2, frames), np.float32)
         for note in line:
             first, last = (min(max(0, round(second * rate)), frames) for second in note[:2])
             pitch[first:last] = self._step(note.pitch)
-            since[first:last] = np.clip((middle[first:last] - note.start) / _REACH, 0, 1)
-            left[first:last] = np.clip((note.end - middle[first:last]) / _REACH, 0, 1)
+            since[first:last] = np.clip((centers[first:last] - note.start) / _MAX_SECONDS, 0, 1)
+            left[first:last] = np.clip((note.end - centers[first:last]) / _MAX_SECONDS, 0, 1)
         end = max(note.end for note in line)
-        return {"pitch": pitch, "since": since, "left": left, "covered": middle < end}
+        return {"pitch": pitch, "since": since, "left": left, "covered": centers < end}
 
     def _step(self, pitch: float) -> int:
         step = round(pitch) - self.spec.low
@@ -144,29 +144,27 @@ class MelodyConditioner(Conditioner[Any]):
             return step
         return step % 12 if step < 0 else self.count - 12 + (step - self.count) % 12
 
-    def _sung(self, value: Any) -> list[MelodyNote]:
+    def _transcribe(self, value: Any) -> list[MelodyNote]:
         audio = load_condition_audio([value], _RATE)
-        found = segment_notes(estimate_pitch(audio.wave[0, 0], _RATE, self.spec.frame_rate), self.spec.frame_rate)
-        if not found:
-            what = "the melody" if isinstance(value, Audio) else str(value)
-            raise RequestError(
-                f"{what}: no pitch is heard; give a recording of one voice, louder than its background, or notes"
-            )
+        notes = segment_notes(estimate_pitch(audio.wave[0, 0], _RATE, self.spec.frame_rate), self.spec.frame_rate)
+        if not notes:
+            name = "the melody" if isinstance(value, Audio) else str(value)
+            raise RequestError(f"{name}: no pitch found. Use a recording of one voice, louder than its background, or notes")
         rest = float(audio.seconds)
-        return [*(MelodyNote(*note) for note in found), MelodyNote(rest, rest, found[-1][2])]
+        return [*(MelodyNote(*note) for note in notes), MelodyNote(rest, rest, notes[-1][2])]
 
-    def _salient(self, value: np.ndarray) -> list[MelodyNote]:
+    def _notes_from_salience(self, value: np.ndarray) -> list[MelodyNote]:
         if value.ndim != 2 or len(value) != self.count or not np.isfinite(value).all():
             raise RequestError(
                 f"salience must be finite and [{self.count}, frames], from pitch {self.spec.low}, got {value.shape}"
             )
         steps = np.where(value.max(0) > 0, value.argmax(0) + self.spec.low, np.nan)
         end = value.shape[1] / self.spec.frame_rate
-        found = segment_notes(torch.from_numpy(steps), self.spec.frame_rate, shortest=0)
-        return [*(MelodyNote(*note) for note in found), MelodyNote(end, end, self.spec.low)]
+        notes = segment_notes(torch.from_numpy(steps), self.spec.frame_rate, shortest=0)
+        return [*(MelodyNote(*note) for note in notes), MelodyNote(end, end, self.spec.low)]
 
 
-def _notes(value: Any) -> list[MelodyNote]:
+def _parse_notes(value: Any) -> list[MelodyNote]:
     if not isinstance(value, list | tuple) or not value:
         raise RequestError(f"a melody is a list of (start, end, MIDI pitch), a MIDI file or audio, got {value!r}")
     return sorted(_note(entry) for entry in value)

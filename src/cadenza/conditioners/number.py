@@ -1,4 +1,4 @@
-"""A number in a range, as one vector: seconds, tempo, loudness."""
+"""A number in a range as one vector: seconds, tempo, loudness."""
 
 import math
 import warnings
@@ -14,13 +14,14 @@ from cadenza.conditioners.base import Conditioner, ConditionerSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
 
-_LOWEST, _HIGHEST = 0.25, 32.0  # cycles over the whole range, of the slowest and the fastest band
+_LOWEST, _HIGHEST = 0.25, 32.0  # cycles per range of the first and the last band
 
 
 class NumberSpec(ConditionerSpec):
-    """A number from `min` to `max`, by its logarithm where ratios matter; `outside` says what happens beyond.
+    """Numbers from `min` to `max`, on a `log` scale if ratios matter.
 
-    The frequencies of its `bands` are spread evenly over octaves, or learned.
+    Numbers outside are clamped with a warning or raise RequestError (`outside`). The frequencies of the `bands` are spread
+    evenly over octaves, or learned.
     """
 
     type: Literal["number"] = "number"
@@ -53,9 +54,9 @@ class NumberSpec(ConditionerSpec):
 
 
 class NumberConditioner(Conditioner[float]):
-    """The place within the range as Fourier features (arXiv:2006.10739), then a linear layer.
+    """Project Fourier features (arXiv:2006.10739) of the position in the range with a linear layer.
 
-    Learned frequencies begin as draws of a normal distribution, in cycles over the range.
+    Learned frequencies, in cycles per range, are initialized from a standard normal distribution.
     """
 
     def __init__(self, spec: NumberSpec) -> None:
@@ -65,19 +66,19 @@ class NumberConditioner(Conditioner[float]):
         self.out = nn.Linear(2 * spec.bands + 1, spec.output_dim)
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        return {"place": torch.tensor([self._place(value) for value in values], dtype=torch.float32)}
+        return {"position": torch.tensor([self._position(value) for value in values], dtype=torch.float32)}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        place = tensors["place"][:, None]
+        position = tensors["position"][:, None]
         cycles = self.cycles
         if cycles is None:
-            cycles = torch.logspace(math.log2(_LOWEST), math.log2(_HIGHEST), self.spec.bands, base=2.0, device=place.device)
-        phase = 2 * math.pi * place * cycles
-        x = torch.cat([place, phase.sin(), phase.cos()], -1).to(self.out.weight.dtype)
-        return MaskedSequence(self.out(x)[:, None], torch.ones_like(place, dtype=torch.bool))
+            cycles = torch.logspace(math.log2(_LOWEST), math.log2(_HIGHEST), self.spec.bands, base=2.0, device=position.device)
+        phase = 2 * math.pi * position * cycles
+        x = torch.cat([position, phase.sin(), phase.cos()], -1).to(self.out.weight.dtype)
+        return MaskedSequence(self.out(x)[:, None], torch.ones_like(position, dtype=torch.bool))
 
-    def _place(self, value: Any) -> float:
-        """Where in the range, from 0 to 1."""
+    def _position(self, value: Any) -> float:
+        """Return the position in the range, from 0 to 1."""
         low, high = self.spec.min, self.spec.max
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
@@ -87,5 +88,5 @@ class NumberConditioner(Conditioner[float]):
             if self.spec.outside == "error":
                 raise RequestError(f"{value:g} is outside the range from {low:g} to {high:g} that the model was trained on")
             warnings.warn(f"{value:g} is outside the range from {low:g} to {high:g}: the nearest end is used", stacklevel=2)
-        near = min(max(float(value), low), high)
-        return math.log(near / low) / math.log(high / low) if self.spec.log else (near - low) / (high - low)
+        clamped = min(max(float(value), low), high)
+        return math.log(clamped / low) / math.log(high / low) if self.spec.log else (clamped - low) / (high - low)

@@ -1,4 +1,4 @@
-"""How an excerpt of a recording sounds, in a few vectors: the style of MusicGen-Style (arXiv:2407.12563)."""
+"""Style of a recording: the style condition of MusicGen-Style (arXiv:2407.12563)."""
 
 import math
 import warnings
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs, example_codec
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
@@ -23,17 +23,16 @@ from cadenza.nn.rope import sinusoidal_embedding
 from cadenza.nn.transformer import Block
 from cadenza.nn.vector_quantize import VariableRVQ
 
-_LEAST = 0.1  # seconds: a shorter sound is followed by silence, so that there is a frame of it
+_MIN_SECONDS = 0.1  # shorter excerpts are padded with silence
 _KEYS = ("audio", "start", "seconds", "levels")
 
 
 class StyleSpec(ConditionerSpec):
-    """An excerpt of `seconds` as frames of `model`, a MERT or its kin by folder or repository, or as tokens of `codec`.
+    """Style of an excerpt of `seconds`: frames of a MERT `model` or tokens of `codec`, a transformer and residual VQ.
 
-    These go through a transformer of `depth` blocks and a bottleneck of `levels` codebooks, of which generation uses
-    `eval_q`: fewer say less. Of what comes out every `downsample`-th vector is kept. In training the excerpt lasts between the two
-    of `train_seconds_range` seconds, at a place that is drawn. A `codec` is saved with the weights; before training begins it takes its
-    own from `model`, a saved system.
+    The quantizer has `levels` codebooks, of which generation uses `eval_q`; every `downsample`-th vector is returned. In
+    training the excerpt has a random start and a length in `train_seconds_range`. The frozen `codec` is saved with the
+    weights and loads them from `model`, a saved system, before training.
     """
 
     type: Literal["style"] = "style"
@@ -41,9 +40,9 @@ class StyleSpec(ConditionerSpec):
     model: str | None = None
     revision: str | None = None  # of a repository
     codec: CodecSpec | None = None
-    sample_rate: int = Field(default=24000, gt=0)  # of what `model` hears; a codec has its own
-    normalize: bool = False  # each excerpt to mean 0 and deviation 1, for a `model` that was trained so
-    dim: int | None = Field(default=None, ge=1)  # of the frames of `model`; looked up in its config where not given
+    sample_rate: int = Field(default=24000, gt=0)  # of `model`'s input; a codec has its own
+    normalize: bool = False  # excerpts to mean 0 and variance 1, if `model` was trained with it
+    dim: int | None = Field(default=None, ge=1)  # width of the frames of `model`; default: from its config
     hidden: int = Field(default=512, ge=4)
     depth: int = Field(default=8, ge=0)
     heads: int = Field(default=8, ge=1)
@@ -55,11 +54,11 @@ class StyleSpec(ConditionerSpec):
     train_seconds_range: tuple[float, float] | None = (1.5, 4.5)  # null: `seconds` in training too
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_sizes(self) -> Self:
         if self.codec is None and self.model is None:
-            raise ValueError("what is heard must be said: set model, such as m-a-p/MERT-v1-95M, or codec")
+            raise ValueError("set `model` (for example m-a-p/MERT-v1-95M) or `codec`")
         if self.codec is not None and (self.codec.frame_format.kind != "codes" or self.codec.uses_chunks):
-            raise ValueError("codec: tokens are needed, one frame after another; take a codec that gives codes, and no chunks")
+            raise ValueError("codec: expected codes of consecutive frames, not latents or chunks. Use another codec")
         if self.eval_q > self.levels:
             raise ValueError(f"eval_q ({self.eval_q}) cannot be more than levels ({self.levels})")
         if self.hidden % self.heads:
@@ -76,23 +75,21 @@ class StyleSpec(ConditionerSpec):
 
     @property
     def input_sample_rate(self) -> int:
-        """The sample rate of what is heard."""
+        """Sample rate of the audio input in Hz."""
         return self.sample_rate if self.codec is None else self.codec.sample_rate
 
     @classmethod
     def example(cls) -> tuple["StyleSpec", list[Any]]:
-        codec = CodecSpec.parse(
-            {"type": "encodec", "sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
-        )
-        turns = {900: 0.02, 90: 0.11, 700: 0.31}  # cycles a sample of three tones
-        sounds = [Audio((6.283 * turn * torch.arange(n)).sin()[None, None], 800) for n, turn in turns.items()]
+        codec = example_codec()
+        frequencies = {900: 0.02, 90: 0.11, 700: 0.31}  # length: cycles per sample
+        sounds = [Audio((6.283 * frequency * torch.arange(n)).sin()[None, None], 800) for n, frequency in frequencies.items()]
         small = {"hidden": 16, "depth": 2, "heads": 2, "levels": 3, "bins": 8, "eval_q": 2}
-        told = {"audio": sounds[2], "start": 0.1, "seconds": 0.3, "levels": 3}
+        excerpt = {"audio": sounds[2], "start": 0.1, "seconds": 0.3, "levels": 3}
         return cls.parse(
             {"output_dim": 8, "codec": codec, **small, "downsample": 5, "seconds": 0.4, "train_seconds_range": (0.2, 0.5)}
         ), [
             *sounds[:2],
-            told,
+            excerpt,
         ]
 
     def build(self) -> "StyleConditioner":
@@ -104,10 +101,10 @@ class StyleSpec(ConditionerSpec):
 
 
 class StyleConditioner(Conditioner[Any]):
-    """Features of an excerpt, a transformer that looks both ways, a bottleneck, and a linear layer.
+    """Encode an excerpt by a frozen encoder, a bidirectional transformer, residual VQ and a linear layer.
 
-    A value is a recording (Audio of one clip, or the path of a file), or `{"audio": ...}` with the `start` of the excerpt
-    and its `seconds`, and the `levels` of the bottleneck that say it. Without a start it is the middle that is heard.
+    A value is a recording (Audio of one clip or a path), or a mapping with `audio` and the `start` and `seconds` of the
+    excerpt (default: the middle) and the number of `levels` to use. Raises RequestError for other values.
     """
 
     placeholder = None
@@ -116,9 +113,9 @@ class StyleConditioner(Conditioner[Any]):
         "x": "mask",
         "ids": "mask",
         "mask": "mask",
-    }  # for a cache of features
+    }  # for the feature cache
     uncached_inputs: ClassVar[tuple[str, ...]] = ("levels",)
-    rng: torch.Generator | None = None  # what the codebooks learn with: that of the step whose values were varied
+    rng: torch.Generator | None = None  # of the last `augment`; initializes the codebooks
 
     def __init__(self, spec: StyleSpec) -> None:
         super().__init__(spec)
@@ -138,16 +135,19 @@ class StyleConditioner(Conditioner[Any]):
         self.out = nn.Linear(spec.hidden, spec.output_dim)
 
     def prepare_training(self, values: Iterable[Any]) -> None:
-        """Fetches what is needed, so that what is missing is said before the first step."""
+        """Load the frozen encoder or codec; raises CheckpointError if it is missing."""
         if self.listener is not None:
             self.listener.get(self.out.weight.device)
         elif self.codec is not None and self.spec.model is not None:
             self.codec.load_weights_from(self.spec.model)
         else:
-            warnings.warn("the codec of a `style` begins as noise and stays so; set its `model`", stacklevel=2)
+            warnings.warn(
+                "the codec of a `style` conditioner has random weights and is frozen; set `model` to load pretrained weights",
+                stacklevel=2,
+            )
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """What features depend on beside the spec; None in training, whose excerpts are drawn and do not come again."""
+        """Return config and weights of the frozen encoder; None in training, whose random excerpts are not cached."""
         if self.training:
             return None
         if self.listener is None:
@@ -157,12 +157,12 @@ class StyleConditioner(Conditioner[Any]):
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         if self.listener is None:
-            return self.spec.model_copy(update={"model": None})  # its weights are saved with the others
-        here = {"dim": self.listener.dim}
+            return self.spec.model_copy(update={"model": None})  # the system's checkpoint holds the codec
+        fields = {"dim": self.listener.dim}
         if self.listener.source.folder is None:
-            return self.spec.model_copy(update=here | {"revision": self.listener.source.resolved_revision})
+            return self.spec.model_copy(update=fields | {"revision": self.listener.source.resolved_revision})
         self.listener.save(folder / subfolder)
-        return self.spec.model_copy(update=here | {"model": f"./{subfolder}", "revision": None})
+        return self.spec.model_copy(update=fields | {"model": f"./{subfolder}", "revision": None})
 
     def value_from_item(self, item: Item, name: str) -> Any:
         value = super().value_from_item(item, name)
@@ -171,67 +171,71 @@ class StyleConditioner(Conditioner[Any]):
         return value
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """The mono `wave` [b t] and its true `samples` [b]; the `start` and `length` of the excerpts; their `levels`."""
-        told = [self._told(value) for value in values]
-        audio = Audio.pad_and_stack([sound for sound, _ in told])
+        """Return the mono `wave` [b, t], its length `samples`, and `start`, `length` and `levels` of the excerpts [b]."""
+        parsed = [self._parse(value) for value in values]
+        audio = Audio.pad_and_stack([sound for sound, _ in parsed])
         rows = []
-        for samples, (_, how) in zip(audio.lengths.tolist(), told, strict=True):
-            length = min(samples, max(1, round(how.get("seconds", self.spec.seconds) * self.spec.input_sample_rate)))
-            start = round(how["start"] * self.spec.input_sample_rate) if "start" in how else (samples - length) // 2
+        for samples, (_, options) in zip(audio.lengths.tolist(), parsed, strict=True):
+            length = min(samples, max(1, round(options.get("seconds", self.spec.seconds) * self.spec.input_sample_rate)))
+            start = round(options["start"] * self.spec.input_sample_rate) if "start" in options else (samples - length) // 2
             if start >= samples:
-                raise RequestError(f"the excerpt starts at {how['start']:g} s, but the sound ends at {audio.seconds.max():g} s")
-            rows.append([start, min(length, samples - start), how.get("levels", self.spec.eval_q)])
+                raise RequestError(
+                    f"the excerpt starts at {options['start']:g} s, but the sound ends at {audio.seconds.max():g} s"
+                )
+            rows.append([start, min(length, samples - start), options.get("levels", self.spec.eval_q)])
         start, length, levels = torch.tensor(rows).unbind(1)
         return {"wave": audio.wave[:, 0], "samples": audio.lengths, "start": start, "length": length, "levels": levels}
 
     def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
-        """An excerpt of a length and at a place that are drawn, and some of the codebooks, from the first on."""
+        """Choose a random excerpt and a random number of codebooks per item."""
         samples, device = prepared.tensors["samples"].cpu(), prepared.tensors["samples"].device
         shortest, longest = self.spec.train_seconds_range or (self.spec.seconds, self.spec.seconds)
-        long, place, strength = torch.rand(3, len(samples), generator=rng, dtype=torch.float64)
-        wanted = ((shortest + (longest - shortest) * long) * self.spec.input_sample_rate).round().long().clamp(min=1)
-        length = torch.minimum(wanted, samples)
+        length_share, start_share, level_share = torch.rand(3, len(samples), generator=rng, dtype=torch.float64)
+        drawn_length = (
+            ((shortest + (longest - shortest) * length_share) * self.spec.input_sample_rate).round().long().clamp(min=1)
+        )
+        length = torch.minimum(drawn_length, samples)
         drawn = {
-            "start": (place * (samples - length + 1)).long(),
+            "start": (start_share * (samples - length + 1)).long(),
             "length": length,
-            "levels": 1 + (strength * self.spec.levels).long(),
+            "levels": 1 + (level_share * self.spec.levels).long(),
         }
         self.rng = rng
         return replace(prepared, tensors=prepared.tensors | {name: x.to(device) for name, x in drawn.items()})
 
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Frames `x` [b n e] or tokens `ids` [b n k] of the excerpts, the `mask` [b n] of those that are real, `levels`."""
-        wave, least = tensors["wave"], math.ceil(_LEAST * self.spec.input_sample_rate)
+        """Return frames `x` [b, n, e] or tokens `ids` [b, n, k]; also their `mask` [b, n] and `levels` [b]."""
+        wave, shortest = tensors["wave"], math.ceil(_MIN_SECONDS * self.spec.input_sample_rate)
         bounds = zip(wave, tensors["start"].tolist(), tensors["length"].tolist(), strict=True)
         excerpts = [row[start : start + length] for row, start, length in bounds]
-        excerpts = [nn.functional.pad(row, (0, max(0, least - len(row)))) for row in excerpts]
+        excerpts = [nn.functional.pad(row, (0, max(0, shortest - len(row)))) for row in excerpts]
         lengths = torch.tensor([len(row) for row in excerpts], device=wave.device)
         with torch.autocast(wave.device.type, enabled=False):
             if self.codec is not None:
                 rows = pad_sequence(excerpts, batch_first=True)[:, None].expand(-1, self.spec.codec.channels, -1)
                 codes: Any = self.codec.encode(Audio(rows, self.spec.input_sample_rate, lengths))
-                found, n = {"ids": codes.ids.transpose(1, 2)}, codes.lengths
+                features, n = {"ids": codes.ids.transpose(1, 2)}, codes.lengths
             else:
-                frames = [self._listened(row) for row in excerpts]
-                found, n = {"x": pad_sequence(frames, batch_first=True)}, torch.tensor([len(row) for row in frames])
-        width = next(iter(found.values())).shape[1]
+                frames = [self._encode_excerpt(row) for row in excerpts]
+                features, n = {"x": pad_sequence(frames, batch_first=True)}, torch.tensor([len(row) for row in frames])
+        width = next(iter(features.values())).shape[1]
         mask = torch.arange(width, device=wave.device) < n.to(wave.device)[:, None]
-        return {**found, "mask": mask, "levels": tensors["levels"]}
+        return {**features, "mask": mask, "levels": tensors["levels"]}
 
     def forward(self, features: PreparedInputs) -> Condition:
-        """Items without a value count nowhere, in training neither."""
-        here = features.tensors["mask"] & features.present[:, None]
-        return super().forward(replace(features, tensors={**features.tensors, "mask": here}))
+        """Project encoded inputs; absent items do not update the codebooks."""
+        mask = features.tensors["mask"] & features.present[:, None]
+        return super().forward(replace(features, tensors={**features.tensors, "mask": mask}))
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
-        x = self._transformed(tensors, mask) * mask[..., None]
+        x = self._transform(tensors, mask) * mask[..., None]
         rng = self.rng if self.training else None
         x = self.bottleneck(x, mask, tensors["levels"], rng=rng)[:, :: self.spec.downsample]
         mask = mask[:, :: self.spec.downsample]
         return MaskedSequence(self.out(x.to(self.out.weight.dtype)) * mask[..., None], mask)
 
-    def _transformed(self, tensors: dict[str, Tensor], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    def _transform(self, tensors: dict[str, Tensor], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         if self.codec is not None:
             tables: Iterable[Callable[[Tensor], Tensor]] = self.tables
             x = torch.stack([table(ids) for table, ids in zip(tables, tensors["ids"].unbind(2), strict=True)]).sum(0)
@@ -239,39 +243,39 @@ class StyleConditioner(Conditioner[Any]):
             x = self.up(tensors["x"].to(self.up.weight.dtype))
         n = torch.arange(x.shape[1], device=x.device)
         x = x + sinusoidal_embedding(n[None], self.spec.hidden).to(x.dtype)
-        seen = (mask | (n == 0))[:, None, None].expand(-1, -1, len(n), -1)
+        valid = (mask | (n == 0))[:, None, None].expand(-1, -1, len(n), -1)
         for block in self.blocks:
-            x = block(x, mask=seen)
+            x = block(x, mask=valid)
         return x
 
-    def _listened(self, row: Float[Tensor, " t"]) -> Float[Tensor, "n e"]:
-        """What the model makes of one excerpt, which is its own mean and deviation where these count."""
+    def _encode_excerpt(self, row: Float[Tensor, " t"]) -> Float[Tensor, "n e"]:
+        """Return the model's frames of one excerpt, normalized if `normalize`."""
         if self.spec.normalize:
             row = (row - row.mean()) / (row.var(correction=0) + 1e-7).sqrt()
         assert self.listener is not None
         return self.listener.get(row.device)(row[None]).last_hidden_state[0]
 
-    def _told(self, value: Any) -> tuple[Audio, Mapping[str, Any]]:
-        """A sound in mono, and what is said of the excerpt."""
+    def _parse(self, value: Any) -> tuple[Audio, Mapping[str, Any]]:
+        """Return mono audio and the options of the excerpt; raises RequestError for an invalid value."""
         if value is None:
             return silence(self.spec.input_sample_rate), {}
-        how = value if isinstance(value, Mapping) else {"audio": value}
-        if "audio" not in how or set(how) - set(_KEYS):
+        options = value if isinstance(value, Mapping) else {"audio": value}
+        if "audio" not in options or set(options) - set(_KEYS):
             raise RequestError(
-                f"a style is a sound, or a mapping of audio to it, and of {', '.join(_KEYS[1:])}; got {sorted(how)}"
+                f"a style is a sound, or a mapping of audio to it, and of {', '.join(_KEYS[1:])}; got {sorted(options)}"
             )
         for key in ("start", "seconds", "levels"):
-            number = how.get(key, 1)
+            number = options.get(key, 1)
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
                 raise RequestError(f"{key} of a style must be a number, not {number!r}")
-        levels, most = how.get("levels", 1), self.spec.levels
+        levels, most = options.get("levels", 1), self.spec.levels
         if levels not in range(1, most + 1):
             raise RequestError(f"levels of a style must be a whole number from 1 to {most}, not {levels!r}")
-        sound = load_condition_audio([how["audio"]], self.spec.input_sample_rate)
-        return sound, how
+        sound = load_condition_audio([options["audio"]], self.spec.input_sample_rate)
+        return sound, options
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves what listens too, but never casts it."""
+        """Move the frozen encoder with the module without casting it."""
         super()._apply(fn, recurse)
         if self.listener is not None and not self.out.weight.is_meta:
             self.listener.move_to(self.out.weight.device)

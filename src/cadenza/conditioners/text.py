@@ -1,4 +1,4 @@
-"""Text, read by a small bidirectional transformer of our own that is trained and saved with the model."""
+"""Text through a small bidirectional transformer that is trained and saved with the model."""
 
 import re
 import unicodedata
@@ -14,18 +14,17 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs
-from cadenza.core.errors import RequestError
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs, pad_ids, require_text
 from cadenza.core.types import ConditionKind, MaskedSequence
 from cadenza.nn.tokenizers import BYTES, BPETokenizer, train_bpe
 
-# each digit and each symbol is a word of its own; a run of letters is cut so that no word is slow to split
+# single digits and symbols are words; runs of letters are cut at 32 to bound the time of BPE
 _WORD = re.compile(r"\d|[^\W\d_]{1,32}|[^\w\s]|_")
 _SIGNS = str.maketrans({"♯": "#", "♭": "b"})
 
 
 class TextSpec(ConditionerSpec):
-    """A text of at most `max_tokens` pieces, out of a vocabulary learnt from the training texts."""
+    """Texts of at most `max_tokens` tokens of a BPE vocabulary learned from the training texts."""
 
     type: Literal["text"] = "text"
     widget: ClassVar[str] = "text"
@@ -36,7 +35,7 @@ class TextSpec(ConditionerSpec):
     heads: int = Field(default=4, ge=1)
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _check_heads(self) -> Self:
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim ({self.dim}) must be an even multiple of heads ({self.heads})")
         return self
@@ -55,7 +54,10 @@ class TextSpec(ConditionerSpec):
 
 
 class TextConditioner(Conditioner[str]):
-    """Bytes and their frequent joins, embedded and attended to in both directions, padding never."""
+    """Encode byte-level BPE tokens with bidirectional self-attention; padding is masked.
+
+    A text longer than `max_tokens` is truncated with a warning; a blank one is absent. Raises RequestError for other values.
+    """
 
     placeholder = ""
     merges: Tensor
@@ -67,12 +69,12 @@ class TextConditioner(Conditioner[str]):
         self.blocks = nn.ModuleList(Block(spec.dim, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(spec.dim)
         self.out = nn.Linear(spec.dim, spec.output_dim)
-        self.tokenizer = BPETokenizer()  # what `merges` says, on the host, for the data workers
-        self.register_load_state_dict_post_hook(_read_merges)
+        self.tokenizer = BPETokenizer()  # of `merges`, on the CPU for data workers
+        self.register_load_state_dict_post_hook(_load_merges)
 
     def prepare_training(self, values: Iterable[Any]) -> None:
-        """Learns the vocabulary; the same texts in any order give the same one."""
-        counts = Counter(word for value in values if value is not None for word in split_words(_checked(value)))
+        """Learn the vocabulary; the order of the texts does not matter."""
+        counts = Counter(word for value in values if value is not None for word in split_words(require_text(value)))
         merges = train_bpe(counts, self.spec.vocabulary - BYTES)
         self.merges.fill_(-1)
         if merges:
@@ -80,16 +82,11 @@ class TextConditioner(Conditioner[str]):
         self.tokenizer = BPETokenizer(merges)
 
     def prepare(self, values: Sequence[Any]) -> PreparedInputs:
-        """A text without any word says as little as none, so it counts as absent."""
-        return super().prepare([None if value is None or not _checked(value).strip() else value for value in values])
+        """Return CPU tensors; a blank text is absent."""
+        return super().prepare([None if value is None or not require_text(value).strip() else value for value in values])
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        rows = [self._ids(value) for value in values]
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)
-        for row, line in zip(rows, ids, strict=True):
-            line[: len(row)] = torch.tensor(row)
-        return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths[:, None]}
+        return pad_ids([self._ids(value) for value in values])
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         x, mask = self.embedding(tensors["ids"]), tensors["mask"]
@@ -102,14 +99,14 @@ class TextConditioner(Conditioner[str]):
         for word in split_words(text):
             ids += self.tokenizer.encode_word(word)
             if len(ids) > most:
-                message = f"a text is longer than {most} tokens (`max_tokens` of its conditioner): the rest of it is not read"
+                message = f"a text is longer than {most} tokens (`max_tokens` of its conditioner): the rest is not used"
                 warnings.warn(message, stacklevel=2)
                 break
-        return ids[:most] or [0]  # one position for the blank, so that attention is defined
+        return ids[:most] or [0]  # one token for a blank text, so that attention is defined
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention with rotary positions (arXiv:2104.09864), then a feed-forward of four times the width."""
+    """Pre-norm self-attention with rotary positions (arXiv:2104.09864) and a GELU feed-forward of four times the width."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -120,33 +117,27 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        attended = F.scaled_dot_product_attention(_turn(q), _turn(k), v, attn_mask=mask[:, None, None])
+        attended = F.scaled_dot_product_attention(_rotate(q), _rotate(k), v, attn_mask=mask[:, None, None])
         x = x + self.out(rearrange(attended, "b h n d -> b n (h d)"))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
 def split_words(text: str) -> Iterator[str]:
-    """Digits, symbols and runs of letters, whatever their case and spacing: "80BPM" is 8, 0, bpm."""
+    """Yield digits, symbols and runs of letters in lower case: "80BPM" is 8, 0, bpm."""
     plain = unicodedata.normalize("NFKC", text).lower().translate(_SIGNS)
     return (match.group() for match in _WORD.finditer(plain))
 
 
-def _read_merges(module: nn.Module, _: Any) -> None:
+def _load_merges(module: nn.Module, _: Any) -> None:
     assert isinstance(module, TextConditioner)
     if not module.merges.is_meta:
         module.tokenizer = BPETokenizer([(a, b) for a, b in module.merges.tolist() if a >= 0])
 
 
-def _turn(x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+def _rotate(x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
     half = x.shape[-1] // 2
     rate = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rate
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.split(half, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-def _checked(value: Any) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
-    return value

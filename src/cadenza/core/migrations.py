@@ -23,6 +23,7 @@ _CONDITIONERS: dict[str, dict[str, str]] = {
     "t5": {"inside": "subconfig", "empty": "empty_text"},
     "waveform": _THROUGH_CODEC,
 }
+_EMPTY_TEXT = {"absent": "null", "read": "encode"}  # values of `empty_text` in t5, clap and lut
 _GENERATORS = {"codec_lm": {"mlp": "mlp_ratio", "context": "max_frames", "cross_positions": "cross_attention_pos_emb_scale"}}
 _TASKS = {
     "codec": {
@@ -94,7 +95,10 @@ def migrate_checkpoint_name(name: str) -> str:
 def _migrate_conditioner(spec: Any) -> Any:
     if not isinstance(spec, Mapping):
         return spec
-    return _with(_renamed(_by_type(spec, _CONDITIONERS), _CONDITIONER), "codec", migrate_codec_spec)
+    spec = _renamed(_by_type(spec, _CONDITIONERS), _CONDITIONER)
+    if str(spec.get("empty_text")) in _EMPTY_TEXT:
+        spec["empty_text"] = _EMPTY_TEXT[spec["empty_text"]]
+    return _with(spec, "codec", migrate_codec_spec)
 
 
 def migrate_codec_spec(spec: Any) -> Any:

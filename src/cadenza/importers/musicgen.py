@@ -148,7 +148,7 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
             "dim": text_width,
             "output_dim": generator["width"],
             "null_embedding": "zeros",
-            "empty_text": "read",
+            "empty_text": "encode",
             "project": "auto",
         }
     }

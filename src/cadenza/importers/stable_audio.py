@@ -159,7 +159,7 @@ def _text_encoder(model: str, settings: ConfigReader) -> dict[str, Any]:
     settings.require_value("padding_mode", "zero", why="is another way to pad than this release has")
     length = settings.get("max_length", int, 128)
     return {
-        **{"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty_text": "read"},
+        **{"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty_text": "encode"},
         **{"train": settings.get("enable_grad", bool, False), "project": _project(settings)},
     }
 
@@ -167,7 +167,7 @@ def _text_encoder(model: str, settings: ConfigReader) -> dict[str, Any]:
 def _clap_text(settings: ConfigReader, context: ImportContext) -> Made:
     checkpoint, model = _clap(settings, context)
     features, layer = settings.get("use_text_features", bool, False), settings.get("feature_layer_ix", int, -1)
-    spec = {"type": "clap", "model": model, "modalities": "text", "empty_text": "read", "project": _project(settings)}
+    spec = {"type": "clap", "model": model, "modalities": "text", "empty_text": "encode", "project": _project(settings)}
     spec |= {"layer": layer, "pad_to": "max_length"} if features else {}
     return spec | {"train": settings.get("finetune", bool, False)}, checkpoint
 
@@ -208,7 +208,7 @@ def _lut(settings: ConfigReader, context: ImportContext) -> Made:
     tokenizer |= {"special_tokens": settings.get("special_tokens", list, [])}
     length, positions = settings.get("max_length", int, 1024), settings.get("use_abs_pos_emb", bool, False)
     spec = {"type": "lut", "tokenizer": tokenizer, "max_length": length, "pad_to": "max_length", "positions": positions}
-    return spec | {"empty_text": "read", "project": _project(settings)}, None
+    return spec | {"empty_text": "encode", "project": _project(settings)}, None
 
 
 def _pretransform(settings: ConfigReader, context: ImportContext) -> Made:
