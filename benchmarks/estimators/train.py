@@ -6,6 +6,7 @@ python benchmarks/estimators/train.py configs/evaluation/estimators.yaml estimat
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from cadenza.core.atomic import atomic_write
 from cadenza.core.spec import Spec
 from cadenza.data.sources import load_manifest
 from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI, EstimatorFeatures, EstimatorNet, EstimatorOutputs
-from cadenza.evaluation.estimators import AttributeEstimator, Estimate, accuracy, decode_outputs, save_estimators
+from cadenza.evaluation.estimators import RECORD_FILE, WEIGHTS_FILE, AttributeEstimator, Estimate, accuracy, decode_outputs
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, ClipLabels
 from cadenza.evaluation.report_files import json_safe
 from estimators.augmentation import FeatureAugmentation, augment_features, augment_labels, sample_augmentation
@@ -186,6 +189,27 @@ def _wanted(truth: ClipLabels, change: FeatureAugmentation, frames: int) -> tupl
     playing = torch.stack([augment_labels(row, change) for row in truth.playing]).float()
     playing = F.pad(playing, (0, frames), value=UNKNOWN)[:, :frames:2]
     return tempo, torch.tensor(key), truth.families.float(), playing, torch.tensor(truth.lead), chords, melody
+
+
+def save_estimators(estimators: AttributeEstimator, folder: Path, *, notes: dict[str, Any]) -> str:
+    """Write the weights as float16, with a record of their hash and `notes`; return the SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in estimators.net.state_dict().items()}
+    data = save({name: value.contiguous() for name, value in state.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    record = {
+        "sha256": digest,
+        "families": list(estimators.families),
+        "thresholds": [round(x, 3) for x in estimators.thresholds.tolist()],
+        "width": estimators.net.width,
+        "folded": estimators.net.folded,
+        **notes,
+    }
+    with atomic_write(folder / WEIGHTS_FILE) as file:
+        file.write(data)
+    with atomic_write(folder / RECORD_FILE) as file:
+        file.write((json.dumps(record, indent=2) + "\n").encode())
+    return digest
 
 
 def train_and_freeze(

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from estimators.train import save_estimators
 
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio, load_audio
 from cadenza.evaluation.adherence import adherence, score_matrix
-from cadenza.evaluation.estimators import FOLDER, AttributeEstimator, accuracy, load_estimators, save_estimators
+from cadenza.evaluation.estimators import FOLDER, AttributeEstimator, accuracy, load_estimators
 from cadenza.evaluation.labels import labels_from_sidecar
 from cadenza.evaluation.music_metrics import ChordTimeline
 from cadenza.evaluation.targets import ATTRIBUTES, AttributeTargets

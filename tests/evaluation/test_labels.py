@@ -11,11 +11,8 @@ from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI
 from cadenza.evaluation.estimators import Estimate, chord_accuracy, decode_tempo, f1, melody_accuracy, pitch_classes
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, labels_from_sidecar
 from cadenza.evaluation.targets import (
+    ATTRIBUTES,
     handwritten_prompts,
-    score_families,
-    score_key,
-    score_tempo,
-    score_tempo_range,
     targets_from_caption,
     targets_from_handwritten,
     targets_from_values,
@@ -92,9 +89,13 @@ def test_f1_by_hand():
 
 def test_values_wish_for_exactly_themselves():
     wish = targets_from_values(SIDECAR, {"tempo", "key"}, seconds=2.0)
-    assert score_tempo(heard(124.7), wish) == 1 and score_tempo(heard(125.0), wish) == 0 and score_tempo(heard(60.0), wish) == 0
-    assert score_key(heard(key=21), wish) == 1 and score_key(heard(key=0), wish) == 0
-    assert math.isnan(score_families(heard(), wish)) and math.isnan(score_tempo_range(heard(), wish))
+    assert (
+        ATTRIBUTES["tempo"](heard(124.7), wish) == 1
+        and ATTRIBUTES["tempo"](heard(125.0), wish) == 0
+        and ATTRIBUTES["tempo"](heard(60.0), wish) == 0
+    )
+    assert ATTRIBUTES["key"](heard(key=21), wish) == 1 and ATTRIBUTES["key"](heard(key=0), wish) == 0
+    assert math.isnan(ATTRIBUTES["family"](heard(), wish)) and math.isnan(ATTRIBUTES["pace"](heard(), wish))
 
 
 def test_a_caption_wishes_for_what_it_mentions_only():
@@ -103,10 +104,10 @@ def test_a_caption_wishes_for_what_it_mentions_only():
     assert wish.families is not None and wish.optional_families is not None
     assert wish.families.tolist() == [True, False, False, False]
     assert wish.optional_families.tolist() == [False, True, False, False]  # the bass plays, but is not mentioned
-    assert score_families(heard(families=(0.9, 0.9, 0.1, 0.1)), wish) == 1
-    assert score_families(heard(families=(0.9, 0.1, 0.9, 0.1)), wish) == pytest.approx(2 / 3)
-    assert score_families(heard(families=(0.1, 0.9, 0.1, 0.1)), wish) == 0
-    assert score_tempo_range(heard(150.0), wish) == 1 and score_tempo_range(heard(100.0), wish) == 0
+    assert ATTRIBUTES["family"](heard(families=(0.9, 0.9, 0.1, 0.1)), wish) == 1
+    assert ATTRIBUTES["family"](heard(families=(0.9, 0.1, 0.9, 0.1)), wish) == pytest.approx(2 / 3)
+    assert ATTRIBUTES["family"](heard(families=(0.1, 0.9, 0.1, 0.1)), wish) == 0
+    assert ATTRIBUTES["pace"](heard(150.0), wish) == 1 and ATTRIBUTES["pace"](heard(100.0), wish) == 0
 
 
 def test_instruments_are_recognised_as_whole_words():

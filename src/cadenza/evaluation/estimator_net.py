@@ -200,7 +200,7 @@ class EstimatorNet(nn.Module):
         return chroma
 
     def _key(self, chroma: Float[Tensor, "b v 12 f"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b 24"]:
-        """Key from means of the clip and of its first and last one and a half seconds, and from the maximum."""
+        """Key from the means of the clip, its first and its last 1.5 seconds, and from its maximum."""
         frame = torch.arange(mask.shape[-1], device=mask.device)
         length = mask.sum(-1, keepdim=True)
         moments = [mask, mask & (frame < _ENDS), mask & (frame >= length - _ENDS)]

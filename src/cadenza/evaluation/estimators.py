@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from cadenza.core.atomic import atomic_write
 from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.audio_health import last_sound_seconds
@@ -173,7 +171,7 @@ def mean_of_finite(values: Sequence[float]) -> float:
 
 
 FOLDER = Path(__file__).parent / "weights"
-_WEIGHTS, _RECORD = "estimators.safetensors", "estimators.json"
+WEIGHTS_FILE, RECORD_FILE = "estimators.safetensors", "estimators.json"
 
 
 @dataclass(frozen=True)
@@ -213,37 +211,16 @@ def load_estimators(folder: Path = FOLDER) -> AttributeEstimator:
     Raises CheckpointError if a file cannot be read or the weights differ from the recorded SHA-256.
     """
     try:
-        record = json.loads((folder / _RECORD).read_text())
-        data = (folder / _WEIGHTS).read_bytes()
+        record = json.loads((folder / RECORD_FILE).read_text())
+        data = (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{folder}: the estimators cannot be read: {error}. Install the package again.") from None
     digest = hashlib.sha256(data).hexdigest()
     if digest != record["sha256"]:
         raise CheckpointError(
-            f"{folder / _WEIGHTS}: sha256 is {digest}. Expected {record['sha256']} of {_RECORD}. Restore the file, because "
-            "scores of changed estimators cannot be compared."
+            f"{folder / WEIGHTS_FILE}: sha256 is {digest}. Expected {record['sha256']} of {RECORD_FILE}. "
+            "Scores of changed estimators cannot be compared. Restore the file."
         )
     net = EstimatorNet(len(record["families"]), width=record["width"], folded=record["folded"])
     net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load(data).items()})
     return AttributeEstimator(net.eval(), tuple(record["families"]), torch.tensor(record["thresholds"]), digest)
-
-
-def save_estimators(estimators: AttributeEstimator, folder: Path, *, notes: dict[str, Any]) -> str:
-    """Write the weights as float16, with a record of their hash and `notes`; return the SHA-256."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.half() if v.is_floating_point() else v for k, v in estimators.net.state_dict().items()}
-    data = save({name: value.contiguous() for name, value in state.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    record = {
-        "sha256": digest,
-        "families": list(estimators.families),
-        "thresholds": [round(x, 3) for x in estimators.thresholds.tolist()],
-        "width": estimators.net.width,
-        "folded": estimators.net.folded,
-        **notes,
-    }
-    with atomic_write(folder / _WEIGHTS) as file:
-        file.write(data)
-    with atomic_write(folder / _RECORD) as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
-    return digest

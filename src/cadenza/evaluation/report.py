@@ -19,7 +19,7 @@ from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio, load_audio
 from cadenza.evaluation.adherence import AttributeResult, Interval, control_effects, score_settings
 from cadenza.evaluation.audio_health import AudioHealth, audio_health
-from cadenza.evaluation.estimators import AttributeEstimator, Estimate, load_estimators
+from cadenza.evaluation.estimators import Estimate, load_estimators
 from cadenza.evaluation.memorization import MemorizationReport, audio_fingerprints, memorization_rate
 from cadenza.evaluation.report_files import NUM_PLOTTED, save_report
 from cadenza.evaluation.settings import TEXT, ControlSetting, EvaluationSet, Reference, sample_references, settings
@@ -153,8 +153,19 @@ def evaluate(
     ceiling = [estimator(clip)[0] for clip in coded]
     results = {}
     for setting in chosen:
-        batches = [_generate(generator, setting, seed, progress) for seed in extent.seeds]
-        results[setting.name] = _measure(estimator, batches, fingerprints=training is not None)
+        batches = []
+        for seed in extent.seeds:
+            prefix = f"{setting.name}, seed {seed}"
+            batches.append(
+                generator.generate_cached(setting, seed, progress=lambda i, n, p=prefix: progress(f"{p}: {i} of {n} clips"))
+            )
+        clips = [clip for batch in batches for clip in batch]
+        results[setting.name] = SettingResult(
+            [[estimator(clip)[0] for clip in batch] for batch in batches],
+            audio_health(clips),
+            [] if training is None else [windows for clip in clips for windows in audio_fingerprints(clip)],
+            batches[0][:NUM_PLOTTED],
+        )
         progress(f"{setting.name}: estimated")
     estimates = {name: result.estimates for name, result in results.items()}
     captions = [targets for _, targets in dataset.captions] if TEXT in dataset.measured else []
@@ -185,22 +196,6 @@ def evaluate(
     save_report(report, out, generated=plotted, references=coded[:NUM_PLOTTED], settings=chosen)
     progress(f"report in {out}")
     return report
-
-
-def _measure(estimator: AttributeEstimator, batches: Sequence[Sequence[Audio]], *, fingerprints: bool) -> SettingResult:
-    clips = [clip for batch in batches for clip in batch]
-    return SettingResult(
-        [[estimator(clip)[0] for clip in batch] for batch in batches],
-        audio_health(clips),
-        [windows for clip in clips for windows in audio_fingerprints(clip)] if fingerprints else [],
-        list(batches[0][:NUM_PLOTTED]),
-    )
-
-
-def _generate(generator: ClipGenerator, setting: ControlSetting, seed: int, progress: Progress) -> list[Audio]:
-    return generator.generate_cached(
-        setting, seed, progress=lambda done, total: progress(f"{setting.name}, seed {seed}: {done} of {total} clips")
-    )
 
 
 def _length_error(setting: ControlSetting, batches: Sequence[Sequence[Estimate]]) -> float:

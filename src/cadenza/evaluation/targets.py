@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cadenza.corpus.tables import load_tables
 from cadenza.evaluation.estimator_net import PITCH_HOP, SAMPLE_RATE
-from cadenza.evaluation.estimators import NO_PITCH_CLASS, TOLERANCE, Estimate
+from cadenza.evaluation.estimators import NO_PITCH_CLASS, TOLERANCE, Estimate, tempo_accuracy
 from cadenza.evaluation.labels import key_class
 from cadenza.evaluation.music_metrics import (
     BEAT,
@@ -51,26 +51,18 @@ class AttributeTargets:
     seconds: float | None = None
 
 
-def score_tempo(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Return 1 within 4 % of the target tempo, else 0; NaN without a target, as all scores below."""
-    return math.nan if targets.tempo is None else float(abs(estimate.tempo - targets.tempo) <= TOLERANCE * targets.tempo)
+def _score(field: str, metric: Callable[[Estimate, Any], float]) -> Callable[[Estimate, AttributeTargets], float]:
+    """Score of an estimate against one field of the targets, NaN where that is None."""
 
+    def score(estimate: Estimate, targets: AttributeTargets) -> float:
+        target = getattr(targets, field)
+        return math.nan if target is None else metric(estimate, target)
 
-def score_tempo_range(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Return 1 within 4 % of the range that the tempo word means, else 0."""
-    if targets.tempo_range is None:
-        return math.nan
-    low, high = targets.tempo_range
-    return float(low * (1 - TOLERANCE) <= estimate.tempo <= high * (1 + TOLERANCE))
-
-
-def score_key(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Return 1 for exactly the target key, else 0."""
-    return math.nan if targets.key is None else float(estimate.key == targets.key)
+    return score
 
 
 def score_families(estimate: Estimate, targets: AttributeTargets) -> float:
-    """F1 of the estimated families, without the optional ones."""
+    """F1 of the estimated families without the optional ones; NaN without a target."""
     if targets.families is None or targets.optional_families is None:
         return math.nan
     present = (estimate.families >= 0.5) & ~targets.optional_families
@@ -78,53 +70,19 @@ def score_families(estimate: Estimate, targets: AttributeTargets) -> float:
     return 2 * int((present & targets.families).sum()) / total if total else 1.0
 
 
-def score_beats(estimate: Estimate, targets: AttributeTargets) -> float:
-    """F1 of the beats within 70 ms."""
-    return math.nan if targets.beats is None else events_f1(estimate.beats.numpy(), targets.beats, BEAT)
-
-
-def score_chords(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Share of time with the right major-minor class."""
-    return math.nan if targets.chords is None else majmin_accuracy(estimate.chord_timeline, targets.chords)
-
-
-def score_chord_iou(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Intersection over union of estimated and target chords."""
-    return math.nan if targets.chords is None else chart_iou(estimate.chord_timeline, targets.chords)
-
-
-def score_melody(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Share of the frames of the target melody with the right pitch class (Salamon et al. 2014)."""
-    return math.nan if targets.melody is None else pitch_class_cosine(estimate.melody.numpy(), targets.melody, NO_PITCH_CLASS)
-
-
-def score_chroma(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Mean cosine of the loudest pitch classes to those of the reference (MusicGen, arXiv:2306.05284)."""
-    return math.nan if targets.chroma is None else pitch_class_cosine(estimate.chroma.numpy(), targets.chroma, NO_PITCH_CLASS)
-
-
-def score_onsets(estimate: Estimate, targets: AttributeTargets) -> float:
-    """F1 of all onsets against those of the melody, within 50 ms."""
-    return math.nan if targets.onsets is None else events_f1(estimate.onsets.numpy(), targets.onsets, ONSET)
-
-
-def score_duration(estimate: Estimate, targets: AttributeTargets) -> float:
-    """Return 1 minus the relative error of the length, at least 0."""
-    return math.nan if targets.seconds is None else max(0.0, 1 - abs(estimate.seconds - targets.seconds) / targets.seconds)
-
-
-ATTRIBUTES = {
-    "tempo": score_tempo,
-    "pace": score_tempo_range,
-    "beat": score_beats,
-    "key": score_key,
-    "chords": score_chords,
-    "chord IoU": score_chord_iou,
-    "melody": score_melody,
-    "chroma": score_chroma,
-    "onset": score_onsets,
+ATTRIBUTES: dict[str, Callable[[Estimate, AttributeTargets], float]] = {  # scores in 0 to 1, NaN without a target
+    "tempo": _score("tempo", lambda e, tempo: tempo_accuracy(e.tempo, tempo)),
+    "pace": _score("tempo_range", lambda e, x: float(x[0] * (1 - TOLERANCE) <= e.tempo <= x[1] * (1 + TOLERANCE))),
+    "beat": _score("beats", lambda e, beats: events_f1(e.beats.numpy(), beats, BEAT)),
+    "key": _score("key", lambda e, key: float(e.key == key)),
+    "chords": _score("chords", lambda e, chords: majmin_accuracy(e.chord_timeline, chords)),
+    "chord IoU": _score("chords", lambda e, chords: chart_iou(e.chord_timeline, chords)),
+    # raw pitch-class accuracy (Salamon et al. 2014), and chroma cosine as in MusicGen (arXiv:2306.05284)
+    "melody": _score("melody", lambda e, melody: pitch_class_cosine(e.melody.numpy(), melody, NO_PITCH_CLASS)),
+    "chroma": _score("chroma", lambda e, chroma: pitch_class_cosine(e.chroma.numpy(), chroma, NO_PITCH_CLASS)),
+    "onset": _score("onsets", lambda e, onsets: events_f1(e.onsets.numpy(), onsets, ONSET)),  # all onsets, melody targets
     "family": score_families,
-    "duration": score_duration,
+    "duration": _score("seconds", lambda e, seconds: max(0.0, 1 - abs(e.seconds - seconds) / seconds)),
 }
 
 
