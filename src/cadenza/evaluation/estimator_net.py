@@ -137,29 +137,16 @@ class EstimatorNet(nn.Module):
         self.chord, self.no_chord = nn.Conv2d(folded, 2, 1), nn.Conv1d(folded, 1, 1)
         self.key_in, self.key = nn.Conv1d(4 * folded, folded, 12), nn.Conv1d(folded, 2, 1)
         self.timbre = nn.ModuleList([_Block2d(width, folded, (3, 3), (3, 2)), _Block2d(folded, folded, (3, 3), (3, 1))])
-        self.attack = nn.ModuleList(
-            [
-                _Block2d(1, width, (5, 5), (2, 4)),
-                _Block2d(width, folded, (3, 3), (2, 2)),
-                _Block2d(folded, folded, (3, 3), (2, 1)),
-            ]
-        )
+        attack = ((1, width, (5, 5), (2, 4)), (width, folded, (3, 3), (2, 2)), (folded, folded, (3, 3), (2, 1)))
+        self.attack = nn.ModuleList([_Block2d(*sizes) for sizes in attack])
         self.moment = nn.Sequential(nn.Conv1d((11 + 5) * folded, sound, 1), nn.ReLU(), nn.Dropout(dropout))
         self.playing = nn.Conv1d(sound, families, 1)
         self.sound = nn.Sequential(nn.Linear(2 * sound, sound), nn.ReLU(), nn.Dropout(dropout))
         self.families, self.lead = nn.Linear(sound, families), nn.Linear(sound, families)
-        self.pulse = nn.Sequential(
-            nn.Conv1d(2 * (_GROUPS + 1), 24, 7, padding=3),
-            nn.BatchNorm1d(24),
-            nn.ReLU(),
-            nn.Conv1d(24, 24, 129, padding=64),
-            nn.BatchNorm1d(24),
-            nn.ReLU(),
-            nn.Conv1d(24, 24, 5, padding=2),
-            nn.ReLU(),
-            nn.Dropout(dropout / 2),
-            nn.Conv1d(24, 1, 1),
-        )
+        onsets = (nn.Conv1d(2 * (_GROUPS + 1), 24, 7, padding=3), nn.BatchNorm1d(24), nn.ReLU())
+        periods = (nn.Conv1d(24, 24, 129, padding=64), nn.BatchNorm1d(24), nn.ReLU())
+        output = (nn.Conv1d(24, 24, 5, padding=2), nn.ReLU(), nn.Dropout(dropout / 2), nn.Conv1d(24, 1, 1))
+        self.pulse = nn.Sequential(*onsets, *periods, *output)
         self.tempo = nn.Linear(sound, TEMPI)
 
     def forward(self, features: EstimatorFeatures) -> EstimatorOutputs:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,10 +184,10 @@ class AttributeEstimator:
     sha256: str = ""
 
     @torch.inference_mode()
-    def __call__(self, audio: Audio, progress: Callable[[int], None] | None = None) -> list[Estimate]:
-        """Estimate the attributes of every clip separately; `progress` receives the number of clips done."""
+    def __call__(self, audio: Audio) -> list[Estimate]:
+        """Estimate the attributes of every clip separately."""
         estimates = []
-        for done, clip in enumerate(audio, 1):
+        for clip in audio:
             features = extract_features(clip)
             estimate = decode_outputs(self.net(features), features.lengths.tolist(), self.thresholds)[0]
             strength = onset_strength(features.bands[0])
@@ -200,8 +200,6 @@ class AttributeEstimator:
                     seconds=last_sound_seconds(clip.wave[0], clip.sample_rate),
                 )
             )
-            if progress is not None:
-                progress(done)
         return estimates
 
 

@@ -112,16 +112,6 @@ class EvaluationScope:
     settings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class SettingResult:
-    """Measurements of the clips of one setting, by seed and clip."""
-
-    estimates: list[list[Estimate]]
-    health: AudioHealth
-    fingerprints: list[Tensor]
-    plotted: list[Audio]
-
-
 def evaluate(
     system: System,
     held_out: str | Path | Manifest,
@@ -147,11 +137,11 @@ def evaluate(
     )
     chosen = settings(dataset, extent.settings)
     generator = ClipGenerator(system, out / "clips", guidance)
-    training_set = None if training is None else _as_manifest(training)
+    training_set = training if training is None or isinstance(training, Manifest) else load_manifest(training)[0]
     progress("reference renders through the codec")
     coded = [_through_codec(system, reference) for reference in references]
     ceiling = [estimator(clip)[0] for clip in coded]
-    results = {}
+    estimates, health, plotted, fingerprints = {}, {}, {}, []
     for setting in chosen:
         batches = []
         for seed in extent.seeds:
@@ -160,17 +150,16 @@ def evaluate(
                 generator.generate_cached(setting, seed, progress=lambda i, n, p=prefix: progress(f"{p}: {i} of {n} clips"))
             )
         clips = [clip for batch in batches for clip in batch]
-        results[setting.name] = SettingResult(
-            [[estimator(clip)[0] for clip in batch] for batch in batches],
-            audio_health(clips),
-            [] if training is None else [windows for clip in clips for windows in audio_fingerprints(clip)],
-            batches[0][:NUM_PLOTTED],
-        )
+        estimates[setting.name] = [[estimator(clip)[0] for clip in batch] for batch in batches]
+        health[setting.name] = audio_health(clips)
+        plotted[setting.name] = batches[0][:NUM_PLOTTED]
+        if training is not None:
+            fingerprints += [windows for clip in clips for windows in audio_fingerprints(clip)]
         progress(f"{setting.name}: estimated")
-    estimates = {name: result.estimates for name, result in results.items()}
     captions = [targets for _, targets in dataset.captions] if TEXT in dataset.measured else []
     scores = score_settings(chosen, estimates, ceiling=ceiling, captions=captions)
     last = chosen[-1]
+    health["reference"] = audio_health([load_audio(r.clip.audio) for r in references])
     report = EvaluationReport(
         system=system.card.name,
         estimators=estimator.sha256,
@@ -180,19 +169,13 @@ def evaluate(
         scores=scores,
         changes=control_effects(chosen, estimates, scores),
         off={s.name: _length_error(s, estimates[s.name]) for s in chosen},
-        soundness={
-            **{name: result.health for name, result in results.items()},
-            "reference": audio_health([load_audio(r.clip.audio) for r in references]),
-        },
-        copies=None
-        if training_set is None
-        else _memorization([p for r in results.values() for p in r.fingerprints], references, training_set, progress),
+        soundness=health,
+        copies=None if training_set is None else _memorization(fingerprints, references, training_set, progress),
         speed={
             name: generator.realtime_factor(last.items[0], last.seconds[0], clips=clips)
             for name, clips in (("alone", 1), ("batch of 8", 8))
         },
     )
-    plotted = {name: result.plotted for name, result in results.items()}
     save_report(report, out, generated=plotted, references=coded[:NUM_PLOTTED], settings=chosen)
     progress(f"report in {out}")
     return report
@@ -223,7 +206,3 @@ def _memorization(
     known = (audio_fingerprints(load_audio(clip.audio))[0] for clip in training.clips)
     result = memorization_rate(generated, unseen, known, progress=report_progress)
     return replace(result, nearest=sorted(result.nearest)[:20])
-
-
-def _as_manifest(source: str | Path | Manifest) -> Manifest:
-    return source if isinstance(source, Manifest) else load_manifest(source)[0]
