@@ -180,7 +180,7 @@ def test_patterns(tmp_path: Path, pattern: dict[str, Any], want: dict[str, Any])
         ("transformer_lm__spectral_norm_attn_iters", 2, "spectral_norm_attn_iters: 2"),
         ("transformer_lm__n_q", 5, "transformer_lm.n_q"),
         ("transformer_lm__card", 64, "transformer_lm.card"),
-        ("codebooks_pattern__modeling", "spiral", "'spiral' is no pattern"),
+        ("codebooks_pattern__modeling", "spiral", "'spiral' is not a pattern"),
         ("codebooks_pattern__helix", {}, "codebooks_pattern.helix"),
         ("fuser__sum", ["description"], "fuser.sum"),
         ("fuser__cross", ["melody"], "fuser.cross: names 'melody'"),
@@ -188,13 +188,13 @@ def test_patterns(tmp_path: Path, pattern: dict[str, Any], want: dict[str, Any])
         (
             "conditioners__mood",
             {"model": "lut", "lut": {"n_bins": 3}},
-            "conditioners.mood: needs the look-up table of words, 'lut'",
+            "conditioners.mood: needs the embedding table of words, 'lut'",
         ),
         ("conditioners__description__t5__layers", 3, "conditioners.description.t5.layers: 3"),
         ("interleave_stereo_codebooks__use", True, "channels"),
         ("sample_rate", 16000, "sample_rate: 16000 is not the sample rate of the codec"),
         ("dataset__segment_duration", None, "segment_duration"),
-        ("transformer_lm__dim", "${transformer_lm.heads}", "'${transformer_lm.heads}', which is not there"),
+        ("transformer_lm__dim", "${transformer_lm.heads}", "'${transformer_lm.heads}', which does not exist"),
         ("transformer_lm__dim", "${oc.env:HOME}", "never run"),
         ("compression_model_n_q", 9, "compression_model_n_q: 9 are more codebooks"),
     ],
@@ -213,7 +213,7 @@ def test_positions_of_what_is_attended_to_are_kept(tmp_path: Path) -> None:
 
 def test_sections_of_which_nothing_is_built_are_said(tmp_path: Path) -> None:
     audiocraft_folder(tmp_path, novelty={"on": True})
-    with pytest.warns(UserWarning, match="nothing of the model is built of novelty"):
+    with pytest.warns(UserWarning, match="which do not change the model: novelty"):
         cadenza.load(tmp_path, device="cpu")
 
 

@@ -41,8 +41,8 @@ def test_positions_have_a_scale_where_they_are_wanted(fields: dict, scale: float
 @pytest.mark.parametrize(
     ("fuser", "message"),
     [
-        ({"cross": ["description", "genre", "self_wav", "text"]}, "names 'text', which is no conditioner"),
-        ({"cross": ["description", "genre"]}, "self_wav: is a condition that no method fuses"),
+        ({"cross": ["description", "genre", "self_wav", "text"]}, "names 'text', which is not a conditioner"),
+        ({"cross": ["description", "genre"]}, "self_wav: is a condition without a fusion method"),
         ({"cross": list(NAMES), "crossed": []}, "crossed"),
     ],
 )

@@ -158,7 +158,7 @@ def test_what_they_cannot_say_is_not_exported(change: dict[str, Any], message: s
     spec = EncodecSpec.parse(EncodecSpec.example().to_dict() | {"lstm_layers": 1} | change)
     with pytest.raises(CheckpointError, match=message):
         importer.config_to_transformers(spec)
-    with pytest.raises(CheckpointError, match="'stereo' is no EnCodec"):
+    with pytest.raises(CheckpointError, match="'stereo' is not an EnCodec"):
         importer.config_to_transformers(StereoSpec.example())
 
 
@@ -205,7 +205,7 @@ def test_weights_must_be_exactly_those_of_the_config() -> None:
         (state | {"encoder.layers.99.conv.bias": state[key]}, "1 unknown: encoder.layers.99.conv.bias"),
         (state | {key: state[key][:1]}, r"conv.bias is \[1\] instead of \[2\]"),
         (state | {key: state[key] * torch.nan}, "not finite"),
-        (state | {f"{book}inited": torch.zeros(1)}, "codebook 1 was never fitted"),
+        (state | {f"{book}inited": torch.zeros(1)}, "codebook 1 was never trained"),
     ]
     for wrong, message in faults:
         with pytest.raises(CheckpointError, match=message):
@@ -278,7 +278,7 @@ def native_name(name: str, transposed: set[str]) -> str:
 
 
 def test_audiocraft_has_no_causal_codec_whose_norm_looks_at_the_whole_clip() -> None:
-    with pytest.raises(CheckpointError, match=r"xp.cfg.seanet.norm: 'time_group_norm' looks at the whole clip"):
+    with pytest.raises(CheckpointError, match=r"xp.cfg.seanet.norm: 'time_group_norm' normalizes over the whole clip"):
         importer.spec_from_audiocraft(native_config(theirs("causal_group")), source="xp.cfg")
 
 

@@ -27,7 +27,7 @@ def touch(path: Path, text: str = "") -> Path:
         (["adapter_config.json", "adapter_model.safetensors"], "adapter.*merge"),
         (["last.ckpt"], "Lightning"),
         (["global_step10/mp_rank_00_model_states.pt", "zero_to_fp32.py"], "DeepSpeed"),
-        (["song.wav"], r"holds no model that is known \(song.wav\).*config.json.*state_dict.bin"),
+        (["song.wav"], r"holds no known model \(song.wav\).*config.json.*state_dict.bin"),
         ([], "it is empty"),
     ],
 )
@@ -104,4 +104,4 @@ def test_licences(tmp_path: Path, front: str | None, name: str, licence: str) ->
         touch(tmp_path / "README.md", f"---\n{front}\n---\n# Text\n")
     card = model_card_for(tmp_path, name=name, summary="S")
     assert card.license == licence and name in card.notice
-    assert licence in card.notice or "without a licence" in card.notice
+    assert licence in card.notice or "which has no licence" in card.notice

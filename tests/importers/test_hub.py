@@ -107,7 +107,7 @@ def test_paths_are_not_names(tmp_path: Path, hub: Hub, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for name in ("runs/best", "./a/b", "/no/such/folder", "a/b/c", "nothing"):
-        with pytest.raises(CheckpointError, match="there is no folder"):
+        with pytest.raises(CheckpointError, match="neither a folder nor a bundled model"):
             cadenza.load(name)
     with pytest.raises(CheckpointError, match="in the hub it is 'facebook/musicgen-small'"):
         cadenza.load("musicgen-small")

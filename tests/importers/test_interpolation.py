@@ -45,7 +45,7 @@ def test_values(key, value):
     [
         ("env", r"cfg.env.user: calls '\$\{oc.env:USER\}', which is never run"),
         ("later", "never run"),
-        ("lost", r"cfg.lost: refers to '\$\{nowhere.at.all\}', which is not there"),
+        ("lost", r"cfg.lost: refers to '\$\{nowhere.at.all\}', which does not exist"),
         ("empty", r"cfg.empty: has no value"),
         ("a", "refers to itself"),
         ("loop", "refers to itself"),

@@ -100,7 +100,7 @@ def test_audiocrafts_package_is_the_same_model(tmp_path: Path) -> None:
     made = system.generate(items, seconds=0.09, sampling={"temperature": 0}, guidance=3.0)
     torch.testing.assert_close(made.wave, wave, atol=1e-3, rtol=1e-2)
     said = export(system, tmp_path / "b")
-    assert any("vocals+other" in line for line in said) and any("cut to 2 s" in line for line in said)
+    assert any("vocals+other" in line for line in said) and any("cuts a melody to 2 s" in line for line in said)
 
     held = torch.load(tmp_path / "a/state_dict.bin", weights_only=True)
     state = {**audiocraft_lm(model), "condition_provider.conditioners.self_wav.chroma.spec.window": torch.ones(512)}
@@ -112,11 +112,11 @@ def test_audiocrafts_package_is_the_same_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "said"),
     [
-        ("melody", {"null_embedding": "learned"}, "conditioners.melody.null_embedding: 'learned'; there no melody is silence"),
+        ("melody", {"null_embedding": "learned"}, "conditioners.melody.null_embedding: 'learned'; transformers uses silence"),
         ("melody", {"max_frames": None}, "conditioners.melody.max_frames: must be given"),
         ("melody", {"one_hot": False}, "conditioners.melody.one_hot"),
         ("fusion", {"prepend": ["prompt", "melody"]}, r"fusion.prepend: must be the chroma and then the t5, not \['prompt'"),
-        ("fusion", {"prepend": ["prompt"], "cross": ["melody"]}, "fusion: everything but `prepend`"),
+        ("fusion", {"prepend": ["prompt"], "cross": ["melody"]}, "fusion: only `prepend`"),
     ],
 )
 def test_each_that_has_no_place(tmp_path: Path, where: str, value: Any, said: str) -> None:

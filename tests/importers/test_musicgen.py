@@ -130,7 +130,7 @@ def test_positions_that_old_releases_stored(tmp_path: Path) -> None:
     save_file({**state, name: table}, tmp_path / "model.safetensors")
     cadenza.load(tmp_path, device="cpu")
     save_file({**state, name: table + 0.1}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="not the sinusoids"):
+    with pytest.raises(CheckpointError, match="not the sinusoidal positions"):
         cadenza.load(tmp_path, device="cpu")
 
 

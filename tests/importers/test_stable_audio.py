@@ -271,38 +271,44 @@ def test_values_that_are_encoded_pass() -> None:
         ),
         (model(NUMBERS[0], {**EXAMPLES[6], "config": {"min_val": 5, "max_val": 5}}), "model.conditioning.configs[1].config: 1"),
         (model({**EXAMPLES[6], "config": {"min_val": "0"}}), "configs[0].config.min_val: must be float or int, got '0'"),
-        (model({**EXAMPLES[6], "type": "nmber"}), "configs[0].type: 'nmber' is no known type. Did you mean 'number'?"),
+        (model({**EXAMPLES[6], "type": "nmber"}), "configs[0].type: 'nmber' is not a type. Did you mean 'number'?"),
         (model({**EXAMPLES[6], "type": "causal_lm"}), "configs[0].type: 'causal_lm' needs a causal language model as a text"),
-        (model({**EXAMPLES[6], "type": "sat_clap_text"}), "configs[0].type: 'sat_clap_text' needs their own CLAP"),
+        (
+            model({**EXAMPLES[6], "type": "sat_clap_text"}),
+            "configs[0].type: 'sat_clap_text' needs the CLAP of stable-audio-tools",
+        ),
         (model({**EXAMPLES[6], "extra": 1}), "configs[0].extra: 1 is a setting"),
         (model(NUMBERS[0], NUMBERS[0]), "configs[1].id: 'a' is the id of another conditioner too"),
         (
             model({**EXAMPLES[0], "config": {"padding_mode": "learned"}}),
-            "configs[0].config.padding_mode: 'learned' is another way",
+            "configs[0].config.padding_mode: 'learned' is not a supported padding",
         ),
         (
             model({**EXAMPLES[6], "config": {"fourier_features_type": "expo"}}),
             "configs[0].config.fourier_features_type: 'expo'",
         ),
-        (model(NUMBERS[0], default_keys={"A": "x"}), "model.conditioning.default_keys.A: is no id of a conditioner."),
-        (model(NUMBERS[0], pre_encoded_keys=["aa"]), "conditioning.pre_encoded_keys.aa: is no id of a conditioner. Did you"),
+        (model(NUMBERS[0], default_keys={"A": "x"}), "model.conditioning.default_keys.A: is not the id of a conditioner."),
+        (
+            model(NUMBERS[0], pre_encoded_keys=["aa"]),
+            "conditioning.pre_encoded_keys.aa: is not the id of a conditioner. Did you",
+        ),
         (model(NUMBERS[0], defaults={}), "conditioning.defaults: {} is a setting"),
-        (model(NUMBERS[0], global_cond_ids=["aa"]), "model.diffusion.global_cond_ids: names 'aa', which is no id of a"),
+        (model(NUMBERS[0], global_cond_ids=["aa"]), "model.diffusion.global_cond_ids: names 'aa', which is not the id of a"),
         (
             model(NUMBERS[0], cross_attention_cond_ids=["inpaint_mask"]),
             "model.diffusion.cross_attention_cond_ids: names 'inpaint_mask'",
         ),
         (
             {"cond_dim": 4, "configs": [EXAMPLES[9]]},
-            "conditioning.configs[0].config.use_model_pretransform: there is no pretransform of a model here",
+            "conditioning.configs[0].config.use_model_pretransform: needs the pretransform of the model, which is missing",
         ),
         (
             model({**EXAMPLES[9], "config": {**EXAMPLES[9]["config"], "sample_rate": 48000}}),
-            "configs[0].config.sample_rate: 48000 is not that of the model, 44100",
+            "configs[0].config.sample_rate: 48000 is not the sample rate of the model, 44100",
         ),
         (
             model({**SOUND, "config": {**AUDIO, "pretransform_config": {**AUTOENCODER, "type": "wavelet"}}}),
-            "configs[0].config.pretransform_config.type: 'wavelet' is a pretransform that this release does not have",
+            "configs[0].config.pretransform_config.type: 'wavelet' is not a supported pretransform",
         ),
     ],
     ids=str,
@@ -321,8 +327,8 @@ def test_autoencoders_that_contradict_themselves_are_refused() -> None:
         (("downsampling_ratio",), 16, "pretransform_config.config.downsampling_ratio: 16 is not the product"),
         (("encoder", "config", "latent_dim"), 4, "config.encoder.config.latent_dim: 4 does not suit the bottleneck"),
         (("decoder", "config", "out_channels"), 1, "config.decoder.config.out_channels: 1 differs from io_channels"),
-        (("encoder", "type"), "dac", "config.encoder.type: 'dac' is an autoencoder that this release does not have"),
-        (("bottleneck", "type"), "tanh", "config.bottleneck.type: 'tanh' is a bottleneck"),
+        (("encoder", "type"), "dac", "config.encoder.type: 'dac' is not a supported autoencoder"),
+        (("bottleneck", "type"), "tanh", "config.bottleneck.type: 'tanh' is not a supported bottleneck"),
     ):
         whole = copy.deepcopy(AUTOENCODER)
         inner: Any = whole["config"]
@@ -365,7 +371,7 @@ def test_the_codec_may_be_that_of_the_model() -> None:
     assert ours.keys() == saved.keys() == parts.state_dict().keys()
     assert all(torch.equal(ours[name], saved[name]) for name in ours)
     with pytest.raises(
-        CheckpointError, match="its pretransform is not among the weights; save the model with save_pretransform"
+        CheckpointError, match="the weights of its pretransform are missing; save the model with save_pretransform"
     ):
         convert_conditioner_weights(found, parts, {}, source="here", codec={})
 

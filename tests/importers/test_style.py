@@ -124,8 +124,8 @@ def test_a_package_with_a_style(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_name": "encodec"}, "style.model_name: 'encodec' is heard with a codec of its own"),
-        ({"transformer_scale": "huge"}, "style.transformer_scale: 'huge' is not known"),
+        ({"model_name": "encodec"}, "style.model_name: 'encodec' uses a codec of its own"),
+        ({"transformer_scale": "huge"}, "style.transformer_scale: 'huge' is not a scale"),
         ({"batch_norm": False}, "style.batch_norm: False"),
         ({"shift": 1}, "style.shift: 1 is a setting that this release does not know"),
         ({"transformer_scale": "default"}, "the weights do not match the config"),

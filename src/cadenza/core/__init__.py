@@ -1,1 +1,1 @@
-"""What every floor may know: specs, the types that flow, the errors."""
+"""Foundations used by all packages: specs, types, checkpoints, devices and errors."""

@@ -30,7 +30,7 @@ _WEIGHT_PATTERNS = (["*.safetensors"], ["*.bin"])  # the second is downloaded on
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model given as the path of a folder, or as the name of a hub repository with an optional revision."""
+    """Model given as the path of a folder, or as the name of a hub repository with an optional revision."""
 
     model: str
     revision: str | None = None

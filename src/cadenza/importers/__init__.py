@@ -1,1 +1,1 @@
-"""Other libraries' models, read exactly and written for them; foreign names live here alone."""
+"""Import and export of other libraries' models; only this package uses their names."""

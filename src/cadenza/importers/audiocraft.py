@@ -19,7 +19,7 @@ from cadenza.importers.license import model_card_for
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
-# Of the whole config: what records how the model was trained, or how it was to be run. AudioCraft builds no model of these.
+# Keys of the whole config that record training and running; AudioCraft does not build the model from them.
 _RECORD = frozenset(
     "autocast autocast_dtype benchmark_no_load cache checkpoint continue_from datasource deadlock device dora dtype "
     "efficient_attention_backend evaluate execute_inplace execute_only fsdp generate label logging metrics mp_start_method "
@@ -32,48 +32,48 @@ _USED = frozenset(
 )
 _TRAINING = ("emb_lr", "checkpointing", "weight_init", "depthwise_init", "zero_bias_init")
 _COMPUTING = ("custom", "memory_efficient", "attention_as_float32", "dtype", "device", "cross_attention", "two_step_cfg")
-_STRIDES = (18.0, 2.0)  # of its programs for music and for sounds, in seconds
+_STRIDES = (18.0, 2.0)  # seconds; MusicGen and AudioGen
 _OTHER_MODELS = {"transformer_lm_magnet": "MAGNeT", "flow_matching": "JASCO"}
 
 
 def inspect_audiocraft_lm(folder: Path, *, name: str | None = None) -> ModelFolder:
-    """The model in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
-    held = load_package(folder / LM)
-    codec = load_compression_model(folder, held.config.get("compression_model_checkpoint"))
-    spec = _spec(held, codec)
+    """Return the model in a folder from its configs; raise CheckpointError with every unsupported setting."""
+    package = load_package(folder / LM)
+    codec = load_compression_model(folder, package.config.get("compression_model_checkpoint"))
+    spec = _spec(package, codec)
     card = model_card_for(folder, name=name, summary="Text to audio: a language model over codes, imported from AudioCraft.")
-    return ModelFolder(folder, "AudioCraft", spec, card, partial(_read, held, codec, spec, card))
+    return ModelFolder(folder, "AudioCraft", spec, card, partial(_read, package, codec, spec, card))
 
 
-def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
-    config = held.config
+def _spec(package: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
+    config = package.config
     if unknown := sorted(config.root.keys() - _USED - _RECORD):
-        warnings.warn(f"{config.source}: nothing of the model is built of {', '.join(unknown)}", stacklevel=2)
+        warnings.warn(f"{config.source}: ignored settings, which do not change the model: {', '.join(unknown)}", stacklevel=2)
     mistakes: list[str] = []
-    whole = ConfigReader({key: config[key] for key in _USED if key in config}, source=config.source, mistakes=mistakes)
-    kind = whole.get("lm_model", str)
+    root = ConfigReader({key: config[key] for key in _USED if key in config}, source=config.source, mistakes=mistakes)
+    kind = root.get("lm_model", str)
     if kind != "transformer_lm":
-        whole.unsupported(
-            "lm_model", f"'{kind}' is {_OTHER_MODELS.get(kind, 'no language model')}, which this release cannot load"
+        root.unsupported(
+            "lm_model", f"'{kind}' is {_OTHER_MODELS.get(kind, 'not a language model')}, which this release cannot load"
         )
-        whole.raise_errors()
-    classes = whole.subsection("classifier_free_guidance")
+        root.raise_errors()
+    classes = root.subsection("classifier_free_guidance")
     classes.ignore(["training_dropout"])
     guidance = classes.get("inference_coef", float, 3.0)
-    dataset = whole.subsection("dataset")
+    dataset = root.subsection("dataset")
     seconds = dataset.get("segment_duration", (float, int))
-    lm = whole.subsection("transformer_lm")
+    lm = root.subsection("transformer_lm")
     generator = _generator(lm)
-    generator["pattern"] = _pattern(whole.subsection("codebooks_pattern"), lm, generator["rows"])
+    generator["pattern"] = _pattern(root.subsection("codebooks_pattern"), lm, generator["rows"])
     text, fusion, generator["cross_attention_pos_emb_scale"] = convert_conditioners(
-        held, whole, generator["width"], seconds=seconds
+        package, root, generator["width"], seconds=seconds
     )
     lm.reject_unread()
-    sides = _sides(whole, codec, generator)
-    levels = generator.pop("rows") // sides
+    sides = _count_sides(root, codec, generator)
+    num_codebooks = generator.pop("rows") // sides
     generator.pop("bins")
-    whole.raise_errors()
-    mono = codec.spec.model_copy(update={"codebooks": levels}) if levels != codec.spec.codebooks else codec.spec
+    root.raise_errors()
+    mono = codec.spec.model_copy(update={"codebooks": num_codebooks}) if num_codebooks != codec.spec.codebooks else codec.spec
     frames = round(seconds * mono.frame_format.frame_rate)
     return SystemSpec.parse(
         {
@@ -88,20 +88,18 @@ def _spec(held: AudiocraftPackage, codec: CompressionModel) -> SystemSpec:
                 "stride": next((stride for stride in _STRIDES if stride < seconds), None),
             },
         },
-        source=str(held.path),
+        source=str(package.path),
     )
 
 
 def _generator(lm: ConfigReader) -> dict[str, Any]:
-    """The language model's spec, with `rows` and `bins`."""
+    """Return the spec of the language model, with `rows` (codebooks) and `bins` (their entries)."""
     lm.ignore((*_TRAINING, *_COMPUTING))
     for key, only in {"norm_first": True, "causal": True, "activation": "gelu"}.items():
         if key in lm:
             lm.require_value(key, only)
         else:
-            lm.unsupported(
-                key, f"is missing, which there means another model than with {only!r}, the only one that can be loaded"
-            )
+            lm.unsupported(key, f"is missing, and AudioCraft's default is not {only!r}, the only supported value")
     for key in ("layer_scale", "past_context"):
         lm.require_value(key, None)
     for key in ("attention_dropout", "layer_drop", "layer_dropout"):
@@ -114,7 +112,7 @@ def _generator(lm: ConfigReader) -> dict[str, Any]:
     lm.require_value("kv_repeat", 1)
     lm.require_value("norm", "layer_norm", "layer_norm_fp32")
     for key in [key for key in lm.unread_keys() if key.startswith(("spectral_norm_", "residual_balancer_"))]:
-        lm.require_value(key, None, False, 0, 0.0)  # of old exports
+        lm.require_value(key, None, False, 0, 0.0)  # old exports
     return {
         "type": "codec_lm",
         "width": lm.get("dim", int),
@@ -132,14 +130,14 @@ def _generator(lm: ConfigReader) -> dict[str, Any]:
 
 
 def _biased(lm: ConfigReader) -> tuple[bool, bool]:
-    """Whether the feed-forward has biases, and whether attention has."""
+    """Return whether the feed-forward has biases, and whether attention has."""
     return lm.get("bias_ff", bool, True), lm.get("bias_attn", bool, True)
 
 
 def _pattern(section: ConfigReader, lm: ConfigReader, rows: int) -> dict[str, Any]:
-    """The order in which codes are written; blocks of patterns that are not chosen say nothing."""
+    """Return the codebook pattern; the sections of other patterns are ignored."""
     kinds = {"parallel": "parallel", "delay": "delay", "unroll": "unroll", "musiclm": "musiclm"}
-    kinds |= {"coarse_first": "coarse_first", "valle": "coarse_first"}  # its first name
+    kinds |= {"coarse_first": "coarse_first", "valle": "coarse_first"}  # its former name
     legacy = lm.get("q_modeling", (str, type(None)), None)
     chosen = section.get("modeling", (str, type(None)), None)
     section.ignore([*kinds, "music_lm"])
@@ -149,7 +147,7 @@ def _pattern(section: ConfigReader, lm: ConfigReader, rows: int) -> dict[str, An
     if chosen is None:
         return {"type": kinds.get(legacy or "delay", "delay"), "delays": list(range(rows))}
     if chosen not in kinds:
-        section.unsupported("modeling", f"'{chosen}' is no pattern that is known; choose from {', '.join(kinds)}")
+        section.unsupported("modeling", f"'{chosen}' is not a pattern; choose from {', '.join(kinds)}")
         return {"type": "delay"}
     block = section.subsection(chosen, {})
     spec: dict[str, Any] = {"type": kinds[chosen]}
@@ -163,51 +161,51 @@ def _pattern(section: ConfigReader, lm: ConfigReader, rows: int) -> dict[str, An
     return spec
 
 
-def _sides(whole: ConfigReader, codec: CompressionModel, generator: Mapping[str, Any]) -> int:
-    """2 where a mono codec is used for left and right; whether the codec is the one that the language model writes for."""
-    stereo = whole.subsection("interleave_stereo_codebooks", {})
+def _count_sides(root: ConfigReader, codec: CompressionModel, generator: Mapping[str, Any]) -> int:
+    """Return 2 if a mono codec is used for left and right, else 1; check that the codec fits the language model."""
+    stereo = root.subsection("interleave_stereo_codebooks", {})
     sides = 2 if stereo.get("use", bool, False) else 1
     if sides == 2:
-        stereo.require_value("per_timestep", False, why="puts left and right into frames of their own, which")
+        stereo.require_value("per_timestep", False, why="puts left and right into separate frames")
     stereo.ignore(["per_timestep"])
     stereo.reject_unread()
-    whole.get("compression_model_checkpoint", (str, type(None)), None)
-    levels = whole.get("compression_model_n_q", (int, type(None)), None) or codec.spec.codebooks
-    whole.require_value("sample_rate", codec.spec.sample_rate, why="is not the sample rate of the codec")
-    whole.require_value("channels", codec.spec.channels * sides, why="are not the channels of the codec")
-    if levels > codec.spec.codebooks:
-        whole.unsupported("compression_model_n_q", f"{levels} are more codebooks than the codec's {codec.spec.codebooks}")
-    elif levels * sides != generator["rows"]:
-        whole.unsupported("transformer_lm.n_q", f"is {generator['rows']}, but the codec gives {levels * sides} codebooks")
+    root.get("compression_model_checkpoint", (str, type(None)), None)
+    num_codebooks = root.get("compression_model_n_q", (int, type(None)), None) or codec.spec.codebooks
+    root.require_value("sample_rate", codec.spec.sample_rate, why="is not the sample rate of the codec")
+    root.require_value("channels", codec.spec.channels * sides, why="are not the channels of the codec")
+    if num_codebooks > codec.spec.codebooks:
+        root.unsupported("compression_model_n_q", f"{num_codebooks} are more codebooks than the codec's {codec.spec.codebooks}")
+    elif num_codebooks * sides != generator["rows"]:
+        root.unsupported("transformer_lm.n_q", f"is {generator['rows']}, but the codec gives {num_codebooks * sides} codebooks")
     if codec.spec.bins != generator["bins"]:
-        whole.unsupported(
+        root.unsupported(
             "transformer_lm.card", f"is {generator['bins']}, but the codec's codebooks have {codec.spec.bins} entries"
         )
     if codec.spec.normalize or codec.spec.uses_chunks:
-        whole.unsupported(
-            "compression_model_checkpoint", "is a codec with loudness factors or chunks, which no language model writes"
+        root.unsupported(
+            "compression_model_checkpoint", "is a codec with loudness factors or chunks, which a language model cannot write"
         )
     return sides
 
 
-def _read(held: AudiocraftPackage, codec: CompressionModel, spec: SystemSpec, card: ModelCard) -> SavedSystem:
-    source = f"{held.path}: best_state"
-    check_finite(held.weights, source=source)
+def _read(package: AudiocraftPackage, codec: CompressionModel, spec: SystemSpec, card: ModelCard) -> SavedSystem:
+    source = f"{package.path}: best_state"
+    check_finite(package.weights, source=source)
     generator: Any = spec.generator
-    wanted, state = expected_state_dict(spec), dict(held.weights)
-    ours = convert_conditioner_weights(state, spec, wanted, source=source)
-    forward, attention = _biased(ConfigReader(held.config["transformer_lm"], source=source))
+    expected, state = expected_state_dict(spec), dict(package.weights)
+    ours = convert_conditioner_weights(state, spec, expected, source=source)
+    forward, attention = _biased(ConfigReader(package.config["transformer_lm"], source=source))
     lm = rename_to_transformers(state, forward=forward, attention=attention, source=source)
     layout = musicgen_key_map(
         generator.depth, spec.codec.frame_format.channels, cross=bool(spec.fusion.cross), bias=generator.bias
     )
     ours |= {
         f"generator.{name}": x
-        for name, x in layout.import_weights(lm, strip_prefix(wanted, "generator."), source=source).items()
+        for name, x in layout.import_weights(lm, strip_prefix(expected, "generator."), source=source).items()
     }
     mono, stem = inner_encodec(spec.codec)
-    ours |= {f"{stem}{name}": x for name, x in to_float32_copy(keep_codebooks(codec.read(), mono.codebooks)).items()}
-    check_state_dict(ours, wanted, str(held.path.parent))
+    ours |= {f"{stem}{name}": x for name, x in to_float32_copy(keep_codebooks(codec.load_weights(), mono.codebooks)).items()}
+    check_state_dict(ours, expected, str(package.path.parent))
     return SavedSystem(spec, card, ours)
 
 
@@ -229,34 +227,36 @@ _FUSED = re.compile(r"transformer\.layers\.(\d+)\.(self_attn|cross_attention)\.i
 
 
 def rename_to_transformers(state: Mapping[str, Tensor], *, forward: bool, attention: bool, source: str) -> dict[str, Tensor]:
-    """AudioCraft's language model by transformers' names; where only one kind of layer has a bias, it is zero in the other."""
-    found: dict[str, Tensor] = {}
+    """Return AudioCraft's weights under transformers' names, with zeros for the bias that only some layers have.
+
+    Raise CheckpointError for unknown, double or missing names."""
+    renamed: dict[str, Tensor] = {}
     for old, x in state.items():
-        name = old.replace(".mha.", ".")  # where attention was torch's own
+        name = old.replace(".mha.", ".")  # attention of torch.nn.MultiheadAttention
         if fused := _FUSED.fullmatch(name):
-            there = "self_attn" if fused[2] == "self_attn" else "encoder_attn"
+            target = "self_attn" if fused[2] == "self_attn" else "encoder_attn"
             if x.shape[0] % 3:
                 raise CheckpointError(
                     f"{source}: {old} is {list(x.shape)}, which is not queries, keys and values; export it again"
                 )
-            found |= {
-                f"model.decoder.layers.{fused[1]}.{there}.{kind}_proj.{fused[3]}": each
+            renamed |= {
+                f"model.decoder.layers.{fused[1]}.{target}.{kind}_proj.{fused[3]}": each
                 for kind, each in zip("qkv", x.chunk(3), strict=True)
             }
             continue
         new = next((pattern.sub(to, name) for pattern, to in _NAMES if pattern.fullmatch(name)), f"(AudioCraft's) {old}")
-        if new in found:
-            raise CheckpointError(f"{source}: {old} is there under two names; export the model again")
-        found[new] = x
-    biases = [name.removesuffix("weight") + "bias" for name in found if re.search(r"(_proj|fc\d)\.weight$", name)]
+        if new in renamed:
+            raise CheckpointError(f"{source}: {old} exists under two names; export the model again")
+        renamed[new] = x
+    biases = [name.removesuffix("weight") + "bias" for name in renamed if re.search(r"(_proj|fc\d)\.weight$", name)]
     own = [name for name in biases if (forward if ".fc" in name else attention)]
-    if wrong := sorted(set(own) ^ (found.keys() & set(biases))):
+    if wrong := sorted(set(own) ^ (renamed.keys() & set(biases))):
         raise CheckpointError(
             f"{source}: {wrong[0]} {'is missing' if wrong[0] in own else 'is unknown'}: the weights are not those that bias_ff "
             f"({forward}) and bias_attn ({attention}) describe; take weights and config from one model"
         )
     if own:
         for name in biases:
-            weight = found[name.removesuffix("bias") + "weight"]
-            found.setdefault(name, weight.new_zeros(len(weight)))
-    return found
+            weight = renamed[name.removesuffix("bias") + "weight"]
+            renamed.setdefault(name, weight.new_zeros(len(weight)))
+    return renamed

@@ -1,4 +1,4 @@
-"""AudioCraft's `fuser` as our fusion: the same slots by other names, in the order in which it fuses."""
+"""AudioCraft's conditioners and `fuser`: specs, fusion and weights of T5, chroma and style (MusicGen, MusicGen-Style)."""
 
 import math
 import re
@@ -27,10 +27,10 @@ _SLOTS: dict[str, tuple[str, Mapping[str, str]]] = {
 
 
 def convert_fuser(fuser: ConfigReader, names: Mapping[str, str]) -> tuple[dict[str, list[Any]], float]:
-    """Our fusion, and the scale of the sinusoids that are added to what is attended to (0 for none).
+    """Return the fusion, and the scale of the sinusoids added to the cross-attended tokens (0 for none).
 
-    `names` are the conditions in the order in which AudioCraft computes them (texts, sounds, joint ones), each with
-    its id here. As there, a condition that several methods name goes by the last of them. Mistakes are noted in `fuser`.
+    `names` maps AudioCraft's conditions, in the order in which it computes them (texts, audio, joint ones), to ids here.
+    The last method that names a condition is used, as in AudioCraft. Mistakes are added to `fuser`.
     """
     method: dict[str, str] = {}
     for slot in fuser.unread_keys():
@@ -38,37 +38,37 @@ def convert_fuser(fuser: ConfigReader, names: Mapping[str, str]) -> tuple[dict[s
             continue
         for name in fuser.get(slot, (list, type(None)), None) or []:
             if name not in names:
-                fuser.unsupported(slot, f"names '{name}', which is no conditioner; there are: {', '.join(names) or 'none'}")
+                fuser.unsupported(slot, f"names '{name}', which is not a conditioner. Available: {', '.join(names) or 'none'}")
             method[name] = slot
     fusion: dict[str, list[Any]] = {}
     for name, own in names.items():
         if name not in method:
-            fuser.unsupported(name, "is a condition that no method fuses; name it in one, such as cross, or in ignore")
+            fuser.unsupported(name, "is a condition without a fusion method; name it in one, such as cross, or in ignore")
             continue
-        slot, how = _SLOTS[method[name]]
-        fusion.setdefault(slot, []).append({"id": own, **how} if how else own)
-    fusion.get("prepend", []).reverse()  # each is put before those that are there already
+        slot, options = _SLOTS[method[name]]
+        fusion.setdefault(slot, []).append({"id": own, **options} if options else own)
+    fusion.get("prepend", []).reverse()  # AudioCraft prepends each before the earlier ones
     positions = fuser.get("cross_attention_pos_emb", (bool, type(None)), False)
     scale = fuser.get("cross_attention_pos_emb_scale", (float, int), 1.0)
     fuser.reject_unread()
     return fusion, float(scale) if positions else 0.0
 
 
-MELODY = "melody"  # how it is called here; AudioCraft says 'self_wav'
-_FEATURES = ("processor_config.json", "preprocessor_config.json")  # of transformers 5, and of those before
-_KEPT = "vocals+other"  # stems of which AudioCraft hears the chroma
+MELODY = "melody"  # id of the chroma; AudioCraft: 'self_wav'
+_FEATURES = ("processor_config.json", "preprocessor_config.json")  # of transformers 5, and of earlier versions
+_STEMS = "vocals+other"  # stems of which AudioCraft computes the chroma
 
 
 def chroma_spec_from_transformers(folder: Path, *, bins: int, frames: int, width: int, mistakes: list[str]) -> dict[str, Any]:
-    """The chroma of a model, by the config of its feature extractor where there is one, of which the library has defaults.
+    """Return the spec of the chroma conditioner from the config of a feature extractor, or from its defaults.
 
-    What it is given is not separated: that is left to whoever calls it.
+    Its input is not separated into stems.
     """
     path = next((path for name in _FEATURES if (path := folder / name).exists()), None)
     data = {} if path is None else read_json_object(path)
     section = ConfigReader(data.get("feature_extractor", data), source=str(path or folder), mistakes=mistakes)
     section.ignore(["feature_extractor_type", "processor_class", "feature_size", "n_samples", "return_attention_mask"])
-    section.ignore(["stem_indices", "auto_map", "tokenizer"])  # of what a separator gave
+    section.ignore(["stem_indices", "auto_map", "tokenizer"])  # stems of a separator
     section.require_value("padding_side", "right")
     section.require_value("padding_value", 0.0)
     section.require_value("num_chroma", bins, None, why="is not the num_chroma of the model")
@@ -90,7 +90,7 @@ def chroma_spec_from_transformers(folder: Path, *, bins: int, frames: int, width
 
 
 def chroma_spec_from_audiocraft(chroma: ConfigReader, *, seconds: float, width: int) -> dict[str, Any]:
-    """The chroma of a package as its library runs it: cut or repeated to a segment of training, no position masked."""
+    """Return the spec of the chroma of a package: cut or repeated to a training segment, no position masked."""
     chroma.ignore(["match_len_on_eval", "eval_wavs", "n_eval_wavs", "cache_path", "device", "duration"])
     for key in ("nfft", "winlen"):
         chroma.require_value(key, None)
@@ -108,14 +108,14 @@ def chroma_spec_from_audiocraft(chroma: ConfigReader, *, seconds: float, width: 
         "max_frames": 1 + max(int(rate * seconds), window) // max(hop, 1),
         "pad_to": "longest",
         "null_embedding": "silence",
-        "stems": _KEPT,
+        "stems": _STEMS,
     }
     chroma.reject_unread()
     return spec
 
 
 def feature_extractor_config(spec: Any) -> dict[str, Any]:
-    """The config of transformers' feature extractor for a chroma."""
+    """Return the config of transformers' feature extractor for a chroma."""
     return {
         "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
         "feature_size": spec.bins,
@@ -132,51 +132,51 @@ def feature_extractor_config(spec: Any) -> dict[str, Any]:
 
 
 def unsupported_settings(spec: Any) -> list[str]:
-    """What of a chroma has no place in transformers."""
-    lacks = {
-        "max_frames: must be given, as there sounds are cut or repeated": spec.max_frames is None,
-        f"pad_mode: '{spec.pad_mode}'; there short sounds are repeated": spec.pad_mode != "repeat",
-        "one_hot: there only the strongest pitch class counts": not spec.one_hot,
-        f"null_embedding: '{spec.null_embedding}'; there no melody is silence": spec.null_embedding != "silence",
-        "project: there is no projection where there are as many pitch classes as the model is wide": spec.bins
+    """Return the settings of a chroma that transformers does not support."""
+    problems = {
+        "max_frames: must be given, as transformers cuts or repeats the audio": spec.max_frames is None,
+        f"pad_mode: '{spec.pad_mode}'; transformers repeats short audio": spec.pad_mode != "repeat",
+        "one_hot: transformers uses only the strongest pitch class": not spec.one_hot,
+        f"null_embedding: '{spec.null_embedding}'; transformers uses silence": spec.null_embedding != "silence",
+        "project: transformers has a projection only if the model is not as wide as the number of pitch classes": spec.bins
         == spec.output_dim
         and spec.project == "always",
     }
-    return [what for what, so in lacks.items() if so]
+    return [problem for problem, unsupported in problems.items() if unsupported]
 
 
 def export_warnings(spec: Any) -> list[str]:
-    """What there is to say of a chroma in transformers."""
+    """Return notes on differences of a chroma in transformers."""
     notes = []
     if spec.stems is not None:
         notes.append(
-            f"note: transformers separates nothing; to hear {'+'.join(spec.stems)}, give its processor what Demucs made"
+            f"note: transformers does not separate stems; for {'+'.join(spec.stems)}, give its processor the output of Demucs"
         )
     if spec.seconds != _seconds(spec):
-        notes.append(f"note: a melody is cut to {_seconds(spec)} s there before it is heard")
+        notes.append(f"note: transformers cuts a melody to {_seconds(spec)} s")
     if spec.pad_to == "own":
-        notes.append("note: in a batch a melody ends in silence there, to be as long as the longest; single ones agree")
+        notes.append("note: in a batch transformers pads melodies with silence to the longest; single melodies agree")
     return notes
 
 
 def _seconds(spec: Any) -> int:
-    """Whole seconds to which sounds are cut: enough for all frames where none are said."""
+    """Return the whole seconds to which audio is cut; by default enough for all frames."""
     seconds = spec.max_frames * spec.hop / spec.sample_rate - 1 if spec.seconds is None else spec.seconds
     return max(1, math.ceil(seconds))
 
 
-def drop_stft_window(held: dict[str, Tensor], spec: Any, *, source: str) -> dict[str, Tensor]:
-    """The weights without the window of the spectrum, which must be the one that is computed."""
-    held = dict(held)
-    window = held.pop("chroma.spec.window", None)
+def drop_stft_window(state_dict: dict[str, Tensor], spec: Any, *, source: str) -> dict[str, Tensor]:
+    """Return the weights without the STFT window; raise CheckpointError unless it is the Hann window."""
+    state_dict = dict(state_dict)
+    window = state_dict.pop("chroma.spec.window", None)
     if window is not None and not (
         window.shape == (spec.window,) and torch.allclose(window.float(), torch.hann_window(spec.window), atol=1e-3)
     ):
         raise CheckpointError(f"{source}: chroma.spec.window is not the Hann window of {spec.window} samples; export it again")
-    return held
+    return state_dict
 
 
-STYLE = "style"  # how it is called here; there it is 'self_wav'
+STYLE = "style"  # id of the style; AudioCraft: 'self_wav'
 _MERT = "m-a-p/MERT-v1-95M"
 _SCALES = {"none": (512, 8, 0), "xsmall": (256, 8, 4), "default": (512, 8, 8), "large": (1024, 16, 24)}  # hidden, heads, depth
 _NAMES = (  # AudioCraft's -> ours
@@ -195,21 +195,21 @@ _NAMES = (  # AudioCraft's -> ours
 
 
 def style_spec_from_audiocraft(style: ConfigReader, *, folder: Path, dim: int, width: int) -> dict[str, Any]:
-    """The style of a package; what it listens with is a folder beside the package, or named in the hub."""
-    style.require_value("model_name", "mert", why="is heard with a codec of its own, whose weights are not in the package")
-    style.ignore(["sample_rate", "encodec_checkpoint", "encodec_n_q", "device"])  # of that codec; MERT hears 24 kHz
+    """Return the spec of the style conditioner; its MERT is a folder next to the package, or in the hub."""
+    style.require_value("model_name", "mert", why="uses a codec of its own, whose weights are not in the package")
+    style.ignore(["sample_rate", "encodec_checkpoint", "encodec_n_q", "device"])  # of that codec; MERT takes 24 kHz
     style.ignore(["compute_mask", "num_codebooks_lm", "ds_rate_compression"])  # of the loss
     style.ignore(["q_dropout", "rvq_threshold_ema_dead_code", "use_middle_of_segment"])
     style.require_value("batch_norm", True)
     scale = style.get("transformer_scale", str, "default")
     if scale not in _SCALES:
-        style.unsupported("transformer_scale", f"'{scale}' is not known; it is one of {', '.join(_SCALES)}")
+        style.unsupported("transformer_scale", f"'{scale}' is not a scale. Available: {', '.join(_SCALES)}")
     hidden, heads, depth = _SCALES.get(scale, _SCALES["default"])
-    beside = folder / _MERT.rpartition("/")[2]
-    lasting = style.get("varying_lengths", (list, type(None)), (1.5, 4.5))
+    local_mert = folder / _MERT.rpartition("/")[2]
+    train_range = style.get("varying_lengths", (list, type(None)), (1.5, 4.5))
     spec = {
         "type": "style",
-        "model": str(beside) if (beside / "config.json").exists() else _MERT,
+        "model": str(local_mert) if (local_mert / "config.json").exists() else _MERT,
         "dim": dim,
         "output_dim": width,
         "hidden": hidden,
@@ -220,20 +220,20 @@ def style_spec_from_audiocraft(style: ConfigReader, *, folder: Path, dim: int, w
         "bins": style.get("bins", int, 1024),
         "downsample": style.get("ds_factor", int, 15),
         "seconds": style.get("length", float, 3.0),
-        "train_seconds_range": list(lasting) if lasting else None,
+        "train_seconds_range": list(train_range) if train_range else None,
         "null_embedding": "zeros",
     }
     style.reject_unread()
     return spec
 
 
-def convert_style_weights(held: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """A style's weights by our names, the averages of its codebooks as shares; unknown ones keep their names."""
+def convert_style_weights(state_dict: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Return a style's weights under our names, with normalized codebook averages; unknown names are unchanged."""
     ours: dict[str, Tensor] = {}
-    for name, x in held.items():
+    for name, x in state_dict.items():
         if name.endswith("._codebook.inited"):
             if not bool(x):
-                raise CheckpointError(f"{source}: {name} is 0, so its codebook was never fitted; take a trained checkpoint")
+                raise CheckpointError(f"{source}: {name} is 0, so its codebook was never trained; take a trained checkpoint")
         elif name != "batch_norm.num_batches_tracked":
             new = next((pattern.sub(to, name) for pattern, to in _NAMES if pattern.fullmatch(name)), name)
             ours[new] = x.float()
@@ -246,11 +246,11 @@ def convert_style_weights(held: dict[str, Tensor], *, source: str) -> dict[str, 
     return ours
 
 
-PROMPT = "prompt"  # how a text is called here; there it is 'description'
-_HUB = ("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b")  # these are in the hub under google-t5/
+PROMPT = "prompt"  # id of the text; AudioCraft: 'description'
+_HUB = ("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b")  # in the hub under google-t5/
 _MISSING = {
     "clap": "the CLAP conditioner",
-    "lut": "the look-up table of words",
+    "lut": "the embedding table of words",
     "chords_emb": "the chord conditioner",
     "drum_latents": "the drum conditioner",
     "melody": "the melody conditioner (salience matrix)",
@@ -258,17 +258,17 @@ _MISSING = {
 
 
 def convert_conditioners(
-    held: AudiocraftPackage, whole: ConfigReader, width: int, *, seconds: float
+    package: AudiocraftPackage, root: ConfigReader, width: int, *, seconds: float
 ) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """The conditioners and the fusion of a package trained on segments of `seconds`, and the scale of positions in `cross`."""
-    parts = whole.subsection("conditioners")
+    """Return conditioners, fusion and the scale of cross-attention positions of a package trained on `seconds` segments."""
+    parts = root.subsection("conditioners")
     parts.subsection("args", {}).ignore(["merge_text_conditions_p", "drop_desc_p"])
     specs = {}
     for name in parts.unread_keys():
         section = parts.subsection(name)
         kind = section.get("model", str)
         if kind == "t5":
-            specs[name] = _t5(held, name, section, width)
+            specs[name] = _t5(package, name, section, width)
         elif kind == "chroma_stem":
             block = section.subsection(kind)
             section.reject_unread()
@@ -276,50 +276,48 @@ def convert_conditioners(
         elif kind == "style":
             block = section.subsection(kind)
             section.reject_unread()
-            heard = held.weights.get(f"condition_provider.conditioners.{name}.embed.weight")
-            dim = 1 if heard is None else heard.shape[-1]
-            specs[name] = style_spec_from_audiocraft(block, folder=held.path.parent, dim=dim, width=width)
+            embedding = package.weights.get(f"condition_provider.conditioners.{name}.embed.weight")
+            dim = 1 if embedding is None else embedding.shape[-1]
+            specs[name] = style_spec_from_audiocraft(block, folder=package.path.parent, dim=dim, width=width)
         else:
             needs = _MISSING.get(kind, f"a conditioner of the type '{kind}'")
             parts.unsupported(
-                name, f"needs {needs}, '{kind}', which this release does not have yet; load a model that only reads text"
+                name, f"needs {needs}, '{kind}', which this release does not support; load a model with text only"
             )
-    specs = dict(sorted(specs.items(), key=lambda item: item[1]["type"] != "t5"))  # there too texts come first
-    fuser = whole.subsection("fuser")
+    specs = dict(sorted(specs.items(), key=lambda item: item[1]["type"] != "t5"))  # AudioCraft orders texts first, too
+    fuser = root.subsection("fuser")
     for slot in ("sum", "input_interpolate"):
         if names := [name for name in fuser.data.get(slot) or [] if specs.get(name, {}).get("type") == "t5"]:
-            fuser.unsupported(
-                slot, f"adds the text '{names[0]}' to the codes, which has not their length; use cross or prepend"
-            )
+            fuser.unsupported(slot, f"adds the text '{names[0]}' to the codes, whose length differs; use cross or prepend")
     names = {name: _ours(name, specs) for name in specs}
     fusion, positions = convert_fuser(fuser, names | {name: name for name in parts.data if name not in (*names, "args")})
     return {names[name]: spec for name, spec in specs.items()}, fusion, positions
 
 
 def convert_conditioner_weights(
-    state: dict[str, Tensor], spec: SystemSpec, wanted: Mapping[str, Tensor], *, source: str
+    state: dict[str, Tensor], spec: SystemSpec, expected: Mapping[str, Tensor], *, source: str
 ) -> dict[str, Tensor]:
-    """Takes the conditioners' weights out of a package's, and gives them by our names."""
+    """Remove the conditioners' weights from `state` and return them under our names, as float32 copies."""
     ours: dict[str, Tensor] = {}
     for name, conditioner in spec.conditioners.items():
         stem = _stem(name, conditioner, state)
-        held = {key.removeprefix(stem): state.pop(key) for key in list(state) if key.startswith(stem)}
-        own = strip_prefix(wanted, f"conditioners.{name}.")
+        theirs = {key.removeprefix(stem): state.pop(key) for key in list(state) if key.startswith(stem)}
+        own = strip_prefix(expected, f"conditioners.{name}.")
         kind = conditioner.type  # type: ignore[attr-defined]
         if kind == "style":
-            found = convert_style_weights(held, source=source)
-            check_state_dict(found, {key: x.shape for key, x in own.items()}, source=f"{source}, {stem} by our names")
+            converted = convert_style_weights(theirs, source=source)
+            check_state_dict(converted, {key: x.shape for key, x in own.items()}, source=f"{source}, {stem} by our names")
         else:
-            held = drop_stft_window(held, conditioner, source=source) if kind == "chroma" else _one_table(held)
+            theirs = drop_stft_window(theirs, conditioner, source=source) if kind == "chroma" else _one_table(theirs)
             names = {_theirs(key): key for key in own}
-            check_state_dict(held, {there: own[key].shape for there, key in names.items()}, source=source)
-            found = {names[there]: x for there, x in held.items()}
-        ours |= {f"conditioners.{name}.{key}": x for key, x in to_float32_copy(found).items()}
+            check_state_dict(theirs, {foreign: own[key].shape for foreign, key in names.items()}, source=source)
+            converted = {names[foreign]: x for foreign, x in theirs.items()}
+        ours |= {f"conditioners.{name}.{key}": x for key, x in to_float32_copy(converted).items()}
     return ours
 
 
 def _theirs(name: str) -> str:
-    """What a weight of a T5 or of a melody is called in a package."""
+    """Return AudioCraft's name of a weight of a T5 or a chroma."""
     known = {
         "encoder.embed_tokens.weight": "t5.shared.weight",
         "out.weight": "output_proj.weight",
@@ -328,25 +326,29 @@ def _theirs(name: str) -> str:
     return known.get(name, f"t5.{name}")
 
 
-def _one_table(held: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a T5 that has its embedding under one name."""
-    return {key: x for key, x in held.items() if key != "t5.encoder.embed_tokens.weight" or "t5.shared.weight" not in held}
+def _one_table(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a T5 without the second name of its embedding."""
+    return {
+        key: x
+        for key, x in state_dict.items()
+        if key != "t5.encoder.embed_tokens.weight" or "t5.shared.weight" not in state_dict
+    }
 
 
-def _t5(held: AudiocraftPackage, name: str, section: ConfigReader, width: int) -> dict[str, Any]:
+def _t5(package: AudiocraftPackage, name: str, section: ConfigReader, width: int) -> dict[str, Any]:
     t5 = section.subsection("t5")
     section.reject_unread()
     model = t5.get("name", str)
     t5.ignore(["device", "autocast_dtype", "cache_dir"])
-    projection = held.weights.get(f"condition_provider.conditioners.{name}.output_proj.weight")
+    projection = package.weights.get(f"condition_provider.conditioners.{name}.output_proj.weight")
     if projection is None or projection.ndim != 2:
         raise CheckpointError(
-            f"{held.path}: has no projection of its text (condition_provider.conditioners.{name}.output_proj.weight); "
-            "it is cut short or of another model: copy it again"
+            f"{package.path}: has no projection of its text (condition_provider.conditioners.{name}.output_proj.weight); "
+            "it is incomplete or of another model: copy it again"
         )
     spec = {
         "type": "t5",
-        "model": _named(model, held.path.parent),
+        "model": _named(model, package.path.parent),
         "dim": projection.shape[1],
         "output_dim": width,
         "null_embedding": "zeros",
@@ -359,22 +361,22 @@ def _t5(held: AudiocraftPackage, name: str, section: ConfigReader, width: int) -
 
 
 def _named(model: str, folder: Path) -> str:
-    """A T5 beside the model or at its path if there is one, else its name in the hub."""
-    for place in (folder / model, folder / model.rpartition("/")[2]):
-        if (place / "config.json").exists():
-            return str(place)
+    """Return the folder of a T5 next to the model, else its name in the hub."""
+    for candidate in (folder / model, folder / model.rpartition("/")[2]):
+        if (candidate / "config.json").exists():
+            return str(candidate)
     return f"google-t5/{model}" if model in _HUB else model
 
 
 def _ours(name: str, specs: Mapping[str, Any]) -> str:
-    """What a conditioner is called here; another that has that name already keeps it."""
+    """Return the id of a conditioner; its AudioCraft name if another conditioner has that id."""
     wave = {"chroma": MELODY, "style": STYLE}.get(specs[name]["type"], name)
     ours = {"description": PROMPT, "self_wav": wave}.get(name, name)
     return name if ours in specs else ours
 
 
 def _stem(name: str, conditioner: Any, state: Mapping[str, Tensor]) -> str:
-    """How the weights of a conditioner of ours begin in a package."""
+    """Return the prefix of the weights of a conditioner in a package."""
     theirs = {"t5": "description"}.get(conditioner.type, "self_wav")
-    own, other = (f"condition_provider.conditioners.{there}." for there in (name, theirs))
+    own, other = (f"condition_provider.conditioners.{key}." for key in (name, theirs))
     return own if any(key.startswith(own) for key in state) else other

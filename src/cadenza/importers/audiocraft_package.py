@@ -1,4 +1,4 @@
-"""`${a.b}` in a YAML config: another key's value, looked up only where it is asked for (as OmegaConf has it)."""
+"""Packages of AudioCraft: a torch file of weights and a YAML config with OmegaConf references such as `${a.b}`."""
 
 import re
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ _DEPTH = 32  # references to references
 
 @dataclass(frozen=True)
 class InterpolatedConfig:
-    """A config whose values may refer to each other.
+    """Config whose values may refer to each other; references are resolved when a value is read.
 
-    `${a.b}` counts from the root, `${.b}` and `${..b}` from where it stands. A reference that is the whole of a text
-    gives the value itself, one within a text its words. Functions such as `${oc.env:USER}` are never called.
+    `${a.b}` is absolute, `${.b}` and `${..b}` are relative. A reference that is the whole text is replaced by the value,
+    one within a text by its string. Functions such as `${oc.env:USER}` are never called.
     """
 
     root: Mapping[str, Any]
@@ -31,7 +31,7 @@ class InterpolatedConfig:
         return key in self.root
 
     def __getitem__(self, key: str) -> Any:
-        """The value of a key of the root, with the references in it replaced; CheckpointError where one cannot be."""
+        """Return the value of a key of the root with its references resolved; raise CheckpointError if one cannot be."""
         return self._resolved(self.root[key], (key,), _DEPTH)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -64,7 +64,7 @@ class InterpolatedConfig:
             try:
                 node = node[int(name)] if isinstance(node, list) else node[name]
             except (KeyError, IndexError, TypeError, ValueError):
-                raise CheckpointError(f"{self._at(path)}: refers to '${{{reference}}}', which is not there") from None
+                raise CheckpointError(f"{self._at(path)}: refers to '${{{reference}}}', which does not exist") from None
         return self._resolved(node, names, depth - 1)
 
     def _at(self, path: tuple[str, ...]) -> str:
@@ -77,7 +77,7 @@ _BOOKKEEPING = {"version", "exported"}
 
 @dataclass(frozen=True)
 class AudiocraftPackage:
-    """What a file holds; `pretrained` is the name of another model where the file is only a pointer to that."""
+    """Content of a file; `pretrained` is the name of another model if the file only refers to it."""
 
     path: Path
     config: InterpolatedConfig
@@ -86,27 +86,27 @@ class AudiocraftPackage:
 
 
 def load_package(path: Path) -> AudiocraftPackage:
-    """The package in a file; CheckpointError where it is none, and what to do with a training checkpoint."""
-    held = load_torch_file(path)
-    if not isinstance(held, Mapping):
+    """Load the package in a file; raise CheckpointError, with the fix, for other files and training checkpoints."""
+    content = load_torch_file(path)
+    if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(held).__name__}, not a package of AudioCraft; export the model with AudioCraft"
+            f"{path} holds a {type(content).__name__}, not a package of AudioCraft; export the model with AudioCraft"
         )
     empty = InterpolatedConfig({}, f"{path}: xp.cfg")
-    if isinstance(held.get("pretrained"), str) and "best_state" not in held:
-        _nothing_else(held, {"pretrained"}, path)
-        return AudiocraftPackage(path, empty, {}, held["pretrained"])
-    state, text = held.get("best_state"), held.get("xp.cfg")
+    if isinstance(content.get("pretrained"), str) and "best_state" not in content:
+        _reject_others(content, {"pretrained"}, path)
+        return AudiocraftPackage(path, empty, {}, content["pretrained"])
+    state, text = content.get("best_state"), content.get("xp.cfg")
     nested = isinstance(state, Mapping) and isinstance(state.get("model"), Mapping)
-    if nested or {"optimizer", "history", "fsdp_best_state", "model"} & held.keys():
+    if nested or {"optimizer", "history", "fsdp_best_state", "model"} & content.keys():
         raise CheckpointError(f"{path} is a checkpoint of a training run of AudioCraft. {EXPORT}")
     if state is None or text is None:
         missing = "best_state" if state is None else "xp.cfg"
         raise CheckpointError(
-            f"{path} has no '{missing}' (it has: {', '.join(map(str, held)) or 'nothing'}), so it is no "
+            f"{path} has no '{missing}' (it has: {', '.join(map(str, content)) or 'nothing'}), so it is not a "
             f"package of AudioCraft. {EXPORT}"
         )
-    _nothing_else(held, {"best_state", "xp.cfg"}, path)
+    _reject_others(content, {"best_state", "xp.cfg"}, path)
     if not isinstance(text, str):
         raise CheckpointError(f"{path}: xp.cfg is a {type(text).__name__}, not the text of a YAML config. {EXPORT}")
     return AudiocraftPackage(
@@ -129,6 +129,6 @@ def _yaml(text: str, path: Path) -> dict[str, Any]:
     return config
 
 
-def _nothing_else(held: Mapping[str, Any], used: set[str], path: Path) -> None:
-    if unknown := [str(key) for key in held if key not in used | _BOOKKEEPING]:
+def _reject_others(content: Mapping[str, Any], used: set[str], path: Path) -> None:
+    if unknown := [str(key) for key in content if key not in used | _BOOKKEEPING]:
         raise CheckpointError(f"{path}: holds '{unknown[0]}', which a package of AudioCraft does not; export the model again")

@@ -1,4 +1,4 @@
-"""Layouts: which of our weights is made of which foreign ones, read in both directions."""
+"""Maps between our weight names and foreign ones, and the strict reader of foreign configs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,29 +16,26 @@ from cadenza.system.system import System
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Our names, each with the foreign weights that it is, one below the other in equal shares."""
+    """Map of our weight names to the foreign weights that are concatenated along the first dimension, in equal parts."""
 
     names: Mapping[str, tuple[str, ...]]
 
     def shapes(self, ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """The foreign names and shapes for weights of ours, which may be on the meta device."""
-        found = {}
+        """Return the foreign names and shapes for our weights, which may be on the meta device."""
+        shapes = {}
         for name, theirs in self.names.items():
             rows, *rest = ours[name].shape
-            assert rows % len(theirs) == 0, f"{name} has {rows} rows, which are not {len(theirs)} equal shares"
-            found |= {one: (rows // len(theirs), *rest) for one in theirs}
-        return found
+            assert rows % len(theirs) == 0, f"{name} has {rows} rows, which cannot be split into {len(theirs)} equal parts"
+            shapes |= {one: (rows // len(theirs), *rest) for one in theirs}
+        return shapes
 
-    def import_weights(self, theirs: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-        """Our weights in float32, in memory of their own.
-
-        CheckpointError unless the foreign ones are exactly those that `wanted` is made of.
-        """
-        check_state_dict(theirs, self.shapes(wanted), source=source)
+    def import_weights(self, theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+        """Return our weights as float32 copies; raise CheckpointError unless `theirs` are exactly the parts of `expected`."""
+        check_state_dict(theirs, self.shapes(expected), source=source)
         return {name: torch.cat([theirs[one] for one in parts]).float() for name, parts in self.names.items()}
 
     def export_weights(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The foreign weights for ours."""
+        """Return the foreign weights for ours, as views."""
         split = {}
         for name, parts in self.names.items():
             split |= dict(zip(parts, ours[name].chunk(len(parts)), strict=True))
@@ -46,7 +43,7 @@ class KeyMap:
 
 
 def musicgen_key_map(depth: int, rows: int, *, cross: bool, bias: bool = False) -> KeyMap:
-    """A MusicGen language model as transformers names it, from `model.decoder.` and `lm_heads.` on."""
+    """Return the map of a MusicGen language model of `rows` codebooks to the names of transformers' decoder."""
     ends = ("weight", "bias") if bias else ("weight",)
     stem = "model.decoder."
     names: dict[str, tuple[str, ...]] = {
@@ -72,7 +69,7 @@ def musicgen_key_map(depth: int, rows: int, *, cross: bool, bias: bool = False) 
 
 
 def expected_state_dict(spec: SystemSpec) -> dict[str, Tensor]:
-    """The names and shapes of the weights that a system has, on the meta device."""
+    """Return the weights of a system on the meta device."""
     with torch.device("meta"):
         return System(spec).state_dict()
 
@@ -81,7 +78,7 @@ _MISSING = object()
 
 
 class ConfigReader:
-    """The keys of a foreign config that are still to be accounted for; mistakes are kept until `close` says them all."""
+    """Strict reader of a foreign config: every key must be read or ignored; `raise_errors` reports all mistakes at once."""
 
     def __init__(self, data: Any, *, source: str, mistakes: list[str] | None = None) -> None:
         self.source = source
@@ -96,7 +93,7 @@ class ConfigReader:
         return key in self.data
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
-        """The value of a key that counts; without a default it must be there."""
+        """Return the value of a key, of type `kind`; without a default it is required."""
         self.seen.add(key)
         value = self.data.get(key, default)
         if value is _MISSING:
@@ -112,14 +109,14 @@ class ConfigReader:
         return value
 
     def require_value(self, key: str, *allowed: Any, why: str = "is not supported") -> None:
-        """Refuses a key that has a value other than these; a key that is not there has the first of them."""
+        """Note a mistake unless the value of a key is one of `allowed`; a missing key has the first of them."""
         self.seen.add(key)
         value = self.data.get(key, allowed[0])
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
             self.mistakes.append(f"{self.source}.{key}: {value!r} {why}; only {' or '.join(map(repr, allowed))} can be loaded")
 
     def subsection(self, key: str, default: Any = _MISSING) -> "ConfigReader":
-        """The section under a key."""
+        """Return the section under a key; mistakes are shared."""
         self.seen.add(key)
         value = self.data.get(key, default)
         if value is _MISSING:
@@ -128,37 +125,37 @@ class ConfigReader:
         return ConfigReader(value, source=f"{self.source}.{key}", mistakes=self.mistakes)
 
     def unsupported(self, key: str, message: str) -> None:
-        """Notes that a key cannot be honoured."""
+        """Note a mistake: the key is not supported."""
         self.seen.add(key)
         self.mistakes.append(f"{self.source}.{key}: {message}")
 
     def ignore(self, keys: Iterable[str]) -> None:
-        """Keys that change nothing of what the model computes."""
+        """Mark keys as read that do not change what the model computes."""
         self.seen.update(keys)
 
     def unread_keys(self) -> list[str]:
-        """The keys that nothing has asked for."""
+        """Return the keys that were not read."""
         return [key for key in self.data if key not in self.seen]
 
     def reject_unread(self) -> None:
-        """Refuses, by name, every key that nothing has asked for."""
+        """Note a mistake for every key that was not read."""
         for key in self.unread_keys():
             self.mistakes.append(f"{self.source}.{key}: {self.data[key]!r} is a setting that this release does not know")
 
     def raise_errors(self) -> None:
-        """Raises CheckpointError with every mistake noted in this section and those within it."""
+        """Raise CheckpointError with every mistake noted in this section and those that share its list."""
         if self.mistakes:
             count = f"{len(self.mistakes)} setting{'s' if len(self.mistakes) > 1 else ''} cannot be honoured"
             raise CheckpointError("\n  ".join([f"{count}:", *self.mistakes]))
 
 
 def did_you_mean_suffix(key: str, data: Mapping[str, Any]) -> str:
-    """What to say after 'is missing': the key that was perhaps meant."""
+    """Return the end of an 'is missing' message: a similar key of `data`, or nothing."""
     hint = did_you_mean(key, list(data))
     return f".{hint}" if hint.startswith(" Did") else ""
 
 
 def _blank(kind: type | tuple[type, ...]) -> Any:
-    """Stands in for a value that was refused, so that the other mistakes are found too."""
+    """Return a placeholder for a refused value, so that the other mistakes are found, too."""
     first = kind[0] if isinstance(kind, tuple) else kind
     return 1 if first in (int, float) else first()

@@ -1,25 +1,22 @@
-"""Released models that can be loaded: their names, licences and shapes.
-
-MusicGen is arXiv:2306.05284, MusicGen-Style 2407.12563, AudioGen 2209.15352.
-"""
+"""Released models that can be loaded: MusicGen (arXiv:2306.05284), MusicGen-Style (2407.12563), AudioGen (2209.15352)."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 TEXTS = {"google-t5/t5-base": (768, 109_628_544), "google-t5/t5-large": (1024, 334_939_648)}  # width, parameters of the encoder
 CODECS = {16000: 56_819_138, 24000: 14_851_810, 32000: 56_884_674, 48000: 14_856_294}  # by sample rate: without codebooks
-MERT = 94_371_712  # parameters of m-a-p/MERT-v1-95M as it is used, which a style is heard with
-STYLE = 512  # width of a style's own transformer, of 8 blocks
+MERT = 94_371_712  # parameters used of m-a-p/MERT-v1-95M, the encoder of a style
+STYLE = 512  # width of the style's transformer of 8 blocks
 
 
 @dataclass(frozen=True)
 class LMGeometry:
-    """A language model over codes that attends to the tokens of a T5, or has what it hears and then these before the codes."""
+    """Sizes of a codec language model that cross-attends to T5 tokens, or is prefixed by audio and T5 tokens."""
 
     width: int
     depth: int
     heads: int
-    sides: int = 1  # 2: left and right are codes of their own
+    sides: int = 1  # 2: stereo, with separate codes for left and right
     bins: int = 2048
     text: str = "google-t5/t5-base"
     seconds: int = 30
@@ -31,29 +28,29 @@ class LMGeometry:
 
     @property
     def parameters(self) -> int:
-        """Those of the language model, and of what its conditions go through beside pretrained encoders."""
+        """Parameters of the language model and its conditioners, without pretrained encoders."""
         d = self.width
         block = (4 + 4 + 2 * 4) * d * d + 3 * 2 * d  # attention to itself and to the text, feed-forward, norms
         if self.audio_condition:
             block -= 4 * d * d + 2 * d
         ends = self.codebooks * (2 * self.bins + 1) * d + 2 * d  # embeddings with the special id, heads, the last norm
-        heard = {"": 0, "melody": 13 * d, "style": 769 * STYLE + 8 * (12 * STYLE + 4) * STYLE + (STYLE + 1) * d}
-        return self.depth * block + ends + (TEXTS[self.text][0] + 1) * d + heard[self.audio_condition]
+        audio = {"": 0, "melody": 13 * d, "style": 769 * STYLE + 8 * (12 * STYLE + 4) * STYLE + (STYLE + 1) * d}
+        return self.depth * block + ends + (TEXTS[self.text][0] + 1) * d + audio[self.audio_condition]
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A model in the hub; a codec alone has no language model."""
+    """Model in the hub; a codec has no language model."""
 
     license: str
-    layout: str  # whose files these are
+    layout: str  # library that wrote the files
     about: str
     sample_rate: int
     language: LMGeometry | None = None
 
     @property
     def parameters(self) -> int:
-        """Those of all parts, pretrained encoders included."""
+        """Parameters of all parts, with pretrained encoders."""
         language = self.language
         encoders = 0 if language is None else TEXTS[language.text][1] + (MERT if language.audio_condition == "style" else 0)
         return CODECS[self.sample_rate] + encoders + (language.parameters if language else 0)

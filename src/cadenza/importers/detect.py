@@ -1,4 +1,4 @@
-"""Which library's model a folder holds, by its files; training checkpoints are told from models."""
+"""Detection of the library that wrote a model folder; training checkpoints are refused with the fix."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ _NOT_YET = {
     "mimi": "Mimi codecs cannot be loaded yet",
     "t5": "it is a text encoder, a part of other models: name it as `model` of a conditioner of the type t5",
     **dict.fromkeys(
-        ("musicgen_decoder", "musicgen_melody_decoder"), "it is the language model of a MusicGen alone: load the whole model"
+        ("musicgen_decoder", "musicgen_melody_decoder"), "it is only the language model of a MusicGen: load the whole model"
     ),
 }
 
 
 def detect_model(folder: Path, *, name: str | None = None) -> ModelFolder:
-    """The model in a folder, understood from its configs; `name` is what it is called where it came from.
+    """Return the model in a folder from its configs; `name` is its name in the hub.
 
-    CheckpointError says what the folder is instead, or which settings of it cannot be honoured.
+    Raise CheckpointError, with the fix, if the folder holds something else or settings that are not supported.
     """
-    own = (folder / "config.json").exists() and has_weights(folder)  # a whole repository may have both: this needs nothing else
+    own = (folder / "config.json").exists() and has_weights(folder)  # a repository may have both layouts
     if (folder / LM).exists() and not own:
         return audiocraft.inspect_audiocraft_lm(folder, name=name)
     if (folder / CODEC).exists() and not own:
@@ -42,13 +42,13 @@ def detect_model(folder: Path, *, name: str | None = None) -> ModelFolder:
             return encodec.inspect_transformers_encodec(folder, config, name=name)
         raise CheckpointError(
             f"{folder}: a model of the type {kind!r} cannot be loaded: "
-            f"{_NOT_YET.get(str(kind), 'of the layout of transformers these can be: musicgen, musicgen_melody, encodec')}"
+            f"{_NOT_YET.get(str(kind), 'supported types of transformers: musicgen, musicgen_melody, encodec')}"
         )
     raise CheckpointError(f"{folder} {_instead(folder)}")
 
 
 def single_file_error(path: Path) -> CheckpointError:
-    """What to say of a single file that is given in place of a model."""
+    """Return the error for a single file that is given in place of a model folder."""
     if path.suffix in (".th", ".ckpt"):
         return CheckpointError(
             f"{path} is a checkpoint of a training run. {EXPORT}, and load the folder with the exported file"
@@ -59,7 +59,7 @@ def single_file_error(path: Path) -> CheckpointError:
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without a model is, and the mend."""
+    """Return the end of an error message: the kind of a folder without a model, and the fix."""
     if runs := _runs(folder):
         return f"is a training run of transformers, not a model; load one of its checkpoints, such as '{runs[-1]}'"
     if (folder / ".hydra").exists() or list(folder.glob("checkpoint*.th")):
@@ -72,12 +72,12 @@ def _instead(folder: Path) -> str:
         )
     names = sorted(path.name for path in folder.iterdir())[:5]
     return (
-        f"holds no model that is known ({', '.join(names) if names else 'it is empty'}); give a folder that "
+        f"holds no known model ({', '.join(names) if names else 'it is empty'}); give a folder that "
         f"`save` or `import` wrote, one of transformers (config.json), or one of AudioCraft ({LM})"
     )
 
 
 def _runs(folder: Path) -> list[Path]:
-    """The checkpoints of a run of transformers' Trainer, the newest last."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    """Return the checkpoints of a run of transformers' Trainer, the newest last."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))

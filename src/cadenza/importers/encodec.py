@@ -1,4 +1,4 @@
-"""EnCodec as transformers and AudioCraft name it: its configs as specs, its weights as ours, and back for transformers."""
+"""EnCodec (arXiv:2210.13438) of transformers and AudioCraft: import of configs and weights, export to transformers."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from cadenza.nn.conv import ConvTranspose1d
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
-# What every config of transformers may hold, today or in the years of the first EnCodec, and EnCodec does not read.
+# Keys of any config of transformers, old or new, that EnCodec does not use.
 _ANY_CONFIG = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
 attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
@@ -38,16 +38,13 @@ typical_p use_bfloat16
 _IN_TRAINING = """
 q_dropout decay kmeans_init kmeans_iters threshold_ema_dead_code orthogonal_reg_weight
 orthogonal_reg_active_codes_only orthogonal_reg_max_codes
-""".split()  # how AudioCraft's codebooks learn
+""".split()  # training of AudioCraft's codebooks
 _PADDING = ("constant", "reflect", "replicate")
 _BOOK = ("inited", "cluster_size", "embed", "embed_avg")
 
 
 def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> EncodecSpec:
-    """The spec of a transformers EncodecConfig, which may be the `audio_encoder` of another; what it omits has its defaults.
-
-    CheckpointError names every key that cannot be honoured.
-    """
+    """Return the spec of a transformers EncodecConfig, with its defaults; raise CheckpointError with every unsupported key."""
     section = ConfigReader(config, source=source)
     section.ignore(_ANY_CONFIG)
     section.require_value("model_type", "encodec", why="is another codec")
@@ -80,7 +77,7 @@ def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> Encodec
         "normalize": section.get("normalize", bool, False),
     }
     if chunk is not None and overlap is None:
-        section.unsupported("overlap", "is missing, but chunk_length_s asks for chunks; write their overlap, such as 0.01")
+        section.unsupported("overlap", "is missing, but chunk_length_s is set; add the overlap of chunks, such as 0.01")
     if bins < 2 or bins & (bins - 1):
         section.unsupported("codebook_size", f"must be a power of two, got {bins}")
     if not (strides and bandwidths and all(isinstance(each, int) and each > 0 for each in strides)):
@@ -101,25 +98,24 @@ def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> Encodec
 
 
 def weights_from_transformers(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
-    """A transformers EncodecModel's weights as those of our codec, in float32; strict both ways."""
+    """Return the weights of a transformers EncodecModel under our names, in float32; raise CheckpointError on any mismatch."""
     return _weights(state, spec, name=_in_transformers, book="quantizer.layers.{}.codebook.", source=source)
 
 
 def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
-    """The spec of a compression model from its `xp.cfg` as a mapping of mappings.
+    """Return the spec of a compression model from its `xp.cfg`; raise CheckpointError with every unsupported key.
 
-    Only `compression_model`, `encodec`, `seanet` and `rvq` are read, as AudioCraft builds the model from these alone;
-    CheckpointError names every key in them that cannot be honoured.
+    Only `compression_model`, `encodec`, `seanet` and `rvq` are read: AudioCraft builds the model from these.
     """
     mistakes: list[str] = []
-    found = {key: config[key] if key in config else {} for key in ("encodec", "seanet", "rvq")}
+    sections = {key: config[key] if key in config else {} for key in ("encodec", "seanet", "rvq")}
     kind = config["compression_model"] if "compression_model" in config else None
     if kind != "encodec":
         mistakes.append(f"{source}.compression_model: {kind!r} is not supported; only 'encodec' can be loaded")
-    model, net, books = (ConfigReader(each, source=f"{source}.{key}", mistakes=mistakes) for key, each in found.items())
+    model, net, books = (ConfigReader(each, source=f"{source}.{key}", mistakes=mistakes) for key, each in sections.items())
     model.require_value("autoencoder", "seanet")
     model.require_value("quantizer", "rvq")
-    model.ignore(["renorm"])  # deprecated there, and ignored
+    model.ignore(["renorm"])  # deprecated and ignored in AudioCraft
     rate, channels, causal = model.get("sample_rate", int), model.get("channels", int), model.get("causal", bool)
     net.require_value("channels", channels, why="differs from encodec.channels")
     net.require_value("causal", causal, why="differs from encodec.causal")
@@ -156,7 +152,7 @@ def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
         "normalize": model.get("renormalize", bool, False),
     }
     if causal and fields["norm"] == "time_group_norm":
-        net.unsupported("norm", "'time_group_norm' looks at the whole clip, which causal forbids there")
+        net.unsupported("norm", "'time_group_norm' normalizes over the whole clip, which is not causal")
     _refuse_impossible(net, fields, causal="causal")
     for section in (model, net, encoder, decoder, books):
         section.reject_unread()
@@ -165,29 +161,28 @@ def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
 
 
 def weights_from_audiocraft(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
-    """A compression model's `best_state` as the weights of our codec, in float32; strict both ways."""
+    """Return the weights of a compression model under our names, in float32; raise CheckpointError on any mismatch."""
     return _weights(state, spec, name=_in_audiocraft, book="quantizer.vq.layers.{}._codebook.", source=source)
 
 
 def config_to_transformers(spec: Any) -> dict[str, Any]:
-    """The transformers EncodecConfig of a codec; CheckpointError says what of it transformers' EnCodec cannot be."""
+    """Return the transformers EncodecConfig of a codec; raise CheckpointError with everything it cannot express."""
     if not isinstance(spec, EncodecSpec):
-        raise CheckpointError(
-            f"codec '{spec.type}' is no EnCodec, which is the only codec with a place in transformers' layout"
-        )
+        raise CheckpointError(f"codec '{spec.type}' is not an EnCodec, the only codec that can be exported to transformers")
     widths, layers = spec.seanet_config.widths, spec.seanet_config.residual_layers
     doubling = [widths[0] * 2**level for level in range(len(widths))]
-    lacks = {
-        f"widths {list(widths)}; there each is twice the one before": list(widths) != doubling,
-        f"residual_layers {list(layers)}; there they are as many at all rates": len(set(layers)) != 1,
-        "no LSTM; there it always has one": not spec.lstm_layers,
+    problems = {
+        f"widths {list(widths)}; in transformers each is twice the one before": list(widths) != doubling,
+        f"residual_layers {list(layers)}; in transformers they are as many at all rates": len(set(layers)) != 1,
+        "no LSTM; in transformers it always has one": not spec.lstm_layers,
         f"norm '{spec.norm}'": spec.norm == "none",
-        f"{spec.channels} channels; there are 1 or 2": spec.channels > 2,
-        f"{spec.bins} entries a codebook; there they are a power of two": spec.bins & (spec.bins - 1) != 0 or spec.bins < 2,
+        f"{spec.channels} channels; transformers has 1 or 2": spec.channels > 2,
+        f"{spec.bins} entries a codebook; in transformers they are a power of two": spec.bins & (spec.bins - 1) != 0
+        or spec.bins < 2,
     }
-    if wrong := [what for what, is_so in lacks.items() if is_so]:
+    if unsupported := [problem for problem, applies in problems.items() if applies]:
         raise CheckpointError(
-            f"transformers' EnCodec cannot be this codec: {'; '.join(wrong)}. Keep it in this library's format"
+            f"transformers' EnCodec cannot be this codec: {'; '.join(unsupported)}. Keep it in this library's format"
         )
     return {
         "architectures": ["EncodecModel"],
@@ -219,12 +214,12 @@ def config_to_transformers(spec: Any) -> dict[str, Any]:
 
 
 def weights_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our codec's weights as transformers names them; how often a codebook's entries are used is told per batch of one each."""
+    """Return our codec's weights under transformers' names; usage counts are scaled to one per codebook entry."""
     theirs = {}
     for ours, value in state.items():
         if not ours.startswith("quantizer."):
             theirs[_in_transformers(ours, False)] = value.detach().clone()
-    for k in range(_levels(state)):
+    for k in range(sum(name.startswith("quantizer.levels.") and name.endswith(".embed") for name in state)):
         level, book = f"quantizer.levels.{k}.", f"quantizer.layers.{k}.codebook."
         embed = state[f"{level}embed"]
         counts = {"cluster_size": state[f"{level}usage"], "embed_avg": state[f"{level}total"]}
@@ -234,7 +229,7 @@ def weights_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def feature_extractor_config(spec: EncodecSpec) -> dict[str, Any]:
-    """What transformers keeps beside an EnCodec as `preprocessor_config.json`."""
+    """Return the `preprocessor_config.json` of an EnCodec in transformers."""
     return {
         "feature_extractor_type": "EncodecFeatureExtractor",
         "feature_size": spec.channels,
@@ -254,33 +249,33 @@ def _weights(state: Mapping[str, Tensor], spec: EncodecSpec, *, name: Naming, bo
     with torch.device("meta"):
         codec = spec.build()
     transposed = tuple(f"{path}." for path, part in codec.named_modules() if isinstance(part, ConvTranspose1d))
-    wanted = codec.state_dict()
-    names = {ours: name(ours, ours.startswith(transposed)) for ours in wanted if not ours.startswith("quantizer.")}
-    shapes = {theirs: tuple(wanted[ours].shape) for ours, theirs in names.items()}
+    expected = codec.state_dict()
+    names = {ours: name(ours, ours.startswith(transposed)) for ours in expected if not ours.startswith("quantizer.")}
+    shapes = {theirs: tuple(expected[ours].shape) for ours, theirs in names.items()}
     each = dict(zip(_BOOK, [(1,), (spec.bins,), *[(spec.bins, spec.dimension)] * 2], strict=True))
     shapes |= {f"{book.format(k)}{part}": shape for k in range(spec.codebooks) for part, shape in each.items()}
     state = {_newer(key): value for key, value in state.items()}
     check_state_dict(state, shapes, source=source)
     check_finite(state, source=source)
-    found = {ours: state[theirs].float() for ours, theirs in names.items()}
+    converted = {ours: state[theirs].float() for ours, theirs in names.items()}
     for k in range(spec.codebooks):
         inited, usage, embed, total = (state[f"{book.format(k)}{part}"].float() for part in _BOOK)
         if not bool(inited):
             raise CheckpointError(
-                f"{source}: codebook {k} was never fitted (inited is 0); take a checkpoint of a trained codec"
+                f"{source}: codebook {k} was never trained (inited is 0); take a checkpoint of a trained codec"
             )
         seen = usage.sum()
         if seen > 0:
             usage, total = usage / seen, total / seen
-        else:  # written by a program that keeps no averages
+        else:  # the program that wrote it stores no averages
             usage, total = torch.full_like(usage, 1 / spec.bins), embed / spec.bins
         level = f"quantizer.levels.{k}."
-        found |= {f"{level}embed": embed, f"{level}usage": usage, f"{level}total": total}
-    return found
+        converted |= {f"{level}embed": embed, f"{level}usage": usage, f"{level}total": total}
+    return converted
 
 
 def _newer(key: str) -> str:
-    """A key with torch's present names of weight normalisation, whichever it has."""
+    """Return a key with torch's present names of weight normalization."""
     for old, new in (("weight_g", "parametrizations.weight.original0"), ("weight_v", "parametrizations.weight.original1")):
         if key.endswith(f".{old}"):
             return key.removesuffix(old) + new
@@ -301,19 +296,15 @@ def _in_audiocraft(ours: str, transposed: bool) -> str:
     return theirs
 
 
-def _levels(state: Mapping[str, Tensor]) -> int:
-    return sum(name.startswith("quantizer.levels.") and name.endswith(".embed") for name in state)
-
-
 def _bandwidth(spec: EncodecSpec) -> float:
-    """The kbit/s of all codebooks, of which transformers' sum of them is sure to be as many."""
+    """Return the kbit/s from which transformers computes the same number of codebooks."""
     each = -(-spec.sample_rate // spec.hop_length) * round(math.log2(spec.bins))
     exact = spec.codebooks * each / 1000
     return exact if int(1000 * exact // each) == spec.codebooks else (spec.codebooks + 0.5) * each / 1000
 
 
 def _optional(section: ConfigReader, key: str) -> float | None:
-    """A number that may be null."""
+    """Return a number that may be null."""
     section.ignore([key])
     return None if section.data.get(key) is None else section.get(key, float)
 
@@ -324,7 +315,7 @@ def _one_of(section: ConfigReader, key: str, allowed: tuple[str, ...], default: 
 
 
 def _same_as(net: ConfigReader, side: ConfigReader) -> None:
-    """Refuses what would make AudioCraft's encoder another network than its decoder."""
+    """Note a mistake if AudioCraft's encoder or decoder differs from the shared settings."""
     for key in side.data.keys() & net.data.keys():
         side.ignore([key])
         if side.data[key] != net.data[key]:
@@ -334,7 +325,7 @@ def _same_as(net: ConfigReader, side: ConfigReader) -> None:
 
 
 def _refuse_impossible(section: ConfigReader, fields: Mapping[str, Any], *, causal: str) -> None:
-    """Refuses, by their foreign names, values that do not go together."""
+    """Note a mistake, under foreign names, for values that exclude each other."""
     if not fields["causal"] and fields["trim_right_ratio"] != 1.0:
         section.unsupported("trim_right_ratio", f"{fields['trim_right_ratio']} is only defined where {causal} is true")
 
@@ -343,79 +334,81 @@ def _spec(fields: Mapping[str, Any], source: str) -> EncodecSpec:
     try:
         return EncodecSpec.parse(dict(fields), source=source)
     except SpecError as error:
-        raise CheckpointError(f"the config describes no codec that can be built: {error}") from None
+        raise CheckpointError(f"the config does not describe a valid codec: {error}") from None
 
 
 @dataclass(frozen=True)
 class CompressionModel:
-    """A codec understood from its config."""
+    """Codec of a model: its spec, and the package or folder of its weights."""
 
     spec: EncodecSpec
-    package: AudiocraftPackage | None  # AudioCraft's own
-    folder: Path | None  # or transformers'
+    package: AudiocraftPackage | None  # of AudioCraft
+    folder: Path | None  # of transformers
 
-    def read(self) -> dict[str, Tensor]:
-        """Its weights by our names."""
+    def load_weights(self) -> dict[str, Tensor]:
+        """Load the weights under our names."""
         if self.package is not None:
             return weights_from_audiocraft(self.package.weights, self.spec, source=str(self.package.path))
         assert self.folder is not None
         return weights_from_transformers(read_folder(self.folder), self.spec, source=str(self.folder))
 
 
-def load_compression_model(folder: Path, named: object) -> CompressionModel:
-    """The codec of the model in `folder`; `named` is how the language model's config calls it."""
+def load_compression_model(folder: Path, codec_name: object) -> CompressionModel:
+    """Return the codec of the model in `folder`; `codec_name` is its name in the language model's config."""
     path = folder / CODEC
-    if not path.exists() and not str(named).startswith("//pretrained/"):
+    if not path.exists() and not str(codec_name).startswith("//pretrained/"):
         raise CheckpointError(
-            f"{folder} holds no {CODEC}, and its config names the codec '{named}', which is a file of whoever trained it; "
+            f"{folder} holds no {CODEC}, and its config names the codec '{codec_name}', a file of the training run; "
             f"copy {CODEC} from where the model came from"
         )
-    held = load_package(path) if path.exists() else None
-    if held is not None and held.pretrained is None:
-        return CompressionModel(spec_from_audiocraft(held.config, source=held.config.source), held, None)
-    name = (str(named) if held is None or held.pretrained is None else held.pretrained).removeprefix("//pretrained/")
+    package = load_package(path) if path.exists() else None
+    if package is not None and package.pretrained is None:
+        return CompressionModel(spec_from_audiocraft(package.config, source=package.config.source), package, None)
+    name = (str(codec_name) if package is None or package.pretrained is None else package.pretrained).removeprefix(
+        "//pretrained/"
+    )
     if name.startswith("dac_"):
         raise CheckpointError(
             f"{folder}: its codec is '{name}' (DAC), which this release cannot load yet; use an EnCodec model"
         )
-    place = _place(folder, name)
-    config = hub.read_json_object(place / "config.json")
+    codec_folder = _locate_codec(folder, name)
+    config = hub.read_json_object(codec_folder / "config.json")
     if config.get("model_type") != "encodec":
         raise CheckpointError(
-            f"{place}: the codec '{name}' is of type {config.get('model_type')!r}; only 'encodec' can be loaded"
+            f"{codec_folder}: the codec '{name}' is of type {config.get('model_type')!r}; only 'encodec' can be loaded"
         )
-    return CompressionModel(spec_from_transformers(config, source=str(place / "config.json")), None, place)
+    return CompressionModel(spec_from_transformers(config, source=str(codec_folder / "config.json")), None, codec_folder)
 
 
-def keep_codebooks(weights: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """A codec's weights without the codebooks from `levels` on, which the language model does not write."""
-    cut = {f"quantizer.levels.{k}." for k in range(levels)}
-    return {name: x for name, x in weights.items() if not name.startswith("quantizer.levels.") or name.startswith(tuple(cut))}
+def keep_codebooks(weights: Mapping[str, Tensor], num_codebooks: int) -> dict[str, Tensor]:
+    """Return a codec's weights with only the first `num_codebooks` codebooks."""
+    kept = tuple(f"quantizer.levels.{k}." for k in range(num_codebooks))
+    return {name: x for name, x in weights.items() if not name.startswith("quantizer.levels.") or name.startswith(kept)}
 
 
-def _place(folder: Path, name: str) -> Path:
-    """Where a released codec lies: beside the model, at the path that its name is, or in the hub's cache."""
-    for place in (folder / name, folder / name.rpartition("/")[2], Path(name)):
-        if (place / "config.json").exists():
-            return place
+def _locate_codec(folder: Path, name: str) -> Path:
+    """Return the folder of a released codec: next to the model, at the path `name`, or downloaded from the hub."""
+    for candidate in (folder / name, folder / name.rpartition("/")[2], Path(name)):
+        if (candidate / "config.json").exists():
+            return candidate
     return hub.download_snapshot(name, of=f"the codec of {folder}", weight_files=PACKAGE_FILES)
 
 
 def inner_encodec(codec: CodecSpec) -> tuple[EncodecSpec, str]:
-    """The EnCodec that a system's codec is, or that it has for each side, and how its weights' names begin in the system."""
+    """Return the EnCodec of a mono or stereo system, and the prefix of its weights in the system."""
     inner = getattr(codec, "codec", codec)
-    assert isinstance(inner, EncodecSpec), "every codec that is imported is an EnCodec"
+    assert isinstance(inner, EncodecSpec), "every imported codec is an EnCodec"
     return inner, "codec." if inner is codec else "codec.codec."
 
 
 def inspect_transformers_encodec(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:
-    """The EnCodec in a folder of transformers."""
+    """Return the EnCodec in a folder of transformers; raise CheckpointError with every unsupported setting."""
     codec = CompressionModel(spec_from_transformers(config, source=str(folder / "config.json")), None, folder)
     return _foreign(folder, "transformers EnCodec", codec, name)
 
 
 def inspect_audiocraft_encodec(folder: Path, *, name: str | None = None) -> ModelFolder:
-    """The compression model that AudioCraft exported into a folder."""
+    """Return the compression model that AudioCraft exported into a folder."""
     return _foreign(folder, "AudioCraft EnCodec", load_compression_model(folder, None), name)
 
 
@@ -426,4 +419,4 @@ def _foreign(folder: Path, layout: str, codec: CompressionModel, name: str | Non
 
 
 def _read(codec: CompressionModel, spec: SystemSpec, card: ModelCard) -> SavedSystem:
-    return SavedSystem(spec, card, to_float32_copy({f"codec.{name}": x for name, x in codec.read().items()}))
+    return SavedSystem(spec, card, to_float32_copy({f"codec.{name}": x for name, x in codec.load_weights().items()}))

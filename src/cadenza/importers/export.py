@@ -1,4 +1,4 @@
-"""Our systems in the layout of transformers: a MusicGen with its codec, its T5 and its melody, or an EnCodec alone."""
+"""Export of systems in the layout of transformers: a MusicGen with its codec, T5 and chroma, or an EnCodec."""
 
 import json
 import os
@@ -25,9 +25,9 @@ _TOKENIZER = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "specia
 
 
 def export(system: System, folder: Path) -> list[str]:
-    """Writes the folder whole or not at all; what there is to say of it, a line each.
+    """Write the whole folder or nothing; return notes, one line each.
 
-    CheckpointError names everything of the system that has no place in the layout.
+    Raise CheckpointError with everything in the system that the layout does not support.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose a new folder")
@@ -59,7 +59,7 @@ def export(system: System, folder: Path) -> list[str]:
     ]
 
 
-Parts = tuple[dict[str, Any], dict[str, str | bytes], list[str]]  # config, files beside it, what to say
+Parts = tuple[dict[str, Any], dict[str, str | bytes], list[str]]  # config, other files, notes
 
 
 def _codec_alone(system: System) -> Parts:
@@ -102,31 +102,33 @@ def _musicgen(system: System) -> Parts:
         "audio_encoder": encodec.config_to_transformers(mono),
         "decoder": decoder,
     }
-    heard = {**encodec.feature_extractor_config(mono), "feature_size": sides}
+    extractor = {**encodec.feature_extractor_config(mono), "feature_size": sides}
     if melody:
         part = system.spec.conditioners[melody]
         config |= {"num_chroma": part.bins, "chroma_length": part.max_frames}  # type: ignore[attr-defined]
-        heard = audiocraft_conditioners.feature_extractor_config(part)
+        extractor = audiocraft_conditioners.feature_extractor_config(part)
     files: dict[str, str | bytes] = {
         "generation_config.json": _text(_generation(system, bins)),
-        "preprocessor_config.json": _text({**heard, "processor_class": f"{architecture}Processor"}),
+        "preprocessor_config.json": _text({**extractor, "processor_class": f"{architecture}Processor"}),
     }
-    _ = t5.pretrained.tokenizer  # whole, or said here
+    _ = t5.pretrained.tokenizer  # raises CheckpointError if it is incomplete
     for file in _TOKENIZER:
         if path := t5.pretrained.source.optional_file(file):
             files[file] = path.read_bytes()
     files.setdefault("tokenizer_config.json", _text({"tokenizer_class": "T5Tokenizer"}))
     notes = [] if melody is None else audiocraft_conditioners.export_warnings(system.spec.conditioners[melody])
     if generator.attend_padding == (melody is None):
-        does, other = ("masks", "attends to") if generator.attend_padding else ("attends to", "masks")
-        notes.append(f"note: transformers {does} what pads short texts in a batch, this model {other} it; single texts agree")
+        theirs, ours = ("masks", "attends to") if generator.attend_padding else ("attends to", "masks")
+        notes.append(
+            f"note: transformers {theirs} the padding of short texts in a batch, this model {ours} it; single texts agree"
+        )
     if t5.spec.max_length is not None:
-        notes.append(f"note: texts are not cut to {t5.spec.max_length} tokens there")
+        notes.append(f"note: transformers does not cut texts to {t5.spec.max_length} tokens")
     return config, files, notes
 
 
 def _refuse(system: System) -> None:
-    """Raises CheckpointError with everything that a MusicGen of transformers cannot be."""
+    """Raise CheckpointError with every setting that transformers' MusicGen does not support."""
     spec, generator = system.spec, system.spec.generator
     if generator.type != "codec_lm":  # type: ignore[union-attr]
         raise CheckpointError(f"generator: '{generator.type}' has no layout in transformers; only codec_lm has")  # type: ignore[union-attr]
@@ -137,45 +139,45 @@ def _refuse(system: System) -> None:
     types = {name: part.type for name, part in spec.conditioners.items()}  # type: ignore[attr-defined]
     texts = [name for name, kind in types.items() if kind == "t5"]
     melodies = [name for name, kind in types.items() if kind == "chroma"]
-    place = "prepend" if melodies else "cross"
-    routes = [route.id for route in getattr(spec.fusion, place)]
-    lacks = {
+    slot = "prepend" if melodies else "cross"
+    routes = [route.id for route in getattr(spec.fusion, slot)]
+    problems = {
         "codec: must be an encodec, or a stereo of one": _mono(system).type != "encodec",
-        f"generator.positions: '{g.positions}'; there they are sinusoidal": g.positions != "sinusoidal",
-        "generator.end_of_sequence: a clip has no end of its own there": g.end_of_sequence,
-        "generator.cross_positions: what is attended to has no positions there": g.cross_attention_pos_emb_scale,
-        "generator.bias: its layers have none there": g.bias,
-        f"generator.norm_eps: {g.norm_eps:g}; there it is 1e-05": g.norm_eps != 1e-5,
+        f"generator.positions: '{g.positions}'; transformers has sinusoidal": g.positions != "sinusoidal",
+        "generator.end_of_sequence: transformers has no end token for codes": g.end_of_sequence,
+        "generator.cross_attention_pos_emb_scale: transformers has no such positions": g.cross_attention_pos_emb_scale,
+        "generator.bias: layers of transformers have none": g.bias,
+        f"generator.norm_eps: {g.norm_eps:g}; transformers has 1e-05": g.norm_eps != 1e-5,
         f"generator.pattern: must be a delay of {straight}": delays != straight
         or g.pattern.flatten_first
         or g.pattern.empty_initial,
-        f"conditioners: must be one t5, and one chroma at most, but there are: {', '.join(types) or 'none'}": len(texts) != 1
+        f"conditioners: must be one t5, and one chroma at most, got: {', '.join(types) or 'none'}": len(texts) != 1
         or len(melodies) > 1
         or len(types) != len(texts) + len(melodies),
-        f"fusion: everything but `{place}` has no place": set(spec.fusion.routes_by_slot()) != {place},
+        f"fusion: only `{slot}` is supported": set(spec.fusion.routes_by_slot()) != {slot},
         f"fusion.prepend: must be the chroma and then the t5, not {routes}": bool(melodies) and routes != [*melodies, *texts],
     }
     for name in melodies:
-        lacks |= {
-            f"conditioners.{name}.{what}": True
-            for what in audiocraft_conditioners.unsupported_settings(spec.conditioners[name])
+        problems |= {
+            f"conditioners.{name}.{problem}": True
+            for problem in audiocraft_conditioners.unsupported_settings(spec.conditioners[name])
         }
     for name in texts:
         t5: Any = spec.conditioners[name]
         dim = system.conditioners[name].pretrained.dim  # type: ignore[union-attr]
-        lacks |= {
-            f"conditioners.{name}.null_embedding: '{t5.null_embedding}'; there an absent text is zeros": t5.null_embedding
-            != "zeros",
-            f"conditioners.{name}.normalize_text: texts are read as they are there": t5.normalize_text,
-            f"conditioners.{name}.project: there is no projection where the T5 is as wide as the model": dim == t5.output_dim
+        problems |= {
+            f"conditioners.{name}.null_embedding: '{t5.null_embedding}'; transformers uses zeros": t5.null_embedding != "zeros",
+            f"conditioners.{name}.normalize_text: transformers does not normalize texts": t5.normalize_text,
+            f"conditioners.{name}.project: transformers has no projection if the T5 is as wide as the model": dim
+            == t5.output_dim
             and t5.project == "always",
         }
-    if wrong := [what for what, so in lacks.items() if so]:
-        raise CheckpointError("this model cannot be a MusicGen of transformers:\n  " + "\n  ".join(wrong))
+    if unsupported := [problem for problem, applies in problems.items() if applies]:
+        raise CheckpointError("this model cannot be a MusicGen of transformers:\n  " + "\n  ".join(unsupported))
 
 
 def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
-    """All weights by the names of transformers."""
+    """Yield all weights under the names of transformers."""
     state = {name: x.detach().float().cpu() for name, x in system.state_dict().items()}
     mono = "codec.codec." if system.spec.codec.channels == 2 and hasattr(system.codec, "codec") else "codec."
     codec = encodec.weights_to_transformers(strip_prefix(state, mono))
@@ -196,11 +198,11 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
 
 
 def _generation(system: System, bins: int) -> dict[str, Any]:
-    """The defaults of a request; lengths count the start and what the last codebook lags behind."""
+    """Return the generation config; `max_length` includes the start token and the delay of the last codebook."""
     defaults, frame_format, generator = system.spec.defaults, system.spec.codec.frame_format, system.spec.generator
     sampling: Any = generator.sampling.parse(defaults.sampling, source="defaults.sampling")  # type: ignore[union-attr]
     frames = min(round(defaults.seconds * frame_format.frame_rate), generator.max_frames)  # type: ignore[union-attr]
-    how = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature}
+    strategy = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature}
     return {
         "bos_token_id": bins,
         "decoder_start_token_id": bins,
@@ -209,17 +211,17 @@ def _generation(system: System, bins: int) -> dict[str, Any]:
         "guidance_scale": defaults.guidance,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p or 1.0,
-        **how,
+        **strategy,
     }
 
 
 def _named(system: System, kind: str) -> Any:
-    """The name of the first conditioner of a type, or None."""
+    """Return the name of the first conditioner of a type, or None."""
     return next((name for name, part in system.spec.conditioners.items() if part.type == kind), None)  # type: ignore[attr-defined]
 
 
 def _mono(system: System) -> Any:
-    """The codec of one side."""
+    """Return the spec of the mono codec."""
     return getattr(system.spec.codec, "codec", system.spec.codec)
 
 
@@ -230,7 +232,7 @@ def _card(system: System) -> str:
 
 
 def _save(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """One file, or shards with their index."""
+    """Write one file, or shards with their index."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, x in weights.items():

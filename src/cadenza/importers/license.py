@@ -1,4 +1,4 @@
-"""The card of a foreign model: its licence goes wherever its weights go."""
+"""Model card of an imported model, with the licence of its weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ import yaml
 
 from cadenza.system.store import ModelCard
 
-SPDX = {  # as model hubs spell licences -> as the SPDX list does
+SPDX = {  # spelling of model hubs -> SPDX id
     **{name.lower(): name for name in ("MIT", "Apache-2.0", "BSD-3-Clause", "GPL-3.0", "AGPL-3.0", "LGPL-3.0")},
     **{name.lower(): name for name in ("CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0")},
     **{"cc0-1.0": "CC0-1.0", "unlicense": "Unlicense", "openrail": "OpenRAIL", "wtfpl": "WTFPL"},
 }
-RELEASED = {  # weights whose licence is known by their name: Meta's, as their repositories say
+RELEASED = {  # by model name, from the repositories of Meta
     **dict.fromkeys(("musicgen", "audiogen", "magnet", "audio-magnet", "jasco"), "CC-BY-NC-4.0"),
     **dict.fromkeys(("encodec_24khz", "encodec_48khz"), "MIT"),
     **{"encodec_32khz": "CC-BY-NC-4.0"},
@@ -21,30 +21,30 @@ RELEASED = {  # weights whose licence is known by their name: Meta's, as their r
 
 
 def model_card_for(folder: Path, *, name: str | None = None, summary: str) -> ModelCard:
-    """What is known of the weights in a folder: from its own README first, then from the model's name."""
+    """Return the card of the weights in a folder, from its README, else from the model's name."""
     front = _front_matter(folder / "README.md")
-    called = str(name or front.get("name") or folder.name)
-    told = front.get("license")
-    if told == "other" and front.get("license_name"):
-        told = front["license_name"]
-    licence = SPDX.get(str(told).lower(), str(told)) if told else _by_name(called)
-    where = "as its repository says" if told else "as is known of this model's release" if licence else ""
+    model_name = str(name or front.get("name") or folder.name)
+    declared = front.get("license")
+    if declared == "other" and front.get("license_name"):
+        declared = front["license_name"]
+    licence = SPDX.get(str(declared).lower(), str(declared)) if declared else _by_name(model_name)
+    origin = "as its repository states" if declared else "as this model was released"
     if licence:
-        notice = f"Imported from {called}; the weights are under {licence}, {where}."
+        notice = f"Imported from {model_name}; the weights are under {licence}, {origin}."
     else:
-        notice = f"Imported from {called}, which came without a licence: find it out before you publish or sell anything."
-    return ModelCard(name=called.rpartition("/")[2], license=licence or "unknown", summary=summary, notice=notice)
+        notice = f"Imported from {model_name}, which has no licence: find it out before you publish or sell anything."
+    return ModelCard(name=model_name.rpartition("/")[2], license=licence or "unknown", summary=summary, notice=notice)
 
 
 def _by_name(name: str) -> str | None:
-    """The licence of a release that is known by its name; a longer name counts before a shorter."""
+    """Return the licence of a release by its name; the longest match counts."""
     last = name.rpartition("/")[2].lower()
     known = [start for start in RELEASED if last == start or last.startswith(f"{start}-")]
     return RELEASED[max(known, key=len)] if known else None
 
 
 def _front_matter(path: Path) -> Mapping[str, Any]:
-    """The YAML head of a model card; nothing where there is none that can be read."""
+    """Return the YAML front matter of a model card; empty if it is missing or not readable."""
     try:
         text = path.read_text()
         front = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else {}

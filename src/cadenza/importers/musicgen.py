@@ -1,4 +1,4 @@
-"""The T5 inside another library's model: its weights must be exactly those of its config, its tokenizer beside it."""
+"""MusicGen and MusicGen Melody (arXiv:2306.05284) in the layout of transformers."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,7 +20,7 @@ from cadenza.nn.rope import sinusoidal_embedding
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
-SETTINGS = frozenset(  # of a T5, which transformers reads itself
+SETTINGS = frozenset(  # of a T5; its weights are checked against them
     "classifier_dropout d_ff d_kv d_model dense_act_fn dropout_rate feed_forward_proj initializer_factor is_gated_act "
     "layer_norm_epsilon n_positions num_decoder_layers num_heads num_layers output_past relative_attention_max_distance "
     "relative_attention_num_buckets scale_decoder_outputs use_cache vocab_size".split()
@@ -29,13 +29,13 @@ TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
 
 
 def check_t5_weights(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> None:
-    """Raises CheckpointError unless these are the weights of the encoder; the embedding may be there under both its names."""
-    held = dict(state)
-    if "shared.weight" in held:
-        held.pop("encoder.embed_tokens.weight", None)
-    elif "encoder.embed_tokens.weight" in held:
-        held["shared.weight"] = held.pop("encoder.embed_tokens.weight")
-    check_state_dict(held, expected_t5_shapes(config), source=source)
+    """Raise CheckpointError unless `state` is the T5 encoder; the embedding may have either name or both."""
+    state = dict(state)
+    if "shared.weight" in state:
+        state.pop("encoder.embed_tokens.weight", None)
+    elif "encoder.embed_tokens.weight" in state:
+        state["shared.weight"] = state.pop("encoder.embed_tokens.weight")
+    check_state_dict(state, expected_t5_shapes(config), source=source)
 
 
 def expected_t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -58,15 +58,15 @@ def expected_t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises CheckpointError where a folder with a T5 has no tokenizer."""
+    """Raise CheckpointError if the folder of a T5 has no tokenizer."""
     if not any((folder / name).exists() for name in TOKENIZER):
         raise CheckpointError(
-            f"{folder} has no tokenizer ({' or '.join(TOKENIZER)}), without which no text can be read; copy it from where the "
-            "model came from, or from its text encoder's repository (google-t5/t5-base for MusicGen)"
+            f"{folder} has no tokenizer ({' or '.join(TOKENIZER)}), which texts need; copy it from the source of the "
+            "model, or from its text encoder's repository (google-t5/t5-base for MusicGen)"
         )
 
 
-# Of every config of transformers, old or new: bookkeeping, and defaults for generation by other classes of model.
+# Keys of any config of transformers, old or new: bookkeeping, and generation defaults of other models.
 GENERAL = frozenset(
     "_attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures bad_words_ids "
     "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id "
@@ -80,8 +80,8 @@ GENERAL = frozenset(
     "pruned_heads use_bfloat16 use_cache".split()
 )
 _TRAINING = ("layerdrop", "attention_dropout", "activation_dropout", "classifier_dropout", "initializer_factor")
-_PUBLISHED = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}  # where no generation_config.json says it
-_NOT_SAMPLED = {  # what generation could be told and ours is not -> the value at which it does nothing
+_PUBLISHED = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}  # without generation_config.json
+_UNSUPPORTED_SAMPLING = {  # unsupported generation settings -> the value without effect
     **dict.fromkeys(("num_beams", "num_beam_groups", "repetition_penalty", "encoder_repetition_penalty", "typical_p"), 1),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), 0),
     **dict.fromkeys(("min_length", "diversity_penalty", "min_p", "top_h", "penalty_alpha"), 0),
@@ -90,7 +90,7 @@ _NOT_SAMPLED = {  # what generation could be told and ours is not -> the value a
     **dict.fromkeys(("exponential_decay_length_penalty", "min_new_tokens", "max_time", "watermarking_config"), None),
     **dict.fromkeys(("dola_layers", "eos_token_id", "forced_decoder_ids"), None),
 }
-_NO_MATTER = frozenset(  # of a generation config: how it computes, not what
+_WITHOUT_EFFECT = frozenset(  # of a generation config; these do not change the result
     "_from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind "
     "cache_config cache_implementation compile_config continuous_batching_config disable_compile is_assistant "
     "low_memory max_cache_len max_matching_ngram_size num_assistant_tokens num_assistant_tokens_schedule output_attentions "
@@ -102,37 +102,37 @@ _NO_MATTER = frozenset(  # of a generation config: how it computes, not what
 
 
 def inspect_musicgen(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:
-    """The MusicGen in a folder by its configs; CheckpointError names every setting that cannot be honoured."""
+    """Return the MusicGen in a folder from its configs; raise CheckpointError with every unsupported setting."""
     spec = _spec(folder, config)
-    what = "Text and melody" if MELODY in spec.conditioners else "Text"
-    card = model_card_for(folder, name=name, summary=f"{what} to music: MusicGen, imported from the layout of transformers.")
+    inputs = "Text and melody" if MELODY in spec.conditioners else "Text"
+    card = model_card_for(folder, name=name, summary=f"{inputs} to music: MusicGen, imported from the layout of transformers.")
     return ModelFolder(folder, "transformers MusicGen", spec, card, partial(_read, folder, config, spec, card))
 
 
 def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
-    whole = ConfigReader(config, source=str(folder / "config.json"))
-    whole.ignore({*GENERAL, "initializer_factor"})
+    root = ConfigReader(config, source=str(folder / "config.json"))
+    root.ignore({*GENERAL, "initializer_factor"})
     melody = config.get("model_type") == "musicgen_melody"
-    heard = (whole.get("num_chroma", int, 12), whole.get("chroma_length", int, 235)) if melody else None
-    text, audio = whole.subsection("text_encoder"), whole.subsection("audio_encoder")
-    decoder = whole.subsection("decoder")
-    whole.reject_unread()
+    chroma = (root.get("num_chroma", int, 12), root.get("chroma_length", int, 235)) if melody else None
+    text, audio = root.subsection("text_encoder"), root.subsection("audio_encoder")
+    decoder = root.subsection("decoder")
+    root.reject_unread()
     generator, channels = _generator(decoder)
-    text.require_value("model_type", "t5", why="is not a text encoder that is known")
+    text.require_value("model_type", "t5", why="is not a supported text encoder")
     text_width = text.get("d_model", int, 512)
     text.require_value("pruned_heads", {}, None)
     text.ignore({*GENERAL, *SETTINGS})
     text.reject_unread()
-    if heard is not None:
+    if chroma is not None:
         generator["attend_padding"] = True  # of the prefix
     elif decoder.data.get("cross_attention_hidden_size") not in (None, text_width):
         decoder.unsupported("cross_attention_hidden_size", f"must be null, or the text encoder's width {text_width}")
     elif decoder.data.get("cross_attention_hidden_size") is not None and text_width != generator["width"]:
-        decoder.unsupported("cross_attention_hidden_size", "leaves out the projection that two different widths need; use null")
+        decoder.unsupported("cross_attention_hidden_size", "omits the projection between two different widths; use null")
     audio.require_value("normalize", False, None, why="gives clips a loudness factor that a language model cannot write")
-    audio.require_value("audio_channels", 1, why="channels are not what the language model of a mono codec speaks of")
-    whole.raise_errors()
-    in_one = {"chunk_length_s": None, "overlap": None}  # as codes that are generated are decoded there too
+    audio.require_value("audio_channels", 1, why="channels are not supported: stereo uses a mono codec")
+    root.raise_errors()
+    in_one = {"chunk_length_s": None, "overlap": None}  # transformers decodes generated codes root, too
     codec = encodec.spec_from_transformers({**audio.data, **in_one}, source=audio.source)
     rows = codec.frame_format.channels * channels
     if rows != generator.pop("rows") or codec.frame_format.cardinality != generator.pop("bins"):
@@ -152,17 +152,17 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
             "project": "auto",
         }
     }
-    if heard is not None:
-        sizes = dict(zip(("bins", "frames"), heard, strict=True))
+    if chroma is not None:
+        sizes = dict(zip(("bins", "frames"), chroma, strict=True))
         conditioners[MELODY] = audiocraft_conditioners.chroma_spec_from_transformers(
-            folder, **sizes, width=generator["width"], mistakes=whole.mistakes
+            folder, **sizes, width=generator["width"], mistakes=root.mistakes
         )
-    whole.raise_errors()
+    root.raise_errors()
     return SystemSpec.parse(
         {
             "codec": codec.to_dict() if channels == 1 else {"type": "stereo", "codec": codec.to_dict()},
             "conditioners": conditioners,
-            "fusion": {"prepend": [MELODY, "prompt"]} if heard else {"cross": ["prompt"]},
+            "fusion": {"prepend": [MELODY, "prompt"]} if chroma else {"cross": ["prompt"]},
             "generator": {**generator, "max_frames": context},
             "defaults": defaults,
         },
@@ -171,7 +171,7 @@ def _spec(folder: Path, config: Mapping[str, Any]) -> SystemSpec:
 
 
 def _generator(decoder: ConfigReader) -> tuple[dict[str, Any], int]:
-    """The language model's spec with `rows` and `bins`, and the channels it writes."""
+    """Return the spec of the language model with `rows` and `bins`, and its audio channels."""
     decoder.ignore({*GENERAL, *_TRAINING, "max_position_embeddings", "scale_embedding"} - {"tie_word_embeddings"})
     decoder.require_value("activation_function", "gelu")
     decoder.require_value("pruned_heads", {}, None)
@@ -203,20 +203,20 @@ def _generator(decoder: ConfigReader) -> tuple[dict[str, Any], int]:
 
 
 def _defaults(folder: Path, decoder: ConfigReader, rate: float, delayed: int) -> tuple[dict[str, Any], int]:
-    """What a request gets that does not say otherwise, and the frames that the model makes in one piece."""
+    """Return the defaults of a request, and the largest number of frames of a window."""
     path = folder / "generation_config.json"
-    given = read_json_object(path) if path.exists() else _PUBLISHED
-    given = {key: value for key, value in given.items() if value is not None}  # null is not said
-    section = ConfigReader(given, source=str(path), mistakes=decoder.mistakes)
-    for key, nothing in _NOT_SAMPLED.items():
-        section.require_value(key, nothing, None, why="is a way of sampling that is not known")
+    settings = read_json_object(path) if path.exists() else _PUBLISHED
+    settings = {key: value for key, value in settings.items() if value is not None}  # null means absent
+    section = ConfigReader(settings, source=str(path), mistakes=decoder.mistakes)
+    for key, default in _UNSUPPORTED_SAMPLING.items():
+        section.require_value(key, default, None, why="is an unsupported sampling setting")
     bins = decoder.get("vocab_size", int, 2048)
     for key in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
         section.require_value(key, bins, None, why="is not the id after the last code")
-    section.ignore(_NO_MATTER)
+    section.ignore(_WITHOUT_EFFECT)
     steps = section.get("max_length", int, None) or _PUBLISHED["max_length"]
     new = section.get("max_new_tokens", int, None)
-    frames = max(1, (steps if new is None else new + 1) - delayed)  # the start and the delay are counted too
+    frames = max(1, (steps if new is None else new + 1) - delayed)  # without the start token and the delay
     sampling = {
         "temperature": section.get("temperature", float, None) or 1.0,
         "top_k": section.get("top_k", int, 50) or 0,
@@ -242,26 +242,26 @@ def _read(folder: Path, config: Mapping[str, Any], spec: SystemSpec, card: Model
     _check_positions(lm, spec, folder)
     check_t5_weights(text, config["text_encoder"], source=f"{folder}, text_encoder")
     check_tokenizer(folder)
-    wanted = expected_state_dict(spec)
+    expected = expected_state_dict(spec)
     ours = {}
     for name, prefix in bridges.items():
         stem, projection = f"conditioners.{name}.out.", strip_prefix(state, prefix)
-        bridge = {end: x.shape for end, x in strip_prefix(wanted, stem).items()}  # nothing where the widths are equal
+        bridge = {end: x.shape for end, x in strip_prefix(expected, stem).items()}  # empty if the widths are equal
         check_state_dict(projection, bridge, source=f"{folder}, {prefix.rstrip('.')}")
         ours |= {f"{stem}{end}": x for end, x in to_float32_copy(projection).items()}
     cross = MELODY not in spec.conditioners
     layout = musicgen_key_map(spec.generator.depth, spec.codec.frame_format.channels, cross=cross)  # type: ignore[union-attr]  # a codec_lm
-    decoder = layout.import_weights(lm, strip_prefix(wanted, "generator."), source=f"{folder}, decoder")
+    decoder = layout.import_weights(lm, strip_prefix(expected, "generator."), source=f"{folder}, decoder")
     ours |= {f"generator.{name}": x for name, x in decoder.items()}
     mono, stem = inner_encodec(spec.codec)
     codec = encodec.weights_from_transformers(audio, mono, source=f"{folder}, audio_encoder")
     ours |= {f"{stem}{name}": x for name, x in to_float32_copy(codec).items()}
-    check_state_dict(ours, wanted, str(folder))
+    check_state_dict(ours, expected, str(folder))
     return SavedSystem(spec, card, ours)
 
 
 def _check_positions(lm: dict[str, Tensor], spec: SystemSpec, folder: Path) -> None:
-    """Takes out the table of positions that old releases kept among the weights, which must be the one that is computed."""
+    """Remove the table of positions that old releases store; raise CheckpointError unless it is the sinusoids."""
     name = "model.decoder.embed_positions.weights"
     table = lm.pop(name, None)
     if table is None:
@@ -271,4 +271,4 @@ def _check_positions(lm: dict[str, Tensor], spec: SystemSpec, folder: Path) -> N
         raise CheckpointError(f"{folder}: decoder.{name} is {list(table.shape)} instead of [n, {width}]; copy the folder again")
     computed = sinusoidal_embedding(torch.arange(len(table))[None], width)[0]
     if not torch.allclose(table.float(), computed, atol=2e-3):  # stored in half precision, computed in another order
-        raise CheckpointError(f"{folder}: decoder.{name} are not the sinusoids that its positions are; train them anew as such")
+        raise CheckpointError(f"{folder}: decoder.{name} are not the sinusoidal positions; only these are supported")

@@ -1,4 +1,4 @@
-"""A pretransform of stable-audio-tools as a codec: what its JSON says, and the names of its weights."""
+"""Configs of stable-audio-tools: the pretransform as a codec, and the conditioning as conditioners and fusion."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,10 +21,10 @@ _ENDS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametri
 
 
 def convert_pretransform(section: ConfigReader, sample_rate: int) -> dict[str, Any]:
-    """The codec that a `pretransform` describes; what cannot be honoured is noted in the section."""
+    """Return the codec spec of a `pretransform`; mistakes are noted in the section."""
     kind = section.get("type", str, "autoencoder")
     if kind != "autoencoder":
-        section.unsupported("type", f"'{kind}' is a pretransform that this release does not have; there is: autoencoder")
+        section.unsupported("type", f"'{kind}' is not a supported pretransform. Available: autoencoder")
         return {}
     scale = section.get("scale", (float, int), 1.0)
     section.ignore(["enable_grad", "model_half", "iterate_batch", "chunked", "gradient_checkpointing"])
@@ -47,7 +47,7 @@ def convert_pretransform(section: ConfigReader, sample_rate: int) -> dict[str, A
         inner.ignore(["requires_grad", "config"])
         inner.reject_unread()
         if bottleneck != "vae":
-            inner.unsupported("type", f"'{bottleneck}' is a bottleneck that this release does not have; there is: vae, or none")
+            inner.unsupported("type", f"'{bottleneck}' is not a supported bottleneck. Available: vae, or none")
     else:
         whole.ignore(["bottleneck"])
     down.require_value("latent_dim", latent * (2 if bottleneck == "vae" else 1), why="does not suit the bottleneck")
@@ -62,21 +62,21 @@ def convert_pretransform(section: ConfigReader, sample_rate: int) -> dict[str, A
 
 
 def convert_pretransform_weights(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
 ) -> dict[str, Tensor]:
-    """Weights of a pretransform by the names of our codec, of which `wanted` has the shapes."""
-    names = {_theirs(name): name for name in wanted}
-    check_state_dict(state, {there: wanted[here].shape for there, here in names.items()}, source=source)
-    return {names[there]: x for there, x in to_float32_copy(state).items()}
+    """Return the weights of a pretransform under our names, in float32; raise CheckpointError unless they match `expected`."""
+    names = {_theirs(name): name for name in expected}
+    check_state_dict(state, {theirs: expected[ours].shape for theirs, ours in names.items()}, source=source)
+    return {names[theirs]: x for theirs, x in to_float32_copy(state).items()}
 
 
 def _network(section: ConfigReader, channels: str) -> tuple[dict[str, Any], ConfigReader]:
-    """The stages of an encoder or decoder, and the section of its other settings."""
+    """Return the stages of an encoder or decoder, and the section of its other settings."""
     kind = section.get("type", str)
     section.ignore(["requires_grad"])
     section.require_value("soft_clip", False, why="is not offered")
     if kind != "oobleck":
-        section.unsupported("type", f"'{kind}' is an autoencoder that this release does not have; there is: oobleck")
+        section.unsupported("type", f"'{kind}' is not a supported autoencoder. Available: oobleck")
     inner = section.subsection("config")
     section.reject_unread()
     inner.require_value("antialias_activation", False, why="is not offered")
@@ -92,14 +92,12 @@ def _network(section: ConfigReader, channels: str) -> tuple[dict[str, Any], Conf
 
 
 def _theirs(name: str) -> str:
-    """`encoder.1.0.3.bias` is `model.encoder.layers.1.layers.0.layers.3.bias`."""
+    """Return the foreign name: `encoder.1.0.3.bias` is `model.encoder.layers.1.layers.0.layers.3.bias`."""
     side, rest = name.split(".", 1)
     rest = rest if rest.startswith("layers.") else re.sub(r"(\d+)\.", r"layers.\1.", rest)
-    rest = (
-        re.sub(r"^(layers\.\d+\.layers\.1\.)layers\.", r"\1", rest) if side == "decoder" else rest
-    )  # of a repeating upsampler
-    for there, here in _ENDS.items():
-        rest = rest.removesuffix(here) + there if rest.endswith(here) else rest
+    rest = re.sub(r"^(layers\.\d+\.layers\.1\.)layers\.", r"\1", rest) if side == "decoder" else rest  # repeating upsampler
+    for theirs, ours in _ENDS.items():
+        rest = rest.removesuffix(ours) + theirs if rest.endswith(ours) else rest
     return f"model.{'encoder' if side == 'encoder' else 'decoder'}.{rest}"
 
 
@@ -115,7 +113,7 @@ _OWNERS = {"t5-": "google-t5/", "flan-t5-": "google/", "t5-v1_1-": "google/"}
 
 @dataclass(frozen=True)
 class ExternalCheckpoint:
-    """A file of weights that a config names, and what the config says of the model in it."""
+    """File of weights that a config names, and the settings of the model in it."""
 
     path: str
     audio_model_type: str | None = None
@@ -124,39 +122,39 @@ class ExternalCheckpoint:
 
 @dataclass(frozen=True)
 class ImportContext:
-    """What settings of one conditioner rest on."""
+    """Context of the settings of one conditioner."""
 
-    folder: Path | None  # where encoders may lie
-    pretransform: ConfigReader | None  # that of the model
-    sample_rate: int | None  # that of the model
-    converted: Mapping[str, str | Path]  # files of weights that a config names -> folders that were made of them
+    folder: Path | None  # of encoders
+    pretransform: ConfigReader | None  # of the model
+    sample_rate: int | None  # of the model
+    converted: Mapping[str, str | Path]  # weight file of the config -> converted folder
     width: int = 1
 
     def of(self, width: int) -> "ImportContext":
         return replace(self, width=width)
 
     def model(self, name: str) -> str:
-        """An encoder by the path of its folder if there is one, else its name in the hub."""
+        """Return the folder of an encoder if it exists, else its name in the hub."""
         if self.folder is not None and (self.folder / name).is_dir():
             return str(self.folder / name)
         owner = next((owner for start, owner in _OWNERS.items() if name.startswith(start)), "")
         return owner + name
 
 
-Made = tuple[dict[str, Any], ExternalCheckpoint | None]
+Converted = tuple[dict[str, Any], ExternalCheckpoint | None]
 
 
-def _t5(settings: ConfigReader, context: ImportContext) -> Made:
+def _t5(settings: ConfigReader, context: ImportContext) -> Converted:
     model = context.model(settings.get("t5_model_name", str, "t5-base"))
     return _text_encoder(model, settings), None
 
 
-def _t5gemma(settings: ConfigReader, context: ImportContext) -> Made:
+def _t5gemma(settings: ConfigReader, context: ImportContext) -> Converted:
     return _text_encoder(context.model(settings.get("model_name", str, "google/t5gemma-b-b-ul2")), settings), None
 
 
 def _text_encoder(model: str, settings: ConfigReader) -> dict[str, Any]:
-    settings.require_value("padding_mode", "zero", why="is another way to pad than this release has")
+    settings.require_value("padding_mode", "zero", why="is not a supported padding")
     length = settings.get("max_length", int, 128)
     return {
         **{"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty_text": "encode"},
@@ -164,7 +162,7 @@ def _text_encoder(model: str, settings: ConfigReader) -> dict[str, Any]:
     }
 
 
-def _clap_text(settings: ConfigReader, context: ImportContext) -> Made:
+def _clap_text(settings: ConfigReader, context: ImportContext) -> Converted:
     checkpoint, model = _clap(settings, context)
     features, layer = settings.get("use_text_features", bool, False), settings.get("feature_layer_ix", int, -1)
     spec = {"type": "clap", "model": model, "modalities": "text", "empty_text": "encode", "project": _project(settings)}
@@ -172,38 +170,38 @@ def _clap_text(settings: ConfigReader, context: ImportContext) -> Made:
     return spec | {"train": settings.get("finetune", bool, False)}, checkpoint
 
 
-def _clap_audio(settings: ConfigReader, context: ImportContext) -> Made:
+def _clap_audio(settings: ConfigReader, context: ImportContext) -> Converted:
     checkpoint, model = _clap(settings, context)
     spec = {"type": "clap", "model": model, "modalities": "audio", "project": _project(settings)}
     return spec | {"train": settings.get("finetune", bool, False)}, checkpoint
 
 
 def _clap(settings: ConfigReader, context: ImportContext) -> tuple[ExternalCheckpoint, str]:
-    """The file of the towers, and the folder that was made of it, or the same again where there is none yet."""
+    """Return the checkpoint of the towers and the folder converted from it, or the path itself."""
     path, tower = settings.get("clap_ckpt_path", str), settings.get("audio_model_type", str, "HTSAT-base")
     return ExternalCheckpoint(path, tower, settings.get("enable_fusion", bool, True)), str(context.converted.get(path, path))
 
 
-def _phoneme(settings: ConfigReader, context: ImportContext) -> Made:
+def _phoneme(settings: ConfigReader, context: ImportContext) -> Converted:
     spec = {"type": "phoneme", "vocabulary": "g2p_en", "positions": False, "max_length": settings.get("max_length", int, 1024)}
     return spec | {"project": _project(settings) == "always"}, None
 
 
-def _int(settings: ConfigReader, context: ImportContext) -> Made:
+def _int(settings: ConfigReader, context: ImportContext) -> Converted:
     return {"type": "int", "min": settings.get("min_val", int, 0), "max": settings.get("max_val", int, 512)}, None
 
 
-def _number(settings: ConfigReader, context: ImportContext) -> Made:
-    settings.require_value("fourier_features_type", "learned", why="are features that this release does not have")
+def _number(settings: ConfigReader, context: ImportContext) -> Converted:
+    settings.require_value("fourier_features_type", "learned", why="are not supported features")
     low, high = settings.get("min_val", (float, int), 0), settings.get("max_val", (float, int), 1)
     return {"type": "number", "min": low, "max": high, "bands": 128, "frequencies": "learned"}, None
 
 
-def _list(settings: ConfigReader, context: ImportContext) -> Made:
+def _list(settings: ConfigReader, context: ImportContext) -> Converted:
     return {"type": "category", "values": settings.get("options", list), "exact": True, "unknown": "learned"}, None
 
 
-def _lut(settings: ConfigReader, context: ImportContext) -> Made:
+def _lut(settings: ConfigReader, context: ImportContext) -> Converted:
     tokenizer = {"type": "vocab", "model": context.model(settings.get("tokenizer_name", str))}
     tokenizer |= {"special_tokens": settings.get("special_tokens", list, [])}
     length, positions = settings.get("max_length", int, 1024), settings.get("use_abs_pos_emb", bool, False)
@@ -211,15 +209,15 @@ def _lut(settings: ConfigReader, context: ImportContext) -> Made:
     return spec | {"empty_text": "encode", "project": _project(settings)}, None
 
 
-def _pretransform(settings: ConfigReader, context: ImportContext) -> Made:
+def _pretransform(settings: ConfigReader, context: ImportContext) -> Converted:
     codec, checkpoint = _codec(settings, context)
     return {"type": "waveform", "codec": codec, "project": "auto"}, checkpoint
 
 
-def _source_mix(settings: ConfigReader, context: ImportContext) -> Made:
+def _source_mix(settings: ConfigReader, context: ImportContext) -> Converted:
     codec, checkpoint = _codec(settings, context)
     spec = {"type": "source_mix", "codec": codec, "sources": settings.get("source_keys", list, [])}
-    settings.ignore(["source_length"])  # the learned null is as long as the clip
+    settings.ignore(["source_length"])  # length of the learned null, which ours follows the clip
     return spec | {
         "input_kind": "frames" if settings.get("pre_encoded", bool, False) else "audio",
         "null_embedding": "learned" if settings.get("allow_null_source", bool, False) else "zeros",
@@ -227,9 +225,9 @@ def _source_mix(settings: ConfigReader, context: ImportContext) -> Made:
 
 
 def _codec(settings: ConfigReader, context: ImportContext) -> tuple[dict[str, Any], ExternalCheckpoint | None]:
-    """The codec of a conditioner that hears, of its own or that of the model."""
+    """Return the codec of an audio conditioner: its own, or that of the model."""
     rate = settings.get("sample_rate", int)
-    settings.ignore(["save_pretransform"])  # says whose weights a checkpoint holds, which is seen in it
+    settings.ignore(["save_pretransform"])  # visible in the weights
     path = settings.get("pretransform_ckpt_path", str, None)
     if not settings.get("use_model_pretransform", bool, False):
         return convert_pretransform(settings.subsection("pretransform_config"), rate), ExternalCheckpoint(
@@ -238,12 +236,13 @@ def _codec(settings: ConfigReader, context: ImportContext) -> tuple[dict[str, An
     settings.ignore(["pretransform_config"])
     if context.pretransform is None:
         settings.unsupported(
-            "use_model_pretransform", "there is no pretransform of a model here; give the config of the whole model"
+            "use_model_pretransform",
+            "needs the pretransform of the model, which is missing; give the config of the whole model",
         )
         return {}, None
     if context.sample_rate not in (None, rate):
         settings.unsupported(
-            "sample_rate", f"{rate} is not that of the model, {context.sample_rate}, whose pretransform it uses"
+            "sample_rate", f"{rate} is not the sample rate of the model, {context.sample_rate}, whose pretransform it uses"
         )
     theirs = ConfigReader(context.pretransform.data, source=context.pretransform.source, mistakes=settings.mistakes)
     return convert_pretransform(theirs, rate), None
@@ -253,7 +252,7 @@ def _project(settings: ConfigReader) -> str:
     return "always" if settings.get("project_out", bool, False) else "auto"
 
 
-TYPES: dict[str, Callable[[ConfigReader, ImportContext], Made]] = {
+TYPES: dict[str, Callable[[ConfigReader, ImportContext], Converted]] = {
     "t5": _t5,
     "t5gemma": _t5gemma,
     "clap_text": _clap_text,
@@ -274,28 +273,28 @@ _ROUTES = {
     "input_concat_ids": "concat",
     "prepend_cond_ids": "prepend",
 }
-_KEPT: dict[str, dict[str, Any]] = {  # what holds in the unguided half too
+_UNGUIDED: dict[str, dict[str, Any]] = {  # also used in the unconditional half of guidance
     "global": {"guided": False},
     "concat": {"guided": False, "resize": "nearest"},
 }
-_RESERVED = ("inpaint_mask", "inpaint_masked_input")  # ids that a diffusion model fills itself
+_RESERVED = ("inpaint_mask", "inpaint_masked_input")  # ids that the diffusion model sets
 _LATER = {
     "causal_lm": "a causal language model as a text encoder",
-    "sat_clap_text": "their own CLAP",
-    "sat_clap_audio": "their own CLAP",
+    "sat_clap_text": "the CLAP of stable-audio-tools",
+    "sat_clap_audio": "the CLAP of stable-audio-tools",
 }
 
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    """What a config describes; `fusion` is None where it does not say what goes where."""
+    """Conditioning of a config; `fusion` is None if the config does not route its conditions."""
 
     conditioners: dict[str, ConditionerSpec]
     fusion: FusionSpec | None
-    checkpoints: dict[str, ExternalCheckpoint]  # files of weights beside the model's own, by id
+    checkpoints: dict[str, ExternalCheckpoint]  # weight files other than the model's, by id
 
     def item(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Their metadata as an item: lists of one value are that value, tensors [c t] of sounds are Audio."""
+        """Return metadata as an item: a list of one value becomes the value, an audio tensor [c t] becomes Audio."""
         ids = {*self.conditioners, *(spec.fallback for spec in self.conditioners.values())}
         return {name: self._value(name, value) for name, value in metadata.items() if name in ids}
 
@@ -304,38 +303,38 @@ class ConditioningConfig:
         spec = self.conditioners.get(name)
         if getattr(spec, "input_kind", None) != "audio":
             return value
-        rate = spec.codec.sample_rate  # type: ignore[union-attr]  # of a spec that hears
+        rate = spec.codec.sample_rate  # type: ignore[union-attr]  # of an audio conditioner
         if isinstance(value, Mapping):
-            return {source: _heard(sound, rate) for source, sound in value.items()}
-        return _heard(value, rate)
+            return {source: _to_audio(signal, rate) for source, signal in value.items()}
+        return _to_audio(value, rate)
 
 
 def load_conditioning(
     config: Mapping[str, Any] | str | Path, *, folder: Path | None = None, converted: Mapping[str, str | Path] | None = None
 ) -> ConditioningConfig:
-    """The conditioning of a model's config: a JSON file, what is in one, its `conditioning`, or an object that holds that.
+    """Return the conditioning of a model's config: the path of a JSON file, its content, or its `conditioning`.
 
-    Encoders are looked for in `folder`, by default that of the file, then taken for names in the hub. `converted` are
-    folders made of the checkpoints of CLAP that the config names (`examples/convert_laion_clap.py`), by those names.
-    CheckpointError lists everything that cannot be honoured.
+    Encoders are folders in `folder` (default: that of the file), else names in the hub. `converted` maps CLAP checkpoints
+    that the config names to folders converted from them (`examples/convert_laion_clap.py`). Raise CheckpointError with
+    every unsupported setting.
     """
     if not isinstance(config, Mapping):
         path = Path(config)
         config, folder = read_json_object(path), folder or path.parent
-    whole, place = config, ""
-    if "conditioning" not in whole and "configs" not in whole:
-        whole, place = config.get("model", {}), "model."
-    block = whole if "configs" in whole else whole.get("conditioning")
-    section = ConfigReader(block, source=f"{place}conditioning")
-    codec = ConfigReader(whole["pretransform"], source=f"{place}pretransform") if "pretransform" in whole else None
-    found = _conditioning(
-        section, ImportContext(folder, codec, config.get("sample_rate"), converted or {}), whole.get("diffusion"), place
+    model, prefix = config, ""
+    if "conditioning" not in model and "configs" not in model:
+        model, prefix = config.get("model", {}), "model."
+    block = model if "configs" in model else model.get("conditioning")
+    section = ConfigReader(block, source=f"{prefix}conditioning")
+    codec = ConfigReader(model["pretransform"], source=f"{prefix}pretransform") if "pretransform" in model else None
+    conditioning = _conditioning(
+        section, ImportContext(folder, codec, config.get("sample_rate"), converted or {}), model.get("diffusion"), prefix
     )
     section.raise_errors()
-    return found
+    return conditioning
 
 
-def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any, place: str) -> ConditioningConfig:
+def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any, prefix: str) -> ConditioningConfig:
     width = section.get("cond_dim", int)
     fallbacks = section.get("default_keys", dict, {})
     encoded = section.get("pre_encoded_keys", list, [])
@@ -351,17 +350,17 @@ def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any,
         if names.count(name) > 1:
             inner.unsupported("id", f"'{name}' is the id of another conditioner too; rename one")
         elif kind not in TYPES:
-            what = f"needs {_LATER[kind]}, which this release does not have" if kind in _LATER else "is no known type"
-            inner.unsupported("type", f"'{kind}' {what}.{did_you_mean(kind, list(TYPES))}")
+            problem = f"needs {_LATER[kind]}, which is not supported" if kind in _LATER else "is not a type"
+            inner.unsupported("type", f"'{kind}' {problem}.{did_you_mean(kind, list(TYPES))}")
         else:
             spec, checkpoint = _spec(kind, settings, context.of(settings.get("output_dim", int, width)))
             spec |= {"fallback": fallbacks[name]} if name in fallbacks else {}
             if name in encoded:
-                spec = _given(spec)
+                spec = _encoded_spec(spec)
                 checkpoint = None
             if checkpoint is not None:
                 checkpoints[name] = checkpoint
-            if len(section.mistakes) > before:  # what stands in for a wrong setting may not fit the others
+            if len(section.mistakes) > before:  # placeholders of wrong settings may be invalid
                 continue
             try:
                 specs[name] = ConditionerSpec.parse(spec, source=settings.source)
@@ -370,27 +369,27 @@ def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any,
     for key, ids in (("default_keys", fallbacks), ("pre_encoded_keys", encoded)):
         for name in ids:
             if name not in names:
-                section.unsupported(f"{key}.{name}", f"is no id of a conditioner.{did_you_mean(name, names)}")
+                section.unsupported(f"{key}.{name}", f"is not the id of a conditioner.{did_you_mean(name, names)}")
     section.reject_unread()
     fusion = (
         None
         if diffusion is None
-        else _fusion(ConfigReader(diffusion, source=f"{place}diffusion", mistakes=section.mistakes), names)
+        else _fusion(ConfigReader(diffusion, source=f"{prefix}diffusion", mistakes=section.mistakes), names)
     )
     return ConditioningConfig(specs, fusion, checkpoints)
 
 
 def _spec(kind: str, settings: ConfigReader, context: ImportContext) -> tuple[dict[str, Any], ExternalCheckpoint | None]:
-    """What a type makes of its settings."""
+    """Return the spec of a conditioner of type `kind`, and its checkpoint."""
     spec, checkpoint = TYPES[kind](settings, context)
     settings.reject_unread()
     return {"output_dim": context.width, "null_embedding": "zeros"} | spec, checkpoint
 
 
-def _given(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec of an id whose values come encoded, as wide as its conditioner would make them: sounds [d, f], others [n, d]."""
-    sounds, vectors = ("waveform", "source_mix"), ("int", "number", "category")
-    kind = "frames" if spec["type"] in sounds else "vector" if spec["type"] in vectors else "tokens"
+def _encoded_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of an id with encoded values, as wide as its conditioner's output: audio [d, f], others [n, d]."""
+    audio, vectors = ("waveform", "source_mix"), ("int", "number", "category")
+    kind = "frames" if spec["type"] in audio else "vector" if spec["type"] in vectors else "tokens"
     if spec["type"] == "clap" and spec.get("layer") is None:
         kind = "vector"
     shared = {key: spec[key] for key in ("output_dim", "fallback") if key in spec}
@@ -399,17 +398,19 @@ def _given(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fusion(section: ConfigReader, names: list[str]) -> FusionSpec:
-    """Where `diffusion` sends each id; those that it does not name are read and not used."""
+    """Return the fusion of `diffusion`; ids that it does not name are ignored."""
     slots: dict[str, Any] = {}
     for key, slot in _ROUTES.items():
         ids = section.get(key, list, [])
         for name in ids:
             if name not in names and not (slot == "concat" and name in _RESERVED):
-                section.unsupported(key, f"names '{name}', which is no id of a conditioner.{did_you_mean(str(name), names)}")
-        slots[slot] = [{"id": name, **_KEPT.get(slot, {})} for name in ids if name in names]
+                section.unsupported(
+                    key, f"names '{name}', which is not the id of a conditioner.{did_you_mean(str(name), names)}"
+                )
+        slots[slot] = [{"id": name, **_UNGUIDED.get(slot, {})} for name in ids if name in names]
     used = {name for key in _ROUTES for name in section.data.get(key, []) or []}
     return FusionSpec.parse({**slots, "ignore": [name for name in names if name not in used]}, source=section.source)
 
 
-def _heard(value: Any, rate: int) -> Any:
+def _to_audio(value: Any, rate: int) -> Any:
     return Audio(value[None], rate) if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Weights of stable-audio-tools' conditioners by our names; none may be missing, and none left over."""
+"""Weights of stable-audio-tools' conditioners under our names; missing and unknown weights are errors."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from cadenza.core.errors import CheckpointError
 from cadenza.importers.stable_audio import ConditioningConfig, convert_pretransform_weights
 
 _OUT = {f"proj_out.{end}": f"out.{end}" for end in ("weight", "bias")}
-_NAMES = {  # ours -> theirs -> ours
+_NAMES = {  # type -> their name -> ours
     "int": {"int_embedder.weight": "table.weight"},
     "number": {
         "embedder.embedding.0.weights": "cycles",
@@ -35,42 +35,45 @@ def convert_conditioner_weights(
     source: str,
     codec: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The state dict of `parts`, built of `conditioning`, from theirs, whose names begin with the ids.
+    """Return the state dict of `parts` from weights of stable-audio-tools, whose names begin with ids.
 
-    `codec` are the weights of the model's pretransform, for those conditioners that have none of their own.
+    `codec` are the weights of the model's pretransform, for conditioners without one of their own. Raise CheckpointError
+    unless all names and shapes match.
     """
-    wanted, ours = parts.state_dict(), dict[str, Tensor]()
+    expected, ours = parts.state_dict(), dict[str, Tensor]()
     if unknown := sorted({name.partition(".")[0] for name in state} - set(conditioning.conditioners)):
         raise CheckpointError(f"{source}: holds weights of a conditioner '{unknown[0]}', which its config does not have")
     for name, spec in conditioning.conditioners.items():
         kind = spec.type  # type: ignore[attr-defined]
-        found = _one(
-            kind, strip_prefix(state, f"{name}."), strip_prefix(wanted, f"{name}."), source=f"{source}: {name}", codec=codec
+        converted = _convert_one(
+            kind, strip_prefix(state, f"{name}."), strip_prefix(expected, f"{name}."), source=f"{source}: {name}", codec=codec
         )
-        ours |= {f"{name}.{key}": x for key, x in found.items()}
+        ours |= {f"{name}.{key}": x for key, x in converted.items()}
     check_finite(ours, source=source)
     return ours
 
 
-def _one(
-    kind: str, state: dict[str, Tensor], wanted: dict[str, Tensor], *, source: str, codec: Mapping[str, Tensor]
+def _convert_one(
+    kind: str, state: dict[str, Tensor], expected: dict[str, Tensor], *, source: str, codec: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The weights of one conditioner."""
-    if kind == "encoded":  # theirs is built and passed by
+    """Return the weights of one conditioner under our names."""
+    if kind == "encoded":  # stable-audio-tools builds the conditioner without using it
         return {}
-    inner = strip_prefix(wanted, "codec.")
-    found = {}
+    inner = strip_prefix(expected, "codec.")
+    codec_weights = {}
     own = {name: state.pop(f"pretransform.{name}") for name in strip_prefix(state, "pretransform.")}
     if inner:
-        held = own or dict(codec)
-        if not held:
+        pretransform = own or dict(codec)
+        if not pretransform:
             raise CheckpointError(
-                f"{source}: its pretransform is not among the weights; save the model with save_pretransform: true, or "
+                f"{source}: the weights of its pretransform are missing; save the model with save_pretransform: true, or "
                 "load the file that pretransform_ckpt_path names"
             )
-        found = {f"codec.{name}": x for name, x in convert_pretransform_weights(held, inner, source=source).items()}
+        codec_weights = {
+            f"codec.{name}": x for name, x in convert_pretransform_weights(pretransform, inner, source=source).items()
+        }
     if kind == "source_mix":
-        for name in ("proj_out.weight", "proj_out.bias"):  # which nothing passes
+        for name in ("proj_out.weight", "proj_out.bias"):  # unused
             state.pop(name, None)
         state = {
             name.replace("source_heads.", "heads."): x[..., 0] if name.endswith("weight") else x for name, x in state.items()
@@ -82,5 +85,5 @@ def _one(
         state.pop("model.encoder.embed_tokens.weight", None) if "model.shared.weight" in state else None
         names |= {name: name.removeprefix("model.") for name in state if name.startswith("model.encoder.")}
     state = {names.get(name, name): x for name, x in state.items()}
-    check_state_dict(state, {name: x.shape for name, x in wanted.items() if not name.startswith("codec.")}, source=source)
-    return found | to_float32_copy(state)
+    check_state_dict(state, {name: x.shape for name, x in expected.items() if not name.startswith("codec.")}, source=source)
+    return codec_weights | to_float32_copy(state)
