@@ -109,6 +109,6 @@ def test_paths_are_not_names(tmp_path: Path, hub: Hub, monkeypatch: pytest.Monke
     for name in ("runs/best", "./a/b", "/no/such/folder", "a/b/c", "nothing"):
         with pytest.raises(CheckpointError, match="neither a folder nor a bundled model"):
             cadenza.load(name)
-    with pytest.raises(CheckpointError, match="in the hub it is 'facebook/musicgen-small'"):
+    with pytest.raises(CheckpointError, match="Use its name on the hub, 'facebook/musicgen-small'"):
         cadenza.load("musicgen-small")
     assert not hub.asked
