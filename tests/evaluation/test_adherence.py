@@ -1,4 +1,4 @@
-"""Adherence against closed forms: perfect, shuffled, constant, half-obeyed outputs."""
+"""Adherence compared with closed forms: perfect, shuffled, constant and half-correct outputs."""
 
 import math
 import random
@@ -47,8 +47,8 @@ def test_one_output_for_all_requests_has_adherence_zero_however_often_it_is_righ
     assert found.value.low < 0 < found.value.high and abs(found.value.value) < 0.02
 
 
-def test_half_obeyed_is_one_half_by_hand():
-    # six equally likely values, half of the outputs right and the rest always another value that nobody asked for
+def test_half_correct_outputs_have_adherence_one_half():
+    # six equally likely values, half of the outputs right and the rest always a value that is not requested
     requests = [i % 6 for i in range(120)]
     outputs = [value if i < 60 else -1 for i, value in enumerate(requests)]
     found = measured([outputs], requests)
@@ -71,7 +71,7 @@ def test_nothing_to_measure_when_the_ceiling_is_chance():
     assert math.isnan(found.value.value) and found.chance == 1
 
 
-def test_requests_that_say_nothing_do_not_count():
+def test_requests_without_a_target_do_not_count():
     nan = float("nan")
     table = torch.tensor([[[1.0, 0.0, nan], [0.0, 1.0, nan], [0.0, 0.0, nan]]])
     found = adherence(table, torch.tensor([1.0, 1.0, nan]), rng=rng(), draws=50)
@@ -100,6 +100,6 @@ def test_own_effect_is_the_mean_difference():
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
-def test_odd_tables_are_refused():
+def test_tables_of_a_wrong_shape_are_refused():
     with pytest.raises(ValueError, match="square"):
         adherence(torch.zeros(1, 3, 2), torch.zeros(3), rng=rng())

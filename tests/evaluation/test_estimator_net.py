@@ -1,4 +1,4 @@
-"""The network's answers move with the music, and do not depend on a clip's batch."""
+"""The network's logits shift with the pitch and do not depend on the batch of a clip."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_shapes(net):
     }  # fmt: skip
 
 
-def test_a_melody_moved_up_by_semitones_is_heard_that_much_higher(net):
+def test_a_transposed_melody_shifts_the_logits(net):
     pitch, bands = features(30)
     pitch[:90] = pitch[180:] = 0  # room to move in
     up = torch.roll(pitch, 4 * PARTS, 0)
@@ -53,7 +53,7 @@ def test_a_melody_moved_up_by_semitones_is_heard_that_much_higher(net):
     assert torch.allclose(one[30:60], other[34:64], atol=1e-4)
 
 
-def test_short_clips_of_a_batch_are_heard_as_alone(net):
+def test_short_clips_of_a_batch_are_estimated_as_alone(net):
     short, long = features(24), features(60, seed=5)
     pitch, bands = torch.zeros(2, SEMITONES * PARTS, 60), torch.zeros(2, BANDS, 480)
     pitch[0, :, :24], bands[0, :, :192] = short

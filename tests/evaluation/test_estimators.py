@@ -1,4 +1,4 @@
-"""The bundled estimators: whole, small, right on renders of an unseen seed, and deaf to what is no music."""
+"""The bundled estimators: intact, small, accurate on renders of an unseen seed."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_what_is_saved_is_what_is_loaded(listen, tmp_path):
     assert torch.equal(again.thresholds, listen.thresholds) and again.families == listen.families
 
 
-def test_renders_of_an_unseen_seed_are_heard_right(listen):
+def test_renders_of_an_unseen_seed_are_estimated_correctly(listen):
     truths, estimates = [], []
     for path in sorted(GOLDEN.glob("*.ogg")):
         heard = listen(load_audio(path))[0]
@@ -75,7 +75,7 @@ def test_renders_of_an_unseen_seed_are_heard_right(listen):
     assert found.tempo >= 0.75 and found.key >= 0.75 and found.family >= 0.75 and found.chords >= 0.75 and found.melody >= 0.7
 
 
-def test_a_clip_is_heard_the_same_alone_and_in_a_batch(listen):
+def test_a_clip_is_estimated_the_same_alone_and_in_a_batch(listen):
     paths = sorted(GOLDEN.glob("*.ogg"))[:2]
     clips = [load_audio(path) for path in paths]
     both = listen(Audio.pad_and_stack(clips))

@@ -1,4 +1,4 @@
-"""Truths, wishes and estimates against what is written in sidecars and sentences."""
+"""Labels, targets and estimates compared with sidecars and captions."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_f1_by_hand():
     assert f1(present, wanted).tolist() == [0.5, 1.0]
 
 
-def test_values_wish_for_exactly_themselves():
+def test_values_are_their_own_targets():
     wish = targets_from_values(SIDECAR, {"tempo", "key"}, seconds=2.0)
     assert (
         ATTRIBUTES["tempo"](heard(124.7), wish) == 1
@@ -98,7 +98,7 @@ def test_values_wish_for_exactly_themselves():
     assert math.isnan(ATTRIBUTES["family"](heard(), wish)) and math.isnan(ATTRIBUTES["pace"](heard(), wish))
 
 
-def test_a_caption_wishes_for_what_it_mentions_only():
+def test_a_caption_has_targets_only_for_its_mentions():
     wish = targets_from_caption("Upbeat-tempo jazz with piano", ("tempo", "genre", "players"), SIDECAR, FAMILIES)
     assert wish.tempo is None and wish.key is None and wish.tempo_range == (116, 152)
     assert wish.families is not None and wish.optional_families is not None

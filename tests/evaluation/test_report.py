@@ -1,4 +1,4 @@
-"""The whole report on systems whose obedience is known: one that obeys, one that is deaf, one that obeys half."""
+"""The report on systems of known adherence: one that follows all controls, none, or half of the requests."""
 
 import json
 import random
@@ -57,7 +57,7 @@ class Oracle:
 
 @dataclass
 class Player:
-    """As much of a system as an evaluation uses; obeys a share of its requests."""
+    """The part of a system that an evaluation uses; follows a share of its requests."""
 
     truths: dict[str, dict[str, Any]]  # by caption
     obeys: float = 1.0
@@ -140,7 +140,7 @@ def measured(system: Player, corpus: Path, out: Path, **fields: Any) -> report.E
     return report.evaluate(cast(System, system), corpus, out=out, extent=extent, **fields)
 
 
-def test_a_system_that_obeys_has_adherence_one(corpus, tmp_path):
+def test_a_system_that_follows_its_controls_has_adherence_one(corpus, tmp_path):
     found = measured(player(corpus), corpus, tmp_path / "out", clips=15, seeds=(0, 1))
     alone, without = {"nothing", "text", "tempo", "key"}, {"all-but-text", "all-but-tempo", "all-but-key"}
     assert found.clips == 15 and set(found.scores) == alone | without | {"hand", "all"}
@@ -154,30 +154,30 @@ def test_a_system_that_obeys_has_adherence_one(corpus, tmp_path):
     assert found.scores["text"]["tempo"].asked == 15 and found.scores["hand"]["tempo"].asked < 60
     effect = found.scores["key"]["key"].effect
     assert effect is not None and effect.low > 0.5  # six keys: without the control one in six is right by chance
-    beside_text = found.scores["all"]["key"].effect
-    assert beside_text is not None and beside_text.value == 0  # the text said it already
+    with_text = found.scores["all"]["key"].effect
+    assert with_text is not None and with_text.value == 0  # the text said it already
     assert set(found.changes) == {"prompt", "tempo", "key"} and set(found.changes["key"]) == {"tempo", "family"}
     assert found.changes["key"]["tempo"].value == 0
     assert set(found.off.values()) == {0.0}
 
 
-def test_a_deaf_system_has_adherence_zero(corpus, tmp_path):
+def test_a_system_that_ignores_its_controls_has_adherence_zero(corpus, tmp_path):
     found = measured(player(corpus, obeys=0.0), corpus, tmp_path / "out", clips=40)
     for setting in ("text", "tempo", "key", "all-but-text", "all", "hand"):
         for attribute, one in found.scores[setting].items():
             if attribute in {"pace", "duration"}:
-                continue  # no caption of this corpus says the pace, so nobody knows its ceiling; all clips are as long
+                continue  # no caption of this corpus says the pace, so its ceiling is unknown; all clips have one length
             assert abs(one.adherence.value.value) < 0.35, (setting, attribute)  # three standard errors of 40 clips
             assert one.effect is None or abs(one.effect.value) < 0.35, (setting, attribute)
 
 
-def test_a_system_that_obeys_half_the_time_lies_between(corpus, tmp_path):
+def test_a_system_that_follows_half_of_the_requests_lies_between(corpus, tmp_path):
     found = measured(player(corpus, obeys=0.5, conditioners=("tempo",)), corpus, tmp_path / "out", clips=40, seeds=(0, 1))
     a = found.scores["tempo"]["tempo"].adherence.value
     assert a.low < 0.5 < a.high and a.high - a.low < 0.5
 
 
-def test_what_was_made_is_not_made_again_and_files_are_whole(corpus, tmp_path):
+def test_cached_clips_are_not_generated_again_and_files_are_complete(corpus, tmp_path):
     system, lines = player(corpus), []
     first = measured(system, corpus, tmp_path / "out", clips=10, progress=lines.append)
     made = len(system.made)
@@ -193,31 +193,31 @@ def test_what_was_made_is_not_made_again_and_files_are_whole(corpus, tmp_path):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_system_does_not_find_its_clips_there(corpus, tmp_path):
+def test_another_system_does_not_use_the_cached_clips(corpus, tmp_path):
     measured(player(corpus, conditioners=("tempo",)), corpus, tmp_path / "out", clips=5)
     deaf = player(corpus, obeys=0.0, conditioners=("tempo",))
     assert measured(deaf, corpus, tmp_path / "out", clips=5).scores["tempo"]["tempo"].adherence.score.value < 0.5
     assert len(deaf.made) >= 10
 
 
-def test_only_controls_that_are_there_are_asked(corpus, tmp_path):
+def test_only_existing_controls_are_measured(corpus, tmp_path):
     found = measured(player(corpus, conditioners=("key",)), corpus, tmp_path / "out", clips=10)
     assert set(found.scores) == {"nothing", "key"} and set(found.scores["key"]) == {"key", "duration"}
     with pytest.raises(RequestError, match="drums"):
         measured(player(corpus, conditioners=("drums",)), corpus, tmp_path / "out", clips=10)
 
 
-def test_only_the_settings_that_are_wanted_are_made(corpus, tmp_path):
+def test_only_the_requested_settings_are_generated(corpus, tmp_path):
     system = player(corpus)
     found = measured(system, corpus, tmp_path / "out", clips=5, settings=("alone", "all"))
     assert list(found.scores) == ["nothing", "text", "tempo", "key", "all"]
-    assert found.scores["all"]["key"].effect is None, "there is nothing beside it"
+    assert found.scores["all"]["key"].effect is None, "there is not another setting to compare with"
     with pytest.raises(RequestError, match="Did you mean 'tempo'"):
         measured(system, corpus, tmp_path / "out", clips=5, settings=("temp",))
 
 
-def test_what_a_text_conditioner_alone_is_worth_is_asked_without_reading(tmp_path):
-    """With reading, the prompt's tempo is a value as well; without, it is only text."""
+def test_the_text_conditioner_alone_is_measured_without_extraction(tmp_path):
+    """With extraction, the prompt's tempo is a value too; without it, only text."""
     maker = ClipGenerator(tiny_system(), tmp_path)
     prompt, values = {"prompt": "slow 90 bpm"}, {"prompt": "slow 90 bpm", "tempo": 90.0}
     clips = {
@@ -235,7 +235,7 @@ def test_planted_copies_are_in_the_report(corpus, tmp_path):
     assert found.copies is not None and found.copies.training_clips == 40
 
 
-def test_data_without_truth_is_an_error(tmp_path):
+def test_data_without_labels_is_an_error(tmp_path):
     Audio(torch.zeros(1, 1, RATE), RATE).save(tmp_path / "a.wav")
     with pytest.raises(DataError, match="sidecar"):
         measured(Player({}), tmp_path, tmp_path / "out")
@@ -243,7 +243,7 @@ def test_data_without_truth_is_an_error(tmp_path):
         measured(Player({}, generator=None), tmp_path, tmp_path / "out")
 
 
-def test_a_perfect_codec_keeps_everything(corpus, tmp_path):
+def test_a_perfect_codec_retains_all_scores(corpus, tmp_path):
     system = player(corpus)
     found = codec_quality.evaluate_codec(cast(System, system), corpus, out=tmp_path / "codec", clips=20)
     assert found.retained["tempo"] == found.retained["key"] == found.retained["family"] == 1

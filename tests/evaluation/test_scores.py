@@ -1,4 +1,4 @@
-"""Own effects and what controls cost one another, on estimates whose obedience is known."""
+"""Own effects and effects of controls on one another, on estimates of known adherence."""
 
 import random
 from pathlib import Path
@@ -44,7 +44,7 @@ def asking(tmp_path: Path) -> EvaluationSet:
 
 
 def estimate(wishes: dict[str, list[AttributeTargets]], i: int, obeyed: set[str]) -> Estimate:
-    """What a clip sounds like that obeys some controls, and in all else is like another clip."""
+    """Estimate of a clip that follows some controls and otherwise equals another clip."""
     found: dict[str, Any] = {"families": torch.ones(2), "lead": 0, "seconds": SECONDS, "chroma": torch.zeros(100).long()}
     for control in CONTROLS[1:]:
         j = i if control in obeyed else (i + 5) % 12
@@ -62,12 +62,12 @@ def estimate(wishes: dict[str, list[AttributeTargets]], i: int, obeyed: set[str]
 
 
 def each(asking: EvaluationSet) -> dict[str, list[AttributeTargets]]:
-    """What each control alone asks for."""
+    """Targets of each control alone."""
     return {control: asking.setting(control, [control]).targets for control in CONTROLS[1:]}
 
 
 def heard(asking: EvaluationSet, asked: list, spoils: dict[str, str]) -> dict[str, list[list[Estimate]]]:
-    """Every setting as a system makes it that obeys what it is given, but for controls that another one spoils."""
+    """Estimates of a system that follows its controls, except those that another one spoils."""
     made, wishes = {}, each(asking)
     for setting in asked:
         obeyed = {name for name in setting.given if spoils.get(name) not in setting.given}
@@ -84,7 +84,7 @@ def table(asking: EvaluationSet):
     return asked, made, found, control_effects(asked, made, found)
 
 
-def test_what_is_obeyed_has_adherence_one_alone_and_together(table):
+def test_followed_controls_have_adherence_one_alone_and_together(table):
     _, _, found, _ = table
     shown = {"tempo": ("tempo", "beat"), "chords": ("chords", "chord IoU"), "melody": ("melody", "onset")}
     for control, attributes in shown.items():
@@ -114,7 +114,7 @@ def test_an_own_effect_is_with_the_control_minus_without(table):
 MIDDLES = (np.arange(100) + 0.5) * 0.08
 
 
-def test_a_control_that_spoils_another_is_found(table):
+def test_a_control_that_spoils_another_is_measured(table):
     _, _, found, changed = table
     assert set(changed) == set(CONTROLS)
     lost = changed["melody"]["key"]
@@ -127,11 +127,11 @@ def test_a_control_that_spoils_another_is_found(table):
     assert "melody" not in changed["melody"] and "beat" not in changed["tempo"]
 
 
-def test_values_are_as_the_conditioners_take_them_and_stay_out_of_where_they_are_not_given(asking):
+def test_values_have_the_form_of_the_conditioners_and_only_where_given(asking):
     asked = {setting.name: setting for setting in settings(asking)}
     item = asked["all"].items[0]
     assert set(item) == set(CONTROLS) and item["melody"][0] == tuple(truth(0)["notes"][0][:3])
-    assert len(item["melody"]) == 8, "the bass is no melody"
+    assert len(item["melody"]) == 8, "the bass is not the melody"
     assert item["chords"][1] == (2, 4, truth(0)["chords"][1][2])
     assert set(asked["all-but-melody"].items[0]) == set(CONTROLS) - {"melody"} and set(asked["melody"].items[0]) == {"melody"}
     assert asked["text"].reads and not asked["all-but-tempo"].reads, "what is left out is not read in the text either"
@@ -146,7 +146,7 @@ def test_groups_and_names_of_settings(asking):
         settings(asking, ["melodie"])
 
 
-def test_a_clip_longer_than_the_model_is_asked_for_what_fits(asking):
+def test_a_clip_longer_than_the_model_is_truncated(asking):
     short = EvaluationSet(asking.references, FAMILIES, CONTROLS, 4.0)
     wish = short.setting("all", CONTROLS).targets[0]
     assert wish.seconds == 4.0 and len(wish.melody) == 50 and wish.chords.bounds[-1] == 4.0

@@ -1,4 +1,4 @@
-"""Copies that were planted are found; music that is only alike is not."""
+"""Planted copies are detected; similar music is not."""
 
 import math
 import random
@@ -33,14 +33,14 @@ def training() -> list[torch.Tensor]:
     return [tune(seed) for seed in range(12)]
 
 
-def test_planted_copies_are_found_and_others_are_not(training):
+def test_planted_copies_are_detected_and_others_are_not(training):
     rng = torch.Generator().manual_seed(0)
     exact = training[3]
-    hoarse = 0.3 * training[5] + 0.01 * torch.randn(training[5].shape, generator=rng)
+    noisy = 0.3 * training[5] + 0.01 * torch.randn(training[5].shape, generator=rng)
     inside = torch.cat([tune(301, 2.0), training[7][RATE : 7 * RATE], tune(302, 1.0)])  # six seconds, from elsewhere
     fresh = [tune(seed) for seed in range(200, 205)]
     unseen = [tune(seed) for seed in range(100, 110)]
-    found = memorization_rate(prints(exact, hoarse, inside, *fresh), prints(*unseen), prints(*training))
+    found = memorization_rate(prints(exact, noisy, inside, *fresh), prints(*unseen), prints(*training))
     assert found.training_clips == 12
     assert all(distance < found.threshold for distance in found.nearest[:3])
     assert found.rate == pytest.approx(3 / 8)
@@ -60,6 +60,6 @@ def test_fingerprints_are_unit_vectors_blind_to_level():
     assert torch.allclose(one, other, atol=1e-3)
 
 
-def test_silence_is_no_copy_of_anything(training):
+def test_silence_is_not_a_copy(training):
     found = memorization_rate(prints(torch.zeros(RATE * 5)), prints(tune(100), tune(101)), prints(*training))
     assert found.rate == 0

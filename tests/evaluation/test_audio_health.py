@@ -1,4 +1,4 @@
-"""Soundness against closed forms."""
+"""Audio health compared with closed forms."""
 
 import math
 

@@ -30,7 +30,7 @@ def progression(rng: np.random.Generator, qualities: tuple[str, ...], seconds: f
 
 
 def padded(spans: list[tuple[float, float, str]], seconds: float) -> tuple[np.ndarray, list[str]]:
-    """As mir_eval wants it: every moment has a label."""
+    """Intervals for mir_eval, in which every moment has a label."""
     found, at = [], 0.0
     for start, end, name in [*spans, (seconds, seconds, "N")]:
         if start > at:
