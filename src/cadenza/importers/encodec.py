@@ -23,7 +23,7 @@ from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
 # Keys of any config of transformers, old or new, that EnCodec does not use.
-_ANY_CONFIG = """
+CONFIG_KEYS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
 attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
 cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
@@ -46,7 +46,7 @@ _BOOK = ("inited", "cluster_size", "embed", "embed_avg")
 def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> EncodecSpec:
     """Return the spec of a transformers EncodecConfig, with its defaults; raise CheckpointError with every unsupported key."""
     section = ConfigReader(config, source=source)
-    section.ignore(_ANY_CONFIG)
+    section.ignore(CONFIG_KEYS)
     section.require_value("model_type", "encodec", why="is another codec")
     rate, bins = section.get("sampling_rate", int, 24000), section.get("codebook_size", int, 1024)
     strides = section.get("upsampling_ratios", (list, tuple), (8, 5, 4, 2))

@@ -68,16 +68,7 @@ def check_tokenizer(folder: Path) -> None:
 
 # Keys of any config of transformers, old or new: bookkeeping, and generation defaults of other models.
 GENERAL = frozenset(
-    "_attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures bad_words_ids "
-    "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id "
-    "diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id "
-    "exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label is_decoder "
-    "is_encoder_decoder label2id length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups "
-    "num_beams num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix "
-    "problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id "
-    "suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings "
-    "tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p "
-    "pruned_heads use_bfloat16 use_cache".split()
+    {*encodec.CONFIG_KEYS, "model_type", "use_cache"} - {"_attn_implementation", "attn_implementation", "auto_map"}
 )
 _TRAINING = ("layerdrop", "attention_dropout", "activation_dropout", "classifier_dropout", "initializer_factor")
 _PUBLISHED = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}  # without generation_config.json
