@@ -155,5 +155,5 @@ def test_what_is_not_offered_is_refused_by_name(folder, change, message):
 def test_no_config(folder):
     path = folder / "dataset.json"
     path.write_text("{broken")
-    with pytest.raises(DataError, match="not readable as JSON"):
+    with pytest.raises(DataError, match="cannot be read: .*use a JSON file"):
         load_dataset_config(path)

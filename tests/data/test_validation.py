@@ -11,7 +11,7 @@ from tunes import RATE, caption, clean_folder, save, tune
 
 from cadenza.core.errors import DataError
 from cadenza.data.manifest import scan_folder
-from cadenza.data.validation import Expectations, Histogram, validate_dataset
+from cadenza.data.validation import DURATION_EDGES, LOUDNESS_EDGES, Expectations, Histogram, validate_dataset
 from cadenza.data.webdataset import write_shards
 from cadenza.dsp.audio import resample
 
@@ -227,9 +227,10 @@ def test_values_are_where_the_edges_say():
 
 
 def test_open_ends():
-    levels = Histogram.of_loudness([-math.inf, -80, -20.5, 3])
+    levels = Histogram.from_values([-math.inf, -80, -20.5, 3], LOUDNESS_EDGES)
     assert sum(levels.counts) == 4 and levels.counts[0] == 2 and levels.counts[-1] == 1
     assert "under -69" in levels.lines("LUFS")[1] and "0 or more" in levels.lines("LUFS")[-1]
     data = json.loads(json.dumps(levels.to_dict(), allow_nan=False))
     assert data["edges"][0] is None and data["edges"][-1] is None and len(data["edges"]) == len(data["counts"]) + 1
-    assert Histogram.of_durations([0.05, 4000]).counts[0] == Histogram.of_durations([0.05, 4000]).counts[-1] == 1
+    durations = Histogram.from_values([0.05, 4000], DURATION_EDGES)
+    assert durations.counts[0] == durations.counts[-1] == 1

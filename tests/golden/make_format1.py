@@ -3,7 +3,7 @@
 Run at commit 11bfed3, from `tests/golden/format1`, into which it writes; later releases cannot write that format again:
     python ../make_format1.py [systems] [runs] [starter]
 """
-# pyright: reportMissingImports=false  # modules of release 0.1
+# pyright: reportMissingImports=false
 
 import json
 import shutil

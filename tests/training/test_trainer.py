@@ -50,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def codec(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a codec trained for a moment."""
+    """Return the folder of a short codec run; seeded, as it must not depend on the tests before it."""
+    torch.manual_seed(0)
     out = tmp_path_factory.mktemp("codec")
     spec = SystemSpec.parse({"codec": CODEC})
     trainer = Trainer(spec, folder, out=out, cpu=True, steps=20, overrides=["task.unquantized_steps=10"], **QUICK)

@@ -4,10 +4,9 @@ A `pre_encode` folder of stable-audio-tools has one `.npy` and one `.json` per c
 integers [k, f] are codes; frames that `padding_mask` marks as padding are not used.
 """
 
-import json
 import math
 from abc import ABC
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from cadenza.core.errors import DataError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.data.encoded_store import EncodedStore
 from cadenza.data.items import SampleIndex, SegmentDataset, SegmentInfo, ToItem, compose
+from cadenza.data.manifest import check_mapping, read_json
 from cadenza.dsp.audio import Audio
 
 _CROP_KEYS = (  # of the crop that was encoded, not of the clip
@@ -234,12 +234,7 @@ def is_pre_encoded(path: str | Path) -> bool:
 
 def _read_clip(path: Path, name: str) -> PreEncodedClip:
     sidecar = path.with_suffix(".json")
-    try:
-        data = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{sidecar}: cannot be read: {error}; encode the clip again") from None
-    if not isinstance(data, Mapping):
-        raise DataError(f"{sidecar}: expected a mapping from id to value, not a {type(data).__name__}")
+    data = check_mapping(read_json(sidecar, fix="encode the clip again") if sidecar.exists() else {}, sidecar)
     frames = load_array(path).shape[1]
     mask = np.asarray(data.get("padding_mask") or [], dtype=float).reshape(-1)
     length = int(mask.sum()) if len(mask) == frames and mask.any() else frames

@@ -57,17 +57,9 @@ class StoreHeader:
         """Return the header of shard 0 of a store that a codec encodes."""
         frame_format, spec = codec.frame_format, codec.spec
         return cls(
-            kind=frame_format.kind,
-            codec=spec.to_dict(),
-            weights=codec_sha256(codec),
-            frame_rate=frame_format.frame_rate,
-            hop=spec.hop_length,
-            rows=frame_format.channels,
-            cardinality=frame_format.cardinality,
-            sample_rate=spec.sample_rate,
-            clips=clips,
-            shards=shards,
-        )
+            frame_format.kind, spec.to_dict(), codec_sha256(codec), frame_format.frame_rate, spec.hop_length,
+            frame_format.channels, frame_format.cardinality, spec.sample_rate, clips, shards,
+        )  # fmt: skip
 
     def check_codec(self, codec: Codec, source: str | Path) -> None:
         """Raise DataError unless the store was encoded by this codec with these weights."""

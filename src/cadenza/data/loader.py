@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -58,7 +59,7 @@ class BatchSampler(Sampler[list[SampleIndex]]):
 
     def from_position(self, position: int) -> "BatchSampler":
         """Return a sampler of the same sequence that starts at batch number `position`."""
-        sampler = BatchSampler(self.size, self.batch, seed=self.seed, rank=self.rank, world=self.world, shuffle=self.shuffle)
+        sampler = copy(self)
         sampler.position = position
         return sampler
 

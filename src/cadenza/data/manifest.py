@@ -126,6 +126,14 @@ def read_sidecars(audio: Path) -> dict[str, Any]:
     return without_file_keys(metadata)
 
 
+def read_json(path: Path, *, fix: str) -> Any:
+    """Return the content of a JSON file; raise DataError that ends with `fix`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; {fix}") from None
+
+
 def check_mapping(data: Any, source: object) -> dict[str, Any]:
     """Return parsed JSON unchanged; raise DataError unless it is a mapping."""
     if not isinstance(data, dict):

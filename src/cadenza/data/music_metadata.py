@@ -101,9 +101,9 @@ class PromptMixer(Spec):
         dropped |= {"prompt"} if "description" in dropped and item.get("prompt") == item.get("description") else set()
         item = {name: value for name, value in item.items() if name not in dropped}
         if rng.random() >= self.merge:
-            prompt = item.get("prompt")
-            end = self.exact and self.merge and isinstance(prompt, str)
-            return _with_prompt(item, [self._with_full_stop(prompt)]) if end else item
+            if self.exact and self.merge and isinstance(prompt := item.get("prompt"), str):
+                return _with_prompt(item, [self._with_full_stop(prompt)])
+            return item
         pairs = [pair for pair in self._pairs(item) if rng.random() < self.keep_field]
         rng.shuffle(pairs)
         prompt = item.pop("prompt", None)

@@ -17,7 +17,7 @@ from cadenza.core.spec import Spec
 from cadenza.data import webdataset
 from cadenza.data.encoded_dataset import PreEncodedClip, PreEncodedFolder, scan_pre_encoded
 from cadenza.data.items import Item, ReadReport, SegmentInfo, ToItem
-from cadenza.data.manifest import Manifest, scan_folder
+from cadenza.data.manifest import Manifest, read_json, scan_folder
 from cadenza.dsp.audio import Audio
 
 ToItems = ToItem | Mapping[str, ToItem] | None  # one function for all datasets, or one for each id
@@ -86,11 +86,7 @@ def load_dataset_config(path: str | Path, *, to_item: ToItems = None) -> tuple[M
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from None
-    try:
-        config = DatasetConfig.parse(data, source=str(path))
+        config = DatasetConfig.parse(read_json(path, fix="use a JSON file"), source=str(path))
     except SpecError as error:
         raise DataError(str(error)) from None
     functions = _transforms(config, to_item, path)

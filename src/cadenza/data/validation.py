@@ -21,8 +21,8 @@ from cadenza.data.webdataset import list_shards
 from cadenza.dsp.audio_io import TruncatedAudioError
 
 CAPTION_KEYS = ("prompt", "description", "caption", "text")  # metadata keys of a caption, in order of precedence
-_DURATION_EDGES = (0.0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, math.inf)  # seconds
-_LOUDNESS_EDGES = (-math.inf, *range(-69, 1, 3), math.inf)  # LUFS
+DURATION_EDGES = (0.0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, math.inf)  # seconds
+LOUDNESS_EDGES = (-math.inf, *range(-69, 1, 3), math.inf)  # LUFS
 _BAR_WIDTH = 40
 _EMPTY = {"", "none", "null", "nan", "n/a", "na", "unknown", "untitled", "todo", "tbd", "caption", "description", "-", "?"}
 _MIN_REPEATS = 3  # fewer equal captions or clipped crests are not an issue
@@ -45,16 +45,6 @@ class Histogram:
             counts[min(max(bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
         used = [i for i, count in enumerate(counts) if count]
         return cls(tuple(edges[used[0] : used[-1] + 2]), tuple(counts[used[0] : used[-1] + 1]))
-
-    @classmethod
-    def of_durations(cls, seconds: Sequence[float]) -> "Histogram":
-        """Count seconds in bins that grow with them."""
-        return cls.from_values(seconds, _DURATION_EDGES)
-
-    @classmethod
-    def of_loudness(cls, levels: Sequence[float]) -> "Histogram":
-        """Count LUFS in bins of 3 LU, with one bin for silence."""
-        return cls.from_values(levels, _LOUDNESS_EDGES)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return plain data, with None for an infinite edge."""
@@ -164,8 +154,8 @@ def validate_dataset(
     _check_duplicates(clips, stats, report, progress)
     order = {clip.id: number for number, clip in enumerate(clips)}
     report.issues.sort(key=lambda issue: order.get(issue.clip or "", len(order)))
-    report.lengths = Histogram.of_durations([file.seconds for file in stats.values()])
-    report.loudness = Histogram.of_loudness([file.lufs for file in stats.values()])
+    report.lengths = Histogram.from_values([file.seconds for file in stats.values()], DURATION_EDGES)
+    report.loudness = Histogram.from_values([file.lufs for file in stats.values()], LOUDNESS_EDGES)
     return report
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ _TAR_END_BYTES = 1024  # zero bytes that end a tar
 
 
 @dataclass(frozen=True)
-class ShardSample:
-    """The members of a shard with the same key, by extension."""
+class ShardClip(ManifestClip):
+    """A clip inside a shard, with the members of its sample by extension."""
 
-    key: str
-    members: dict[str, ByteRange]
+    members: dict[str, ByteRange] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
         """Return the mapping in `.json`, with `.txt` as `prompt` and `.cls` as `class` if it lacks them."""
@@ -38,17 +37,7 @@ class ShardSample:
                 metadata |= _read_metadata(member, name)
         if "prompt" not in metadata and isinstance(metadata.get("text"), str):
             metadata["prompt"] = metadata["text"]
-        return without_file_keys(metadata)
-
-
-@dataclass(frozen=True)
-class ShardClip(ManifestClip):
-    """A clip inside a shard."""
-
-    sample: ShardSample = ShardSample("", {})
-
-    def metadata(self) -> dict[str, Any]:
-        return {**self.sample.metadata(), **self.inline}
+        return {**without_file_keys(metadata), **self.inline}
 
 
 def list_shards(path: str | Path) -> list[Path]:
@@ -57,8 +46,8 @@ def list_shards(path: str | Path) -> list[Path]:
     return [path] if path.is_file() else sorted(shard for shard in path.glob("*.tar") if not shard.name.startswith("."))
 
 
-def index_shard(shard: str | Path) -> list[ShardSample]:
-    """Return the samples of a shard in order, from its headers alone; raise DataError if it is damaged."""
+def index_shard(shard: str | Path) -> dict[str, dict[str, ByteRange]]:
+    """Return the members of each sample by key and extension, from the headers alone; raise DataError if damaged."""
     shard = Path(shard)
     size, last, samples = 0, None, {}
     try:
@@ -82,24 +71,24 @@ def index_shard(shard: str | Path) -> list[ShardSample]:
     if last is None:
         raise DataError(f"{shard}: an empty tar; exclude it")
     _check_end(shard, last, size)
-    return [ShardSample(key, members) for key, members in samples.items()]
+    return samples
 
 
 def load_shards(paths: Iterable[str | Path], *, on_broken_file: OnBrokenFile = "skip") -> tuple[Manifest, ReadReport]:
     """Return the clips of shards in order, and a report of broken samples; raise DataError for a damaged shard."""
     paths = [Path(path) for path in paths]
     clips, report = [], ReadReport()
-    samples = [(shard, sample) for shard in paths for sample in index_shard(shard)]
-    has_duplicates = len({sample.key for _, sample in samples}) < len(samples)  # then ids include the shard
-    for shard, sample in samples:
-        name = f"{shard.stem}/{unquote(sample.key)}" if has_duplicates else unquote(sample.key)
+    samples = [(shard, key, members) for shard in paths for key, members in index_shard(shard).items()]
+    has_duplicates = len({key for _, key, _ in samples}) < len(samples)  # then ids include the shard
+    for shard, key, members in samples:
+        name = f"{shard.stem}/{unquote(key)}" if has_duplicates else unquote(key)
         try:
-            audio = _find_audio(shard, sample)
+            audio = _find_audio(f"{shard}:{key}", members)
             header = audio_io.probe(audio)
         except (AudioError, DataError) as error:
             report.record_broken(name, str(error), on_broken_file)
             continue
-        clips.append(ShardClip(name, audio, header.seconds, header.sample_rate, header.channels, {}, sample=sample))
+        clips.append(ShardClip(name, audio, header.seconds, header.sample_rate, header.channels, {}, members=members))
     report.read = len(clips)
     if not clips:
         folder = paths[0].parent if paths else "the shards"
@@ -156,11 +145,11 @@ def _add_member(samples: dict[str, dict[str, ByteRange]], shard: Path, member: t
     members[extension.lower()] = ByteRange(shard, member.offset_data, member.size, member.name)
 
 
-def _find_audio(shard: Path, sample: ShardSample) -> ByteRange:
-    audio = [member for extension, member in sample.members.items() if f".{extension}" in audio_io.SUFFIXES]
+def _find_audio(source: str, members: dict[str, ByteRange]) -> ByteRange:
+    audio = [member for extension, member in members.items() if f".{extension}" in audio_io.SUFFIXES]
     if len(audio) != 1:
         problem = "no audio" if not audio else "more than one audio file"
-        raise DataError(f"{shard}:{sample.key}: {problem} among its members ({', '.join(sample.members)}). Expected one")
+        raise DataError(f"{source}: {problem} among its members ({', '.join(members)}). Expected one")
     return audio[0]
 
 

@@ -1,6 +1,7 @@
 """TrainingConfig: all settings of a run except its data and its folder."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -142,16 +143,9 @@ def _parse_overrides(lines: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise SpecError(f"'{line}': the value is not YAML ({error})") from None
         if isinstance(parent[last], str):
-            parent[last] = _parse_number(parent[last])
+            with suppress(ValueError):  # YAML 1.1 reads 1e-4 as a string
+                parent[last] = float(parent[last])
     return overrides
-
-
-def _parse_number(text: str) -> Any:
-    """Return a number if the text is one: YAML 1.1 reads 1e-4 as a string."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,23 +82,18 @@ class DistributedContext:
         self.accelerator.wait_for_everyone()
 
     def to_device(self, batch: Any) -> Any:
-        """Return the batch on the device of this process."""
-        return to_device(batch, self.device)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move tensors and objects with `to` to a device, inside mappings, sequences and dataclasses."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch) if f.init})
-    if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
+        """Move tensors and objects with `to` to this process's device, inside mappings, sequences and dataclasses."""
+        if isinstance(batch, Tensor):
+            return batch.to(self.device, non_blocking=True)
+        if hasattr(batch, "to"):
+            return batch.to(self.device)
+        if isinstance(batch, Mapping):
+            return {key: self.to_device(value) for key, value in batch.items()}
+        if is_dataclass(batch) and not isinstance(batch, type):
+            return replace(batch, **{f.name: self.to_device(getattr(batch, f.name)) for f in fields(batch) if f.init})
+        if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
+            return type(batch)(self.to_device(value) for value in batch)
+        return batch
 
 
 def _buckets(parameters: list[nn.Parameter], max_numel: int = 2**23) -> list[list[nn.Parameter]]:

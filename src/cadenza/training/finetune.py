@@ -82,7 +82,9 @@ def finetune(system: System, data: Any, config: TrainingConfig, *, out: str | Pa
     The holdout is that of `Trainer`. The license of the model applies to the new weights.
     """
     trainer = Trainer(system, data, out=out, cpu=cpu, **config.to_dict())
-    trainer.system.card = _card(system.card, config.name)
+    notice = f"{system.card.notice}\n\nFine-tuned from {system.card.name}, whose licence applies to these weights.".strip()
+    card = {"license": system.card.license, "summary": system.card.summary, "notice": notice}
+    trainer.system.card = ModelCard(name=config.name, **card)
     if missing := _missing_conditions(trainer):
         warnings.warn(_advice(missing), stacklevel=2)
     before = trainer.validate().get(trainer.task.selection_metric)
@@ -94,15 +96,9 @@ def finetune(system: System, data: Any, config: TrainingConfig, *, out: str | Pa
     return FinetuneResult(outcome, before, after, next((folder for folder in folders if folder.exists()), None))
 
 
-def _card(card: ModelCard, name: str) -> ModelCard:
-    notice = f"{card.notice}\n\nFine-tuned from {card.name}, whose licence applies to these weights.".strip()
-    return ModelCard(name=name, license=card.license, summary=card.summary, notice=notice)
-
-
 def _missing_conditions(trainer: Trainer) -> list[str]:
     """Return the conditions of the model for which no clip has a value."""
-    names = dict.fromkeys(name for _, name in trainer.system.spec.fusion.slot_ids())
-    metadata = trainer.metadata()
+    names, metadata = dict.fromkeys(name for _, name in trainer.system.spec.fusion.slot_ids()), trainer.metadata()
     return [name for name in names if not any(item.get(name) is not None for item in metadata)]
 
 

@@ -15,6 +15,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.dsp.plots import save_spectrogram
 
 LOG_FILE = "log.jsonl"
+_TENSORBOARD_FIX = "free space, or set trackers: []"
 
 
 class Tracker(Protocol):
@@ -44,11 +45,11 @@ class TensorBoardTracker:
                 'the tracker tensorboard is not installed; pip install "cadenza[train]", or set trackers: []'
             ) from None
         self._folder = folder / "tensorboard"
-        with self._raise_training_error():
+        with _writing(self._folder, _TENSORBOARD_FIX):
             self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        with self._raise_training_error():
+        with _writing(self._folder, _TENSORBOARD_FIX):
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
@@ -56,20 +57,13 @@ class TensorBoardTracker:
         from matplotlib.image import imread
 
         wave = audio.wave[0].mean(0).float().clamp(-1, 1).cpu()
-        with self._raise_training_error():
+        with _writing(self._folder, _TENSORBOARD_FIX):
             self._writer.add_audio(name, wave[None], step, audio.sample_rate)
             self._writer.add_image(name, imread(picture)[..., :3], step, dataformats="HWC")
 
     def close(self) -> None:
         with suppress(OSError):  # must not hide the reason why the run ends
             self._writer.close()
-
-    @contextmanager
-    def _raise_training_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise TrainingError(f"{self._folder}: cannot be written: {error}; free space, or set trackers: []") from None
 
 
 class WandbTracker:
@@ -108,16 +102,14 @@ class RunLogger:
 
     def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
         self.path, self.trackers = folder / LOG_FILE, trackers
-        try:
+        with _writing(self.path, "fix its permissions or use another folder"):
             if self.path.exists():
                 _truncate_log(self.path, step)
             self._file: TextIO = self.path.open("a")
-        except OSError as error:
-            raise TrainingError(f"{self.path}: cannot be written: {error}; fix its permissions or use another folder") from None
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Write one record; `kind` is `train` or `valid`, and the prefix of each name in the trackers."""
-        with self._raise_training_error():
+        with _writing(self.path, "free space, then start again to continue"):
             self._file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
             self._file.flush()
         for tracker in self.trackers:
@@ -131,7 +123,7 @@ class RunLogger:
 
     def fsync(self) -> None:
         """Write all lines to disk, so that they survive a power failure."""
-        with self._raise_training_error():
+        with _writing(self.path, "free space, then start again to continue"):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -139,13 +131,6 @@ class RunLogger:
             self._file.close()
         for tracker in self.trackers:
             tracker.close()
-
-    @contextmanager
-    def _raise_training_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise TrainingError(f"{self.path}: cannot be written: {error}; free space, then start again to continue") from None
 
 
 def save_samples(folder: Path, name: str, audio: Audio) -> list[tuple[str, Audio, Path]]:
@@ -194,6 +179,15 @@ class ProgressPrinter:
     def print(self, line: str, end: str = "\n") -> None:
         if not self.quiet:
             print(f"\r\x1b[K{line}" if self._terminal else line, end=end, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _writing(path: Path, fix: str) -> Iterator[None]:
+    """Raise TrainingError with `fix` if a file cannot be written within the `with` block."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be written: {error}; {fix}") from None
 
 
 def _truncate_log(path: Path, step: int) -> None:

@@ -15,16 +15,8 @@ from cadenza.core.types import Codes, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.spectral import si_sdr
 from cadenza.nn.discriminators import MultiScaleSTFTDiscriminator
-from cadenza.training.losses import (
-    Adversarial,
-    Balancer,
-    LogMelLoss,
-    MultiScaleMelLoss,
-    discriminator_loss,
-    feature_matching_loss,
-    generator_loss,
-    multi_resolution_stft_loss,
-)
+from cadenza.training import losses
+from cadenza.training.losses import Adversarial, Balancer, LogMelLoss, MultiScaleMelLoss
 from cadenza.training.tasks.base import StepContext, Task, TaskSpec, Yield
 
 Weight = Annotated[float, Field(ge=0)]
@@ -145,7 +137,7 @@ class CodecTask(Task):
         self, discriminator: MultiScaleSTFTDiscriminator, real: Tensor, fake: Tensor
     ) -> dict[str, Tensor]:
         logits = [[scale.logits for scale in discriminator(wave)] for wave in (real, fake)]
-        scales = discriminator_loss(*logits, kind=self.spec.gan_loss)
+        scales = losses.discriminator_loss(*logits, kind=self.spec.gan_loss)
         return {"loss": scales.mean()} | {f"scale{i}": scale.detach() for i, scale in enumerate(scales)}
 
     def _codec_losses(
@@ -154,16 +146,16 @@ class CodecTask(Task):
         fake = output.wave.float()
         terms = {"l1": F.l1_loss(fake, wave), "mel": self.mel(fake, wave)}
         if self.spec.stft:
-            terms["stft"] = multi_resolution_stft_loss(fake, wave, resolutions=self.spec.stft_resolutions)
+            terms["stft"] = losses.multi_resolution_stft_loss(fake, wave, resolutions=self.spec.stft_resolutions)
         if discriminator is not None:
             discriminator.requires_grad_(False)  # its gradients come from its own losses
             fake_scales = discriminator(fake)
             with torch.no_grad():
                 real_scales = discriminator(wave)
             discriminator.requires_grad_(True)
-            terms["adversarial"] = generator_loss([scale.logits for scale in fake_scales], self.spec.gan_loss)
+            terms["adversarial"] = losses.generator_loss([scale.logits for scale in fake_scales], self.spec.gan_loss)
             features = [[scale.features for scale in scales] for scales in (real_scales, fake_scales)]
-            terms["feature"] = feature_matching_loss(*features)
+            terms["feature"] = losses.feature_matching_loss(*features)
         balanced = self.balancer(terms, fake)
         loss = balanced.loss + sum(self.spec.commitment * value for value in output.losses.values())
         logged = terms | output.losses | {f"share_{name}": share for name, share in balanced.shares.items()}
