@@ -70,9 +70,10 @@ def filled(spec: CodecLMSpec, dtype: torch.dtype) -> CodecLM:
 @torch.inference_mode()
 def step_time(lm: CodecLM, count: int, steps: int, clock: Callable[[], float]) -> float:
     """Seconds a step takes, in the middle of a clip's first second."""
-    tokens = lambda: MaskedSequence(
-        torch.randn(1, 20, lm.spec.width).to(lm.embedding.weight), torch.ones(1, 20, dtype=torch.bool)
-    )  # noqa: E731
+
+    def tokens() -> MaskedSequence:
+        return MaskedSequence(torch.randn(1, 20, lm.spec.width).to(lm.embedding.weight), torch.ones(1, 20, dtype=torch.bool))
+
     branches = nonzero_branches([GuidanceBranch(weight, FusedConditions(cross=tokens())) for weight in WEIGHTS[count]])
     patterns: Any = [Delay().pattern(4, 2 * steps)]
     state, first = init_state(lm, branches, GenerationInputs(torch.tensor([2 * steps]), [0], TokenSampling()), patterns)

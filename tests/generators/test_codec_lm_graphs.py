@@ -125,7 +125,11 @@ ASKED: dict[str, Callable[[], tuple[CodecLM, list[GuidanceBranch], GenerationInp
     "coarse to fine": lambda: (
         model(pattern=MusicLM(group_by=1), end_of_sequence=False), guided(everything()), plan((FRAMES, FRAMES))
     ),
-    "one clip": lambda: (model({}), [GuidanceBranch(1.0, FusedConditions())], GenerationInputs(torch.tensor([FRAMES]), [5], TokenSampling())),
+    "one clip": lambda: (
+        model({}),
+        [GuidanceBranch(1.0, FusedConditions())],
+        GenerationInputs(torch.tensor([FRAMES]), [5], TokenSampling()),
+    ),
 }  # fmt: skip
 
 

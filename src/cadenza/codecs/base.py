@@ -203,9 +203,9 @@ class Codec(nn.Module, ABC):
                 audio = decoder.push(replace(frames.with_data(part, lengths), **scale))
             if wave is None:
                 wave = audio.wave.new_zeros(len(frames), audio.wave.shape[1], int(samples.max()))
-            for clip, count in enumerate(audio.lengths.tolist()):
+            for clip, length in enumerate(audio.lengths.tolist()):
                 start = done[clip]
-                count = min(count, wave.shape[-1] - start)
+                count = min(length, wave.shape[-1] - start)
                 wave[clip, :, start : start + count] = audio.wave[clip, :, :count]
                 done[clip] = start + count
         assert wave is not None, "frames of no length"

@@ -57,7 +57,8 @@ class Audio:
         if len(kinds) != 1:
             kinds_text = ", ".join(f"{channels} channel(s) at {rate} Hz" for rate, channels in sorted(kinds)) or "no clip"
             raise AudioError(
-                f"a batch needs clips of one sample rate and channel count, got {kinds_text}; use `resample` and `to_channels` first"
+                f"a batch needs clips of one sample rate and channel count, "
+                f"got {kinds_text}; use `resample` and `to_channels` first"
             )
         waves = [clip.wave[0, :, : int(clip.lengths[0])] for part in clips for clip in part]
         lengths = torch.tensor([wave.shape[-1] for wave in waves], device=waves[0].device)
@@ -94,7 +95,7 @@ class Audio:
         return replace(self, wave=self.wave.mean(1, keepdim=True).expand(-1, channels, -1))
 
     def save(self, path: str | Path, *, tags: Mapping[str, str] | None = None, subtype: str | None = None) -> list[Path]:
-        """Write one file per clip (`out.wav`, or `out-1.wav`, `out-2.wav`, ...), atomically and without clipping; return paths."""
+        """Write one file per clip (`out.wav`, or `out-1.wav`, `out-2.wav`, ...), atomically, not clipped; return paths."""
         path = Path(path)
         paths = [path] if len(self) == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(self))]
         for clip, target in zip(self, paths, strict=True):

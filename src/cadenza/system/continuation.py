@@ -87,7 +87,8 @@ def _checked(frames: Codes | Latents, codec: Codec) -> Codes | Latents:
     kind = "codes" if isinstance(frames, Codes) else "latents"
     if (kind, content.shape[1]) != (frame_format.kind, frame_format.channels):
         raise RequestError(
-            f"continue_from: {content.shape[1]} rows of {kind} are given, but this model's codec gives {frame_format.channels} rows of "
+            f"continue_from: {content.shape[1]} rows of {kind} are given, but this model's codec "
+            f"gives {frame_format.channels} rows of "
             f"{frame_format.kind}; give what `system.codec.encode` gives, or the audio"
         )
     if not content.shape[-1]:

@@ -89,7 +89,8 @@ def _show(system: "System") -> None:
     )
     if spec.generator is not None:
         print(
-            f"generator: {type(system.generator).__name__}, {spec.generator.max_frames / frame_format.frame_rate:g} s in one piece"
+            f"generator: {type(system.generator).__name__}, "
+            f"{spec.generator.max_frames / frame_format.frame_rate:g} s in one piece"
         )
     for name, part in spec.conditioners.items():
         slots = ", ".join(slot for slot, other in spec.fusion.slot_ids() if other == name) or "ignored"
