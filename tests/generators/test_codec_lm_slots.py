@@ -97,7 +97,7 @@ def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytes
     plan = GenerationInputs(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
     monkeypatch.setattr(
         "cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason",
-        lambda: "numba is not installed; pip install 'cadenza[fast]'",
+        lambda: "numba is not installed; pip install -e '.[fast]'",
     )
     with pytest.warns(UserWarning, match=r"int8 weights are dequantised to float32.*numba is not installed; pip install"):
         out = generator.generate([GuidanceBranch(1.0, everything())], plan).data

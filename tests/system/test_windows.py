@@ -143,17 +143,17 @@ def test_a_longer_clip_begins_like_a_shorter_one() -> None:
 
 def test_a_clip_that_ends_is_not_gone_on_with() -> None:
     generator, fused = model(end_of_sequence=True), told(2, 60)
-    logits, state = generator._logits, {"step": 0}
+    split, state = generator.split_codebooks, {"step": 0}
 
     def ending(x: torch.Tensor) -> torch.Tensor:
-        y = logits(x)
+        y = split(x)
         y[:, 0, -1] = -1e4
         if state["step"] == 15 + 22 and len(y) == 4:  # the second window's frame 15: 8 known, then 7
             y[0::2, 0, -1] = 1e4  # item 0 in both branches
         state["step"] += 1
         return y
 
-    generator._logits = ending  # type: ignore[method-assign]
+    generator.split_codebooks = ending  # type: ignore[method-assign]
     out = run(generator, fused, GenerationInputs(torch.tensor([60, 60]), [0, 1], TokenSampling()))
     assert out.lengths.tolist()[1] == 60 and 20 < out.lengths.tolist()[0] < 40
 

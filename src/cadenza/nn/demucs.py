@@ -108,7 +108,7 @@ class Separator:
 
             listing, *paths = self._files()
         except (ImportError, CheckpointError) as error:
-            fix = ": pip install 'cadenza[stems]'" if isinstance(error, ImportError) else ""
+            fix = ": pip install -e '.[stems]'" if isinstance(error, ImportError) else ""
             raise CheckpointError(
                 f"separating a mix into stems needs Demucs, which is not available ({error}){fix}. "
                 "Without it, pass the stems themselves, or set stems: null to use the whole mix"

@@ -180,7 +180,7 @@ def _load_spacy(model: str) -> tuple[Any, Any]:
     except ImportError as error:
         raise CheckpointError(
             f"reading texts with spaCy needs {error.name}, which is not installed: "
-            'pip install "cadenza[text]", or set normalize_text: false (`t5`) or tokenizer: words (`lut`)'
+            'pip install -e ".[text]", or set normalize_text: false (`t5`) or tokenizer: words (`lut`)'
         ) from None
     folder = find_spacy_model(model)
     try:

@@ -23,7 +23,7 @@ class DistributedContext:
         try:
             from accelerate import Accelerator
         except ImportError:
-            raise TrainingError('training needs accelerate; install it with: pip install "cadenza[train]"') from None
+            raise TrainingError('training needs accelerate; install it with: pip install -e ".[train]"') from None
         cpu = cpu or not torch.accelerator.is_available()  # by default, accelerate starts one process per CPU
         self.accelerator = Accelerator(cpu=cpu)  # without precision: two Accelerators of different precision raise
         self.device: torch.device = self.accelerator.device

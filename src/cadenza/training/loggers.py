@@ -42,7 +42,7 @@ class TensorBoardTracker:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise TrainingError(
-                'the tracker tensorboard is not installed; pip install "cadenza[train]", or set trackers: []'
+                'the tracker tensorboard is not installed; pip install -e ".[train]", or set trackers: []'
             ) from None
         self._folder = folder / "tensorboard"
         with _writing(self._folder, _TENSORBOARD_FIX):
@@ -74,7 +74,7 @@ class WandbTracker:
             import wandb  # type: ignore[import-not-found]
         except ImportError:
             raise TrainingError(
-                'the tracker wandb is not installed; pip install "cadenza[tracking]", or remove it from trackers'
+                'the tracker wandb is not installed; pip install -e ".[tracking]", or remove it from trackers'
             ) from None
         self._wandb = wandb
         id_file = folder / "wandb-id"

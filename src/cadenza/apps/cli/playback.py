@@ -16,7 +16,7 @@ from cadenza.dsp.streaming_writer import AudioSink, StreamFormat, StreamingAudio
 
 FFPLAY_OPTIONS = "-nodisp -autoexit -loglevel error -f wav -i -"
 NO_PLAYER = (
-    'no audio player found: install ffmpeg (for ffplay), or pip install "cadenza[play]"; '
+    'no audio player found: install ffmpeg (for ffplay), or pip install -e ".[play]"; '
     "or write to a file with --out song.wav, or to a pipe with --out -"
 )
 

@@ -1,4 +1,4 @@
-"""Kernels compiled on first use: for a CPU by numba (`pip install cadenza[fast]`), for a GPU by Triton."""
+"""Kernels compiled on first use: for a CPU by numba (`pip install -e '.[fast]'`), for a GPU by Triton."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def cpu_kernel_unavailable_reason() -> str | None:
     try:
         from numba.core.errors import NumbaError
     except ImportError:
-        return "numba is not installed; pip install 'cadenza[fast]'"
+        return "numba is not installed; pip install -e '.[fast]'"
     from cadenza.nn.kernels.int_linear import self_test
 
     try:
