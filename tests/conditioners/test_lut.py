@@ -126,7 +126,7 @@ def test_what_a_language_model_lacks_is_said(tmp_path: Path, monkeypatch: pytest
         _load_spacy.cache_clear()
         with monkeypatch.context() as without:
             without.setitem(sys.modules, name, None)
-            with pytest.raises(CheckpointError, match=rf'needs {name}.*pip install "cadenza\[text\]".*tokenizer: words'):
+            with pytest.raises(CheckpointError, match=rf'needs {name}.*pip install -e "\.\[text\]".*tokenizer: words'):
                 part_of({"type": "spacy", "model": bare}).prepare_training([])
 
 

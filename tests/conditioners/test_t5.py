@@ -302,7 +302,7 @@ def test_normalised_text_is_lemmas_without_stop_words(folder: Path, english: Non
 def test_normalising_needs_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _load_spacy.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(CheckpointError, match=r"needs spacy.*pip install \"cadenza\[text\]\""):
+    with pytest.raises(CheckpointError, match=r"needs spacy.*pip install -e \"\.\[text\]\""):
         part_of(folder, normalize_text=True).prepare(["drums"])
 
 

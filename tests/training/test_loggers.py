@@ -78,7 +78,7 @@ def test_wandb_is_one_run_however_often_resumed(tmp_path: Path, monkeypatch: pyt
     assert [record["step"] for record in heard if "train/codec/loss" in record] == [1, 2, 3, 4]
     assert any("toy-1/audio" in record for record in heard)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(TrainingError, match=r'pip install "cadenza\[tracking\]"'):
+    with pytest.raises(TrainingError, match=r'pip install -e "\.\[tracking\]"'):
         train(tmp_path / "other", trackers=["wandb"])
 
 

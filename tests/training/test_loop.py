@@ -200,7 +200,7 @@ def test_fp16_wants_a_gpu() -> None:
 
 def test_without_accelerate_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(TrainingError, match=r'pip install "cadenza\[train\]"'):
+    with pytest.raises(TrainingError, match=r'pip install -e "\.\[train\]"'):
         DistributedContext()
 
 
