@@ -174,7 +174,7 @@ def test_a_bandwidth_pays_for_codebooks(cadenza, model, tmp_path):
     run = cadenza("encode", "in.wav", "--model", model, "--bandwidth", 3, cwd=tmp_path)
     assert "1 codebooks x 50 frames" in run.stdout, run.stderr
     assert cadenza("decode", "codes.safetensors", "--model", model, cwd=tmp_path).returncode == 0
-    refused(cadenza("encode", "in.wav", "--model", model, "--bandwidth", 1, cwd=tmp_path), "give 2 to 4")
+    refused(cadenza("encode", "in.wav", "--model", model, "--bandwidth", 1, cwd=tmp_path), "choose 2 to 4")
     refused(cadenza("encode", ".", "--model", model, "--bandwidth", 3, cwd=tmp_path), "--bandwidth")
 
 
@@ -201,7 +201,7 @@ def test_codes_of_another_codec(cadenza, model, tmp_path):
     other = {"codec": json.dumps(EncodecSpec(sample_rate=16000).to_dict())}
     save_file({"ids": torch.zeros(1, 2, 3, dtype=torch.long)}, tmp_path / "codes.safetensors", other)
     refused(cadenza("decode", "codes.safetensors", "--model", model, cwd=tmp_path), "another codec")
-    refused(cadenza("decode", model / "model.safetensors", "--model", model, cwd=tmp_path), "not of codes")
+    refused(cadenza("decode", model / "model.safetensors", "--model", model, cwd=tmp_path), "not a file of codes")
 
 
 def test_a_store_is_not_drawn(cadenza, model, tmp_path):

@@ -49,8 +49,8 @@ FIELDS: dict[tuple[str, str], str] = {  # (type of the part, "" where it has non
     ("sampling", "may_end"): "allow_eos",
 }
 VALUES: dict[tuple[str, Any], Any] = {  # (field in format 1, value in format 1) -> value now
-    ("empty", "absent"): "absent",
-    ("empty", "read"): "read",
+    ("empty", "absent"): "null",
+    ("empty", "read"): "encode",
 }
 KINDS = """beats category chords chroma clap codes drums encoded int lut melody number phoneme source_mix style t5 text
     waveform"""  # conditioners of release 0.1
