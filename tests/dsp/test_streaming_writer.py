@@ -144,7 +144,7 @@ def test_refusals(tmp_path: Path) -> None:
         StreamingAudioWriter(Pipe(), "flac", StreamFormat(RATE, 1))
     with pytest.raises(AudioError, match=r"a.xyz: cannot stream 'xyz'.*wav"):
         StreamingAudioWriter(tmp_path / "a.xyz", ".xyz", StreamFormat(RATE, 1))
-    with pytest.raises(AudioError, match="mp3 does not have 10000 Hz, only 8000"):
+    with pytest.raises(AudioError, match="mp3 does not support 10000 Hz, only 8000"):
         StreamingAudioWriter(tmp_path / "a.mp3", "mp3", StreamFormat(10000, 1))
     with (
         pytest.raises(AudioError, match="NaN or infinite"),
