@@ -6,7 +6,7 @@ from tiny import TINY
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import FusedConditions, GuidanceBranch
-from cadenza.samplers.guidance import Guidance
+from cadenza.samplers.guidance import Guidance, concat_conditions
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -58,8 +58,9 @@ def test_a_negative_item_stands_for_no_conditions(system: System) -> None:
     given, null = branches(system, [ITEM], guidance={"scale": 3, "negative": negative})
     assert null.weight == -2 and same(null.fused, fused(system, {**negative, "key": "A minor"}))
     two = branches(system, [ITEM, {}], guidance={"negative": ["drums", {"tempo": 60}]}, variations=2)
-    want = fused(system, *[{**negative, "key": "A minor"}] * 2, *[{"tempo": 60}] * 2)
-    assert same(two[1].fused, want)
+    items = [*[{**negative, "key": "A minor"}] * 2, *[{"tempo": 60}] * 2]
+    expected = concat_conditions([fused(system, item) for item in items], 1)  # each item's own tokens, then padding
+    assert same(two[1].fused, expected)
     assert len(branches(system, [ITEM], guidance={"scale": 1, "negative": negative})) == 1
     with pytest.raises(RequestError, match="negative has 2 items for 3"):
         Request.from_input([ITEM] * 3, guidance={"negative": ["a", "b"]})

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from cadenza.core.errors import RequestError
-from cadenza.core.types import Codes, FrameFormat, FusedConditions, GuidanceBranch, KnownFrames, Latents, MaskedSequence
+from cadenza.core.types import (
+    Codes,
+    FrameFormat,
+    FusedConditions,
+    GuidanceBranch,
+    InterpolatedCondition,
+    KnownFrames,
+    Latents,
+    MaskedSequence,
+)
 from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn.patterns import CoarseFirst
@@ -133,6 +142,17 @@ def test_alone_and_in_any_batch() -> None:
             GenerationInputs(torch.tensor([total]), [i + 1], SAMPLING),
         )
         assert torch.equal(alone.ids, together[i].ids) and together[i].ids.shape[-1] == total
+
+
+def test_a_clip_of_one_window_has_the_curves_it_has_alone() -> None:
+    """Check it in a batch with a longer clip, whose curves are resized to its frames before they are cut into windows."""
+    generator, totals, rng = model(), torch.tensor([19, 33]), torch.Generator().manual_seed(2)
+    curve = InterpolatedCondition(torch.randn(2, 40, 32, generator=rng), torch.tensor([40, 40]), "linear")
+    together = list(run(generator, FusedConditions(interpolated=(curve,)), GenerationInputs(totals, [1, 2], SAMPLING)))
+    for i in range(2):
+        own = InterpolatedCondition(curve.x[i : i + 1], curve.lengths[i : i + 1], curve.resize)
+        inputs = GenerationInputs(totals[i : i + 1], [i + 1], SAMPLING)
+        assert torch.equal(run(generator, FusedConditions(interpolated=(own,)), inputs).ids, together[i].ids)
 
 
 def test_a_longer_clip_begins_like_a_shorter_one() -> None:

@@ -30,6 +30,11 @@ class GeneratorSpec(RegisteredSpec):
         """Whether a window must have exactly `max_frames` frames; otherwise that is the maximum."""
         return False
 
+    @property
+    def attends_padding(self) -> bool:
+        """Whether conditions are attended to together with the padding of a batch."""
+        return False
+
     def validate_inputs(self, frame_format: FrameFormat, widths: Mapping[Slot, int]) -> None:
         """Raise ValueError, naming the field, if the frame format or the width of a slot is unsuitable."""
         raise NotImplementedError(f"{type(self).__name__} must define validate_inputs")

@@ -67,6 +67,10 @@ class CodecLMSpec(GeneratorSpec):
     sampling: ClassVar = TokenSampling
 
     @property
+    def attends_padding(self) -> bool:
+        return self.attend_padding
+
+    @property
     def fixed_length(self) -> bool:
         return not self.pattern.prefix_stable
 

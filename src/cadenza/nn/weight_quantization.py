@@ -23,7 +23,6 @@ DEVICES = ("cpu", "cuda")  # device types that can compute with quantised weight
 TILE_OUTPUTS = 64
 INT4_GROUP_SIZES = (64, 32)  # inputs that share a scale; the first that divides their number is used
 MAX_GPU_ROWS = 8  # rows up to which the Triton kernel is faster than dequantising
-MAX_CPU_ROWS = 256  # rows up to which the numba kernel is faster than dequantising
 INT4_RANGES = 16  # ranges tried for a group of int4
 MAX_PACKED_WEIGHTS = 2**29  # weights above which no packed copy is layer
 
@@ -106,7 +105,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         rows = x.shape[:-1].numel()
-        if x.device.type == "cpu" and rows <= MAX_CPU_ROWS and cpu_kernel_unavailable_reason() is None:
+        if x.device.type == "cpu" and cpu_kernel_unavailable_reason() is None:  # for any batch: a row must not depend on it
             from cadenza.nn.kernels.int_linear import linear
 
             y = linear(self.packed_weight, x.reshape(rows, self.in_features).float())

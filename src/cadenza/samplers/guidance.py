@@ -190,8 +190,12 @@ def rescale_std(
 
 
 def batch_branches(branches: Sequence[GuidanceBranch], batch: int) -> FusedConditions:
-    """Concatenate the conditions of all branches along the batch; pad missing tokens and fill missing slots with zeros."""
-    fused = [branch.fused for branch in branches]
+    """Concatenate the conditions of all branches, of `batch` items each, along the batch."""
+    return concat_conditions([branch.fused for branch in branches], batch)
+
+
+def concat_conditions(fused: Sequence[FusedConditions], batch: int) -> FusedConditions:
+    """Concatenate conditions of `batch` items each; pad tokens and frames at the end, fill missing slots with zeros."""
     return FusedConditions(
         cross=_stack_tokens([f.cross for f in fused], batch),
         prepend=_stack_tokens([f.prepend for f in fused], batch),
@@ -211,18 +215,23 @@ def _stack_tokens(parts: Sequence[MaskedSequence | None], batch: int) -> MaskedS
     filled = [empty if part is None else part for part in parts]
     x = torch.cat([F.pad(part.x, (0, 0, 0, longest - part.x.shape[1])) for part in filled])
     mask = torch.cat([F.pad(part.mask, (0, longest - part.mask.shape[1])) for part in filled])
-    frames = next((part.bias.shape[2] for part in present if part.bias is not None), None)
+    frames = max((part.bias.shape[2] for part in present if part.bias is not None), default=None)
     if frames is None:
         return MaskedSequence(x, mask)
     biases = [like.x.new_zeros(batch, part.x.shape[1], frames) if part.bias is None else part.bias for part in filled]
-    return MaskedSequence(x, mask, torch.cat([F.pad(b, (0, 0, 0, longest - b.shape[1]), value=-torch.inf) for b in biases]))
+    padded = [F.pad(b, (0, frames - b.shape[2], 0, longest - b.shape[1]), value=-torch.inf) for b in biases]
+    return MaskedSequence(x, mask, torch.cat(padded))
 
 
 def _stack_vectors(parts: Sequence[Tensor | None], batch: int) -> Tensor | None:
     like = next((part for part in parts if part is not None), None)
     if like is None:
         return None
-    return torch.cat([like.new_zeros(batch, *like.shape[1:]) if part is None else part for part in parts])
+    vectors = [like.new_zeros(batch, *like.shape[1:]) if part is None else part for part in parts]
+    if like.dim() == 3:
+        longest = max(part.shape[1] for part in vectors)
+        vectors = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in vectors]
+    return torch.cat(vectors)
 
 
 def _stack_curves(parts: Sequence[tuple[InterpolatedCondition, ...] | None]) -> tuple[InterpolatedCondition, ...] | None:

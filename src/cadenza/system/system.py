@@ -1,7 +1,7 @@
 """System: a codec, conditioners and a generator, loaded, run and saved as one model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,9 +21,10 @@ from cadenza.core.types import Codes, Condition, FusedConditions, GuidanceBranch
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.loudness import normalize_loudness
 from cadenza.generators.base import GenerationInputs, Generator
+from cadenza.nn.kernels import single_torch_thread
 from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.weight_quantization import KINDS, check_device_supports, prepare_for_checkpoint, quantization_of
-from cadenza.samplers.guidance import expand_guidance, guidance_schedule
+from cadenza.samplers.guidance import GuidanceTerm, concat_conditions, expand_guidance, guidance_schedule
 from cadenza.system import store
 from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts, validate_prompts
 from cadenza.system.feature_cache import FeatureCache
@@ -203,10 +204,11 @@ class System(nn.Module):
         frames = torch.tensor([codec.num_frames(n) for n in samples.tolist()], device=self.device)
         longest, guidance = int(frames.max()), request.effective_guidance
         sampling = generator.sampling.parse({**self.spec.defaults.sampling, **(request.sampling or {})}, source="sampling")
-        prompt = encode_prompts([clip.continue_from for clip in clips], self.codec)
-        if prompt is not None:
-            validate_prompts(prompt, frames, window=generator.max_frames, rate=codec.frame_format.frame_rate)
-        branches = self._branches([self.extract_prompt_values(clip.item) for clip in clips], frames, request)
+        with single_torch_thread() if self.quantization else nullcontext():  # float sums depend on the number of threads
+            prompt = encode_prompts([clip.continue_from for clip in clips], self.codec)
+            if prompt is not None:
+                validate_prompts(prompt, frames, window=generator.max_frames, rate=codec.frame_format.frame_rate)
+            branches = self._branches([self.extract_prompt_values(clip.item) for clip in clips], frames, request)
         self.conditioners.unload()
         inputs = GenerationInputs(
             frames,
@@ -225,10 +227,10 @@ class System(nn.Module):
         self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"], request: Request
     ) -> list[GuidanceBranch]:
         """Return the fused conditions and weight of each term of guidance."""
-        frames, fusion, guidance = int(lengths.max()), self.spec.fusion, request.effective_guidance
-        conditions = self.encode_conditions(self.prepare(items, frames=frames))
+        fusion, guidance, parts = self.spec.fusion, request.effective_guidance, self._condition_batches(len(items))
+        conditions = [self.encode_conditions(self.prepare(items[part], frames=int(lengths[part].max()))) for part in parts]
         guided = dict.fromkeys(route.id for routes in fusion.routes_by_slot().values() for route in routes if route.guided)
-        present = [name for name in guided if bool(conditions[name].present.any())]
+        present = [name for name in guided if any(bool(each[name].present.any()) for each in conditions)]
         terms = expand_guidance(guidance, self.spec.defaults.guidance, guided, present)
         negatives = request.negative_items()
         needs_unguided = guidance.is_scheduled or guidance.rescale > 0
@@ -237,12 +239,31 @@ class System(nn.Module):
             if term.weight == 0 and not (needs_unguided and term.unguided_weight):
                 continue
             if term.ids is None and (negatives is not None or (request.two_step_cfg and len(terms) > 1)):
-                fused = self._fuse_negatives(items, negatives or [{}] * len(items), lengths)
+                others = negatives or [{}] * len(items)
+                fused = [self._fuse_negatives(items[part], others[part], lengths[part]) for part in parts]
             else:
-                keep = None if term.unguided_weight else branch_keep_mask(fusion, [term.ids or ()] * len(items), self.device)
-                fused = self.fuse(conditions, frames=frames, keep=keep, lengths=lengths)
-            branches.append(GuidanceBranch(term.weight, fused, term.unguided_weight))
+                fused = [self._fuse_term(term, each, lengths[part]) for each, part in zip(conditions, parts, strict=True)]
+            whole = fused[0] if len(parts) == 1 else concat_conditions(fused, 1)
+            branches.append(GuidanceBranch(term.weight, whole, term.unguided_weight))
         return branches
+
+    def _condition_batches(self, items: int) -> list[slice]:
+        """Return the items to condition at once: each alone, or all for a generator that attends to padding.
+
+        The batch size changes the last digit of a float; quantised layers round their inputs, which would turn that into a
+        whole rounding step and change tokens.
+        """
+        assert self.generator is not None
+        return [slice(None)] if self.generator.spec.attends_padding else [slice(i, i + 1) for i in range(items)]
+
+    def _fuse_term(
+        self, term: GuidanceTerm, conditions: Mapping[str, Condition], lengths: Int[Tensor, " b"]
+    ) -> FusedConditions:
+        """Fuse the conditions that a term of guidance keeps."""
+        keep = (
+            None if term.unguided_weight else branch_keep_mask(self.spec.fusion, [term.ids or ()] * len(lengths), self.device)
+        )
+        return self.fuse(conditions, frames=int(lengths.max()), keep=keep, lengths=lengths)
 
     def _fuse_negatives(
         self, items: Sequence[Mapping[str, Any]], negatives: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"]

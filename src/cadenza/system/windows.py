@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import (
@@ -100,7 +101,11 @@ def _part(fused: FusedConditions, rows: Int[Tensor, " r"], first: int, last: int
         longest, all_frames = int(total.max()), total.to(x.x.device)
         if longest > last - first:
             whole = resample_sequence(x.x, x.lengths, all_frames, size=longest, mode=x.resize)[:, first:last]
-            x = InterpolatedCondition(whole, (all_frames - first).clamp(0, whole.shape[1]), x.resize)
+            lengths, continues = (all_frames - first).clamp(0, whole.shape[1]), all_frames > last - first
+            size = max(whole.shape[1], x.x.shape[1])  # a clip of one window keeps its own vectors, as it does alone
+            parts = [F.pad(each, (0, 0, 0, size - each.shape[1])) for each in (whole, x.x)]
+            vectors = torch.where(continues[:, None, None], *parts)
+            x = InterpolatedCondition(vectors, torch.where(continues, lengths, x.lengths), x.resize)
         own = rows.to(x.x.device)
         return InterpolatedCondition(x.x[own], x.lengths[own], x.resize)
 

@@ -1,11 +1,13 @@
 """Compiled decoding steps, compared with the same transformer and weights in torch."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cadenza.core.types import MaskedSequence
 from cadenza.nn.attention import CrossKV
@@ -130,6 +132,29 @@ def test_a_sequence_does_not_depend_on_the_batch_or_the_prefill() -> None:
     for i in range(case.batch):
         assert torch.equal(case.steps(fed=40, rows=slice(i, i + 1)), together[i : i + 1])
     assert torch.equal(case.steps(fed=3)[:, 37:], together)
+
+
+@pytest.mark.parametrize("padding", [1, 30, 61])
+@torch.inference_mode()
+def test_padding_changes_nothing(padding: int) -> None:
+    """Check padding after and between the positions of a prefix, with padding after the tokens of a condition."""
+    case = Case(batch=1, tokens=9, timeline=True, rotary=True, positions=70)
+    assert case.source is not None and case.rotation is not None
+    expected = case.steps(fed=12)
+    n, positions = case.positions, torch.arange(case.positions)
+    for start in (0, 3, 12):
+        index = torch.cat([positions[:start], torch.full((padding,), n - 1), positions[start:]])
+        padded = copy(case)
+        padded.positions, padded.padding, padded.x = n + padding, padding, case.x[:, index]
+        padded.valid = ((torch.arange(n + padding) < start) | (torch.arange(n + padding) >= start + padding))[None]
+        padded.rotation = RotaryTable(*(part[:, :, index] for part in case.rotation))
+        padded.source = []
+        for keys, values, reach in case.source:
+            assert reach.mask is not None and reach.any_valid is not None
+            longer = (torch.cat([x, torch.randn(1, 3, padding, 32)], 2) for x in (keys, values))
+            mask = F.pad(reach.mask[:, :, index], (0, padding), value=-torch.inf)
+            padded.source.append(CrossKV(*longer, reach._replace(mask=mask, any_valid=reach.any_valid[:, index])))
+        assert torch.equal(padded.steps(fed=12 + padding), expected)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,12 +32,14 @@ class QuantizedDecoder:
         size = sum(x.nbytes for x in transformer.buffers())
         self.workers = torch.get_num_threads() if size >= MIN_BYTES else 1
         self.capacity, self.rotation = _round_up(positions), conditions.rotation
+        valid = conditions.valid
+        self.cache_position = None if valid is None else torch.where(valid, valid.cumsum(1) - 1, -1)
         self.references: list[Any] = [transformer, head]  # tensors that the tables point to
         blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
-        source, tokens = conditions.cross_kv, 0
+        source, tokens, token_capacity = conditions.cross_kv, torch.zeros(self.batch, dtype=torch.long), 0
         source_bias, any_valid = _empty_float(3), np.empty((0, 0), np.uint8)
         if source is not None:
-            tokens = source[0].keys.shape[2]
+            tokens, token_capacity = _attended_tokens(source[0]).expand(self.batch), _round_up(source[0].keys.shape[2])
             mask, valid_rows = source[0].reach
             if mask is not None:
                 source_bias = _as_bias(mask.expand(self.batch, -1, -1, -1)[:, 0]).numpy()
@@ -47,9 +49,9 @@ class QuantizedDecoder:
             np.stack([self._layer_row(i, block, conditions) for i, block in enumerate(blocks)]),
             np.array(self._pointers((transformer.norm.weight.float(), transformer.norm.bias.float())), np.int64),
             np.array(head.packed_weight.descriptor(), np.int64),
-            np.array([self.heads, self.batch, self.capacity, tokens, _round_up(tokens)], np.int64),
+            np.array([self.heads, self.batch, self.capacity, token_capacity], np.int64),
+            tokens.contiguous().numpy(),
             np.float32(transformer.norm.eps),
-            _empty_float(2) if conditions.valid is None else _as_bias(conditions.valid).numpy(),
             source_bias,
             any_valid,
         )
@@ -61,7 +63,7 @@ class QuantizedDecoder:
     def _workspace(self, layers: list[QuantizedLinear], head: QuantizedLinear) -> decode_step.Workspace:
         rows, workers, parts = max(MAX_ROWS, self.batch), self.workers, [*layers, head]
         widest, outputs = max(part.in_features for part in parts), max(part.out_features for part in layers)
-        longest = max(self.capacity, int(self.model.sizes[4]))
+        longest = max(self.capacity, int(self.model.sizes[3]))
         return decode_step.Workspace(
             y=np.empty((rows, max(widest, outputs)), np.float32),
             numbers=np.empty((workers, rows, widest + widest % 2), np.int16),
@@ -122,13 +124,16 @@ class QuantizedDecoder:
         rows = x.reshape(self.batch * n, -1).float().contiguous()
         rows = (rows.clone() if rows.data_ptr() == x.data_ptr() else rows).numpy()
         position = np.tile(np.arange(first, first + n, dtype=np.int64), self.batch)
+        cached = position
+        if self.cache_position is not None:
+            cached = self.cache_position[:, first : first + n].reshape(-1).contiguous().numpy()
         cos = sin = _empty_float(2)
         if self.rotation is not None:
             cos, sin = (
                 part[:, 0, first : first + n].expand(self.batch, -1, -1).reshape(len(rows), -1).contiguous().numpy()
                 for part in self.rotation
             )
-        arguments = (self.turn, self.model, decode_step.StepRows(rows, position, cos, sin), self.work, logits)
+        arguments = (self.turn, self.model, decode_step.StepRows(rows, position, cached, cos, sin), self.work, logits)
         running = []
         try:
             for worker in range(1, self.workers):
@@ -152,6 +157,17 @@ def _round_up(positions: int) -> int:
 
 def _empty_float(dimensions: int) -> np.ndarray:
     return np.empty((0,) * dimensions, np.float32)
+
+
+def _attended_tokens(source: CrossKV) -> Int[Tensor, " #b"]:
+    """Return the tokens of each sequence up to the last that it attends to, at least 1; padding after them is not read."""
+    mask, any_valid = source.reach
+    tokens = source.keys.shape[2]
+    if mask is None:
+        return torch.tensor([tokens])
+    attended = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > -torch.inf
+    attended = (attended if any_valid is None else attended & any_valid).any(1)
+    return (attended * torch.arange(1, tokens + 1)).amax(1).clamp(min=1)
 
 
 def _as_bias(mask: Bool[Tensor, "..."] | Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -59,9 +59,9 @@ class DecoderTables(NamedTuple):
     layers: np.ndarray  # int64 [depth, COLUMNS]
     last: np.ndarray  # int64 [2], addresses of the last norm
     head: np.ndarray  # int64 [8], descriptor of the matrix
-    sizes: np.ndarray  # int64 [5]: heads, sequences, positions of the cache, tokens of the source, these rounded up
+    sizes: np.ndarray  # int64 [4]: heads, sequences, positions of the cache, token capacity of the source
+    tokens: np.ndarray  # int64 [sequences], of the source, without trailing padding
     eps: np.float32
-    bias: np.ndarray  # float32 [sequences, positions], of self-attention
     source_bias: np.ndarray  # float32 [sequences, positions or 1, tokens], of cross-attention
     any_valid: np.ndarray  # uint8 [sequences, positions or 1], 0 where cross-attention contributes nothing
 
@@ -71,6 +71,7 @@ class StepRows(NamedTuple):
 
     x: np.ndarray  # float32 [rows, width]; overwritten with the output
     position: np.ndarray  # int64 [rows]
+    cache_position: np.ndarray  # int64 [rows], index in the cache of its sequence; below 0 for padding, which is not stored
     cos: np.ndarray  # float32 [rows, width of a head]; empty without rotary positions
     sin: np.ndarray
 
@@ -319,8 +320,7 @@ def decode_step(share, turn, model, rows, work, logits):
 
     `share` is (worker, workers), `turn` the barrier value before; the value after is returned.
     """
-    heads, sequences, positions = model.sizes[0], model.sizes[1], model.sizes[2]
-    tokens, token_capacity = model.sizes[3], model.sizes[4]
+    heads, sequences, positions, token_capacity = model.sizes[0], model.sizes[1], model.sizes[2], model.sizes[3]
     x, y, eps, workers = rows.x, work.y, model.eps, share[1]
     width, rows_each = x.shape[1] // heads, x.shape[0] // sequences
     dim = heads * width
@@ -337,15 +337,17 @@ def decode_step(share, turn, model, rows, work, logits):
         for index in heads_of_worker:
             s, h = index // heads, index % heads
             kv = _head_kv(layer[CACHE:SOURCE], index, positions, width)
-            bias = model.bias.ctypes.data + s * model.bias.strides[0] if model.bias.shape[0] else 0
             for r in range(s * rows_each, (s + 1) * rows_each):
                 q, k = y[r, h * width : (h + 1) * width], y[r, dim + h * width : dim + (h + 1) * width]
                 v = y[r, 2 * dim + h * width : 2 * dim + (h + 1) * width]
+                if rows.cache_position[r] < 0:
+                    q[:] = 0
+                    continue
                 if rows.cos.shape[0]:
                     apply_rotary_row(q, rows.cos[r], rows.sin[r], row_buffer)
                     apply_rotary_row(k, rows.cos[r], rows.sin[r], row_buffer)
-                _store_kv(k, v, inputs.numbers[0], kv, rows.position[r])
-                _attend(q, inputs.numbers[0], kv, rows.position[r] + 1, bias, scratch)
+                _store_kv(k, v, inputs.numbers[0], kv, rows.cache_position[r])
+                _attend(q, inputs.numbers[0], kv, rows.cache_position[r] + 1, 0, scratch)
         turn = _barrier(counter, turn, workers)
         quantize_rows(y, out, inputs)
         matmul_tiles(out, inputs, share, part, x, ADD)
@@ -363,7 +365,7 @@ def decode_step(share, turn, model, rows, work, logits):
                         bias_row = min(rows.position[r], model.source_bias.shape[1] - 1)
                         strides = model.source_bias.strides
                         bias = model.source_bias.ctypes.data + s * strides[0] + bias_row * strides[1]
-                    _attend(y[r, h * width : (h + 1) * width], inputs.numbers[0], kv, tokens, bias, scratch)
+                    _attend(y[r, h * width : (h + 1) * width], inputs.numbers[0], kv, model.tokens[s], bias, scratch)
             turn = _barrier(counter, turn, workers)
             quantize_rows(y, cross_out, inputs)
             for r in range(x.shape[0]):
