@@ -216,7 +216,7 @@ def train_and_freeze(
     config: str | Path, corpus: str | Path, *, validation: str | Path, out: str | Path, progress: Callable[[str], None] = print
 ) -> str:
     """Trains on a corpus and writes the weights with their record into `out`; returns the hash. Features stay in `out`."""
-    settings, out = EstimatorTrainingConfig.read(config), Path(out)
+    settings, out = EstimatorTrainingConfig.load(config), Path(out)
     data, unseen = (
         load_features(load_manifest(folder)[0], settings.families, cache=out / f"features-{name}")
         for name, folder in (("training", corpus), ("validation", validation))

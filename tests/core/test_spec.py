@@ -71,7 +71,7 @@ def test_yaml_and_json_give_the_same(tmp_path: Path) -> None:
     spec = Outer(name="é", parts={"tempo": NumberSpec(output_dim=4, min=1, max=2)})
     (tmp_path / "a.json").write_text(spec.to_json())
     (tmp_path / "a.yaml").write_text("name: é\nparts:\n  tempo: {type: number, output_dim: 4, min: 1, max: 2}\n")
-    assert Outer.read(tmp_path / "a.json") == Outer.read(tmp_path / "a.yaml") == spec
+    assert Outer.load(tmp_path / "a.json") == Outer.load(tmp_path / "a.yaml") == spec
     assert json.loads(spec.to_json())["parts"]["tempo"]["type"] == "number", "fields of the member are written too"
 
 
@@ -79,15 +79,15 @@ def test_yaml_and_json_give_the_same(tmp_path: Path) -> None:
 def test_unreadable_files_are_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.yaml").write_bytes(text)
     with pytest.raises(SpecError, match="a.yaml: not readable"):
-        Outer.read(tmp_path / "a.yaml")
+        Outer.load(tmp_path / "a.yaml")
     with pytest.raises(SpecError, match="b.yaml: not readable"):
-        Outer.read(tmp_path / "b.yaml")
+        Outer.load(tmp_path / "b.yaml")
 
 
 def test_yaml_runs_no_code(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"name: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
     with pytest.raises(SpecError):
-        Outer.read(tmp_path / "a.yaml")
+        Outer.load(tmp_path / "a.yaml")
     assert not (tmp_path / "made").exists()
 
 

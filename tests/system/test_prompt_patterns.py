@@ -16,7 +16,7 @@ CONFIG = Path(__file__).parents[2] / "configs/starter.yaml"
 
 @pytest.fixture(scope="module")
 def starter() -> SystemSpec:
-    return TrainingConfig.read(CONFIG).system
+    return TrainingConfig.load(CONFIG).system
 
 
 @pytest.fixture(scope="module")

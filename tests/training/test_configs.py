@@ -57,7 +57,7 @@ RELEASED: dict[str, dict[str, Any]] = {  # how the config.json of the released c
 
 
 def config(name: str) -> TrainingConfig:
-    return TrainingConfig.read(FOLDER / f"{name}.yaml")
+    return TrainingConfig.load(FOLDER / f"{name}.yaml")
 
 
 def codec_of(spec: SystemSpec) -> Any:

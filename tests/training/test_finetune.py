@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "training"
 def published(name: str) -> System:
     """A published model without weights."""
     with torch.device("meta"):
-        return System(TrainingConfig.read(FOLDER / f"{name}.yaml").system, ModelCard(name=f"facebook/{name}: a test"))
+        return System(TrainingConfig.load(FOLDER / f"{name}.yaml").system, ModelCard(name=f"facebook/{name}: a test"))
 
 
 class Noise(torch.utils.data.Dataset[Any]):

@@ -157,7 +157,7 @@ def test_a_file_of_codes_is_that_of_its_codec(place: Path) -> None:
 @pytest.mark.parametrize("name", ["codec", "generator"])
 def test_every_field_of_a_config_arrives(name: str) -> None:
     path = PLACE / f"{name}.yaml"
-    written, found = yaml.safe_load(path.read_text()), TrainingConfig.read(path).to_dict()
+    written, found = yaml.safe_load(path.read_text()), TrainingConfig.load(path).to_dict()
     there = [place for place in FIELDS if _there(written, place)]
     assert len(there) > 10
     for old in there:

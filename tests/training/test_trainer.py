@@ -162,7 +162,7 @@ def test_the_licence_of_the_start_is_kept(folder: Path, codec: Path, tmp_path: P
 def test_configs_are_read_and_overridden(tmp_path: Path) -> None:
     (tmp_path / "system.yaml").write_text(json.dumps({"codec": CODEC}))
     (tmp_path / "run.yaml").write_text("system: system.yaml\ntask: {type: codec, mel: 1.5}\nsteps: 7\nseconds: 0.5\n")
-    config = TrainingConfig.read(tmp_path / "run.yaml")
+    config = TrainingConfig.load(tmp_path / "run.yaml")
     assert config.system == SystemSpec.parse({"codec": CODEC}) and config.steps == 7
     assert TrainingConfig.parse(config.to_dict()) == config
     changed = resolve_config(

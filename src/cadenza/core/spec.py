@@ -32,8 +32,8 @@ class Spec(BaseModel):
             raise SpecError(format_validation_error(cls, data, error, source)) from None
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Return the spec in a YAML or JSON file."""
+    def load(cls, path: str | Path) -> Self:
+        """Load the spec in a YAML or JSON file; raise SpecError with every mistake."""
         return cls.parse(read_data(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:

@@ -70,12 +70,12 @@ class TrainingConfig(Spec):
         return migrate_training_config(data) if isinstance(data, dict) else data
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read a config from a YAML or JSON file; `system` is a spec, or the path of one relative to the file."""
+    def load(cls, path: str | Path) -> Self:
+        """Load a config from a YAML or JSON file; `system` is a spec, or the path of one relative to the file."""
         path = Path(path)
         data = read_data(path)
         if isinstance(data, dict) and isinstance(data.get("system"), str):
-            data = {**data, "system": SystemSpec.read(path.parent / data["system"]).to_dict()}
+            data = {**data, "system": SystemSpec.load(path.parent / data["system"]).to_dict()}
         return cls.parse(data, source=str(path))
 
     def optimizer_for(self, name: str) -> OptimizerGroupConfig:
@@ -96,7 +96,7 @@ def resolve_config(config: Any, overrides: Sequence[str], fields: Mapping[str, A
         task = {"type": "codec" if config.generator is None else "generator"}
         config = {"system": config.to_dict(), "task": task}
     if isinstance(config, str | Path):
-        config = TrainingConfig.read(config)
+        config = TrainingConfig.load(config)
     if isinstance(config, TrainingConfig):
         config = config.to_dict()
     if not isinstance(config, Mapping):

@@ -85,7 +85,7 @@ def cache(
 
     kept, to_item = FeatureCache(folder, limit=int(limit * 1e9)), None
     if Path(model).suffix in (".yaml", ".yml", ".json"):
-        config = TrainingConfig.read(model)
+        config = TrainingConfig.load(model)
         system, to_item = System(config.system), config.music
     else:
         system = load(model)
