@@ -56,7 +56,7 @@ FIELDS = {  # the place of a field in format 1 -> its place now
 VALUES: dict[tuple[str, Any], Any] = {  # (place in format 1, value in format 1) -> value now
     ("task.critic", "mse"): "mse",
     ("broken", "raise"): "raise",
-    ("system.conditioners.prompt.empty", "read"): "read",
+    ("system.conditioners.prompt.empty", "read"): "encode",
 }
 TERMS = {"codec/": "codec/", "critic/": "critic/", "generator/": "generator/"}  # how names in a log begin, then -> now
 LOGGED = {"codec/time": "codec/l1", "codec/share_time": "codec/share_l1"}  # names in a log, then -> now
