@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from cadenza.apps.api import load
 from cadenza.apps.bench import BenchJob, measure_limits, step_cost, synchronized_time
 from cadenza.core.device import select_device
-from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache, GraphCapturer, Run
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache, Run
 
 FORMS = ("graph", "compiled", "eager")  # compiled: blocks by torch.compile, then recorded
 
@@ -59,7 +59,7 @@ class Form(CadenzaRunner):
                 block.compile()
 
 
-def _eager(device: torch.device) -> GraphCapturer | None:
+def _eager(device: torch.device) -> CUDAGraphCapturer | None:
     return Eager(device) if device.type == "cuda" else None
 
 

@@ -171,7 +171,7 @@ def test_demucs_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(CheckpointError, match="has the class 'os.system'. Expected one of demucs"):
         classes(seen(stems="vocals+other", separator=str(tmp_path / "d")), [mix])
     monkeypatch.setitem(sys.modules, "demucs.apply", None)
-    with pytest.raises(CheckpointError, match=r"(?s)needs Demucs.*cadenza\[stems\].*stems: null"):
+    with pytest.raises(CheckpointError, match=r"(?s)needs Demucs.*\.\[stems\].*stems: null"):
         classes(seen(stems="vocals+other"), [mix])
 
 

@@ -25,7 +25,7 @@ from cadenza.core.types import (
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.nn import kv_cache
-from cadenza.nn.cuda_graphs import GraphCache, GraphCapturer, iter_tensors
+from cadenza.nn.cuda_graphs import GraphCache, iter_tensors
 from cadenza.nn.patterns import Delay, MusicLM, Parallel, Unroll
 from cadenza.nn.weight_quantization import quantize_linears
 from cadenza.samplers.tokens import TokenSampling
@@ -56,7 +56,7 @@ def recording(generator: CodecLM) -> tuple[CodecLM, list[TapeRecorder]]:
     """The model, which records from now on, and the recorders it makes."""
     made: list[TapeRecorder] = []
 
-    def recorder(_: torch.device) -> GraphCapturer:
+    def recorder(_: torch.device) -> TapeRecorder:
         made.append(TapeRecorder())
         return made[-1]
 
@@ -226,7 +226,6 @@ def test_a_stream_that_is_closed_leaves_nothing_and_a_whole_one_what_the_next_ca
         pass
     kept = generator.graphs._kept
     assert kept is not None and len(kept.runs) == 2
-    generator.graphs.clear()
 
 
 def test_streams_side_by_side_do_not_meet() -> None:

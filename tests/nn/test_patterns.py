@@ -64,7 +64,7 @@ def agrees(entry: dict[str, Any]) -> None:
     rows, frames, special = entry["n_q"], entry["T"], entry["special"]
     pattern = rule(entry).pattern(rows, frames)
     assert [[list(code) for code in step] for step in pattern.steps] == entry["layout"]
-    assert pattern.delay_steps == max(0, entry["max_delay"])
+    assert len(pattern) - pattern.valid_steps == max(0, entry["max_delay"])
     assert pattern.starts_empty == entry["starts_with_special_token"]
     assert [pattern.first_step(frame) for frame in range(frames)] == entry["first_step_with_timestep"]
     ids = 1000 + 100 * torch.arange(rows)[:, None] + torch.arange(frames)

@@ -11,12 +11,15 @@ from cadenza.core.types import FrameFormat, FusedConditions, GuidanceBranch, Mas
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLMSpec
 from cadenza.nn import kv_cache
-from cadenza.nn.cuda_graphs import GraphCache, GraphCapturer
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer, GraphCache
 from cadenza.samplers.tokens import TokenSampling
 
 
-class Python(GraphCapturer):
-    """Records nothing: the step as it is on a GPU, run by Python."""
+class Python(CUDAGraphCapturer):
+    """Captures nothing: the step as it is on a GPU, run by Python."""
+
+    def __init__(self) -> None:
+        """Use no device."""
 
     def warmup(self, run: Callable[[], Any]) -> None:
         run()

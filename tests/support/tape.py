@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cadenza.nn.cuda_graphs import GraphCapturer
+from cadenza.nn.cuda_graphs import CUDAGraphCapturer
 
 WAITS = {
     *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "unique2", "bincount"),
@@ -69,7 +69,7 @@ def _place(x: Tensor) -> int:
     return x.untyped_storage().data_ptr() if x.layout == torch.strided and not x.is_mkldnn else id(x)
 
 
-class TapeRecorder(GraphCapturer):
+class TapeRecorder(CUDAGraphCapturer):
     """Records tapes, and counts."""
 
     def __init__(self) -> None:

@@ -80,8 +80,7 @@ class SelfAttention(nn.Module):
         if memory is not None:
             assert span is not None, "memory needs a span"
             k, v = memory.update(k, v, span)
-        causal = mask is None and q.shape[2] > 1
-        y = attention(q, k, v, mask, causal=causal)
+        y = attention(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
 
@@ -131,19 +130,12 @@ def attention(
             items = 1 if k.numel() < MAX_WIDENED else len(k)
             masks = [mask] * items if mask is None or len(mask) < items else mask.chunk(items)
             parts = zip(q.chunk(items), k.chunk(items), v.chunk(items), masks, strict=True)
-            return torch.cat([_float32_attention(*part) for part in parts])
+            return torch.cat([attention(q.float(), k.float(), v.float(), mask).to(q.dtype) for q, k, v, mask in parts])
         if torch.is_grad_enabled():
             return _matmul_attention(q, k, v, mask, causal=causal)
-    return F.scaled_dot_product_attention(q, k, v, _cast_bias(mask, q.dtype), is_causal=causal)
-
-
-def _float32_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), _cast_bias(mask, torch.float32)).to(q.dtype)
-
-
-def _cast_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Cast a bias to `dtype`; a boolean mask is unchanged."""
-    return mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 
 def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:

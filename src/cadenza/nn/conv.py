@@ -5,6 +5,7 @@ A `StreamState` belongs to one stream: each causal layer stores under itself the
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -38,10 +39,8 @@ class Conv1d(nn.Module):
         self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, dilation: int = 1, style: ConvConfig = ConvConfig()
     ) -> None:
         super().__init__()
-        self.stride = stride
-        self.style = style
-        self.reach = (kernel - 1) * dilation + 1  # input samples of one output
-        self.padding = self.reach - stride
+        self.stride, self.style = stride, style
+        self.padding = (kernel - 1) * dilation + 1 - stride  # input samples of one output, less the stride
         if self.padding < 0:
             raise ValueError(f"kernel {kernel} with dilation {dilation} is smaller than the stride {stride}")
         conv = _init_conv(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), inputs * kernel)
@@ -71,9 +70,7 @@ class ConvTranspose1d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, style: ConvConfig = ConvConfig()) -> None:
         super().__init__()
-        self.stride = stride
-        self.style = style
-        self.surplus = kernel - stride
+        self.stride, self.style, self.surplus = stride, style, kernel - stride
         conv = _init_conv(nn.ConvTranspose1d(inputs, outputs, kernel, stride), inputs * kernel / stride)
         self.conv = _weight_normed(conv, style)
         self.norm = _output_norm(outputs, style)
@@ -117,16 +114,23 @@ class ResidualLSTM(nn.Module):
         for layer in range(self.lstm.num_layers):
             input_weight, recurrent_weight, *biases = self.lstm.all_weights[layer]
             h, c = x.new_zeros(2, *x.shape[1:]) if past is None else (past[0][layer], past[1][layer])
-            outputs = []
-            for gates in F.linear(x, input_weight, biases[0] + biases[1]):
-                input_gate, forget, cell, output_gate = (gates + F.linear(h, recurrent_weight)).chunk(4, -1)
-                c = forget.sigmoid() * c + input_gate.sigmoid() * cell.tanh()
-                h = output_gate.sigmoid() * c.tanh()
-                outputs.append(h)
-            x = torch.stack(outputs)
-            states.append((h, c))
+            x, state = run_lstm_cells(F.linear(x, input_weight, biases[0] + biases[1]), recurrent_weight, h, c)
+            states.append(state)
         h, c = zip(*states, strict=True)
         return x, (torch.stack(h), torch.stack(c))
+
+
+def run_lstm_cells(
+    gates: Float[Tensor, "f b g"], weight: Float[Tensor, "g d"], h: Float[Tensor, "b d"], c: Float[Tensor, "b d"]
+) -> tuple[Float[Tensor, "f b d"], tuple[Tensor, Tensor]]:
+    """Return the outputs of an LSTM layer and its last hidden and cell state; `gates` are the projected inputs."""
+    outputs = []
+    for frame_gates in gates:
+        input_gate, forget, cell, output_gate = (frame_gates + F.linear(h, weight)).chunk(4, -1)
+        c = forget.sigmoid() * c + input_gate.sigmoid() * cell.tanh()
+        h = output_gate.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs), (h, c)
 
 
 class TimeGroupNorm(nn.GroupNorm):
@@ -154,29 +158,36 @@ def remove_weight_norm_(module: nn.Module) -> None:
     """Replace weight-normalised convolutions in place by plain ones with the same weights."""
     for parent in list(module.modules()):
         for name, part in parent.named_children():
-            if isinstance(part, nn.Conv1d | nn.ConvTranspose1d) and is_parametrized(part):
+            if _is_weight_normed(part):
                 setattr(parent, name, _plain_conv(part))
 
 
 def without_weight_norm(module: M) -> M:
     """Return a copy for inference without weight norm, whose weights are then computed once; other tensors are shared."""
-    if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-        return _plain_conv(module) if is_parametrized(module) else module  # type: ignore[return-value]
+    return copy_with(module, lambda part: _plain_conv(part) if _is_weight_normed(part) else None)
+
+
+def copy_with(module: Any, replace: Callable[[Any], nn.Module | None]) -> Any:
+    """Return a copy that shares all tensors, with the submodules that `replace` returns a module for replaced."""
+    if (replacement := replace(module)) is not None:
+        return replacement
     if not module._modules:
         return module
     twin = copy.copy(module)
-    twin._modules = {name: None if part is None else without_weight_norm(part) for name, part in module._modules.items()}
+    twin._modules = {name: None if part is None else copy_with(part, replace) for name, part in module._modules.items()}
     return twin
 
 
+def _is_weight_normed(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and is_parametrized(module)
+
+
 def _plain_conv(conv: Any) -> Any:
-    kind = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
-    shape: Any = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
-    plain = kind(conv.in_channels, conv.out_channels, **shape, device="meta")
-    normed: Any = conv.parametrizations.weight  # type: ignore[union-attr]
-    weight = (
-        normed.original1 if normed.original1.is_meta else conv.weight
-    )  # on the meta device, `conv.weight` would import torch's compiler
+    kind: Any = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
+    sizes = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride
+    plain = kind(*sizes, dilation=conv.dilation, device="meta")
+    direction = conv.parametrizations.weight.original1
+    weight = direction if direction.is_meta else conv.weight  # which would import torch's compiler on the meta device
     plain.weight, plain.bias = nn.Parameter(weight.detach(), requires_grad=False), conv.bias
     return plain
 

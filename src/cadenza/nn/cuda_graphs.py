@@ -5,7 +5,6 @@ between replays are read from the device (`nn.kv_cache.PositionRange`).
 """
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
@@ -20,19 +19,7 @@ Run = Callable[[], Any]
 State = TypeVar("State")
 
 
-class GraphCapturer(ABC):
-    """Captures work on a device."""
-
-    @abstractmethod
-    def warmup(self, run: Run) -> None:
-        """Run once on the stream used for the capture, so that all libraries are initialised."""
-
-    @abstractmethod
-    def capture(self, run: Run) -> Run:
-        """Capture `run` without running it, and return a callable that replays it; raise RuntimeError if that fails."""
-
-
-class CUDAGraphCapturer(GraphCapturer):
+class CUDAGraphCapturer:
     """Captures CUDA graphs that share one memory pool; they must not run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
@@ -41,6 +28,7 @@ class CUDAGraphCapturer(GraphCapturer):
         self.pool: Any = None
 
     def warmup(self, run: Run) -> None:
+        """Run once on the stream used for the capture, so that all libraries are initialised."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -48,6 +36,7 @@ class CUDAGraphCapturer(GraphCapturer):
         current.wait_stream(self.stream)
 
     def capture(self, run: Run) -> Run:
+        """Capture `run` without running it, and return a callable that replays it; raise RuntimeError if that fails."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.stream(torch.cuda.current_stream(self.device))  # restored also if the capture fails
         # thread_local: other threads may use the device meanwhile, for example to decode audio
@@ -69,7 +58,7 @@ class GraphRunner(Generic[State]):
 
     state: State
     signature: Hashable
-    capturer: GraphCapturer | None  # None after a failed capture: every run is launched by Python
+    capturer: CUDAGraphCapturer | None  # None after a failed capture: every run is launched by Python
     runs: dict[Hashable, Run] = field(default_factory=dict)
 
     def run(self, run: Run, times: int, *, key: Hashable) -> None:
@@ -77,30 +66,30 @@ class GraphRunner(Generic[State]):
         if self.capturer is not None and key not in self.runs and times:
             self.capturer.warmup(run)
             times -= 1
-            if times:
-                self._capture(self.capturer, run, key)
+            try:
+                if times:
+                    self.runs[key] = self.capturer.capture(run)
+            except RuntimeError as error:
+                reason = str(error).strip().partition("\n")[0]
+                message = f"steps are launched one by one, which is slower: no graph could be captured ({reason})"
+                warnings.warn(message, stacklevel=3)
+                self.capturer = None
+                self.runs.clear()
         replay = self.runs.get(key, run)
         for _ in range(times):
             replay()
 
-    def _capture(self, capturer: GraphCapturer, run: Run, key: Hashable) -> None:
-        try:
-            self.runs[key] = capturer.capture(run)
-        except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"steps are launched one by one, which is slower: no graph could be captured ({reason})", stacklevel=4
-            )
-            self.capturer = None
-            self.runs.clear()
+
+def capturer_for(device: torch.device) -> CUDAGraphCapturer | None:
+    """Return the capturer of an NVIDIA or AMD GPU; None for other devices."""
+    return CUDAGraphCapturer(device) if device.type == "cuda" else None
 
 
 class GraphCache:
     """Captured work of a model; that of the last request is reused for the next one with a state of the same shapes."""
 
-    def __init__(self, capturer: "Callable[[torch.device], GraphCapturer | None] | None" = None) -> None:
-        """`capturer` returns the capturer of a device, or None; by default `capturer_for`."""
-        self.capturer = capturer or capturer_for
+    def __init__(self, capturer: Callable[[torch.device], CUDAGraphCapturer | None] = capturer_for) -> None:
+        self.capturer = capturer
         self._kept: GraphRunner[Any] | None = None
 
     def __reduce__(self) -> Any:
@@ -132,34 +121,23 @@ class GraphCache:
         if runner.capturer is not None and sum(x.nbytes for x in iter_tensors(runner.state)) <= MAX_KEPT_BYTES:
             self._kept = runner
 
-    def clear(self) -> None:
-        """Free the kept runner."""
-        self._kept = None
-
-
-def capturer_for(device: torch.device) -> GraphCapturer | None:
-    """Return the capturer of an NVIDIA or AMD GPU; None for other devices."""
-    return CUDAGraphCapturer(device) if device.type == "cuda" else None
-
 
 def state_signature(state: Any) -> Hashable:
     """Return a key that is equal for states that differ only in the values of their tensors."""
-    if isinstance(state, Tensor):
-        return (*state.shape, state.dtype, state.device)
-    parts = _parts(state)
-    return state if parts is None else (type(state), *map(state_signature, parts))
+    return tuple((*x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in _flatten(state))
 
 
 def iter_tensors(state: Any) -> Iterator[Tensor]:
     """Yield the tensors of a state in order."""
-    if isinstance(state, Tensor):
+    return (x for x in _flatten(state) if isinstance(x, Tensor))
+
+
+def _flatten(state: Any) -> Iterator[Any]:
+    """Yield the values in dataclasses and sequences, each preceded by its type and size."""
+    parts = [getattr(state, field.name) for field in fields(state)] if is_dataclass(state) else state
+    if isinstance(parts, list | tuple):
+        yield type(state), len(parts)
+        for part in parts:
+            yield from _flatten(part)
+    else:
         yield state
-    for part in _parts(state) or ():
-        yield from iter_tensors(part)
-
-
-def _parts(state: Any) -> list[Any] | None:
-    """Return the fields of a dataclass or the items of a sequence; None for other values."""
-    if is_dataclass(state):
-        return [getattr(state, field.name) for field in fields(state)]
-    return list(state) if isinstance(state, list | tuple) else None

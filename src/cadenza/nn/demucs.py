@@ -39,15 +39,10 @@ class Separator:
         path = Path(self.model).expanduser()
         return path if path.is_dir() else None
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Return the names of the stems."""
-        return tuple(self._network.sources)
-
     @torch.no_grad()
     def separate(self, wave: Float[Tensor, "1 t"], sample_rate: int) -> dict[str, Float[Tensor, "1 t"]]:
         """Return each stem of a mono mix, at its level in the mix; deterministic."""
-        net = self._network.to(wave.device)
+        net = self._loaded[0].to(wave.device)
         from demucs.apply import apply_model
 
         mix = Audio(wave[None].float(), sample_rate).resample(net.samplerate).to_channels(net.audio_channels).wave
@@ -55,11 +50,12 @@ class Separator:
             parts = apply_model(net, mix, shifts=0, split=True)
         stems = Audio(parts[0], net.samplerate).to_channels(1).resample(sample_rate).wave[..., : wave.shape[-1]]
         missing = wave.shape[-1] - stems.shape[-1]
-        return dict(zip(self.sources, torch.nn.functional.pad(stems, (0, missing)), strict=True))
+        return dict(zip(net.sources, torch.nn.functional.pad(stems, (0, missing)), strict=True))
 
     def cache_fingerprint(self) -> tuple[Any, dict[str, Tensor]]:
         """Return the metadata and the weights, which determine the stems."""
-        return self._metadata, self._network.state_dict()
+        network, metadata = self._loaded
+        return metadata, network.state_dict()
 
     def save(self, folder: Path) -> None:
         """Copy the files to a new folder."""
@@ -94,14 +90,8 @@ class Separator:
         return [listing, *(source.required_file(f"{net}.safetensors", of="a Demucs") for net in nets)]
 
     @cached_property
-    def _metadata(self) -> list[Any]:
-        _ = self._network  # raises errors about the files first
-        listing, *paths = self._files()
-        bag = yaml.safe_load(listing.read_text())
-        return [version("demucs"), bag.get("weights"), bag.get("segment"), *map(_read_metadata, paths)]
-
-    @cached_property
-    def _network(self) -> Any:
+    def _loaded(self) -> tuple[Any, list[Any]]:
+        """Return the network, and the metadata of its files."""
         try:
             from demucs.apply import BagOfModels
             from demucs.hf import load_safetensors_model
@@ -113,12 +103,12 @@ class Separator:
                 f"separating a mix into stems needs Demucs, which is not available ({error}){fix}. "
                 "Without it, pass the stems themselves, or set stems: null to use the whole mix"
             ) from None
+        bag = yaml.safe_load(listing.read_text())
+        options = bag.get("weights"), bag.get("segment")
+        metadata = [version("demucs"), *options, *map(_read_metadata, paths)]
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            for path in paths:
-                _read_metadata(path)
-            bag = yaml.safe_load(listing.read_text())
             nets = [load_safetensors_model(path) for path in paths]
-            return BagOfModels(nets, bag.get("weights"), bag.get("segment")).eval().requires_grad_(False)
+            return BagOfModels(nets, *options).eval().requires_grad_(False), metadata
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

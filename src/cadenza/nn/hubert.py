@@ -13,17 +13,9 @@ from cadenza.core.checkpoint import check_finite, check_state_dict
 from cadenza.core.errors import CheckpointError
 from cadenza.nn.frozen import FrozenEncoder
 
-_ARCHITECTURES = {
-    "hubert": "hubert",
-    "mert_model": "hubert",
-    "wav2vec2": "wav2vec2",
-    "wavlm": "wavlm",
-}  # MERT has the architecture of HuBERT
-_SUPPORTED_VALUES = {
-    "feature_extractor_cqt": (False, None),
-    "deepnorm": (False, None),
-    "attention_relax": (-1.0, None),
-}  # values of MERT's options that HuBERT covers
+# MERT has the architecture of HuBERT, and options of which HuBERT covers these values
+_ARCHITECTURES = {"hubert": "hubert", "mert_model": "hubert", "wav2vec2": "wavlm"}
+_SUPPORTED_VALUES = {"feature_extractor_cqt": (False, None), "deepnorm": (False, None), "attention_relax": (-1.0, None)}
 _TRAINING_ONLY = ("masked_spec_embed", "quantizer.", "project_", "encoder_mask_emb", "final_proj.", "label_embs", "lm_head.")
 
 
@@ -37,10 +29,10 @@ class HubertEncoder(FrozenEncoder[nn.Module]):
         kind = config.get("model_type")
         if kind not in _ARCHITECTURES:
             raise CheckpointError(f"'{self.source.model}' has model_type {kind!r}. Expected one of {', '.join(_ARCHITECTURES)}")
-        for key, (only, *others) in _SUPPORTED_VALUES.items():
-            if kind == "mert_model" and config.get(key, only) not in (only, *others):
+        for key, supported in _SUPPORTED_VALUES.items():
+            if kind == "mert_model" and config.get(key) not in supported:
                 raise CheckpointError(
-                    f"'{self.source.model}' has {key}: {config[key]!r}, which is not supported. Expected {only!r}"
+                    f"'{self.source.model}' has {key}: {config[key]!r}, which is not supported. Expected {supported[0]!r}"
                 )
         return config
 

@@ -8,7 +8,7 @@ past the pattern's end means that its codebook waits at this step, and holds the
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -44,14 +44,9 @@ class Pattern:
         return len(self.steps)
 
     @property
-    def delay_steps(self) -> int:
-        """Steps at the end that only contain delayed codebooks."""
-        return max([0, *(frame + 1 - self.frames for step in self.steps for frame, _ in step)])
-
-    @property
     def valid_steps(self) -> int:
         """Steps before the first one that contains a frame past the end."""
-        return len(self.steps) - self.delay_steps
+        return len(self.steps) - max([0, *(frame + 1 - self.frames for step in self.steps for frame, _ in step)])
 
     @property
     def starts_empty(self) -> bool:
@@ -130,10 +125,7 @@ def _check(pattern: Pattern, x: Shaped[Tensor, "b k ..."], frames: int | None = 
 class _Rule(Spec):
     """Rule that gives a pattern for a number of codebooks and frames."""
 
-    @property
-    def prefix_stable(self) -> bool:
-        """Whether longer clips have the same first steps, so that the model can end a clip."""
-        return True
+    prefix_stable: ClassVar[bool] = True  # longer clips have the same first steps, so that the model can end a clip
 
     def pattern(self, codebooks: int, frames: int) -> Pattern:
         """Return the pattern of a clip; raise ValueError, naming the field, for an unsuitable number of codebooks."""
@@ -211,10 +203,7 @@ class CoarseFirst(_Rule):
 
     type: Literal["coarse_first"] = "coarse_first"
     delays: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # of codebooks 1, 2, ...; none when not given
-
-    @property
-    def prefix_stable(self) -> bool:
-        return False
+    prefix_stable: ClassVar[bool] = False
 
     def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         delays = _per_codebook("delays", self.delays, (0,) * (codebooks - 1))
@@ -228,10 +217,7 @@ class MusicLM(_Rule):
 
     type: Literal["musiclm"] = "musiclm"
     group_by: int = Field(default=2, ge=1)
-
-    @property
-    def prefix_stable(self) -> bool:
-        return False
+    prefix_stable: ClassVar[bool] = False
 
     def iter_steps(self, codebooks: int, frames: int) -> Iterable[Step]:
         if codebooks % self.group_by:

@@ -11,19 +11,10 @@ from cadenza.core.errors import CheckpointError, RequestError
 
 PUNCTUATION = ",.?!;:\n"  # kept between the phonemes of two clauses
 _BOUNDARY = re.compile(r"([,.?!;:]+(?=\s|$)|\n)\s*")
-_SPACED_PUNCTUATION = {
-    "。": ". ",
-    "、": ", ",
-    "،": ", ",
-    "؟": "? ",
-    "؛": "; ",
-    "।": ". ",
-    "…": ". ",
-    "—": ", ",
-    "–": ", ",
-    "\u2028": "\n",
-}
-_TO_LATIN = str.maketrans({"，": ", ", "．": ". ", "？": "? ", "！": "! ", "；": "; ", "：": ": "} | _SPACED_PUNCTUATION)
+_TO_LATIN = str.maketrans(
+    {"，": ", ", "．": ". ", "？": "? ", "！": "! ", "；": "; ", "：": ": ", "。": ". ", "、": ", ", "،": ", ", "؟": "? "}
+    | {"؛": "; ", "।": ". ", "…": ". ", "—": ", ", "–": ", ", "\u2028": "\n"}
+)
 _REMOVED = re.compile(r"\([a-z-]+\)|-")  # marks of espeak-ng for words of another language, and for joined words
 _MAX_LINE = 200  # characters; the program splits lines above a thousand bytes anywhere
 _SEPARATOR = "[[ptptptpt]]"  # input phonemes of a line between two clauses; these stops do not occur in texts

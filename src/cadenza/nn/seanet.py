@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,7 +79,7 @@ class ResidualUnit(nn.Module):
 
 
 class Encoder(StreamingSequential):
-    """Audio to one vector per frame of prod(strides) samples; the last frame is padded."""
+    """Audio [b, c, t] to one vector per frame [b, d, f] of prod(strides) samples; the last frame is padded."""
 
     def __init__(self, shape: SeanetConfig) -> None:
         widths = shape.widths
@@ -92,36 +91,26 @@ class Encoder(StreamingSequential):
         layers += [Conv1d(widths[-1], shape.dimension, kernel=shape.last_kernel, style=shape.style)]
         super().__init__(layers)
 
-    def forward(self, x: Float[Tensor, "b c t"], state: StreamState | None = None) -> Float[Tensor, "b d f"]:
-        return super().forward(x, state)
-
 
 class Decoder(StreamingSequential):
-    """One vector per frame to prod(strides) samples of audio."""
+    """One vector per frame [b, d, f] to prod(strides) samples of audio [b, c, t]."""
 
     def __init__(self, shape: SeanetConfig) -> None:
         widths, style = shape.widths, shape.style
         layers: list[nn.Module] = [Conv1d(shape.dimension, widths[-1], kernel=shape.kernel, style=style)]
         layers += shape.make_lstm()
         for level, stride in reversed(list(enumerate(reversed(shape.strides)))):
-            layers += [
-                Activation(),
-                ConvTranspose1d(widths[level + 1], widths[level], kernel=2 * stride, stride=stride, style=style),
-            ]
-            layers += shape.residuals(level)
+            up = ConvTranspose1d(widths[level + 1], widths[level], kernel=2 * stride, stride=stride, style=style)
+            layers += [Activation(), up, *shape.residuals(level)]
         layers += [Activation(), Conv1d(widths[0], shape.channels, kernel=shape.last_kernel, style=style)]
         super().__init__(layers)
-
-    def forward(self, x: Float[Tensor, "b d f"], state: StreamState | None = None) -> Float[Tensor, "b c t"]:
-        return super().forward(x, state)
 
 
 def min_first_chunk_frames(shape: SeanetConfig) -> int:
     """Return the frames that the first chunk of a stream needs, so that reflect padding has its samples."""
     if shape.style.pad_mode != "reflect":
         return 1
-    need = shape.kernel
-    rate = 1
+    need, rate = shape.kernel, 1
     for stride, layers in zip(shape.strides, reversed(shape.residual_layers), strict=True):
         rate *= stride
         reach = (shape.residual_kernel - 1) * shape.dilation_base ** max(layers - 1, 0)

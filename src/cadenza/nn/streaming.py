@@ -43,9 +43,11 @@ class BatchStream(ABC):
     def step(self, z: Float[Tensor, "r d f"] | None, *, last: bool) -> Float[Tensor, "r c t"] | None:
         """Return the samples of all rows that are final, or None; after the `last` frames all of them."""
 
-    @abstractmethod
     def select(self, rows: list[int]) -> Self:
         """Return a stream of some of the rows."""
+        part = copy(self)
+        part.clips = None if self.clips is None else [self.clips[row] for row in rows]
+        return part
 
 
 def _by_clip(clips: list[int], wave: Tensor | None) -> dict[int, Tensor]:
@@ -86,8 +88,7 @@ class OverlapAdder:
         if self.triangle is None:
             ramp = torch.arange(1, size + 1, device=chunk.device)
             self.triangle = torch.minimum(ramp, size + 1 - ramp).float()
-            self.total = chunk.new_zeros(*chunk.shape[:-1], 0, dtype=torch.float32)
-            self.weight = self.total.new_zeros(0)
+            self.total, self.weight = chunk.new_zeros(*chunk.shape[:-1], 0).float(), self.triangle[:0]
         assert self.total is not None and self.weight is not None
         assert size <= len(self.triangle), f"a chunk of {size} samples is longer than the first, {len(self.triangle)}"
         more = max(0, size - len(self.weight))
@@ -138,9 +139,8 @@ class ChunkedStream(BatchStream):
             samples.append(self.overlap.flush().to(self.dtype))
         return torch.cat(samples, -1) if samples else None
 
-    def select(self, rows: list[int]) -> "ChunkedStream":
-        part = copy(self)
-        part.clips = None if self.clips is None else [self.clips[row] for row in rows]
+    def select(self, rows: list[int]) -> Self:
+        part = super().select(rows)
         part.pending = None if self.pending is None else self.pending[rows]
         part.overlap = self.overlap.select(rows)
         return part
@@ -153,24 +153,18 @@ class ChunkedStream(BatchStream):
         return wave
 
 
-@dataclass(frozen=True)
-class ReceptiveField:
-    """Frames on either side that one frame depends on: in the layers before the LSTM, and in those after it."""
+def receptive_field(shape: SeanetConfig) -> tuple[int, int]:
+    """Return the frames to either side that a frame depends on: in the layers before the LSTM, and in those after it."""
 
-    before: int
-    after: int
+    def side(kernel: int, dilation: int = 1) -> int:
+        width = (kernel - 1) * dilation
+        return width if shape.style.causal else math.ceil(width / 2)
 
-    @classmethod
-    def of(cls, shape: SeanetConfig) -> "ReceptiveField":
-        def side(kernel: int, dilation: int = 1) -> int:
-            width = (kernel - 1) * dilation
-            return width if shape.style.causal else math.ceil(width / 2)
-
-        reach = side(shape.last_kernel)
-        for level, stride in enumerate(reversed(shape.strides)):
-            reach += sum(side(shape.residual_kernel, shape.dilation_base**j) for j in range(shape.residual_layers[level]))
-            reach = math.ceil(reach / stride) + 1
-        return cls(side(shape.kernel), reach)
+    after = side(shape.last_kernel)
+    for level, stride in enumerate(reversed(shape.strides)):
+        after += sum(side(shape.residual_kernel, shape.dilation_base**j) for j in range(shape.residual_layers[level]))
+        after = math.ceil(after / stride) + 1
+    return side(shape.kernel), after
 
 
 @dataclass
@@ -211,12 +205,12 @@ class LookaheadStream(BatchStream):
     """A stream that decodes each frame as soon as the frames it depends on have arrived."""
 
     def __init__(self, decoder: Decoder, shape: SeanetConfig) -> None:
-        layers, reach, hop = list(decoder.layers), ReceptiveField.of(shape), math.prod(shape.strides)
-        lstm_index = next((i for i, layer in enumerate(layers) if isinstance(layer, ResidualLSTM)), None)
-        self.lstm = None if lstm_index is None else layers[lstm_index]
-        self.before = None if lstm_index is None else BufferedLayers(layers[:lstm_index], reach.before, 1)
-        rest = layers if lstm_index is None else layers[lstm_index + 1 :]
-        self.after = BufferedLayers(rest, reach.after + (reach.before if lstm_index is None else 0), hop)
+        layers, (before, after) = list(decoder.layers), receptive_field(shape)
+        self.lstm = next((layer for layer in layers if isinstance(layer, ResidualLSTM)), None)
+        split = 0 if self.lstm is None else layers.index(self.lstm)
+        self.before = None if self.lstm is None else BufferedLayers(layers[:split], before, 1)
+        rest, reach = (layers, before + after) if self.lstm is None else (layers[split + 1 :], after)
+        self.after = BufferedLayers(rest, reach, math.prod(shape.strides))
         self.carried: StreamState = {}
 
     def step(self, z: Tensor | None, *, last: bool) -> Tensor | None:
@@ -226,9 +220,8 @@ class LookaheadStream(BatchStream):
             z = None if z is None else self.lstm(z, self.carried)
         return self.after.push(z, last=last)
 
-    def select(self, rows: list[int]) -> "LookaheadStream":
-        part = copy(self)
-        part.clips = None if self.clips is None else [self.clips[row] for row in rows]
+    def select(self, rows: list[int]) -> Self:
+        part = super().select(rows)
         part.before = None if self.before is None else self.before.select(rows)
         part.after = self.after.select(rows)
         part.carried = {layer: tuple(x[:, rows] for x in state) for layer, state in self.carried.items()}

@@ -74,7 +74,7 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.width)
-        self.block = nn.ModuleList(Block(sizes, has_relative_bias=i == 0 or sizes.bias_per_layer) for i in range(sizes.depth))
+        self.block = nn.ModuleList(T5Block(sizes, has_relative_bias=i == 0 or sizes.bias_per_layer) for i in range(sizes.depth))
         self.final_layer_norm = RMSNorm(sizes.width, sizes.eps)
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
@@ -92,31 +92,27 @@ class T5Encoder(nn.Module):
         return self.final_layer_norm(x)
 
 
-class Block(nn.Module):
-    """Residual attention and feed-forward."""
+class T5Block(nn.Module):
+    """Residual pre-norm attention and feed-forward; two dictionaries of modules, as the names of the weights need."""
 
     def __init__(self, sizes: T5Config, *, has_relative_bias: bool) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([T5LayerSelfAttention(sizes, has_relative_bias=has_relative_bias), T5LayerFF(sizes)])
+        feed_forward = (T5DenseGatedActDense if sizes.gated else T5DenseActDense)(sizes)
+        self.layer: Any = nn.ModuleList([
+            nn.ModuleDict({
+                "SelfAttention": T5Attention(sizes, has_relative_bias=has_relative_bias),
+                "layer_norm": RMSNorm(sizes.width, sizes.eps),
+            }),
+            nn.ModuleDict({"DenseReluDense": feed_forward, "layer_norm": RMSNorm(sizes.width, sizes.eps)}),
+        ])  # fmt: skip
 
     def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
-        x = x + self.layer[0](x, bias)
-        return x + self.layer[1](x)
+        attention, feed_forward = self.layer
+        x = x + attention.SelfAttention(attention.layer_norm(x), bias)
+        return x + feed_forward.DenseReluDense(feed_forward.layer_norm(x))
 
 
-class T5LayerSelfAttention(nn.Module):
-    """Norm and self-attention."""
-
-    def __init__(self, sizes: T5Config, *, has_relative_bias: bool) -> None:
-        super().__init__()
-        self.SelfAttention = Attention(sizes, has_relative_bias=has_relative_bias)
-        self.layer_norm = RMSNorm(sizes.width, sizes.eps)
-
-    def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
-        return self.SelfAttention(self.layer_norm(x), bias)
-
-
-class Attention(nn.Module):
+class T5Attention(nn.Module):
     """T5 attention: no 1/sqrt(d) scaling; `has_relative_bias` adds the table of relative-position biases."""
 
     def __init__(self, sizes: T5Config, *, has_relative_bias: bool) -> None:
@@ -131,18 +127,6 @@ class Attention(nn.Module):
         q, k, v = (getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in "qkv")
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
         return self.o(y.transpose(1, 2).flatten(2))
-
-
-class T5LayerFF(nn.Module):
-    """Norm and feed-forward."""
-
-    def __init__(self, sizes: T5Config) -> None:
-        super().__init__()
-        self.DenseReluDense = (T5DenseGatedActDense if sizes.gated else T5DenseActDense)(sizes)
-        self.layer_norm = RMSNorm(sizes.width, sizes.eps)
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.DenseReluDense(self.layer_norm(x))
 
 
 class T5DenseActDense(nn.Module):

@@ -19,8 +19,6 @@ from cadenza.core.errors import CheckpointError
 BYTES = 256
 _CHARACTERS = [chr(0x100 + byte) for byte in range(BYTES)]  # the library merges characters, so each byte becomes one
 
-Merges = list[tuple[int, int]]
-
 
 class BPETokenizer:
     """Byte pair encoding (arXiv:1508.07909) of words; id 256 + i is the join of the two ids `merges[i]`."""
@@ -41,7 +39,7 @@ class BPETokenizer:
         return Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, pairs))
 
 
-def train_bpe(counts: Mapping[str, int], size: int) -> Merges:
+def train_bpe(counts: Mapping[str, int], size: int) -> list[tuple[int, int]]:
     """Return at most `size` merges, the most frequent pair first, among equals the one with the lowest ids.
 
     Pairs that occur once are not merged.
@@ -72,7 +70,7 @@ def load_sentencepiece(path: Path) -> Tokenizer:
         pieces = [dict(_fields(value)) for field, value in fields if field == 1]
         trainer = dict(_fields(b"".join(value for field, value in fields if field == 2)))
         rules = dict(_fields(b"".join(value for field, value in fields if field == 3)))
-        vocabulary = [(piece[_TEXT].decode(), _score(piece)) for piece in pieces]
+        vocabulary = [(piece[_TEXT].decode(), struct.unpack("<f", piece.get(_SCORE, bytes(4)))[0]) for piece in pieces]
     except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f"{path} is not a SentencePiece model ({error!r})") from None
     if not vocabulary or trainer.get(3, _UNIGRAM) != _UNIGRAM:
@@ -82,14 +80,9 @@ def load_sentencepiece(path: Path) -> Tokenizer:
     if charsmap := rules.get(2):
         tokenizer.normalizer = normalizers.Precompiled(charsmap)
     tokenizer.pre_tokenizer = _WORDS
-    tokenizer.add_special_tokens(
-        [text for (text, _), kind in zip(vocabulary, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)]
-    )
+    special = [text for (text, _), kind in zip(vocabulary, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)]
+    tokenizer.add_special_tokens(special)
     return tokenizer
-
-
-def _score(piece: dict[int, Any]) -> float:
-    return struct.unpack("<f", piece[_SCORE])[0] if _SCORE in piece else 0.0
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

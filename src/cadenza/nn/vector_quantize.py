@@ -32,8 +32,7 @@ class Codebook(nn.Module):
 
     def __init__(self, bins: int, dim: int, *, decay: float = 0.99, dead: float = 0.1) -> None:
         super().__init__()
-        self.decay = decay
-        self.dead = dead  # entries used less than this share of the mean use are replaced
+        self.decay, self.dead = decay, dead  # entries used less than this share of the mean use are replaced
         self.register_buffer("embed", torch.randn(bins, dim) / dim**0.5)
         self.register_buffer("usage", torch.full((bins,), 1.0 / bins))
         self.register_buffer("total", self.embed / bins)
@@ -62,7 +61,9 @@ class Codebook(nn.Module):
         dead = self.usage < self.dead / self.codebook_size
         self.usage.masked_fill_(dead, 1.0 / self.codebook_size)
         self.total.copy_(torch.where(dead[:, None], candidates / self.codebook_size, self.total))
-        self.embed.copy_(self.total / _smooth(self.usage)[:, None])
+        total, eps = self.usage.sum(), 1e-7
+        smoothed = (self.usage + eps) / (total + eps * self.codebook_size) * total  # Laplace: no division by zero
+        self.embed.copy_(self.total / smoothed[:, None])
 
     @torch.no_grad()
     def kmeans_init(self, x: Float[Tensor, "n d"], rng: torch.Generator, *, rounds: int = 30) -> None:
@@ -139,11 +140,6 @@ class ResidualVectorQuantizer(nn.Module):
         for book in self.codebooks:
             book.kmeans_init(residual, rng)
             residual = residual - book(book.nearest(residual))
-
-
-def _smooth(usage: Float[Tensor, " v"], eps: float = 1e-7) -> Float[Tensor, " v"]:
-    """Apply Laplace smoothing, which avoids a division by zero."""
-    return (usage + eps) / (usage.sum() + eps * len(usage)) * usage.sum()
 
 
 def _world_size() -> int:
