@@ -49,7 +49,7 @@ def generate(model, tmp_path, capsysbinary, monkeypatch):
             warnings.simplefilter("ignore")
             main()
         out, said = capsysbinary.readouterr()
-        assert "cadenza ahead" not in [thread.name for thread in threading.enumerate()]
+        assert "cadenza prefetch" not in [thread.name for thread in threading.enumerate()]
         return int(end.value.code or 0), out, said.decode()
 
     return run

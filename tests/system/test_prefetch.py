@@ -1,4 +1,4 @@
-"""A stream made ahead: how far, what becomes of errors, and that nothing is left of one that was given up."""
+"""Prefetching: number of chunks in advance, errors, and that neither thread nor memory is left after the end."""
 
 import gc
 import subprocess
@@ -45,7 +45,7 @@ class Source:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "cadenza ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "cadenza prefetch"]
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -74,7 +74,7 @@ def test_a_slow_consumer_bounds_the_work(room: int) -> None:
             time.sleep(0.05)  # and no more than that
             assert source.made == taken + room and len(ahead) == room
             del chunk
-            assert sum(ref() is not None for ref in source.alive) <= room + 1  # the source's own, and those on the shelf
+            assert sum(ref() is not None for ref in source.alive) <= room + 1  # the source's own, and those in the buffer
     assert source.closed and not threads()
 
 
@@ -160,7 +160,7 @@ next(ahead)
 try:
     next(ahead)
 except KeyboardInterrupt:
-    print("interrupted", [t.name for t in threading.enumerate()].count("cadenza ahead"))
+    print("interrupted", [t.name for t in threading.enumerate()].count("cadenza prefetch"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted 1\n", "")

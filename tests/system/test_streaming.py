@@ -82,7 +82,7 @@ def test_the_convolutions_keep_only_what_the_next_chunk_needs() -> None:
     kept = []
     for frames in (16, 160, 16):
         decoder.push(Codes(torch.zeros(1, 2, frames, dtype=torch.long)))
-        kept.append(sum(part.untyped_storage().nbytes() for state in decoder.carried.values() for part in _tensors(state)))
+        kept.append(sum(part.untyped_storage().nbytes() for state in decoder.state.values() for part in _tensors(state)))
     assert len(set(kept)) == 1
 
 
@@ -137,7 +137,7 @@ def test_a_cancelled_stream_leaves_nothing() -> None:
         stream.close()
         before = len(steps)
         assert next(stream, None) is None and len(steps) == before < 400
-        assert "cadenza ahead" not in [thread.name for thread in threading.enumerate()]
+        assert "cadenza prefetch" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_stream_that_is_dropped_ends_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
@@ -25,10 +24,10 @@ class Prefetcher(Generic[T]):
     def __init__(self, stream: Iterable[T], *, chunks: int = 8) -> None:
         if chunks < 1:
             raise ValueError(f"chunks must be at least 1, got {chunks}")
-        self._shelf: _Shelf[T] = _Shelf(chunks)
-        self._thread = threading.Thread(target=_fill, args=(self._shelf, iter(stream)), name="cadenza ahead")
-        self._dropped = weakref.finalize(self, self._shelf.close)  # the thread has no reference to this object
-        self._dropped.atexit = False  # by then the thread has seen that the program ends
+        self._buffer = buffer = _Buffer[T](chunks)
+        self._thread = threading.Thread(target=buffer.fill, args=(iter(stream),), name="cadenza prefetch")
+        self._cancel = weakref.finalize(self, buffer.closed.set)  # the thread has no reference to this object
+        self._cancel.atexit = False  # by then the thread has ended, as the main thread has
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
@@ -36,93 +35,62 @@ class Prefetcher(Generic[T]):
 
     def __next__(self) -> T:
         try:
-            return self._shelf.take()
+            return self._buffer.get()
         except BaseException:
             self.close()
             raise
 
     def __len__(self) -> int:
         """Number of chunks computed and not yet taken."""
-        return len(self._shelf.made)
+        return len(self._buffer.chunks)
 
     def close(self) -> None:
         """Cancel the rest of the stream, and wait until the thread has ended."""
-        self._dropped()
+        self._cancel()
+        self._buffer.free.release()
+        self._buffer.ready.release()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        self._buffer.chunks.clear()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class _Shelf(Generic[T]):
-    """Queue shared by the thread and the consumer."""
+class _Buffer(Generic[T]):
+    """Chunks shared by the thread and the consumer; semaphores count its free places and the chunks that are ready."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.made: deque[T] = deque()
-        self.error: BaseException | None = None
-        self.ended = False  # no more chunks will be added
-        self.closed = False  # no more chunks will be taken
-        self.changed = threading.Condition()
+    def __init__(self, size: int) -> None:
+        self.chunks: deque[T] = deque()
+        self.free, self.ready = threading.Semaphore(size), threading.Semaphore(0)
+        self.closed = threading.Event()
+        self.end: BaseException = StopIteration()  # raised after the last chunk
 
-    def wanted(self) -> bool:
-        """Wait until the queue has space; return False if no more chunks will be taken."""
-        with self.changed:
-            while len(self.made) >= self.room and self._open():
-                self.changed.wait(POLL)
-            return self._open()
-
-    def put(self, chunk: T) -> None:
-        with self.changed:
-            if not self.closed:
-                self.made.append(chunk)
-            self.changed.notify_all()
-
-    def end(self, error: BaseException | None) -> None:
-        with self.changed:
-            self.ended, self.error = True, None if self.closed else error
-            self.changed.notify_all()
-
-    def take(self) -> T:
-        with self.changed:
-            while not self.made and not self.ended and not self.closed:
-                self.changed.wait(POLL)
-            if self.made:
-                self.changed.notify_all()
-                return self.made.popleft()
-            error, self.error = self.error, None
+    def fill(self, stream: Iterator[T]) -> None:
+        """Compute chunks until the buffer is closed, the stream ends or the program ends, then close the stream."""
         try:
-            raise StopIteration if error is None else error
-        finally:
-            del error  # whose traceback holds this frame
+            try:
+                while not self.closed.is_set() and threading.main_thread().is_alive():
+                    if self.free.acquire(timeout=POLL) and not self.closed.is_set():
+                        self.chunks.append(next(stream))
+                        self.ready.release()
+            finally:
+                getattr(stream, "close", lambda: None)()
+        except BaseException as error:
+            self.end = error
+        self.ready.release()
 
-    def close(self) -> None:
-        with self.changed:
-            self.closed = True
-            self.made.clear()
-            self.changed.notify_all()
-
-    def _open(self) -> bool:
-        return not self.closed and threading.main_thread().is_alive()
-
-
-def _fill(shelf: _Shelf[T], stream: Iterator[T]) -> None:
-    """Compute chunks until the queue is closed or the stream ends, then close the stream."""
-    failed: BaseException | None = None
-    try:
+    def get(self) -> T:
+        while not self.ready.acquire(timeout=POLL):
+            pass
         try:
-            while shelf.wanted():
-                try:
-                    shelf.put(next(stream))
-                except StopIteration:
-                    break
-        finally:
-            getattr(stream, "close", lambda: None)()
-    except BaseException as error:
-        failed = error
-    shelf.end(failed)
-    del failed, stream  # whose tracebacks hold this frame
+            chunk = self.chunks.popleft()
+        except IndexError:  # after the last chunk, or closed
+            pass
+        else:
+            self.free.release()
+            return chunk
+        raise StopIteration if self.closed.is_set() else self.end
