@@ -3,6 +3,7 @@
 import json
 import re
 import weakref
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -313,7 +314,7 @@ def test_elapsed_time_is_the_median_of_recorded_runs(system, monkeypatch, tmp_pa
         record_run(system.spec, plan, factor)
     audio = sum(plan.job.frames) / system.spec.codec.frame_format.frame_rate
     assert estimate_elapsed(system.spec, plan) == (pytest.approx(audio / 4.0), 3)
-    twice = Plan(plan.job.with_frames((2 * plan.job.frames[0],)), plan.batch_plan, plan.memory)
+    twice = replace(plan, job=replace(plan.job, frames=(2 * plan.job.frames[0],)))
     assert estimate_elapsed(system.spec, twice) == (pytest.approx(2 * audio / 4.0), 3)
 
 

@@ -1,6 +1,6 @@
 """SystemSpec: which parts, and whether they fit."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -12,6 +12,7 @@ from cadenza.core.migrations import FORMAT, migrate_spec
 from cadenza.core.spec import Spec, did_you_mean
 from cadenza.core.types import Slot
 from cadenza.generators.base import GeneratorSpec
+from cadenza.samplers.guidance import Guidance, GuidanceTerm, expand_guidance
 from cadenza.system.prompt_patterns import PromptPattern
 
 _TAKES = {  # slot -> what may go there
@@ -112,6 +113,13 @@ class SystemSpec(Spec):
         if mistakes:
             raise ValueError("the parts do not fit: " + "; ".join(mistakes))
         return self
+
+    def guidance_terms(self, guidance: Guidance, present: Collection[str]) -> list[GuidanceTerm]:
+        """Return the terms of guidance to evaluate if the conditions `present` have values: at least one."""
+        guided = [route.id for routes in self.fusion.routes_by_slot().values() for route in routes if route.guided]
+        terms = expand_guidance(guidance, self.defaults.guidance, guided, {*guided} & {*present})
+        needs_unguided = guidance.is_scheduled or guidance.rescale > 0
+        return [term for term in terms if term.weight != 0 or (needs_unguided and term.unguided_weight)]
 
     def slot_dims(self) -> dict[Slot, int]:
         """The width of each slot in use: summed where conditions stand side by side, else shared."""
