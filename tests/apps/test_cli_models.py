@@ -63,7 +63,7 @@ def test_import_in_8_bits(cadenza, tmp_path):
     status, _, err = cadenza("generate", "sad", "--model", tmp_path / "narrow", "--seconds", 0.2, "--out", wav)
     assert status == 0 and soundfile.info(wav).frames == 1600, err
     status, _, err = cadenza("import", tmp_path / "theirs", tmp_path / "wrong", "--quantize", "int4")
-    assert status == 2 and "int4 needs a number of inputs" in err and not (tmp_path / "wrong").exists()
+    assert status == 2 and "int4 needs layers whose number of inputs" in err and not (tmp_path / "wrong").exists()
 
 
 @pytest.mark.parametrize(("option", "attended"), [((), True), (("--mask-padding",), False), (("--attend-padding",), True)])
@@ -122,7 +122,7 @@ def test_mistakes_are_one_message(cadenza, tmp_path):
     for arguments, said in (
         (("export", tmp_path / "tiny", tmp_path / "out"), "cannot be a MusicGen of transformers"),
         (("import", tmp_path / "nothing", tmp_path / "out"), "is neither a folder nor a bundled model"),
-        (("inspect", tmp_path), "holds no model that is known"),
+        (("inspect", tmp_path), "holds no known model"),
         (("import", tmp_path / "tiny", tmp_path), "is not a saved system"),
     ):
         status, out, err = cadenza(*arguments)

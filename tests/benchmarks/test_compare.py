@@ -108,7 +108,7 @@ def test_a_process_of_its_own_says_what_it_held(folder, tmp_path):
     parameters = sum(x.numel() for x in CadenzaRunner(folder, "float32", **WHERE).system.generator.parameters())
     assert memory["language model"] == 2 * parameters
     assert memory["peak"] >= memory["after loading"] >= memory["libraries"] > 50e6
-    with pytest.raises(BenchmarkError, match="there is no folder"):
+    with pytest.raises(BenchmarkError, match="neither a folder nor a bundled model"):
         run_in_subprocess(SubprocessJob(str(tmp_path / "nothing"), 0.4, 1, "cpu", variant="float32"))
 
 

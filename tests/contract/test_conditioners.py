@@ -275,8 +275,8 @@ class Hidden(Coin):
         super().__init__(spec)
         self.shift = torch.rand(1)
 
-    def embed(self, tensors):
-        tokens = super().embed(tensors)
+    def project(self, tensors):
+        tokens = super().project(tensors)
         return MaskedSequence(tokens.x + self.shift, tokens.mask)
 """
 
