@@ -91,7 +91,7 @@ class SystemSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _migrate(cls, data: Any) -> Any:
-        return migrate_spec(data) if isinstance(data, dict) else data
+        return migrate_spec(data) if isinstance(data, dict) and data.get("format") != FORMAT else data
 
     @model_validator(mode="after")
     def _fit(self) -> "SystemSpec":
