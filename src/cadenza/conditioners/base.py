@@ -388,7 +388,8 @@ class ConditionerSet(nn.ModuleDict):
 
 def _timeline(part: Conditioner[Any], value: Any) -> Timeline | None:
     """Return the value as a timeline; None if it is constant or if the conditioner handles timelines itself."""
-    return None if part.handles_timelines else Timeline.parse(value)
+    constant = part.handles_timelines or value is None or isinstance(value, str)
+    return None if constant else Timeline.parse(value)
 
 
 def _crop(part: Conditioner[Any], value: Any, start: Any) -> Any:

@@ -62,10 +62,10 @@ class ChordsConditioner(Conditioner[Any]):
     """
 
     handles_timelines: ClassVar[bool] = True  # values are lists of (start, end, name)
+    placeholder: Any = ()
 
     def __init__(self, spec: ChordsSpec) -> None:
         super().__init__(spec)
-        self.placeholder: Any = [ChordSpan(0.0, 0.0, spec.vocabulary[0] if spec.vocabulary else "N")]
         self.table = nn.Embedding(len(spec.vocabulary), spec.hidden) if spec.vocabulary else None
         self.up = None if spec.vocabulary else nn.Linear(_FEATURES, spec.hidden)
         self.out = nn.Linear(spec.hidden, spec.output_dim)
@@ -136,7 +136,7 @@ class ChordsConditioner(Conditioner[Any]):
         return bar
 
     def _spans(self, value: Any) -> list[ChordSpan]:
-        if not isinstance(value, list | tuple) or not value:
+        if not isinstance(value, list | tuple):
             raise RequestError(f"chords are a text such as 'Am F C G' or a list of (start, end, name), got {value!r}")
         return sorted(_span(entry) for entry in value)
 

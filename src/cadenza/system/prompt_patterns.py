@@ -45,7 +45,7 @@ def extract_prompt_values(
         given = item.get(reading.of)
         if found.get(reading.to) is not None:
             continue
-        line = Timeline.parse(given)
+        line = None if isinstance(given, str) else Timeline.parse(given)
         if line is None:
             value = _said(reading, given, conditioners)
         else:
