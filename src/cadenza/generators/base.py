@@ -109,15 +109,12 @@ class Generator(nn.Module, ABC):
 
 
 def validate_known_prefix(
-    inputs: GenerationInputs, frame_format: FrameFormat
+    known: KnownFrames, frames: Int[Tensor, " b"], frame_format: FrameFormat
 ) -> tuple[Int[Tensor, "b k f"], Int[Tensor, " b"]]:
-    """Return the known codes on the CPU, and how many frames of each item are known.
+    """Return the known codes on the CPU, and how many of the `frames` of each item are known.
 
     Raises RequestError if the codes have the wrong shape or range, or are not the first frames of an item.
     """
-    frames, known = inputs.frames.cpu(), inputs.known_frames
-    if known is None:
-        return torch.zeros(len(frames), frame_format.channels, 0, dtype=torch.long), torch.zeros_like(frames)
     ids, mask = known.frames.data.cpu(), known.mask.cpu()
     expected = [len(frames), frame_format.channels, mask.shape[1]]
     if ids.is_floating_point() or list(ids.shape) != expected:

@@ -129,6 +129,7 @@ class CodecLMSpec(GeneratorSpec):
 class CodecLM(Generator):
     """The weights: embeddings of `num_codebooks` codebooks, a causal transformer, one head per codebook."""
 
+    graphs: GraphCache | None = None  # made by the first stream on a GPU
     int8_only: ClassVar[tuple[str, ...]] = (
         "head", "cross.kv", "adaln", *(f"input_projections.{slot}" for slot in ("prepend", "add", "concat"))
     )  # fmt: skip
@@ -137,7 +138,6 @@ class CodecLM(Generator):
         super().__init__()
         self.spec, self.frame_format = spec, frame_format
         self.num_codebooks, self.special_token_id = frame_format.channels, frame_format.cardinality
-        self.graphs = GraphCache()
         self.transformer = Transformer(
             spec.width,
             spec.depth,
@@ -260,12 +260,14 @@ class CodecLM(Generator):
 
         Raises RequestError unless the known frames of each item are its first ones.
         """
+        if self.graphs is None and self.embedding.weight.is_cuda:
+            self.graphs = GraphCache()
         frames = inputs.frames.tolist()
         patterns = [self.pattern(count) for count in frames]
         branches = nonzero_branches(branches, plain=inputs.guidance_schedule is not None or inputs.rescale > 0)
         lm = pack_linears(dequantized_if_unsupported(self), len(frames) * (1 if inputs.two_step_cfg else len(branches)))
         state, first = init_state(lm, branches, inputs, patterns)
-        runner = self.graphs.acquire(state, lm)
+        runner = None if self.graphs is None else self.graphs.acquire(state, lm)
         state = state if runner is None else runner.state
         complete = [pattern.complete_frames_after() for pattern in patterns]
         step_of_frame = pad_step_tables(patterns).to(state.buffer.sequence.device)  # [b, k, f]
@@ -285,7 +287,7 @@ class CodecLM(Generator):
                     break
         finally:
             state.close()
-        if runner is not None:
+        if self.graphs is not None and runner is not None:
             self.graphs.release(runner)
 
 
@@ -334,7 +336,9 @@ def init_state(
     if len(inputs.seeds) != batch:
         raise RequestError(f"{len(inputs.seeds)} seeds are given for {batch} items")
     frame = pad_frame_tables(patterns)  # [b, k, s]
-    ids, prefix = validate_known_prefix(inputs, lm.frame_format)  # [b, k, f], [b]
+    ids, prefix = torch.zeros(batch, lm.num_codebooks, 0, dtype=torch.long), torch.zeros_like(frames)
+    if inputs.known_frames is not None:
+        ids, prefix = validate_known_prefix(inputs.known_frames, frames, lm.frame_format)  # [b, k, f], [b]
     known = (frame >= 0) & (frame < prefix[:, None, None])
     sequence = F.pad(ids, (0, 1)).gather(2, frame.where(known, ids.shape[2])).where(known, lm.special_token_id)
     missing = ((frame >= prefix[:, None, None]) & (frame < frames[:, None, None])).any(1).any(0)  # [s]
@@ -369,8 +373,8 @@ def init_state(
 
             decoder = QuantizedDecoder(lm.transformer, lm.head, conditions, sequences=rows, positions=positions)
         else:
-            capacity = round_up_to_bucket(positions) if lm.graphs.is_supported(lm) else positions
-            cache = lm.transformer.allocate_kv_cache(rows, capacity)
+            graphs = lm.graphs is not None and lm.graphs.is_supported(lm)
+            cache = lm.transformer.allocate_kv_cache(rows, round_up_to_bucket(positions) if graphs else positions)
         groups.append(BranchGroup(len(part), conditions, cache, decoder))
     return DecodingState(buffer, groups, torch.tensor([first]).to(device)), first
 
