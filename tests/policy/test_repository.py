@@ -52,7 +52,7 @@ def test_every_config_parses() -> None:
     for path in CONFIGS:
         kind = TrainingConfig if re.search(r"^\s*\"?task\"?:", path.read_text(), re.M) else SystemSpec
         kind = EstimatorTrainingConfig if path.parent.name == "evaluation" else kind
-        spec = kind.read(path)
+        spec = kind.load(path)
         assert kind.parse(json.loads(spec.to_json())) == spec
 
 
