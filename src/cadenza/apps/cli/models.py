@@ -53,20 +53,26 @@ def _released() -> list[_Line]:
 
 
 def _saved(folder: Path, name: str | None = None) -> _Line:
-    """A system's folder; its parameters are counted without reading them."""
+    """Describe a system's folder; parameters, those of frozen encoders included, are counted without reading them."""
+    import torch
     from safetensors import SafetensorError, safe_open
 
     from cadenza.core.errors import CadenzaError
-    from cadenza.system.store import ModelCard
+    from cadenza.system.store import ModelFolder
+    from cadenza.system.system import System
 
     try:
-        card, count = ModelCard.from_folder(folder), 0
+        found = ModelFolder.open(folder)
+        with torch.device("meta"):
+            count = sum(p.numel() for p in System(found.spec).parameters())
         for path in sorted(folder.rglob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+            with safe_open(path, "pt") as file:  # raises if the file is damaged
+                shapes = [file.get_slice(key).get_shape() for key in file.keys()]
+            if path.parent != folder:  # of a frozen encoder
+                count += sum(map(math.prod, shapes))
     except (SafetensorError, CadenzaError) as error:
         return _Line(name or str(folder), "unknown", f"damaged: {error}", 0)
-    return _Line(name or str(folder), card.license, card.summary, count)
+    return _Line(name or str(folder), found.card.license, found.card.summary, count)
 
 
 def _systems(folder: Path) -> list[Path]:
