@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import HubertConfig, HubertModel
+from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 
 from cadenza.conditioners.base import PreparedInputs
 from cadenza.conditioners.style import StyleConditioner, StyleSpec
@@ -169,6 +169,21 @@ def test_a_mert_of_a_folder(mert: tuple[Path, HubertModel], tmp_path: Path) -> N
     again = kept.build().eval()
     again.load_state_dict(part.state_dict())
     torch.testing.assert_close(run(again, values[1]), run(part, values[1]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2", "wavlm"])
+def test_speech_encoders_equal_transformers(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "conv_dim": (8, 8)}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    config = AutoConfig.for_model(kind, **sizes, **positions, conv_stride=(5, 2), conv_kernel=(10, 3), num_buckets=8)
+    model = AutoModel.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    part, wave = style(codec=None, model=str(tmp_path), sample_rate=800, seconds=0.4), noise(320)
+    with torch.no_grad():
+        expected = model(wave.wave[0]).last_hidden_state[0]
+    features = part.encode(part.prepare([wave]))
+    torch.testing.assert_close(features.tensors["x"][0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_no_mert_is_said(mert: tuple[Path, HubertModel]) -> None:

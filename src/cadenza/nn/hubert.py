@@ -14,7 +14,7 @@ from cadenza.core.errors import CheckpointError
 from cadenza.nn.frozen import FrozenEncoder
 
 # MERT has the architecture of HuBERT, and options of which HuBERT covers these values
-_ARCHITECTURES = {"hubert": "hubert", "mert_model": "hubert", "wav2vec2": "wavlm"}
+_ARCHITECTURES = {"hubert": "hubert", "mert_model": "hubert", "wav2vec2": "wav2vec2", "wavlm": "wavlm"}
 _SUPPORTED_VALUES = {"feature_extractor_cqt": (False, None), "deepnorm": (False, None), "attention_relax": (-1.0, None)}
 _TRAINING_ONLY = ("masked_spec_embed", "quantizer.", "project_", "encoder_mask_emb", "final_proj.", "label_embs", "lm_head.")
 
