@@ -19,10 +19,10 @@ RATE = 8000
 @pytest.fixture
 def folder(tmp_path):
     """A ramp that says in each sample where it is, a clip of a tenth of a second, and a stereo one."""
-    audio_io.write(tmp_path / "ramp.wav", np.arange(RATE * 5, dtype=np.float32)[:, None] / 2**16, RATE, subtype="FLOAT")
-    audio_io.write(tmp_path / "short.wav", np.full((800, 1), 0.5, np.float32), RATE)
+    audio_io.write_samples(tmp_path / "ramp.wav", np.arange(RATE * 5, dtype=np.float32)[:, None] / 2**16, RATE, subtype="FLOAT")
+    audio_io.write_samples(tmp_path / "short.wav", np.full((800, 1), 0.5, np.float32), RATE)
     stereo = np.stack([np.full(RATE * 2, 0.5), np.full(RATE * 2, -0.25)], 1).astype(np.float32)
-    audio_io.write(tmp_path / "stereo.wav", stereo, RATE)
+    audio_io.write_samples(tmp_path / "stereo.wav", stereo, RATE)
     (tmp_path / "ramp.json").write_text(json.dumps({"prompt": ["one", "two", "three"], "tempo": 90.0, "notes": [[0, 1]]}))
     return scan_folder(tmp_path)[0]
 
@@ -99,7 +99,7 @@ def test_a_file_that_breaks_later_is_named(folder):
     path.unlink()
     with pytest.raises(AudioError, match="ramp.wav: no such file"):
         clips[SampleIndex(0)]
-    audio_io.write(path, np.zeros((RATE * 10, 1), np.float32), 2 * RATE)
+    audio_io.write_samples(path, np.zeros((RATE * 10, 1), np.float32), 2 * RATE)
     with pytest.raises(AudioError, match="sample rate is 16000 Hz, but the manifest has 8000"):
         clips[SampleIndex(0)]
 

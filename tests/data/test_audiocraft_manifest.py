@@ -22,7 +22,7 @@ RATE = 8000
 
 def tone(path, seconds=1.0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    audio_io.write(path, np.full((round(seconds * RATE), 1), 0.25, np.float32), RATE)
+    audio_io.write_samples(path, np.full((round(seconds * RATE), 1), 0.25, np.float32), RATE)
     return path
 
 

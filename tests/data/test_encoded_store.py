@@ -62,7 +62,7 @@ def manifest(tmp_path):
     (tmp_path / "audio").mkdir()
     for i in range(7):
         samples = rng.uniform(-0.9, 0.9, (RATE // 2 + 37 * i if i else 1, 1)).astype(np.float32)
-        audio_io.write(tmp_path / f"audio/{i}.wav", samples, RATE)
+        audio_io.write_samples(tmp_path / f"audio/{i}.wav", samples, RATE)
         facts = {
             "prompt": [f"clip {i}", f"sound {i}"],
             "tempo": 60.0 + i,
@@ -76,7 +76,7 @@ def manifest(tmp_path):
 
 def expected(manifest, i):
     """The codes of a clip by numpy from its file."""
-    samples = audio_io.read(manifest.clips[i].audio)[0][:, 0].astype(np.float64)
+    samples = audio_io.read_samples(manifest.clips[i].audio)[0][:, 0].astype(np.float64)
     frames = np.pad(samples, (0, -len(samples) % HOP)).reshape(-1, HOP)
     return np.stack([frames.mean(1), frames[:, 0]]) * 1000 + 1000
 

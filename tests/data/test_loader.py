@@ -67,7 +67,7 @@ def clips(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(6):
         samples = rng.uniform(-0.5, 0.5, (RATE if i else 100, 1)).astype(np.float32)
-        audio_io.write(tmp_path / f"{i}.wav", samples, RATE)
+        audio_io.write_samples(tmp_path / f"{i}.wav", samples, RATE)
         (tmp_path / f"{i}.txt").write_text(f"clip {i}")
     return AudioDataset(scan_folder(tmp_path)[0], seconds=0.1, sample_rate=RATE)
 

@@ -13,7 +13,7 @@ from cadenza.dsp import audio_io
 
 def tone(path, seconds=0.1, rate=8000, channels=1):
     path.parent.mkdir(parents=True, exist_ok=True)
-    audio_io.write(path, np.full((round(seconds * rate), channels), 0.25, np.float32), rate)
+    audio_io.write_samples(path, np.full((round(seconds * rate), channels), 0.25, np.float32), rate)
     return path
 
 

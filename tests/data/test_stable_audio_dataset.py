@@ -27,7 +27,7 @@ def folder(tmp_path):
     for i in range(4):
         path = tmp_path / ("one", "two ü")[i % 2] / f"{i}.wav"
         path.parent.mkdir(exist_ok=True)
-        audio_io.write(path, (np.arange(2 * RATE, dtype=np.float32) / 2**16)[:, None], RATE)
+        audio_io.write_samples(path, (np.arange(2 * RATE, dtype=np.float32) / 2**16)[:, None], RATE)
         path.with_suffix(".json").write_text(json.dumps({"prompt": f"clip {i}"}))
     return tmp_path
 

@@ -85,5 +85,5 @@ def test_a_torch_dataset_random_segments_and_a_split():
 
 
 def test_a_path_as_audio(tmp_path):
-    audio_io.write(tmp_path / "a.wav", np.full((400, 1), 0.5, np.float32), RATE)
+    audio_io.write_samples(tmp_path / "a.wav", np.full((400, 1), 0.5, np.float32), RATE)
     assert item({"audio": str(tmp_path / "a.wav")}, data_rate=None)["audio"].lengths.tolist() == [400]

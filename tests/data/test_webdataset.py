@@ -33,7 +33,7 @@ def tar(path, members):
 
 def ramp(path, seconds=1.0, first=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    audio_io.write(path, (np.arange(first, first + round(seconds * RATE), dtype=np.float32) / 2**16)[:, None], RATE)
+    audio_io.write_samples(path, (np.arange(first, first + round(seconds * RATE), dtype=np.float32) / 2**16)[:, None], RATE)
     return path
 
 

@@ -35,12 +35,12 @@ def test_a_section_is_a_file(tmp_path):
 def test_audio_reads_the_same_inside_another_file(tmp_path, ending):
     t = np.arange(3 * 16_000)
     path = tmp_path / f"a.{ending}"
-    audio_io.write(path, (0.5 * np.sin(t * 0.05 + (t / 20_000) ** 2))[:, None].astype(np.float32), 16_000)
+    audio_io.write_samples(path, (0.5 * np.sin(t * 0.05 + (t / 20_000) ** 2))[:, None].astype(np.float32), 16_000)
     section = inside(path, f"a.{ending}")
     assert audio_io.probe(section) == audio_io.probe(path)
     for start, frames in ((0, None), (30_000, 4000), (47_000, None)):
         assert load_audio(section, start, frames).wave.equal(load_audio(path, start, frames).wave)
-    whole, _ = audio_io.read(path)
+    whole, _ = audio_io.read_samples(path)
     for place in (section, path):
         np.testing.assert_allclose(np.concatenate(list(audio_io.iter_blocks(place, 7000))), whole, atol=1e-6)
 
@@ -70,7 +70,7 @@ def test_what_is_wrong_is_named(tmp_path):
 
 def test_blocks_say_where_a_file_ends_too_early(tmp_path):
     path = tmp_path / "a.flac"
-    audio_io.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (40_000, 1)).astype(np.float32), 16_000)
+    audio_io.write_samples(path, np.random.default_rng(0).uniform(-0.5, 0.5, (40_000, 1)).astype(np.float32), 16_000)
     path.write_bytes(path.read_bytes()[:30_000])
     with pytest.raises(audio_io.TruncatedAudioError, match="a.flac: .* of 40000 samples"):
         list(audio_io.iter_blocks(path, 4096))

@@ -7,7 +7,8 @@ import pyloudnorm
 import pytest
 import torch
 
-from cadenza.dsp.loudness import k_weighting, loudness, normalize
+from cadenza.dsp.audio import Audio
+from cadenza.dsp.loudness import k_weighting, loudness, normalize_loudness
 
 
 def tone(seconds: float, rate: int, dbfs: float, *, hz: float = 1000.0) -> torch.Tensor:
@@ -60,13 +61,14 @@ def test_a_long_clip_is_filtered_in_chunks_that_do_not_show():
 
 
 def test_normalize_reaches_its_aim_below_the_ceiling():
-    quiet = tone(2, 48000, -40)[None]
-    assert loudness(normalize(quiet, 48000, -20.0), 48000) == pytest.approx(-20, abs=0.01)
-    loud = normalize(quiet, 48000, 20.0, ceiling=-1.0)
-    assert float(loud.abs().max()) == pytest.approx(10 ** (-1 / 20), rel=1e-9)
+    quiet = Audio(tone(2, 48000, -40)[None, None].float(), 48000)
+    assert loudness(normalize_loudness(quiet, -20.0).wave[0], 48000) == pytest.approx(-20, abs=0.01)
+    with pytest.warns(UserWarning, match="clip 1 stays at -4.0 LUFS: 20 would clip its peaks"):
+        loud = normalize_loudness(quiet, 20.0)
+    assert float(loud.wave.abs().max()) == pytest.approx(10 ** (-1 / 20), rel=1e-6)
 
 
 def test_silence_and_one_sample():
     assert loudness(torch.zeros(2, 48000), 48000) == -math.inf
-    assert torch.equal(normalize(torch.zeros(1, 48000), 48000, -14.0), torch.zeros(1, 48000))
-    assert torch.isfinite(normalize(torch.ones(1, 1), 48000, -14.0)).all()
+    assert torch.equal(normalize_loudness(Audio(torch.zeros(1, 1, 48000), 48000), -14.0).wave, torch.zeros(1, 1, 48000))
+    assert torch.isfinite(normalize_loudness(Audio(torch.ones(1, 1, 1), 48000), -14.0).wave).all()

@@ -51,7 +51,7 @@ def piped(kind: str, samples: np.ndarray, step: int = 1000) -> bytes:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_wav_is_whole_after_each_piece(tmp_path: Path, channels: int) -> None:
     path, samples = tmp_path / "a.wav", tone(0.5, channels)
-    audio_io.write(tmp_path / "once.wav", samples, RATE)
+    audio_io.write_samples(tmp_path / "once.wav", samples, RATE)
     expected, _ = soundfile.read(tmp_path / "once.wav", dtype="int16", always_2d=True)
     with StreamingAudioWriter(path, ".wav", StreamFormat(RATE, channels), TAGS) as file:
         assert not path.exists(), "nothing is made of nothing"
@@ -144,7 +144,7 @@ def test_refusals(tmp_path: Path) -> None:
         StreamingAudioWriter(Pipe(), "flac", StreamFormat(RATE, 1))
     with pytest.raises(AudioError, match=r"a.xyz: cannot stream 'xyz'.*wav"):
         StreamingAudioWriter(tmp_path / "a.xyz", ".xyz", StreamFormat(RATE, 1))
-    with pytest.raises(AudioError, match="mp3 does not support 10000 Hz, only 8000"):
+    with pytest.raises(AudioError, match="mp3 files do not support 10000 Hz; resample to one of: 8000"):
         StreamingAudioWriter(tmp_path / "a.mp3", "mp3", StreamFormat(10000, 1))
     with (
         pytest.raises(AudioError, match="NaN or infinite"),

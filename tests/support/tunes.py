@@ -39,7 +39,7 @@ def caption(number: int) -> str:
 def save(path: Path, samples: np.ndarray, said: str | None, rate: int = RATE, subtype: str | None = None) -> Path:
     """An audio file with its caption."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    audio_io.write(path, samples, rate, subtype=subtype)
+    audio_io.write_samples(path, samples, rate, subtype=subtype)
     if said is not None:
         path.with_suffix(".txt").write_text(said)
     return path

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "audio").mkdir()
     for i in range(8):
         wave = 0.3 * np.sin(np.arange(RATE // 2) * (0.1 + i / 50))
-        audio_io.write(tmp_path / f"audio/{i}.wav", wave.astype(np.float32)[:, None], RATE)
+        audio_io.write_samples(tmp_path / f"audio/{i}.wav", wave.astype(np.float32)[:, None], RATE)
         (tmp_path / f"audio/{i}.json").write_text(json.dumps({"description": f"tone {i}", "bpm": 100 + i}))
     return tmp_path / "audio"
 

@@ -118,7 +118,7 @@ def crop_or_pad(wave: Tensor, samples: int, sample_rate: int) -> Audio:
 
 
 def _read_clip(clip: ManifestClip, start: int, frames: int) -> Audio:
-    samples, sample_rate = audio_io.read(clip.audio, start, frames)
+    samples, sample_rate = audio_io.read_samples(clip.audio, start, frames)
     if clip.sample_rate not in (None, sample_rate):
         raise AudioError(
             f"{clip.audio}: sample rate is {sample_rate} Hz, but the manifest has {clip.sample_rate} Hz; create it again"

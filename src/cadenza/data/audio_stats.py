@@ -249,6 +249,6 @@ def _similar_pairs(fingerprints: Float[np.ndarray, "b n"]) -> list[tuple[int, in
 def _load_wave(path: Path | ByteRange) -> Float[Tensor, " n"]:
     """Return the beginning of a file in mono, with pre-emphasis."""
     header = audio_io.probe(path)
-    samples, rate = audio_io.read(path, 0, max(1, round(COMPARE_SECONDS * header.sample_rate)))
+    samples, rate = audio_io.read_samples(path, 0, max(1, round(COMPARE_SECONDS * header.sample_rate)))
     wave = resample(torch.from_numpy(samples.mean(1)), rate, COMPARE_RATE)
     return torch.cat([wave[:1], wave[1:] - 0.95 * wave[:-1]])

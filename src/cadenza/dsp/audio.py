@@ -26,9 +26,11 @@ def resample(wave: Float[Tensor, "*rest t"], before: int, after: int) -> Float[T
 
     if before <= 0 or after <= 0:
         raise AudioError(f"resample: cannot convert {before} Hz to {after} Hz; sample rates must be positive")
-    if before == after or wave.numel() == 0:
-        return wave if before == after else wave.new_zeros(*wave.shape[:-1], resampled_length(wave.shape[-1], before, after))
+    if before == after:
+        return wave
     length = resampled_length(wave.shape[-1], before, after)
+    if wave.numel() == 0:
+        return wave.new_zeros(*wave.shape[:-1], length)
     rows = wave.detach().to("cpu", torch.float32).reshape(-1, wave.shape[-1]).numpy()
     out = np.zeros((len(rows), length), dtype=np.float32)
     for row, target in zip(rows, out, strict=True):
@@ -55,11 +57,9 @@ class Audio:
         """Return clips of one sample rate and channel count as one batch, zero-padded at the end."""
         kinds = {(clip.sample_rate, clip.wave.shape[1]) for clip in clips}
         if len(kinds) != 1:
-            kinds_text = ", ".join(f"{channels} channel(s) at {rate} Hz" for rate, channels in sorted(kinds)) or "no clip"
-            raise AudioError(
-                f"a batch needs clips of one sample rate and channel count, "
-                f"got {kinds_text}; use `resample` and `to_channels` first"
-            )
+            given = ", ".join(f"{channels} channel(s) at {rate} Hz" for rate, channels in sorted(kinds)) or "no clip"
+            problem = f"a batch needs clips of one sample rate and channel count, got {given}"
+            raise AudioError(f"{problem}; use `resample` and `to_channels` first")
         waves = [clip.wave[0, :, : int(clip.lengths[0])] for part in clips for clip in part]
         lengths = torch.tensor([wave.shape[-1] for wave in waves], device=waves[0].device)
         batch = waves[0].new_zeros(len(waves), waves[0].shape[0], int(lengths.max()))
@@ -99,13 +99,14 @@ class Audio:
         path = Path(path)
         paths = [path] if len(self) == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(self))]
         for clip, target in zip(self, paths, strict=True):
-            audio_io.write(target, clip.wave[0].detach().float().cpu().numpy().T, self.sample_rate, tags=tags, subtype=subtype)
+            samples = clip.wave[0].detach().float().cpu().numpy().T
+            audio_io.write_samples(target, samples, self.sample_rate, tags=tags, subtype=subtype)
         return paths
 
 
 def load_audio(path: AudioPath, start: int = 0, frames: int | None = None) -> Audio:
     """Load an audio file, or `frames` samples of it from sample `start`, as a batch of one clip."""
-    samples, sample_rate = audio_io.read(path, start, frames)
+    samples, sample_rate = audio_io.read_samples(path, start, frames)
     return Audio(torch.from_numpy(samples.T.copy())[None], sample_rate)
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -20,75 +20,6 @@ from cadenza.dsp.byte_range import AudioPath, ByteRange
 PREROLL = 1.0  # seconds decoded before a segment in a container; Opus needs that long to converge
 BLOCK = 65_536  # frames a write; libsndfile's Vorbis encoder crashes on one long buffer (libsndfile#1023)
 RUN_IN = 16_384  # samples decoded before a segment by decoders with state
-NORMALIZED_PEAK = 10 ** (-0.1 / 20)  # of `peak="normalize"`: -0.1 dBFS
-
-
-def probe_ffmpeg(path: Path | ByteRange) -> tuple[int, int, int]:
-    """Return sample rate, channels and samples per channel; decodes the file, as container headers are not exact."""
-    samples, sample_rate = read_ffmpeg(path, 0, None)
-    return sample_rate, samples.shape[1], len(samples)
-
-
-def read_ffmpeg(path: Path | ByteRange, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:
-    """Return samples `[start, start + frames)` of the first audio stream, and the sample rate."""
-    av = _import_av(path)
-    if isinstance(path, Path) and not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    try:
-        with _av_source(path) as source, av.open(source) as container:
-            if not container.streams.audio:
-                raise AudioError(f"{path}: has no audio stream")
-            stream = container.streams.audio[0]
-            rate = stream.codec_context.sample_rate
-            samples = _decode(container, stream, start, None if frames is None else start + frames)
-    except (av.error.FFmpegError, OSError) as error:
-        raise AudioError(f"{path}: not audio, or damaged ({error})") from error
-    if not len(samples):
-        raise AudioError(f"{path}: sample {start} is past the end")
-    return samples, rate
-
-
-def _av_source(path: Path | ByteRange) -> AbstractContextManager[Any]:
-    """Return a context manager for the path, or for an open file."""
-    return path.open() if isinstance(path, ByteRange) else nullcontext(str(path))
-
-
-def _decode(container: Any, stream: Any, start: int, stop: int | None) -> np.ndarray:
-    rate = stream.codec_context.sample_rate
-    origin = stream.start_time or 0  # samples before it are encoder delay
-    exact = stream.time_base * rate <= 1  # webm time stamps are milliseconds: only counting from the start is exact
-    if exact and start > PREROLL * rate:
-        container.seek(origin + int((start / rate - PREROLL) / stream.time_base), stream=stream)
-    pieces, begin, decoded = [], None, 0
-    for frame in container.decode(stream):
-        if begin is None:
-            begin = decoded = round((frame.pts - origin) * stream.time_base * rate) if exact else 0
-        pieces.append(_floats(frame))
-        decoded += frame.samples
-        if stop is not None and decoded >= stop:
-            break
-    whole = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
-    first = max(0, start - (begin or 0))
-    return whole[first : None if stop is None else first + stop - start]
-
-
-def _floats(frame: Any) -> np.ndarray:
-    """Return a decoded frame as [samples, channels] in [-1, 1]."""
-    data = frame.to_ndarray()
-    if not frame.format.is_planar:
-        data = data.reshape(-1, frame.layout.nb_channels).T
-    if data.dtype == np.uint8:
-        return ((data.astype(np.float32) - 128) / 128).T
-    scale = 1.0 if np.issubdtype(data.dtype, np.floating) else float(np.iinfo(data.dtype).max) + 1
-    return (data.astype(np.float32) / scale).T
-
-
-def _import_av(path: Path | ByteRange) -> Any:
-    try:
-        av = importlib.import_module("av")
-    except ImportError as error:
-        raise AudioError(f'{path}: {path.suffix} files need the `audio` extra: pip install -e ".[audio]"') from error
-    return av
 
 
 class FileFormat(NamedTuple):
@@ -132,21 +63,31 @@ class AudioFileInfo:
 
 
 def probe(path: AudioPath) -> AudioFileInfo:
-    """Return sample rate, channels and length without decoding; raise AudioError if the file is empty or truncated."""
-    if _is_container(path):
-        return AudioFileInfo(*probe_ffmpeg(_as_path(path)))
-    with _opened(path) as file:
+    """Return sample rate, channels and length; raise AudioError if the file is empty or truncated.
+
+    Containers are decoded for it, because their headers are not exact.
+    """
+    path = _as_path(path)
+    if path.suffix.lower() in CONTAINERS:
+        samples, sample_rate = _read_container(path, 0, None)
+        return AudioFileInfo(sample_rate, samples.shape[1], len(samples))
+    with _open_sound_file(path) as file:
         return AudioFileInfo(file.samplerate, file.channels, file.frames)
 
 
-def read(path: AudioPath, start: int = 0, frames: int | None = None) -> tuple[Float[np.ndarray, "t c"], int]:
+def read_samples(path: AudioPath, start: int = 0, frames: int | None = None) -> tuple[Float[np.ndarray, "t c"], int]:
     """Return samples `[start, start + frames)`, fewer at the end of the file, and the sample rate."""
+    path = _as_path(path)
     if start < 0 or (frames is not None and frames <= 0):
         raise AudioError(f"{path}: cannot read {frames} samples from sample {start}; start at 0 or later and read some")
-    if _is_container(path):
-        samples, sample_rate = read_ffmpeg(_as_path(path), start, frames)
+    if path.suffix.lower() in CONTAINERS:
+        samples, sample_rate = _read_container(path, start, frames)
     else:
-        samples, sample_rate = _read_sndfile(path, start, frames)
+        with _open_sound_file(path) as file:
+            if start >= file.frames:
+                raise AudioError(f"{path}: sample {start} is past the end; the file has {file.frames}")
+            count = min(file.frames - start, file.frames if frames is None else frames)
+            samples, sample_rate = _read_exact(path, file, start, count), file.samplerate
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: contains NaN or infinite samples; export the file again")
     return samples, sample_rate
@@ -157,29 +98,17 @@ def iter_blocks(path: AudioPath, frames: int) -> Iterator[Float[np.ndarray, "t c
 
     Raise TruncatedAudioError if it cannot be decoded to its end.
     """
-    import soundfile
-
-    if _is_container(path):
-        samples, _ = read(path)
+    path = _as_path(path)
+    if path.suffix.lower() in CONTAINERS:
+        samples, _ = read_samples(path)
         yield from (samples[start : start + frames] for start in range(0, len(samples), frames))
         return
-    with _opened(path) as file:
-        done = 0
-        while done < file.frames:
-            count = min(frames, file.frames - done)
-            try:
-                samples = _read_exact(path, file, done, count)  # soundfile seeks after each read, which is not exact either
-            except soundfile.LibsndfileError as error:
-                raise TruncatedAudioError(
-                    f"{path}: damaged after {done} of {file.frames} samples ({_reason(error)})"
-                ) from error
-            if len(samples) < count:
-                raise _truncated(path, done + len(samples), file.frames)
-            done += count
-            yield samples
+    with _open_sound_file(path) as file:
+        for start in range(0, file.frames, frames):  # soundfile seeks after each read, which is not exact either
+            yield _read_exact(path, file, start, min(frames, file.frames - start))
 
 
-def write(
+def write_samples(
     path: str | Path,
     samples: Float[np.ndarray, "t c"],
     sample_rate: int,
@@ -193,37 +122,38 @@ def write(
     `peak` decides about audio above full scale in integer formats: scale to -0.1 dBFS with a warning, raise AudioError, or
     clip. `subtype` is a name of libsndfile ("PCM_24", "FLOAT"); `tags` are its text fields ("title", "comment", ...).
     """
+    import soundfile
+
     path, samples = Path(path), np.asarray(samples, dtype=np.float32)
-    format = _format_of(path, sample_rate)
+    format = format_of(str(path), path.suffix, sample_rate)
     subtype = subtype or format.subtype
-    samples = _check_samples(path, samples[:, None] if samples.ndim == 1 else samples)
-    if subtype not in _FLOATS:
+    _check_samples(path, samples)
+    if subtype not in ("FLOAT", "DOUBLE"):
         samples = _limit_peak(path, samples, peak)
     if subtype.startswith("PCM_") and subtype != "PCM_U8":  # libsndfile scales by 2^n - 1, which its reader does not invert
         samples = to_pcm(samples, int(subtype.removeprefix("PCM_S").removeprefix("PCM_")))
-    with atomic_write(path, AudioError) as file:
-        _encode(path, file, samples, (sample_rate, format.name, subtype, tags or {}))
+    channels = samples.shape[1]
+    with atomic_write(path, AudioError) as target:
+        file = CallbackFile(target)
+        try:
+            with soundfile.SoundFile(cast(BinaryIO, file), "w", sample_rate, channels, subtype, format=format.name) as encoder:
+                set_tags(encoder, tags or {})
+                for begin in range(0, len(samples), BLOCK):
+                    encoder.write(samples[begin : begin + BLOCK])
+                    file.check()
+        except (soundfile.LibsndfileError, ValueError, AttributeError, TypeError) as error:
+            raise AudioError(
+                f"{path}: {channels} channel(s) at {sample_rate} Hz cannot be written as {format.name} {subtype}: {error}"
+            ) from error
+        finally:
+            file.check()
 
 
-def _encode(path: Path, file: BinaryIO, samples: np.ndarray, options: tuple[int, str, str, Mapping[str, str]]) -> None:
-    import soundfile
-
-    sample_rate, name, subtype, tags = options
-    sink = CallbackFile(file)
-    try:
-        with soundfile.SoundFile(cast(BinaryIO, sink), "w", sample_rate, samples.shape[1], subtype, format=name) as out:
-            for key, text in tags.items():
-                if text:  # libsndfile rejects empty tags in wav files
-                    setattr(out, key, text)
-            for begin in range(0, len(samples), BLOCK):
-                out.write(samples[begin : begin + BLOCK])
-                sink.check()
-    except (soundfile.LibsndfileError, ValueError, AttributeError, TypeError) as error:
-        sink.check()
-        raise AudioError(
-            f"{path}: {samples.shape[1]} channel(s) at {sample_rate} Hz cannot be written as {name} {subtype}: {error}"
-        ) from error
-    sink.check()
+def set_tags(encoder: Any, tags: Mapping[str, str]) -> None:
+    """Set the text fields of a `SoundFile`; libsndfile rejects empty ones in wav files."""
+    for field, text in tags.items():
+        if text:
+            setattr(encoder, field, text)
 
 
 class CallbackFile:
@@ -255,36 +185,29 @@ class CallbackFile:
     def tell(self) -> int:
         return self._guard(self.file.tell, 0)
 
-    def read(self, size: int = -1) -> bytes:
-        return self.file.read(size)
 
-    def flush(self) -> None:
-        self._guard(lambda: self.file.flush() or 0, 0)
-
-
-def _format_of(path: Path, sample_rate: int) -> FileFormat:
-    if path.suffix.lower() not in FORMATS:
-        problem = f"cannot write '{path.suffix}' files" if path.suffix else "the file name has no suffix"
-        raise AudioError(f"{path}: {problem}; choose from: {', '.join(FORMATS)}")
-    format = FORMATS[path.suffix.lower()]
+def format_of(name: str, suffix: str, sample_rate: int) -> FileFormat:
+    """Return the format of a suffix; raise AudioError if it is unknown or does not support the sample rate."""
+    format = FORMATS.get(suffix.lower())
+    if format is None:
+        problem = f"cannot write '{suffix}' files" if suffix else "the file name has no suffix"
+        raise AudioError(f"{name}: {problem}; choose from: {', '.join(FORMATS)}")
     if sample_rate <= 0 or (format.rates and sample_rate not in format.rates):
         known = ", ".join(map(str, format.rates)) or "a positive rate"
-        raise AudioError(f"{path}: {path.suffix} files do not support {sample_rate} Hz; resample to one of: {known}")
+        raise AudioError(f"{name}: {suffix} files do not support {sample_rate} Hz; resample to one of: {known}")
     return format
 
 
-def _check_samples(path: Path, samples: np.ndarray) -> np.ndarray:
+def _check_samples(path: Path, samples: np.ndarray) -> None:
     if samples.ndim != 2 or not samples.size:
         raise AudioError(
             f"{path}: audio of shape {tuple(samples.shape)} cannot be written; expected [samples, channels], neither 0"
         )
-    bad = len(samples) - int(np.isfinite(samples).all(1).sum())
-    if bad:
-        first = int(np.argmin(np.isfinite(samples).all(1)))
+    bad = np.flatnonzero(~np.isfinite(samples).all(1))
+    if len(bad):
         raise AudioError(
-            f"{path}: {bad} of {len(samples)} samples are NaN or infinite, the first at {first}; nothing was written"
+            f"{path}: {len(bad)} of {len(samples)} samples are NaN or infinite, the first at {bad[0]}; nothing was written"
         )
-    return samples
 
 
 def _limit_peak(path: Path, samples: np.ndarray, peak: str) -> np.ndarray:
@@ -297,7 +220,7 @@ def _limit_peak(path: Path, samples: np.ndarray, peak: str) -> np.ndarray:
     if peak == "clip":
         return samples.clip(-1, 1)
     warnings.warn(f"{over}; the file was scaled to -0.1 dBFS", stacklevel=3)
-    return samples * np.float32(NORMALIZED_PEAK / top)
+    return samples * np.float32(10 ** (-0.1 / 20) / top)
 
 
 def to_pcm(samples: np.ndarray, bits: int) -> np.ndarray:
@@ -310,51 +233,73 @@ def _as_path(path: AudioPath) -> Path | ByteRange:
     return path if isinstance(path, ByteRange) else Path(path)
 
 
-def _is_container(path: AudioPath) -> bool:
-    return _as_path(path).suffix.lower() in CONTAINERS
+def _read_container(path: Path | ByteRange, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:
+    """Return samples `[start, start + frames)` of the first audio stream, and the sample rate."""
+    try:
+        av: Any = importlib.import_module("av")
+    except ImportError as error:
+        raise AudioError(f'{path}: {path.suffix} files need the `audio` extra: pip install -e ".[audio]"') from error
+    try:
+        source = path.open() if isinstance(path, ByteRange) else nullcontext(str(path))
+        with source as file, av.open(file) as container:
+            if not container.streams.audio:
+                raise AudioError(f"{path}: has no audio stream")
+            samples, rate = _decode(container, av.AudioResampler(format="fltp"), start, frames)
+    except (av.error.FFmpegError, OSError) as error:
+        raise AudioError(_unreadable(path, error)) from error
+    if not len(samples):
+        raise AudioError(f"{path}: sample {start} is past the end")
+    return samples, rate
 
 
-def _read_sndfile(path: AudioPath, start: int, frames: int | None) -> tuple[np.ndarray, int]:
+def _decode(container: Any, to_floats: Any, start: int, frames: int | None) -> tuple[Float[np.ndarray, "t c"], int]:
+    stream = container.streams.audio[0]
+    rate = stream.codec_context.sample_rate
+    origin = stream.start_time or 0  # samples before it are encoder delay
+    exact = stream.time_base * rate <= 1  # webm time stamps are milliseconds: only counting from the start is exact
+    if exact and start > PREROLL * rate:
+        container.seek(origin + int((start / rate - PREROLL) / stream.time_base), stream=stream)
+    blocks, first, decoded = [], None, 0
+    for frame in container.decode(stream):
+        if first is None:
+            first = decoded = round((frame.pts - origin) * stream.time_base * rate) if exact else 0
+        blocks += [converted.to_ndarray().T for converted in to_floats.resample(frame)]
+        decoded += frame.samples
+        if frames is not None and decoded >= start + frames:
+            break
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+    return samples[max(0, start - (first or 0)) :][:frames], rate
+
+
+def _read_exact(path: Path | ByteRange, file: Any, start: int, count: int) -> np.ndarray:
+    """Return samples `[start, start + count)` of an open file, exact for every codec."""
     import soundfile
 
-    with _opened(path) as file:
-        if start >= file.frames:
-            raise AudioError(f"{path}: sample {start} is past the end; the file has {file.frames}")
-        count = min(file.frames - start, file.frames if frames is None else frames)
-        try:
-            samples = _read_exact(path, file, start, count)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path}: damaged after its header ({_reason(error)}); export or download it again") from error
-        if len(samples) < count:
-            raise _truncated(path, start + len(samples), file.frames)
-        return samples, file.samplerate
-
-
-def _read_exact(path: AudioPath, file: Any, start: int, count: int) -> np.ndarray:
-    """Return samples `[start, start + count)` of an open file, exact for every codec."""
-    early = _seek_position(_as_path(path), file, start)
-    if early or file.tell():
-        file.seek(early)
-    return file.read(start - early + count, dtype="float32", always_2d=True)[start - early :]
-
-
-def _truncated(path: AudioPath, count: int, expected: int) -> TruncatedAudioError:
-    return TruncatedAudioError(f"{path}: cut short: it has {count} of {expected} samples; export or download it again")
+    early = _seek_position(path, file, start)
+    try:
+        if early or file.tell():
+            file.seek(early)
+        samples = file.read(start - early + count, dtype="float32", always_2d=True)[start - early :]
+    except soundfile.LibsndfileError as error:
+        problem = f"damaged after {start} of {file.frames} samples ({_reason(error)})"
+        raise TruncatedAudioError(f"{path}: {problem}; export or download it again") from error
+    if len(samples) < count:
+        problem = f"cut short: it has {start + len(samples)} of {file.frames} samples"
+        raise TruncatedAudioError(f"{path}: {problem}; export or download it again")
+    return samples
 
 
 @contextmanager
-def _opened(path: AudioPath) -> Iterator[Any]:
+def _open_sound_file(path: Path | ByteRange) -> Iterator[Any]:
     """Open a `SoundFile`; raise AudioError unless it is complete and has at least one sample."""
     import soundfile
 
-    path = _as_path(path)
     if path.suffix.lower() == ".raw":
         raise AudioError(f"{path}: a .raw file has no sample rate and channels; convert it to .wav")
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(
-                soundfile.SoundFile(stack.enter_context(path.open()) if isinstance(path, ByteRange) else path)
-            )
+            source = stack.enter_context(path.open()) if isinstance(path, ByteRange) else path
+            file = stack.enter_context(soundfile.SoundFile(source))
         except (soundfile.LibsndfileError, OSError) as error:
             raise AudioError(_unreadable(path, error)) from error
         if _is_truncated(path, file):
@@ -365,15 +310,14 @@ def _opened(path: AudioPath) -> Iterator[Any]:
 
 
 def _unreadable(path: Path | ByteRange, error: Exception) -> str:
-    if isinstance(path, ByteRange):
-        return f"{path}: not audio, or damaged ({_reason(error)})"
-    if not path.exists():
-        return f"{path}: no such file"
-    if path.is_dir():
-        return f"{path}: a folder, not an audio file"
-    if not os.access(path, os.R_OK):
-        return f"{path}: not readable; check its permissions"
-    known = "" if path.suffix.lower() in FORMATS else f"; known formats: {', '.join(SUFFIXES)}"
+    if isinstance(path, Path):
+        if not path.exists():
+            return f"{path}: no such file"
+        if path.is_dir():
+            return f"{path}: a folder, not an audio file"
+        if not os.access(path, os.R_OK):
+            return f"{path}: not readable; check its permissions"
+    known = "" if path.suffix.lower() in SUFFIXES else f"; known formats: {', '.join(SUFFIXES)}"
     return f"{path}: not audio, or damaged ({_reason(error)}){known}"
 
 
@@ -383,23 +327,23 @@ def _reason(error: Exception) -> str:
 
 
 def _is_truncated(path: Path | ByteRange, file: Any) -> bool:
-    """Return whether wav or aiff data, or the last ogg page, extends past the end of the file, which libsndfile ignores."""
+    """Return whether wav or aiff data, or the last ogg page, extends past the end of the file; libsndfile ignores it."""
     if file.format in ("WAV", "WAVEX"):
         match = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
         return match is not None and int(match[2]) < int(match[1]) < 0x7FFFF000  # streamed wav files state 0 or a maximum
     if file.format == "AIFF":
-        with path.open("rb") if isinstance(path, Path) else path.open() as raw:
+        with path.open("rb") as raw:
             expected = 8 + int.from_bytes(raw.read(8)[4:], "big")  # total size, after FORM and the field itself
             return raw.seek(0, os.SEEK_END) < expected
     if file.format == "OGG":
         tail = _tail(path)
-        page = tail[tail.rfind(b"OggS") :]
-        return len(page) < 27 or len(page) < 27 + page[26] or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+        page = tail[tail.rfind(b"OggS") :]  # 27 bytes, the last of which counts segments, their sizes, the segments
+        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
     return False
 
 
 def _seek_position(path: Path | ByteRange, file: Any, start: int) -> int:
-    """Return where to seek so that decoding up to `start` is exact; libsndfile is not in mp3 and the last Vorbis page."""
+    """Return where to seek to decode `start` exactly; seeking to it is not exact in mp3 and the last Vorbis page."""
     if file.format == "MP3":
         return max(0, start - RUN_IN)
     if file.subtype != "VORBIS" or not start:
@@ -412,6 +356,6 @@ def _seek_position(path: Path | ByteRange, file: Any, start: int) -> int:
 
 def _tail(path: Path | ByteRange) -> bytes:
     """Return the end of an ogg file: its last two pages, of at most 65,307 bytes each."""
-    with path.open() if isinstance(path, ByteRange) else open(path, "rb") as raw:
+    with path.open("rb") as raw:
         raw.seek(max(0, raw.seek(0, os.SEEK_END) - 2 * 65_307))
         return raw.read()

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 from cadenza.core.errors import AudioError
 
@@ -23,9 +24,13 @@ class ByteRange:
     def suffix(self) -> str:
         return Path(self.name).suffix
 
-    def open(self) -> io.BufferedReader:
-        """Open the bytes as a seekable file; the caller closes it."""
-        return io.BufferedReader(_Range(self))
+    def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
+        """Open the bytes as a seekable file, as `Path.open` does; the caller closes it."""
+        try:
+            file = self.file.open(mode)
+        except OSError as error:
+            raise AudioError(f"{self}: cannot be opened: {error.strerror}") from error
+        return io.BufferedReader(_Range(file, self.start, self.size))
 
     def read_bytes(self) -> bytes:
         with self.open() as file:
@@ -33,12 +38,8 @@ class ByteRange:
 
 
 class _Range(io.RawIOBase):
-    def __init__(self, byte_range: ByteRange) -> None:
-        try:
-            self._file = open(byte_range.file, "rb")  # closed by `close`
-        except OSError as error:
-            raise AudioError(f"{byte_range}: cannot be opened: {error.strerror}") from error
-        self._start, self._size, self._position = byte_range.start, byte_range.size, 0
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
 
     def readable(self) -> bool:
         return True
@@ -50,9 +51,6 @@ class _Range(io.RawIOBase):
         self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def readinto(self, buffer) -> int:  # type: ignore[override]
         size = max(0, min(len(buffer), self._size - self._position))
         self._file.seek(self._start + self._position)
@@ -62,8 +60,7 @@ class _Range(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
+        self._file.close()
         super().close()
 
 

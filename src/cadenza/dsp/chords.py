@@ -70,7 +70,7 @@ def parse_chord(name: str) -> Chord:
     if match is None:
         hint = "; the German H is B here" if text[:1] in {"H", "h"} else ""
         raise RequestError(
-            f"'{name}' is not a chord{hint}; write a root and a quality, such as C, F#m7, Bbmaj7/D, or N for none"
+            f"'{name}' is not a chord{hint}; write a root and a quality, such as F#m7 or Bbmaj7/D, or N for none"
         )
     quality, _, bass = match[3].partition("/")
     tones = _QUALITIES.get(quality.replace("♯", "#").replace("♭", "b"))
@@ -79,7 +79,7 @@ def parse_chord(name: str) -> Chord:
         hint = f"did you mean '{close[0]}'?" if close else "available: m, 7, maj7, m7, dim, aug, sus4, 6, 9, m7b5 and more"
         raise RequestError(f"'{name}': '{quality}' is not a chord quality; {hint}")
     root = parse_pitch_class(match[1] + match[2])
-    bass_class = root if not bass else _bass(name, bass, root)
+    bass_class = _bass(name, bass, root) if bass else root
     return Chord(root, bass_class, frozenset((root + tone) % 12 for tone in tones) | {bass_class})
 
 

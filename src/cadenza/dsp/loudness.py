@@ -11,6 +11,7 @@ from cadenza.dsp.audio import Audio
 
 BLOCK, STEP = 0.4, 0.1  # seconds: length of a gating block, hop between blocks
 ABSOLUTE, RELATIVE = -70.0, -10.0  # gates: LUFS, and LU relative to the loudness above the first gate
+CEILING = -1.0  # dBFS: highest sample peak of normalized clips
 OFFSET = -0.691  # dB; makes a full-scale 997 Hz sine in one channel read -3.01 LUFS
 _WEIGHTS = {4: (1, 1, 1.41, 1.41), 5: (1, 1, 1, 1.41, 1.41), 6: (1, 1, 1, 0, 1.41, 1.41)}  # quad, 5.0, 5.1 in wav order
 _CHUNK = 60.0  # seconds filtered at once
@@ -27,12 +28,19 @@ def loudness(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
     return float(_lufs(loud[_lufs(loud) > gate].mean()))
 
 
-def normalize(wave: Float[Tensor, "c t"], sample_rate: int, lufs: float, *, ceiling: float = -1.0) -> Float[Tensor, "c t"]:
-    """Scale a wave to `lufs`, or less if its sample peak would exceed `ceiling` dBFS; silence is unchanged."""
-    current, peak = loudness(wave, sample_rate), float(wave.abs().max()) if wave.numel() else 0.0
-    if not math.isfinite(current) or peak == 0:
-        return wave
-    return wave * min(10 ** ((lufs - current) / 20), 10 ** (ceiling / 20) / peak)
+def normalize_loudness(audio: Audio, lufs: float) -> Audio:
+    """Scale each clip to `lufs`, or less, with a warning, to keep its peak below -1 dBFS; silence is unchanged."""
+    clips = []
+    for i, clip in enumerate(audio):
+        wave = clip.wave[0].float()
+        current, peak = loudness(wave, clip.sample_rate), float(wave.abs().max()) if wave.numel() else 0.0
+        if math.isfinite(current) and peak > 0:
+            wave = wave * min(10 ** ((lufs - current) / 20), 10 ** (CEILING / 20) / peak)
+        reached = loudness(wave, clip.sample_rate)
+        if -70 < reached < lufs - 0.1:
+            warnings.warn(f"clip {i + 1} stays at {reached:.1f} LUFS: {lufs:g} would clip its peaks", stacklevel=3)
+        clips.append(Audio(wave[None].to(audio.wave), clip.sample_rate))
+    return Audio.pad_and_stack(clips)
 
 
 def k_weighting(sample_rate: int) -> tuple[Float[Tensor, "2 3"], Float[Tensor, "2 3"]]:
@@ -65,7 +73,7 @@ def _blocks(wave: Tensor, sample_rate: int) -> Float[Tensor, " n"]:
     energy = [torch.zeros(1, dtype=torch.float64)]  # running sum of the weighted squares
     for begin in range(0, total, chunk):
         early = max(0, begin - run_in)
-        filtered = _filter(wave[:, early : begin + chunk], sample_rate)[:, begin - early :]
+        filtered = _apply_k_weighting(wave[:, early : begin + chunk], sample_rate)[:, begin - early :]
         energy.append((weights @ filtered.square()).cumsum(0) + energy[-1][-1])
     summed = torch.cat(energy)
     size, count = round(BLOCK * sample_rate), max(1, int((total / sample_rate - BLOCK) / STEP + 1e-9) + 1)
@@ -74,20 +82,8 @@ def _blocks(wave: Tensor, sample_rate: int) -> Float[Tensor, " n"]:
     return (summed[ends] - summed[starts]) / (ends - starts).clamp(min=1)
 
 
-def _filter(wave: Tensor, sample_rate: int) -> Tensor:
+def _apply_k_weighting(wave: Tensor, sample_rate: int) -> Tensor:
     """Apply K-weighting in the frequency domain, with zero padding for the filters' decay."""
     size = 1 << (wave.shape[-1] + round(_RUN_IN * sample_rate) - 1).bit_length()
     numerators, denominators = (torch.fft.rfft(x, size) for x in k_weighting(sample_rate))
     return torch.fft.irfft(torch.fft.rfft(wave, size) * (numerators / denominators).prod(0), size)[:, : wave.shape[-1]]
-
-
-def normalize_loudness(audio: Audio, lufs: float) -> Audio:
-    """Scale each clip to `lufs`, or as close as its peaks allow, with a warning; silence is unchanged."""
-    clips = []
-    for i, clip in enumerate(audio):
-        wave = normalize(clip.wave[0].float(), clip.sample_rate, lufs)
-        reached = loudness(wave, clip.sample_rate)
-        if -70 < reached < lufs - 0.1:
-            warnings.warn(f"clip {i + 1} stays at {reached:.1f} LUFS: {lufs:g} would clip its peaks", stacklevel=3)
-        clips.append(Audio(wave[None].to(audio.wave), clip.sample_rate))
-    return Audio.pad_and_stack(clips)

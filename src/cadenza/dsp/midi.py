@@ -21,9 +21,9 @@ def skyline(notes: list[tuple[float, float, int]]) -> list[tuple[float, float, i
             top[start] = note
     line: list[tuple[float, float, int]] = []
     for start, end, pitch in sorted(top.values()):
-        if line and line[-1][1] > start and line[-1][2] > pitch:
-            continue  # below a higher note that still sounds
-        if line and line[-1][1] > start:
+        if line and line[-1][1] > start:  # the previous note still sounds
+            if line[-1][2] > pitch:
+                continue
             line[-1] = (line[-1][0], start, line[-1][2])
         line.append((start, end, pitch))
     return line
@@ -35,7 +35,10 @@ def read_midi_drums(path: str | Path) -> list[tuple[float, int]]:
 
 
 def _notes(path: str | Path, *, drums: bool) -> list[tuple[float, float, int]]:
-    """Return the notes of the drum channel, or of all others; raise RequestError if the file has none."""
+    """Return the notes of the drum channel, or of all others, as (start, end, MIDI pitch), times in seconds.
+
+    Raises RequestError for a file that is not MIDI or has no such note.
+    """
     import mido
 
     try:
@@ -51,9 +54,7 @@ def _notes(path: str | Path, *, drums: bool) -> list[tuple[float, float, int]]:
             if message.type == "note_on" and message.velocity:
                 open_[key] = second
     except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise RequestError(
-            f"{path}: not a readable MIDI file ({error}); export it again, or give audio or a list instead"
-        ) from None
+        raise RequestError(f"{path}: not a readable MIDI file ({error}); export it again, or give audio or a list") from None
     if not notes:
         raise RequestError(f"{path}: has no {'drums' if drums else 'notes other than drums'}; choose another file")
     return sorted(notes)

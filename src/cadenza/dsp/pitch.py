@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -34,8 +35,7 @@ def estimate_pitch(
     middle = ((torch.arange(frames) + 0.5) * sample_rate / frame_rate).long()
     padded = F.pad(wave.float(), (span // 2, span))
     parts = padded[middle[:, None] + torch.arange(span)]
-    energy = parts.square().cumsum(1)
-    energy = torch.cat([torch.zeros(frames, 1), energy], 1)
+    energy = F.pad(parts.square().cumsum(1), (1, 0))
     lags = torch.arange(longest + 1)
     power = energy[:, lags + size] - energy[:, lags]
     n = 1 << (span + size).bit_length()
@@ -53,8 +53,7 @@ def estimate_pitch(
     left, center, right = normalized[rows, lag - 1], normalized[rows, lag], normalized[rows, lag + 1]
     curvature = (left + right - 2 * center).clamp(min=1e-9)
     period = (lag + 0.5 * (left - right) / curvature) / sample_rate
-    loud = power[:, 0] > _MIN_LEVEL**2 * power[:, 0].max().clamp(min=1e-9)
-    voiced = deep.any(1) & loud
+    voiced = deep.any(1) & (power[:, 0] > _MIN_LEVEL**2 * power[:, 0].max().clamp(min=1e-9))
     return torch.where(voiced, 69 - 12 * (440 * period).log2(), torch.nan)
 
 
@@ -62,12 +61,11 @@ def segment_notes(pitch: Float[Tensor, " f"], frame_rate: float, *, shortest: fl
     """Return runs of one semitone as (start, end, MIDI pitch), times in seconds; drop those below `shortest` seconds."""
     steps = [None if math.isnan(value) else round(value) for value in pitch.tolist()]
     notes, first = [], 0
-    for at in range(1, len(steps) + 1):
-        if at == len(steps) or steps[at] != steps[first]:
-            step = steps[first]
-            if step is not None and (at - first) / frame_rate >= shortest:
-                notes.append((first / frame_rate, at / frame_rate, step))
-            first = at
+    for step, run in groupby(steps):
+        end = first + len(list(run))
+        if step is not None and (end - first) / frame_rate >= shortest:
+            notes.append((first / frame_rate, end / frame_rate, step))
+        first = end
     return notes
 
 
@@ -80,8 +78,7 @@ def detect_onsets(
     `rise` is the increase of a band's mean level at an onset, where 1 is the level of the loudest bin.
     """
     hop, size = round(_ONSET_HOP * sample_rate), round(_ONSET_WINDOW * sample_rate)
-    if len(wave) <= size:
-        wave = F.pad(wave, (0, size + 1 - len(wave)))
+    wave = F.pad(wave, (0, max(0, size + 1 - len(wave))))
     magnitude = stft(F.pad(wave, (size, 0)), size, hop=hop).abs()[:, : -(size // hop)]  # a cut is not an onset
     level = torch.log1p(magnitude / (_COMPRESSION_FLOOR * magnitude.max()).clamp(min=1e-9)) / torch.log1p(
         torch.tensor(1 / _COMPRESSION_FLOOR)

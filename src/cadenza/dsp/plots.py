@@ -30,7 +30,8 @@ def plot_spectrogram(axes: Any, audio: Audio) -> Any:
     extent = (0.0, wave.shape[-1] / audio.sample_rate, 0.0, float(MELS))
     image = axes.imshow(level.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=-DYNAMIC_RANGE, vmax=0, extent=extent)
     ticks = [hertz for hertz in (200, 500, 1000, 2000, 5000, 10000, 20000) if hertz < audio.sample_rate / 2]
-    axes.set_yticks([_band(hertz, audio.sample_rate) for hertz in ticks], [_hertz_label(hertz) for hertz in ticks])
+    labels = [f"{hertz // 1000}k" if hertz >= 1000 else str(hertz) for hertz in ticks]
+    axes.set_yticks([_band(hertz, audio.sample_rate) for hertz in ticks], labels)
     axes.set(xlabel="seconds", ylabel="Hz")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=9)
@@ -71,10 +72,6 @@ def _band(hertz: float, sample_rate: int) -> float:
     return float((mel - low) / (top - low)) * MELS
 
 
-def _hertz_label(hertz: int) -> str:
-    return f"{hertz // 1000}k" if hertz >= 1000 else str(hertz)
-
-
 def plot_codes(codes: Codes, path: str | Path, *, frame_rate: float, seconds: float = 1.0) -> None:
     """Save the first `seconds` of the first clip's codes: one row per codebook, one cell per frame, one color per id."""
     shown = min(int(codes.lengths[0]), max(1, round(seconds * frame_rate)))
@@ -87,8 +84,7 @@ def plot_codes(codes: Codes, path: str | Path, *, frame_rate: float, seconds: fl
     if ids.size <= MAX_LABELED_CELLS:
         axes.vlines(np.arange(1, shown) - 0.5, -0.5, rows - 0.5, color="white", linewidth=1)
         for row, frame in np.ndindex(*ids.shape):
-            style: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 90, "fontsize": 6, "color": "#333333"}
-            axes.text(frame, row, str(ids[row, frame]), **style)
+            axes.text(frame, row, str(ids[row, frame]), ha="center", va="center", rotation=90, fontsize=6, color="#333333")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=9)
     axes.set_yticks(range(rows), [f"codebook {row}" for row in range(rows)])

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -41,10 +41,15 @@ def mel_filters(
     low = 2595.0 * torch.log10(torch.tensor(1.0 + f_min / 700.0, dtype=torch.float64))
     steps = torch.linspace(0, 1, mels + 2, dtype=torch.float64)
     edges = 700.0 * (10.0 ** ((low + steps * (top - low)) / 2595.0) - 1.0)
+    return _triangles(edges, sample_rate, n_fft).float()
+
+
+def _triangles(edges: Float[Tensor, " n"], sample_rate: int, n_fft: int) -> Float[Tensor, "mels bins"]:
+    """Return triangular filters of height 1 between edges in Hz."""
     hertz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     rise = (hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     fall = (edges[2:, None] - hertz) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.minimum(rise, fall).clamp(min=0.0).float()
+    return torch.minimum(rise, fall).clamp(min=0.0)
 
 
 def mel_spectrogram(
@@ -115,17 +120,10 @@ def si_sdr(x: Float[Tensor, "b c t"], y: Float[Tensor, "b c t"], *, eps: float =
 
 def mel_distance(generated: Float[Tensor, " t"], reference: Float[Tensor, " t"], sample_rate: int) -> float:
     """Return the mean absolute difference of two mel spectrograms in dB, 80 bands, floor -100 dB."""
-    one, other = (10 * torch.log10(_mel(wave, sample_rate).clamp(min=1e-10)) for wave in (generated, reference))
+    filters = mel_filters(sample_rate, 2048, mels=80)
+    mels = [mel_spectrogram(wave[None, None], filters, hop=512, normalized=True) for wave in (generated, reference)]
+    one, other = (10 * torch.log10(mel.clamp(min=_POWER_FLOOR)) for mel in mels)
     return float((one - other).abs().mean())
-
-
-def _mel(wave: Tensor, sample_rate: int) -> Tensor:
-    return mel_spectrogram(wave[None, None], _filters(sample_rate), hop=512, normalized=True)[0, 0]
-
-
-@cache
-def _filters(sample_rate: int) -> Tensor:
-    return mel_filters(sample_rate, 2048, mels=80)
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,4 @@ def slaney_mel_filters(
     low, top = torch.where(ends < 1000, ends * 3 / 200, 15 + torch.log(ends.clamp(min=1) / 1000) / step)
     mel = low + torch.linspace(0, 1, mels + 2, dtype=torch.float64) * (top - low)
     edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp(step * (mel - 15)))
-    hertz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
-    rise = (hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    fall = (edges[2:, None] - hertz) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.minimum(rise, fall).clamp(min=0.0) * 2 / (edges[2:] - edges[:-2])[:, None]
+    return _triangles(edges, sample_rate, n_fft) * 2 / (edges[2:] - edges[:-2])[:, None]

@@ -2,15 +2,15 @@
 
 import struct
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from cadenza.core.errors import AudioError
-from cadenza.dsp.audio_io import FORMATS, CallbackFile, to_pcm
+from cadenza.dsp.audio_io import FORMATS, CallbackFile, format_of, set_tags, to_pcm
 
 PIPED = ("raw", "wav", "mp3")  # kinds that need no seeking
 UNKNOWN = 0xFFFFFFFF  # length field of a wav header for a stream of unknown length
@@ -29,16 +29,8 @@ class AudioSink(Protocol):
     """Receiver of the samples of one clip while they are generated."""
 
     sound: StreamFormat
-
-    @property
-    def samples(self) -> int:
-        """Samples per channel received so far."""
-        ...
-
-    @property
-    def clipped(self) -> int:
-        """Samples above full scale received so far."""
-        ...
+    samples: int  # per channel, received so far
+    clipped: int  # samples of all channels above full scale
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None: ...
 
@@ -53,137 +45,111 @@ class BinaryWriter(Protocol):
     def flush(self) -> None: ...
 
 
-class StreamingAudioWriter:
+class StreamingAudioWriter(AbstractContextManager):
     """Audio file to which samples are appended.
 
-    `target` is a path, created at the first samples, or an open writer. `kind` is `raw` (16 bits, little-endian, interleaved),
+    `target` is a path, created at the first samples, or a pipe. `kind` is `raw` (16 bits, little-endian, interleaved),
     `wav`, `mp3`, or for a path any of `audio_io.FORMATS`. Samples above full scale are clipped and counted in `clipped`.
     """
 
     def __init__(
         self, target: Path | BinaryWriter, kind: str, sound: StreamFormat, tags: Mapping[str, str] | None = None
-    ) -> None:
+    ) -> None:  # fmt: skip
         kind = kind.lower().lstrip(".")
-        kinds = PIPED if not isinstance(target, Path) else ("raw", *(suffix[1:] for suffix in FORMATS))
+        kinds = ("raw", *(suffix[1:] for suffix in FORMATS)) if isinstance(target, Path) else PIPED
         name = str(target) if isinstance(target, Path) else "a pipe"
         if kind not in kinds:
             raise AudioError(f"{name}: cannot stream '{kind}'; choose from {', '.join(kinds)}")
-        rates = FORMATS[f".{kind}"].rates if kind != "raw" else ()
-        if rates and sound.sample_rate not in rates:
-            known = ", ".join(map(str, rates))
-            raise AudioError(f"{name}: {kind} does not support {sound.sample_rate} Hz, only {known}; choose another kind")
-        self.target, self.kind, self.sound, self.tags = target, kind, sound, dict(tags or {})
-        self.samples = self.clipped = 0  # samples per channel; samples of all channels above full scale
+        if kind != "raw":
+            format_of(name, f".{kind}", sound.sample_rate)
+        self.target, self.kind, self.sound, self.tags = target, kind, sound, tags or {}
+        self.samples = self.clipped = 0
         self._file: Any = None
-        self._form: Any = None
+        self._encoder: Any = None
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None:
         """Append samples and flush."""
         if not np.isfinite(samples).all():
             raise AudioError(f"{self.kind} audio: samples after {self.samples} are NaN or infinite; writing stopped")
-        if self._file is None:
+        if self._encoder is None:
             self._file = open(self.target, "w+b") if isinstance(self.target, Path) else self.target  # noqa: SIM115
-            self._form = {"raw": _Raw, "wav": _Wav}.get(self.kind, _Encoded)(self._file, self)
+            self._encoder = (_PCMEncoder if self.kind in ("raw", "wav") else _LibsndfileEncoder)(self._file, self)
         self.clipped += int((np.abs(samples) > 1).sum())
-        self._form.add(samples.clip(-1, 1))
+        self._encoder.write(samples.clip(-1, 1))
         self.samples += len(samples)
-        self._form.update_header()
         self._file.flush()
 
     def close(self) -> None:
         """Finish the file; a pipe stays open."""
-        file, form, self._file = self._file, self._form, None
-        if file is None or form is None:
+        encoder, self._encoder = self._encoder, None
+        if encoder is None:
             return
         try:
-            form.end()
-            file.flush()
+            encoder.close()
+            self._file.flush()
         finally:
             if isinstance(self.target, Path):
-                file.close()
+                self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-class _Raw:
-    """16-bit samples without a header."""
+class _PCMEncoder:
+    """16-bit samples; those of kind `wav` follow a header, which states an unknown length if the file is not seekable."""
 
     def __init__(self, file: Any, writer: StreamingAudioWriter) -> None:
         self.file, self.writer = file, writer
+        if writer.kind == "wav":
+            self.seekable = file.seekable()
+            file.write(self._header(0))
 
-    def add(self, samples: np.ndarray) -> None:
+    def write(self, samples: np.ndarray) -> None:
         self.file.write(to_pcm(samples, 16).astype("<i2").tobytes())
-
-    def update_header(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-
-class _Wav(_Raw):
-    """16-bit samples after a header, which is updated if the file is seekable, else states an unknown length."""
-
-    def __init__(self, file: Any, writer: StreamingAudioWriter) -> None:
-        super().__init__(file, writer)
-        self.seekable = file.seekable()
-        file.write(self._header(0 if self.seekable else None))
-
-    def update_header(self) -> None:
-        if self.seekable:
+        if self.writer.kind == "wav" and self.seekable:
             self.file.seek(0)
-            self.file.write(self._header(self.writer.samples))
+            self.file.write(self._header(self.writer.samples + len(samples)))
             self.file.seek(0, 2)
 
-    def _header(self, samples: int | None) -> bytes:
+    def close(self) -> None:
+        """Do nothing: all samples are written."""
+
+    def _header(self, samples: int) -> bytes:
         rate, channels = self.writer.sound
         form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2, channels * 2, 16)
-        tags = [(name, self.writer.tags[tag].encode() + b"\0") for tag, name in _INFO.items() if self.writer.tags.get(tag)]
-        info = b"".join(_chunk(name, text) for name, text in tags)
+        texts = [(name, self.writer.tags.get(tag)) for tag, name in _INFO.items()]
+        info = b"".join(_chunk(name, text.encode() + b"\0") for name, text in texts if text)
         head = b"WAVE" + _chunk(b"fmt ", form) + (_chunk(b"LIST", b"INFO" + info) if info else b"") + b"data"
-        size = None if samples is None else min(samples * channels * 2, UNKNOWN - len(head) - 4)
-        riff = UNKNOWN if size is None else len(head) + 4 + size
-        return b"RIFF" + struct.pack("<I", riff) + head + struct.pack("<I", UNKNOWN if size is None else size)
+        size = min(samples * channels * 2, UNKNOWN - len(head) - 4) if self.seekable else UNKNOWN
+        return b"RIFF" + struct.pack("<I", min(len(head) + 4 + size, UNKNOWN)) + head + struct.pack("<I", size)
 
 
-class _Encoded:
-    """Samples encoded by libsndfile."""
+class _LibsndfileEncoder:
+    """Samples in any format of libsndfile."""
 
     def __init__(self, file: Any, writer: StreamingAudioWriter) -> None:
         import soundfile
 
         name, subtype, _ = FORMATS[f".{writer.kind}"]
-        self.is_integer = subtype.startswith("PCM_")
-        self.sink = CallbackFile(file) if isinstance(writer.target, Path) else _Forward(file)
+        self.file = CallbackFile(file) if isinstance(writer.target, Path) else _UnseekableFile(file)
         options: dict[str, Any] = MP3 if name == "MP3" else {}
         rate, channels = writer.sound
-        self.out = soundfile.SoundFile(cast(BinaryIO, self.sink), "w", rate, channels, subtype, format=name, **options)
-        for key, text in writer.tags.items():
-            if text:
-                setattr(self.out, key, text)
+        self.out = soundfile.SoundFile(cast(BinaryIO, self.file), "w", rate, channels, subtype, format=name, **options)
+        set_tags(self.out, writer.tags)
 
-    def add(self, samples: np.ndarray) -> None:
-        self.out.write(to_pcm(samples, 16) if self.is_integer else samples.astype(np.float32))
-        self.sink.check()
+    def write(self, samples: np.ndarray) -> None:
+        self.out.write(to_pcm(samples, 16) if self.out.subtype == "PCM_16" else samples.astype(np.float32))
+        self.file.check()
 
-    def update_header(self) -> None:
-        pass
-
-    def end(self) -> None:
+    def close(self) -> None:
         self.out.close()
-        self.sink.check()
+        self.file.check()
 
 
-class _Forward(CallbackFile):
-    """Unseekable output: appends are written, rewrites of earlier bytes are dropped."""
+class _UnseekableFile(CallbackFile):
+    """Pipe to which appended bytes are written, while rewrites of earlier bytes are dropped."""
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
-        self.position = self.length = 0
+    position = length = 0
 
     def write(self, data: bytes) -> int:
         if self.position == self.length:

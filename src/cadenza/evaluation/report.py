@@ -53,7 +53,7 @@ class ClipGenerator:
             seeds = [seed * SEED_STRIDE + i for i in batch]
             clips = generator.generate([setting.items[i] for i in batch], [setting.seconds[i] for i in batch], seeds)
             for i, clip in zip(batch, clips, strict=True):
-                audio_io.write(paths[i], clip.wave[0].float().cpu().numpy().T, clip.sample_rate, subtype="FLOAT")
+                audio_io.write_samples(paths[i], clip.wave[0].float().cpu().numpy().T, clip.sample_rate, subtype="FLOAT")
             progress(len(paths) - len(missing) + start + len(batch), len(paths))
         return [load_audio(path) for path in paths]
 
