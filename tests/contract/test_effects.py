@@ -17,7 +17,7 @@ from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
-from cadenza.system.fusion import drop_all, fuse
+from cadenza.system.fusion import branch_keep_mask, fuse
 from cadenza.system.spec import _TAKES, FusionSpec
 
 LARGE = {"width": 128, "depth": 4, "heads": 4}  # 0.8 to 1.2 million weights
@@ -64,7 +64,7 @@ class Task:
 
     def fused(self, items: list[dict[str, Any]], *, keep: bool = True) -> FusedConditions:
         conditions = self.parts(self.parts.encode(self.parts.prepare(items, frames=self.frames)))
-        dropped = None if keep else drop_all(self.fusion, len(items), "cpu")
+        dropped = None if keep else branch_keep_mask(self.fusion, [()] * len(items), "cpu")
         return fuse(conditions, self.fusion, frames=self.frames, rate=10.0, keep=dropped)
 
     def train(self, steps: int) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Condition
-from cadenza.system.fusion import drop_all, fuse
+from cadenza.system.fusion import branch_keep_mask, fuse
 from cadenza.system.spec import FusionSpec
 
 
@@ -41,7 +41,7 @@ def test_missing_dropped_and_nulled_are_the_same_thing():
     given = condition([1.0], [2.0], null=[9.0])
     missing = condition([1.0], [2.0], null=[9.0], present=[False, False])
     fusion = FusionSpec.parse({"cross": ["a"], "add": ["a"], "global": ["a"]})
-    dropped = fuse({"a": given}, fusion, frames=3, keep=drop_all(fusion, 2, "cpu"))
+    dropped = fuse({"a": given}, fusion, frames=3, keep=branch_keep_mask(fusion, [(), ()], "cpu"))
     absent = fuse({"a": missing}, fusion, frames=3)
     for one, other in ((dropped.cross, absent.cross),):
         assert one is not None and other is not None
