@@ -18,7 +18,7 @@ from cadenza.generators.codec_lm import CodecLM, CodecLMSpec
 from cadenza.samplers.guidance import nonzero_branches
 from cadenza.samplers.tokens import TokenSampling
 from cadenza.system.fusion import branch_keep_mask, fuse
-from cadenza.system.spec import _TAKES, FusionSpec
+from cadenza.system.spec import SLOT_KINDS, FusionSpec
 
 LARGE = {"width": 128, "depth": 4, "heads": 4}  # 0.8 to 1.2 million weights
 SMALL = {"width": 32, "depth": 1, "heads": 2}
@@ -26,7 +26,7 @@ SMALL = {"width": 32, "depth": 1, "heads": 2}
 
 def slots_of(name: str) -> list[Slot]:
     gives = ConditionerSpec.lookup(name).example()[0].output_kind
-    return [slot for slot, takes in _TAKES.items() if gives in takes and slot in CodecLMSpec.slots]
+    return [slot for slot, takes in SLOT_KINDS.items() if gives in takes and slot in CodecLMSpec.slots]
 
 
 CASES = [(name, slot) for name in ConditionerSpec.registered_names() for slot in slots_of(name)]

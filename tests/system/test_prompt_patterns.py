@@ -49,7 +49,7 @@ def test_what_is_given_stays(starter: SystemSpec, conditioners: ConditionerSet) 
 
 
 @pytest.mark.parametrize(
-    ("pattern", "match"), [(r"\d+ bpm", "needs one group"), (r"(\d+) (bpm)", "has 2"), (r"(\d+", "no regular expression")]
+    ("pattern", "match"), [(r"\d+ bpm", "needs one group"), (r"(\d+) (bpm)", "has 2"), (r"(\d+", "not a regular expression")]
 )
 def test_a_pattern_has_one_group(pattern: str, match: str) -> None:
     with pytest.raises(SpecError, match=match):
@@ -58,5 +58,5 @@ def test_a_pattern_has_one_group(pattern: str, match: str) -> None:
 
 def test_names_must_lead_somewhere(starter: SystemSpec) -> None:
     wrong = starter.to_dict() | {"prompt_patterns": [{"of": "prompt", "to": "tmpo", "pattern": "(.)"}]}
-    with pytest.raises(SpecError, match="reads names 'tmpo', but there is no such conditioner. Did you mean 'tempo'"):
+    with pytest.raises(SpecError, match="prompt_patterns names 'tmpo', which is not a conditioner. Did you mean 'tempo'"):
         SystemSpec.parse(wrong)

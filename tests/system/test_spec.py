@@ -1,4 +1,4 @@
-"""SystemSpec: parts that do not fit are named, all at once, with the mend."""
+"""SystemSpec: parts that do not fit are named, all at once, with the fix."""
 
 import copy
 from typing import Any
@@ -56,7 +56,7 @@ def test_a_codec_alone_is_a_system():
         ),
         (
             changed(fusion__cross=["prompt", {"id": "tempo", "align": "steps"}]),
-            ["'tempo' has `align: steps`, which only add knows"],
+            ["'tempo' has `align: steps`, which only add supports"],
         ),
         (changed(fusion__add=["prompt"]), ["fusion.add: 'prompt' gives tokens", "cross, prepend"]),
         (changed(conditioners__tempo__output_dim=8), ["fusion.cross: widths must be equal", "'tempo': 8"]),
@@ -77,7 +77,7 @@ def test_misfits_are_explained(tree, words):
 
 
 @pytest.mark.parametrize(
-    ("field", "what"), [({"normalize": True}, "factor of loudness"), ({"chunk_seconds": 1.0}, "overlapping chunks")]
+    ("field", "what"), [({"normalize": True}, "a loudness scale"), ({"chunk_seconds": 1.0}, "overlapping chunks")]
 )
 def test_a_generator_needs_frames_that_it_can_make(field: dict[str, Any], what: str) -> None:
     codec = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4], "codebooks": 2, "bins": 16, "causal": False, **field}
@@ -95,5 +95,5 @@ def test_a_slot_that_the_generator_lacks_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(generator, "alignments", frozenset({"frames"}))
     with pytest.raises(SpecError, match=r"fusion.global: generator 'codec_lm' has no such slot; it has: cross, prepend"):
         SystemSpec.parse(changed(fusion__global=["key"]))
-    with pytest.raises(SpecError, match="'key' has `align: steps`, but generator 'codec_lm' has no steps beside frames"):
+    with pytest.raises(SpecError, match="'key' has `align: steps`, but generator 'codec_lm' aligns to frames only"):
         SystemSpec.parse(changed(fusion__add=[{"id": "key", "align": "steps"}]))

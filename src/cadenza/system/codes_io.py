@@ -34,14 +34,7 @@ def load_codes(path: str | Path, codec: CodecSpec) -> Codes:
         raise DataError(f"{path}: was made by another codec; decode it with the model that encoded it")
     if not {"ids", "lengths"} <= tensors.keys() <= {field.name for field in fields(Codes)} or not tensors["ids"].numel():
         raise DataError(f"{path}: has no codes ({', '.join(tensors) or 'nothing'}); write it with `cadenza encode`")
-    codes = Codes(**tensors)
-    frame_format = codec.frame_format
-    if (
-        codes.ids.shape[1] > frame_format.channels
-        or int(codes.ids.min()) < 0
-        or int(codes.ids.max()) >= frame_format.cardinality
-    ):
-        raise DataError(
-            f"{path}: codes must be {frame_format.channels} rows of 0 to {frame_format.cardinality - 1}; encode the audio again"
-        )
+    codes, (rows, size) = Codes(**tensors), (codec.frame_format.channels, codec.frame_format.cardinality)
+    if codes.ids.shape[1] > rows or int(codes.ids.min()) < 0 or int(codes.ids.max()) >= size:
+        raise DataError(f"{path}: codes must be {rows} rows of 0 to {size - 1}; encode the audio again")
     return codes

@@ -1,6 +1,6 @@
-"""SystemSpec: which parts, and whether they fit."""
+"""SystemSpec: the parts of a system, and checks that they fit together."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -15,7 +15,7 @@ from cadenza.generators.base import GeneratorSpec
 from cadenza.samplers.guidance import Guidance, GuidanceTerm, expand_guidance
 from cadenza.system.prompt_patterns import PromptPattern
 
-_TAKES = {  # slot -> what may go there
+SLOT_KINDS = {  # kinds of conditions that each slot accepts
     "cross": ("vector", "tokens", "frames"),
     "prepend": ("vector", "tokens", "frames"),
     "add": ("vector", "frames"),
@@ -25,21 +25,21 @@ _TAKES = {  # slot -> what may go there
 
 
 class Route(Spec):
-    """One conditioner's way into one slot; a bare id stands for the defaults."""
+    """Use of a conditioner in a slot; an id alone stands for the defaults."""
 
     id: str
-    resize: Literal["linear", "nearest", "cut"] | None = None  # `add`, `concat`: fit another length to the frames
-    align: Literal["frames", "steps"] = "frames"  # `add`: to the frame that a step predicts, or spread over all steps
-    guided: bool = True  # whether guidance has a branch without it, and dropout for guidance drops it
+    resize: Literal["linear", "nearest", "cut"] | None = None  # `add`, `concat`: how to resize to the frames of the clip
+    align: Literal["frames", "steps"] = "frames"  # `add`: to the frame that a step predicts, or interpolated over all steps
+    guided: bool = True  # whether branches and dropout of guidance leave it out
 
     @model_validator(mode="before")
     @classmethod
-    def _bare(cls, data: Any) -> Any:
+    def _from_id(cls, data: Any) -> Any:
         return {"id": data} if isinstance(data, str) else data
 
 
 class FusionSpec(Spec):
-    """Slot -> the conditions that go there, in order; `ignore` names those that are read but not used."""
+    """Routes of each slot, in order; `ignore` names conditioners that are not used."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -52,38 +52,38 @@ class FusionSpec(Spec):
 
     @field_validator("cross", "prepend", "add", "concat", "glob")
     @classmethod
-    def _once(cls, routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    def _unique(cls, routes: tuple[Route, ...]) -> tuple[Route, ...]:
         names = [route.id for route in routes]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"named twice in one slot: {', '.join(sorted(twice))}")
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"named twice in one slot: {', '.join(sorted(repeated))}")
         return routes
 
     def routes_by_slot(self) -> dict[Slot, tuple[Route, ...]]:
-        """The slots in use."""
-        everything = {slot: getattr(self, "glob" if slot == "global" else slot) for slot in get_args(Slot)}
-        return {slot: routes for slot, routes in everything.items() if routes}
+        """Return the routes of each slot in use."""
+        slots = {slot: getattr(self, "glob" if slot == "global" else slot) for slot in get_args(Slot)}
+        return {slot: routes for slot, routes in slots.items() if routes}
 
     def slot_ids(self) -> list[tuple[Slot, str]]:
-        """Every (slot, id): the keys of an absence map."""
+        """Return every (slot, id), the keys of a mask of absent values."""
         return [(slot, route.id) for slot, routes in self.routes_by_slot().items() for route in routes]
 
 
 class GenerationDefaults(Spec):
-    """What a request gets that does not say otherwise."""
+    """Values that a request may leave out."""
 
     seconds: float = Field(default=10.0, gt=0)
     guidance: float = 3.0
     sampling: dict[str, Any] = {}
-    stride: float | None = Field(default=None, gt=0)  # seconds from window to window of a long clip; 0.6 of a window if None
+    stride: float | None = Field(default=None, gt=0)  # seconds between windows of a long clip; None: 0.6 of a window
 
 
 class SystemSpec(Spec):
-    """A codec, and a generator with its conditioners where there is one."""
+    """Spec of a codec alone, or of a codec and a generator with its conditioners."""
 
     format: int = FORMAT
     codec: CodecSpec
     conditioners: dict[str, ConditionerSpec] = {}
-    prompt_patterns: tuple[PromptPattern, ...] = ()  # values that requests may give in words
+    prompt_patterns: tuple[PromptPattern, ...] = ()  # values that texts may state
     fusion: FusionSpec = FusionSpec.model_validate({})
     generator: GeneratorSpec | None = None
     defaults: GenerationDefaults = GenerationDefaults()
@@ -95,11 +95,11 @@ class SystemSpec(Spec):
 
     @model_validator(mode="after")
     def _fit(self) -> "SystemSpec":
-        mistakes = [*_routing(self.fusion, self.conditioners, self.prompt_patterns), *_slots(self)]
+        mistakes = [*_name_mistakes(self), *_slot_mistakes(self)]
         if self.generator is not None and (self.codec.uses_chunks or self.codec.has_loudness_scale):
-            what = "overlapping chunks" if self.codec.uses_chunks else "a factor of loudness beside the frames"
+            extra = "overlapping chunks" if self.codec.uses_chunks else "a loudness scale"
             mistakes.append(
-                f"generator: cannot make the frames of this codec, which have {what}; use it alone, or another codec"
+                f"generator: cannot generate frames with {extra}, as this codec has; use it alone, or another codec"
             )
         if self.generator is not None and not mistakes:
             try:
@@ -122,72 +122,63 @@ class SystemSpec(Spec):
         return [term for term in terms if term.weight != 0 or (needs_unguided and term.unguided_weight)]
 
     def slot_dims(self) -> dict[Slot, int]:
-        """The width of each slot in use: summed where conditions stand side by side, else shared."""
-        widths: dict[Slot, int] = {}
-        for slot, routes in self.fusion.routes_by_slot().items():
-            each = [self.conditioners[route.id].output_dim for route in routes]
-            widths[slot] = sum(each) if slot in ("concat", "global") else each[0]
-        return widths
+        """Return the width of each slot in use: the sum if conditions are concatenated, else the width of all."""
+        dims = {
+            slot: [self.conditioners[route.id].output_dim for route in routes]
+            for slot, routes in self.fusion.routes_by_slot().items()
+        }
+        return {slot: sum(each) if slot in ("concat", "global") else each[0] for slot, each in dims.items()}
 
 
-def _routing(fusion: FusionSpec, conditioners: Mapping[str, ConditionerSpec], reads: tuple[PromptPattern, ...]) -> list[str]:
-    """Names that lead nowhere, in either direction."""
-    known = list(conditioners)
+def _name_mistakes(spec: SystemSpec) -> list[str]:
+    """Return the names in `fusion` and `prompt_patterns` that are not conditioners, and conditioners without a use."""
+    slot_ids, ignored, known = spec.fusion.slot_ids(), spec.fusion.ignore, list(spec.conditioners)
+    named = [(f"fusion.{slot}", name) for slot, name in [*slot_ids, *(("ignore", name) for name in ignored)]]
+    named += [("prompt_patterns", name) for pattern in spec.prompt_patterns for name in (pattern.of, pattern.to)]
     mistakes = [
-        f"fusion.{slot} names '{name}', but there is no such conditioner.{did_you_mean(name, known)}"
-        for slot, name in [*fusion.slot_ids(), *(("ignore", name) for name in fusion.ignore)]
-        if name not in conditioners
+        f"{field} names '{name}', which is not a conditioner.{did_you_mean(name, known)}"
+        for field, name in named
+        if name not in known
     ]
     mistakes += [
-        f"reads names '{name}', but there is no such conditioner.{did_you_mean(name, known)}"
-        for reading in reads
-        for name in (reading.of, reading.to)
-        if name not in conditioners
+        f"fusion.ignore names '{name}', which fusion.{slot} uses; remove it from one of them"
+        for slot, name in slot_ids
+        if name in ignored
     ]
-    mistakes += [
-        f"fusion.ignore names '{name}', which fusion.{slot} uses; take it out of one of them"
-        for slot, name in fusion.slot_ids()
-        if name in fusion.ignore
+    unused = [name for name in known if name not in {*ignored, *(name for _, name in slot_ids)}]
+    return mistakes + [
+        f"conditioners.{name} goes to no slot; name it in fusion.cross or another slot, or in fusion.ignore" for name in unused
     ]
-    routed = {name for _, name in fusion.slot_ids()} | set(fusion.ignore)
-    mistakes += [
-        f"conditioners.{name} goes to no slot; name it in fusion.cross or another slot, or in fusion.ignore"
-        for name in known
-        if name not in routed
-    ]
-    return mistakes
 
 
-def _slots(spec: SystemSpec) -> list[str]:
-    """Slots that the generator lacks, conditions that do not suit their slot, widths that differ."""
+def _slot_mistakes(spec: SystemSpec) -> list[str]:
+    """Return slots that the generator lacks, conditions that do not suit their slot, and widths that differ."""
     mistakes = []
     for slot, routes in spec.fusion.routes_by_slot().items():
         if spec.generator is not None and slot not in spec.generator.slots:
-            can = ", ".join(sorted(spec.generator.slots))
-            mistakes.append(f"fusion.{slot}: generator '{spec.generator.type}' has no such slot; it has: {can}")  # type: ignore[attr-defined]
+            slots = ", ".join(sorted(spec.generator.slots))
+            mistakes.append(f"fusion.{slot}: generator '{spec.generator.type}' has no such slot; it has: {slots}")  # type: ignore[attr-defined]
         parts = {route.id: spec.conditioners[route.id] for route in routes if route.id in spec.conditioners}
         for name, part in parts.items():
-            if part.output_kind not in _TAKES[slot]:
-                fits = ", ".join(s for s, takes in _TAKES.items() if part.output_kind in takes)
-                mistakes.append(f"fusion.{slot}: '{name}' gives {part.output_kind}; that fits: {fits}")
+            if part.output_kind not in SLOT_KINDS[slot]:
+                suitable = ", ".join(other for other, kinds in SLOT_KINDS.items() if part.output_kind in kinds)
+                mistakes.append(f"fusion.{slot}: '{name}' gives {part.output_kind}; that fits: {suitable}")
         widths = {name: part.output_dim for name, part in parts.items()}
         if slot not in ("concat", "global") and len(set(widths.values())) > 1:
             mistakes.append(f"fusion.{slot}: widths must be equal, but they are {widths}")
-        mistakes += [mistake for route in routes for mistake in _fitting(spec, slot, route)]
+        mistakes += [mistake for route in routes for mistake in _length_mistakes(spec, slot, route)]
     return mistakes
 
 
-def _fitting(spec: SystemSpec, slot: Slot, route: Route) -> list[str]:
-    """What a route says of lengths that its slot, its conditioner or the generator cannot do."""
-    where, part = f"fusion.{slot}: '{route.id}'", spec.conditioners.get(route.id)
-    mistakes = []
+def _length_mistakes(spec: SystemSpec, slot: Slot, route: Route) -> Iterator[str]:
+    """Yield what the slot, the conditioner or the generator does not support in `resize` and `align` of a route."""
+    field, part, generator = f"fusion.{slot}: '{route.id}'", spec.conditioners.get(route.id), spec.generator
     if route.resize and slot not in ("add", "concat"):
-        mistakes.append(f"{where} has `resize`, which only add and concat know")
+        yield f"{field} has `resize`, which only add and concat support"
     if route.align == "steps":
         if slot != "add":
-            mistakes.append(f"{where} has `align: steps`, which only add knows")
-        elif spec.generator is not None and "steps" not in spec.generator.alignments:
-            mistakes.append(f"{where} has `align: steps`, but generator '{spec.generator.type}' has no steps beside frames")  # type: ignore[attr-defined]
+            yield f"{field} has `align: steps`, which only add supports"
+        elif generator is not None and "steps" not in generator.alignments:
+            yield f"{field} has `align: steps`, but generator '{generator.type}' aligns to frames only"  # type: ignore[attr-defined]
         if route.resize == "cut" or (route.resize is None and part is not None and part.output_kind != "vector"):
-            mistakes.append(f"{where} has `align: steps`, which needs `resize: nearest` or `linear`")
-    return mistakes
+            yield f"{field} has `align: steps`, which needs `resize: nearest` or `linear`"

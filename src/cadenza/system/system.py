@@ -26,7 +26,7 @@ from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.weight_quantization import KINDS, check_device_supports, prepare_for_checkpoint, quantization_of
 from cadenza.samplers.guidance import GuidanceTerm, concat_conditions, expand_guidance, guidance_schedule
 from cadenza.system import store
-from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts, validate_prompts
+from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts
 from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.fusion import KeepMask, branch_keep_mask, fuse
 from cadenza.system.planner import GenerationJob, Plan, estimator_for_loaded, num_samples, plan_within_memory, split_request
@@ -205,9 +205,8 @@ class System(nn.Module):
         longest, guidance = int(frames.max()), request.effective_guidance
         sampling = generator.sampling.parse({**self.spec.defaults.sampling, **(request.sampling or {})}, source="sampling")
         with single_torch_thread() if self.quantization else nullcontext():  # float sums depend on the number of threads
-            prompt = encode_prompts([clip.continue_from for clip in clips], self.codec)
-            if prompt is not None:
-                validate_prompts(prompt, frames, window=generator.max_frames, rate=codec.frame_format.frame_rate)
+            prompts = [clip.continue_from for clip in clips]
+            prompt = encode_prompts(prompts, self.codec, frames, max_frames=generator.max_frames)
             branches = self._branches([self.extract_prompt_values(clip.item) for clip in clips], frames, request)
         self.conditioners.unload()
         inputs = GenerationInputs(
