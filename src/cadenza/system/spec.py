@@ -67,6 +67,10 @@ class FusionSpec(Spec):
         """Return every (slot, id), the keys of a mask of absent values."""
         return [(slot, route.id) for slot, routes in self.routes_by_slot().items() for route in routes]
 
+    def guided_ids(self) -> set[str]:
+        """Return the conditioners that guidance leaves out in some slot."""
+        return {route.id for routes in self.routes_by_slot().values() for route in routes if route.guided}
+
 
 class GenerationDefaults(Spec):
     """Values that a request may leave out."""
@@ -116,8 +120,8 @@ class SystemSpec(Spec):
 
     def guidance_terms(self, guidance: Guidance, present: Collection[str]) -> list[GuidanceTerm]:
         """Return the terms of guidance to evaluate if the conditions `present` have values: at least one."""
-        guided = [route.id for routes in self.fusion.routes_by_slot().values() for route in routes if route.guided]
-        terms = expand_guidance(guidance, self.defaults.guidance, guided, {*guided} & {*present})
+        guided = self.fusion.guided_ids()
+        terms = expand_guidance(guidance, self.defaults.guidance, guided, guided & {*present})
         needs_unguided = guidance.is_scheduled or guidance.rescale > 0
         return [term for term in terms if term.weight != 0 or (needs_unguided and term.unguided_weight)]
 

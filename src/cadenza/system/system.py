@@ -1,6 +1,6 @@
 """System: a codec, conditioners and a generator, loaded, run and saved as one model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -24,7 +24,7 @@ from cadenza.generators.base import GenerationInputs, Generator
 from cadenza.nn.kernels import single_torch_thread
 from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.weight_quantization import KINDS, check_device_supports, prepare_for_checkpoint, quantization_of
-from cadenza.samplers.guidance import GuidanceTerm, concat_conditions, expand_guidance, guidance_schedule
+from cadenza.samplers.guidance import concat_conditions, guidance_schedule
 from cadenza.system import store
 from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts
 from cadenza.system.feature_cache import FeatureCache
@@ -37,7 +37,6 @@ from cadenza.system.store import ModelCard
 from cadenza.system.windows import generate_windows
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
-_NO_GENERATOR = "this system is a codec alone: it encodes and decodes, but cannot generate"
 
 
 class System(nn.Module):
@@ -162,18 +161,16 @@ class System(nn.Module):
         parts, clips = split_request(request, batch_plan.batch_size), []
         for i, part in enumerate(parts):
             run = self._start(part)
-            frames = run.collect(None if progress is None else _part_of_progress(progress, i, len(parts)))
+            frames = run.collect(progress, part=i, parts=len(parts))
             audio = self.codec.decode_chunked(frames, batch_plan.decode_chunk_frames)
-            clips.append(drop_leading_samples(audio, run.skip * self.spec.codec.hop_length))
+            clips.append(drop_leading_samples(audio, run.skip * run.hop))
         audio = clips[0] if len(clips) == 1 else Audio.pad_and_stack(clips)
         return audio if request.loudness is None else normalize_loudness(audio, request.loudness)
 
     def plan(self, request: Any, **fields: Any) -> Plan:
         """Choose batches that fit in the free memory; raise RequestError, naming what would fit, if none do."""
         request = Request.from_input(request, **fields)
-        if self.generator is None:
-            raise RequestError(_NO_GENERATOR)
-        device, dtype = str(self.device), next(self.generator.parameters()).dtype
+        device, dtype = str(self.device), next(self._required_generator().parameters()).dtype
         job = GenerationJob.from_request(self.spec, request, dtype=dtype, device=device, quantize=self.quantization)
         free = available_memory_on(device)
         return plan_within_memory(self.spec, job, estimator_for_loaded(self), max_bytes=free, loaded=True)
@@ -181,7 +178,7 @@ class System(nn.Module):
     def generate_frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:
         """Generate the frames that `generate` decodes, as `codec.decode` and `continue_from` accept them."""
         run = self._start(Request.from_input(request, **fields))
-        return drop_leading_frames(run.collect(progress), run.skip, self.spec.codec.hop_length)
+        return drop_leading_frames(run.collect(progress), run.skip, run.hop)
 
     def stream(self, request: Any, **fields: Any) -> Iterator[Audio]:
         """Yield the samples of `generate` in chunks as their frames are finished; closing the iterator cancels.
@@ -191,22 +188,29 @@ class System(nn.Module):
         request = Request.from_input(request, **fields)
         if request.loudness is not None:
             raise RequestError("loudness needs a whole clip; leave it out of a stream, or use generate")
-        run = self._start(request)
-        return _decode_stream(run, self.codec.streaming_decoder(), run.skip * self.spec.codec.hop_length)
+        return self._start(request).decode(self.codec.streaming_decoder())
+
+    def _required_generator(self) -> Generator:
+        if self.generator is None:
+            raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
+        return self.generator
 
     @torch.inference_mode()
     def _start(self, request: Request) -> "_Run":
         """Encode the conditions of a request and open the generator's stream; no frame is generated yet."""
-        if self.generator is None:
-            raise RequestError(_NO_GENERATOR)
-        clips, codec, generator = request.expand(), self.spec.codec, self.generator.spec
+        generator, codec, clips, guidance = (
+            self._required_generator(),
+            self.codec.spec,
+            request.expand(),
+            request.effective_guidance,
+        )
         samples = torch.tensor([num_samples(self.spec, clip) for clip in clips], device=self.device)
         frames = torch.tensor([codec.num_frames(n) for n in samples.tolist()], device=self.device)
-        longest, guidance = int(frames.max()), request.effective_guidance
-        sampling = generator.sampling.parse({**self.spec.defaults.sampling, **(request.sampling or {})}, source="sampling")
+        longest, options = int(frames.max()), {**self.spec.defaults.sampling, **(request.sampling or {})}
+        sampling = generator.spec.sampling.parse(options, source="sampling")
         with single_torch_thread() if self.quantization else nullcontext():  # float sums depend on the number of threads
             prompts = [clip.continue_from for clip in clips]
-            prompt = encode_prompts(prompts, self.codec, frames, max_frames=generator.max_frames)
+            prompt = encode_prompts(prompts, self.codec, frames, max_frames=generator.spec.max_frames)
             branches = self._branches([self.extract_prompt_values(clip.item) for clip in clips], frames, request)
         self.conditioners.unload()
         inputs = GenerationInputs(
@@ -218,78 +222,67 @@ class System(nn.Module):
             guidance_schedule=guidance_schedule(guidance, frames, size=longest),
             rescale=guidance.rescale,
         )
-        chunks = generate_windows(self.generator, branches, inputs, stride=self._stride(request, longest))
+        chunks = generate_windows(generator, branches, inputs, stride=self._stride(request, longest))
         skip = torch.zeros_like(samples) if prompt is None or request.include_prompt else prompt.mask.sum(1)
         return _Run(chunks, longest, samples, skip, codec.hop_length)
 
     def _branches(
         self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"], request: Request
     ) -> list[GuidanceBranch]:
-        """Return the fused conditions and weight of each term of guidance."""
-        fusion, guidance, parts = self.spec.fusion, request.effective_guidance, self._condition_batches(len(items))
-        conditions = [self.encode_conditions(self.prepare(items[part], frames=int(lengths[part].max()))) for part in parts]
-        guided = dict.fromkeys(route.id for routes in fusion.routes_by_slot().values() for route in routes if route.guided)
-        present = [name for name in guided if any(bool(each[name].present.any()) for each in conditions)]
-        terms = expand_guidance(guidance, self.spec.defaults.guidance, guided, present)
+        """Return the fused conditions and weight of each term of guidance, for clips of `lengths` frames.
+
+        Items are conditioned one by one, except for a generator that attends to padding: the batch size changes the last
+        digit of a float, and quantised layers, which round their inputs, would turn that into other tokens.
+        """
+        one_batch = self._required_generator().spec.attends_padding
+        batches = [slice(None)] if one_batch else [slice(i, i + 1) for i in range(len(items))]
+        conditions = [self._conditions(items[batch], lengths[batch]) for batch in batches]
+        guided = self.spec.fusion.guided_ids()
+        present = {name for name in guided if any(bool(each[name].present.any()) for each in conditions)}
         negatives = request.negative_items()
-        needs_unguided = guidance.is_scheduled or guidance.rescale > 0
+        if negatives is None and request.two_step_cfg and present:
+            negatives = [{}] * len(items)
         branches = []
-        for term in terms:
-            if term.weight == 0 and not (needs_unguided and term.unguided_weight):
-                continue
-            if term.ids is None and (negatives is not None or (request.two_step_cfg and len(terms) > 1)):
-                others = negatives or [{}] * len(items)
-                fused = [self._fuse_negatives(items[part], others[part], lengths[part]) for part in parts]
-            else:
-                fused = [self._fuse_term(term, each, lengths[part]) for each, part in zip(conditions, parts, strict=True)]
-            whole = fused[0] if len(parts) == 1 else concat_conditions(fused, 1)
-            branches.append(GuidanceBranch(term.weight, whole, term.unguided_weight))
+        for term in self.spec.guidance_terms(request.effective_guidance, present):
+            fused = []
+            for batch, each in zip(batches, conditions, strict=True):
+                if term.ids is None and negatives is not None:
+                    fused.append(self._fuse_negatives(items[batch], negatives[batch], lengths[batch]))
+                else:
+                    ids = None if term.unguided_weight else [term.ids or ()] * len(lengths[batch])
+                    fused.append(self._fuse_kept(each, ids, lengths[batch]))
+            branches.append(GuidanceBranch(term.weight, concat_conditions(fused, 1), term.unguided_weight))
         return branches
 
-    def _condition_batches(self, items: int) -> list[slice]:
-        """Return the items to condition at once: each alone, or all for a generator that attends to padding.
+    def _conditions(self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"]) -> dict[str, Condition]:
+        return self.encode_conditions(self.prepare(items, frames=int(lengths.max())))
 
-        The batch size changes the last digit of a float; quantised layers round their inputs, which would turn that into a
-        whole rounding step and change tokens.
-        """
-        assert self.generator is not None
-        return [slice(None)] if self.generator.spec.attends_padding else [slice(i, i + 1) for i in range(items)]
-
-    def _fuse_term(
-        self, term: GuidanceTerm, conditions: Mapping[str, Condition], lengths: Int[Tensor, " b"]
+    def _fuse_kept(
+        self, conditions: Mapping[str, Condition], ids: Sequence[Collection[str]] | None, lengths: Int[Tensor, " b"]
     ) -> FusedConditions:
-        """Fuse the conditions that a term of guidance keeps."""
-        keep = (
-            None if term.unguided_weight else branch_keep_mask(self.spec.fusion, [term.ids or ()] * len(lengths), self.device)
-        )
+        """Fuse the conditions that a branch keeps: `ids` of each item and those without guidance, or all if None."""
+        keep = None if ids is None else branch_keep_mask(self.spec.fusion, ids, self.device)
         return self.fuse(conditions, frames=int(lengths.max()), keep=keep, lengths=lengths)
 
     def _fuse_negatives(
         self, items: Sequence[Mapping[str, Any]], negatives: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"]
     ) -> FusedConditions:
         """Fuse the conditions of `negatives`, with those of `items` that guidance does not change."""
-        frames, fusion = int(lengths.max()), self.spec.fusion
-        unguided = {route.id for routes in fusion.routes_by_slot().values() for route in routes if not route.guided}
-        read = [self.extract_prompt_values(negative) for negative in negatives]
-        mixed = [{**{k: v for k, v in item.items() if k in unguided}, **n} for item, n in zip(items, read, strict=True)]
-        keep = branch_keep_mask(fusion, [self.conditioners.present_in(negative) for negative in read], self.device)
-        return self.fuse(self.encode_conditions(self.prepare(mixed, frames=frames)), frames=frames, keep=keep, lengths=lengths)
+        unguided = {route.id for routes in self.spec.fusion.routes_by_slot().values() for route in routes if not route.guided}
+        values = [self.extract_prompt_values(negative) for negative in negatives]
+        mixed = [{**{k: v for k, v in item.items() if k in unguided}, **n} for item, n in zip(items, values, strict=True)]
+        ids = [self.conditioners.present_in(negative) for negative in values]
+        return self._fuse_kept(self._conditions(mixed, lengths), ids, lengths)
 
     def _stride(self, request: Request, frames: int) -> int | None:
         """Return the frames from window to window of a clip longer than one; None for the default or one window."""
-        assert self.generator is not None
-        window, rate = self.generator.spec.max_frames, self.codec.frame_format.frame_rate
+        window, rate = self._required_generator().spec.max_frames, self.codec.frame_format.frame_rate
         seconds = request.stride or self.spec.defaults.stride
         if seconds is None or frames <= window:
             return None
         if not 0 < (stride := round(seconds * rate)) < window:
             raise RequestError(f"a stride of {seconds:g} seconds does not suit a window of {window / rate:g}; use less")
         return stride
-
-
-def _part_of_progress(progress: Progress, part: int, parts: int) -> Progress:
-    """Return a callback for one of several equal parts that reports the progress of the whole."""
-    return lambda done, total: progress(part * total + done, parts * total)
 
 
 def _conditioners(spec: SystemSpec) -> ConditionerSet:
@@ -307,35 +300,30 @@ class _Run:
     hop: int
 
     @torch.inference_mode()
-    def collect(self, progress: Progress | None = None) -> Any:
-        """Generate all frames; the result carries the number of samples of each clip."""
-        done, parts = 0, []
+    def collect(self, progress: Progress | None = None, *, part: int = 0, parts: int = 1) -> Any:
+        """Generate all frames, with the number of samples of each clip; `progress` counts those of all equal `parts`."""
+        done, chunks = 0, []
         for chunk in self.chunks:
-            parts.append(chunk)
+            chunks.append(chunk)
             done += chunk.data.shape[-1]
             if progress is not None:
-                progress(done, self.total)
+                progress(part * self.total + done, parts * self.total)
         if progress is not None and done < self.total:  # all clips ended early
-            progress(self.total, self.total)
-        frames = type(parts[0]).cat(parts)
+            progress((part + 1) * self.total, parts * self.total)
+        frames = type(chunks[0]).cat(chunks)
         return replace(frames, samples=torch.minimum(frames.lengths * self.hop, self.samples.to(frames.lengths.device)))
 
-
-@torch.inference_mode()
-def _decode_stream(run: _Run, decoder: StreamingDecoder, skip: Tensor) -> Iterator[Audio]:
-    """Yield the audio of each chunk of frames, without the first `skip` samples, until each clip has its samples."""
-    remaining = run.samples
-    with closing(run.chunks) as chunks:  # type: ignore[type-var]  # a generator function's
-        for audio in _push_and_flush(decoder, chunks):
-            lengths = torch.minimum(audio.lengths, remaining)
-            remaining = remaining - lengths
-            skipped = torch.minimum(lengths, skip)
-            skip = skip - skipped
-            part = drop_leading_samples(Audio(audio.wave, audio.sample_rate, lengths), skipped)
-            if int(part.lengths.max()) > 0:
-                yield part
-
-
-def _push_and_flush(decoder: StreamingDecoder, chunks: Iterator[Codes | Latents]) -> Iterator[Audio]:
-    yield from map(decoder.push, chunks)
-    yield decoder.flush()
+    @torch.inference_mode()
+    def decode(self, decoder: StreamingDecoder) -> Iterator[Audio]:
+        """Yield the audio of each chunk of frames, without the frames to skip, until each clip has its samples."""
+        remaining, skip = self.samples, self.skip * self.hop
+        with closing(self.chunks) as chunks:  # type: ignore[type-var]  # a generator function's
+            for chunk in chain(chunks, [None]):
+                audio = decoder.flush() if chunk is None else decoder.push(chunk)
+                lengths = torch.minimum(audio.lengths, remaining)
+                remaining = remaining - lengths
+                skipped = torch.minimum(lengths, skip)
+                skip = skip - skipped
+                audio = drop_leading_samples(Audio(audio.wave, audio.sample_rate, lengths), skipped)
+                if int(audio.lengths.max()) > 0:
+                    yield audio
