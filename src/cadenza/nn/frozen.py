@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cadenza.core.checkpoint import CHUNK_BYTES, LazyTensor, check_state_dict, raise_if_not_finite
 from cadenza.core.hub import ModelSource
 from cadenza.nn.meta_init import init_empty_weights
-from cadenza.nn.weight_quantization import TILE_OUTPUTS, QuantizedLinear, named_linears, quantize_linears, set_submodule
+from cadenza.nn.weight_quantization import TILE_OUTPUTS, QuantizedLinear, make_linear, named_linears, quantize_linears
 
 Network = TypeVar("Network", bound=nn.Module)
 _SCRATCH = 8 * CHUNK_BYTES  # bytes of a chunk and of its intermediate results
@@ -114,7 +114,7 @@ def quantize_on_meta(network: nn.Module, tables: tuple[str, ...]) -> None:
     for name, linear in named_linears(network):
         with torch.device("meta"):
             quantized = QuantizedLinear(linear.in_features, linear.out_features, kind="int8", bias=linear.bias)
-        set_submodule(network, name, quantized)
+        network.set_submodule(name, quantized)
     for name in tables:
         owner, attribute = _owner(network, name)
         setattr(owner, attribute, nn.Parameter(getattr(owner, attribute).bfloat16()))
@@ -146,10 +146,7 @@ def _empty_on_cpu(x: Tensor) -> Tensor:
 
 
 def _write_quantized(layer: QuantizedLinear, first: int, rows: Tensor) -> None:
-    with torch.device("meta"):
-        linear = nn.Linear(layer.in_features, len(rows), bias=False)
-    linear.weight = nn.Parameter(rows, requires_grad=False)
-    part = QuantizedLinear.from_linear(linear, "int8")
+    part = QuantizedLinear.from_linear(make_linear(rows), "int8")
     tile = first // TILE_OUTPUTS
     layer.packed[tile : tile + len(part.packed)] = part.packed
     layer.scale[first : first + len(part.scale)] = part.scale

@@ -1,8 +1,7 @@
 """Linear layers and LSTMs with int8 or int4 weights, and float32 linear layers prepacked for oneDNN; inference only."""
 
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.errors import CheckpointError, RequestError
+from cadenza.nn.conv import copy_with, run_lstm_cells
 from cadenza.nn.kernels import cpu_kernel_unavailable_reason, gpu_kernel_unavailable_reason
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ TILE_OUTPUTS = 64
 INT4_GROUP_SIZES = (64, 32)  # inputs that share a scale; the first that divides their number is used
 MAX_GPU_ROWS = 8  # rows up to which the Triton kernel is faster than dequantising
 INT4_RANGES = 16  # ranges tried for a group of int4
-MAX_PACKED_WEIGHTS = 2**29  # weights above which no packed copy is layer
+MAX_PACKED_WEIGHTS = 2**29  # weights above which no packed copy is made
 
 
 class QuantizedLinear(nn.Module):
@@ -111,12 +111,8 @@ class QuantizedLinear(nn.Module):
             y = linear(self.packed_weight, x.reshape(rows, self.in_features).float())
             return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if (
-            x.device.type == "cuda"
-            and self.kind == "int8"
-            and 0 < rows <= MAX_GPU_ROWS
-            and gpu_kernel_unavailable_reason() is None
-        ):
+        suits_triton = x.device.type == "cuda" and self.kind == "int8" and 0 < rows <= MAX_GPU_ROWS
+        if suits_triton and gpu_kernel_unavailable_reason() is None:
             from cadenza.nn.kernels import triton_int8
 
             y = triton_int8.int8_matmul(x.reshape(rows, -1), self.packed, self.scale, outputs=self.out_features)
@@ -139,9 +135,9 @@ class QuantizedLSTM(nn.Module):
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
         self.width = lstm.hidden_size
-        weights = [(layer[0], layer[1], layer[2].detach() + layer[3].detach()) for layer in lstm.all_weights]
-        self.input_proj = nn.ModuleList(QuantizedLinear.from_linear(_linear(w, bias), "int8") for w, _, bias in weights)
-        self.recurrent_proj = nn.ModuleList(QuantizedLinear.from_linear(_linear(w, None), "int8") for _, w, _ in weights)
+        weights = [(layer[0], layer[1], (layer[2] + layer[3]).detach()) for layer in lstm.all_weights]
+        self.input_proj = nn.ModuleList(QuantizedLinear.from_linear(make_linear(w, bias), "int8") for w, _, bias in weights)
+        self.recurrent_proj = nn.ModuleList(QuantizedLinear.from_linear(make_linear(w), "int8") for _, w, _ in weights)
 
     def forward(
         self, x: Float[Tensor, "f b d"], past: tuple[Tensor, Tensor] | None = None
@@ -162,16 +158,10 @@ def _recurrent(linear: QuantizedLinear, gates: Tensor, state: tuple[Tensor, Tens
         from cadenza.nn.kernels.int_linear import lstm_layer
 
         return lstm_layer(linear.packed_weight, gates, state)
-    (h, c), weight, outputs = state, linear.dequantize(gates.dtype), []
-    for frame_gates in gates:
-        input_gate, forget, cell, output_gate = (frame_gates + F.linear(h, weight)).chunk(4, -1)
-        c = forget.sigmoid() * c + input_gate.sigmoid() * cell.tanh()
-        h = output_gate.sigmoid() * c.tanh()
-        outputs.append(h)
-    return torch.stack(outputs), (h, c)
+    return run_lstm_cells(gates, linear.dequantize(gates.dtype), *state)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """Return a linear layer with an existing weight."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -203,7 +193,7 @@ def quantize_linears(module: nn.Module, kind: Kind, *, int8_only: tuple[str, ...
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
     for name, part in parts.items():
-        set_submodule(module, name, QuantizedLinear.from_linear(part, kinds[name]))
+        module.set_submodule(name, QuantizedLinear.from_linear(part, kinds[name]))
 
 
 def named_linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -217,7 +207,7 @@ def quantize_lstms(module: nn.Module) -> None:
     """Replace all LSTMs in `module` by int8 ones."""
     for name, part in list(module.named_modules()):
         if type(part) is nn.LSTM:
-            set_submodule(module, name, QuantizedLSTM(part))
+            module.set_submodule(name, QuantizedLSTM(part))
 
 
 def prepare_for_checkpoint(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -233,7 +223,7 @@ def prepare_for_checkpoint(module: nn.Module, weights: Mapping[str, Tensor]) -> 
             raise CheckpointError(f"'{key}' is a quantised weight, but the model has no linear layer '{name}'")
         kind: Kind = "int8" if stored.dtype == torch.int8 else "int4"
         with torch.device(part.weight.device):
-            set_submodule(module, name, QuantizedLinear(part.in_features, part.out_features, kind=kind, bias=part.bias))
+            module.set_submodule(name, QuantizedLinear(part.in_features, part.out_features, kind=kind, bias=part.bias))
 
 
 def quantization_of(module: nn.Module) -> str | None:
@@ -256,22 +246,11 @@ def dequantized_if_unsupported(module: M) -> M:
     if device != "cpu" or kind is None or (reason := cpu_kernel_unavailable_reason()) is None:
         return module
     warnings.warn(f"{kind} weights are dequantised to float32, which takes more memory and time: {reason}", stacklevel=3)
-    return _copy_with(module, lambda part: _linear(part.dequantize(), part.bias) if isinstance(part, QuantizedLinear) else None)
 
+    def dequantize(part: nn.Module) -> nn.Linear | None:
+        return make_linear(part.dequantize(), part.bias) if isinstance(part, QuantizedLinear) else None
 
-def _copy_with(module: Any, replace: Callable[[Any], nn.Module | None]) -> Any:
-    """Return a copy that shares all tensors, with the submodules that `replace` returns a module for replaced."""
-    if (replacement := replace(module)) is not None:
-        return replacement
-    twin = copy.copy(module)
-    twin._modules = {name: None if part is None else _copy_with(part, replace) for name, part in module._modules.items()}
-    return twin
-
-
-def set_submodule(module: nn.Module, name: str, part: nn.Module) -> None:
-    """Replace the submodule with a dotted name."""
-    parent, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(parent), attribute, part)
+    return copy_with(module, dequantize)
 
 
 def _fit_int4(weight: Float[Tensor, "o g n"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -317,7 +296,7 @@ def pack_linears(module: M, rows: int) -> M:
     on_cpu = all(weight.device.type == "cpu" for weight in module.parameters()) and not torch.is_autocast_enabled("cpu")
     if not on_cpu or not _can_pack(module) or (rows == 1 and not pack):
         return module
-    return _copy_with(module, lambda part: PackedLinear(part, rows, pack=pack) if isinstance(part, nn.Linear) else None)
+    return copy_with(module, lambda part: PackedLinear(part, rows, pack=pack) if isinstance(part, nn.Linear) else None)
 
 
 def packed_bytes(module: nn.Module, rows: int, *, device: str = "cpu") -> int:
