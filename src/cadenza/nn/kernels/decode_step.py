@@ -11,17 +11,7 @@ import numpy as np
 from numba import njit
 
 from cadenza.nn.kernels.elementwise import FAST, apply_rotary_row, exp, gelu, layer_norm_row, quantize_int8, quantize_int16
-from cadenza.nn.kernels.simd import (
-    atomic_increment,
-    atomic_load,
-    cpu_pause,
-    int4_tile_kernel,
-    int8_tile_kernel,
-    read_float,
-    thread_yield,
-    write_byte,
-    write_float,
-)
+from cadenza.nn.kernels.simd import int4_tile_kernel, int8_tile_kernel, read_float, wait_for_workers, write_byte, write_float
 
 
 class QuantizedRows(NamedTuple):
@@ -169,18 +159,10 @@ def _tile8(linear, tile, pairs, inputs, row, count, part):
 
 @njit(error_model="numpy")
 def _tile4(linear, tile, groups, inputs, row, count, part):
-    quads, stride, sums_stride, to = (
-        linear[INPUTS] // groups // 4,
-        inputs.numbers.strides[0],
-        inputs.sums.strides[0],
-        part.ctypes.data,
-    )
+    stride, sums_stride, to = inputs.numbers.strides[0], inputs.sums.strides[0], part.ctypes.data
     x, total = inputs.numbers.ctypes.data + row * stride, inputs.sums.ctypes.data + row * sums_stride
-    w, s, o = (
-        linear[PACKED] + tile * groups * quads * 128,
-        linear[SCALE] + tile * groups * 128,
-        linear[OFFSET] + tile * groups * 128,
-    )
+    quads, first = linear[INPUTS] // groups // 4, tile * groups
+    w, s, o = linear[PACKED] + first * quads * 128, linear[SCALE] + first * 128, linear[OFFSET] + first * 128
     if count == 1:
         _one4(w, s, o, groups, quads, x, stride, total, sums_stride, to)
     elif count == 2:
@@ -217,13 +199,13 @@ def _store_tile(linear, values, factor, out, first, mode):
 def _store_kv(key, value, numbers, kv, at):
     """Quantise the key and the value of a head and store them at a position."""
     width = key.shape[0]
-    write_float(kv.key_scales, at, quantize_int8(key, numbers))
+    write_float(kv.key_scales, at, quantize_int8(key, width, numbers))
     base = kv.keys + (at // 64) * ((width + 1) // 2) * 128 + (at % 64) * 2
     for i in range(width):
         write_byte(base + (i // 2) * 128, i % 2, np.int8(numbers[i]))
     if width % 2:
         write_byte(base + (width // 2) * 128, 1, np.int8(0))
-    write_float(kv.value_scales, at, quantize_int8(value, numbers))
+    write_float(kv.value_scales, at, quantize_int8(value, width, numbers))
     for i in range(width):
         tile, j = i // kv.tile_outputs, i % kv.tile_outputs
         write_byte(kv.values + (tile * kv.position_pairs + at // 2) * kv.tile_outputs * 2, j * 2 + at % 2, np.int8(numbers[i]))
@@ -268,20 +250,6 @@ def _attend(q, numbers, kv, n, bias, scratch):
             _narrow1(values, ones, pairs, x, 0, to)
         for i in range(tile * kv.tile_outputs, min((tile + 1) * kv.tile_outputs, width)):
             q[i] = scratch.part[i - tile * kv.tile_outputs] * factor
-
-
-@njit(fastmath=FAST, error_model="numpy")
-def _barrier(counter, turn, workers):
-    """Wait until all workers have arrived; return the barrier value of the next wait."""
-    turn += workers
-    atomic_increment(counter)  # type: ignore[reportCallIssue]
-    spins = 0
-    while atomic_load(counter) < turn:
-        cpu_pause()
-        spins += 1
-        if spins > 2000:
-            thread_yield()
-    return turn
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -333,7 +301,7 @@ def decode_step(share, turn, model, rows, work, logits):
         up, down, style = layer[UP:DOWN], layer[DOWN:COLUMNS], layer[STYLE]
         _quantize_normed(x, layer[NORM:NORM_CROSS], eps, (style, rows_each), qkv, inputs, row_buffer)
         matmul_tiles(qkv, inputs, share, part, y, PLAIN)
-        turn = _barrier(counter, turn, workers)
+        turn = wait_for_workers(counter, turn, workers)
         for index in heads_of_worker:
             s, h = index // heads, index % heads
             kv = _head_kv(layer[CACHE:SOURCE], index, positions, width)
@@ -348,14 +316,14 @@ def decode_step(share, turn, model, rows, work, logits):
                     apply_rotary_row(k, rows.cos[r], rows.sin[r], row_buffer)
                 _store_kv(k, v, inputs.numbers[0], kv, rows.cache_position[r])
                 _attend(q, inputs.numbers[0], kv, rows.cache_position[r] + 1, 0, scratch)
-        turn = _barrier(counter, turn, workers)
+        turn = wait_for_workers(counter, turn, workers)
         quantize_rows(y, out, inputs)
         matmul_tiles(out, inputs, share, part, x, ADD)
-        turn = _barrier(counter, turn, workers)
+        turn = wait_for_workers(counter, turn, workers)
         if layer[SOURCE]:
             _quantize_normed(x, layer[NORM_CROSS:NORM_MLP], eps, (0, rows_each), cross_q, inputs, row_buffer)
             matmul_tiles(cross_q, inputs, share, part, y, PLAIN)
-            turn = _barrier(counter, turn, workers)
+            turn = wait_for_workers(counter, turn, workers)
             for index in heads_of_worker:
                 s, h = index // heads, index % heads
                 kv = _head_kv(layer[SOURCE:QKV], index, token_capacity, width)
@@ -366,7 +334,7 @@ def decode_step(share, turn, model, rows, work, logits):
                         strides = model.source_bias.strides
                         bias = model.source_bias.ctypes.data + s * strides[0] + bias_row * strides[1]
                     _attend(y[r, h * width : (h + 1) * width], inputs.numbers[0], kv, model.tokens[s], bias, scratch)
-            turn = _barrier(counter, turn, workers)
+            turn = wait_for_workers(counter, turn, workers)
             quantize_rows(y, cross_out, inputs)
             for r in range(x.shape[0]):
                 if (
@@ -375,17 +343,17 @@ def decode_step(share, turn, model, rows, work, logits):
                 ):
                     inputs.scale[r] = -1
             matmul_tiles(cross_out, inputs, share, part, x, ADD)
-            turn = _barrier(counter, turn, workers)
+            turn = wait_for_workers(counter, turn, workers)
         _quantize_normed(x, layer[NORM_MLP:STYLE], eps, (style + dim * 8 if style else 0, rows_each), up, inputs, row_buffer)
         matmul_tiles(up, inputs, share, part, y, GELU)
-        turn = _barrier(counter, turn, workers)
+        turn = wait_for_workers(counter, turn, workers)
         quantize_rows(y, down, inputs)
         matmul_tiles(down, inputs, share, part, x, ADD)
-        turn = _barrier(counter, turn, workers)
+        turn = wait_for_workers(counter, turn, workers)
     if logits.shape[0]:
         _quantize_normed(x, model.last, eps, (0, rows_each), model.head, inputs, row_buffer)
         matmul_tiles(model.head, inputs, share, part, logits, PLAIN)
-    return _barrier(counter, turn, workers)
+    return wait_for_workers(counter, turn, workers)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")

@@ -3,17 +3,16 @@
 import numpy as np
 from numba import njit
 
-from cadenza.nn.kernels.simd import bitcast_float32, read_float, round_half_even
+from cadenza.nn.kernels.simd import read_float
 
 FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # sums may be reordered; infinities occur
-_INT16_MAX = np.float32(32767)
 
 
 @njit(fastmath=FAST, error_model="numpy")
 def exp(x):
     """Return e**x for a float32 clamped to [-87, 88], to 2 units in the last place."""
     x = min(max(x, np.float32(-87)), np.float32(88))
-    n = round_half_even(x * np.float32(1.44269504))  # type: ignore[reportCallIssue]
+    n = np.int32(np.rint(x * np.float32(1.44269504)))
     whole = np.float32(n)
     r = (x - whole * np.float32(0.693359375)) + whole * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
@@ -23,7 +22,7 @@ def exp(x):
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = (p * r) * r + r + np.float32(1)
-    return p * bitcast_float32(np.int32((n + np.int32(127)) << np.int32(23)))
+    return p * np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)  # 2**n
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -40,21 +39,31 @@ def gelu(x):
     return x * (tail if x < np.float32(0) else np.float32(1) - tail)
 
 
-@njit(fastmath=FAST, error_model="numpy")
-def quantize_int16(values, n, out):
-    """Write `n` values as int16 to `out`, padded with a 0 to an even number; return the scale."""
-    top = np.float32(0)
-    for i in range(n):
-        top = max(top, abs(values[i]))
-    if top < np.float32(1e-30):
-        out[: n + n % 2] = 0
-        return np.float32(0)
-    factor = _INT16_MAX / top
-    for i in range(n):
-        out[i] = np.int16(round_half_even(values[i] * factor))  # type: ignore[reportCallIssue]
-    if n % 2:
-        out[n] = 0
-    return top / _INT16_MAX
+def _quantizer(limit):
+    """Return a compiled function that writes `n` values as integers up to `limit` to an int16 array.
+
+    The array is padded with a 0 to an even number; the function returns the scale.
+    """
+
+    @njit(fastmath=FAST, error_model="numpy")
+    def quantize(values, n, out):
+        top = np.float32(0)
+        for i in range(n):
+            top = max(top, abs(values[i]))
+        if top < np.float32(1e-30):
+            out[: n + n % 2] = 0
+            return np.float32(0)
+        factor = limit / top
+        for i in range(n):
+            out[i] = np.int16(np.int32(np.rint(values[i] * factor)))
+        if n % 2:
+            out[n] = 0
+        return top / limit
+
+    return quantize
+
+
+quantize_int16, quantize_int8 = _quantizer(np.float32(32767)), _quantizer(np.float32(127))
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -75,21 +84,6 @@ def layer_norm_row(x, norm, eps, style, out):
     if style:
         for i in range(n):
             out[i] = out[i] * (np.float32(1) + read_float(style, i)) + read_float(style, n + i)
-
-
-@njit(fastmath=FAST, error_model="numpy")
-def quantize_int8(values, numbers):
-    """Write values as int8 numbers (stored in int16); return the scale."""
-    top = np.float32(0)
-    for i in range(values.shape[0]):
-        top = max(top, abs(values[i]))
-    if top < np.float32(1e-30):
-        numbers[: values.shape[0]] = 0
-        return np.float32(0)
-    factor = np.float32(127) / top
-    for i in range(values.shape[0]):
-        numbers[i] = np.int16(round_half_even(values[i] * factor))  # type: ignore[reportCallIssue]
-    return top / np.float32(127)
 
 
 @njit(fastmath=FAST, error_model="numpy")

@@ -1,4 +1,4 @@
-"""Vector instructions for numba: integer products with 32-bit sums, and memory access by address.
+"""Vector instructions for numba: integer products with 32-bit sums; memory access by address, and a barrier.
 
 The products are written in LLVM's vector code, 512 bits wide, which LLVM maps to the processor: one instruction for 32
 products with AVX-512 VNNI, several elsewhere. Weights are stored in tiles [pairs, outputs, 2], two inputs of each output
@@ -7,10 +7,11 @@ next to each other, so that every lane sums one output and no sum crosses lanes.
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any, TypeAlias
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -98,14 +99,15 @@ def _dot(context: Any, b: Builder, x: Value, w: Value) -> Value:
     return b.add(b.mul(half(x, 0), half(w, 0)), b.mul(half(x, 1), half(w, 1)))
 
 
-def _broadcast_pair(b: Builder, x: Value, stride: Value, row: int, pair: Value) -> Value:
-    """Return two inputs of a row in every lane."""
-    address = _at(b, b.add(x, b.mul(stride, _I64(row))), pair, 4)
-    return b.bitcast(_broadcast(b, _load(b, address, _I32), LANES), _PAIRS)
-
-
-def _min(b: Builder, x: Value, y: Value) -> Value:
-    return b.select(b.icmp_signed("<", x, y), x, y)
+def _add_products(
+    context: Any, b: Builder, sums: list[Value], weights: list[Value], x: Value, stride: Value, pair: Value
+) -> list[Value]:
+    """Add to `sums`, rows * vectors, the products of the pair of inputs of each row with the vectors of weights."""
+    inputs = []
+    for row in range(len(sums) // len(weights)):
+        address = _at(b, b.add(x, b.mul(stride, _I64(row))), pair, 4)
+        inputs.append(b.bitcast(_broadcast(b, _load(b, address, _I32), LANES), _PAIRS))
+    return [b.add(s, _dot(context, b, *pairs)) for s, pairs in zip(sums, product(inputs, weights), strict=True)]
 
 
 def int8_tile_kernel(rows: int, vectors: int) -> Any:
@@ -114,7 +116,6 @@ def int8_tile_kernel(rows: int, vectors: int) -> Any:
     It computes out [rows, outputs] = scale * (weights x). `x` is int16, with `stride` bytes between rows; `scale` and
     `out` are float32. All arguments are int64: addresses, numbers and strides.
     """
-    every = [(row, part) for row in range(rows) for part in range(vectors)]
 
     @intrinsic
     def multiply(typing: Any, weights: Any, scale: Any, pairs: Any, x: Any, stride: Any, out: Any) -> Any:
@@ -131,17 +132,16 @@ def int8_tile_kernel(rows: int, vectors: int) -> Any:
                     if vectors == 4:
                         _prefetch(b, base, 128)
                     parts = [b.sext(_load(b, _at(b, base, _I64(part), 2 * LANES), _BYTES), _PAIRS) for part in range(vectors)]
-                    inputs = [_broadcast_pair(b, x, stride, row, pair) for row in range(rows)]
-                    return [
-                        b.add(s, _dot(context, b, inputs[row], parts[part])) for s, (row, part) in zip(sums, every, strict=True)
-                    ]
+                    return _add_products(context, b, sums, parts, x, stride, pair)
 
-                sums = _loop(b, _min(b, _I64(FLUSH), b.sub(pairs, first)), [_constant(_SUMS, 0)] * len(every), add)
+                left = b.sub(pairs, first)
+                count = b.select(b.icmp_signed("<", _I64(FLUSH), left), _I64(FLUSH), left)
+                sums = _loop(b, count, [_constant(_SUMS, 0)] * rows * vectors, add)
                 return [b.fadd(total, b.sitofp(s, _FLOATS)) for total, s in zip(totals, sums, strict=True)]
 
-            totals = _loop(b, rounds, [_constant(_FLOATS, 0.0)] * len(every), flush)
-            for place, (total, (_, part)) in enumerate(zip(totals, every, strict=True)):
-                factor = _load(b, _at(b, scale, _I64(part), 4 * LANES), _FLOATS)
+            totals = _loop(b, rounds, [_constant(_FLOATS, 0.0)] * rows * vectors, flush)
+            for place, total in enumerate(totals):
+                factor = _load(b, _at(b, scale, _I64(place % vectors), 4 * LANES), _FLOATS)
                 _store(b, b.fmul(total, factor), _at(b, out, _I64(place), 4 * LANES))
             return context.get_dummy_value()
 
@@ -158,7 +158,6 @@ def int4_tile_kernel(rows: int) -> Any:
     scale * number + offset, both bfloat16 [groups, 64]. `sums` are the sums of the inputs of each group, int32
     [rows, groups], with `sums_stride` bytes between rows.
     """
-    every = [(row, part) for row in range(rows) for part in range(4)]
 
     @intrinsic
     def multiply(
@@ -184,33 +183,27 @@ def int4_tile_kernel(rows: int) -> Any:
                     high = [b.lshr(value, _constant(_PAIRS, 4)) for value in bytes_]
                     for half, parts in enumerate((low, high)):
                         pair = b.add(b.shl(quad, _I64(1)), _I64(half))
-                        inputs = [_broadcast_pair(b, x, stride, row, pair) for row in range(rows)]
-                        sums = [
-                            b.add(s, _dot(context, b, inputs[row], parts[part]))
-                            for s, (row, part) in zip(sums, every, strict=True)
-                        ]
+                        sums = _add_products(context, b, sums, parts, x, stride, pair)
                     return sums
 
-                inner = _loop(b, quads, [_constant(_SUMS, 0)] * len(every), add)
+                inner = _loop(b, quads, [_constant(_SUMS, 0)] * rows * 4, add)
                 _prefetch(b, _at(b, scale, group, 128), 128)
                 _prefetch(b, _at(b, offset, group, 128), 128)
                 scales = [factors(scale, group, part) for part in range(4)]
                 offsets = [factors(offset, group, part) for part in range(4)]
-                whole = [
-                    _broadcast(
-                        b, b.sitofp(_load(b, _at(b, b.add(sums, b.mul(sums_stride, _I64(row))), group, 4), _I32), _F32), LANES
-                    )
-                    for row in range(rows)
-                ]
+                whole = []
+                for row in range(rows):
+                    row_sum = _load(b, _at(b, b.add(sums, b.mul(sums_stride, _I64(row))), group, 4), _I32)
+                    whole.append(_broadcast(b, b.sitofp(row_sum, _F32), LANES))
                 kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
                 multiply_add = cgutils.get_or_insert_function(b.module, kind, f"llvm.fma.v{LANES}f32")
                 results = []
-                for total, s, (row, part) in zip(totals, inner, every, strict=True):
-                    scaled = b.call(multiply_add, [b.sitofp(s, _FLOATS), scales[part], total])
-                    results.append(b.call(multiply_add, [whole[row], offsets[part], scaled]))
+                for place, (total, s) in enumerate(zip(totals, inner, strict=True)):
+                    scaled = b.call(multiply_add, [b.sitofp(s, _FLOATS), scales[place % 4], total])
+                    results.append(b.call(multiply_add, [whole[place // 4], offsets[place % 4], scaled]))
                 return results
 
-            totals = _loop(b, groups, [_constant(_FLOATS, 0.0)] * len(every), add_group)
+            totals = _loop(b, groups, [_constant(_FLOATS, 0.0)] * rows * 4, add_group)
             for place, total in enumerate(totals):
                 _store(b, total, _at(b, out, _I64(place), 4 * LANES))
             return context.get_dummy_value()
@@ -244,28 +237,7 @@ def _at_address(kind: Any, numba_type: Any, size: int) -> tuple[Any, Any]:
 
 
 read_float, write_float = _at_address(_F32, types.float32, 4)
-read_byte, write_byte = _at_address(_I8, types.int8, 1)
-
-
-@intrinsic
-def bitcast_float32(typing: Any, bits: Any) -> Any:
-    """Return the float32 with these 32 bits."""
-
-    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
-        return b.bitcast(arguments[0], _F32)
-
-    return types.float32(types.int32), generate
-
-
-@intrinsic
-def round_half_even(typing: Any, value: Any) -> Any:
-    """Return the nearest int32 of a float32; ties go to the even one."""
-
-    def generate(context: Any, b: Builder, signature: Any, arguments: Any) -> Value:
-        rounded = b.call(b.module.declare_intrinsic("llvm.rint", [_F32]), arguments)
-        return b.fptosi(rounded, _I32)
-
-    return types.int32(types.float32), generate
+_, write_byte = _at_address(_I8, types.int8, 1)
 
 
 @intrinsic
@@ -310,3 +282,17 @@ def thread_yield(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@njit(error_model="numpy")
+def wait_for_workers(counter, turn, workers):
+    """Wait until all workers have arrived; return the barrier value of the next wait."""
+    turn += workers
+    atomic_increment(counter)  # type: ignore[reportCallIssue]
+    spins = 0
+    while atomic_load(counter) < turn:
+        cpu_pause()
+        spins += 1
+        if spins > 2000:
+            thread_yield()
+    return turn
