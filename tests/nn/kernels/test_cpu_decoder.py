@@ -177,7 +177,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 @pytest.mark.usefixtures("every_thread")
 def test_workers_are_released_when_the_main_thread_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, original = torch.get_num_threads(), decode_step.decode_step
+    threads, original = torch.get_num_threads(), decode_step.transformer_step
 
     def interrupted(share: tuple[int, int], *rest: Any) -> Any:
         if share[0] == 0:
@@ -188,7 +188,7 @@ def test_workers_are_released_when_the_main_thread_is_interrupted(monkeypatch: p
         torch.set_num_threads(3)
         decoder = Case().decoder()
         decoder.step(torch.ones(2, 1, 96), 0)
-        monkeypatch.setattr(decode_step, "decode_step", interrupted)
+        monkeypatch.setattr(decode_step, "transformer_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             decoder.step(torch.ones(2, 1, 96), 1)
         decoder.close()

@@ -57,25 +57,13 @@ class QuantizedDecoder:
         )
         self.logits, self.turn = np.empty((self.batch, head.out_features), np.float32), 0
         layers = [part for part in transformer.modules() if isinstance(part, QuantizedLinear)]
-        self.work = self._workspace(layers, head)
+        matrices = [*layers, head]
+        widest, groups = max(part.in_features for part in matrices), max(part.groups for part in matrices)
+        rows, outputs = max(MAX_ROWS, self.batch), max(part.out_features for part in layers)
+        self.y, self.counter = np.empty((rows, max(widest, outputs)), np.float32), np.zeros(1, np.int64)
+        longest = max(self.capacity, token_capacity)
+        self.scratch = [_allocate_scratch(rows, widest, groups, longest) for _ in range(self.workers)]
         self.pool = ThreadPoolExecutor(self.workers - 1, "decode") if self.workers > 1 else None
-
-    def _workspace(self, layers: list[QuantizedLinear], head: QuantizedLinear) -> decode_step.Workspace:
-        rows, workers, parts = max(MAX_ROWS, self.batch), self.workers, [*layers, head]
-        widest, outputs = max(part.in_features for part in parts), max(part.out_features for part in layers)
-        longest = max(self.capacity, int(self.model.sizes[3]))
-        return decode_step.Workspace(
-            y=np.empty((rows, max(widest, outputs)), np.float32),
-            numbers=np.empty((workers, rows, widest + widest % 2), np.int16),
-            scale=np.empty((workers, rows), np.float32),
-            sums=np.empty((workers, rows, max(1, *(part.groups for part in parts))), np.int32),
-            row_buffer=np.empty((workers, widest), np.float32),
-            scores=np.empty((workers, longest), np.float32),
-            weights=np.empty((workers, longest), np.int16),
-            part=np.empty((workers, 256), np.float32),
-            ones=np.ones(64, np.float32),
-            counter=np.zeros(1, np.int64),
-        )
 
     def _layer_row(self, number: int, block: Block, conditions: ConditioningInputs) -> np.ndarray:
         """Return a layer's row of the table: addresses of its tensors, and descriptors of its matrices."""
@@ -133,14 +121,15 @@ class QuantizedDecoder:
                 part[:, 0, first : first + n].expand(self.batch, -1, -1).reshape(len(rows), -1).contiguous().numpy()
                 for part in self.rotation
             )
-        arguments = (self.turn, self.model, decode_step.StepRows(rows, position, cached, cos, sin), self.work, logits)
+        shared = (self.turn, self.counter, self.model, decode_step.StepRows(rows, position, cached, cos, sin), self.y)
         running = []
         try:
-            for worker in range(1, self.workers):
-                running.append(self.pool.submit(decode_step.decode_step, (worker, self.workers), *arguments))  # type: ignore[union-attr]
-            self.turn = decode_step.decode_step((0, self.workers), *arguments)
+            for i in range(1, self.workers):
+                arguments = ((i, self.workers), *shared, self.scratch[i], logits)
+                running.append(self.pool.submit(decode_step.transformer_step, *arguments))  # type: ignore[union-attr]
+            self.turn = decode_step.transformer_step((0, self.workers), *shared, self.scratch[0], logits)
         except BaseException:  # such as Ctrl-C before this thread has started, while the workers wait for it
-            self.work.counter[0] = RELEASE_ALL
+            self.counter[0] = RELEASE_ALL
             raise
         for future in running:
             future.result()
@@ -149,6 +138,17 @@ class QuantizedDecoder:
         """Stop the threads."""
         if self.pool is not None:
             self.pool.shutdown()
+
+
+def _allocate_scratch(rows: int, widest: int, groups: int, longest: int) -> decode_step.WorkerScratch:
+    return decode_step.WorkerScratch(
+        decode_step.allocate_rows(rows, widest, groups),
+        row_buffer=np.empty(widest, np.float32),
+        scores=np.empty(longest, np.float32),
+        weights=np.empty(longest, np.int16),
+        part=np.empty(256, np.float32),
+        ones=np.ones(64, np.float32),
+    )
 
 
 def _round_up(positions: int) -> int:

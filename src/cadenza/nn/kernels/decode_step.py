@@ -10,7 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from cadenza.nn.kernels.elementwise import FAST, apply_rotary_row, exp, gelu, layer_norm_row, quantize_int8, quantize_int16
+from cadenza.nn.kernels.elementwise import (
+    FAST,
+    apply_rotary_row,
+    exp,
+    gelu,
+    inlined,
+    layer_norm_row,
+    quantize_int8,
+    quantize_int16,
+)
 from cadenza.nn.kernels.simd import int4_tile_kernel, int8_tile_kernel, read_float, wait_for_workers, write_byte, write_float
 
 
@@ -20,6 +29,12 @@ class QuantizedRows(NamedTuple):
     numbers: np.ndarray  # int16 [rows, inputs]
     scale: np.ndarray  # float32 [rows], the value of 1; below 0: the row is skipped
     sums: np.ndarray  # int32 [rows, groups], of the inputs of each group
+
+
+def allocate_rows(rows: int, inputs: int, groups: int) -> QuantizedRows:
+    """Allocate rows of at most `inputs` numbers in at most `groups` groups."""
+    numbers = np.empty((rows, inputs + inputs % 2), np.int16)
+    return QuantizedRows(numbers, np.empty(rows, np.float32), np.empty((rows, max(1, groups)), np.int32))
 
 
 class HeadKV(NamedTuple):
@@ -36,6 +51,7 @@ class HeadKV(NamedTuple):
 class WorkerScratch(NamedTuple):
     """Buffers of one worker."""
 
+    inputs: QuantizedRows  # for as many rows as a call may have
     row_buffer: np.ndarray  # float32 [widest]
     scores: np.ndarray  # float32 [positions]
     weights: np.ndarray  # int16 [positions], of attention
@@ -66,21 +82,6 @@ class StepRows(NamedTuple):
     sin: np.ndarray
 
 
-class Workspace(NamedTuple):
-    """Buffers of all workers; the first axis of those that they do not share is the worker."""
-
-    y: np.ndarray  # float32 [rows, widest], shared
-    numbers: np.ndarray  # int16 [workers, rows, widest]
-    scale: np.ndarray  # float32 [workers, rows]
-    sums: np.ndarray  # int32 [workers, rows, groups]
-    row_buffer: np.ndarray
-    scores: np.ndarray
-    weights: np.ndarray
-    part: np.ndarray
-    ones: np.ndarray  # shared
-    counter: np.ndarray  # int64 [1], arrivals at the barrier, shared
-
-
 # Columns of a layer's row of the table: two addresses for a norm, one for the adaLN style, four for keys and values,
 # eight for the descriptor of a matrix.
 NORM, NORM_CROSS, NORM_MLP, STYLE, CACHE, SOURCE = 0, 2, 4, 6, 8, 12
@@ -94,7 +95,7 @@ _one4, _two4, _three4, _four4 = (int4_tile_kernel(rows) for rows in (1, 2, 3, 4)
 _narrow1, _narrow2, _narrow3 = (int8_tile_kernel(1, vectors) for vectors in (1, 2, 3))
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def _group_sums(row, linear, sums):
     """Sum the inputs of a row in each group of an int4 matrix."""
     groups = linear[GROUPS]
@@ -107,7 +108,7 @@ def _group_sums(row, linear, sums):
             sums[g] = total
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def quantize_rows(x, linear, inputs):
     """Round the rows to int16 for a matrix."""
     for r in range(inputs.scale.shape[0]):
@@ -115,7 +116,7 @@ def quantize_rows(x, linear, inputs):
         _group_sums(inputs.numbers[r], linear, inputs.sums[r])
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def _quantize_normed(x, norm, eps, style, linear, inputs, row_buffer):
     """Round the layer norms of the rows; `style` is the address of the first scale and shift, and the rows of each."""
     rows, dim = x.shape
@@ -125,7 +126,7 @@ def _quantize_normed(x, norm, eps, style, linear, inputs, row_buffer):
         _group_sums(inputs.numbers[r], linear, inputs.sums[r])
 
 
-@njit(error_model="numpy")  # without fastmath: contraction would depend on the number of rows in a call
+@njit(error_model="numpy", forceinline=True)  # without fastmath: contraction would depend on the number of rows in a call
 def matmul_tiles(linear, inputs, share, part, out, mode):
     """Multiply the rows with a worker's share (worker, workers) of a matrix, into `out` [rows, outputs] by `mode`."""
     rows, outputs, groups = inputs.scale.shape[0], linear[OUTPUTS], linear[GROUPS]
@@ -142,7 +143,7 @@ def matmul_tiles(linear, inputs, share, part, out, mode):
                     _store_tile(linear, part[i * 64 : i * 64 + 64], inputs.scale[row + i], out[row + i], tile * 64, mode)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def _tile8(linear, tile, pairs, inputs, row, count, part):
     stride, to = inputs.numbers.strides[0], part.ctypes.data
     x = inputs.numbers.ctypes.data + row * stride
@@ -157,7 +158,7 @@ def _tile8(linear, tile, pairs, inputs, row, count, part):
         _four8(w, s, pairs, x, stride, to)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def _tile4(linear, tile, groups, inputs, row, count, part):
     stride, sums_stride, to = inputs.numbers.strides[0], inputs.sums.strides[0], part.ctypes.data
     x, total = inputs.numbers.ctypes.data + row * stride, inputs.sums.ctypes.data + row * sums_stride
@@ -173,7 +174,7 @@ def _tile4(linear, tile, groups, inputs, row, count, part):
         _four4(w, s, o, groups, quads, x, stride, total, sums_stride, to)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def _store_tile(linear, values, factor, out, first, mode):
     """Write one tile of one row to `out` by `mode`."""
     width = min(64, linear[OUTPUTS] - first)
@@ -195,7 +196,7 @@ def _store_tile(linear, values, factor, out, first, mode):
             target[j] = gelu(values[j])
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def _store_kv(key, value, numbers, kv, at):
     """Quantise the key and the value of a head and store them at a position."""
     width = key.shape[0]
@@ -211,7 +212,7 @@ def _store_kv(key, value, numbers, kv, at):
         write_byte(kv.values + (tile * kv.position_pairs + at // 2) * kv.tile_outputs * 2, j * 2 + at % 2, np.int8(numbers[i]))
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def _attend(q, numbers, kv, n, bias, scratch):
     """Replace a query by the attention over `n` positions; `bias` is an address or 0. All -inf gives 0."""
     width, scores = q.shape[0], scratch.scores
@@ -252,14 +253,14 @@ def _attend(q, numbers, kv, n, bias, scratch):
             q[i] = scratch.part[i - tile * kv.tile_outputs] * factor
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def value_tile_shape(width, positions):
     """Return the outputs of a tile of values, and its pairs of positions."""
     tiles = (width + 63) // 64
     return (width + tiles * 16 - 1) // (tiles * 16) * 16, positions // 2
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def _head_kv(addresses, index, positions, width):
     """Return the keys and values of head `index` of all sequences, from the addresses of the first."""
     outputs, pairs = value_tile_shape(width, positions)
@@ -273,27 +274,19 @@ def _head_kv(addresses, index, positions, width):
     )
 
 
-@njit(fastmath=FAST, error_model="numpy")
-def _worker_scratch(work, worker, rows):
-    """Return the buffers of a worker."""
-    inputs = QuantizedRows(work.numbers[worker], work.scale[worker][:rows], work.sums[worker])
-    return inputs, WorkerScratch(
-        work.row_buffer[worker], work.scores[worker], work.weights[worker], work.part[worker], work.ones
-    )
-
-
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def decode_step(share, turn, model, rows, work, logits):
+def transformer_step(share, turn, counter, model, rows, y, scratch, logits):
     """Run the rows through all layers in place, and the head into `logits` unless it is empty.
 
-    `share` is (worker, workers), `turn` the barrier value before; the value after is returned.
+    `share` is (worker, workers), `turn` the barrier value before; the value after is returned. All workers share
+    `counter`, int64 [1], the arrivals at the barrier, and `y`, float32 [rows, widest]; `scratch` belongs to this worker.
     """
     heads, sequences, positions, token_capacity = model.sizes[0], model.sizes[1], model.sizes[2], model.sizes[3]
-    x, y, eps, workers = rows.x, work.y, model.eps, share[1]
+    x, eps, workers, barrier = rows.x, model.eps, share[1], counter.ctypes.data
     width, rows_each = x.shape[1] // heads, x.shape[0] // sequences
     dim = heads * width
-    inputs, scratch = _worker_scratch(work, share[0], x.shape[0])
-    counter, part, row_buffer = work.counter.ctypes.data, scratch.part, scratch.row_buffer
+    inputs = QuantizedRows(scratch.inputs.numbers, scratch.inputs.scale[: x.shape[0]], scratch.inputs.sums)
+    part, row_buffer = scratch.part, scratch.row_buffer
     heads_of_worker = range(sequences * heads * share[0] // workers, sequences * heads * (share[0] + 1) // workers)
     for number in range(model.layers.shape[0]):
         layer = model.layers[number]
@@ -301,7 +294,7 @@ def decode_step(share, turn, model, rows, work, logits):
         up, down, style = layer[UP:DOWN], layer[DOWN:COLUMNS], layer[STYLE]
         _quantize_normed(x, layer[NORM:NORM_CROSS], eps, (style, rows_each), qkv, inputs, row_buffer)
         matmul_tiles(qkv, inputs, share, part, y, PLAIN)
-        turn = wait_for_workers(counter, turn, workers)
+        turn = wait_for_workers(barrier, turn, workers)
         for index in heads_of_worker:
             s, h = index // heads, index % heads
             kv = _head_kv(layer[CACHE:SOURCE], index, positions, width)
@@ -316,14 +309,14 @@ def decode_step(share, turn, model, rows, work, logits):
                     apply_rotary_row(k, rows.cos[r], rows.sin[r], row_buffer)
                 _store_kv(k, v, inputs.numbers[0], kv, rows.cache_position[r])
                 _attend(q, inputs.numbers[0], kv, rows.cache_position[r] + 1, 0, scratch)
-        turn = wait_for_workers(counter, turn, workers)
+        turn = wait_for_workers(barrier, turn, workers)
         quantize_rows(y, out, inputs)
         matmul_tiles(out, inputs, share, part, x, ADD)
-        turn = wait_for_workers(counter, turn, workers)
+        turn = wait_for_workers(barrier, turn, workers)
         if layer[SOURCE]:
             _quantize_normed(x, layer[NORM_CROSS:NORM_MLP], eps, (0, rows_each), cross_q, inputs, row_buffer)
             matmul_tiles(cross_q, inputs, share, part, y, PLAIN)
-            turn = wait_for_workers(counter, turn, workers)
+            turn = wait_for_workers(barrier, turn, workers)
             for index in heads_of_worker:
                 s, h = index // heads, index % heads
                 kv = _head_kv(layer[SOURCE:QKV], index, token_capacity, width)
@@ -334,26 +327,25 @@ def decode_step(share, turn, model, rows, work, logits):
                         strides = model.source_bias.strides
                         bias = model.source_bias.ctypes.data + s * strides[0] + bias_row * strides[1]
                     _attend(y[r, h * width : (h + 1) * width], inputs.numbers[0], kv, model.tokens[s], bias, scratch)
-            turn = wait_for_workers(counter, turn, workers)
+            turn = wait_for_workers(barrier, turn, workers)
             quantize_rows(y, cross_out, inputs)
             for r in range(x.shape[0]):
-                if (
-                    model.any_valid.shape[0]
-                    and not model.any_valid[r // rows_each, min(rows.position[r], model.any_valid.shape[1] - 1)]
-                ):
-                    inputs.scale[r] = -1
+                if model.any_valid.shape[0]:
+                    column = min(rows.position[r], model.any_valid.shape[1] - 1)
+                    if not model.any_valid[r // rows_each, column]:
+                        inputs.scale[r] = -1
             matmul_tiles(cross_out, inputs, share, part, x, ADD)
-            turn = wait_for_workers(counter, turn, workers)
+            turn = wait_for_workers(barrier, turn, workers)
         _quantize_normed(x, layer[NORM_MLP:STYLE], eps, (style + dim * 8 if style else 0, rows_each), up, inputs, row_buffer)
         matmul_tiles(up, inputs, share, part, y, GELU)
-        turn = wait_for_workers(counter, turn, workers)
+        turn = wait_for_workers(barrier, turn, workers)
         quantize_rows(y, down, inputs)
         matmul_tiles(down, inputs, share, part, x, ADD)
-        turn = wait_for_workers(counter, turn, workers)
+        turn = wait_for_workers(barrier, turn, workers)
     if logits.shape[0]:
         _quantize_normed(x, model.last, eps, (0, rows_each), model.head, inputs, row_buffer)
         matmul_tiles(model.head, inputs, share, part, logits, PLAIN)
-    return wait_for_workers(counter, turn, workers)
+    return wait_for_workers(barrier, turn, workers)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")

@@ -6,9 +6,11 @@ from numba import njit
 from cadenza.nn.kernels.simd import read_float
 
 FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # sums may be reordered; infinities occur
+# Inlined always: a copy from another kernel, optimised in other surroundings, could differ in the last digit.
+inlined = njit(fastmath=FAST, error_model="numpy", forceinline=True)
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def exp(x):
     """Return e**x for a float32 clamped to [-87, 88], to 2 units in the last place."""
     x = min(max(x, np.float32(-87)), np.float32(88))
@@ -25,7 +27,7 @@ def exp(x):
     return p * np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)  # 2**n
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def gelu(x):
     """Return x * Phi(x); the error function is accurate to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
     z = abs(x) * np.float32(0.70710678)
@@ -45,7 +47,7 @@ def _quantizer(limit):
     The array is padded with a 0 to an even number; the function returns the scale.
     """
 
-    @njit(fastmath=FAST, error_model="numpy")
+    @inlined
     def quantize(values, n, out):
         top = np.float32(0)
         for i in range(n):
@@ -66,7 +68,7 @@ def _quantizer(limit):
 quantize_int16, quantize_int8 = _quantizer(np.float32(32767)), _quantizer(np.float32(127))
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def layer_norm_row(x, norm, eps, style, out):
     """Write the layer norm of a row; `style` is 0 or the address of its scale and shift (adaptive norm)."""
     n, weight, bias = x.shape[0], norm[0], norm[1]
@@ -86,7 +88,7 @@ def layer_norm_row(x, norm, eps, style, out):
             out[i] = out[i] * (np.float32(1) + read_float(style, i)) + read_float(style, n + i)
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@inlined
 def apply_rotary_row(x, cos, sin, buffer):
     """Rotate a query or key in place; `buffer` is as long."""
     n = x.shape[0]

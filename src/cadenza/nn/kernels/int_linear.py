@@ -31,12 +31,7 @@ class PackedWeight(NamedTuple):
 
 def allocate_scratch(matrix: PackedWeight, rows: int) -> tuple[decode_step.QuantizedRows, np.ndarray]:
     """Allocate the quantised rows and the tile buffer of a product."""
-    inputs = decode_step.QuantizedRows(
-        np.empty((rows, matrix.inputs + matrix.inputs % 2), np.int16),
-        np.empty(rows, np.float32),
-        np.empty((rows, max(1, matrix.groups)), np.int32),
-    )
-    return inputs, np.empty(256, np.float32)
+    return decode_step.allocate_rows(rows, matrix.inputs, matrix.groups), np.empty(256, np.float32)
 
 
 def linear(matrix: PackedWeight, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:

@@ -284,7 +284,7 @@ def thread_yield(typing: Any) -> Any:
     return types.void(), generate
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def wait_for_workers(counter, turn, workers):
     """Wait until all workers have arrived; return the barrier value of the next wait."""
     turn += workers
