@@ -242,7 +242,7 @@ def test_what_is_missing_is_named_with_its_mend(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer \(tokenizer.json or spiece.model\).*copy it from"):
         cadenza.load(tmp_path, device="cpu")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match="has no weights"):
         cadenza.load(tmp_path, device="cpu")
 
 

@@ -28,7 +28,12 @@ def atomic_write(path: str | Path, error: type[CadenzaError] = CadenzaError) -> 
             yield file
         os.replace(temporary, path)
     except OSError as reason:
-        raise error(f"{path}: cannot be written: {reason.strerror or reason}; {_fix(path, reason)}") from reason
+        fix = "check the free space and the permissions of its folder, or choose another path"
+        if isinstance(reason, FileNotFoundError | NotADirectoryError):
+            fix = f"make the folder '{path.parent}' first"
+        elif isinstance(reason, IsADirectoryError):
+            fix = "it is a folder; give a file name"
+        raise error(f"{path}: cannot be written: {reason.strerror or reason}; {fix}") from reason
     finally:
         with suppress(OSError):
             os.unlink(temporary)
@@ -52,14 +57,6 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _fix(path: Path, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"make the folder '{path.parent}' first"
-    if isinstance(error, IsADirectoryError):
-        return "it is a folder; give a file name"
-    return "check the free space and the permissions of its folder, or choose another path"
-
-
 def cache_dir() -> Path | None:
     """Return the folder for cached files: CADENZA_CACHE, else that of the platform; None if the variable is `off`."""
     value = os.environ.get(CACHE_VARIABLE, "").strip()
@@ -67,11 +64,6 @@ def cache_dir() -> Path | None:
         return None
     if value and value.lower() != "on":
         return Path(value).expanduser()
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "cadenza" / "features"
+    folders = {"win32": os.environ.get("LOCALAPPDATA") or "~/AppData/Local", "darwin": "~/Library/Caches"}
+    base = folders.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "cadenza" / "features"

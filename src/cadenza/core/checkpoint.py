@@ -104,21 +104,16 @@ def _read_rows(path: Path, start: int, shape: tuple[int, ...], dtype: torch.dtyp
     return x
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Return all weights of a transformers folder by name; the shards of an index must be complete and match it."""
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            return read_file(folder / name)
-        if (index := folder / f"{name}.index.json").exists():
-            return _read_shards(folder, index)
-    raise CheckpointError(
-        f"{folder} holds no weights ({' or '.join(WEIGHT_FILES)}, or one of them in shards); copy or download the whole folder"
-    )
-
-
 def has_weights(folder: Path) -> bool:
     """Return whether a folder holds a weight file, or the index of one, by the names that transformers uses."""
     return any((folder / name).exists() or (folder / f"{name}.index.json").exists() for name in WEIGHT_FILES)
+
+
+def open_weights(path: Path) -> dict[str, LazyTensor]:
+    """Return the tensors of a safetensors or torch file by name; those of safetensors are not loaded yet."""
+    if path.suffix == ".safetensors":
+        return open_safetensors(path)
+    return {name: LazyTensor.from_tensor(x) for name, x in read_file(path).items()}
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -210,28 +205,6 @@ def to_float32_copy(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _shape(x: Any) -> list[int]:
     return list(getattr(x, "shape", x))
-
-
-def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a readable index of shards ({error!r}); download or copy it again") from None
-    if outside := [name for name in files if Path(name).name != name]:
-        raise CheckpointError(f"{index} names '{outside[0]}', which is not a file in its folder")
-    if missing := [name for name in files if not (folder / name).exists()]:
-        raise CheckpointError(
-            f"{folder} holds {len(files) - len(missing)} of {len(files)} weight files; copy {', '.join(missing[:3])} too"
-        )
-    state_dict: dict[str, Tensor] = {}
-    for name in files:
-        state_dict |= read_file(folder / name)
-    if missing := sorted(weight_map.keys() - state_dict.keys()):
-        raise CheckpointError(f"{folder}: {len(missing)} weights of the index are in no file: {', '.join(missing[:5])}")
-    if unknown := sorted(state_dict.keys() - weight_map.keys()):
-        raise CheckpointError(f"{folder}: {len(unknown)} weights are in no index: {', '.join(unknown[:5])}")
-    return state_dict
 
 
 def _check_readable(path: Path) -> None:

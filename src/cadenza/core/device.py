@@ -46,12 +46,6 @@ def select_device(device: str | torch.device | None = None, dtype: Precision | N
     return DeviceChoice(selected, resolved, f"{reason}; requested dtype")
 
 
-def list_devices() -> list[str]:
-    """Return the names of the devices that torch sees, the CPU last."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
-
-
 def choose_threads(model: nn.Module) -> None:
     """Set torch to one thread for a model below `SMALL_MODEL` on a CPU, unless OMP_NUM_THREADS is set."""
     weights = [*model.parameters(), *model.buffers()]
@@ -73,13 +67,14 @@ def _default_device() -> tuple[torch.device, str]:
 
 
 def _requested_device(name: str | torch.device) -> torch.device:
-    available = list_devices()
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    available = [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     try:
         device = torch.device(name)
     except RuntimeError:
         raise RequestError(f"'{name}' is not a kind of device. Available: {', '.join(available)}") from None
-    known = {torch.device(each) for each in available} | {torch.device(each.partition(":")[0]) for each in available}
-    if device.type != "meta" and device not in known and device.type != "cpu":
+    known = {torch.device(device_name) for each in available for device_name in (each, each.partition(":")[0])}
+    if device not in known and device.type not in ("cpu", "meta"):
         raise RequestError(
             f"device '{name}' not found on this machine, or not supported by this build of torch. "
             f"Available: {', '.join(available)}"

@@ -3,29 +3,22 @@
 import json
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from cadenza.core.checkpoint import (
-    WEIGHT_FILES,
-    LazyTensor,
-    as_state_dict,
-    has_weights,
-    load_torch_file,
-    open_safetensors,
-)
+from cadenza.core.checkpoint import WEIGHT_FILES, LazyTensor, has_weights, open_weights, read_file
 from cadenza.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 _REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _METADATA_PATTERNS = ["*.json", "*.md", "*.model", "*.txt", "*.yaml"]
-_WEIGHT_PATTERNS = (["*.safetensors"], ["*.bin"])  # the second is downloaded only if the first matches nothing
 
 
 @dataclass(frozen=True)
@@ -78,19 +71,41 @@ class ModelSource:
 
     def load_state_dict(self, prefixes: tuple[str, ...]) -> dict[str, "Tensor"]:
         """Return the tensors whose names begin with one of `prefixes`; safetensors are preferred, no code is run."""
-        return {key: tensor.load() for key, tensor in self.open_state_dict(prefixes).items()}
+        return {name: tensor.load() for name, tensor in self.open_state_dict(prefixes).items()}
 
     def open_state_dict(self, prefixes: tuple[str, ...]) -> dict[str, LazyTensor]:
         """Return the tensors of `load_state_dict`, to be read one by one."""
+        return self._read_weights(open_weights, prefixes)
+
+    def _read_weights(self, read: Callable[[Path], Mapping[str, T]], prefixes: tuple[str, ...]) -> dict[str, T]:
+        files, listed = self._weight_files(prefixes)
+        weights = {name: x for file in files for name, x in read(file).items() if name.startswith(prefixes)}
+        if listed is not None and (different := sorted(weights.keys() ^ listed)):
+            raise CheckpointError(
+                f"'{self.model}': {len(different)} weights are in the shards or in their index, but not in both: "
+                f"{', '.join(different[:5])}; download or copy the whole model again"
+            )
+        return weights
+
+    def _weight_files(self, prefixes: tuple[str, ...]) -> tuple[list[Path], set[str] | None]:
+        """Return the files that hold the weights with these prefixes, and the names of the weights if an index has them."""
         for name in WEIGHT_FILES:
             if path := self.optional_file(name):
-                return _open_weights(path, prefixes)
-            if self.optional_file(f"{name}.index.json"):
-                weight_map = self.read_json(f"{name}.index.json").get("weight_map", {})
-                files = sorted({file for key, file in weight_map.items() if key.startswith(prefixes)})
-                return {key: x for file in files for key, x in _open_weights(self.required_file(file), prefixes).items()}
+                return [path], None
+            if index := self.optional_file(f"{name}.index.json"):
+                weight_map = read_json_object(index).get("weight_map")
+                if not isinstance(weight_map, dict) or any(Path(str(file)).name != file for file in weight_map.values()):
+                    raise CheckpointError(f"{index} is not an index of shards in its folder; download or copy it again")
+                listed = {name: file for name, file in weight_map.items() if name.startswith(prefixes)}
+                paths = {file: self.optional_file(file) for file in sorted(set(listed.values()))}
+                if missing := [file for file, path in paths.items() if path is None]:
+                    raise CheckpointError(
+                        f"'{self.model}' has {len(paths) - len(missing)} of {len(paths)} weight files; "
+                        f"copy {', '.join(missing[:3])} too"
+                    )
+                return [path for path in paths.values() if path], set(listed)
         if self.folder and (shards := sorted(self.folder.glob("model-*-of-*.safetensors"))):  # our shards have no index
-            return {key: x for path in shards for key, x in _open_weights(path, prefixes).items()}
+            return shards, None
         raise CheckpointError(
             f"'{self.model}' has no weights: {' or '.join(WEIGHT_FILES)} is needed; put the file there, or choose another model"
         )
@@ -102,32 +117,30 @@ class ModelSource:
         return Path(path) if isinstance(path, str) else None
 
     def _download(self, name: str) -> Path | None:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-        if reason := _unreachable_reason():
-            raise CheckpointError(self._unavailable(name, reason))
-        try:
-            return Path(hf_hub_download(self.model, name, revision=self.revision))
-        except LocalEntryNotFoundError as error:
-            raise CheckpointError(self._unavailable(name, str(error.__cause__ or error))) from None
-        except EntryNotFoundError:
-            return None
-        except (HfHubHTTPError, OSError) as error:
-            raise CheckpointError(self._unavailable(name, f"{type(error).__name__}: {error}")) from None
-
-    def _unavailable(self, name: str, reason: str) -> str:
-        from huggingface_hub import constants
-
-        revision = f" --revision {self.revision}" if self.revision else ""
-        reason = reason.strip().partition("\n")[0].rstrip(".")
-        return (
-            f"'{self.model}' is not a folder here, its {name} is not on this machine, and the download failed: {reason}. "
-            f"On a machine that can reach the hub, run: hf download {self.model}{revision} "
+        if not (reason := _unreachable_reason()):
+            try:
+                return Path(hf_hub_download(self.model, name, revision=self.revision))
+            except LocalEntryNotFoundError as error:
+                reason = str(error.__cause__ or error)
+            except EntryNotFoundError:
+                return None
+            except (HfHubHTTPError, OSError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"'{self.model}' is not a folder here, its {name} is not on this machine, and the download failed: "
+            f"{_first_line(reason)}. On a machine that can reach the hub, run: {_download_command(self.model, self.revision)} "
             "--include '*.json' --include '*.model' --include '*.safetensors' (and '*.bin' if it has no safetensors); "
             f"then copy 'models--{self.model.replace('/', '--')}' from its cache into {constants.HF_HUB_CACHE} here. "
             "Or add --local-dir FOLDER and give that folder as `model`"
         )
+
+
+def read_folder(folder: Path) -> dict[str, "Tensor"]:
+    """Return all weights of a folder by name, from the file or the shards that transformers writes."""
+    return ModelSource(str(folder))._read_weights(read_file, ("",))
 
 
 def download_snapshot(name: str, *, of: str = "", weight_files: Sequence[str] = ()) -> Path:
@@ -136,15 +149,35 @@ def download_snapshot(name: str, *, of: str = "", weight_files: Sequence[str] = 
     An interrupted download is continued and never taken for a model. `weight_files` are further names by which a folder
     counts as a model. Raise CheckpointError, with what to download and where to put it, if the hub cannot be reached.
     """
+    import huggingface_hub
+    from huggingface_hub import errors
+
     repository, _, revision = name.partition("@")
-    for patterns in _WEIGHT_PATTERNS:
-        folder = _download_snapshot(repository, revision or None, [*_METADATA_PATTERNS, *patterns], of)
-        names = any((folder / file).exists() for file in weight_files)
-        if names or has_weights(folder) or any(folder.glob("model*.safetensors")):
+    fix = f"run `{_download_command(repository, revision)} --local-dir {repository.rpartition('/')[2]}`, "
+    fix += "copy that folder to this machine, load it by its path"
+    for weights in ("*.safetensors", "*.bin"):  # the second only if the first matches nothing
+        patterns = [*_METADATA_PATTERNS, weights]
+        try:
+            folder = Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+            raise CheckpointError(
+                f"the hub has no model '{repository}', or it requires a login ({_first_line(error)}); check the name, "
+                "or run `hf auth login`"
+            ) from None
+        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"'{repository}'{of and f' ({of})'} is not on this machine, and the hub cannot be reached "
+                f"({_first_line(error)}). On a machine that can reach it, {fix}"
+            ) from None
+        if (
+            any((folder / file).exists() for file in weight_files)
+            or has_weights(folder)
+            or any(folder.glob("model*.safetensors"))
+        ):
             return folder
     raise CheckpointError(
         f"{repository}: {folder} has no weights; the download was interrupted, or this repository holds no model that "
-        f"can be loaded. Try again where the hub can be reached, or {_manual_download(repository, revision)}"
+        f"can be loaded. Try again where the hub can be reached, or {fix}"
     )
 
 
@@ -159,36 +192,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return data
 
 
-def _open_weights(path: Path, prefixes: tuple[str, ...]) -> dict[str, LazyTensor]:
-    if path.suffix == ".safetensors":
-        return {key: tensor for key, tensor in open_safetensors(path).items() if key.startswith(prefixes)}
-    state_dict = as_state_dict(load_torch_file(path), source=str(path))
-    return {key: LazyTensor.from_tensor(x) for key, x in state_dict.items() if key.startswith(prefixes)}
+def _download_command(repository: str, revision: str | None) -> str:
+    return f"hf download {repository}" + (f" --revision {revision}" if revision else "")
 
 
-def _download_snapshot(repository: str, revision: str | None, patterns: list[str], of: str) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"the hub has no model '{repository}', or it requires a login ({reason}); check the name, or run `hf auth login`"
-        ) from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise CheckpointError(
-            f"'{repository}'{of and f' ({of})'} is not on this machine, and the hub cannot be reached ({reason}). "
-            f"On a machine that can reach it, {_manual_download(repository, revision)}"
-        ) from None
-
-
-def _manual_download(repository: str, revision: str | None) -> str:
-    folder = repository.rpartition("/")[2]
-    option = f" --revision {revision}" if revision else ""
-    return f"run `hf download {repository}{option} --local-dir {folder}`, copy that folder to this machine, load it by its path"
+def _first_line(reason: object) -> str:
+    return str(reason).strip().partition("\n")[0].rstrip(".")
 
 
 def _unreachable_reason() -> str:

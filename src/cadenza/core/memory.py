@@ -1,25 +1,24 @@
 """Memory of this process, machine, container or GPU; parsing and formatting of byte counts."""
 
 import os
+import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path("/")
 LIMIT_VARIABLE = "CADENZA_MEMORY"  # environment variable: most bytes that this process may use, such as 4GB
-_UNITS = {"": 1, "b": 1, "k": 1e3, "kb": 1e3, "kib": 2**10, "m": 1e6, "mb": 1e6, "mib": 2**20}
-_UNITS |= {"g": 1e9, "gb": 1e9, "gib": 2**30, "t": 1e12, "tb": 1e12, "tib": 2**40}
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _NO_LIMIT = 2**60  # cgroups v1 write such a number for "no limit"
 
 
 def process_rss(root: Path = ROOT) -> int:
     """Return the resident bytes of this process; 0 if the system does not report them."""
-    return _read_kilobytes(root / "proc/self/status").get("VmRSS", 0)
+    return _read_table(root / "proc/self/status").get("VmRSS", 0)
 
 
 def peak_rss() -> int:
     """Return the largest number of resident bytes of this process so far; 0 if the system does not report them."""
-    if peak := _read_kilobytes(ROOT / "proc/self/status").get("VmHWM"):
+    if peak := _read_table(ROOT / "proc/self/status").get("VmHWM"):
         return peak
     try:
         import resource  # not on Windows
@@ -31,7 +30,7 @@ def peak_rss() -> int:
 
 def available_memory(root: Path = ROOT) -> int | None:
     """Return the bytes that this process may still allocate (machine, container, CADENZA_MEMORY); None if unknown."""
-    limits = [_read_kilobytes(root / "proc/meminfo").get("MemAvailable"), *_cgroup_limits(root)]
+    limits = [_read_table(root / "proc/meminfo").get("MemAvailable"), *_cgroup_limits(root)]
     if limit := os.environ.get(LIMIT_VARIABLE, "").strip():
         limits.append(max(0, parse_bytes(limit) - process_rss(root)))
     known = [limit for limit in limits if limit is not None]
@@ -49,18 +48,11 @@ def available_memory_on(device: str) -> int | None:
 
 def parse_bytes(text: str) -> int:
     """Parse a number with a unit, such as 4GB or 512 MiB, to bytes; raise ValueError for anything else."""
-    lowered = text.strip().lower()
-    digits = lowered.rstrip("bkmgti ")
-    unit = lowered[len(digits) :].strip()
-    try:
-        number = float(digits) * _UNITS[unit]
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"'{text}' is not an amount of memory; write a number of bytes, or for example 4GB or 512MiB"
-        ) from None
-    if not 0 < number < _NO_LIMIT:
-        raise ValueError(f"'{text}' is not a possible amount of memory; write for example 4GB")
-    return int(number)
+    match = re.fullmatch(r"(\d*\.?\d+(?:e\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    size = float(match[1]) * _UNITS[match[2] or ""] if match else 0
+    if not 0 < size < _NO_LIMIT:
+        raise ValueError(f"'{text}' is not an amount of memory; write a number of bytes, or for example 4GB or 512MiB")
+    return int(size)
 
 
 def format_bytes(size: float) -> str:
@@ -88,14 +80,9 @@ def _cgroup_limits(root: Path) -> list[int]:
             if top in (folder, *folder.parents):
                 limit, used = (_read_int(folder / name) for name in names)
                 if limit is not None and used is not None and limit < _NO_LIMIT:
-                    limits.append(max(0, limit - used + _reclaimable(folder)))
+                    table = _read_table(folder / "memory.stat")  # inactive file cache is freed when memory is needed
+                    limits.append(max(0, limit - used + table.get("total_inactive_file", table.get("inactive_file", 0))))
     return limits
-
-
-def _reclaimable(folder: Path) -> int:
-    """Return the bytes of inactive file cache in a cgroup."""
-    stat = _read_stat(folder / "memory.stat")
-    return stat.get("total_inactive_file", stat.get("inactive_file", 0))
 
 
 def _read_int(path: Path) -> int | None:
@@ -105,18 +92,10 @@ def _read_int(path: Path) -> int | None:
         return None
 
 
-def _read_stat(path: Path) -> Mapping[str, int]:
+def _read_table(path: Path) -> dict[str, int]:
+    """Return bytes by name from a file with lines `name number` or `name: number kB`."""
     try:
-        lines = [line.split() for line in path.read_text().splitlines()]
+        rows = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:
         return {}
-    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
-
-
-def _read_kilobytes(path: Path) -> Mapping[str, int]:
-    """Return bytes by name from a file with lines `name: number kB`."""
-    try:
-        lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {line[0]: int(line[1]) * 1024 for line in lines if len(line) == 3 and line[2] == "kB"}
+    return {row[0]: int(row[1]) * (1024 if row[2:] == ["kB"] else 1) for row in rows if len(row) > 1 and row[1].isdecimal()}

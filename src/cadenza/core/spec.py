@@ -10,10 +10,11 @@ import json
 import pkgutil
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from cadenza.core.errors import SpecError
 
@@ -29,12 +30,27 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(format_validation_error(cls, data, error, source)) from None
+            raise SpecError(format_validation_error(error, source)) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Load the spec in a YAML or JSON file; raise SpecError with every mistake."""
         return cls.parse(read_data(path), source=str(path))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_fields(cls, data: Any, handler: Any) -> Any:
+        """Name the closest field in the error for an unknown one."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            mistakes: list[Any] = error.errors()
+            for mistake in mistakes:
+                message = mistake["msg"]
+                if mistake["type"] == "extra_forbidden" and len(mistake["loc"]) == 1:
+                    message = f"unknown field.{did_you_mean(str(mistake['loc'][0]), list(cls.model_fields))}"
+                mistake["type"] = PydanticCustomError(mistake["type"], message)
+            raise ValidationError.from_exception_data(cls.__name__, mistakes) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data from which `parse` makes an equal spec."""
@@ -106,54 +122,12 @@ def did_you_mean(name: str, names: list[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else f" Choose from: {', '.join(names)}."
 
 
-def format_validation_error(cls: type[Spec], data: Any, error: ValidationError, source: str) -> str:
+def format_validation_error(error: ValidationError, source: str) -> str:
     """Return the error message: every mistake with its location and the fix."""
     lines = [f"{source}: {error.error_count()} mistake{'s' if error.error_count() > 1 else ''}"]
     for mistake in error.errors():
-        *path, last = mistake["loc"] or ("(root)",)
         message = mistake["msg"].removeprefix("Value error, ")
-        if mistake["type"] == "extra_forbidden":
-            message = f"unknown field.{did_you_mean(str(last), _fields(cls, data, path))}"
-        elif mistake["type"] not in {"value_error", "missing"}:
+        if mistake["type"] not in {"value_error", "missing", "extra_forbidden"}:
             message += f", got {mistake['input']!r}"
-        lines.append(f"  {'.'.join(map(str, [*path, last]))}: {message}")
+        lines.append(f"  {'.'.join(map(str, mistake['loc'])) or '(root)'}: {message}")
     return "\n".join(lines)
-
-
-def _fields(owner: Any, node: Any, path: list[Any]) -> list[str]:
-    """Return the field names of the spec at `path`."""
-    owner = _member([owner], node)
-    for step in path:
-        if step == _tag(node) and step not in getattr(owner, "model_fields", {}):
-            continue  # the member of a union, which pydantic includes in the path
-        try:
-            node = node[step]
-        except (KeyError, IndexError, TypeError):
-            return []
-        fields = getattr(owner, "model_fields", {})
-        owner = _member(_specs_in(fields[step].annotation) if step in fields else [owner], node)
-    return list(getattr(owner, "model_fields", {}))
-
-
-def _member(owners: list[Any], node: Any) -> Any:
-    """Return the spec class that describes `node`: the one with its `type`, else the first."""
-    tagged = [owner for owner in owners if _tag(node) and _default_type(owner) == _tag(node)]
-    owner: Any = next(iter([*tagged, *owners]), None)
-    return owner.lookup(_tag(node)) if "family" in getattr(owner, "__dict__", {}) and _tag(node) else owner
-
-
-def _tag(node: Any) -> str | None:
-    tag = node.get("type") if isinstance(node, dict) else None
-    return tag if isinstance(tag, str) else None
-
-
-def _default_type(owner: Any) -> Any:
-    field = getattr(owner, "model_fields", {}).get("type")
-    return None if field is None else field.default
-
-
-def _specs_in(annotation: Any) -> list[Any]:
-    """Return the Spec classes in an annotation such as `dict[str, X]` or `X | Y | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return [annotation]
-    return [spec for argument in get_args(annotation) for spec in _specs_in(argument)]

@@ -39,16 +39,16 @@ class Timeline:
         """
         if isinstance(value, Timeline):
             return value
-        if isinstance(value, Mapping):
-            if "timeline" not in value or not set(value) <= {"timeline", "fade"}:
-                return None
-            spans, fade = value["timeline"], value.get("fade", 0.0)
-            if not _is_number(fade) or fade < 0:
-                raise RequestError(f"the fade of a timeline must be a number of seconds, 0 or more, got {fade!r}")
-            if not _is_span_list(spans):
-                raise RequestError(f"a timeline must be a list of (start, end, value) in seconds, got {spans!r}")
-            return cls(_sorted_spans(spans), float(fade))
-        return cls(_sorted_spans(value)) if _is_span_list(value) else None
+        if not isinstance(value, Mapping):
+            return cls(_sorted_spans(value)) if _is_span_list(value) else None
+        if "timeline" not in value or not set(value) <= {"timeline", "fade"}:
+            return None
+        spans, fade = value["timeline"], value.get("fade", 0.0)
+        if not _is_number(fade) or fade < 0:
+            raise RequestError(f"the fade of a timeline must be a number of seconds, 0 or more, got {fade!r}")
+        if not _is_span_list(spans):
+            raise RequestError(f"a timeline must be a list of (start, end, value) in seconds, got {spans!r}")
+        return cls(_sorted_spans(spans), float(fade))
 
     def shifted(self, start: float) -> "Timeline":
         """Return the timeline with times relative to `start` seconds."""
@@ -61,12 +61,11 @@ class Timeline:
     def bounds_with_fades(self) -> list[tuple[float, float, float, float]]:
         """Return (start, end, fade in, fade out) of each span in seconds; a fade is at most as long as either span."""
         rows = []
-        for i, (start, end, _) in enumerate(self.spans):
-            others = [span for j, span in enumerate(self.spans) if j != i]
-            before = [min(end - start, span.end - span.start) for span in others if abs(span.end - start) < _ADJACENT]
-            after = [min(end - start, span.end - span.start) for span in others if abs(span.start - end) < _ADJACENT]
-            fade_in = min([self.fade, *before]) if before else 0.0
-            rows.append((start, end, fade_in, min([self.fade, *after]) if after else 0.0))
+        for start, end, _ in self.spans:
+            before = [min(end - start, b - a) for a, b, _ in self.spans if abs(b - start) < _ADJACENT]
+            after = [min(end - start, b - a) for a, b, _ in self.spans if abs(a - end) < _ADJACENT]
+            fade_in, fade_out = (min([self.fade, *lengths]) if lengths else 0.0 for lengths in (before, after))
+            rows.append((start, end, fade_in, fade_out))
         return rows
 
 

@@ -5,10 +5,10 @@ Letters in shapes: b batch, c channels, t samples, f frames, k codebooks, d widt
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -22,8 +22,58 @@ class FrameFormat:
     cardinality: int = 0  # entries of a codebook; 0 for latents
 
 
+FramesT = TypeVar("FramesT", bound="_Frames")
+
+
+class _Frames:
+    """Methods of `Codes` and `Latents`, whose first field is the tensor of their frames."""
+
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        if self.lengths is None:
+            full = torch.full((len(self),), self.data.shape[-1], dtype=torch.long, device=self.data.device)
+            object.__setattr__(self, "lengths", full)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self: FramesT) -> Iterator[FramesT]:
+        """Yield each clip as a batch of one without its padding."""
+        for i, length in enumerate(self.lengths.tolist()):
+            clip = {name: None if x is None else x[i : i + 1] for name, x in vars(self).items()}
+            yield replace(self, **clip | {self._data_name: self.data[i : i + 1, :, :length]})  # type: ignore[type-var]
+
+    @property
+    def _data_name(self) -> str:
+        return next(iter(vars(self)))
+
+    @property
+    def data(self) -> Shaped[Tensor, "b k f"]:
+        """Tensor of the frames: `ids` of Codes, `z` of Latents."""
+        return getattr(self, self._data_name)
+
+    def with_data(self: FramesT, data: Shaped[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> FramesT:
+        """Return frames of this class with other data."""
+        return type(self)(data, lengths)  # type: ignore[call-arg]
+
+    def to(self: FramesT, device: torch.device | str) -> FramesT:
+        moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    @classmethod
+    def cat(cls, chunks: Sequence[FramesT]) -> FramesT:
+        """Concatenate successive chunks of the same clips along frames; only a clip's last chunk may be padded.
+
+        The scale of codes is that of the first chunk.
+        """
+        lengths = sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths))
+        frames = chunks[0].with_data(torch.cat([chunk.data for chunk in chunks], -1), lengths)
+        return replace(frames, scale=chunks[0].scale) if isinstance(frames, Codes) else frames  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
-class Codes:
+class Codes(_Frames):
     """Discrete frames of a batch of clips.
 
     `lengths`: true frames of each clip, by default all. `samples`: audio samples of each clip, None for lengths * hop length.
@@ -32,83 +82,19 @@ class Codes:
     """
 
     ids: Int[Tensor, "b k f"]
-    lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # filled in below
+    lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # set by __post_init__
     samples: Int[Tensor, " b"] | None = None
     scale: Float[Tensor, "b ..."] | None = None
     ended: Bool[Tensor, " b"] | None = None
 
-    def __post_init__(self) -> None:
-        _fill_lengths(self, self.ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __iter__(self) -> Iterator["Codes"]:
-        """Yield each clip as a batch of one without its padding."""
-        for i, length in enumerate(self.lengths.tolist()):
-            scale = None if self.scale is None else self.scale[i : i + 1]
-            samples = None if self.samples is None else self.samples[i : i + 1]
-            ended = None if self.ended is None else self.ended[i : i + 1]
-            yield Codes(self.ids[i : i + 1, :, :length], self.lengths[i : i + 1], samples, scale, ended)
-
-    @property
-    def data(self) -> Int[Tensor, "b k f"]:
-        """Tensor of the frames: `ids` of Codes, `z` of Latents."""
-        return self.ids
-
-    def with_data(self, data: Int[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> "Codes":
-        """Return frames of this class with other data."""
-        return Codes(data, lengths)  # type: ignore[arg-type]  # filled in
-
-    def to(self, device: torch.device | str) -> Self:
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
-
-    @classmethod
-    def cat(cls, chunks: Sequence["Codes"]) -> "Codes":
-        """Concatenate successive chunks of the same clips along frames; only a clip's last chunk may be padded."""
-        ids = torch.cat([chunk.ids for chunk in chunks], -1)
-        return cls(ids, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)), scale=chunks[0].scale)
-
 
 @dataclass(frozen=True)
-class Latents:
+class Latents(_Frames):
     """Continuous frames of a batch of clips; `lengths` and `samples` as for `Codes`."""
 
     z: Float[Tensor, "b d f"]
-    lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # filled in below
+    lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # set by __post_init__
     samples: Int[Tensor, " b"] | None = None
-
-    def __post_init__(self) -> None:
-        _fill_lengths(self, self.z)
-
-    def __len__(self) -> int:
-        return len(self.z)
-
-    def __iter__(self) -> Iterator["Latents"]:
-        """Yield each clip as a batch of one without its padding."""
-        for i, length in enumerate(self.lengths.tolist()):
-            samples = None if self.samples is None else self.samples[i : i + 1]
-            yield Latents(self.z[i : i + 1, :, :length], self.lengths[i : i + 1], samples)
-
-    @property
-    def data(self) -> Float[Tensor, "b d f"]:
-        """Tensor of the frames: `ids` of Codes, `z` of Latents."""
-        return self.z
-
-    def with_data(self, data: Float[Tensor, "b d f"], lengths: Int[Tensor, " b"] | None = None) -> "Latents":
-        """Return frames of this class with other data."""
-        return Latents(data, lengths)  # type: ignore[arg-type]  # filled in
-
-    def to(self, device: torch.device | str) -> Self:
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
-
-    @classmethod
-    def cat(cls, chunks: Sequence["Latents"]) -> "Latents":
-        """Concatenate successive chunks of the same clips along frames; only a clip's last chunk may be padded."""
-        z = torch.cat([chunk.z for chunk in chunks], -1)
-        return cls(z, sum((chunk.lengths for chunk in chunks), torch.zeros_like(chunks[0].lengths)))
 
 
 @dataclass(frozen=True)
@@ -179,9 +165,3 @@ class GuidanceBranch:
     weight: float
     fused: FusedConditions
     unguided_weight: float = 0.0  # weight at frames outside the guidance interval
-
-
-def _fill_lengths(owner: Codes | Latents, x: Tensor) -> None:
-    if owner.lengths is None:
-        full = torch.full((x.shape[0],), x.shape[-1], dtype=torch.long, device=x.device)
-        object.__setattr__(owner, "lengths", full)

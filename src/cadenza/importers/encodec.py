@@ -13,7 +13,7 @@ from torch import Tensor
 from cadenza.codecs.base import CodecSpec
 from cadenza.codecs.encodec import EncodecSpec
 from cadenza.core import hub
-from cadenza.core.checkpoint import check_finite, check_state_dict, read_folder, to_float32_copy
+from cadenza.core.checkpoint import check_finite, check_state_dict, to_float32_copy
 from cadenza.core.errors import CheckpointError, SpecError
 from cadenza.importers.audiocraft_package import CODEC, PACKAGE_FILES, AudiocraftPackage, load_package
 from cadenza.importers.base import ConfigReader
@@ -350,7 +350,7 @@ class CompressionModel:
         if self.package is not None:
             return weights_from_audiocraft(self.package.weights, self.spec, source=str(self.package.path))
         assert self.folder is not None
-        return weights_from_transformers(read_folder(self.folder), self.spec, source=str(self.folder))
+        return weights_from_transformers(hub.read_folder(self.folder), self.spec, source=str(self.folder))
 
 
 def load_compression_model(folder: Path, codec_name: object) -> CompressionModel:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadenza.core.checkpoint import check_finite, check_state_dict, read_folder, strip_prefix, to_float32_copy
+from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.core.hub import read_json_object
+from cadenza.core.hub import read_folder, read_json_object
 from cadenza.importers import audiocraft_conditioners, encodec
 from cadenza.importers.audiocraft_conditioners import MELODY
 from cadenza.importers.base import ConfigReader, expected_state_dict, musicgen_key_map

@@ -56,7 +56,7 @@ class Request(Spec):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RequestError(format_validation_error(cls, data, error, "request")) from None
+            raise RequestError(format_validation_error(error, "request")) from None
 
     @field_validator("items", mode="before")
     @classmethod
