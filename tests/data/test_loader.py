@@ -43,16 +43,9 @@ def test_processes_share_the_batches_of_one(world):
 
 def test_the_sampler_resumes_exactly():
     whole = take(BatchSampler(7, 3, seed=1), 30)
-    sampler = BatchSampler(7, 3, seed=1)
-    take(sampler, 11)
-    state = sampler.state_dict()
-    assert state == {"position": 11, "epoch": 4, "size": 7, "seed": 1}
-    again = pickle.loads(pickle.dumps(BatchSampler(7, 3, seed=1)))
-    again.load_state_dict(state)
-    assert take(again, 19) == whole[11:]
-    for other, what in ((BatchSampler(8, 3, seed=1), "size is 8, but was 7"), (BatchSampler(7, 3), "seed is 0, but was 1")):
-        with pytest.raises(DataError, match=what):
-            other.load_state_dict(state)
+    sampler = pickle.loads(pickle.dumps(BatchSampler(7, 3, seed=1)))
+    assert take(sampler, 11) == whole[:11] and take(sampler.from_position(11), 19) == whole[11:]
+    assert take(sampler, 11) == whole[:11], "a sampler has no hidden position"
 
 
 def test_another_seed_is_another_order():
@@ -92,11 +85,8 @@ def test_workers_change_nothing_and_resume_is_exact(clips):
     whole = content(islice(loader(clips, prepare=prepare), 20))
     reader = loader(clips, 2, prepare=prepare)
     assert content(islice(reader, 9)) == whole[:9]
-    state = reader.state_dict()
-    assert state["position"] == 9
     again = loader(clips, 1, prepare=prepare)
-    again.load_state_dict(state)
-    assert content(islice(again, 5)) == whole[9:14]
+    assert content(islice(again.iter_from(9), 5)) == whole[9:14]
     assert content(islice(again.iter_from(17), 3)) == whole[17:]
     assert not multiprocessing.active_children()
 

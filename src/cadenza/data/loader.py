@@ -1,6 +1,7 @@
 """Batches of items: an endless order of samples, collation, and a loader that resumes exactly."""
 
 import hashlib
+import itertools
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cadenza.conditioners.base import PreparedInputs
 from cadenza.core.errors import CadenzaError, DataError
@@ -27,10 +28,9 @@ _NAMES = (*_SIGNALS, "prepared", "metadata", "ids", "seconds", "broken")
 
 
 class BatchSampler(Sampler[list[SampleIndex]]):
-    """Endless batches of shuffled epochs; batches are full and may span two epochs.
+    """Endless batches of shuffled epochs, from batch number `position`; batches are full and may span two epochs.
 
-    `world` processes with batches of `batch` samples see together what one process sees with `world * batch`. The
-    state is `position`, the number of the next batch.
+    `world` processes with batches of `batch` samples see together what one process sees with `world * batch`.
     """
 
     def __init__(self, size: int, batch: int, *, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
@@ -40,22 +40,11 @@ class BatchSampler(Sampler[list[SampleIndex]]):
             raise DataError(f"process rank {rank} is not in 0 to {world - 1}")
         self.size, self.batch, self.seed, self.shuffle = size, batch, seed, shuffle
         self.rank, self.world, self.position = rank, world, 0
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
-    @property
-    def epoch(self) -> int:
-        """Number of complete epochs before the next batch."""
-        return self.position * self.batch * self.world // self.size
-
-    def batch_at(self, position: int) -> list[SampleIndex]:
-        """Return this process's part of batch number `position`."""
-        first = (position * self.world + self.rank) * self.batch
-        return [self._sample(number) for number in range(first, first + self.batch)]
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        while True:
-            self.position += 1
-            yield self.batch_at(self.position - 1)
+        for position in itertools.count(self.position):
+            first = (position * self.world + self.rank) * self.batch
+            yield [self._sample(number) for number in range(first, first + self.batch)]
 
     def from_position(self, position: int) -> "BatchSampler":
         """Return a sampler of the same sequence that starts at batch number `position`."""
@@ -63,29 +52,16 @@ class BatchSampler(Sampler[list[SampleIndex]]):
         sampler.position = position
         return sampler
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "epoch": self.epoch, "size": self.size, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in {"size": self.size, "seed": self.seed}.items():
-            if state[name] != value:
-                raise DataError(f"the data's {name} is {value}, but was {state[name]} in the saved state; use the same data")
-        self.position = state["position"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_order"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
     def _sample(self, number: int) -> SampleIndex:
         epoch, index = divmod(number, self.size)
-        return SampleIndex(self._order(epoch)[index] if self.shuffle else index, epoch)
+        return SampleIndex(_permutation(self.size, self.seed, epoch)[index] if self.shuffle else index, epoch)
 
-    def _permutation(self, epoch: int) -> list[int]:
-        seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()[:8], "little", signed=True)
-        return torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).tolist()
+
+@lru_cache(maxsize=2)
+def _permutation(size: int, seed: int, epoch: int) -> list[int]:
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randperm(size, generator=generator).tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +109,11 @@ class Batch(Mapping[str, Any]):
 
     def pin_memory(self) -> "Batch":
         """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
-        pinned: dict[str, Any] = {}
-        for name in _SIGNALS:
-            if (value := getattr(self, name)) is not None:
-                pinned[name] = replace(value, **{k: x.pin_memory() for k, x in vars(value).items() if isinstance(x, Tensor)})
+        pinned = {
+            name: replace(value, **{key: x.pin_memory() for key, x in vars(value).items() if isinstance(x, Tensor)})
+            for name in _SIGNALS
+            if (value := getattr(self, name)) is not None
+        }
         prepared = {
             name: replace(value, tensors={k: x.pin_memory() for k, x in value.tensors.items()})
             for name, value in self.prepared.items()
@@ -170,42 +147,31 @@ class BatchLoader:
         self.on_broken_file: OnBrokenFile = on_broken_file
         self.pin = torch.cuda.is_available() if pin is None else pin
         self.report = ReadReport()
-        self.position = 0  # of the next batch that is yielded; workers read ahead
 
     def iter_from(self, position: int) -> Iterator[Batch]:
         """Yield this process's batches endlessly, from number `position`."""
-        self.position = position
         loader = DataLoader(
-            _SafeDataset(self.dataset),  # type: ignore[arg-type]
-            batch_sampler=self.sampler.from_position(position),
+            _BatchReader(self.dataset, self.prepare),
+            sampler=self.sampler.from_position(position),
+            batch_size=None,  # the reader returns whole batches
             num_workers=self.workers,
-            collate_fn=_SafeCollate(self.prepare, _frame_rate(self.dataset)),
+            collate_fn=_unchanged,
             pin_memory=self.pin,
             worker_init_fn=ignore_stop_signals if self.workers else None,
             prefetch_factor=4 if self.workers else None,
         )
-        for batch in loader:
-            if isinstance(batch, _ReadError):
-                raise DataError(f"the items {', '.join(batch.ids)} cannot be prepared: {batch.reason}")
+        for number, batch in enumerate(loader, position):
+            if isinstance(batch, DataError):
+                raise batch
             for name, reason in batch.broken.items():
                 self.report.record_broken(name, reason, self.on_broken_file)
             if not batch.metadata:
-                raise DataError(f"batch {self.position} has no readable item. {self.report}")
+                raise DataError(f"batch {number} has no readable item. {self.report}")
             self.report.read += len(batch.metadata)
-            self.position += 1
             yield batch
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.iter_from(self.position)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state after the batches that were yielded, not those read ahead."""
-        return self.sampler.from_position(self.position).state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        sampler = self.sampler.from_position(0)
-        sampler.load_state_dict(state)
-        self.position = sampler.position
+        return self.iter_from(0)
 
 
 def fixed_batches(dataset: ItemDataset, batch: int, *, count: int | None = None, prepare: Prepare | None = None) -> list[Batch]:
@@ -217,43 +183,27 @@ def fixed_batches(dataset: ItemDataset, batch: int, *, count: int | None = None,
 
 
 @dataclass(frozen=True)
-class _ReadError:
-    """A user's error in a worker, passed as a value because exceptions lose their type between processes."""
+class _BatchReader(Dataset["Batch | DataError"]):
+    """Batches by their samples; errors are returned, because exceptions lose their type between processes."""
 
-    ids: list[str]
-    reason: str
-
-
-class _SafeDataset:
-    """A dataset that returns a `_ReadError` instead of raising a CadenzaError."""
-
-    def __init__(self, dataset: ItemDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, sample: SampleIndex) -> Any:
-        try:
-            return self.dataset[sample]
-        except CadenzaError as error:
-            return _ReadError([self.dataset.item_id(sample.index)], str(error))
-
-
-@dataclass(frozen=True)
-class _SafeCollate:
-    """Collate the readable items, and list the others as broken."""
-
+    dataset: ItemDataset
     prepare: Prepare | None
-    frame_rate: float | None
 
-    def __call__(self, samples: list[Any]) -> Batch | _ReadError:
-        items = [item for item in samples if not isinstance(item, _ReadError)]
+    def __getitem__(self, samples: list[SampleIndex]) -> Batch | DataError:
+        items, broken = [], {}
+        for sample in samples:
+            try:
+                items.append(self.dataset[sample])
+            except CadenzaError as error:
+                broken[self.dataset.item_id(sample.index)] = str(error)
         try:
-            batch = collate(items, self.prepare, frame_rate=self.frame_rate)
+            return replace(collate(items, self.prepare, frame_rate=_frame_rate(self.dataset)), broken=broken)
         except CadenzaError as error:
-            return _ReadError([item["id"] for item in items], str(error))
-        return replace(batch, broken={item.ids[0]: item.reason for item in samples if isinstance(item, _ReadError)})
+            return DataError(f"the items {', '.join(item['id'] for item in items)} cannot be prepared: {error}")
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _frame_rate(dataset: ItemDataset) -> float | None:
@@ -278,16 +228,14 @@ def _exit_on_sigterm_from(parent: int) -> None:
 def _stack(parts: Sequence[Any]) -> Any:
     """Concatenate batches of one; frames are cut to the longest clip."""
     first = parts[0]
-    lengths = torch.cat([part.lengths for part in parts])
-    if isinstance(first, Audio):
-        if len({(part.sample_rate, part.wave.shape[1]) for part in parts}) > 1:
-            raise DataError("clips of one batch differ in sample rate or channels")
-        return Audio(_pad_and_cat([part.wave for part in parts]), first.sample_rate, lengths)
-    samples = None if first.samples is None else torch.cat([part.samples for part in parts])
-    if isinstance(first, Latents):
-        return Latents(_pad_and_cat([part.z for part in parts])[..., : int(lengths.max())], lengths, samples)
-    scale = None if first.scale is None else _pad_and_cat([part.scale for part in parts])
-    return Codes(_pad_and_cat([part.ids for part in parts])[..., : int(lengths.max())], lengths, samples, scale)
+    if isinstance(first, Audio) and len({(part.sample_rate, part.wave.shape[1]) for part in parts}) > 1:
+        raise DataError("clips of one batch differ in sample rate or channels")
+    tensors = [name for name, value in vars(first).items() if isinstance(value, Tensor)]
+    stacked = replace(first, **{name: _pad_and_cat([getattr(part, name) for part in parts]) for name in tensors})
+    if isinstance(stacked, Audio):
+        return stacked
+    frames = stacked.data[..., : int(stacked.lengths.max())]
+    return replace(stacked, **{"ids" if isinstance(stacked, Codes) else "z": frames})
 
 
 def _pad_and_cat(parts: Sequence[Tensor]) -> Tensor:
