@@ -1,7 +1,7 @@
 """Datasets of audio segments: from the files of a manifest, or from a user's torch dataset."""
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 from cadenza.core.errors import AudioError, DataError
-from cadenza.data.items import SampleIndex, SegmentDataset, SegmentInfo, ToItem, compose
+from cadenza.data.items import SegmentDataset, SegmentInfo, ToItem, compose
 from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio, load_audio
@@ -39,11 +39,10 @@ class AudioDataset(SegmentDataset):
             raise DataError(f"segments of {seconds} s are shorter than one sample at {sample_rate} Hz; use a larger `seconds`")
         self.seconds, self.seed, self.fixed, self.ids, self.to_item = seconds, seed, fixed, ids, to_item
         self._to_item = compose(manifest.to_item, to_item)
-        self.clip_indices = list(range(len(manifest.clips)))
-        self.index_segments()
+        self.use_clips(range(len(manifest.clips)))
 
-    def index_segments(self) -> None:
-        super().index_segments()
+    def use_clips(self, clips: Iterable[int]) -> None:
+        super().use_clips(clips)
         if not self.segments:
             raise DataError(f"{self.manifest.folder}: every clip has weight 0; set a positive weight")
 
@@ -61,9 +60,8 @@ class AudioDataset(SegmentDataset):
         unit = max(smallest, max(shares) / MAX_SEGMENTS_PER_WEIGHT / max(counts))
         return [max(1, round(share / unit)) if share else 0 for share in shares]
 
-    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
-        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
-        rng, index = self.rng(sample), sample.index
+    def read_item(self, index: int, rng: random.Random | None) -> dict[str, Any]:
+        first = index
         for _ in range(MAX_REJECTED):
             clip, segment = self._segment(index, rng)
             item = self._item(clip, segment)
@@ -73,15 +71,13 @@ class AudioDataset(SegmentDataset):
                 return {**item, "id": clip.id, "audio": crop_or_pad(audio.wave, self.samples, self.sample_rate)}
             index = (index + 1) % len(self) if rng is None else rng.randrange(len(self))
         raise DataError(
-            f"to_item rejected {MAX_REJECTED} segments in a row, starting at '{self.item_id(sample.index)}'; exclude such clips"
+            f"to_item rejected {MAX_REJECTED} segments in a row, starting at '{self.item_id(first)}'; exclude such clips"
         )
 
     def metadata_items(self) -> Iterator[dict[str, Any]]:
         """Yield the item of each clip that is not rejected, without audio or randomness; lists of texts stay whole."""
-        for index, (number, part) in enumerate(self.segments):
-            if part:
-                continue
-            clip = self.manifest.clips[number]
+        for index in self.first_segments():
+            clip = self.manifest.clips[self.segments[index][0]]
             if self._to_item is None:  # reads no audio
                 metadata = clip.metadata()
                 yield {**{key: x for key, x in metadata.items() if self.ids is None or key in self.ids}, "id": clip.id}
@@ -143,20 +139,15 @@ class TorchDatasetAdapter(SegmentDataset):
             raise DataError(f"{type(dataset).__name__} is empty")
         self.dataset, self.sample_rate, self.channels, self.data_rate = dataset, sample_rate, channels, data_rate
         self.samples, self.seed, self.fixed = max(1, round(seconds * sample_rate)), seed, fixed
-        self.clip_indices = list(range(len(dataset)))
-        self.index_segments()
+        self.use_clips(range(len(dataset)))
 
     def clip_id(self, clip: int) -> str:
         return str(clip)
 
-    def count_segments(self) -> list[int]:
-        return [1] * len(self.clip_indices)
-
-    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
-        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
-        rng, name = self.rng(sample), self.item_id(sample.index)
+    def read_item(self, index: int, rng: random.Random | None) -> dict[str, Any]:
+        name = self.item_id(index)
         source = f"item {name} of {type(self.dataset).__name__}"
-        item = _parse_item(self.dataset[self.segments[sample.index][0]], source)
+        item = _parse_item(self.dataset[self.segments[index][0]], source)
         sample_rate = item.pop("sample_rate", None) or self.data_rate
         clip = _parse_audio(item.pop("audio"), sample_rate, source)
         frames = -(-self.samples * clip.sample_rate // self.sample_rate)
@@ -166,11 +157,6 @@ class TorchDatasetAdapter(SegmentDataset):
         total = clip.wave.shape[-1] / clip.sample_rate
         info = SegmentInfo(name, source, start / clip.sample_rate, total, rng, lambda: segment)
         return {"id": name, **self.finish_item(item, info), "audio": crop_or_pad(wave, self.samples, self.sample_rate)}
-
-    def metadata_items(self) -> Iterator[dict[str, Any]]:
-        """Yield every item without its audio."""
-        for index in range(len(self)):
-            yield {key: value for key, value in self[index].items() if key != "audio"}
 
 
 def _parse_item(raw: Any, source: str) -> dict[str, Any]:

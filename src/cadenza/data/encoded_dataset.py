@@ -5,9 +5,9 @@ integers [k, f] are codes; frames that `padding_mask` marks as padding are not u
 """
 
 import math
+import random
 from abc import ABC
-from collections.abc import Collection, Iterator, Sequence
-from copy import copy
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ from cadenza.codecs.base import Codec
 from cadenza.core.errors import DataError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.data.encoded_store import EncodedStore
-from cadenza.data.items import SampleIndex, SegmentDataset, SegmentInfo, ToItem, compose
+from cadenza.data.items import SegmentDataset, SegmentInfo, ToItem, compose
 from cadenza.data.manifest import check_mapping, read_json
 from cadenza.dsp.audio import Audio
 
@@ -65,8 +65,7 @@ class EncodedDataset(_WindowDataset):
         self.store = store if isinstance(store, EncodedStore) else EncodedStore(store)
         if codec is not None:
             self.store.header.check_codec(codec, self.store.path)
-        self.clip_indices = list(range(len(self.store)))
-        self.index_segments()
+        self.use_clips(range(len(self.store)))
 
     @property
     def frame_rate(self) -> float:
@@ -83,10 +82,8 @@ class EncodedDataset(_WindowDataset):
         """Return the stored metadata of each clip."""
         return [self.store.metadata(clip) for clip in self.clip_indices]
 
-    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
-        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
-        rng = self.rng(sample)
-        clip, part = self.segments[sample.index]
+    def read_item(self, index: int, rng: random.Random | None) -> dict[str, Any]:
+        clip, part = self.segments[index]
         shard, row = self.store.locate(clip)
         header, total = shard.header, self.store.length(clip)
         start = self.segment_start(part, self.frames, total, rng)
@@ -144,8 +141,7 @@ class PreEncodedDataset(_WindowDataset):
         if not folder.clips:
             raise DataError("no encoded clips found; use a folder of .npy files")
         self.folder, self.frame_format = folder, frame_format
-        self.clip_indices = list(range(len(folder.clips)))
-        self.index_segments()
+        self.use_clips(range(len(folder.clips)))
 
     @property
     def frame_rate(self) -> float:
@@ -159,18 +155,8 @@ class PreEncodedDataset(_WindowDataset):
         clips = [self.folder.clips[clip] for clip in self.clip_indices]
         return [max(1, clip.frames // self.frames) if self.folder.random_crop else 1 for clip in clips]
 
-    def metadata_items(self) -> Iterator[dict[str, Any]]:
-        """Yield the item of each clip without its frames and without randomness."""
-        fixed = copy(self)
-        fixed.fixed = True
-        for index, (_, part) in enumerate(self.segments):
-            if part == 0:
-                yield {name: value for name, value in fixed[index].items() if name != self.frame_format.kind}
-
-    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
-        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
-        rng = self.rng(sample)
-        number, part = self.segments[sample.index]
+    def read_item(self, index: int, rng: random.Random | None) -> dict[str, Any]:
+        number, part = self.segments[index]
         clip = self.folder.clips[number]
         start = self.segment_start(part, self.frames, clip.frames, rng, random_crop=self.folder.random_crop)
         values = np.array(self._array(clip)[:, start : min(start + self.frames, clip.frames)])

@@ -3,10 +3,10 @@
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol, Self
 
 from torch.utils.data import Dataset
@@ -15,6 +15,7 @@ from cadenza.core.errors import DataError
 from cadenza.dsp.audio import Audio
 
 Item = Mapping[str, Any]
+SIGNALS = ("audio", "codes", "latents")  # keys of an item that are not metadata
 OnBrokenFile = Literal["raise", "skip"]  # if a file cannot be read: raise, or skip it and list it in the report
 
 
@@ -46,29 +47,22 @@ class SegmentInfo:
 ToItem = Callable[[dict[str, Any], SegmentInfo], Item | None]  # metadata to item; None rejects the segment
 
 
-@dataclass(frozen=True)
-class Compose:
-    """Apply functions in order; stop and return None at the first that rejects the segment."""
-
-    functions: tuple[ToItem, ...]
-
-    def __call__(self, metadata: dict[str, Any], segment: SegmentInfo) -> Item | None:
-        item: Item | None = metadata
-        for function in self.functions:
-            item = function(dict(item), segment)
-            if item is None:
-                return None
-            if not isinstance(item, Mapping):
-                raise DataError(
-                    f"{segment.source}: to_item returned a {type(item).__name__}. Return a mapping, or None to reject"
-                )
-        return item
-
-
 def compose(*functions: ToItem | None) -> ToItem | None:
-    """Return one function that applies all that are not None; None if there are none."""
+    """Return one function that applies all that are not None, in order; None if there are none."""
     present = tuple(function for function in functions if function is not None)
-    return Compose(present) if present else None
+    return partial(_apply, present) if present else None
+
+
+def _apply(functions: Sequence[ToItem], metadata: dict[str, Any], segment: SegmentInfo) -> Item | None:
+    """Apply functions in order; stop and return None at the first that rejects the segment."""
+    item: Item | None = metadata
+    for function in functions:
+        item = function(dict(item), segment)
+        if item is None:
+            return None
+        if not isinstance(item, Mapping):
+            raise DataError(f"{segment.source}: to_item returned a {type(item).__name__}. Return a mapping, or None to reject")
+    return item
 
 
 def sample_rng(seed: int, sample: SampleIndex) -> random.Random:
@@ -77,14 +71,12 @@ def sample_rng(seed: int, sample: SampleIndex) -> random.Random:
 
 
 def pick_alternatives(metadata: Item, rng: random.Random | None) -> dict[str, Any]:
-    """Replace each list of strings by one of them: a random one, or the first if `rng` is None."""
-
-    def pick(value: Any) -> Any:
-        if not is_text_list(value):
-            return value
-        return None if not value else value[0] if rng is None else rng.choice(value)
-
-    return {key: pick(value) for key, value in metadata.items()}
+    """Replace each list of strings by one of them: a random one, or the first if `rng` is None; an empty list by None."""
+    item = dict(metadata)
+    for key, value in metadata.items():
+        if is_text_list(value):
+            item[key] = None if not value else value[0] if rng is None else rng.choice(value)
+    return item
 
 
 def is_text_list(value: Any) -> bool:
@@ -147,24 +139,38 @@ class SegmentDataset(Dataset[dict[str, Any]], ABC):
         """Return the id of a clip of the source."""
 
     @abstractmethod
+    def read_item(self, index: int, rng: random.Random | None) -> dict[str, Any]:
+        """Return the item of segment `index`; without `rng` it is not random."""
+
     def count_segments(self) -> list[int]:
         """Return the number of segments of each clip in `clip_indices`."""
+        return [1] * len(self.clip_indices)
 
-    def index_segments(self) -> None:
-        """Fill `segments` from `clip_indices`."""
+    def use_clips(self, clips: Iterable[int]) -> None:
+        """Use these clips of the source, and list their segments."""
+        self.clip_indices = list(clips)
         counts = zip(self.clip_indices, self.count_segments(), strict=True)
         self.segments = [(clip, part) for clip, count in counts for part in range(count)]
 
     def __len__(self) -> int:
         return len(self.segments)
 
+    def __getitem__(self, sample: SampleIndex | int) -> dict[str, Any]:
+        sample = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
+        return self.read_item(sample.index, None if self.fixed else sample_rng(self.seed, sample))
+
     def item_id(self, index: int) -> str:
         """Return the id of the clip that a segment is from."""
         return self.clip_id(self.segments[index][0])
 
-    def rng(self, sample: SampleIndex) -> random.Random | None:
-        """Return the random generator of a sample; None with `fixed`."""
-        return None if self.fixed else sample_rng(self.seed, sample)
+    def metadata_items(self) -> Iterable[dict[str, Any]]:
+        """Yield the item of each clip without its signal and without randomness."""
+        for index in self.first_segments():
+            yield {key: value for key, value in self.read_item(index, None).items() if key not in SIGNALS}
+
+    def first_segments(self) -> list[int]:
+        """Return the index of the first segment of each clip."""
+        return [index for index, (_, part) in enumerate(self.segments) if part == 0]
 
     @staticmethod
     def segment_start(part: int, size: int, total: int, rng: random.Random | None, *, random_crop: bool = True) -> int:
@@ -188,9 +194,7 @@ class SegmentDataset(Dataset[dict[str, Any]], ABC):
         ids = {clip: self.clip_id(clip) for clip in self.clip_indices}
         chosen = select_holdout(ids.values(), count)
         train, holdout = copy(self), copy(self)
-        train.clip_indices = [clip for clip in self.clip_indices if ids[clip] not in chosen]
-        holdout.clip_indices = [clip for clip in self.clip_indices if ids[clip] in chosen]
         holdout.fixed = True
-        train.index_segments()
-        holdout.index_segments()
+        train.use_clips(clip for clip in ids if ids[clip] not in chosen)
+        holdout.use_clips(clip for clip in ids if ids[clip] in chosen)
         return train, holdout

@@ -19,12 +19,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cadenza.conditioners.base import PreparedInputs
 from cadenza.core.errors import CadenzaError, DataError
 from cadenza.core.types import Codes, Latents
-from cadenza.data.items import Item, ItemDataset, OnBrokenFile, ReadReport, SampleIndex
+from cadenza.data.items import SIGNALS, Item, ItemDataset, OnBrokenFile, ReadReport, SampleIndex
 from cadenza.dsp.audio import Audio
 
 Prepare = Callable[[Sequence[Item]], Mapping[str, PreparedInputs]]
-_SIGNALS = ("audio", "codes", "latents")
-_NAMES = (*_SIGNALS, "prepared", "metadata", "ids", "seconds", "broken")
+_NAMES = (*SIGNALS, "prepared", "metadata", "ids", "seconds", "broken")
 
 
 class BatchSampler(Sampler[list[SampleIndex]]):
@@ -104,14 +103,14 @@ class Batch(Mapping[str, Any]):
         return 0.0 if frames is None or not self.frame_rate else float(frames.lengths.sum()) / self.frame_rate
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {name: value.to(device) for name in _SIGNALS if (value := getattr(self, name)) is not None}
+        moved = {name: value.to(device) for name in SIGNALS if (value := getattr(self, name)) is not None}
         return replace(self, **moved, prepared={name: value.to(device) for name, value in self.prepared.items()})
 
     def pin_memory(self) -> "Batch":
         """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
         pinned = {
             name: replace(value, **{key: x.pin_memory() for key, x in vars(value).items() if isinstance(x, Tensor)})
-            for name in _SIGNALS
+            for name in SIGNALS
             if (value := getattr(self, name)) is not None
         }
         prepared = {
@@ -123,12 +122,12 @@ class Batch(Mapping[str, Any]):
 
 def collate(items: Sequence[Item], prepare: Prepare | None = None, *, frame_rate: float | None = None) -> Batch:
     """Return items as one batch: signals are stacked with their lengths, and `prepare` receives the whole items."""
-    for name in _SIGNALS:
+    for name in SIGNALS:
         present = [item["id"] for item in items if item.get(name) is not None]
         if present and len(present) < len(items):
             raise DataError(f"items of one batch differ: '{name}' is missing in some, but present in '{present[0]}'")
-    signals = {name: _stack([item[name] for item in items]) for name in _SIGNALS if items and items[0].get(name) is not None}
-    metadata = [{key: value for key, value in item.items() if key not in _SIGNALS} for item in items]
+    signals = {name: _stack([item[name] for item in items]) for name in SIGNALS if items and items[0].get(name) is not None}
+    metadata = [{key: value for key, value in item.items() if key not in SIGNALS} for item in items]
     prepared = dict(prepare(items)) if prepare is not None and items else {}
     return Batch(metadata, prepared=prepared, frame_rate=frame_rate, **signals)
 
