@@ -4,13 +4,10 @@ AudioCraft reads relative paths from its working folder; here they are looked up
 current one.
 """
 
-import gzip
 import json
 import math
 import zipfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,9 @@ from cadenza.data.manifest import (
     Manifest,
     ManifestClip,
     check_mapping,
+    check_positive,
     check_unique_ids,
+    read_lines,
     read_sidecars,
     without_file_keys,
 )
@@ -45,12 +44,11 @@ class MusicClip(ManifestClip):
 def load_audiocraft_manifest(path: str | Path) -> Manifest:
     """Read an AudioCraft manifest; no audio is opened."""
     path = Path(path)
-    clips = [_parse_clip(path, number, line) for number, line in _lines(path) if line.strip()]
-    if not clips:
-        raise DataError(f'{path}: lists no clips. Example: {{"path": "a.wav", "duration": 30.0, "sample_rate": 32000}}')
+    lines = read_lines(path, "path")
+    folder = _find_base(path, [Path(data["path"]) for _, data in lines])
+    clips = [_parse_clip(source, data, folder) for source, data in lines]
     check_unique_ids(clips, path)
-    folder = _find_base(path, [clip.audio for clip in clips if isinstance(clip.audio, Path)])
-    return Manifest(folder, [_resolve(clip, folder) for clip in clips])
+    return Manifest(folder, clips)
 
 
 def is_audiocraft(path: str | Path) -> bool:
@@ -68,30 +66,8 @@ def is_audiocraft(path: str | Path) -> bool:
     return isinstance(first, dict) and "path" in first and "audio" not in first
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007  # used in the errors below
-                yield number, line
-    except EOFError:
-        raise DataError(f"{path}: cut short after line {number}; download or create it again") from None
-    except (OSError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable manifest, after line {number}: {error}") from None
-
-
-def _parse_clip(path: Path, number: int, line: str) -> MusicClip:
-    source = f"{path}:{number}"
-    try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source}: not JSON: {error}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("path"), str) or not data["path"]:
-        raise DataError(f'{source}: a line must be a mapping with the "path" of its audio')
-    for name, kinds in {"duration": (int, float), "sample_rate": (int,)}.items():
-        value = data.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf):
-            raise DataError(f"{source}: '{name}' must be a positive number, got {value!r}")
+def _parse_clip(source: str, data: dict[str, Any], folder: Path) -> MusicClip:
+    check_positive(data, {"duration": (int, float), "sample_rate": (int,)}, source)
     weight = 1.0 if data.get("weight") is None else data["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise DataError(f"{source}: 'weight' must be a number of at least 0, got {weight!r}")
@@ -100,8 +76,8 @@ def _parse_clip(path: Path, number: int, line: str) -> MusicClip:
         raise DataError(f"{source}: 'info_path' must be a path, or archive.zip:member, got {info!r}")
     inline = {name: value for name, value in data.items() if name not in _KEYS}
     return MusicClip(
-        id=data["path"], audio=Path(data["path"]), seconds=data.get("duration"), sample_rate=data.get("sample_rate"),
-        channels=None, inline=inline, weight=float(weight), info_path=info,
+        id=data["path"], audio=folder / data["path"], seconds=data.get("duration"), sample_rate=data.get("sample_rate"),
+        channels=None, inline=inline, weight=float(weight), info_path=None if info is None else str(folder / info),
     )  # fmt: skip
 
 
@@ -115,12 +91,6 @@ def _find_base(path: Path, paths: list[Path]) -> Path:
         f"{path}: none of the first {len(relative)} clips was found. Tried {path.parent / relative[0]} and "
         f"{Path.cwd() / relative[0]}; run from the folder that the paths start from, or move the manifest there"
     )
-
-
-def _resolve(clip: MusicClip, folder: Path) -> MusicClip:
-    assert isinstance(clip.audio, Path)
-    info = clip.info_path if clip.info_path is None else str(folder / clip.info_path)
-    return replace(clip, audio=folder / clip.audio, info_path=info)
 
 
 def _read_info(path: str) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Encoded store: the codes or latents of many clips, in shards of one safetensors and one JSON-lines file each.
 
 A shard has `frames` [sum of lengths, rows] (uint16 for codes, float16 for latents), `offsets` [n + 1], `samples` [n]
-and, for codecs with a scale, `scale` [n, ...]; its header identifies the codec by spec and hash of weights. A packed
-store is a single shard.
+and, for codecs with a scale, `scale` [n, ...]; its header identifies the codec by spec and hash of weights.
 """
 
 import bisect
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -108,9 +108,9 @@ class StoreShard:
 
 
 class EncodedStore:
-    """All shards of a folder, or one packed file, as one sequence of clips."""
+    """All shards of a folder, or the file of a store of one shard, as one sequence of clips."""
 
-    def __init__(self, path: str | Path, *, codec: Codec | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = path = Path(path)
         paths = [path] if path.is_file() else sorted(path.glob("shard-*.safetensors"))
         if not paths:
@@ -123,11 +123,7 @@ class EncodedStore:
         for shard in self.shards:
             if replace(shard.header, shard=0) != replace(self.header, shard=0):
                 raise DataError(f"{shard.path}: belongs to another store than {self.shards[0].path}; use separate folders")
-        if codec is not None:
-            self.header.check_codec(codec, path)
-        self._ends = [0]
-        for shard in self.shards:
-            self._ends.append(self._ends[-1] + len(shard))
+        self._ends = [0, *itertools.accumulate(map(len, self.shards))]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -145,18 +141,6 @@ class EncodedStore:
     def metadata(self, clip: int) -> dict[str, Any]:
         shard, row = self.locate(clip)
         return shard.metadata(row)
-
-    def pack(self, path: str | Path) -> Path:
-        """Write the whole store as one `.safetensors` with its `.jsonl`; return its path."""
-        path, rows, metadata = Path(path), [], []
-        for clip in range(len(self)):
-            shard, row = self.locate(clip)
-            frames = shard.frames(row, 0, self.length(clip)).T
-            scale = None if shard.scale is None else shard.scale[row]
-            rows.append({"frames": frames, "samples": shard.samples[row], "scale": scale})
-            metadata.append(shard.metadata(row))
-        write_shard(path, replace(self.header, shards=1, shard=0), rows, metadata)
-        return path
 
 
 def write_shard(path: Path, header: StoreHeader, rows: Sequence[Mapping[str, Any]], metadata: Sequence[Item]) -> None:
@@ -219,7 +203,14 @@ def encode_dataset(  # noqa: PLR0913
     for number, start in enumerate(starts):
         clips = manifest.clips[start : start + shard]
         path, shard_header = folder / f"shard-{number:05d}.safetensors", replace(header, shard=number)
-        if not _is_complete(path, shard_header, codec):
+        if path.exists() and path.with_suffix(".jsonl").exists():
+            present = StoreShard(path).header
+            present.check_codec(codec, path)
+            if present != shard_header:
+                raise DataError(
+                    f"{path}: encoded from other clips or with another shard size; use a new folder, or delete this one"
+                )
+        else:
             rows, batch = [], []
             for clip, audio in _load_clips(clips, codec, report, on_broken_file):
                 batch.append((clip, audio))
@@ -281,25 +272,6 @@ def _stored_metadata(clip: ManifestClip, keep: Collection[str] | None) -> dict[s
 
 def _is_plain(value: Any) -> bool:
     """Return whether a value is a text, a number, or a list of these or of (start, end, value)."""
-    if isinstance(value, list):
-        return all(
-            isinstance(x, _PLAIN_TYPES)
-            or (isinstance(x, list) and len(x) == 3 and all(isinstance(part, _PLAIN_TYPES) for part in x))
-            for x in value
-        )
-    return isinstance(value, _PLAIN_TYPES)
-
-
-def _is_complete(path: Path, expected: StoreHeader, codec: Codec) -> bool:
-    """Return whether a shard is already written; raise DataError if it belongs to another store."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            header = parse_header(file.metadata(), path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it and start again") from None
-    header.check_codec(codec, path)
-    if header != expected:
-        raise DataError(f"{path}: encoded from other clips or with another shard size; use a new folder, or delete this one")
-    return path.with_suffix(".jsonl").exists()
+    values = value if isinstance(value, list) else [value]
+    parts = (part for x in values for part in (x if isinstance(x, list) and len(x) == 3 else [x]))
+    return all(isinstance(part, _PLAIN_TYPES) for part in parts)

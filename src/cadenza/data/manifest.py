@@ -1,9 +1,11 @@
 """Manifests: JSON lines that list audio clips; metadata may also be in sidecar files next to the audio."""
 
+import gzip
 import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,13 +60,7 @@ class Manifest:
     def load(cls, path: str | Path) -> Self:
         """Read a manifest file; no audio is opened."""
         path = Path(path)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a readable manifest: {error}") from None
-        clips = [_parse_clip(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        if not clips:
-            raise DataError(f'{path}: lists no clips. Example line: {{"audio": "a.wav", "prompt": "slow piano"}}')
+        clips = [_parse_clip(source, data, path.parent) for source, data in read_lines(path, "audio")]
         check_unique_ids(clips, path)
         return cls(path.parent, clips)
 
@@ -117,10 +113,10 @@ def read_sidecars(audio: Path) -> dict[str, Any]:
     """Return the mapping in the `.json` next to an audio file, and the text of its `.txt` as `prompt`."""
     metadata: dict[str, Any] = {}
     try:
-        if (text := _read_if_present(audio.with_suffix(".txt"))) is not None and text.strip():
-            metadata["prompt"] = " ".join(text.split())
-        if (text := _read_if_present(audio.with_suffix(".json"))) is not None:
-            metadata |= check_mapping(json.loads(text), audio.with_suffix(".json"))
+        if (path := audio.with_suffix(".txt")).exists() and (words := path.read_text(encoding="utf-8").split()):
+            metadata["prompt"] = " ".join(words)
+        if (path := audio.with_suffix(".json")).exists():
+            metadata |= check_mapping(json.loads(path.read_text(encoding="utf-8")), path)
     except (OSError, ValueError) as error:
         raise DataError(f"{audio}: its sidecar cannot be read: {error}; fix or remove it") from None
     return without_file_keys(metadata)
@@ -146,13 +142,6 @@ def without_file_keys(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key not in ("id", "audio")}
 
 
-def _read_if_present(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
 def list_audio_files(folder: Path) -> list[Path]:
     """Return all audio files in a folder and its subfolders in order of path, except hidden ones."""
     paths = []
@@ -162,22 +151,49 @@ def list_audio_files(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _parse_clip(path: Path, number: int, line: str) -> ManifestClip:
+def read_lines(path: Path, key: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the mappings of a file of JSON lines, optionally gzipped, with their location; each has a path under `key`."""
+    lines, number = [], 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007  # used in the errors below
+                if line.strip():
+                    lines.append((f"{path}:{number}", line))
+    except EOFError:
+        raise DataError(f"{path}: cut short after line {number}; download or create it again") from None
+    except (OSError, UnicodeDecodeError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable manifest, after line {number}: {error}") from None
+    if not lines:
+        raise DataError(f'{path}: lists no clips. Example line: {{"{key}": "a.wav"}}')
+    return [(source, _parse_line(source, line, key)) for source, line in lines]
+
+
+def _parse_line(source: str, line: str, key: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not JSON: {error}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("audio"), str):
-        is_audiocraft = isinstance(data, dict) and "path" in data
-        hint = ". This is AudioCraft's layout; use cadenza.data.audiocraft_manifest" if is_audiocraft else ""
-        raise DataError(f'{path}:{number}: a line must be a mapping with the path of its "audio"{hint}')
-    for key, kinds in {"seconds": (int, float), "sample_rate": (int,), "channels": (int,)}.items():
-        if data.get(key) is not None and (not isinstance(data[key], kinds) or not 0 < data[key] < math.inf):
-            raise DataError(f"{path}:{number}: '{key}' must be a positive number, got {data[key]!r}")
+        raise DataError(f"{source}: not JSON: {error}") from None
+    if isinstance(data, dict) and isinstance(data.get(key), str) and data[key]:
+        return data
+    is_audiocraft = isinstance(data, dict) and "path" in data and key == "audio"
+    hint = ". This is AudioCraft's layout; use cadenza.data.audiocraft_manifest" if is_audiocraft else ""
+    raise DataError(f'{source}: a line must be a mapping with the path of its audio as "{key}"{hint}')
+
+
+def check_positive(data: dict[str, Any], kinds: dict[str, tuple[type, ...]], source: str) -> None:
+    """Raise DataError unless each value is None or missing, or a positive number of one of its types."""
+    for key, types in kinds.items():
+        value = data.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, types) or not 0 < value < math.inf):
+            raise DataError(f"{source}: '{key}' must be a positive number, got {value!r}")
+
+
+def _parse_clip(source: str, data: dict[str, Any], folder: Path) -> ManifestClip:
+    check_positive(data, {"seconds": (int, float), "sample_rate": (int,), "channels": (int,)}, source)
     name = str(data.get("id", Path(data["audio"]).with_suffix("").as_posix()))
     inline = {key: value for key, value in data.items() if key not in _FILE_KEYS}
     return ManifestClip(
-        name, path.parent / data["audio"], data.get("seconds"), data.get("sample_rate"), data.get("channels"), inline
+        name, folder / data["audio"], data.get("seconds"), data.get("sample_rate"), data.get("channels"), inline
     )
 
 

@@ -43,7 +43,7 @@ def is_encoded(source: Source) -> bool:
 
 
 def is_encoded_store(path: str | Path) -> bool:
-    """Return whether a path is an encoded store: a folder of shards, or a packed file."""
+    """Return whether a path is an encoded store: a folder of shards, or the file of a single shard."""
     path = Path(path)
     return path.suffix == ".safetensors" or next(path.glob("shard-*.safetensors"), None) is not None
 

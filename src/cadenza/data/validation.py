@@ -3,10 +3,10 @@
 import json
 import math
 import statistics
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,9 @@ class Histogram:
     @classmethod
     def from_values(cls, values: Sequence[float], edges: Sequence[float]) -> "Histogram":
         """Count values between the edges, and remove empty bins at both ends."""
-        if not values:
-            return cls()
-        counts = [0] * (len(edges) - 1)
-        for value in values:
-            counts[min(max(bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
+        counts = np.histogram(values, edges)[0].tolist()
         used = [i for i, count in enumerate(counts) if count]
-        return cls(tuple(edges[used[0] : used[-1] + 2]), tuple(counts[used[0] : used[-1] + 1]))
+        return cls(tuple(edges[used[0] : used[-1] + 2]), tuple(counts[used[0] : used[-1] + 1])) if used else cls()
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return plain data, with None for an infinite edge."""
@@ -52,9 +48,10 @@ class Histogram:
 
     def lines(self, title: str) -> list[str]:
         """Return a text bar for each bin."""
-        bins = list(zip(self.edges, self.edges[1:], strict=False))
-        names = [f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}" for low, high in bins]
-        names = [f"under {high:g}" if math.isinf(low) else name for (low, high), name in zip(bins, names, strict=True)]
+        names = []
+        for low, high in pairwise(self.edges):
+            text = f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+            names.append(f"under {high:g}" if math.isinf(low) else text)
         width, largest = max(map(len, names)), max(self.counts)
         bars = ["#" * math.ceil(_BAR_WIDTH * count / largest) for count in self.counts]
         return [title, *(f"{name:>{width}} {bar} {n}" for name, bar, n in zip(names, bars, self.counts, strict=True))]
@@ -104,9 +101,7 @@ class DatasetReport:
         self.issues.append(Issue(kind, clip, message))
 
     def to_dict(self) -> dict[str, Any]:
-        values = {"data": self.data, "clips": self.clips, "seconds": round(self.seconds, 3), "kinds": self.counts_by_kind}
-        values |= {"issues": [asdict(issue) for issue in self.issues], "notes": self.notes}
-        values |= {"sample_rates": self.sample_rates, "channels": self.channels}
+        values = {**asdict(self), "seconds": round(self.seconds, 3), "kinds": self.counts_by_kind}
         return {**values, "lengths": self.lengths.to_dict(), "loudness": self.loudness.to_dict()}
 
     def write(self, path: str | Path) -> None:
@@ -137,25 +132,29 @@ def validate_dataset(
     clips, report = _load_clips(data), DatasetReport(str(data.folder if isinstance(data, Manifest) else data))
     if not isinstance(data, Manifest):
         _note_orphans(Path(data), report)
-    stats: dict[int, AudioStats] = {}
-    captions: dict[int, tuple[str, ...] | None] = {}
+    files: list[tuple[ManifestClip, AudioStats]] = []  # the readable ones
+    captions: list[tuple[ManifestClip, tuple[str, ...]]] = []
     for number, clip in enumerate(clips):
         progress("reading", number, len(clips))
-        captions[number] = _read_caption(clip, report)
-        if (file_stats := _analyze(clip, report)) is not None:
-            stats[number] = file_stats
-            for kind, message in _find_defects(file_stats):
+        if (texts := _read_caption(clip, report)) is not None:
+            captions.append((clip, texts))
+        if (stats := _analyze(clip, report)) is not None:
+            files.append((clip, stats))
+            for kind, message in _find_defects(stats):
                 report.add(kind, clip.id, message)
     progress("reading", len(clips), len(clips))
-    report.clips, report.seconds = len(clips), sum(file.seconds for file in stats.values())
-    _check_uniform(clips, stats, expected, report)
-    _check_lengths(clips, stats, expected, report)
-    _check_captions(clips, captions, report)
-    _check_duplicates(clips, stats, report, progress)
+    report.clips, report.seconds = len(clips), sum(stats.seconds for _, stats in files)
+    report.sample_rates = _check_uniform(
+        "sample rate", "Hz", [(c, s.sample_rate) for c, s in files], expected.sample_rate, report
+    )
+    report.channels = _check_uniform("channels", "channels", [(c, s.channels) for c, s in files], expected.channels, report)
+    _check_lengths(files, expected.min_seconds, report)
+    _check_captions(captions, report)
+    _check_duplicates(files, report, progress)
     order = {clip.id: number for number, clip in enumerate(clips)}
     report.issues.sort(key=lambda issue: order.get(issue.clip or "", len(order)))
-    report.lengths = Histogram.from_values([file.seconds for file in stats.values()], DURATION_EDGES)
-    report.loudness = Histogram.from_values([file.lufs for file in stats.values()], LOUDNESS_EDGES)
+    report.lengths = Histogram.from_values([stats.seconds for _, stats in files], DURATION_EDGES)
+    report.loudness = Histogram.from_values([stats.lufs for _, stats in files], LOUDNESS_EDGES)
     return report
 
 
@@ -218,36 +217,29 @@ def _find_defects(stats: AudioStats) -> Iterator[tuple[str, str]]:
 
 
 def _check_uniform(
-    clips: Sequence[ManifestClip], stats: dict[int, AudioStats], expected: Expectations, report: DatasetReport
-) -> None:
-    """Report sample rates and channels that differ from the expected or the most frequent ones."""
-    for kind, name, unit in (("sample rate", "sample_rate", "Hz"), ("channels", "channels", "channels")):
-        counts: dict[int, int] = dict(Counter(getattr(file, name) for file in stats.values()).most_common())
-        setattr(report, "sample_rates" if name == "sample_rate" else name, counts)
-        target = getattr(expected, name)
-        reference = "most files" if target is None else "expected"
-        if target is None and counts:
-            target = max(counts, key=counts.__getitem__)
-            if len(counts) > 1 and counts[target] * 2 <= sum(counts.values()):
-                values = ", ".join(f"{count} of {value} {unit}" for value, count in counts.items())
-                report.add(kind, None, f"mixed: {values}; convert them to one")
-                continue
-        for number, file in stats.items():
-            if (value := getattr(file, name)) != target:
-                report.add(kind, clips[number].id, f"{value} {unit}, unlike {reference} ({target} {unit}); convert it")
+    kind: str, unit: str, values: list[tuple[ManifestClip, int]], expected: int | None, report: DatasetReport
+) -> dict[int, int]:
+    """Report values that differ from the expected or the most frequent one; return the number of clips of each value."""
+    counts = dict(Counter(value for _, value in values).most_common())
+    target = next(iter(counts), None) if expected is None else expected
+    if expected is None and target is not None and len(counts) > 1 and counts[target] * 2 <= len(values):
+        listed = ", ".join(f"{count} of {value} {unit}" for value, count in counts.items())
+        report.add(kind, None, f"mixed: {listed}; convert them to one")
+        return counts
+    reference = "most files" if expected is None else "expected"
+    for clip, value in values:
+        if value != target:
+            report.add(kind, clip.id, f"{value} {unit}, unlike {reference} ({target} {unit}); convert it")
+    return counts
 
 
-def _check_lengths(
-    clips: Sequence[ManifestClip], stats: dict[int, AudioStats], expected: Expectations, report: DatasetReport
-) -> None:
-    """Report clips under the expected length; by default half a second, or less (at least 0.1 s) if many are shorter."""
-    shortest = expected.min_seconds
-    if shortest is None:
-        median = statistics.median(file.seconds for file in stats.values()) if stats else 0.0
-        shortest = max(0.1, min(0.5, median / 2))
-    for number, file in stats.items():
-        if file.seconds < shortest:
-            report.add("too short", clips[number].id, f"{file.seconds:.3f} s, under {shortest:.3g} s; remove or extend it")
+def _check_lengths(files: list[tuple[ManifestClip, AudioStats]], shortest: float | None, report: DatasetReport) -> None:
+    """Report clips under `shortest`; by default half a second, or less (at least 0.1 s) if many are shorter."""
+    if shortest is None and files:
+        shortest = max(0.1, min(0.5, statistics.median(stats.seconds for _, stats in files) / 2))
+    for clip, stats in files:
+        if shortest is not None and stats.seconds < shortest:
+            report.add("too short", clip.id, f"{stats.seconds:.3f} s, under {shortest:.3g} s; remove or extend it")
 
 
 def _read_caption(clip: ManifestClip, report: DatasetReport) -> tuple[str, ...] | None:
@@ -266,42 +258,44 @@ def _read_caption(clip: ManifestClip, report: DatasetReport) -> tuple[str, ...] 
     return ()
 
 
-def _check_captions(clips: Sequence[ManifestClip], captions: dict[int, tuple[str, ...] | None], report: DatasetReport) -> None:
+def _check_captions(captions: list[tuple[ManifestClip, tuple[str, ...]]], report: DatasetReport) -> None:
     """Report captions that are missing although others are present, and captions that repeat often."""
-    present = {number: texts for number, texts in captions.items() if texts}
+    present = [(clip, texts) for clip, texts in captions if texts]
     if not present:
         report.notes.append("no clip has a caption; a codec needs none, a text condition does")
         return
-    for number in [number for number, texts in captions.items() if texts == ()]:
-        report.add("caption missing", clips[number].id, "has none, unlike other clips; add a .txt or .json next to it")
-    keys = {number: tuple(text.lower() for text in texts) for number, texts in present.items()}
-    counts = Counter(keys.values())
+    counts = Counter(tuple(text.lower() for text in texts) for _, texts in present)
     median = statistics.median(counts.values())
-    for number, key in keys.items():
-        count, share = counts[key], counts[key] / len(present)
+    for clip, texts in captions:
+        if not texts:
+            report.add("caption missing", clip.id, "has none, unlike other clips; add a .txt or .json next to it")
+            continue
+        count = counts[tuple(text.lower() for text in texts)]
+        share = count / len(present)
         frequent = share >= 0.05 and count >= _MIN_REPEATS * median and len(counts) > 1
         if count >= _MIN_REPEATS and (share > 0.5 or frequent):
-            message = f"equal for {count} of {len(present)} clips: '{present[number][0][:60]}'; describe each clip"
-            report.add("caption constant", clips[number].id, message)
+            message = f"equal for {count} of {len(present)} clips: '{texts[0][:60]}'; describe each clip"
+            report.add("caption constant", clip.id, message)
 
 
-def _check_duplicates(
-    clips: Sequence[ManifestClip], stats: dict[int, AudioStats], report: DatasetReport, progress: Progress
-) -> None:
-    first: dict[str, int] = {}
-    for number, file in stats.items():
-        if (original := first.setdefault(file.digest, number)) != number:
-            report.add("duplicate", clips[number].id, f"identical to {clips[original].id}; keep one")
-    audible = [number for number in first.values() if stats[number].loudest >= SILENCE_DBFS]
+def _check_duplicates(files: list[tuple[ManifestClip, AudioStats]], report: DatasetReport, progress: Progress) -> None:
+    first: dict[str, ManifestClip] = {}
+    audible = []
+    for clip, stats in files:
+        if (original := first.setdefault(stats.digest, clip)) is not clip:
+            report.add("duplicate", clip.id, f"identical to {original.id}; keep one")
+        elif stats.loudest >= SILENCE_DBFS:
+            audible.append((clip, stats))
     if len(audible) < 2:
         return
-    paths, fingerprints = zip(*((clips[number].audio, stats[number].fingerprint) for number in audible), strict=True)
     duplicates = find_near_duplicates(
-        paths, np.stack(fingerprints), progress=lambda done, total: progress("comparing", done, total)
+        [clip.audio for clip, _ in audible],
+        np.stack([stats.fingerprint for _, stats in audible]),
+        progress=lambda done, total: progress("comparing", done, total),
     )
     for index, (original, correlation) in duplicates.items():
-        message = f"sounds like {clips[audible[original]].id} (correlation {correlation:.2f}); keep one"
-        report.add("near duplicate", clips[audible[index]].id, message)
+        message = f"sounds like {audible[original][0].id} (correlation {correlation:.2f}); keep one"
+        report.add("near duplicate", audible[index][0].id, message)
     progress("comparing", len(audible), len(audible))
 
 
