@@ -11,7 +11,7 @@ from tunes import RATE, caption, clean_folder, save, tune
 
 from cadenza.core.errors import DataError
 from cadenza.data.manifest import scan_folder
-from cadenza.data.validation import DURATION_EDGES, LOUDNESS_EDGES, Expectations, Histogram, validate_dataset
+from cadenza.data.validation import DURATION_EDGES, LOUDNESS_EDGES, Histogram, validate_dataset
 from cadenza.data.webdataset import write_shards
 from cadenza.dsp.audio import resample
 
@@ -178,8 +178,7 @@ def test_few_words_for_many_clips_are_labels_and_no_issue(tmp_path):
 def test_expectations_override_the_most_frequent_values(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.wav", tune(i), caption(i))
-    expected = Expectations(sample_rate=32_000, channels=2, min_seconds=3)
-    report = validate_dataset(tmp_path, expected)
+    report = validate_dataset(tmp_path, sample_rate=32_000, channels=2, min_seconds=3)
     assert report.counts_by_kind == {"sample rate": 3, "channels": 3, "too short": 3}
     assert "16000 Hz, unlike expected (32000 Hz)" in str(report)
     save(tmp_path / "x.wav", tune(5, rate=8000), caption(5), 8000)

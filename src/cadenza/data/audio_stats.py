@@ -65,10 +65,7 @@ def analyze_file(path: Path | ByteRange) -> AudioStats:
 
 def _file_sha256(path: Path | ByteRange) -> str:
     with path.open() if isinstance(path, ByteRange) else open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Accumulator:

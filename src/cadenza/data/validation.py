@@ -69,15 +69,6 @@ class Issue:
         return f"{self.kind}: {'all clips' if self.clip is None else self.clip}: {self.message}"
 
 
-@dataclass(frozen=True)
-class Expectations:
-    """Properties that every file should have; None means: as most files."""
-
-    sample_rate: int | None = None
-    channels: int | None = None
-    min_seconds: float | None = None
-
-
 @dataclass
 class DatasetReport:
     """Result of a validation: issues, notes and distributions."""
@@ -125,10 +116,13 @@ Progress = Callable[[str, int, int], None]  # called with the task, the number d
 
 
 def validate_dataset(
-    data: str | Path | Manifest, expected: Expectations = Expectations(), *,  # noqa: B008  # frozen
-    progress: Progress = lambda task, done, total: None,
+    data: str | Path | Manifest, *, sample_rate: int | None = None, channels: int | None = None,
+    min_seconds: float | None = None, progress: Progress = lambda task, done, total: None,
 ) -> DatasetReport:  # fmt: skip
-    """Read every file of a folder, manifest, shards or dataset config, and report issues."""
+    """Read every file of a folder, manifest, shards or dataset config, and report issues.
+
+    By default the sample rate (Hz), channels and least length expected of a file are those of most files.
+    """
     clips, report = _load_clips(data), DatasetReport(str(data.folder if isinstance(data, Manifest) else data))
     if not isinstance(data, Manifest):
         _note_orphans(Path(data), report)
@@ -144,11 +138,10 @@ def validate_dataset(
                 report.add(kind, clip.id, message)
     progress("reading", len(clips), len(clips))
     report.clips, report.seconds = len(clips), sum(stats.seconds for _, stats in files)
-    report.sample_rates = _check_uniform(
-        "sample rate", "Hz", [(c, s.sample_rate) for c, s in files], expected.sample_rate, report
-    )
-    report.channels = _check_uniform("channels", "channels", [(c, s.channels) for c, s in files], expected.channels, report)
-    _check_lengths(files, expected.min_seconds, report)
+    rates, counts = ([(clip, getattr(stats, name)) for clip, stats in files] for name in ("sample_rate", "channels"))
+    report.sample_rates = _check_uniform("sample rate", "Hz", rates, sample_rate, report)
+    report.channels = _check_uniform("channels", "channels", counts, channels, report)
+    _check_lengths(files, min_seconds, report)
     _check_captions(captions, report)
     _check_duplicates(files, report, progress)
     order = {clip.id: number for number, clip in enumerate(clips)}

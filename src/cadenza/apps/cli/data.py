@@ -29,11 +29,11 @@ def check(
     Unreadable, missing or truncated; silent, clipped, with a DC offset, a dead channel or channels out of phase;
     duplicates, also re-encoded; captions missing or constant; odd sample rates, channels and lengths.
     """
-    from cadenza.data.validation import Expectations, validate_dataset
+    from cadenza.data.validation import validate_dataset
 
     if min_seconds is not None and not 0 <= min_seconds < math.inf:
         raise typer.BadParameter(f"{min_seconds} is no number of seconds", param_hint="--min-seconds")
-    found = validate_dataset(data, Expectations(sample_rate, channels, min_seconds), progress=_progress)
+    found = validate_dataset(data, sample_rate=sample_rate, channels=channels, min_seconds=min_seconds, progress=_progress)
     print(found)
     if json is not None:
         found.write(json)
