@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,81 +58,62 @@ class AudioStats:
 def analyze_file(path: Path | ByteRange) -> AudioStats:
     """Return the statistics of a file; raise AudioError if it cannot be read, TruncatedAudioError if it is too short."""
     header = audio_io.probe(path)
-    accumulator = _Accumulator(header.sample_rate, header.channels)
-    for samples in audio_io.iter_blocks(path, max(1, round(BLOCK_SECONDS * header.sample_rate))):
-        accumulator.add(samples)
-    return accumulator.result(_file_sha256(path))
-
-
-def _file_sha256(path: Path | ByteRange) -> str:
+    rate, finite, levels, peaks, blocks = header.sample_rate, True, [], np.zeros(header.channels), []
+    for samples in audio_io.iter_blocks(path, max(1, round(BLOCK_SECONDS * rate))):
+        finite &= bool(np.isfinite(samples).all())
+        block = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+        levels.append(_levels(block, max(1, round(WINDOW_SECONDS * rate))))
+        peaks = np.maximum(peaks, np.abs(block).max(0))
+        blocks.append(_sums(block, rate))
+    sums = {name: sum(block[name] for block in blocks) for name in blocks[0]}
+    all_levels, peak = np.concatenate(levels), float(peaks.max())
+    stereo_power = np.sqrt(sums["squares"].prod()) if header.channels == 2 else 0.0
+    clipped, crests = max(sums["clipping"].tolist())
     with path.open() if isinstance(path, ByteRange) else open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return AudioStats(
+        sample_rate=rate,
+        channels=header.channels,
+        seconds=sums["frames"] / rate,
+        digest=digest,
+        peak=peak,
+        loudest=float(all_levels.max()),
+        silent=float((all_levels < SILENCE_DBFS).mean()),
+        lufs=10 * math.log10(sums["power"] / sums["loud_frames"]) if sums["loud_frames"] else -math.inf,
+        offset=float(np.abs(sums["samples"]).max() / sums["frames"]),
+        clipped=clipped / sums["frames"],
+        crests=crests,
+        silent_channels=int((peaks < 1e-3 * peak).sum()) if peak else 0,
+        correlation=float(sums["products"] / stereo_power) if stereo_power > 0 else 1.0,
+        finite=finite,
+        fingerprint=_fingerprint(sums["bands"], sums["spectra"]),
+    )
 
 
-class _Accumulator:
-    """Sums over the blocks of one file."""
+def _sums(samples: Float[np.ndarray, "t c"], rate: int) -> dict[str, Any]:
+    """Return the statistics of a block that add up over the blocks of a file."""
+    lufs = loudness(torch.from_numpy(samples.T.copy()), rate)
+    loud_frames = len(samples) if math.isfinite(lufs) else 0
+    spectra = list(_semitone_levels(samples.mean(1), rate))
+    bands = sum((np.stack([levels, levels**2]) for levels in spectra), np.zeros((2, NUM_SEMITONES)))
+    return {
+        "frames": len(samples),
+        "samples": samples.sum(0, dtype=np.float64),
+        "squares": np.square(samples, dtype=np.float64).sum(0),
+        "products": float(np.dot(samples[:, 0].astype(np.float64), samples[:, 1])) if samples.shape[1] == 2 else 0.0,
+        "clipping": np.array([count_clipping(channel) for channel in samples.T]),  # [c, 2]
+        "loud_frames": loud_frames,
+        "power": loud_frames * 10 ** (lufs / 10),
+        "bands": bands,  # of the levels in semitones, and of their squares
+        "spectra": len(spectra),
+    }
 
-    def __init__(self, sample_rate: int, channels: int) -> None:
-        self.rate, self.channels, self.frames, self.finite = sample_rate, channels, 0, True
-        self.sums, self.squares, self.peaks = (np.zeros(channels) for _ in range(3))
-        self.cross, self.clipped, self.crests = 0.0, np.zeros(channels), np.zeros(channels)
-        self.levels: list[np.ndarray] = []
-        self.powers: list[tuple[int, float]] = []  # samples and power of each block that is not silent
-        self.bands, self.num_spectra = np.zeros((2, NUM_SEMITONES)), 0  # sums and sums of squares
 
-    def add(self, samples: Float[np.ndarray, "t c"]) -> None:
-        if not np.isfinite(samples).all():
-            self.finite = False
-            samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-        self.frames += len(samples)
-        self.sums += samples.sum(0, dtype=np.float64)
-        self.squares += np.square(samples, dtype=np.float64).sum(0)
-        self.peaks = np.maximum(self.peaks, np.abs(samples).max(0))
-        if self.channels == 2:
-            self.cross += float(np.dot(samples[:, 0].astype(np.float64), samples[:, 1]))
-        for channel in range(self.channels):
-            count, crests = count_clipping(samples[:, channel])
-            self.clipped[channel] += count
-            self.crests[channel] += crests
-        self.levels.append(_levels(samples, max(1, round(WINDOW_SECONDS * self.rate))))
-        lufs = loudness(torch.from_numpy(samples.T.copy()), self.rate)
-        if math.isfinite(lufs):
-            self.powers.append((len(samples), 10 ** (lufs / 10)))
-        for levels in _semitone_levels(samples.mean(1), self.rate):
-            self.bands += np.stack([levels, levels**2])
-            self.num_spectra += 1
-
-    def result(self, digest: str) -> AudioStats:
-        levels = np.concatenate(self.levels)
-        stereo_power = np.sqrt(self.squares.prod()) if self.channels == 2 else 0.0
-        power = sum(n * p for n, p in self.powers) / max(1, sum(n for n, _ in self.powers))
-        peak = float(self.peaks.max())
-        worst = int(self.clipped.argmax())
-        return AudioStats(
-            sample_rate=self.rate,
-            channels=self.channels,
-            seconds=self.frames / self.rate,
-            digest=digest,
-            peak=peak,
-            loudest=float(levels.max()),
-            silent=float((levels < SILENCE_DBFS).mean()),
-            lufs=10 * math.log10(power) if self.powers else -math.inf,
-            offset=float(np.abs(self.sums).max() / self.frames),
-            clipped=float(self.clipped[worst] / self.frames),
-            crests=int(self.crests[worst]),
-            silent_channels=int((self.peaks < 1e-3 * peak).sum()) if peak else 0,
-            correlation=float(self.cross / stereo_power) if stereo_power > 0 else 1.0,
-            finite=self.finite,
-            fingerprint=self._fingerprint(),
-        )
-
-    def _fingerprint(self) -> Float[np.ndarray, " n"]:
-        """Return mean and standard deviation over time of the level in each semitone, independent of gain."""
-        if not self.num_spectra:
-            return np.zeros(2 * NUM_SEMITONES, np.float32)
-        mean, square = self.bands / self.num_spectra
-        deviation = np.sqrt(np.maximum(0, square - mean**2))
-        return np.concatenate([mean - mean.mean(), deviation]).astype(np.float32)
+def _fingerprint(bands: Float[np.ndarray, "2 n"], spectra: int) -> Float[np.ndarray, " m"]:
+    """Return mean and standard deviation over time of the level in each semitone, independent of gain."""
+    mean, square = bands / max(1, spectra)
+    deviation = np.sqrt(np.maximum(0, square - mean**2))
+    return np.concatenate([mean - mean.mean(), deviation]).astype(np.float32)
 
 
 def count_clipping(x: Float[np.ndarray, " t"]) -> tuple[int, int]:
