@@ -65,7 +65,7 @@ def analyze_file(path: Path | ByteRange) -> AudioStats:
         levels.append(_levels(block, max(1, round(WINDOW_SECONDS * rate))))
         peaks = np.maximum(peaks, np.abs(block).max(0))
         blocks.append(_sums(block, rate))
-    sums = {name: sum(block[name] for block in blocks) for name in blocks[0]}
+    sums: dict[str, Any] = {name: sum(block[name] for block in blocks) for name in blocks[0]}
     all_levels, peak = np.concatenate(levels), float(peaks.max())
     stereo_power = np.sqrt(sums["squares"].prod()) if header.channels == 2 else 0.0
     clipped, crests = max(sums["clipping"].tolist())

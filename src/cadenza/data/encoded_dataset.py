@@ -38,17 +38,16 @@ class _WindowDataset(SegmentDataset, ABC):
             raise DataError(f"windows of {frames} frames are empty; use at least 1")
         self.frames, self.seed, self.fixed, self.ids, self.to_item = frames, seed, fixed, ids, to_item
 
-    def _item(self, metadata: dict[str, Any], segment: SegmentInfo) -> dict[str, Any]:
-        """Return an item without its frames; raise DataError if `to_item` rejects it."""
+    def _item(
+        self, metadata: dict[str, Any], segment: SegmentInfo, kind: str, frames: Tensor, **fields: Tensor | None
+    ) -> dict[str, Any]:
+        """Return an item with frames [k, f] zero-padded to [1, k, frames]; raise DataError if `to_item` rejects it."""
         item = metadata if self.to_item is None else self.to_item(dict(metadata), segment)
         if item is None:
             raise DataError(f"{segment.source}: encoded clips cannot be rejected; exclude the clip before encoding")
-        return {**self.finish_item(item, segment), "id": segment.id}
-
-    def _pad(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return frames [k, f] zero-padded to [1, k, frames], and their number."""
-        length = frames.shape[-1]
-        return F.pad(frames, (0, self.frames - length))[None], torch.tensor([length])
+        padded = F.pad(frames, (0, self.frames - frames.shape[-1]))[None]
+        signal = {"latents": Latents, "codes": Codes}[kind](padded, torch.tensor([frames.shape[-1]]), **fields)
+        return {**self.finish_item(item, segment), "id": segment.id, kind: signal}
 
 
 class EncodedDataset(_WindowDataset):
@@ -65,12 +64,8 @@ class EncodedDataset(_WindowDataset):
         self.store = store if isinstance(store, EncodedStore) else EncodedStore(store)
         if codec is not None:
             self.store.header.check_codec(codec, self.store.path)
+        self.frame_rate = self.store.header.frame_rate
         self.use_clips(range(len(self.store)))
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return self.store.header.frame_rate
 
     def clip_id(self, clip: int) -> str:
         return self.store.metadata(clip)["id"]
@@ -87,22 +82,18 @@ class EncodedDataset(_WindowDataset):
         shard, row = self.store.locate(clip)
         header, total = shard.header, self.store.length(clip)
         start = self.segment_start(part, self.frames, total, rng)
-        frames, lengths = self._pad(shard.frames(row, start, min(start + self.frames, total)))
-        first = start * header.hop
-        samples = torch.tensor([max(0, min(int(lengths) * header.hop, shard.samples[row] - first))])
+        frames, first = shard.frames(row, start, min(start + self.frames, total)), start * header.hop
+        samples = torch.tensor([max(0, min(frames.shape[-1] * header.hop, shard.samples[row] - first))])
         metadata, rate = shard.metadata(row), header.sample_rate
         source = f"{self.store.path}:{metadata['id']}"
         segment = SegmentInfo(metadata["id"], source, first / rate, shard.samples[row] / rate, rng, _refuse_audio)
-        item = self._item(metadata, segment)
-        if header.kind == "latents":
-            return {**item, "latents": Latents(frames, lengths, samples)}
-        scale = None if shard.scale is None else shard.scale[row : row + 1]
-        return {**item, "codes": Codes(frames, lengths, samples, scale)}
+        scale = {} if shard.scale is None else {"scale": shard.scale[row : row + 1]}
+        return self._item(metadata, segment, header.kind, frames, samples=samples, **scale)
 
 
 @dataclass(frozen=True)
 class PreEncodedClip:
-    """One encoded clip: its file, metadata and number of frames without padding."""
+    """An encoded clip: its file, metadata and number of frames without padding."""
 
     id: str
     path: Path
@@ -140,13 +131,8 @@ class PreEncodedDataset(_WindowDataset):
         super().__init__(frames, seed, fixed, ids, compose(folder.to_item, to_item))
         if not folder.clips:
             raise DataError("no encoded clips found; use a folder of .npy files")
-        self.folder, self.frame_format = folder, frame_format
+        self.folder, self.frame_format, self.frame_rate = folder, frame_format, frame_format.frame_rate
         self.use_clips(range(len(folder.clips)))
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return self.frame_format.frame_rate
 
     def clip_id(self, clip: int) -> str:
         return self.folder.clips[clip].id
@@ -159,15 +145,15 @@ class PreEncodedDataset(_WindowDataset):
         number, part = self.segments[index]
         clip = self.folder.clips[number]
         start = self.segment_start(part, self.frames, clip.frames, rng, random_crop=self.folder.random_crop)
-        values = np.array(self._array(clip)[:, start : min(start + self.frames, clip.frames)])
+        values = torch.from_numpy(np.array(self._array(clip)[:, start : min(start + self.frames, clip.frames)]))
         total = clip.start + clip.frames / self.frame_rate if clip.total is None else clip.total
         seconds = clip.start + start / self.frame_rate
-        item = self._item(clip.metadata, SegmentInfo(clip.id, str(clip.path), seconds, total, rng, _refuse_audio))
-        if self.frame_format.kind == "codes":
-            return {**item, "codes": Codes(*self._pad(torch.from_numpy(values).long()))}
-        return {**item, "latents": Latents(*self._pad(torch.from_numpy(values).float()))}
+        segment = SegmentInfo(clip.id, str(clip.path), seconds, total, rng, _refuse_audio)
+        kind = self.frame_format.kind
+        return self._item(clip.metadata, segment, kind, values.long() if kind == "codes" else values.float())
 
     def _array(self, clip: PreEncodedClip) -> np.ndarray:
+        """Return the array of a clip; raise DataError unless it has the codec's frame format."""
         array, expected = load_array(clip.path), self.frame_format
         kind = "codes" if np.issubdtype(array.dtype, np.integer) else "latents"
         if kind != expected.kind or len(array) != expected.channels:

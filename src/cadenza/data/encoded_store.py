@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,15 +51,6 @@ class StoreHeader:
     shards: int
     shard: int = 0
     format: int = FORMAT
-
-    @classmethod
-    def from_codec(cls, codec: Codec, clips: str, shards: int) -> Self:
-        """Return the header of shard 0 of a store that a codec encodes."""
-        frame_format, spec = codec.frame_format, codec.spec
-        return cls(
-            frame_format.kind, spec.to_dict(), codec_sha256(codec), frame_format.frame_rate, spec.hop_length,
-            frame_format.channels, frame_format.cardinality, spec.sample_rate, clips, shards,
-        )  # fmt: skip
 
     def check_codec(self, codec: Codec, source: str | Path) -> None:
         """Raise DataError unless the store was encoded by this codec with these weights."""
@@ -117,8 +108,7 @@ class EncodedStore:
             raise DataError(f"{path}: not an encoded store; create one with `cadenza encode`")
         self.shards = [StoreShard(shard) for shard in paths]
         self.header = self.shards[0].header
-        missing = set(range(self.header.shards)) - {shard.header.shard for shard in self.shards}
-        if missing:
+        if missing := set(range(self.header.shards)) - {shard.header.shard for shard in self.shards}:
             raise DataError(f"{path}: {len(missing)} of {self.header.shards} shards are missing; encode again to complete it")
         for shard in self.shards:
             if replace(shard.header, shard=0) != replace(self.header, shard=0):
@@ -194,7 +184,11 @@ def encode_dataset(  # noqa: PLR0913
     """
     folder = Path(folder)
     starts = range(0, len(manifest), shard)
-    header = StoreHeader.from_codec(codec, manifest.digest(), len(starts))
+    frame_format, spec = codec.frame_format, codec.spec
+    header = StoreHeader(
+        frame_format.kind, spec.to_dict(), codec_sha256(codec), frame_format.frame_rate, spec.hop_length,
+        frame_format.channels, frame_format.cardinality, spec.sample_rate, manifest.digest(), len(starts),
+    )  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -251,7 +245,7 @@ def _encode_batch(codec: Codec, clips: Sequence[tuple[ManifestClip, Audio]]) -> 
 
 
 def _encode_sections(codec: Codec, audio: Audio, section: int) -> dict[str, Any]:
-    """Encode a clip in sections of whole frames, so that memory does not grow with its length."""
+    """Return the row of a clip encoded in sections of whole frames, so that memory does not grow with its length."""
     parts = [Audio(wave, audio.sample_rate) for wave in audio.wave.split(section, -1)]
     rows = [_row(codec.encode(part), part) for part in parts]
     if rows[0]["scale"] is not None:
@@ -260,9 +254,8 @@ def _encode_sections(codec: Codec, audio: Audio, section: int) -> dict[str, Any]
 
 
 def _row(frames: Codes | Latents, audio: Audio) -> dict[str, Any]:
-    values = frames.ids if isinstance(frames, Codes) else frames.z
     scale = frames.scale[0].cpu() if isinstance(frames, Codes) and frames.scale is not None else None
-    return {"frames": values[0, :, : int(frames.lengths[0])].T.cpu(), "samples": int(audio.lengths), "scale": scale}
+    return {"frames": frames.data[0, :, : int(frames.lengths[0])].T.cpu(), "samples": int(audio.lengths), "scale": scale}
 
 
 def _stored_metadata(clip: ManifestClip, keep: Collection[str] | None) -> dict[str, Any]:
