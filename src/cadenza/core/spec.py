@@ -49,7 +49,7 @@ class Spec(BaseModel):
                 message = mistake["msg"]
                 if mistake["type"] == "extra_forbidden" and len(mistake["loc"]) == 1:
                     message = f"unknown field.{did_you_mean(str(mistake['loc'][0]), list(cls.model_fields))}"
-                mistake["type"] = PydanticCustomError(mistake["type"], message)
+                mistake["type"] = PydanticCustomError(mistake["type"], message)  # type: ignore[arg-type]
             raise ValidationError.from_exception_data(cls.__name__, mistakes) from None
 
     def to_dict(self) -> dict[str, Any]:
