@@ -6,6 +6,7 @@ Tensors are read, not memory-mapped: mapped pages would count as memory of the p
 import json
 import math
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,8 +137,10 @@ def load_torch_file(path: Path) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # such files load, or are refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
+        match = re.search(r"GLOBAL (\S+)", str(error))  # the name that torch did not unpickle
+        content = f"'{match[1]}'" if match else "more than tensors and plain data"
         raise CheckpointError(
-            f"{path} was not loaded: it is a pickle that holds {_refused_global(str(error))}, and loading could run its code. "
+            f"{path} was not loaded: it is a pickle that holds {content}, and loading could run its code. "
             "Load it in the program that wrote it, in an environment that you trust, and save the plain tensors "
             "(best as safetensors)"
         ) from None
@@ -149,9 +152,8 @@ def load_torch_file(path: Path) -> Any:
 def as_state_dict(value: Any, *, source: str) -> dict[str, Tensor]:
     """Return `value` as a mapping of names to tensors; raise CheckpointError if it is something else."""
     if not isinstance(value, Mapping):
-        raise CheckpointError(f"{source}: holds {_describe_type(value)} instead of weights by name")
-    others = [f"'{name}' ({_describe_type(x)})" for name, x in value.items() if not isinstance(x, Tensor)]
-    if others:
+        raise CheckpointError(f"{source}: holds {type(value).__name__} instead of weights by name")
+    if others := [f"'{name}' ({type(x).__name__})" for name, x in value.items() if not isinstance(x, Tensor)]:
         raise CheckpointError(f"{source}: not everything in it is a tensor: {', '.join(others[:5])}")
     return {str(name): x for name, x in value.items()}
 
@@ -163,15 +165,16 @@ def check_state_dict(
 
     Values are tensors, `LazyTensor`s or shapes. The message lists missing, unknown and misshapen names, and `fix`.
     """
-    shapes = {name: _shape(x) for name, x in state_dict.items()}
-    expected_shapes = {name: _shape(x) for name, x in expected.items()}
+    shapes, expected_shapes = (
+        {name: list(getattr(x, "shape", x)) for name, x in weights.items()} for weights in (state_dict, expected)
+    )
     mismatches = {
         "missing": sorted(expected_shapes.keys() - shapes.keys()),
         "unknown": sorted(shapes.keys() - expected_shapes.keys()),
         "misshapen": [
-            f"{name} is {shapes[name]} instead of {expected_shapes[name]}"
-            for name in sorted(expected_shapes.keys() & shapes.keys())
-            if shapes[name] != expected_shapes[name]
+            f"{name} is {shapes[name]} instead of {shape}"
+            for name, shape in sorted(expected_shapes.items())
+            if shapes.get(name, shape) != shape
         ],
     }
     if any(mismatches.values()):
@@ -203,10 +206,6 @@ def to_float32_copy(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.to(torch.float32 if x.is_floating_point() else x.dtype, copy=True) for name, x in state_dict.items()}
 
 
-def _shape(x: Any) -> list[int]:
-    return list(getattr(x, "shape", x))
-
-
 def _check_readable(path: Path) -> None:
     """Raise CheckpointError if a file is missing, empty, or a Git LFS pointer."""
     try:
@@ -218,15 +217,3 @@ def _check_readable(path: Path) -> None:
         raise CheckpointError(f"{path} is empty; download or copy it again")
     if head == _LFS_POINTER:
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-
-
-def _refused_global(message: str) -> str:
-    """Return the name that torch refused to unpickle, from its error message."""
-    for start in ("Unsupported global: GLOBAL ", "GLOBAL "):
-        if start in message:
-            return f"'{message.partition(start)[2].split()[0]}'"
-    return "more than tensors and plain data"
-
-
-def _describe_type(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

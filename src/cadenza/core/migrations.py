@@ -40,12 +40,12 @@ _TASKS = {
 _TRAINING = {"clip": "grad_clip", "final": "final_lr_ratio", "broken": "on_broken_file", "start": "init_from"}
 _SAMPLING = {"may_end": "allow_eos"}
 _WEIGHTS = (  # of format 1: pattern and replacement
-    (r"(^|\.)analysis\.", r"\1encoder."),
-    (r"(^|\.)synthesis\.", r"\1decoder."),
-    (r"(^|\.)blocks\.(\d+)\.style\.", r"\1blocks.\2.adaln."),
-    (r"(^|\.)generator\.inputs\.", r"\1generator.input_projections."),
-    (r"(^|\.)inward\.", r"\1input_proj."),
-    (r"(^|\.)again\.", r"\1recurrent_proj."),
+    (r"(^|[./])analysis\.", r"\1encoder."),
+    (r"(^|[./])synthesis\.", r"\1decoder."),
+    (r"(^|[./])blocks\.(\d+)\.style\.", r"\1blocks.\2.adaln."),
+    (r"(^|[./])generator\.inputs\.", r"\1generator.input_projections."),
+    (r"(^|[./])inward\.", r"\1input_proj."),
+    (r"(^|[./])again\.", r"\1recurrent_proj."),
 )
 
 
@@ -70,7 +70,7 @@ def migrate_training_config(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate_weight_name(name: str) -> str:
-    """Return the present name of a weight of format 1."""
+    """Return the present name of a weight of format 1, or of a tensor of a training checkpoint, `model/GROUP/WEIGHT`."""
     for pattern, replacement in _WEIGHTS:
         name = re.sub(pattern, replacement, name)
     return name
@@ -79,17 +79,6 @@ def migrate_weight_name(name: str) -> str:
 def format_1_weight_name(name: str) -> str:
     """Return the name in format 1 of a codec's weight; the reverse of `migrate_weight_name` for codecs."""
     return re.sub(r"(^|\.)decoder\.", r"\1synthesis.", re.sub(r"(^|\.)encoder\.", r"\1analysis.", name))
-
-
-def migrate_checkpoint_name(name: str) -> str:
-    """Return the present name of a tensor of a training checkpoint of format 1, such as `model/GROUP/WEIGHT`."""
-    kind, _, rest = name.partition("/")
-    if kind == "average":
-        return f"average/{migrate_weight_name(rest)}"
-    if kind in ("model", "optimizer"):
-        group, _, weight = rest.partition("/")
-        return f"{kind}/{group}/{migrate_weight_name(weight)}"
-    return name
 
 
 def _migrate_conditioner(spec: Any) -> Any:

@@ -5,8 +5,10 @@ dataset: `to_item={"my_audio": CustomMetadata(module.get_custom_metadata)}`.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from cadenza.core.errors import DataError, SpecError
 from cadenza.core.spec import Spec
 from cadenza.data import webdataset
-from cadenza.data.encoded_dataset import PreEncodedClip, PreEncodedFolder, scan_pre_encoded
+from cadenza.data.encoded_dataset import PreEncodedFolder, scan_pre_encoded
 from cadenza.data.items import Item, ReadReport, SegmentInfo, ToItem
 from cadenza.data.manifest import Manifest, read_json, scan_folder
 from cadenza.dsp.audio import Audio
@@ -52,10 +54,10 @@ class DatasetConfig(Spec):
     latent_extension: str = "npy"
     pre_encoded: bool = False
     remove_silence: bool = False
-    volume_norm: bool = False
     silence_threshold: Any = None  # of remove_silence
     max_silence_duration: Any = None  # of remove_silence
-    volume_norm_param: Any = None  # of volume_norm
+    volume_norm: bool = False
+    volume_norm_param: Any = None
     drop_last: bool = True  # no effect: batches are always full
     epoch_steps: int | None = None  # no effect: the training config sets the steps
     resampled_shards: bool = True  # no effect: shuffling is over all shards
@@ -91,10 +93,11 @@ def load_dataset_config(path: str | Path, *, to_item: ToItems = None) -> tuple[M
         raise DataError(str(error)) from None
     functions = _transforms(config, to_item, path)
     folders = {entry.id: _find_folder(entry, path) for entry in config.datasets}
-    transform = PerDatasetTransform(functions) if functions else None
+    transform = partial(_apply, functions) if functions else None
     if config.dataset_type == "pre_encoded":
         clips = [clip for name, folder in folders.items() for clip in scan_pre_encoded(folder, prefix=f"{name}/").clips]
-        clips = [clip for clip in clips if _has_allowed_length(clip, config)]
+        shortest, longest = config.min_length_sec or 0, config.max_length_sec or math.inf
+        clips = [clip for clip in clips if clip.total is None or shortest <= clip.total <= longest]
         if not clips:
             raise DataError(f"{path}: no clip has a length from min_length_sec to max_length_sec; widen them")
         lengths = {config.latent_crop_length, *(entry.latent_crop_length for entry in config.datasets)} - {None}
@@ -104,8 +107,12 @@ def load_dataset_config(path: str | Path, *, to_item: ToItems = None) -> tuple[M
         return PreEncodedFolder(clips, transform, bool(config.random_crop), frames), ReadReport(read=len(clips))
     all_clips, report = [], ReadReport()
     for name, folder in folders.items():
-        is_folder = config.dataset_type == "audio_dir"
-        manifest, part = scan_folder(folder) if is_folder else webdataset.load_shards(_list_shards(folder))
+        if config.dataset_type == "audio_dir":
+            manifest, part = scan_folder(folder)
+        elif shards := webdataset.list_shards(folder):
+            manifest, part = webdataset.load_shards(shards)
+        else:
+            raise DataError(f"{folder}: no .tar file found; use a folder of shards, or dataset_type audio_dir for audio files")
         all_clips += [replace(clip, id=f"{name}/{clip.id}") for clip in manifest.clips]
         report.broken |= {f"{name}/{broken}": reason for broken, reason in part.broken.items()}
     report.read = len(all_clips)
@@ -122,15 +129,10 @@ def dataset_type(path: str | Path) -> str | None:
     return str(data["dataset_type"]) if isinstance(data, dict) and "dataset_type" in data else None
 
 
-@dataclass(frozen=True)
-class PerDatasetTransform:
+def _apply(functions: Mapping[str, ToItem], metadata: dict[str, Any], segment: SegmentInfo) -> Item | None:
     """Apply the function of the dataset whose id is the prefix of the clip's id."""
-
-    functions: Mapping[str, ToItem]
-
-    def __call__(self, metadata: dict[str, Any], segment: SegmentInfo) -> Item | None:
-        names = [name for name in self.functions if segment.id.startswith(f"{name}/")]
-        return self.functions[max(names, key=len)](metadata, segment) if names else metadata
+    names = [name for name in functions if segment.id.startswith(f"{name}/")]
+    return functions[max(names, key=len)](metadata, segment) if names else metadata
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,3 @@ def _find_folder(entry: DatasetEntry, config: Path) -> Path:
         if path.exists():
             return path
     raise DataError(f"{config}: '{entry.id}' not found. Tried {paths[0].absolute()} and {paths[1].absolute()}")
-
-
-def _list_shards(folder: Path) -> list[Path]:
-    shards = webdataset.list_shards(folder)
-    if not shards:
-        raise DataError(f"{folder}: no .tar file found; use a folder of shards, or dataset_type audio_dir for audio files")
-    return shards
-
-
-def _has_allowed_length(clip: PreEncodedClip, config: DatasetConfig) -> bool:
-    return clip.total is None or (config.min_length_sec or 0) <= clip.total <= (config.max_length_sec or clip.total)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cadenza.core.checkpoint import check_state_dict, strip_prefix
 from cadenza.core.errors import CheckpointError
-from cadenza.core.migrations import FORMAT, migrate_checkpoint_name, migrate_weight_name
+from cadenza.core.migrations import FORMAT, migrate_weight_name
 from cadenza.training.optim import EMA, OptimizerGroup
 
 TENSORS = "tensors.safetensors"
@@ -114,7 +114,7 @@ def _load_checkpoint(path: Path, step: int) -> Checkpoint:
     if version not in range(1, FORMAT + 1):
         raise CheckpointError(f"{path}: checkpoint format {version} is not known to this release; upgrade cadenza")
     if version == 1:
-        tensors = {migrate_checkpoint_name(name): x for name, x in tensors.items()}
+        tensors = {migrate_weight_name(name): x for name, x in tensors.items()}
         for group in [group for groups in state.get("optimizers", {}).values() for group in groups]:
             group["parameters"] = [migrate_weight_name(name) for name in group["parameters"]]
     return Checkpoint(step, tensors, state)
