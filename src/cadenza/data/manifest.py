@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -110,15 +110,24 @@ def scan_folder(folder: str | Path) -> tuple[Manifest, ReadReport]:
 
 
 def read_sidecars(audio: Path) -> dict[str, Any]:
-    """Return the mapping in the `.json` next to an audio file, and the text of its `.txt` as `prompt`."""
+    """Return the metadata in the `.txt` and `.json` next to an audio file."""
+    return read_metadata({kind: path for kind in ("txt", "json") if (path := audio.with_suffix(f".{kind}")).exists()})
+
+
+def read_metadata(files: Mapping[str, Path | ByteRange]) -> dict[str, Any]:
+    """Return the mapping in the file `json`, with the text of `txt` as `prompt` and of `cls` as `class` if it lacks them."""
     metadata: dict[str, Any] = {}
-    try:
-        if (path := audio.with_suffix(".txt")).exists() and (words := path.read_text(encoding="utf-8").split()):
-            metadata["prompt"] = " ".join(words)
-        if (path := audio.with_suffix(".json")).exists():
-            metadata |= check_mapping(json.loads(path.read_text(encoding="utf-8")), path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{audio}: its sidecar cannot be read: {error}; fix or remove it") from None
+    for extension, name in (("txt", "prompt"), ("cls", "class"), ("json", "")):
+        if (file := files.get(extension)) is None:
+            continue
+        try:
+            text = file.read_bytes().decode("utf-8")
+            data = json.loads(text) if extension == "json" else {name: " ".join(text.split())} if text.strip() else {}
+        except (AudioError, OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read: {error}; fix or remove it") from None
+        if extension == "cls" and text.strip().lstrip("-").isdecimal():
+            data = {name: int(text)}
+        metadata |= check_mapping(data, file)
     return without_file_keys(metadata)
 
 

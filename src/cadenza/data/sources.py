@@ -68,8 +68,13 @@ def load_manifest(path: str | Path) -> tuple[Manifest, ReadReport]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; use a folder of audio, a manifest or an encoded store")
     if path.is_dir():
-        listed = [path / name for name in _MANIFEST_FILES if (path / name).exists()]
-        return load_manifest(listed[0]) if listed else _load_folder(path)
+        if listed := [path / name for name in _MANIFEST_FILES if (path / name).exists()]:
+            return load_manifest(listed[0])
+        if not (shards := webdataset.list_shards(path)):
+            return scan_folder(path)
+        if loose := list_audio_files(path):
+            raise DataError(f"{path}: contains {len(shards)} shards and {len(loose)} audio files; use a folder for each kind")
+        return webdataset.load_shards(shards)
     if path.suffix == ".tar":
         return webdataset.load_shards([path])
     if path.suffix.lower() in SUFFIXES:
@@ -82,15 +87,6 @@ def load_manifest(path: str | Path) -> tuple[Manifest, ReadReport]:
     is_audiocraft = audiocraft_manifest.is_audiocraft(path)
     manifest = audiocraft_manifest.load_audiocraft_manifest(path) if is_audiocraft else Manifest.load(path)
     return manifest, ReadReport(read=len(manifest))
-
-
-def _load_folder(path: Path) -> tuple[Manifest, ReadReport]:
-    shards = webdataset.list_shards(path)
-    if not shards:
-        return scan_folder(path)
-    if loose := list_audio_files(path):
-        raise DataError(f"{path}: contains {len(shards)} shards and {len(loose)} audio files; use a folder for each kind")
-    return webdataset.load_shards(shards)
 
 
 def _contains_only_arrays(path: Path) -> bool:

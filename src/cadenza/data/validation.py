@@ -123,9 +123,8 @@ def validate_dataset(
 
     By default the sample rate (Hz), channels and least length expected of a file are those of most files.
     """
-    clips, report = _load_clips(data), DatasetReport(str(data.folder if isinstance(data, Manifest) else data))
-    if not isinstance(data, Manifest):
-        _note_orphans(Path(data), report)
+    report = DatasetReport(str(data.folder if isinstance(data, Manifest) else data))
+    clips = data.clips if isinstance(data, Manifest) else _load_clips(Path(data), report)
     files: list[tuple[ManifestClip, AudioStats]] = []  # the readable ones
     captions: list[tuple[ManifestClip, tuple[str, ...]]] = []
     for number, clip in enumerate(clips):
@@ -151,28 +150,20 @@ def validate_dataset(
     return report
 
 
-def _load_clips(data: str | Path | Manifest) -> Sequence[ManifestClip]:
-    """Return every clip, including unreadable ones; in a folder the id is the path with its suffix."""
-    if isinstance(data, Manifest):
-        return data.clips
-    path = Path(data)
-    if not path.is_dir() or (path / MANIFEST_FILE).exists() or list_shards(path) or any(path.glob("data.jsonl*")):
-        return load_manifest(path)[0].clips
-    files = list_audio_files(path)
-    if not files:
-        raise DataError(f"{path}: no audio found; use a folder of audio, a manifest, shards or a dataset config")
-    return [ManifestClip(audio.relative_to(path).as_posix(), audio, None, None, None, {}) for audio in files]
-
-
-def _note_orphans(path: Path, report: DatasetReport) -> None:
-    """Note captions without audio of the same name, whose audio was probably lost or renamed."""
-    if not path.is_dir() or list_shards(path):
-        return
-    stems = {audio.with_suffix("") for audio in list_audio_files(path)}
-    for text in sorted(path.rglob("*.txt")):
-        hidden = any(part.startswith(".") for part in text.relative_to(path).parts)
-        if not hidden and text.with_suffix("") not in stems and any(stem.parent == text.parent for stem in stems):
-            report.notes.append(f"{text.relative_to(path).as_posix()} has no audio of the same name")
+def _load_clips(path: Path, report: DatasetReport) -> Sequence[ManifestClip]:
+    """Return every clip, including unreadable ones; note captions without audio, which was probably lost or renamed."""
+    if path.is_dir() and not list_shards(path):
+        files = list_audio_files(path)
+        stems, folders = {audio.with_suffix("") for audio in files}, {audio.parent for audio in files}
+        for text in sorted(path.rglob("*.txt")):
+            hidden = any(part.startswith(".") for part in text.relative_to(path).parts)
+            if not hidden and text.with_suffix("") not in stems and text.parent in folders:
+                report.notes.append(f"{text.relative_to(path).as_posix()} has no audio of the same name")
+        if not (path / MANIFEST_FILE).exists() and not any(path.glob("data.jsonl*")):
+            if not files:
+                raise DataError(f"{path}: no audio found; use a folder of audio, a manifest, shards or a dataset config")
+            return [ManifestClip(audio.relative_to(path).as_posix(), audio, None, None, None, {}) for audio in files]
+    return load_manifest(path)[0].clips
 
 
 def _analyze(clip: ManifestClip, report: DatasetReport) -> AudioStats | None:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from cadenza.core.atomic import atomic_write
 from cadenza.core.errors import AudioError, DataError
 from cadenza.data.items import OnBrokenFile, ReadReport
-from cadenza.data.manifest import Manifest, ManifestClip, check_mapping, check_unique_ids, without_file_keys
+from cadenza.data.manifest import Manifest, ManifestClip, check_unique_ids, read_metadata
 from cadenza.dsp import audio_io
 from cadenza.dsp.byte_range import ByteRange
 
@@ -30,14 +30,11 @@ class ShardClip(ManifestClip):
     members: dict[str, ByteRange] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
-        """Return the mapping in `.json`, with `.txt` as `prompt` and `.cls` as `class` if it lacks them."""
-        metadata: dict[str, Any] = {}
-        for extension, name in (("txt", "prompt"), ("cls", "class"), ("json", "")):
-            if (member := self.members.get(extension)) is not None:
-                metadata |= _read_metadata(member, name)
+        """Return the mapping in `.json`, with `.txt` (or its `text`) as `prompt` and `.cls` as `class` if it lacks them."""
+        metadata = read_metadata(self.members)
         if "prompt" not in metadata and isinstance(metadata.get("text"), str):
             metadata["prompt"] = metadata["text"]
-        return {**without_file_keys(metadata), **self.inline}
+        return {**metadata, **self.inline}
 
 
 def list_shards(path: str | Path) -> list[Path]:
@@ -65,7 +62,10 @@ def index_shard(shard: str | Path) -> dict[str, dict[str, ByteRange]]:
                     )
                 _add_member(samples, shard, member)
     except tarfile.TarError as error:
-        raise DataError(f"{shard}: {_describe_damage(error, last, size)}; download or create it again") from None
+        problem = f"not a plain tar ({error}); compressed ones cannot be indexed: unpack them to .tar"
+        if last is not None:
+            problem = f"damaged after '{last.name}', which ends at byte {last.offset_data + last.size} of {size} ({error})"
+        raise DataError(f"{shard}: {problem}; download or create it again") from None
     except OSError as error:
         raise DataError(f"{shard}: cannot be read: {error.strerror or error}") from None
     if last is None:
@@ -153,17 +153,6 @@ def _find_audio(source: str, members: dict[str, ByteRange]) -> ByteRange:
     return audio[0]
 
 
-def _read_metadata(member: ByteRange, name: str) -> dict[str, Any]:
-    try:
-        text = member.read_bytes().decode("utf-8")
-        metadata = {name: " ".join(text.split())} if name else json.loads(text)
-    except (AudioError, ValueError) as error:
-        raise DataError(f"{member}: cannot be read: {error}; fix or exclude it") from None
-    if name == "class" and text.strip().lstrip("-").isdecimal():
-        return {name: int(text)}
-    return check_mapping(metadata, member)
-
-
 def _clip_members(clip: ManifestClip) -> Iterator[tuple[str, bytes]]:
     audio_io.probe(clip.audio)  # raises if the audio cannot be read
     key = _encode_key(clip.id)
@@ -178,12 +167,6 @@ def _encode_key(name: str) -> str:
     parents = [part.replace(".", "%2E") if part in (".", "..") else part for part in parents]
     key = "/".join([*parents, last.replace(".", "%2E")])
     return f"%2F{key[1:]}" if key.startswith("/") else key
-
-
-def _describe_damage(error: tarfile.TarError, last: tarfile.TarInfo | None, size: int) -> str:
-    if last is None:
-        return f"not a plain tar ({error}); compressed ones cannot be indexed: unpack them to .tar"
-    return f"damaged after '{last.name}', which ends at byte {last.offset_data + last.size} of {size} ({error})"
 
 
 def _check_end(shard: Path, last: tarfile.TarInfo, size: int) -> None:
