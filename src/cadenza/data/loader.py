@@ -177,7 +177,7 @@ def fixed_batches(dataset: ItemDataset, batch: int, *, count: int | None = None,
     """Return batches of `count` items spread evenly over the dataset, in order; equal at every call."""
     count = len(dataset) if count is None else min(count, len(dataset))
     items = [dataset[SampleIndex(i * len(dataset) // count)] for i in range(count)]
-    frame_rate = _frame_rate(dataset)
+    frame_rate = getattr(dataset, "frame_rate", None)
     return [collate(items[i : i + batch], prepare, frame_rate=frame_rate) for i in range(0, count, batch)]
 
 
@@ -196,17 +196,14 @@ class _BatchReader(Dataset["Batch | DataError"]):
             except CadenzaError as error:
                 broken[self.dataset.item_id(sample.index)] = str(error)
         try:
-            return replace(collate(items, self.prepare, frame_rate=_frame_rate(self.dataset)), broken=broken)
+            batch = collate(items, self.prepare, frame_rate=getattr(self.dataset, "frame_rate", None))
+            return replace(batch, broken=broken)
         except CadenzaError as error:
             return DataError(f"the items {', '.join(item['id'] for item in items)} cannot be prepared: {error}")
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _frame_rate(dataset: ItemDataset) -> float | None:
-    return getattr(dataset, "frame_rate", None)
 
 
 def ignore_stop_signals(worker: int) -> None:

@@ -48,28 +48,30 @@ def is_encoded_store(path: str | Path) -> bool:
     return path.suffix == ".safetensors" or next(path.glob("shard-*.safetensors"), None) is not None
 
 
-def open_source(path: str | Path) -> tuple[Manifest | PreEncodedFolder, ReadReport]:
-    """Return the clips of a path that `load_manifest` accepts, of a dataset config, or of a folder of arrays."""
-    path = Path(path)
-    if stable_audio_dataset.dataset_type(path) is not None:
-        return stable_audio_dataset.load_dataset_config(path)
-    if _contains_only_arrays(path):
-        arrays = scan_pre_encoded(path)
-        return arrays, ReadReport(read=len(arrays.clips))
-    return load_manifest(path)
-
-
 def load_manifest(path: str | Path) -> tuple[Manifest, ReadReport]:
-    """Return the audio clips of a manifest (ours or AudioCraft's), a dataset config, shards, or a folder.
+    """Return the audio clips of a path that `open_source` accepts; raise DataError if its clips are encoded."""
+    source, report = open_source(path)
+    if not isinstance(source, Manifest):
+        raise DataError(f"{path}: lists encoded clips, but audio is needed; use a folder of audio or a manifest")
+    return source, report
+
+
+def open_source(path: str | Path) -> tuple[Manifest | PreEncodedFolder, ReadReport]:
+    """Return the clips of a manifest (ours or AudioCraft's), a dataset config, shards, or a folder of audio or arrays.
 
     A folder is read by its manifest, or its shards, or else by all audio files in it.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; use a folder of audio, a manifest or an encoded store")
+    if stable_audio_dataset.dataset_type(path) is not None:
+        return stable_audio_dataset.load_dataset_config(path)
+    if _contains_only_arrays(path):
+        arrays = scan_pre_encoded(path)
+        return arrays, ReadReport(read=len(arrays.clips))
     if path.is_dir():
         if listed := [path / name for name in _MANIFEST_FILES if (path / name).exists()]:
-            return load_manifest(listed[0])
+            return open_source(listed[0])
         if not (shards := webdataset.list_shards(path)):
             return scan_folder(path)
         if loose := list_audio_files(path):
@@ -79,11 +81,6 @@ def load_manifest(path: str | Path) -> tuple[Manifest, ReadReport]:
         return webdataset.load_shards([path])
     if path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path}: is one audio file; use its folder, or a manifest")
-    if stable_audio_dataset.dataset_type(path) is not None:
-        source, report = stable_audio_dataset.load_dataset_config(path)
-        if isinstance(source, Manifest):
-            return source, report
-        raise DataError(f"{path}: lists encoded clips, but audio is needed; use a folder of audio or a manifest")
     is_audiocraft = audiocraft_manifest.is_audiocraft(path)
     manifest = audiocraft_manifest.load_audiocraft_manifest(path) if is_audiocraft else Manifest.load(path)
     return manifest, ReadReport(read=len(manifest))
