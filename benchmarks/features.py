@@ -1,4 +1,4 @@
-"""What a cache of features costs beside the encoder: a T5 of random weights, prompts one at a time and in batches.
+"""Cost of the feature cache against the encoder: a T5 of random weights, prompts one at a time and in batches.
 
     python benchmarks/features.py --size small --prompts 32
 

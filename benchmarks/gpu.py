@@ -1,4 +1,4 @@
-"""What only a GPU can be asked: whether graphs write what Python launches, and how near the memory's bound they come.
+"""Checks that need a GPU: whether graphs write what Python launches, and how near the memory's bound they come.
 
     python benchmarks/gpu.py musicgen-small                  each model takes minutes; the peer most of them
     python benchmarks/gpu.py musicgen-small --device cpu --quick --seconds 2     the script itself, without a GPU
@@ -132,7 +132,7 @@ def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def agrees(form: Form, eager: Form) -> bool | None:
-    """Whether both write the same codes; compiled blocks round otherwise, so nothing is said of them."""
+    """Return whether both write the same codes; None for compiled blocks, which round differently."""
     if form.form != "graph":
         return None
     job = BenchJob(3.0, 2)

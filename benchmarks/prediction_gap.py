@@ -53,7 +53,7 @@ class MeanWithInterval:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What several clips say of a model beside the same one in full precision."""
+    """Gap between a model and the same one in full precision, over several clips."""
 
     divergence: MeanWithInterval  # KL(full || other), nats a code
     likeliest: MeanWithInterval  # share of codes of which both find the same value likeliest
@@ -134,7 +134,7 @@ def prediction_gap(
 
 
 def summarize(found: Sequence[PredictionGap], *, codes: int) -> QuantizationReport:
-    """The means over clips, with the bounds that drawing clips anew gives."""
+    """Return the means over clips with bootstrap bounds."""
     tables = {name: torch.stack([vars(each)[name] for each in found]).cpu() for name in PredictionGap.__annotations__}
     measures = {
         name: MeanWithInterval(

@@ -1,10 +1,10 @@
-"""What quantised weights cost a model that makes music: how near its predictions stay, and how well it still obeys.
+"""Quality of a music model with quantised weights: the gap of its predictions, and its adherence.
 
     cadenza corpus held_out --hours 0.75 --seed 900001 --held-out
     python benchmarks/quantization.py starter --data held_out --out results
 
 Predictions (`agreement.json`, `agreement.md`): each code of the references given the true ones before it, against float32.
-Adherence (`adherence.json`, `adherence.md`): the same requests and seeds, made and heard with each kind of weights.
+Adherence (`adherence.json`, `adherence.md`): the same requests and seeds, generated and estimated with each kind of weights.
 """
 
 import argparse
@@ -113,16 +113,16 @@ def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking:
         clip = load_audio(reference.clip.audio).resample(codec.spec.sample_rate).to_channels(codec.spec.channels)
         ceiling.append(listen(codec.decode(codec.encode(clip)))[0])
     captions = [wish for _, wish in asking.captions]
-    heard: dict[str, dict[str, list[list[Estimate]]]] = {}
+    estimates: dict[str, dict[str, list[list[Estimate]]]] = {}
     for name, system in systems.items():
         maker = ClipGenerator(system, asked.made)
-        heard[name] = {}
+        estimates[name] = {}
         for setting in wanted:
             clips = maker.generate_cached(setting, 0, progress=lambda done, total: None)
-            heard[name][setting.name] = [[listen(clip)[0] for clip in clips]]
-            print(f"{name}, {setting.name}: heard", flush=True)
-    found = {name: score_settings(wanted, each, ceiling=ceiling, captions=captions) for name, each in heard.items()}
-    apart = {name: score_gaps(wanted, heard[FULL], heard[name], found[FULL]) for name in asked.kinds}
+            estimates[name][setting.name] = [[listen(clip)[0] for clip in clips]]
+            print(f"{name}, {setting.name}: estimated", flush=True)
+    found = {name: score_settings(wanted, each, ceiling=ceiling, captions=captions) for name, each in estimates.items()}
+    apart = {name: score_gaps(wanted, estimates[FULL], estimates[name], found[FULL]) for name in asked.kinds}
     each = {name: mean_gaps(gap) for name, gap in apart.items()}
     total = {name: overall_gap(gap, wanted) for name, gap in apart.items()}
     rows = []

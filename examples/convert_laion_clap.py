@@ -86,7 +86,7 @@ def convert_laion_clap(checkpoint: str | Path, folder: str | Path, *, tokenizer:
 
 
 def load_laion_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint that are those of the model; beside tensors and plain data it may hold numbers of numpy."""
+    """The weights of a checkpoint that are those of the model; besides tensors and plain data it may hold numbers of numpy."""
     import numpy as np
 
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]

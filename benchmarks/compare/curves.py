@@ -37,7 +37,7 @@ _QUICK: dict[str, tuple[float, ...]] = {"length": (0.2, 0.4), "batch": (1, 2), "
 def sweep_axis(name: str, *, quick: bool = False) -> SweepAxis:
     """The axis of that name; tiny where it shall be `quick`."""
     if name not in AXES:
-        raise BenchmarkError(f"there is no curve '{name}'.{did_you_mean(name, list(AXES))}")
+        raise BenchmarkError(f"unknown curve '{name}'.{did_you_mean(name, list(AXES))}")
     found = AXES[name]
     return replace(found, values=_QUICK[name], job=replace(found.job, seconds=0.2)) if quick else found
 

@@ -90,7 +90,7 @@ def parameters(name: str) -> int:
 def _published(name: str) -> PublishedModel:
     found = next((one for full, one in MODELS.items() if _short(full) == name), None)
     if found is None:
-        raise BenchmarkError(f"there is no geometry '{name}'.{did_you_mean(name, list_geometries())}")
+        raise BenchmarkError(f"unknown geometry '{name}'.{did_you_mean(name, list_geometries())}")
     return found
 
 

@@ -6,7 +6,7 @@ from cadenza.core.errors import BenchmarkError
 
 
 def import_transformers() -> Any:
-    """transformers, where it has MusicGen, told to be quiet."""
+    """Import transformers with warnings off; BenchmarkError if it has no MusicGen."""
     try:
         import transformers
 

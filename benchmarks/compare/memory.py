@@ -1,4 +1,4 @@
-"""Room: whether what shall be compared fits in memory, told before anything is built."""
+"""Check that the models to compare fit in memory, before anything is built."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ _BESIDE = 1.5e9  # bytes of libraries, of keys and values, of what a codec compu
 def fits_in_memory(
     shape: ModelGeometry, variants: Sequence[str], peers: Sequence[TransformersConfig], device: torch.device
 ) -> bool:
-    """Whether all models fit beside each other; BenchmarkError where not even one of them does, naming what would."""
+    """Return whether all models fit in memory together; raise BenchmarkError, naming what would fit, if not even one does."""
     free = available_memory_on(str(device))
     if not free:
         return True

@@ -170,7 +170,7 @@ def _beside(
     bounds: MachineLimits,
     peers: Sequence[TransformersRunner],
 ) -> dict[str, Any]:
-    """One of ours beside the machine's bound and beside the peer."""
+    """Compare one variant with the machine's bound and with the peer."""
     mine = summarize_runs(runs[one.name])
     needed = step_cost(one.system.generator, job, steps=mine["steps"])
     rate = needed.roofline_steps_per_second(bounds)

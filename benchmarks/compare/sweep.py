@@ -121,7 +121,7 @@ def _cell(peer: TransformersRunner, job: BenchJob, wanted: torch.Tensor) -> dict
 
 
 def _timed(peer: TransformersRunner, job: BenchJob) -> float:
-    """Steps a second of a model that is then let go of, after a run that warms it."""
+    """Return the steps per second of a model after a warm-up run, and free the model."""
     peer.timed(peer.warmup_job(job))
     rate = peer.timed(job).steps_per_second
     peer.close()

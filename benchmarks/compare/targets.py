@@ -1,4 +1,4 @@
-"""Targets: what Cadenza is to reach, beside what was measured."""
+"""Targets of Cadenza, next to the measured figures."""
 
 from collections.abc import Iterator
 from typing import Any

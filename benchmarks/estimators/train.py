@@ -132,7 +132,7 @@ def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def predict(net: EstimatorNet, data: FeatureDataset, at: Tensor | None = None) -> list[Estimate]:
-    """What the network hears in every clip, each by itself."""
+    """Return the input features of every clip."""
     net.eval()
     found = []
     for i in range(len(data)):
@@ -143,7 +143,7 @@ def predict(net: EstimatorNet, data: FeatureDataset, at: Tensor | None = None) -
 
 @torch.inference_mode()
 def tune_thresholds(net: EstimatorNet, data: FeatureDataset, most: int = 400) -> Tensor:
-    """The probability at which each family is best called present, on (some of) the training clips changed anew."""
+    """Return the best threshold of each family, on a part of the training clips with new augmentation."""
     net.eval()
     rng = torch.Generator().manual_seed(0)
     chances, truths = [], []

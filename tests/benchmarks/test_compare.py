@@ -196,7 +196,7 @@ def test_a_model_too_large_is_refused_before_it_is_built(monkeypatch):
     [
         (("musicgen-smoll",), "'musicgen-smoll' is neither a folder nor a bundled model"),
         (("musicgen-small", "--variants", "int9"), "'int9' is not a variant"),
-        (("musicgen-small", "--curves", "lenght"), "there is no curve 'lenght'"),
+        (("musicgen-small", "--curves", "lenght"), "unknown curve 'lenght'"),
         (("musicgen-small", "--seconds", 0), "--seconds must be above 0"),
         (("musicgen-small", "--peer-from", "nowhere.json"), "nowhere.json is not the result of a sweep"),
         (("encodec-24khz", "--sweep"), "a codec has one configuration"),

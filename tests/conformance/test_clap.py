@@ -22,7 +22,7 @@ def vectors(part: CLAPConditioner, values: list[Any]) -> torch.Tensor:
 
 
 def test_clap(kit: Kit) -> None:
-    """Case 06a: texts in one batch and alone, sounds shorter than the model hears, and their likeness."""
+    """Case 06a: texts in one batch and alone, sounds shorter than the window of the model, and their likeness."""
     folder = kit("06a")
     expected = load_file(folder / "expected.safetensors")
     texts = json.loads((folder / "case.json").read_text())["parameters"]["prompts"]

@@ -76,7 +76,7 @@ def test_transformers(kit: Kit) -> None:
 
 
 def test_audiocraft(kit: Kit) -> None:
-    """The case hears whole mixes: they are given as what a separator would have kept of them."""
+    """The case uses whole mixes: they are passed as the stems that a separator would return."""
     system, prompts, want = opened(kit("09c"))
     first, second = ({"vocals": Audio(want[f"melody{i}.waveform"][None], 32000)} for i in (0, 1))
     items = [{"prompt": text} for text in prompts]

@@ -79,7 +79,7 @@ def test_transformers_codes_and_audio(kit: Kit, name: str) -> None:
 
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_the_stream_of_a_stereo_system(kit: Kit, include_prompt: bool) -> None:
-    """Interleaved codebooks, a codec that is not causal, going on from audio: chunk by chunk as at once."""
+    """Interleaved codebooks, a codec that is not causal, continuing audio: chunk by chunk as at once."""
     system, items, want = opened(kit("02"))
     prompt = cadenza.Audio(want["continuation.prompt_audio"][None], system.spec.codec.sample_rate)
     fields = {"seconds": 1.5, "sampling": GREEDY, "continue_from": prompt, "include_prompt": include_prompt}

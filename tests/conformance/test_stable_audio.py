@@ -70,7 +70,7 @@ def test_conditions_of_a_model(kit: Kit, case: str) -> None:
 
 
 def given(expected: dict[str, Tensor], fused: FusedConditions) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the wrapper hands to the diffusion model beside what we do; the inputs of inpainting are not of conditioners."""
+    """Compare what the wrapper passes to the diffusion model with ours; the inputs of inpainting are not of conditioners."""
     pairs: dict[str, Tensor | None] = {"global_cond": fused.global_vector}
     if fused.cross is not None:
         pairs |= {"cross_attn_cond": fused.cross.x, "cross_attn_mask": fused.cross.mask.float()}
@@ -106,7 +106,7 @@ def test_a_pretransform(single: Case) -> None:
 
 
 def test_a_mix_of_sources(single: Case) -> None:
-    """The last item has no source at all and is heard as the learned null, in every frame."""
+    """The last item has no source at all and gets the learned null, in every frame."""
     stems: list[dict[str, Tensor]] = [{}, {}, {}]
     for name, x in single.expected.items():
         if name.startswith("stems.in"):

@@ -16,7 +16,7 @@ Frames = Codes | Latents
 
 
 def built(spec: CodecSpec) -> Codec:
-    """The codec with weights that are large enough to be heard: every parameter and every codebook differs."""
+    """The codec with weights that are large enough to matter: every parameter and every codebook differs."""
     codec = spec.build().eval()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -110,7 +110,7 @@ def hears_as_long_as_a_sound_lasts(spec: ConditionerSpec, values: list[Any]) -> 
 
 
 def lasting(value: Any, seconds: float) -> Any:
-    """A sound, or each of several, begun anew until so many seconds have passed."""
+    """Repeat a sound, or each of several, until so many seconds have passed."""
     if isinstance(value, Audio):
         samples = round(seconds * value.sample_rate)
         return Audio(value.wave.repeat(1, 1, -(-samples // value.wave.shape[-1]))[..., :samples], value.sample_rate)
@@ -241,7 +241,7 @@ class Coin(Conditioner[str]):
 
 @pytest.fixture
 def coin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with one new conditioner in it, on the family's path as a file put beside the others would be."""
+    """A folder with one new conditioner in it, on the family's path as a file next to the others would be."""
     (tmp_path / "coin.py").write_text(COIN)
     monkeypatch.setattr(family, "__path__", [*family.__path__, str(tmp_path)])
     yield tmp_path

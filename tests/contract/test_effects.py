@@ -34,7 +34,7 @@ CASES = [(name, slot) for name in ConditionerSpec.registered_names() for slot in
 
 @dataclass
 class Task:
-    """One conditioner, one slot, and a language model that is told nothing else."""
+    """One conditioner, one slot, and a language model that gets no other input."""
 
     parts: ConditionerSet
     fusion: FusionSpec

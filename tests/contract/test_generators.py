@@ -23,7 +23,7 @@ def example(name: str) -> Example:
 
 
 def built(name: str) -> Generator:
-    """The generator with weights large enough that what it is told matters."""
+    """The generator with weights large enough that its conditions matter."""
     spec, frame_format, widths = example(name)
     generator = spec.build(frame_format, widths).eval()
     rng = torch.Generator().manual_seed(0)

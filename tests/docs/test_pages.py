@@ -184,7 +184,7 @@ def test_pictures_are_light_and_shown() -> None:
 
 
 def test_pictures_are_those_that_the_code_draws(tmp_path: Path) -> None:
-    """Drawn anew, those that need no model look as they do in the repository, but for how letters are rendered."""
+    """Drawn again, those that need no model look as they do in the repository, but for how letters are rendered."""
     draw = script(ROOT / "docs/draw.py")
     assert {picture.stem for picture in PICTURES} == set(draw.PICTURES)
     for what in ("patterns", "step"):

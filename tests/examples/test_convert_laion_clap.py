@@ -35,7 +35,7 @@ def model(*, fusion: bool = False) -> ClapModel:
 
 
 def laion(made: ClapModel, *, fusion: bool = False) -> dict[str, torch.Tensor]:
-    """The weights of a model by LAION's names, stage by stage, with all that its files hold beside."""
+    """The weights of a model by LAION's names, stage by stage, with all else that its files hold."""
     ours, state = made.state_dict(), dict[str, torch.Tensor]()
     ends = ("weight", "bias")
 

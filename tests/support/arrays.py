@@ -1,4 +1,4 @@
-"""Clips encoded by nobody, whose frames say which they are."""
+"""Encoded clips without a codec, whose frames identify them."""
 
 import json
 

@@ -84,7 +84,7 @@ def musicgen_folder(folder: Path, **changes: Any) -> Any:
 
 
 def melody_folder(folder: Path, *, heard: dict[str, Any] | None = None, **changes: Any) -> Any:
-    """Writes a MusicGen that hears a melody, with what its processor says in the words of transformers 5; the model."""
+    """Write a MusicGen with melody conditioning, with what its processor says in the words of transformers 5; the model."""
     model = musicgen_folder(folder, melody=True, **changes)
     extractor = {"feature_extractor_type": "MusicgenMelodyFeatureExtractor", "feature_size": 12, "sampling_rate": 8000}
     extractor |= {"n_fft": 512, "hop_length": 128, "chunk_length": 1, "n_samples": 8000, "padding_side": "right"}
