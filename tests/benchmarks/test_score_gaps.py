@@ -21,7 +21,7 @@ def estimate(tempo: float, key: int) -> Estimate:
 
 
 def case(wrong: int, *, hand: int = 0) -> tuple[list[ControlSetting], Any, Any, Any]:
-    """Two systems that follow their requests, but for `wrong` tempi of the second, and `hand` keys of prompts without a reference."""
+    """Two systems that follow their requests, but for `wrong` tempi of the second; `hand` keys of prompts have no reference."""
     wishes = [AttributeTargets(tempo=60.0 + 7 * i, key=None if i % 2 else i % 24) for i in range(CLIPS)]
     asked = [
         ControlSetting("text", [{}] * CLIPS, wishes, [8.0] * CLIPS),
