@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, GuidanceBranch, KnownFrames
-from cadenza.evaluation.adherence import Interval, bootstrap_mean
+from cadenza.evaluation.adherence import Interval, paired_difference
 from cadenza.generators.base import GenerationInputs
 from cadenza.generators.codec_lm import CodecLM, init_state, prefill, step_logits
 from cadenza.nn.kv_cache import PositionRange
@@ -138,7 +138,8 @@ def summarize(found: Sequence[PredictionGap], *, codes: int) -> QuantizationRepo
     tables = {name: torch.stack([vars(each)[name] for each in found]).cpu() for name in PredictionGap.__annotations__}
     measures = {
         name: MeanWithInterval(
-            bootstrap_mean(table.mean(1), rng=torch.Generator().manual_seed(0)), tuple(table.mean(0).tolist())
+            paired_difference(table.mean(1)[None], torch.zeros(1, len(table)), rng=torch.Generator().manual_seed(0)),
+            tuple(table.mean(0).tolist()),
         )
         for name, table in tables.items()
     }

@@ -21,7 +21,6 @@ from score_gaps import mean_gaps, overall_gap, score_gaps
 
 import cadenza
 from cadenza.data.sources import load_manifest
-from cadenza.dsp.audio import load_audio
 from cadenza.evaluation.adherence import Interval, score_settings
 from cadenza.evaluation.estimators import Estimate, load_estimators
 from cadenza.evaluation.report import ClipGenerator
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--made", type=Path, default=Path("made"), help="where clips are kept, and found when begun again")
     parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--settings", nargs="+", default=["alone", "hand", "all"])
+    parser.add_argument("--settings", nargs="+", default=["alone", "handwritten", "all"])
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 3.0, 6.0], help="of guidance, for predictions")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--only", choices=("agreement", "adherence"))
@@ -95,10 +94,10 @@ def agreements(asked: argparse.Namespace, systems: Mapping[str, System], asking:
 
 def excerpts(system: System, asking: EvaluationSet) -> Iterator[CodesExample]:
     """What the codec makes of each reference, as far as the model reaches."""
-    codec, spec = system.codec, system.codec.spec
-    items = asking.setting("all", asking.measured, reads=False).items
+    codec = system.codec
+    items = asking.setting("all", asking.measured, extracts_values=False).items
     for i, (reference, item) in enumerate(zip(asking.references, items, strict=True)):
-        codes = codec.encode(load_audio(reference.clip.audio).resample(spec.sample_rate).to_channels(spec.channels))
+        codes = codec.encode(reference.load_audio(codec))
         ids = codes.ids[:, :, : system.spec.generator.max_frames]  # type: ignore[union-attr]
         print(f"predictions: {i + 1} of {len(items)} clips", flush=True)
         yield CodesExample(type(codes)(ids), item)
@@ -110,15 +109,14 @@ def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking:
     codec = systems[FULL].codec
     ceiling = []
     for reference in asking.references:
-        clip = load_audio(reference.clip.audio).resample(codec.spec.sample_rate).to_channels(codec.spec.channels)
-        ceiling.append(listen(codec.decode(codec.encode(clip)))[0])
+        ceiling.append(listen(codec.decode(codec.encode(reference.load_audio(codec))))[0])
     captions = [wish for _, wish in asking.captions]
     estimates: dict[str, dict[str, list[list[Estimate]]]] = {}
     for name, system in systems.items():
         maker = ClipGenerator(system, asked.made)
         estimates[name] = {}
         for setting in wanted:
-            clips = maker.generate_cached(setting, 0, progress=lambda done, total: None)
+            clips = maker.generate_cached(setting, 0)
             estimates[name][setting.name] = [[listen(clip)[0] for clip in clips]]
             print(f"{name}, {setting.name}: estimated", flush=True)
     found = {name: score_settings(wanted, each, ceiling=ceiling, captions=captions) for name, each in estimates.items()}

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.evaluation.estimator_net import LOWEST, PARTS, SEMITONES
+from cadenza.evaluation.estimator_net import BINS_PER_SEMITONE, LOWEST_PITCH, SEMITONES
 
 _FLOORS = (20.0, 0.25)  # what the logarithms of `features` multiply magnitudes by
 
@@ -41,7 +41,7 @@ def augment_features(
     last = change.first + change.frames
     pitch, bands = pitch[:, change.first : last].float(), bands[:, change.first * ratio : last * ratio].float()
     if change.semitones:
-        rows = change.semitones * PARTS
+        rows = change.semitones * BINS_PER_SEMITONE
         pitch = torch.roll(pitch, rows, 0)
         pitch[slice(0, rows) if rows > 0 else slice(rows, None)] = 0
     if change.speed != 1.0:
@@ -80,7 +80,7 @@ def _coloured(pitch: Tensor, bands: Tensor, rng: torch.Generator) -> tuple[Tenso
 
 
 def _pitch_hertz() -> Float[Tensor, " rows"]:
-    return 440 * 2 ** ((LOWEST - 69 + torch.arange(SEMITONES * PARTS) / PARTS) / 12)
+    return 440 * 2 ** ((LOWEST_PITCH - 69 + torch.arange(SEMITONES * BINS_PER_SEMITONE) / BINS_PER_SEMITONE) / 12)
 
 
 def _band_hertz(bands: int) -> Float[Tensor, " n"]:

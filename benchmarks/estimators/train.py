@@ -25,7 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cadenza.core.atomic import atomic_write
 from cadenza.core.spec import Spec
 from cadenza.data.sources import load_manifest
-from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI, EstimatorFeatures, EstimatorNet, EstimatorOutputs
+from cadenza.evaluation.estimator_net import (
+    MIN_TEMPO,
+    NUM_TEMPI,
+    TEMPI_PER_OCTAVE,
+    EstimatorFeatures,
+    EstimatorNet,
+    EstimatorOutputs,
+)
 from cadenza.evaluation.estimators import RECORD_FILE, WEIGHTS_FILE, AttributeEstimator, Estimate, accuracy, decode_outputs
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, ClipLabels
 from cadenza.evaluation.report_files import json_safe
@@ -92,7 +99,7 @@ def train_estimators(
                 schedule.step()
                 total += float(loss.detach())
             if epoch % 3 == 2 or epoch == config.epochs - 1:
-                scores = asdict(accuracy(predict(net, validation), validation.truths))
+                scores = asdict(accuracy(predict(net, validation), validation.sidecars))
                 scores.pop("families")
                 row = {"epoch": epoch + 1, "minutes": (time.monotonic() - began) / 60, "loss": total / (steps // config.epochs)}
                 report({**row, **scores})
@@ -103,9 +110,9 @@ def train_estimators(
 
 def loss_terms(guesses: EstimatorOutputs, wanted: EstimatorTargets) -> dict[str, Tensor]:
     """Cross-entropy of every answer, tempo against a bell of 2 % around the truth."""
-    step = STEPS * torch.log2(wanted.tempo.clamp(min=1) / SLOWEST)
-    bell = torch.exp(-0.5 * ((torch.arange(TEMPI) - step[:, None]) / 1.2).square())
-    known = (wanted.tempo > 0) & (step > -2) & (step < TEMPI + 1)
+    step = TEMPI_PER_OCTAVE * torch.log2(wanted.tempo.clamp(min=1) / MIN_TEMPO)
+    bell = torch.exp(-0.5 * ((torch.arange(NUM_TEMPI) - step[:, None]) / 1.2).square())
+    known = (wanted.tempo > 0) & (step > -2) & (step < NUM_TEMPI + 1)
     bell = bell / bell.sum(-1, keepdim=True).clamp(min=1e-6)
     tempo = -(bell * guesses.tempo.float().log_softmax(-1)).sum(-1)
     return {
@@ -167,7 +174,7 @@ def _drawn(data: FeatureDataset, which: Sequence[int], rng: torch.Generator) -> 
         pitch, bands = data.features(i)
         change = sample_augmentation(pitch.shape[-1], rng)
         features.append(augment_features(pitch, bands, change, rng))
-        truths.append(data.truths[i])
+        truths.append(data.sidecars[i])
         changes.append(change)
     heard = collate_features(features)
     frames = heard.pitch.shape[-1]
@@ -223,7 +230,7 @@ def train_and_freeze(
     )
     net, at = train_estimators(settings, data, validation=unseen, report=lambda row: progress(_line(row)))
     net = net.half().float()  # as it is stored
-    score = accuracy(predict(net, unseen, at), unseen.truths)
+    score = accuracy(predict(net, unseen, at), unseen.sidecars)
     progress(_line({name: value for name, value in asdict(score).items() if isinstance(value, float)}))
     notes = {
         "config": settings.to_dict(),

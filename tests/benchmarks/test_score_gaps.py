@@ -25,19 +25,19 @@ def case(wrong: int, *, hand: int = 0) -> tuple[list[ControlSetting], Any, Any, 
     wishes = [AttributeTargets(tempo=60.0 + 7 * i, key=None if i % 2 else i % 24) for i in range(CLIPS)]
     asked = [
         ControlSetting("text", [{}] * CLIPS, wishes, [8.0] * CLIPS),
-        ControlSetting("hand", [{}] * CLIPS, [AttributeTargets(key=3)] * CLIPS, [8.0] * CLIPS, references=False),
+        ControlSetting("handwritten", [{}] * CLIPS, [AttributeTargets(key=3)] * CLIPS, [8.0] * CLIPS, references=False),
     ]
     right = [estimate(wish.tempo or 0, wish.key or 0) for wish in wishes]
     spoilt = [estimate(1.0, e.key) if i < wrong else e for i, e in enumerate(right)]
-    first = {"text": [right], "hand": [[estimate(1.0, 3)] * CLIPS]}
-    other = {"text": [spoilt], "hand": [[estimate(1.0, 4)] * hand + [estimate(1.0, 3)] * (CLIPS - hand)]}
+    first = {"text": [right], "handwritten": [[estimate(1.0, 3)] * CLIPS]}
+    other = {"text": [spoilt], "handwritten": [[estimate(1.0, 4)] * hand + [estimate(1.0, 3)] * (CLIPS - hand)]}
     measured = SimpleNamespace(ceiling_minus_chance=ROOM)
-    return asked, first, other, {"text": {"tempo": measured, "key": measured}, "hand": {"key": measured}}
+    return asked, first, other, {"text": {"tempo": measured, "key": measured}, "handwritten": {"key": measured}}
 
 
 def test_what_is_lost_is_a_part_of_a_with_bounds_around_it() -> None:
     found = mean_gaps(score_gaps(*case(6, hand=12)))
-    assert set(found) == {"text", "hand"} and set(found["text"]) == {"tempo", "key"}
+    assert set(found) == {"text", "handwritten"} and set(found["text"]) == {"tempo", "key"}
     lost = found["text"]["tempo"]
     assert lost.value == pytest.approx(-6 / CLIPS / ROOM)
     spread = 1.96 * (0.25 * 0.75 / CLIPS) ** 0.5 / ROOM  # of a share of six in twenty-four
@@ -45,7 +45,7 @@ def test_what_is_lost_is_a_part_of_a_with_bounds_around_it() -> None:
         lost.value + spread, abs=0.06
     )
     assert found["text"]["key"].value == found["text"]["key"].low == found["text"]["key"].high == 0
-    assert found["hand"]["key"].value == pytest.approx(-0.5 / ROOM)
+    assert found["handwritten"]["key"].value == pytest.approx(-0.5 / ROOM)
 
 
 def test_the_mean_of_all_counts_every_clip_once_and_no_prompt_without_a_reference() -> None:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from cadenza.evaluation.adherence import adherence, bootstrap_mean, paired_difference, score_matrix
+from cadenza.evaluation.adherence import adherence, paired_difference, score_matrix
 
 
 def same(output: int, request: int) -> float:
@@ -83,14 +83,14 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for _ in range(100):
         values = torch.tensor([float(chance.random() < 0.3) for _ in range(80)])
-        found = bootstrap_mean(values, rng=rng(), draws=400)
+        found = paired_difference(values[None], torch.zeros(1, 80), rng=rng(), draws=400)
         hits += found.low <= 0.3 <= found.high
     assert 85 <= hits <= 100
 
 
 def test_more_clips_narrow_the_bounds_by_the_square_root():
     few, many = (torch.tensor([0.0, 1.0] * n) for n in (50, 450))
-    wide, narrow = (bootstrap_mean(x, rng=rng()) for x in (few, many))
+    wide, narrow = (paired_difference(x[None], torch.zeros(1, len(x)), rng=rng()) for x in (few, many))
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(3, rel=0.15)
     assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.5 / 10, rel=0.1)
 

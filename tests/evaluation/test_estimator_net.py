@@ -7,11 +7,11 @@ from estimators.train import EstimatorTargets, loss_terms
 
 from cadenza.evaluation.estimator_net import (
     BANDS,
-    PARTS,
+    BINS_PER_SEMITONE,
+    MIN_TEMPO,
+    NUM_TEMPI,
     SEMITONES,
-    SLOWEST,
-    STEPS,
-    TEMPI,
+    TEMPI_PER_OCTAVE,
     EstimatorFeatures,
     EstimatorNet,
     EstimatorOutputs,
@@ -31,7 +31,7 @@ def net() -> EstimatorNet:
 
 
 def features(frames: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    pitch = torch.rand(SEMITONES * PARTS, frames, generator=rng(seed))
+    pitch = torch.rand(SEMITONES * BINS_PER_SEMITONE, frames, generator=rng(seed))
     return pitch, torch.rand(BANDS, frames * 8, generator=rng(seed + 1))
 
 
@@ -40,7 +40,7 @@ def test_shapes(net):
     guesses = net(EstimatorFeatures(pitch[None], bands[None], torch.tensor([41])))
     shapes = {name: tuple(value.shape) for name, value in vars(guesses).items()}
     assert shapes == {
-        "tempo": (1, TEMPI), "key": (1, 24), "families": (1, 5), "playing": (1, 5, 21), "lead": (1, 5),
+        "tempo": (1, NUM_TEMPI), "key": (1, 24), "families": (1, 5), "playing": (1, 5, 21), "lead": (1, 5),
         "chords": (1, 25, 41), "melody": (1, 92, 41),
     }  # fmt: skip
 
@@ -48,14 +48,14 @@ def test_shapes(net):
 def test_a_transposed_melody_shifts_the_logits(net):
     pitch, bands = features(30)
     pitch[:90] = pitch[180:] = 0  # room to move in
-    up = torch.roll(pitch, 4 * PARTS, 0)
+    up = torch.roll(pitch, 4 * BINS_PER_SEMITONE, 0)
     one, other = (net(EstimatorFeatures(p[None], bands[None], torch.tensor([30]))).melody[0] for p in (pitch, up))
     assert torch.allclose(one[30:60], other[34:64], atol=1e-4)
 
 
 def test_short_clips_of_a_batch_are_estimated_as_alone(net):
     short, long = features(24), features(60, seed=5)
-    pitch, bands = torch.zeros(2, SEMITONES * PARTS, 60), torch.zeros(2, BANDS, 480)
+    pitch, bands = torch.zeros(2, SEMITONES * BINS_PER_SEMITONE, 60), torch.zeros(2, BANDS, 480)
     pitch[0, :, :24], bands[0, :, :192] = short
     pitch[1], bands[1] = long
     both = net(EstimatorFeatures(pitch, bands, torch.tensor([24, 60])))
@@ -66,14 +66,14 @@ def test_short_clips_of_a_batch_are_estimated_as_alone(net):
 
 
 def test_changes_do_to_features_what_they_say():
-    pitch, bands = torch.zeros(SEMITONES * PARTS, 100), torch.zeros(BANDS, 800)
-    pitch[60 * PARTS, 50] = 1.0
+    pitch, bands = torch.zeros(SEMITONES * BINS_PER_SEMITONE, 100), torch.zeros(BANDS, 800)
+    pitch[60 * BINS_PER_SEMITONE, 50] = 1.0
     moved_pitch, moved_bands = augment_features(
         pitch, bands, FeatureAugmentation(semitones=3, speed=2.0, first=20, frames=60), rng()
     )
     assert moved_pitch.shape[-1] == 30 and moved_bands.shape[-1] == 240
     row, frame = divmod(int(moved_pitch.argmax()), 30)
-    assert abs(row - 63 * PARTS) <= 4  # noise may spread it to a neighbour
+    assert abs(row - 63 * BINS_PER_SEMITONE) <= 4  # noise may spread it to a neighbour
     assert abs(frame - 15) <= 1
 
 
@@ -99,7 +99,7 @@ def test_losses_of_right_answers_are_small_and_of_unknown_truths_nothing():
     classes = torch.tensor([3, 7])
     frames = torch.tensor([[1, 2, 3], [4, 5, 6]])
     step = torch.tensor([10.0, 50.0])
-    tempo = -0.5 * ((torch.arange(TEMPI) - step[:, None]) / 1.2).square()
+    tempo = -0.5 * ((torch.arange(NUM_TEMPI) - step[:, None]) / 1.2).square()
     present = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0]] * 2)
     playing = present[:, :, None].expand(-1, -1, 2)
     right = EstimatorOutputs(
@@ -111,7 +111,8 @@ def test_losses_of_right_answers_are_small_and_of_unknown_truths_nothing():
         sure((2, 25, 3), frames),
         sure((2, 92, 3), frames),
     )
-    wanted = EstimatorTargets(SLOWEST * 2 ** (step / STEPS), classes, present, playing, classes % 5, frames, frames)
+    tempo_targets = MIN_TEMPO * 2 ** (step / TEMPI_PER_OCTAVE)
+    wanted = EstimatorTargets(tempo_targets, classes, present, playing, classes % 5, frames, frames)
     losses = loss_terms(right, wanted)
     entropy = float(torch.distributions.Categorical(logits=tempo).entropy().mean())
     assert float(losses.pop("tempo")) == pytest.approx(entropy, abs=1e-3)

@@ -7,13 +7,13 @@ import torch
 
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.estimator_net import (
-    _AXIS_SLOWEST,
+    _AXIS_MIN_TEMPO,
     BAND_HOP,
-    LOWEST,
-    PARTS,
+    BINS_PER_SEMITONE,
+    LOWEST_PITCH,
     PITCH_HOP,
     SAMPLE_RATE,
-    STEPS,
+    TEMPI_PER_OCTAVE,
     extract_features,
     tempogram,
 )
@@ -37,7 +37,7 @@ def clicks(bpm: float, seconds: float = 10.0) -> Audio:
 def test_a_tone_is_strongest_at_its_semitone(midi):
     pitch = extract_features(Audio(tone(midi)[None, None], SAMPLE_RATE)).pitch[0]
     row = int(pitch[:, pitch.shape[1] // 2].argmax())
-    assert LOWEST + (row - (PARTS - 1) / 2) / PARTS == pytest.approx(midi, abs=0.34)
+    assert LOWEST_PITCH + (row - (BINS_PER_SEMITONE - 1) / 2) / BINS_PER_SEMITONE == pytest.approx(midi, abs=0.34)
 
 
 def test_a_chord_shows_its_notes_apart():
@@ -45,10 +45,10 @@ def test_a_chord_shows_its_notes_apart():
     pitch = (
         extract_features(Audio(torch.as_tensor(wave)[None, None], SAMPLE_RATE))
         .pitch[0, :, 12]
-        .unflatten(0, (-1, PARTS))
+        .unflatten(0, (-1, BINS_PER_SEMITONE))
         .amax(1)
     )
-    assert sorted(LOWEST + i for i in pitch.topk(4).indices.tolist()) == [48, 52, 55, 59]
+    assert sorted(LOWEST_PITCH + i for i in pitch.topk(4).indices.tolist()) == [48, 52, 55, 59]
 
 
 def test_level_does_not_count_and_silence_stays_silent():
@@ -86,7 +86,7 @@ def test_clicks_repeat_at_their_tempo(bpm):
     heard = extract_features(clicks(bpm))
     axis = tempogram(heard.bands, torch.ones(1, 1, heard.bands.shape[-1], dtype=torch.bool))[0]
     repeats = axis[axis.shape[0] // 2 - 1]  # autocorrelation over all bands
-    place = round(STEPS * math.log2(bpm / _AXIS_SLOWEST))
+    place = round(TEMPI_PER_OCTAVE * math.log2(bpm / _AXIS_MIN_TEMPO))
     window = repeats[place - 15 : place + 16]  # a third of an octave to both sides
     assert abs(int(window.argmax()) - 15) <= 1
     assert window.max() > 0.5

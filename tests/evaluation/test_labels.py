@@ -7,8 +7,8 @@ import torch
 
 from cadenza.core.errors import DataError
 from cadenza.dsp.chords import parse_pitch_class
-from cadenza.evaluation.estimator_net import SLOWEST, STEPS, TEMPI
-from cadenza.evaluation.estimators import Estimate, chord_accuracy, decode_tempo, f1, melody_accuracy, pitch_classes
+from cadenza.evaluation.estimator_net import MIN_TEMPO, NUM_TEMPI, TEMPI_PER_OCTAVE, decode_tempo, pitch_classes
+from cadenza.evaluation.estimators import Estimate, chord_accuracy, f1, melody_accuracy
 from cadenza.evaluation.labels import NO_CHORD, NO_MELODY, UNKNOWN, chord_class, key_class, labels_from_sidecar
 from cadenza.evaluation.targets import (
     ATTRIBUTES,
@@ -60,8 +60,8 @@ def test_a_family_nobody_estimates_is_an_error():
 
 def test_tempo_from_the_bins_it_lies_between():
     for bpm in (50.0, 93.0, 171.0):
-        place = STEPS * math.log2(bpm / SLOWEST)
-        logits = -0.5 * (torch.arange(TEMPI) - place).square()
+        place = TEMPI_PER_OCTAVE * math.log2(bpm / MIN_TEMPO)
+        logits = -0.5 * (torch.arange(NUM_TEMPI) - place).square()
         assert decode_tempo(logits) == pytest.approx(bpm, rel=0.002)
 
 

@@ -136,22 +136,22 @@ def player(corpus: Path, **fields: Any) -> Player:
 
 
 def measured(system: Player, corpus: Path, out: Path, **fields: Any) -> report.EvaluationReport:
-    extent = report.EvaluationScope(**{name: fields.pop(name) for name in ("clips", "seeds", "settings") if name in fields})
-    return report.evaluate(cast(System, system), corpus, out=out, extent=extent, **fields)
+    scope = report.EvaluationScope(**{name: fields.pop(name) for name in ("clips", "seeds", "settings") if name in fields})
+    return report.evaluate(cast(System, system), corpus, out=out, scope=scope, **fields)
 
 
 def test_a_system_that_follows_its_controls_has_adherence_one(corpus, tmp_path):
     found = measured(player(corpus), corpus, tmp_path / "out", clips=15, seeds=(0, 1))
     alone, without = {"nothing", "text", "tempo", "key"}, {"all-but-text", "all-but-tempo", "all-but-key"}
-    assert found.clips == 15 and set(found.scores) == alone | without | {"hand", "all"}
+    assert found.clips == 15 and set(found.scores) == alone | without | {"handwritten", "all"}
     for setting, attributes in {"tempo": ["tempo"], "key": ["key"]}.items():
         assert set(found.scores[setting]) == {*attributes, "duration"}
-    for setting in ("text", "all-but-text", "all", "hand"):
+    for setting in ("text", "all-but-text", "all", "handwritten"):
         for attribute in ("tempo", "key"):
             one = found.scores[setting][attribute]
             assert one.adherence.value.value == pytest.approx(1), (setting, attribute)
     assert found.scores["text"]["family"].adherence.value.value == pytest.approx(1)
-    assert found.scores["text"]["tempo"].asked == 15 and found.scores["hand"]["tempo"].asked < 60
+    assert found.scores["text"]["tempo"].asked == 15 and found.scores["handwritten"]["tempo"].asked < 60
     effect = found.scores["key"]["key"].effect
     assert effect is not None and effect.low > 0.5  # six keys: without the control one in six is right by chance
     with_text = found.scores["all"]["key"].effect
@@ -163,7 +163,7 @@ def test_a_system_that_follows_its_controls_has_adherence_one(corpus, tmp_path):
 
 def test_a_system_that_ignores_its_controls_has_adherence_zero(corpus, tmp_path):
     found = measured(player(corpus, obeys=0.0), corpus, tmp_path / "out", clips=40)
-    for setting in ("text", "tempo", "key", "all-but-text", "all", "hand"):
+    for setting in ("text", "tempo", "key", "all-but-text", "all", "handwritten"):
         for attribute, one in found.scores[setting].items():
             if attribute in {"pace", "duration"}:
                 continue  # no caption of this corpus says the pace, so its ceiling is unknown; all clips have one length
@@ -221,12 +221,12 @@ def test_the_text_conditioner_alone_is_measured_without_extraction(tmp_path):
     maker = ClipGenerator(tiny_system(), tmp_path)
     prompt, values = {"prompt": "slow 90 bpm"}, {"prompt": "slow 90 bpm", "tempo": 90.0}
     clips = {
-        name: maker.generate_cached(
-            ControlSetting(name, [item], [AttributeTargets()], [0.5], reads=reads), 0, progress=lambda *_: None
-        )[0].wave
-        for name, item, reads in (("read", prompt, True), ("unread", prompt, False), ("told", values, False))
+        name: maker.generate_cached(ControlSetting(name, [item], [AttributeTargets()], [0.5], extracts_values=extracts), 0)[
+            0
+        ].wave
+        for name, item, extracts in (("extracted", prompt, True), ("text", prompt, False), ("values", values, False))
     }
-    assert torch.equal(clips["read"], clips["told"]) and not torch.equal(clips["read"], clips["unread"])
+    assert torch.equal(clips["extracted"], clips["values"]) and not torch.equal(clips["extracted"], clips["text"])
     assert maker.system.spec.prompt_patterns, "the system itself still reads"
 
 

@@ -70,7 +70,7 @@ def heard(asking: EvaluationSet, asked: list, spoils: dict[str, str]) -> dict[st
     """Estimates of a system that follows its controls, except those that another one spoils."""
     made, wishes = {}, each(asking)
     for setting in asked:
-        obeyed = {name for name in setting.given if spoils.get(name) not in setting.given}
+        obeyed = {name for name in setting.controls if spoils.get(name) not in setting.controls}
         made[setting.name] = [[estimate(wishes, i, obeyed) for i in range(12)]]
     return made
 
@@ -134,7 +134,8 @@ def test_values_have_the_form_of_the_conditioners_and_only_where_given(asking):
     assert len(item["melody"]) == 8, "the bass is not the melody"
     assert item["chords"][1] == (2, 4, truth(0)["chords"][1][2])
     assert set(asked["all-but-melody"].items[0]) == set(CONTROLS) - {"melody"} and set(asked["melody"].items[0]) == {"melody"}
-    assert asked["text"].reads and not asked["all-but-tempo"].reads, "what is left out is not read in the text either"
+    assert asked["text"].extracts_values
+    assert not asked["all-but-tempo"].extracts_values, "a control left out is not extracted from the text either"
 
 
 def test_groups_and_names_of_settings(asking):

@@ -121,11 +121,6 @@ def paired_difference(
     return _interval(gap.mean()[None], means)
 
 
-def bootstrap_mean(values: Float[Tensor, " n"], *, rng: torch.Generator, draws: int = NUM_DRAWS) -> Interval:
-    """Mean of `values`, one per clip, with its bootstrap bounds."""
-    return paired_difference(values[None], torch.zeros_like(values)[None], rng=rng, draws=draws)
-
-
 def _score_chance_ceiling(
     table: Tensor, reference: Tensor, seeds: Float[Tensor, "r s"], clips: Float[Tensor, "r n"]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +190,7 @@ def score_settings(
                 reference = reached.nanmean().expand(len(setting.targets))
             value = adherence(table[:, mask][:, :, mask], reference[mask], rng=_rng())
             control = CONTROL_OF.get(attribute)
-            given = control if control in setting.given else TEXT
+            given = control if control in setting.controls else TEXT
             other = None if control is None else setting_without(setting, settings, given)
             effect = None if other is None else _effect(attribute, setting, estimates, other)
             results[setting.name][attribute] = AttributeResult(value, int(mask.sum()), effect)
@@ -206,18 +201,15 @@ def control_effects(
     settings: Sequence[ControlSetting], estimates: Estimates, results: Mapping[str, Mapping[str, AttributeResult]]
 ) -> dict[str, dict[str, Interval]]:
     """Change of A in the attributes of all other controls when a control is added, by control and attribute."""
-    complete = next((setting for setting in settings if setting.name == "all"), None)
     effects: dict[str, dict[str, Interval]] = {}
-    if complete is None:
-        return effects
-    for control in sorted(complete.given):
+    for complete, control in [(s, control) for s in settings if s.name == "all" for control in sorted(s.controls)]:
         other = setting_without(complete, settings, control)
         if other is None:
             continue
         effects[control] = {}
         for attribute, result in results[complete.name].items():
             span = result.ceiling_minus_chance
-            if CONTROL_OF.get(attribute) in other.given and span > MIN_RANGE:
+            if CONTROL_OF.get(attribute) in other.controls and span > MIN_RANGE:
                 gap = _effect(attribute, complete, estimates, other)
                 effects[control][attribute] = Interval(gap.value / span, gap.low / span, gap.high / span)
     return effects

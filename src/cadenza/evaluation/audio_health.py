@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,8 +36,8 @@ def audio_health(clips: Sequence[Audio]) -> AudioHealth:
     audible = levels[levels > SILENCE_DB]
     return AudioHealth(
         float((levels <= SILENCE_DB).float().mean()),
-        _share([longest_gap(wave, clip.sample_rate) > MIN_HOLE_SECONDS for wave, clip in zip(waves, clips, strict=True)]),
-        _share([bool((wave.abs() >= FULL_SCALE).float().mean() > MAX_FULL_SCALE_SHARE) for wave in waves]),
+        fmean(longest_gap(wave, clip.sample_rate) > MIN_HOLE_SECONDS for wave, clip in zip(waves, clips, strict=True)),
+        fmean(bool((wave.abs() >= FULL_SCALE).float().mean() > MAX_FULL_SCALE_SHARE) for wave in waves),
         float(audible.mean()) if len(audible) else -math.inf,
         float(audible.std(correction=0)) if len(audible) else 0.0,
     )
@@ -44,11 +46,8 @@ def audio_health(clips: Sequence[Audio]) -> AudioHealth:
 def longest_gap(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
     """Return the longest run of silent twentieths of a second, in seconds."""
     size = max(1, sample_rate // 20)
-    longest = run = 0
-    for silent in _silent_blocks(wave, size).tolist():
-        run = run + 1 if silent else 0
-        longest = max(longest, run)
-    return longest * size / sample_rate
+    runs = [len(list(run)) for silent, run in groupby(_silent_blocks(wave, size).tolist()) if silent]
+    return max(runs, default=0) * size / sample_rate
 
 
 def last_sound_seconds(wave: Float[Tensor, "c t"], sample_rate: int) -> float:
@@ -62,7 +61,3 @@ def _silent_blocks(wave: Float[Tensor, "c t"], size: int) -> Bool[Tensor, " n"]:
     """Mask of the blocks of `size` samples that are silent."""
     padded = torch.nn.functional.pad(wave.detach().float().cpu().mean(0), (0, -wave.shape[-1] % size))
     return padded.unflatten(0, (-1, size)).square().mean(-1).sqrt() < 10 ** (SILENCE_DB / 20)
-
-
-def _share(values: Sequence[bool]) -> float:
-    return sum(values) / max(1, len(values))

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from cadenza.core.types import Codes
 from cadenza.data.manifest import Manifest
-from cadenza.dsp.audio import Audio, load_audio
+from cadenza.dsp.audio import Audio
 from cadenza.dsp.spectral import mel_distance, si_sdr
 from cadenza.evaluation.estimators import Accuracy, accuracy, load_estimators, mean_of_finite
 from cadenza.evaluation.labels import labels_from_sidecar
 from cadenza.evaluation.report_files import format_score, format_table, plot_bars, write_json, write_text
-from cadenza.evaluation.settings import Reference, sample_references
+from cadenza.evaluation.settings import sample_references
 from cadenza.system.system import System
 
 MIN_RETAINED = {"tempo": 0.95, "key": 0.95, "family": 0.95, "melody": 0.9}  # of the clean score
@@ -61,22 +61,26 @@ def evaluate_codec(
     Raises DataError for fewer than two labelled clips.
     """
     codec, estimator, references = system.codec, load_estimators(), sample_references(held_out, clips)
-    clean, coded, labels, distances, counts = [], [], [], [], None
+    clean, coded, labels, distances, families = [], [], [], [], {}
+    counts: list[Tensor] = []  # of each clip, [k, v]
     for done, reference in enumerate(references, 1):
-        audio = load_audio(reference.clip.audio).resample(codec.spec.sample_rate).to_channels(codec.spec.channels)
+        audio = reference.load_audio(codec)
         frames = codec.encode(audio.to(system.device))
         decoded = codec.decode(frames).to("cpu")
         clean += estimator(audio)
         coded += estimator(decoded)
-        labels.append(labels_from_sidecar(reference.truth, len(clean[-1].chords), families=estimator.families))
+        labels.append(labels_from_sidecar(reference.sidecar, len(clean[-1].chords), families=estimator.families))
         distances.append(_distances(decoded, audio))
-        counts = _add_counts(frames, codec.frame_format.cardinality, counts) if isinstance(frames, Codes) else None
+        families.setdefault(reference.sidecar["lead_family"], []).append(distances[-1])
+        if isinstance(frames, Codes):
+            ids = frames.ids[0, :, : int(frames.lengths[0])].cpu()
+            counts.append(torch.stack([torch.bincount(row, minlength=codec.frame_format.cardinality) for row in ids]))
         if done % 20 == 0 or done == len(references):
             progress(f"{done} of {len(references)} clips through the codec")
     before, after = accuracy(clean, labels), accuracy(coded, labels)
     names = (*MIN_RETAINED, "chords", "lead")
     retained = {name: getattr(after, name) / getattr(before, name) for name in names if getattr(before, name)}
-    use, perplexity = ([], []) if counts is None else _codebook_statistics(counts)
+    use, perplexity = _codebook_statistics(torch.stack(counts).sum(0)) if counts else ([], [])
     passed = {name: retained.get(name, 0.0) >= minimum for name, minimum in MIN_RETAINED.items()}
     total = _quality(distances)
     report = CodecReport(
@@ -86,7 +90,7 @@ def evaluate_codec(
         clean=before,
         coded=after,
         retained=retained,
-        families=_quality_by_family(references, distances),
+        families={name: _quality(group) for name, group in sorted(families.items())},
         si_sdr=total.si_sdr,
         mel=total.mel,
         use=use,
@@ -99,7 +103,7 @@ def evaluate_codec(
         write_json(report, out / "codec.json")
         write_text(codec_markdown(report), out / "codec.md")
         bars = {name: family.si_sdr for name, family in report.families.items()}
-        plot_bars(bars, "SI-SDR in dB by leading family", out / "codec.png")
+        plot_bars(bars, out / "codec.png", title="SI-SDR in dB by leading family")
     return report
 
 
@@ -108,13 +112,6 @@ def _distances(decoded: Audio, audio: Audio) -> tuple[float, float]:
     samples = min(decoded.wave.shape[-1], audio.wave.shape[-1])
     x, y = decoded.wave[0, :, :samples].mean(0), audio.wave[0, :, :samples].mean(0)
     return float(si_sdr(x[None, None], y[None, None])), mel_distance(x, y, audio.sample_rate)
-
-
-def _add_counts(frames: Codes, cardinality: int, counts: Tensor | None) -> Tensor:
-    """Counts [k, v] of the codes so far."""
-    ids = frames.ids[0, :, : int(frames.lengths[0])].cpu()
-    new = torch.stack([torch.bincount(row, minlength=cardinality) for row in ids])
-    return new if counts is None else counts + new
 
 
 def _codebook_statistics(counts: Tensor) -> tuple[list[float], list[float]]:
@@ -129,21 +126,11 @@ def _quality(distances: Sequence[tuple[float, float]]) -> FamilyQuality:
     return FamilyQuality(len(distances), mean_of_finite(ratios), mean_of_finite(mels))
 
 
-def _quality_by_family(references: Sequence[Reference], distances: Sequence[tuple[float, float]]) -> dict[str, FamilyQuality]:
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for reference, distance in zip(references, distances, strict=True):
-        groups.setdefault(reference.truth["lead_family"], []).append(distance)
-    return {name: _quality(group) for name, group in sorted(groups.items())}
-
-
 def codec_markdown(report: CodecReport) -> str:
     """Return the report as Markdown tables."""
-    lines = [
-        f"# The codec of {report.system}",
-        "",
-        f"{report.clips} held-out clips; estimators {report.estimators[:12]}; SI-SDR {format_score(report.si_sdr)} dB, "
-        f"mel distance {format_score(report.mel)} dB.",
-    ]
+    clips = f"{report.clips} held-out clips; estimators {report.estimators[:12]}"
+    distances = f"SI-SDR {format_score(report.si_sdr)} dB, mel distance {format_score(report.mel)} dB"
+    lines = [f"# The codec of {report.system}", "", f"{clips}; {distances}."]
     clean, coded = asdict(report.clean), asdict(report.coded)
     rows = []
     for name, share in report.retained.items():

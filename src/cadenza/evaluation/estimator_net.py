@@ -9,14 +9,16 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.spectral import mel_filters
 
 SAMPLE_RATE = 24000
 PITCH_HOP, BAND_HOP = 1920, 240  # 12.5 and 100 frames per second
-LOWEST = 24  # MIDI number of the first semitone
-SEMITONES, PARTS = 91, 3  # 33 Hz to 6 kHz in thirds of a semitone
+LOWEST_PITCH = 24  # MIDI number of the first semitone
+SEMITONES, BINS_PER_SEMITONE = 91, 3  # 33 Hz to 6 kHz in thirds of a semitone
+NO_PITCH_CLASS = 12
 BANDS = 40
 _LONG, _SHORT = 16384, 1024
 _SHORTEST, _Q = 4096, 34.0
@@ -35,25 +37,20 @@ class EstimatorFeatures:
 def extract_features(audio: Audio) -> EstimatorFeatures:
     """Compute features of every clip at 24 kHz in mono with RMS 1, padded with zeros at the end."""
     clips = [_clip_features(clip.wave[0, 0]) for clip in audio.to_channels(1).resample(SAMPLE_RATE)]
-    lengths = torch.tensor([pitch.shape[-1] for pitch, _ in clips])
-    longest = int(lengths.max())
-    pitch = torch.zeros(len(clips), SEMITONES * PARTS, longest)
-    bands = torch.zeros(len(clips), BANDS, longest * PITCH_HOP // BAND_HOP)
-    for i, (p, b) in enumerate(clips):
-        pitch[i, :, : p.shape[-1]] = p
-        bands[i, :, : b.shape[-1]] = b
+    lengths = torch.tensor([len(pitch) for pitch, _ in clips])
+    pitch, bands = (pad_sequence(list(rows), batch_first=True).mT.contiguous() for rows in zip(*clips, strict=True))
     return EstimatorFeatures(pitch, bands, lengths)
 
 
 def dominant_pitch_class(pitch: Float[Tensor, "rows f"]) -> Int[Tensor, " f"]:
     """Return the pitch class with the most energy in every frame, 0 for C; 12 for near silence."""
-    energy = torch.expm1(pitch).square().unflatten(0, (SEMITONES, PARTS)).sum(1)
-    folded = energy.new_zeros(12, pitch.shape[-1]).index_add(0, (torch.arange(SEMITONES) + LOWEST) % 12, energy)
+    energy = torch.expm1(pitch).square().unflatten(0, (SEMITONES, BINS_PER_SEMITONE)).sum(1)
+    folded = energy.new_zeros(12, pitch.shape[-1]).index_add(0, (torch.arange(SEMITONES) + LOWEST_PITCH) % 12, energy)
     loud = folded.sum(0) > _MIN_ENERGY * energy.sum(0).amax().clamp(min=1e-6)
-    return torch.where(loud, folded.argmax(0), 12)
+    return torch.where(loud, folded.argmax(0), NO_PITCH_CLASS)
 
 
-def _clip_features(wave: Float[Tensor, " t"]) -> tuple[Float[Tensor, "rows f"], Float[Tensor, "n g"]]:
+def _clip_features(wave: Float[Tensor, " t"]) -> tuple[Float[Tensor, "f rows"], Float[Tensor, "g n"]]:
     wave = torch.nan_to_num(wave.detach().to("cpu", torch.float32))
     wave = wave / wave.square().mean().sqrt().clamp(min=1e-5)  # silence remains zero
     frames = max(1, math.ceil(len(wave) / PITCH_HOP))
@@ -64,7 +61,7 @@ def _clip_features(wave: Float[Tensor, " t"]) -> tuple[Float[Tensor, "rows f"], 
     pitch = torch.hypot(parts @ real, parts @ imaginary)
     magnitude = torch.fft.rfft(_framed(wave, _SHORT, BAND_HOP) * torch.hann_window(_SHORT)).abs()
     bands = magnitude @ _band_filters().T
-    return torch.log1p(20 * pitch).T, torch.log1p(bands / 4).T
+    return torch.log1p(20 * pitch), torch.log1p(bands / 4)
 
 
 def _framed(wave: Float[Tensor, " t"], size: int, hop: int) -> Float[Tensor, "f n"]:
@@ -76,8 +73,8 @@ def _framed(wave: Float[Tensor, " t"], size: int, hop: int) -> Float[Tensor, "f 
 @cache
 def _constant_q_kernels() -> tuple[Float[Tensor, "m rows"], Float[Tensor, "m rows"]]:
     """Spectral kernels of the constant-Q transform, real and imaginary part (Brown & Puckette 1992)."""
-    rows = SEMITONES * PARTS
-    midi = LOWEST + (torch.arange(rows, dtype=torch.float64) - (PARTS - 1) / 2) / PARTS
+    rows = SEMITONES * BINS_PER_SEMITONE
+    midi = LOWEST_PITCH + (torch.arange(rows, dtype=torch.float64) - (BINS_PER_SEMITONE - 1) / 2) / BINS_PER_SEMITONE
     frequency = 440 * 2 ** ((midi - 69) / 12)
     length = (_Q * SAMPLE_RATE / frequency).clamp(_SHORTEST, _LONG)[:, None]
     time = torch.arange(_LONG, dtype=torch.float64) - (_LONG - 1) / 2
@@ -97,10 +94,10 @@ def _band_filters() -> Float[Tensor, "n m"]:
     return filters / filters.sum(-1, keepdim=True)
 
 
-SLOWEST, STEPS = 44.0, 45  # beats per minute of the first tempo class; classes per octave
-TEMPI = 98  # up to 196 beats per minute
+MIN_TEMPO, TEMPI_PER_OCTAVE = 44.0, 45  # beats per minute of the first tempo class; classes per octave
+NUM_TEMPI = 98  # up to 196 beats per minute
 CHORDS = 25  # twelve major, twelve minor, none
-_AXIS_SLOWEST, _AXIS = 15.0, 256  # first tempo and steps of the axis of periodicities
+_AXIS_MIN_TEMPO, _AXIS = 15.0, 256  # first tempo and steps of the axis of periodicities
 _HARMONICS = (0, -12, 12, 19, 24, 28)
 _GROUPS = 8  # of mel bands
 _ENDS = 9  # pairs of pitch frames in the first and in the last second and a half
@@ -127,7 +124,7 @@ class EstimatorNet(nn.Module):
         super().__init__()
         self.width, self.folded = width, folded
         sound = 3 * folded
-        self.pitch_in = _Block2d(PARTS * len(_HARMONICS), width, (3, 3))
+        self.pitch_in = _Block2d(BINS_PER_SEMITONE * len(_HARMONICS), width, (3, 3))
         self.pitch = nn.ModuleList([_Block2d(width, width, (5, 3)), _Block2d(width, width, (3, 5))])
         self.crowd = nn.Conv1d(2 * width, width, 1)
         self.melody = _Block2d(width, width, (3, 5))
@@ -147,7 +144,7 @@ class EstimatorNet(nn.Module):
         periods = (nn.Conv1d(24, 24, 129, padding=64), nn.BatchNorm1d(24), nn.ReLU())
         output = (nn.Conv1d(24, 24, 5, padding=2), nn.ReLU(), nn.Dropout(dropout / 2), nn.Conv1d(24, 1, 1))
         self.pulse = nn.Sequential(*onsets, *periods, *output)
-        self.tempo = nn.Linear(sound, TEMPI)
+        self.tempo = nn.Linear(sound, NUM_TEMPI)
 
     def forward(self, features: EstimatorFeatures) -> EstimatorOutputs:
         mask = torch.arange(features.pitch.shape[-1], device=features.pitch.device) < features.lengths[:, None]
@@ -169,7 +166,7 @@ class EstimatorNet(nn.Module):
 
     def _pitches(self, pitch: Float[Tensor, "b rows f"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b w s f"]:
         """Stack every semitone with its harmonics, then apply convolutions."""
-        x = rearrange(pitch, "b (s p) f -> b p s f", p=PARTS)
+        x = rearrange(pitch, "b (s p) f -> b p s f", p=BINS_PER_SEMITONE)
         stack = [F.pad(x, (0, 0, max(-h, 0), max(h, 0)))[:, :, max(h, 0) : max(h, 0) + SEMITONES] for h in _HARMONICS]
         x = self.pitch_in(torch.cat(stack, 1), mask)
         for block in self.pitch:
@@ -210,8 +207,26 @@ class EstimatorNet(nn.Module):
         """Strength of onset periodicity at each tempo, compared with its multiples and fractions."""
         band_mask = repeat(mask, "b f -> b 1 (f r)", r=PITCH_HOP // BAND_HOP)
         axis = self.pulse(tempogram(bands, band_mask)).squeeze(1)
-        first = round(STEPS * math.log2(SLOWEST / _AXIS_SLOWEST))
-        return axis[:, first : first + TEMPI]
+        first = round(TEMPI_PER_OCTAVE * math.log2(MIN_TEMPO / _AXIS_MIN_TEMPO))
+        return axis[:, first : first + NUM_TEMPI]
+
+
+def decode_tempo(logits: Float[Tensor, " tempi"]) -> float:
+    """Return the centre of the 4 % of the tempo axis with the most probability, in beats per minute."""
+    probability = logits.float().softmax(-1)
+    smooth = F.avg_pool1d(probability[None], 5, 1, 2, count_include_pad=True)[0]
+    best = int(smooth.argmax())
+    low, high = max(best - 2, 0), min(best + 3, NUM_TEMPI)
+    weights = probability[low:high]
+    step = float((torch.arange(low, high) * weights).sum() / weights.sum())
+    return MIN_TEMPO * 2 ** (step / TEMPI_PER_OCTAVE)
+
+
+def pitch_classes(probability: Float[Tensor, "b semitones f"]) -> Float[Tensor, "b 13 f"]:
+    """Sum probabilities of melody pitches into twelve pitch classes and none."""
+    folded = probability.new_zeros(probability.shape[0], NO_PITCH_CLASS + 1, probability.shape[-1])
+    classes = torch.cat([(torch.arange(SEMITONES) + LOWEST_PITCH) % 12, torch.tensor([NO_PITCH_CLASS])])
+    return folded.index_add(1, classes.to(probability.device), probability)
 
 
 def tempogram(bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b 1 g"]) -> Float[Tensor, "b m axis"]:
@@ -225,7 +240,7 @@ def tempogram(bands: Float[Tensor, "b n g"], mask: Bool[Tensor, "b 1 g"]) -> Flo
     spectrum = torch.fft.rfft(onsets.float(), n=size)
     correlation = torch.fft.irfft(spectrum.abs().square(), n=size)
     energy = correlation[..., :1].clamp(min=1e-6)
-    tempi = _AXIS_SLOWEST * 2 ** (torch.arange(_AXIS, device=bands.device) / STEPS)
+    tempi = _AXIS_MIN_TEMPO * 2 ** (torch.arange(_AXIS, device=bands.device) / TEMPI_PER_OCTAVE)
     lag = 60 / tempi * SAMPLE_RATE / BAND_HOP
     bins = tempi / 60 / (SAMPLE_RATE / BAND_HOP) * size
     repeats = _interpolate(correlation / energy, lag)

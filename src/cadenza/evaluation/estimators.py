@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load
 from torch import Tensor
 
@@ -17,28 +17,25 @@ from cadenza.core.errors import CheckpointError
 from cadenza.dsp.audio import Audio
 from cadenza.evaluation.audio_health import last_sound_seconds
 from cadenza.evaluation.estimator_net import (
-    LOWEST,
+    LOWEST_PITCH,
     PITCH_HOP,
     SAMPLE_RATE,
-    SEMITONES,
-    SLOWEST,
-    STEPS,
-    TEMPI,
     EstimatorNet,
     EstimatorOutputs,
+    decode_tempo,
     dominant_pitch_class,
     extract_features,
+    pitch_classes,
 )
 from cadenza.evaluation.labels import NO_MELODY, UNKNOWN, ClipLabels
 from cadenza.evaluation.music_metrics import ChordTimeline, onset_strength, pick_onsets, track_beats
 
 TOLERANCE = 0.04  # relative error of a correct tempo (Gouyon et al. 2006)
-NO_PITCH_CLASS = 12
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated attributes of one clip; classes as in `ClipLabels`, melody as pitch class with 12 for none; seconds."""
+    """Estimated attributes of one clip; classes as in `ClipLabels`, melody and chroma as pitch classes, 12 for none."""
 
     tempo: float
     key: int
@@ -46,9 +43,7 @@ class Estimate:
     lead: int
     chords: Int[Tensor, " f"]
     melody: Int[Tensor, " f"]
-    chroma: Int[Tensor, " f"] = field(
-        default_factory=lambda: torch.zeros(0, dtype=torch.long)
-    )  # loudest pitch class, 12 for none
+    chroma: Int[Tensor, " f"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # loudest pitch class
     beats: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
     onsets: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
     seconds: float = math.nan  # end of the last sound
@@ -66,37 +61,12 @@ def decode_outputs(
     families = outputs.families
     if thresholds is not None:
         families = families - torch.logit(thresholds.to(families))
-    melody = pitch_classes(outputs.melody.softmax(1)).argmax(1)
-    chords = outputs.chords.argmax(1)
+    families, keys, leads = families.sigmoid(), outputs.key.argmax(1).tolist(), outputs.lead.argmax(1).tolist()
+    melody, chords = pitch_classes(outputs.melody.softmax(1)).argmax(1), outputs.chords.argmax(1)
     return [
-        Estimate(
-            decode_tempo(outputs.tempo[i]),
-            int(outputs.key[i].argmax()),
-            families[i].sigmoid(),
-            int(outputs.lead[i].argmax()),
-            chords[i, :length],
-            melody[i, :length],
-        )
+        Estimate(decode_tempo(outputs.tempo[i]), keys[i], families[i], leads[i], chords[i, :length], melody[i, :length])
         for i, length in enumerate(lengths)
     ]
-
-
-def decode_tempo(logits: Float[Tensor, " tempi"]) -> float:
-    """Return the centre of the 4 % of the tempo axis with the most probability, in beats per minute."""
-    probability = logits.float().softmax(-1)
-    smooth = torch.nn.functional.avg_pool1d(probability[None], 5, 1, 2, count_include_pad=True)[0]
-    best = int(smooth.argmax())
-    low, high = max(best - 2, 0), min(best + 3, TEMPI)
-    weights = probability[low:high]
-    step = float((torch.arange(low, high) * weights).sum() / weights.sum())
-    return SLOWEST * 2 ** (step / STEPS)
-
-
-def pitch_classes(probability: Float[Tensor, "b semitones f"]) -> Float[Tensor, "b 13 f"]:
-    """Sum probabilities of melody pitches into twelve pitch classes and none."""
-    folded = probability.new_zeros(probability.shape[0], NO_PITCH_CLASS + 1, probability.shape[-1])
-    classes = torch.cat([(torch.arange(SEMITONES) + LOWEST) % 12, torch.tensor([NO_PITCH_CLASS])])
-    return folded.index_add(1, classes.to(probability.device), probability)
 
 
 def tempo_accuracy(estimated: float, expected: float) -> float:
@@ -106,11 +76,7 @@ def tempo_accuracy(estimated: float, expected: float) -> float:
 
 def chord_accuracy(estimated: Int[Tensor, " f"], expected: Int[Tensor, " f"]) -> float:
     """Return the share of the labelled frames with the right major-minor class; NaN without labels."""
-    frames = min(len(estimated), len(expected))
-    known = expected[:frames] != UNKNOWN
-    if not known.any():
-        return math.nan
-    return float((estimated[:frames] == expected[:frames])[known].float().mean())
+    return _share_correct(estimated, expected, expected != UNKNOWN)
 
 
 def melody_accuracy(estimated: Int[Tensor, " f"], expected: Int[Tensor, " f"]) -> float:
@@ -118,11 +84,13 @@ def melody_accuracy(estimated: Int[Tensor, " f"], expected: Int[Tensor, " f"]) -
 
     `expected` counts semitones as in `ClipLabels` (raw pitch-class accuracy, Salamon et al. 2014).
     """
+    return _share_correct(estimated, (expected + LOWEST_PITCH) % 12, (expected != UNKNOWN) & (expected != NO_MELODY))
+
+
+def _share_correct(estimated: Int[Tensor, " f"], expected: Int[Tensor, " g"], mask: Bool[Tensor, " g"]) -> float:
+    """Return the share of the frames in `mask` with the expected class; NaN without any."""
     frames = min(len(estimated), len(expected))
-    sounds = (expected[:frames] != UNKNOWN) & (expected[:frames] != NO_MELODY)
-    if not sounds.any():
-        return math.nan
-    return float((estimated[:frames] == (expected[:frames] + LOWEST) % 12)[sounds].float().mean())
+    return float((estimated[:frames] == expected[:frames])[mask[:frames]].float().mean())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cadenza.core.errors import DataError
 from cadenza.data.manifest import Manifest, ManifestClip
 from cadenza.dsp.chords import parse_pitch_class
-from cadenza.evaluation.estimator_net import LOWEST, PITCH_HOP, SAMPLE_RATE, SEMITONES
+from cadenza.evaluation.estimator_net import LOWEST_PITCH, PITCH_HOP, SAMPLE_RATE, SEMITONES
 
 UNKNOWN = -100  # class of a frame or clip without a label, which is neither trained on nor scored
 NO_CHORD, NO_MELODY = 24, SEMITONES
@@ -44,9 +44,7 @@ def labels_from_sidecar(sidecar: Mapping[str, Any], frames: int, *, families: Se
 
     Raises DataError for a family that is not in `families`, a key or a chord that cannot be parsed.
     """
-    lead = sidecar.get("lead_family")
-    unknown = set(sidecar.get("families", ())) - set(families)
-    if unknown:
+    if unknown := set(sidecar.get("families", ())) - set(families):
         raise DataError(f"sidecar: families {sorted(unknown)} are not estimated. Expected {', '.join(families)}.")
     middle = (torch.arange(frames) + 0.5) * PITCH_HOP / SAMPLE_RATE
     chords = torch.full((frames,), NO_CHORD if sidecar.get("chords") else UNKNOWN)
@@ -61,13 +59,13 @@ def labels_from_sidecar(sidecar: Mapping[str, Any], frames: int, *, families: Se
         if role in family:
             playing[family[role], first : last + 1] = True
         if role == "melody":
-            melody[(middle >= start) & (middle < end)] = min(max(int(pitch) - LOWEST, 0), SEMITONES - 1)
+            melody[(middle >= start) & (middle < end)] = min(max(int(pitch) - LOWEST_PITCH, 0), SEMITONES - 1)
     return ClipLabels(
         float(sidecar.get("tempo") or 0),
         UNKNOWN if sidecar.get("key") is None else key_class(sidecar["key"]),
         torch.tensor([name in sidecar.get("families", ()) for name in families]),
         playing,
-        families.index(lead) if lead in families else UNKNOWN,
+        families.index(lead) if (lead := sidecar.get("lead_family")) in families else UNKNOWN,
         chords,
         melody,
     )

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cadenza.evaluation.estimator_net import BAND_HOP, SAMPLE_RATE
+from cadenza.evaluation.estimator_net import BAND_HOP, NO_PITCH_CLASS, SAMPLE_RATE
 from cadenza.evaluation.labels import NO_CHORD, UNKNOWN, chord_class
 
 RATE = SAMPLE_RATE / BAND_HOP  # band frames per second
-BEAT, ONSET = 0.07, 0.05  # tolerances in seconds (MIREX)
+BEAT_TOLERANCE, ONSET_TOLERANCE = 0.07, 0.05  # tolerances in seconds (MIREX)
 _LAG = 2  # frames between which an increase is measured
 _SMOOTH = 7  # frames of the smoothing window
 _PEAK_RADIUS, _MEAN_RADIUS = 3, 10  # frames on either side of a peak for its maximum and its mean
@@ -157,10 +157,10 @@ def events_f1(estimated: np.ndarray, expected: np.ndarray, tolerance: float) -> 
     return 2 * matched / (len(estimated) + len(expected))
 
 
-def pitch_class_cosine(estimated: np.ndarray, expected: np.ndarray, silent: int) -> float:
-    """Return the mean cosine of one-hot chromas, given as one class per frame, where expected is not `silent`; or NaN."""
+def pitch_class_cosine(estimated: np.ndarray, expected: np.ndarray) -> float:
+    """Return the mean cosine of one-hot chromas, given as one class per frame, where one is expected; NaN without any."""
     frames = min(len(estimated), len(expected))
-    mask = expected != silent
+    mask = expected != NO_PITCH_CLASS
     if not mask.any():
         return math.nan
     return float(((estimated[:frames] == expected[:frames]) & mask[:frames]).sum() / mask.sum())

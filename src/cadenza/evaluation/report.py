@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,11 +16,10 @@ from torch import Tensor
 from cadenza.core.errors import RequestError
 from cadenza.data.manifest import Manifest
 from cadenza.data.sources import load_manifest
-from cadenza.dsp import audio_io
 from cadenza.dsp.audio import Audio, load_audio
 from cadenza.evaluation.adherence import AttributeResult, Interval, control_effects, score_settings
 from cadenza.evaluation.audio_health import AudioHealth, audio_health
-from cadenza.evaluation.estimators import Estimate, load_estimators
+from cadenza.evaluation.estimators import load_estimators
 from cadenza.evaluation.memorization import MemorizationReport, audio_fingerprints, memorization_rate
 from cadenza.evaluation.report_files import NUM_PLOTTED, save_report
 from cadenza.evaluation.settings import TEXT, ControlSetting, EvaluationSet, Reference, sample_references, settings
@@ -39,10 +39,10 @@ class ClipGenerator:
     folder: Path
     guidance: float | None = None
 
-    def generate_cached(self, setting: ControlSetting, seed: int, *, progress: Callable[[int, int], None]) -> list[Audio]:
+    def generate_cached(self, setting: ControlSetting, seed: int, *, progress: Progress = lambda line: None) -> list[Audio]:
         """Return the clips of a setting, each a batch of one; generate only those without a file in the folder."""
         generator, folder = self, self._cache_folder(setting)
-        if not setting.reads:  # the same system, which does not extract values from texts
+        if not setting.extracts_values:  # the same system, which does not extract values from texts
             system = copy(self.system)
             system.spec = self.system.spec.model_copy(update={"prompt_patterns": ()})
             generator = replace(self, system=system)
@@ -53,8 +53,9 @@ class ClipGenerator:
             seeds = [seed * SEED_STRIDE + i for i in batch]
             clips = generator.generate([setting.items[i] for i in batch], [setting.seconds[i] for i in batch], seeds)
             for i, clip in zip(batch, clips, strict=True):
-                audio_io.write_samples(paths[i], clip.wave[0].float().cpu().numpy().T, clip.sample_rate, subtype="FLOAT")
-            progress(len(paths) - len(missing) + start + len(batch), len(paths))
+                clip.save(paths[i], subtype="FLOAT")
+            done = len(paths) - len(missing) + start + len(batch)
+            progress(f"{setting.name}, seed {seed}: {done} of {len(paths)} clips")
         return [load_audio(path) for path in paths]
 
     def generate(self, items: list[dict[str, Any]], seconds: Sequence[float], seeds: Sequence[int]) -> Audio:
@@ -70,7 +71,9 @@ class ClipGenerator:
 
     def _cache_folder(self, setting: ControlSetting) -> Path:
         """Create a folder named by a hash of system, guidance, items and lengths."""
-        request = json.dumps([setting.items, setting.seconds, setting.reads, self.guidance], sort_keys=True, default=str)
+        request = json.dumps(
+            [setting.items, setting.seconds, setting.extracts_values, self.guidance], sort_keys=True, default=str
+        )
         digest = hashlib.sha256((request + system_hash(self.system)).encode()).hexdigest()[:12]
         folder = self.folder / f"{setting.name}-{digest}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,7 @@ def evaluate(
     held_out: str | Path | Manifest,
     *,
     out: str | Path,
-    extent: EvaluationScope = EvaluationScope(),  # noqa: B008
+    scope: EvaluationScope = EvaluationScope(),  # noqa: B008
     training: str | Path | Manifest | None = None,
     guidance: float | None = None,
     progress: Progress = lambda line: None,
@@ -130,27 +133,24 @@ def evaluate(
     if system.generator is None:
         raise RequestError("The system is a codec without a generator. Use evaluate_codec to measure it.")
     out, estimator = Path(out), load_estimators()
-    references = sample_references(held_out, extent.clips)
+    references = sample_references(held_out, scope.clips)
     max_seconds = system.spec.generator.max_frames / system.codec.frame_format.frame_rate if system.spec.generator else 0.0
-    dataset = EvaluationSet(
-        references, estimator.families, list(system.conditioners), max_seconds, bool(system.spec.prompt_patterns)
-    )
-    chosen = settings(dataset, extent.settings)
+    controls, extracts_values = list(system.conditioners), bool(system.spec.prompt_patterns)
+    dataset = EvaluationSet(references, estimator.families, controls, max_seconds, extracts_values)
+    chosen = settings(dataset, scope.settings)
     generator = ClipGenerator(system, out / "clips", guidance)
     training_set = training if training is None or isinstance(training, Manifest) else load_manifest(training)[0]
     progress("reference renders through the codec")
-    coded = [_through_codec(system, reference) for reference in references]
+    codec = system.codec
+    coded = [codec.decode(codec.encode(r.load_audio(codec).to(system.device))).to("cpu") for r in references]
     ceiling = [estimator(clip)[0] for clip in coded]
-    estimates, health, plotted, fingerprints = {}, {}, {}, []
+    estimates, health, length_errors, plotted, fingerprints = {}, {}, {}, {}, []
     for setting in chosen:
-        batches = []
-        for seed in extent.seeds:
-            prefix = f"{setting.name}, seed {seed}"
-            batches.append(
-                generator.generate_cached(setting, seed, progress=lambda i, n, p=prefix: progress(f"{p}: {i} of {n} clips"))
-            )
+        batches = [generator.generate_cached(setting, seed, progress=progress) for seed in scope.seeds]
         clips = [clip for batch in batches for clip in batch]
         estimates[setting.name] = [[estimator(clip)[0] for clip in batch] for batch in batches]
+        pairs = [pair for batch in estimates[setting.name] for pair in zip(batch, setting.seconds, strict=True)]
+        length_errors[setting.name] = fmean(abs(estimate.seconds - seconds) for estimate, seconds in pairs)
         health[setting.name] = audio_health(clips)
         plotted[setting.name] = batches[0][:NUM_PLOTTED]
         if training is not None:
@@ -164,11 +164,11 @@ def evaluate(
         system=system.card.name,
         estimators=estimator.sha256,
         clips=len(references),
-        seeds=extent.seeds,
+        seeds=scope.seeds,
         guidance=system.spec.defaults.guidance if guidance is None else guidance,
         scores=scores,
         changes=control_effects(chosen, estimates, scores),
-        off={s.name: _length_error(s, estimates[s.name]) for s in chosen},
+        off=length_errors,
         soundness=health,
         copies=None if training_set is None else _memorization(fingerprints, references, training_set, progress),
         speed={
@@ -176,33 +176,19 @@ def evaluate(
             for name, clips in (("alone", 1), ("batch of 8", 8))
         },
     )
-    save_report(report, out, generated=plotted, references=coded[:NUM_PLOTTED], settings=chosen)
+    save_report(report, out, plotted, coded[:NUM_PLOTTED], chosen)
     progress(f"report in {out}")
     return report
-
-
-def _length_error(setting: ControlSetting, batches: Sequence[Sequence[Estimate]]) -> float:
-    """Mean absolute difference between estimated and requested lengths, in seconds."""
-    gaps = [abs(e.seconds - seconds) for batch in batches for e, seconds in zip(batch, setting.seconds, strict=True)]
-    return sum(gaps) / len(gaps)
-
-
-def _through_codec(system: System, reference: Reference) -> Audio:
-    codec = system.codec
-    clip = load_audio(reference.clip.audio).resample(codec.spec.sample_rate).to_channels(codec.spec.channels)
-    return codec.decode(codec.encode(clip.to(system.device))).to("cpu")
 
 
 def _memorization(
     generated: Sequence[Tensor], references: Sequence[Reference], training: Manifest, progress: Progress
 ) -> MemorizationReport:
     unseen = [windows for ref in references for windows in audio_fingerprints(load_audio(ref.clip.audio))]
-    interval = max(1, len(training) // 20)
-
-    def report_progress(done: int) -> None:
-        if done % interval == 0:
+    known = []
+    for done, clip in enumerate(training.clips, 1):
+        known += audio_fingerprints(load_audio(clip.audio))
+        if done % max(1, len(training) // 20) == 0:
             progress(f"copies: {done} of {len(training)} training clips")
-
-    known = (audio_fingerprints(load_audio(clip.audio))[0] for clip in training.clips)
-    result = memorization_rate(generated, unseen, known, progress=report_progress)
+    result = memorization_rate(generated, unseen, known)
     return replace(result, nearest=sorted(result.nearest)[:20])

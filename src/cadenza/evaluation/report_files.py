@@ -10,8 +10,8 @@ from typing import Any
 from cadenza.core.atomic import atomic_write
 from cadenza.dsp.audio import Audio
 from cadenza.dsp.plots import new_figure, plot_spectrogram, save_figure
-from cadenza.evaluation.adherence import CONTROL_OF, AttributeResult, Interval
-from cadenza.evaluation.settings import ALL_BUT, ControlSetting, display_name
+from cadenza.evaluation.adherence import CONTROL_OF, Interval
+from cadenza.evaluation.settings import ALL_BUT, HANDWRITTEN, ControlSetting, display_name
 
 NUM_PLOTTED = 4  # clips drawn next to their references
 PUBLISHED_RESULTS: dict[str, str] = {
@@ -24,8 +24,8 @@ PUBLISHED_RESULTS: dict[str, str] = {
 }
 SETTING_LABELS = {
     "text": "a held-out caption",
-    "unread": "the caption, without extracted values",
-    "hand": "sixty hand-written prompts",
+    "text-without-values": "the caption, without extracted values",
+    HANDWRITTEN: "sixty handwritten prompts",
     "all": "all controls",
     "nothing": "no control",
     "reference": "the references",
@@ -34,21 +34,23 @@ SETTING_LABELS = {
 
 def plot_adherence(report: Any, path: Path) -> None:
     """Plot a bar with bounds for the adherence of each attribute in each setting."""
-    rows = [
-        (f"{attribute}, {setting}", result.adherence.value)
-        for setting, attributes in report.scores.items()
-        for attribute, result in attributes.items()
-        if not math.isnan(result.adherence.value.value)
-    ]
-    figure = new_figure((7, 0.6 + 0.32 * max(1, len(rows))))
+    results = {f"{name}, {setting}": result for setting, row in report.scores.items() for name, result in row.items()}
+    intervals = {name: r.adherence.value for name, r in results.items() if not math.isnan(r.adherence.value.value)}
+    low, label = min([0.0, *(i.low for i in intervals.values())]), "adherence: 0 chance, 1 reference renders"
+    values = {name: interval.value for name, interval in intervals.items()}
+    plot_bars(values, path, intervals=list(intervals.values()), xlim=(low - 0.05, 1.1), xlabel=label)
+
+
+def plot_bars(values: Mapping[str, float], path: Path, *, intervals: Sequence[Interval] = (), **properties: Any) -> None:
+    """Plot one horizontal bar per name, with lines for the intervals; `properties` are those of the axes."""
+    figure = new_figure((7, 0.8 + 0.3 * max(1, len(values))))
     axes = figure.add_subplot()
-    for y, (_, interval) in enumerate(rows):
-        axes.barh(y, interval.value, color="#4c72b0", height=0.6)
+    axes.barh(list(values), list(values.values()), color="#4c72b0", height=0.6)
+    for y, interval in enumerate(intervals):
         axes.plot([interval.low, interval.high], [y, y], color="#222222", linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.axvline(0, color="#888888", linewidth=0.8)
-    axes.set(xlim=(min([0.0, *(a.low for _, a in rows)]) - 0.05, 1.1), xlabel="adherence: 0 chance, 1 reference renders")
+    axes.set(**properties)
     save_figure(figure, path)
 
 
@@ -64,33 +66,17 @@ def plot_spectrogram_pairs(generated: Sequence[Audio], references: Sequence[Audi
     save_figure(figure, path)
 
 
-def plot_bars(values: dict[str, float], title: str, path: Path) -> None:
-    """Plot one horizontal bar per name."""
-    figure = new_figure((7, 0.8 + 0.3 * max(1, len(values))))
-    axes = figure.add_subplot()
-    axes.barh(list(values), list(values.values()), color="#4c72b0")
-    axes.invert_yaxis()
-    axes.set(title=title)
-    save_figure(figure, path)
-
-
 def save_report(
-    report: Any,
-    out: Path,
-    *,
-    generated: Mapping[str, Sequence[Audio]],
-    references: Sequence[Audio],
-    settings: Sequence[ControlSetting],
+    report: Any, out: Path, clips: Mapping[str, list[Audio]], references: Sequence[Audio], settings: Sequence[ControlSetting]
 ) -> None:
     """Write `report.json`, `report.md`, `adherence.png` and `clips.png` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(report, out / "report.json")
     write_text(markdown(report), out / "report.md")
     plot_adherence(report, out / "adherence.png")
-    setting = next((setting for setting in settings if setting.given and setting.references), settings[0])
+    setting = next((setting for setting in settings if setting.controls and setting.references), settings[0])
     titles = [str(item.get("prompt") or item) for item in setting.items[:NUM_PLOTTED]]
-    clips = list(generated[setting.name][:NUM_PLOTTED])
-    plot_spectrogram_pairs(clips, list(references[:NUM_PLOTTED]), titles, out / "clips.png")
+    plot_spectrogram_pairs(clips[setting.name][:NUM_PLOTTED], references[:NUM_PLOTTED], titles, out / "clips.png")
 
 
 def write_json(report: Any, path: Path) -> None:
@@ -118,17 +104,16 @@ def json_safe(value: Any) -> Any:
 def markdown(report: Any) -> str:
     """Return the report as Markdown tables."""
     seeds = ", ".join(map(str, report.seeds))
-    lines = [
-        f"# Scores of {report.system}",
-        "",
-        f"{report.clips} held-out clips, seeds {seeds}, guidance {report.guidance:g}; "
-        f"estimators {report.estimators[:12]}. A = (score - chance) / (ceiling - chance), with 95 % bootstrap bounds; "
-        "own effect = score minus the score of the same clips and seeds without the control.",
-    ]
+    summary = (
+        f"{report.clips} held-out clips, seeds {seeds}, guidance {report.guidance:g}; estimators {report.estimators[:12]}. "
+        "A = (score - chance) / (ceiling - chance), with 95 % bootstrap bounds; "
+        "own effect = score minus the score of the same clips and seeds without the control."
+    )
+    lines = [f"# Scores of {report.system}", "", summary]
     rows = []
     for setting, attributes in report.scores.items():
         for name, result in attributes.items():
-            a, effect = result.adherence, "" if result.effect is None else format_interval(result.effect)
+            a, effect = result.adherence, format_interval(result.effect)
             scores = [format_score(score) for score in (a.score.value, a.chance, a.ceiling)]
             rows.append([setting_label(setting), name, result.asked, format_interval(a.value), *scores, effect])
     lines += format_table("requested with | attribute | clips | A | score | chance | ceiling | own effect", rows)
@@ -142,11 +127,9 @@ def markdown(report: Any) -> str:
     lines += ["", "Speed: " + ", ".join(f"{value:.1f}× real time {name}" for name, value in report.speed.items()) + "."]
     if report.copies is not None:
         c = report.copies
-        lines += [
-            "",
-            f"Copies: {c.rate:.1%} of the clips are nearer to one of {c.training_clips} training clips than all but 1 % of "
-            f"the unseen references (distance below {c.threshold:.3f}; 1 % is expected of music that copies nothing).",
-        ]
+        nearer = f"Copies: {c.rate:.1%} of the clips are nearer to one of {c.training_clips} training clips than all but 1 % of"
+        threshold = f"(distance below {c.threshold:.3f}; 1 % is expected of music that copies nothing)"
+        lines += ["", f"{nearer} the unseen references {threshold}."]
     return "\n".join(lines) + "\n"
 
 
@@ -158,9 +141,8 @@ def format_table(header: str, rows: Sequence[Sequence[Any]]) -> list[str]:
 
 def setting_label(setting: str) -> str:
     """Return the description of a setting in a report."""
-    if setting.startswith(ALL_BUT):
-        return f"all controls but {setting.removeprefix(ALL_BUT)}"
-    return SETTING_LABELS.get(setting, f"{setting} alone")
+    label = f"all controls but {setting.removeprefix(ALL_BUT)}" if setting.startswith(ALL_BUT) else f"{setting} alone"
+    return SETTING_LABELS.get(setting, label)
 
 
 def _control_table(report: Any) -> list[str]:
@@ -169,38 +151,25 @@ def _control_table(report: Any) -> list[str]:
     for attribute, control in CONTROL_OF.items():
         results = [report.scores.get(setting, {}).get(attribute) for setting in (display_name(control), "all")]
         if any(results):
-            cells = [cell for result in results for cell in _adherence_cells(result)]
-            rows.append([attribute, display_name(control), *cells, PUBLISHED_RESULTS.get(attribute, "")])
-    if not rows:
-        return []
+            row = [attribute, display_name(control)]
+            for result in results:
+                span = result.ceiling_minus_chance if result else 0.0
+                effect = format_score(result.effect.value / span) if span and result.effect else ""
+                row += [format_interval(result.adherence.value) if result else "", effect]
+            rows.append([*row, PUBLISHED_RESULTS.get(attribute, "")])
     header = "attribute | control | A alone | own effect alone | A together | own effect together | published"
-    return [
-        "",
-        "Each control alone and with all others; own effects divided by ceiling - chance, to be compared with A. Published "
-        "values are of other data, outputs and estimators.",
-        *format_table(header, rows),
-    ]
-
-
-def _adherence_cells(result: AttributeResult | None) -> tuple[str, str]:
-    """Adherence, and the own effect as a part of it."""
-    if result is None:
-        return "", ""
-    span, effect = result.ceiling_minus_chance, result.effect
-    return format_interval(result.adherence.value), "" if effect is None or not span else format_score(effect.value / span)
+    text = "Own effects are divided by ceiling - chance. Published values are of other data, outputs and estimators."
+    return ["", text, *format_table(header, rows)] if rows else []
 
 
 def _effect_table(report: Any) -> list[str]:
     """Changes of the attributes of all other controls by each control."""
     attributes = [name for name in CONTROL_OF if any(name in row for row in report.changes.values())]
-    if not attributes:
-        return []
-    rows = [
-        [display_name(control), *(format_interval(row[name]) if name in row else "" for name in attributes)]
-        for control, row in report.changes.items()
-    ]
+    rows = []
+    for control, row in report.changes.items():
+        rows.append([display_name(control), *(format_interval(row.get(name)) for name in attributes)])
     text = "Change of A in the attributes of all other controls when a control is added (below 0: they follow less well)."
-    return ["", text, *format_table(" | ".join(["added", *attributes]), rows)]
+    return ["", text, *format_table(" | ".join(["added", *attributes]), rows)] if attributes else []
 
 
 def format_score(value: float) -> str:
@@ -208,7 +177,9 @@ def format_score(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
-def format_interval(interval: Interval) -> str:
-    """Return a value with its bounds in parentheses, or a dash."""
+def format_interval(interval: Interval | None) -> str:
+    """Return a value with its bounds in parentheses, a dash if it is not finite, or nothing without an interval."""
+    if interval is None:
+        return ""
     value, low, high = (format_score(x) for x in (interval.value, interval.low, interval.high))
     return f"{value} ({low} to {high})" if math.isfinite(interval.value) else "–"

@@ -15,18 +15,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cadenza.corpus.tables import load_tables
-from cadenza.evaluation.estimator_net import PITCH_HOP, SAMPLE_RATE
-from cadenza.evaluation.estimators import NO_PITCH_CLASS, TOLERANCE, Estimate, tempo_accuracy
+from cadenza.evaluation import music_metrics as metrics
+from cadenza.evaluation.estimator_net import NO_PITCH_CLASS, PITCH_HOP, SAMPLE_RATE
+from cadenza.evaluation.estimators import TOLERANCE, Estimate, tempo_accuracy
 from cadenza.evaluation.labels import key_class
-from cadenza.evaluation.music_metrics import (
-    BEAT,
-    ONSET,
-    ChordTimeline,
-    chart_iou,
-    events_f1,
-    majmin_accuracy,
-    pitch_class_cosine,
-)
+from cadenza.evaluation.music_metrics import ChordTimeline
 
 
 @dataclass(frozen=True)
@@ -73,14 +66,15 @@ def score_families(estimate: Estimate, targets: AttributeTargets) -> float:
 ATTRIBUTES: dict[str, Callable[[Estimate, AttributeTargets], float]] = {  # scores in 0 to 1, NaN without a target
     "tempo": _score("tempo", lambda e, tempo: tempo_accuracy(e.tempo, tempo)),
     "pace": _score("tempo_range", lambda e, x: float(x[0] * (1 - TOLERANCE) <= e.tempo <= x[1] * (1 + TOLERANCE))),
-    "beat": _score("beats", lambda e, beats: events_f1(e.beats.numpy(), beats, BEAT)),
+    "beat": _score("beats", lambda e, beats: metrics.events_f1(e.beats.numpy(), beats, metrics.BEAT_TOLERANCE)),
     "key": _score("key", lambda e, key: float(e.key == key)),
-    "chords": _score("chords", lambda e, chords: majmin_accuracy(e.chord_timeline, chords)),
-    "chord IoU": _score("chords", lambda e, chords: chart_iou(e.chord_timeline, chords)),
+    "chords": _score("chords", lambda e, chords: metrics.majmin_accuracy(e.chord_timeline, chords)),
+    "chord IoU": _score("chords", lambda e, chords: metrics.chart_iou(e.chord_timeline, chords)),
     # raw pitch-class accuracy (Salamon et al. 2014), and chroma cosine as in MusicGen (arXiv:2306.05284)
-    "melody": _score("melody", lambda e, melody: pitch_class_cosine(e.melody.numpy(), melody, NO_PITCH_CLASS)),
-    "chroma": _score("chroma", lambda e, chroma: pitch_class_cosine(e.chroma.numpy(), chroma, NO_PITCH_CLASS)),
-    "onset": _score("onsets", lambda e, onsets: events_f1(e.onsets.numpy(), onsets, ONSET)),  # all onsets, melody targets
+    "melody": _score("melody", lambda e, melody: metrics.pitch_class_cosine(e.melody.numpy(), melody)),
+    "chroma": _score("chroma", lambda e, chroma: metrics.pitch_class_cosine(e.chroma.numpy(), chroma)),
+    # the estimated onsets are those of all instruments, the targets those of the melody
+    "onset": _score("onsets", lambda e, onsets: metrics.events_f1(e.onsets.numpy(), onsets, metrics.ONSET_TOLERANCE)),
     "family": score_families,
     "duration": _score("seconds", lambda e, seconds: max(0.0, 1 - abs(e.seconds - seconds) / seconds)),
 }
@@ -126,7 +120,8 @@ def targets_from_caption(
     named = torch.zeros(len(families), dtype=torch.bool)
     if mentioned & {"players", "lead"}:
         for player in sidecar["instruments"]:
-            if _named(player["name"], text):
+            phrases = load_tables().phrases["instrument"][player["name"]]
+            if any(_contains(text, name) for name in (*phrases.train, *phrases.held_out)):
                 named[families.index(player["family"])] = True
     plays = torch.tensor([name in sidecar["families"] for name in families])
     tempo = float(sidecar["tempo"])
@@ -137,12 +132,6 @@ def targets_from_caption(
         families=named if named.any() else None,
         optional_families=plays & ~named if named.any() else None,
     )
-
-
-def _named(instrument: str, text: str) -> bool:
-    """Return whether a text contains one of an instrument's names as whole words."""
-    phrases = load_tables().phrases["instrument"][instrument]
-    return any(_contains(text, name) for name in (*phrases.train, *phrases.held_out))
 
 
 def _tempo_range(text: str, tempo: float) -> tuple[float, float] | None:
@@ -163,12 +152,12 @@ def _contains(text: str, phrase: str) -> bool:
 
 @cache
 def handwritten_prompts() -> tuple[dict[str, Any], ...]:
-    """Return the sixty hand-written prompts of `prompts.json`, with the targets of each."""
+    """Return the sixty handwritten prompts of `prompts.json`, with the targets of each."""
     return tuple(json.loads(Path(__file__).with_name("prompts.json").read_text()))
 
 
 def targets_from_handwritten(entry: Mapping[str, Any], families: Sequence[str]) -> AttributeTargets:
-    """Return the targets of a hand-written prompt; with `only`, a family that it does not name is an error."""
+    """Return the targets of a handwritten prompt; with `only`, a family that it does not name is an error."""
     named, pace = torch.tensor([name in entry["families"] for name in families]), entry.get("pace")
     return AttributeTargets(
         tempo=entry.get("tempo"),

@@ -34,8 +34,8 @@ def evaluate(
         evaluate_codec(system, data, out=out, clips=clips, progress=_say)
     else:
         names = tuple(name.strip() for name in (settings or "").split(",") if name.strip())
-        extent = EvaluationScope(clips, tuple(range(seeds)), names)
-        evaluate_system(system, data, out=out, extent=extent, training=training, guidance=guidance, progress=_say)
+        scope = EvaluationScope(clips, tuple(range(seeds)), names)
+        evaluate_system(system, data, out=out, scope=scope, training=training, guidance=guidance, progress=_say)
 
 
 def _say(line: str) -> None:
