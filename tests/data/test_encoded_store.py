@@ -95,7 +95,7 @@ def test_every_clip_is_encoded_with_its_lengths_and_metadata(manifest, tmp_path)
     store.header.check_codec(toy(), store.path)
     assert len(store) == 7 and store.header.rows == 2
     for i in range(7):
-        shard, inside = store.locate(i)
+        shard, inside = store.rows[i]
         close(shard.frames(inside, 0, store.length(i)), expected(manifest, i))
         assert shard.samples[inside] == audio_io.probe(manifest.clips[i].audio).frames
         facts = {
@@ -159,7 +159,7 @@ def test_broken_files_stop_or_are_left_out_by_name(manifest, tmp_path):
     assert list(report.broken) == ["4"]
     store = EncodedStore(tmp_path / "s")
     assert [store.metadata(i)["id"] for i in range(len(store))] == ["0", "1", "2", "3", "5", "6"]
-    close(store.locate(4)[0].frames(store.locate(4)[1], 0, store.length(4)), expected(manifest, 5))
+    close(store.rows[4][0].frames(store.rows[4][1], 0, store.length(4)), expected(manifest, 5))
 
 
 def test_clips_longer_than_a_section_are_the_same(manifest, tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_clips_longer_than_a_section_are_the_same(manifest, tmp_path, monkeypatc
     encode_dataset(manifest, toy(), tmp_path / "s")
     store = EncodedStore(tmp_path / "s")
     for i in range(7):
-        shard, inside = store.locate(i)
+        shard, inside = store.rows[i]
         close(shard.frames(inside, 0, store.length(i)), expected(manifest, i))
         assert shard.samples[inside] == audio_io.probe(manifest.clips[i].audio).frames
     with pytest.raises(DataError, match="a codec with a scale cannot encode clips over"):

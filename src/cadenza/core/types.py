@@ -41,17 +41,13 @@ class _Frames:
     def __iter__(self: FramesT) -> Iterator[FramesT]:
         """Yield each clip as a batch of one without its padding."""
         for i, length in enumerate(self.lengths.tolist()):
-            clip = {name: None if x is None else x[i : i + 1] for name, x in vars(self).items()}
-            yield replace(self, **clip | {self._data_name: self.data[i : i + 1, :, :length]})  # type: ignore[type-var]
-
-    @property
-    def _data_name(self) -> str:
-        return next(iter(vars(self)))
+            data, *others = (None if x is None else x[i : i + 1] for x in vars(self).values())
+            yield type(self)(data[..., :length], *others)  # type: ignore[call-arg, index]
 
     @property
     def data(self) -> Shaped[Tensor, "b k f"]:
         """Tensor of the frames: `ids` of Codes, `z` of Latents."""
-        return getattr(self, self._data_name)
+        return next(iter(vars(self).values()))
 
     def with_data(self: FramesT, data: Shaped[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> FramesT:
         """Return frames of this class with other data."""

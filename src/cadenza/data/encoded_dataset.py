@@ -79,7 +79,7 @@ class EncodedDataset(_WindowDataset):
 
     def read_item(self, index: int, rng: random.Random | None) -> dict[str, Any]:
         clip, part = self.segments[index]
-        shard, row = self.store.locate(clip)
+        shard, row = self.store.rows[clip]
         header, total = shard.header, self.store.length(clip)
         start = self.segment_start(part, self.frames, total, rng)
         frames, first = shard.frames(row, start, min(start + self.frames, total)), start * header.hop
@@ -180,7 +180,7 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
-def scan_pre_encoded(folder: str | Path, *, prefix: str = "", random_crop: bool = True) -> PreEncodedFolder:
+def scan_pre_encoded(folder: str | Path, *, prefix: str = "") -> PreEncodedFolder:
     """Return the encoded clips under a folder in order of path, or those that its `filelist.txt` names."""
     folder = Path(folder)
     filelist = folder / "filelist.txt"
@@ -194,7 +194,7 @@ def scan_pre_encoded(folder: str | Path, *, prefix: str = "", random_crop: bool 
     if not paths:
         raise DataError(f"{folder}: no .npy file found; use a folder that pre_encode wrote")
     clips = [_read_clip(path, prefix + path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
-    return PreEncodedFolder(clips, random_crop=random_crop)
+    return PreEncodedFolder(clips)
 
 
 def is_pre_encoded(path: str | Path) -> bool:

@@ -4,9 +4,7 @@ A shard has `frames` [sum of lengths, rows] (uint16 for codes, float16 for laten
 and, for codecs with a scale, `scale` [n, ...]; its header identifies the codec by spec and hash of weights.
 """
 
-import bisect
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -113,23 +111,18 @@ class EncodedStore:
         for shard in self.shards:
             if replace(shard.header, shard=0) != replace(self.header, shard=0):
                 raise DataError(f"{shard.path}: belongs to another store than {self.shards[0].path}; use separate folders")
-        self._ends = [0, *itertools.accumulate(map(len, self.shards))]
+        self.rows = [(shard, row) for shard in self.shards for row in range(len(shard))]  # of each clip
 
     def __len__(self) -> int:
-        return self._ends[-1]
-
-    def locate(self, clip: int) -> tuple[StoreShard, int]:
-        """Return the shard of a clip and its number there."""
-        shard = bisect.bisect_right(self._ends, clip) - 1
-        return self.shards[shard], clip - self._ends[shard]
+        return len(self.rows)
 
     def length(self, clip: int) -> int:
         """Return the number of frames of a clip."""
-        shard, row = self.locate(clip)
+        shard, row = self.rows[clip]
         return shard.offsets[row + 1] - shard.offsets[row]
 
     def metadata(self, clip: int) -> dict[str, Any]:
-        shard, row = self.locate(clip)
+        shard, row = self.rows[clip]
         return shard.metadata(row)
 
 

@@ -117,9 +117,7 @@ class ItemDataset(Protocol):
 
     def __getitem__(self, sample: SampleIndex, /) -> dict[str, Any]: ...
 
-    def item_id(self, index: int) -> str:
-        """Return the id of the item at an index."""
-        ...
+    def item_id(self, index: int) -> str: ...
 
 
 class SegmentDataset(Dataset[dict[str, Any]], ABC):
