@@ -88,7 +88,7 @@ class ModelSource:
         return weights
 
     def _weight_files(self, prefixes: tuple[str, ...]) -> tuple[list[Path], set[str] | None]:
-        """Return the files that hold the weights with these prefixes, and the names of the weights if an index has them."""
+        """Return the files of the weights with these prefixes, and the weights that an index lists, if there is one."""
         for name in WEIGHT_FILES:
             if path := self.optional_file(name):
                 return [path], None

@@ -238,7 +238,7 @@ def _encode_batch(codec: Codec, clips: Sequence[tuple[ManifestClip, Audio]]) -> 
 
 
 def _encode_sections(codec: Codec, audio: Audio, section: int) -> dict[str, Any]:
-    """Return the row of a clip encoded in sections of whole frames, so that memory does not grow with its length."""
+    """Return the row of a clip encoded in sections of whole frames, to bound the memory of a long one."""
     parts = [Audio(wave, audio.sample_rate) for wave in audio.wave.split(section, -1)]
     rows = [_row(codec.encode(part), part) for part in parts]
     if rows[0]["scale"] is not None:

@@ -115,7 +115,7 @@ def read_sidecars(audio: Path) -> dict[str, Any]:
 
 
 def read_metadata(files: Mapping[str, Path | ByteRange]) -> dict[str, Any]:
-    """Return the mapping in the file `json`, with the text of `txt` as `prompt` and of `cls` as `class` if it lacks them."""
+    """Return the mapping in `json`; the text of `txt` is its default `prompt`, and that of `cls` its `class`."""
     metadata: dict[str, Any] = {}
     for extension, name in (("txt", "prompt"), ("cls", "class"), ("json", "")):
         if (file := files.get(extension)) is None:

@@ -121,7 +121,8 @@ def validate_dataset(
 ) -> DatasetReport:  # fmt: skip
     """Read every file of a folder, manifest, shards or dataset config, and report issues.
 
-    By default the sample rate (Hz), channels and least length expected of a file are those of most files.
+    A file should have this sample rate in Hz and these channels, by default those of most files, and at least
+    `min_seconds`, by default half a second, or less if many are shorter.
     """
     report = DatasetReport(str(data.folder if isinstance(data, Manifest) else data))
     clips = data.clips if isinstance(data, Manifest) else _load_clips(Path(data), report)
@@ -236,8 +237,7 @@ def _read_caption(clip: ManifestClip, report: DatasetReport) -> tuple[str, ...] 
     for key in CAPTION_KEYS:
         value = metadata.get(key)
         texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-        texts = [text for text in texts if isinstance(text, str) and text.strip().strip(".").lower() not in _EMPTY]
-        if texts:
+        if texts := [text for text in texts if isinstance(text, str) and text.strip().strip(".").lower() not in _EMPTY]:
             return tuple(" ".join(text.split()) for text in texts)
     return ()
 
