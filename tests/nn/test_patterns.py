@@ -19,9 +19,8 @@ from cadenza.nn.patterns import (
     PatternSpec,
     Unroll,
     build_sequence,
-    pad_frame_tables,
-    pad_step_tables,
     revert_logits,
+    stack_tables,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "patterns.json"
@@ -66,7 +65,7 @@ def agrees(entry: dict[str, Any]) -> None:
     assert [[list(code) for code in step] for step in pattern.steps] == entry["layout"]
     assert len(pattern) - pattern.valid_steps == max(0, entry["max_delay"])
     assert pattern.starts_empty == entry["starts_with_special_token"]
-    assert [pattern.first_step(frame) for frame in range(frames)] == entry["first_step_with_timestep"]
+    assert pattern.step_of_frame.amin(0).tolist() == entry["first_step_with_timestep"]
     ids = 1000 + 100 * torch.arange(rows)[:, None] + torch.arange(frames)
     for name, steps in (("full", None), ("valid", pattern.valid_steps)):
         want = {key: torch.tensor(value) for key, value in entry[name].items()}
@@ -155,8 +154,14 @@ def test_complete_counts_whole_frames(spec: Any) -> None:
 
 def test_stacked_tables_are_padded() -> None:
     patterns = [Delay().pattern(2, 3), Delay().pattern(2, 1)]
-    assert pad_frame_tables(patterns).tolist()[1] == [[-1, 0, 1, -1, -1], [-1, -1, 0, -1, -1]]
-    assert pad_step_tables(patterns).tolist() == [[[1, 2, 3], [2, 3, 4]], [[1, -1, -1], [2, -1, -1]]]
+    assert stack_tables([pattern.frame_at_step for pattern in patterns]).tolist()[1] == [
+        [-1, 0, 1, -1, -1],
+        [-1, -1, 0, -1, -1],
+    ]
+    assert stack_tables([pattern.step_of_frame for pattern in patterns]).tolist() == [
+        [[1, 2, 3], [2, 3, 4]],
+        [[1, -1, -1], [2, -1, -1]],
+    ]
 
 
 def test_errors_name_the_field() -> None:

@@ -19,7 +19,7 @@ from cadenza.core.errors import RequestError
 from cadenza.core.memory import parse_bytes
 from cadenza.core.types import Codes, Latents
 from cadenza.nn import weight_quantization as packing
-from cadenza.nn.kv_cache import KVCache
+from cadenza.nn.transformer import Transformer
 from cadenza.system import planner
 from cadenza.system import system as system_module
 from cadenza.system.planner import (
@@ -120,14 +120,14 @@ def test_quantised_weights_are_those_of_the_system(kind):
 def test_keys_and_values_are_those_that_are_made(system, monkeypatch, request_, fields):
     """The branches of guidance too, which are rows of them."""
     made = []
-    plain = KVCache.allocate.__func__
+    plain = Transformer.allocate_kv_cache
 
-    def watched(cls, layers, shape, like):
-        cache = plain(cls, layers, shape, like)
-        made.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
+    def watched(transformer, batch, positions):
+        cache = plain(transformer, batch, positions)
+        made.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache))
         return cache
 
-    monkeypatch.setattr(KVCache, "allocate", classmethod(watched))
+    monkeypatch.setattr(Transformer, "allocate_kv_cache", watched)
     asked = job(system, request_, **fields)
     system.generate(request_, **fields)
     estimate = estimate_memory(system, asked, BatchPlan(len(asked.frames))).phases["generating"]["keys and values"]

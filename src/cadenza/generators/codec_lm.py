@@ -31,7 +31,7 @@ from cadenza.nn.conditioning import ConditioningInputs, latest_predicted_frame
 from cadenza.nn.cuda_graphs import GraphCache, GraphRunner
 from cadenza.nn.kernels import single_torch_thread
 from cadenza.nn.kv_cache import KVCache, PositionRange, round_up_to_bucket
-from cadenza.nn.patterns import Delay, Pattern, PatternSpec, pad_frame_tables, pad_step_tables
+from cadenza.nn.patterns import Delay, Pattern, PatternSpec, stack_tables
 from cadenza.nn.transformer import Transformer
 from cadenza.nn.weight_quantization import QuantizedLinear, dequantized_if_unsupported, pack_linears
 from cadenza.samplers.guidance import GuidanceMixer, batch_branches, nonzero_branches
@@ -114,7 +114,7 @@ class CodecLMSpec(GeneratorSpec):
             raise ValueError(f"pattern.{error}") from None
         if not pattern.starts_empty:
             raise ValueError("pattern.empty_initial: a language model needs an empty step to start from; use 0 or more")
-        if self.end_of_sequence and pattern.first_step(0) != int(pattern.step_of_frame[0, 0]):
+        if self.end_of_sequence and (pattern.step_of_frame[1:, 0] < pattern.step_of_frame[0, 0]).any():
             raise ValueError("pattern: codebook 0 must come first in a frame where end_of_sequence is true")
 
     @classmethod
@@ -270,7 +270,9 @@ class CodecLM(Generator):
         runner = None if self.graphs is None else self.graphs.acquire(state, lm)
         state = state if runner is None else runner.state
         complete = [pattern.complete_frames_after() for pattern in patterns]
-        step_of_frame = pad_step_tables(patterns).to(state.buffer.sequence.device)  # [b, k, f]
+        step_of_frame = stack_tables([pattern.step_of_frame for pattern in patterns]).to(
+            state.buffer.sequence.device
+        )  # [b, k, f]
         sent, end = 0, state.buffer.sequence.shape[2]
         try:
             prefill(lm, state, first)
@@ -297,7 +299,7 @@ class BranchGroup:
 
     branches: int
     conditions: ConditioningInputs  # of all nb rows, at every position of prefix and steps
-    cache: KVCache | None  # per layer keys and values [nb, h, n, d / h]; None with `decoder`
+    cache: list[KVCache] | None  # keys and values [nb, h, n, d / h] of each layer; None with `decoder`
     decoder: "QuantizedDecoder | None" = None  # for int8 and int4 weights on a CPU; keeps its own 8-bit cache and threads
 
 
@@ -335,7 +337,7 @@ def init_state(
         )
     if len(inputs.seeds) != batch:
         raise RequestError(f"{len(inputs.seeds)} seeds are given for {batch} items")
-    frame = pad_frame_tables(patterns)  # [b, k, s]
+    frame = stack_tables([pattern.frame_at_step for pattern in patterns])  # [b, k, s]
     ids, prefix = torch.zeros(batch, lm.num_codebooks, 0, dtype=torch.long), torch.zeros_like(frames)
     if inputs.known_frames is not None:
         ids, prefix = validate_known_prefix(inputs.known_frames, frames, lm.frame_format)  # [b, k, f], [b]
@@ -373,8 +375,7 @@ def init_state(
 
             decoder = QuantizedDecoder(lm.transformer, lm.head, conditions, sequences=rows, positions=positions)
         else:
-            graphs = lm.graphs is not None and lm.graphs.is_supported(lm)
-            cache = lm.transformer.allocate_kv_cache(rows, round_up_to_bucket(positions) if graphs else positions)
+            cache = lm.transformer.allocate_kv_cache(rows, round_up_to_bucket(positions) if lm.graphs else positions)
         groups.append(BranchGroup(len(part), conditions, cache, decoder))
     return DecodingState(buffer, groups, torch.tensor([first]).to(device)), first
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.core.types import MaskedSequence
-from cadenza.nn.kv_cache import LayerKVCache, PositionRange
+from cadenza.nn.kv_cache import KVCache, PositionRange
 from cadenza.nn.rope import RotaryTable, apply_rotary
 
 BIAS_ALIGNMENT = 16  # row stride of a bias, as CUDA's attention kernels need it
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
         *,
         rotation: RotaryTable | None = None,
         mask: Shaped[Tensor, "#b 1 n m"] | None = None,
-        memory: LayerKVCache | None = None,
+        memory: KVCache | None = None,
         span: PositionRange | None = None,
     ) -> Float[Tensor, "b n d"]:
         """With `memory`, x are the positions `span`; more than one position after others needs a mask."""
@@ -100,9 +100,8 @@ class CrossAttention(nn.Module):
         """Project the tokens to keys and values; `reach` is their mask if already computed."""
         x = tokens.x if attend_padding else tokens.x.masked_fill(~tokens.mask[..., None], 0)
         k, v = rearrange(self.kv(x), "b n (p h d) -> p b h n d", p=2, h=self.heads).unbind(0)
-        return CrossKV(
-            k.contiguous(), v.contiguous(), reach or AttentionMask.from_tokens(tokens, attend_padding=attend_padding)
-        )
+        reach = reach or AttentionMask.from_tokens(tokens, attend_padding=attend_padding)
+        return CrossKV(k.contiguous(), v.contiguous(), reach)
 
     def forward(self, x: Float[Tensor, "b n d"], source: CrossKV) -> Float[Tensor, "b n d"]:
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)

@@ -43,8 +43,7 @@ class Conv1d(nn.Module):
         self.padding = (kernel - 1) * dilation + 1 - stride  # input samples of one output, less the stride
         if self.padding < 0:
             raise ValueError(f"kernel {kernel} with dilation {dilation} is smaller than the stride {stride}")
-        conv = _init_conv(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), inputs * kernel)
-        self.conv = _weight_normed(conv, style)
+        self.conv = _prepare_conv(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation), inputs * kernel, style)
         self.norm = _output_norm(outputs, style)
 
     def forward(self, x: Float[Tensor, "b i t"], state: StreamState | None = None) -> Float[Tensor, "b o f"]:
@@ -71,8 +70,7 @@ class ConvTranspose1d(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, style: ConvConfig = ConvConfig()) -> None:
         super().__init__()
         self.stride, self.style, self.surplus = stride, style, kernel - stride
-        conv = _init_conv(nn.ConvTranspose1d(inputs, outputs, kernel, stride), inputs * kernel / stride)
-        self.conv = _weight_normed(conv, style)
+        self.conv = _prepare_conv(nn.ConvTranspose1d(inputs, outputs, kernel, stride), inputs * kernel / stride, style)
         self.norm = _output_norm(outputs, style)
 
     def forward(self, x: Float[Tensor, "b i f"], state: StreamState | None = None) -> Float[Tensor, "b o t"]:
@@ -192,14 +190,10 @@ def _plain_conv(conv: Any) -> Any:
     return plain
 
 
-def _init_conv(conv: Any, inputs: float) -> Any:
-    """Initialise weights that keep the variance of `inputs` inputs; torch's default reduces it at every layer."""
+def _prepare_conv(conv: Any, inputs: float, style: ConvConfig) -> Any:
+    """Initialise weights that keep the variance of `inputs` inputs (torch's default reduces it), and normalise them."""
     nn.init.normal_(conv.weight, std=inputs**-0.5)
     nn.init.zeros_(conv.bias)
-    return conv
-
-
-def _weight_normed(conv: Any, style: ConvConfig) -> Any:
     return weight_norm(conv) if style.norm == "weight_norm" else conv
 
 

@@ -95,10 +95,6 @@ class GraphCache:
     def __reduce__(self) -> Any:
         return type(self), (self.capturer,)  # a copy of a model captures its own
 
-    def is_supported(self, module: nn.Module) -> bool:
-        """Whether graphs can be captured on the device of a module."""
-        return self.capturer(next(module.parameters()).device) is not None
-
     @torch.inference_mode()
     def acquire(self, state: State, module: nn.Module) -> GraphRunner[State] | None:
         """Return a runner for a module: the kept one, with this state copied into its own, or a new one.

@@ -129,20 +129,16 @@ def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _row_writer(owner: nn.Module, name: str) -> Callable[[int, Tensor], None]:
     """Allocate a weight on the CPU, and return a function (first row, rows) that fills it."""
     if isinstance(owner, QuantizedLinear) and name == "weight":
-        owner.packed, owner.scale = (_empty_on_cpu(x) for x in (owner.packed, owner.scale))
+        owner.packed, owner.scale = (torch.empty_like(x, device="cpu") for x in (owner.packed, owner.scale))
         return partial(_write_quantized, owner)
     weight = getattr(owner, name)
-    values = _empty_on_cpu(weight)
+    values = torch.empty_like(weight, device="cpu", requires_grad=False)
     setattr(owner, name, nn.Parameter(values) if isinstance(weight, nn.Parameter) else values)
 
     def write(first: int, x: Tensor) -> None:
         (values[first : first + len(x)] if x.ndim else values).copy_(x)
 
     return write
-
-
-def _empty_on_cpu(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device="cpu")
 
 
 def _write_quantized(layer: QuantizedLinear, first: int, rows: Tensor) -> None:

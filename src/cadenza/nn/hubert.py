@@ -47,8 +47,8 @@ class HubertEncoder(FrozenEncoder[nn.Module]):
         for name, x in self.source.load_state_dict(("",)).items():
             head, _, rest = name.partition(".")
             key = rest if head in _ARCHITECTURES.values() else name
-            key = key.replace(".weight_g", ".parametrizations.weight.original0")
-            key = key.replace(".weight_v", ".parametrizations.weight.original1")
+            for old, new in (("g", "original0"), ("v", "original1")):
+                key = key.replace(f".weight_{old}", f".parametrizations.weight.{new}")
             if not key.startswith(_TRAINING_ONLY):
                 state_dict[key] = x
         return state_dict

@@ -47,7 +47,7 @@ class PositionRange(NamedTuple):
 
 
 @dataclass
-class LayerKVCache:
+class KVCache:
     """Keys and values of one layer, for n positions."""
 
     keys: Float[Tensor, "b h n d"]
@@ -61,15 +61,3 @@ class LayerKVCache:
         span.scatter_(self.keys, 2, keys)
         span.scatter_(self.values, 2, values)
         return self.keys[:, :, : span.end], self.values[:, :, : span.end]
-
-
-@dataclass
-class KVCache:
-    """Keys and values of every layer."""
-
-    layers: list[LayerKVCache]
-
-    @classmethod
-    def allocate(cls, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> "KVCache":
-        """Allocate zeros of `shape` [b, h, n, d] on the device and in the dtype of `like`."""
-        return cls([LayerKVCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)])

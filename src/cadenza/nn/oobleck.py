@@ -64,7 +64,7 @@ class Decoder(nn.Sequential):
         widths = stages.widths[::-1]
         layers: list[nn.Module] = [_conv(latent, widths[0], 7, padding=3)]
         for stride, before, after in zip(stages.strides[::-1], widths, widths[1:], strict=False):
-            up = _upsample_conv(before, after, stride) if nearest else _transposed_conv(before, after, stride)
+            up = _upsample(before, after, stride, nearest=nearest)
             layers.append(nn.Sequential(_act(before, stages.snake), up, *_residuals(after, stages.snake)))
         last = _conv(widths[-1], channels, 7, padding=3, bias=False)
         super().__init__(*layers, _act(widths[-1], stages.snake), last, nn.Tanh() if tanh else nn.Identity())
@@ -82,10 +82,8 @@ def _conv(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Module:
     return weight_norm(nn.Conv1d(inputs, outputs, kernel, **options))  # type: ignore[arg-type]
 
 
-def _transposed_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
-    return weight_norm(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, padding=-(-stride // 2)))
-
-
-def _upsample_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
+def _upsample(inputs: int, outputs: int, stride: int, *, nearest: bool) -> nn.Module:
+    if not nearest:
+        return weight_norm(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, padding=-(-stride // 2)))
     conv = weight_norm(nn.Conv1d(inputs, outputs, 2 * stride, padding="same", bias=False))
     return nn.Sequential(nn.Upsample(scale_factor=stride, mode="nearest"), conv)

@@ -71,26 +71,16 @@ class Pattern:
         table[rows, self.frame_at_step[rows, numbers]] = numbers
         return table
 
-    def first_step(self, frame: int) -> int:
-        """Return the first step with a code of `frame`."""
-        return int(self.step_of_frame[:, frame].min())
-
     def complete_frames_after(self) -> list[int]:
         """Return for each step the number of leading frames that are complete after it."""
         last = self.step_of_frame.max(0).values.cummax(0).values if self.frames else torch.zeros(0, dtype=torch.long)
         return torch.searchsorted(last, torch.arange(len(self.steps)), right=True).tolist()
 
 
-def pad_frame_tables(patterns: Sequence[Pattern]) -> Int[Tensor, "b k s"]:
-    """Stack `frame_at_step` of several patterns, padded with -1."""
-    longest = max(len(pattern) for pattern in patterns)
-    return torch.stack([pad(pattern.frame_at_step, (0, longest - len(pattern)), value=-1) for pattern in patterns])
-
-
-def pad_step_tables(patterns: Sequence[Pattern]) -> Int[Tensor, "b k f"]:
-    """Stack `step_of_frame` of several patterns, padded with -1."""
-    longest = max(pattern.frames for pattern in patterns)
-    return torch.stack([pad(pattern.step_of_frame, (0, longest - pattern.frames), value=-1) for pattern in patterns])
+def stack_tables(tables: Sequence[Int[Tensor, "k _"]]) -> Int[Tensor, "b k n"]:
+    """Stack `frame_at_step` or `step_of_frame` of several patterns, padded with -1."""
+    longest = max(table.shape[1] for table in tables)
+    return torch.stack([pad(table, (0, longest - table.shape[1]), value=-1) for table in tables])
 
 
 def build_sequence(

@@ -97,13 +97,12 @@ class T5Block(nn.Module):
 
     def __init__(self, sizes: T5Config, *, has_relative_bias: bool) -> None:
         super().__init__()
-        feed_forward = (T5DenseGatedActDense if sizes.gated else T5DenseActDense)(sizes)
         self.layer: Any = nn.ModuleList([
             nn.ModuleDict({
                 "SelfAttention": T5Attention(sizes, has_relative_bias=has_relative_bias),
                 "layer_norm": RMSNorm(sizes.width, sizes.eps),
             }),
-            nn.ModuleDict({"DenseReluDense": feed_forward, "layer_norm": RMSNorm(sizes.width, sizes.eps)}),
+            nn.ModuleDict({"DenseReluDense": T5FeedForward(sizes), "layer_norm": RMSNorm(sizes.width, sizes.eps)}),
         ])  # fmt: skip
 
     def forward(self, x: Float[Tensor, "b n d"], bias: Float[Tensor, "b h n n"]) -> Float[Tensor, "b n d"]:
@@ -129,31 +128,21 @@ class T5Attention(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
-class T5DenseActDense(nn.Module):
-    """Feed-forward with one hidden layer."""
+class T5FeedForward(nn.Module):
+    """Feed-forward with one hidden layer, gated by a second projection of the input (arXiv:2002.05202) if `sizes.gated`."""
 
     def __init__(self, sizes: T5Config) -> None:
         super().__init__()
-        self.wi = nn.Linear(sizes.width, sizes.hidden, bias=False)
+        self.projections = ("wi_0", "wi_1") if sizes.gated else ("wi",)
+        for name in self.projections:
+            setattr(self, name, nn.Linear(sizes.width, sizes.hidden, bias=False))
         self.wo = nn.Linear(sizes.hidden, sizes.width, bias=False)
         self.activation = _ACTIVATIONS[sizes.activation]
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.wo(self.activation(self.wi(x)))
-
-
-class T5DenseGatedActDense(nn.Module):
-    """Gated feed-forward (arXiv:2002.05202)."""
-
-    def __init__(self, sizes: T5Config) -> None:
-        super().__init__()
-        self.wi_0 = nn.Linear(sizes.width, sizes.hidden, bias=False)
-        self.wi_1 = nn.Linear(sizes.width, sizes.hidden, bias=False)
-        self.wo = nn.Linear(sizes.hidden, sizes.width, bias=False)
-        self.activation = _ACTIVATIONS[sizes.activation]
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
+        hidden, *gates = (getattr(self, name)(x) for name in self.projections)
+        hidden = self.activation(hidden)
+        return self.wo(hidden * gates[0] if gates else hidden)
 
 
 class RMSNorm(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cadenza.core.types import MaskedSequence
 from cadenza.nn.attention import AttentionMask, CrossAttention, CrossKV, SelfAttention
-from cadenza.nn.kv_cache import KVCache, LayerKVCache, PositionRange
+from cadenza.nn.kv_cache import KVCache, PositionRange
 from cadenza.nn.rope import RotaryTable
 
 
@@ -59,7 +59,7 @@ class Block(nn.Module):
         mask: Shaped[Tensor, "#b 1 n m"] | None = None,
         source: CrossKV | None = None,
         style: Float[Tensor, "b 1 e"] | None = None,
-        memory: LayerKVCache | None = None,
+        memory: KVCache | None = None,
         span: PositionRange | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
@@ -74,10 +74,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a final norm."""
+    """`depth` blocks and a final norm; `block` are the other arguments of `Block`."""
 
     def __init__(self, dim: int, depth: int, *, heads: int, eps: float = 1e-5, **block: Any) -> None:
-        """`block` are the other arguments of `Block`."""
         super().__init__()
         self.heads, self.head_dim = heads, dim // heads
         self.blocks = nn.ModuleList(Block(dim, heads, eps=eps, **block) for _ in range(depth))
@@ -98,9 +97,10 @@ class Transformer(nn.Module):
         """Return the scales and shifts of every block for a global vector."""
         return [block.adaln(vector)[:, None] for block in self.blocks]  # type: ignore[operator]
 
-    def allocate_kv_cache(self, batch: int, positions: int) -> KVCache:
-        """Allocate a cache for `positions` positions of `batch` sequences."""
-        return KVCache.allocate(len(self.blocks), (batch, self.heads, positions, self.head_dim), self.norm.weight)
+    def allocate_kv_cache(self, batch: int, positions: int) -> list[KVCache]:
+        """Allocate a cache for `positions` positions of `batch` sequences in every block."""
+        keys = [self.norm.weight.new_zeros(batch, self.heads, positions, self.head_dim) for _ in self.blocks]
+        return [KVCache(x, torch.zeros_like(x)) for x in keys]
 
     def forward(
         self,
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         mask: Shaped[Tensor, "#b 1 n m"] | None = None,
         source: list[CrossKV] | None = None,
         styles: list[Float[Tensor, "b 1 e"]] | None = None,
-        cache: KVCache | None = None,
+        cache: list[KVCache] | None = None,
         span: PositionRange | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
                 mask=mask,
                 source=None if source is None else source[i],
                 style=None if styles is None else styles[i],
-                memory=None if cache is None else cache.layers[i],
+                memory=None if cache is None else cache[i],
                 span=span,
                 rng=rng,
             )

@@ -119,9 +119,6 @@ class QuantizedLinear(nn.Module):
             return (y if bias is None else y + bias).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.dequantize(x.dtype), bias)
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self.kind}"
-
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
         """Move the tensors to another device, but never cast them."""
         return super()._apply(
@@ -146,19 +143,18 @@ class QuantizedLSTM(nn.Module):
         h, c = x.new_zeros(2, len(self.recurrent_proj), x.shape[1], self.width) if past is None else past
         states, dtype = [], x.dtype
         for layer, (input_proj, recurrent_proj) in enumerate(zip(self.input_proj, self.recurrent_proj, strict=True)):
-            x, state = _recurrent(recurrent_proj, input_proj(x), (h[layer], c[layer]))  # type: ignore[arg-type]
+            assert isinstance(recurrent_proj, QuantizedLinear)
+            gates = input_proj(x)
+            if x.device.type == "cpu" and cpu_kernel_unavailable_reason() is None:
+                from cadenza.nn.kernels.int_linear import lstm_layer
+
+                x, state = lstm_layer(recurrent_proj.packed_weight, gates, (h[layer], c[layer]))
+            else:
+                x, state = run_lstm_cells(gates, recurrent_proj.dequantize(gates.dtype), h[layer], c[layer])
             x = x.to(dtype)
             states.append(state)
         last_h, last_c = (torch.stack(values).to(dtype) for values in zip(*states, strict=True))
         return x, (last_h, last_c)
-
-
-def _recurrent(linear: QuantizedLinear, gates: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    if gates.device.type == "cpu" and cpu_kernel_unavailable_reason() is None:
-        from cadenza.nn.kernels.int_linear import lstm_layer
-
-        return lstm_layer(linear.packed_weight, gates, state)
-    return run_lstm_cells(gates, linear.dequantize(gates.dtype), *state)
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -170,13 +166,15 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return linear
 
 
-def int4_group_size(inputs: int) -> int:
-    """Return the number of inputs that share an int4 scale; raise RequestError if no size divides `inputs`."""
+def int4_group_size(inputs: int, layer: str = "linear layer") -> int:
+    """Return the number of inputs that share an int4 scale; raise RequestError, naming `layer`, if no size divides them."""
     for size in INT4_GROUP_SIZES:
         if inputs % size == 0:
             return size
     sizes = " or ".join(map(str, sorted(INT4_GROUP_SIZES)))
-    raise RequestError(f"int4 needs layers whose number of inputs is a multiple of {sizes}, but one has {inputs}; use int8")
+    raise RequestError(
+        f"{layer}: int4 needs layers whose number of inputs is a multiple of {sizes}, but this one has {inputs}; use int8"
+    )
 
 
 def quantize_linears(module: nn.Module, kind: Kind, *, int8_only: tuple[str, ...] = ()) -> None:
@@ -188,10 +186,7 @@ def quantize_linears(module: nn.Module, kind: Kind, *, int8_only: tuple[str, ...
     kinds: dict[str, Kind] = {name: "int8" if name.endswith(int8_only) else kind for name in parts}
     for name, part in parts.items():
         if kinds[name] == "int4":
-            try:
-                int4_group_size(part.in_features)
-            except RequestError as error:
-                raise RequestError(f"{name}: {error}") from None
+            int4_group_size(part.in_features, name)
     for name, part in parts.items():
         module.set_submodule(name, QuantizedLinear.from_linear(part, kinds[name]))
 

@@ -29,16 +29,11 @@ class PackedWeight(NamedTuple):
         return [0 if x is None else x.data_ptr() for x in self[:4]] + [self.inputs, self.outputs, self.groups, 0]
 
 
-def allocate_scratch(matrix: PackedWeight, rows: int) -> tuple[decode_step.QuantizedRows, np.ndarray]:
-    """Allocate the quantised rows and the tile buffer of a product."""
-    return decode_step.allocate_rows(rows, matrix.inputs, matrix.groups), np.empty(256, np.float32)
-
-
 def linear(matrix: PackedWeight, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
     """Multiply each row of `x` with the matrix; the result of a row does not depend on the others."""
-    out = torch.empty(len(x), matrix.outputs)
-    descriptor = np.array(matrix.descriptor(), np.int64)
-    decode_step.linear_forward(descriptor, x.detach().contiguous().numpy(), *allocate_scratch(matrix, len(x)), out.numpy())
+    out, part = torch.empty(len(x), matrix.outputs), np.empty(256, np.float32)
+    descriptor, rows = np.array(matrix.descriptor(), np.int64), decode_step.allocate_rows(len(x), matrix.inputs, matrix.groups)
+    decode_step.linear_forward(descriptor, x.detach().contiguous().numpy(), rows, part, out.numpy())
     return out
 
 
@@ -74,7 +69,7 @@ def lstm_layer(
     """Return the outputs of an LSTM layer and its last state; `gates` are the projected inputs with their bias."""
     h, c = (x.float().contiguous().clone() for x in state)
     rows, out = len(h), torch.empty(*gates.shape[:2], matrix.inputs)
-    inputs, part = allocate_scratch(matrix, rows)
+    inputs, part = decode_step.allocate_rows(rows, matrix.inputs, matrix.groups), np.empty(256, np.float32)
     y, descriptor = np.empty((rows, matrix.outputs), np.float32), np.array(matrix.descriptor(), np.int64)
     _recur(descriptor, gates.float().contiguous().numpy(), h.numpy(), c.numpy(), inputs, part, y, out.numpy())
     return out, (h, c)

@@ -21,11 +21,7 @@ PAIRS = 256  # of inputs, times rows, that a program processes at a time; limite
 
 
 def int8_matmul(
-    x: Float[Tensor, "b i"],
-    packed: Int8[Tensor, "t p 64 2"],
-    scale: Float[Tensor, " n"],
-    *,
-    outputs: int,
+    x: Float[Tensor, "b i"], packed: Int8[Tensor, "t p 64 2"], scale: Float[Tensor, " n"], *, outputs: int
 ) -> Float[Tensor, "b o"]:
     """Multiply the rows of `x` with the first `outputs` rows of a tiled weight, summed in float32."""
     (tiles, pairs), rows = packed.shape[:2], len(x)
