@@ -34,9 +34,9 @@ class OobleckStages(Spec):
         return self
 
     @property
-    def shape(self) -> oobleck.OobleckStages:
-        """Arguments of the networks."""
-        return oobleck.OobleckStages(self.strides, [self.filters * m for m in (1, *self.multiples)], self.snake)
+    def widths(self) -> list[int]:
+        """Return the channels before the first stride and after each."""
+        return [self.filters * m for m in (1, *self.multiples)]
 
 
 class OobleckSpec(CodecSpec):
@@ -71,7 +71,7 @@ class OobleckSpec(CodecSpec):
         return FrameFormat("latents", self.sample_rate / self.hop_length, channels=self.latent)
 
     def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
-        stages = (self.decoder or self.encoder).shape
+        stages = self.decoder or self.encoder
         rates = [math.prod(stages.strides[level:]) for level in range(len(stages.widths))]
         widest = max(width * rate for width, rate in zip(stages.widths, rates, strict=True))
         return 5 * clips * frames * widest * itemsize  # the residual input, and two layers with their activations
@@ -92,10 +92,11 @@ class Oobleck(Codec):
     def __init__(self, spec: OobleckSpec) -> None:
         super().__init__(spec)
         out = 2 * spec.latent if spec.bottleneck == "vae" else spec.latent
-        self.encoder = oobleck.Encoder(spec.encoder.shape, channels=spec.channels, out=out)
-        stages = (spec.decoder or spec.encoder).shape
-        options = {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
-        self.decoder = oobleck.Decoder(stages, channels=spec.channels, latent=spec.latent, **options)
+        stages = spec.encoder
+        self.encoder = oobleck.Encoder(stages.strides, stages.widths, snake=stages.snake, channels=spec.channels, out=out)
+        stages, options = spec.decoder or stages, {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
+        sizes = {"snake": stages.snake, "channels": spec.channels, "latent": spec.latent}
+        self.decoder = oobleck.Decoder(stages.strides, stages.widths, **sizes, **options)
 
     def encode_distribution(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b d f"], Float[Tensor, "b d f"]]:
         """Return mean and standard deviation of the latents of a wave, before `scale`; 0 without a bottleneck."""

@@ -1,10 +1,10 @@
 """The convolutional networks of Stable Audio's autoencoder (Evans et al. 2024, arXiv:2404.10301), called Oobleck.
 
-Layers are in the order of computation, so that their index is their name in a state dict.
+Layers are in the order of computation, so that their index is their name in a state dict. `strides` are given from the
+sample rate downwards, and `widths`, the channels, before the first stride and after each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,15 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 _DILATIONS = (1, 3, 9)
-
-
-@dataclass(frozen=True)
-class OobleckStages:
-    """Strides from the sample rate downwards, and the channels before the first stride and after each."""
-
-    strides: Sequence[int]
-    widths: Sequence[int]
-    snake: bool = True
 
 
 class Snake(nn.Module):
@@ -48,26 +39,35 @@ class ResidualUnit(nn.Sequential):
 class Encoder(nn.Sequential):
     """Audio [b, c, t], in whole frames, to vectors [b, out, f]."""
 
-    def __init__(self, stages: OobleckStages, *, channels: int, out: int) -> None:
-        widths = stages.widths
+    def __init__(self, strides: Sequence[int], widths: Sequence[int], *, snake: bool, channels: int, out: int) -> None:
         layers: list[nn.Module] = [_conv(channels, widths[0], 7, padding=3)]
-        for stride, before, after in zip(stages.strides, widths, widths[1:], strict=False):
+        for stride, before, after in zip(strides, widths, widths[1:], strict=False):
             down = _conv(before, after, 2 * stride, stride=stride, padding=-(-stride // 2))
-            layers.append(nn.Sequential(*_residuals(before, stages.snake), _act(before, stages.snake), down))
-        super().__init__(*layers, _act(widths[-1], stages.snake), _conv(widths[-1], out, 3, padding=1))
+            layers.append(nn.Sequential(*_residuals(before, snake), _act(before, snake), down))
+        super().__init__(*layers, _act(widths[-1], snake), _conv(widths[-1], out, 3, padding=1))
 
 
 class Decoder(nn.Sequential):
     """Vectors [b, latent, f] to audio, a few samples short with odd strides; `nearest` upsamples by repetition."""
 
-    def __init__(self, stages: OobleckStages, *, channels: int, latent: int, nearest: bool = False, tanh: bool = False) -> None:
-        widths = stages.widths[::-1]
+    def __init__(
+        self,
+        strides: Sequence[int],
+        widths: Sequence[int],
+        *,
+        snake: bool,
+        channels: int,
+        latent: int,
+        nearest: bool,
+        tanh: bool,
+    ) -> None:
+        widths = widths[::-1]
         layers: list[nn.Module] = [_conv(latent, widths[0], 7, padding=3)]
-        for stride, before, after in zip(stages.strides[::-1], widths, widths[1:], strict=False):
+        for stride, before, after in zip(strides[::-1], widths, widths[1:], strict=False):
             up = _upsample(before, after, stride, nearest=nearest)
-            layers.append(nn.Sequential(_act(before, stages.snake), up, *_residuals(after, stages.snake)))
+            layers.append(nn.Sequential(_act(before, snake), up, *_residuals(after, snake)))
         last = _conv(widths[-1], channels, 7, padding=3, bias=False)
-        super().__init__(*layers, _act(widths[-1], stages.snake), last, nn.Tanh() if tanh else nn.Identity())
+        super().__init__(*layers, _act(widths[-1], snake), last, nn.Tanh() if tanh else nn.Identity())
 
 
 def _residuals(channels: int, snake: bool) -> list[nn.Module]:

@@ -40,7 +40,7 @@ def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.Mo
         def fail(error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(triton_int8, "self_test", fail)
+        monkeypatch.setattr(triton_int8, "run_small_product", fail)
         assert (reason := gpu_kernel_unavailable_reason()) is not None and reason.startswith(
             f"Triton cannot compile here: {said}"
         )

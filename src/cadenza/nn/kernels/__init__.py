@@ -44,7 +44,7 @@ def gpu_kernel_unavailable_reason() -> str | None:
     if triton_int8.triton is None:
         return "Triton is not installed; torch's builds for GPUs bring it"
     try:
-        triton_int8.self_test()
+        triton_int8.run_small_product()
     except (RuntimeError, OSError, CalledProcessError, triton_int8.triton.TritonError) as error:  # it also needs a C compiler
         return f"Triton cannot compile here: {str(error).strip().partition(chr(10))[0]}"
     return None

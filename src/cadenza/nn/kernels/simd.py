@@ -102,7 +102,7 @@ def _dot(context: Any, b: Builder, x: Value, w: Value) -> Value:
 def _add_products(
     context: Any, b: Builder, sums: list[Value], weights: list[Value], x: Value, stride: Value, pair: Value
 ) -> list[Value]:
-    """Add to `sums`, rows * vectors, the products of the pair of inputs of each row with the vectors of weights."""
+    """Add to `sums`, rows * vectors, the products of a pair of inputs of each row with the weights."""
     inputs = []
     for row in range(len(sums) // len(weights)):
         address = _at(b, b.add(x, b.mul(stride, _I64(row))), pair, 4)

@@ -34,7 +34,7 @@ def int8_matmul(
     return y[:rows]
 
 
-def self_test() -> None:
+def run_small_product() -> None:
     """Run a small product on the GPU; raise the error of compiling or running it."""
     x, packed = torch.ones(1, 2, device="cuda"), torch.ones(1, 1, TILE, 2, dtype=torch.int8, device="cuda")
     int8_matmul(x, packed, torch.ones(TILE, device="cuda"), outputs=TILE).sum().item()
