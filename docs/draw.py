@@ -1,4 +1,4 @@
-"""Draws the pictures of these pages into `docs/pictures`: `python docs/draw.py`, or the names of some of them."""
+"""Draw the pictures of the pages into `docs/pictures`: `python docs/draw.py`, with names to draw only these."""
 
 import io
 import sys
@@ -24,7 +24,7 @@ STEP = 5  # the step that `step.png` shows
 
 
 def generated(folder: Path) -> None:
-    """A clip of the bundled model as a spectrogram."""
+    """Draw the spectrogram of a clip of the bundled model."""
     from cadenza.dsp.plots import save_spectrogram
 
     save_spectrogram(_clip(), folder / "generated.png", title=f"{PROMPT} (seed {SEED})")
@@ -32,7 +32,7 @@ def generated(folder: Path) -> None:
 
 
 def steered(folder: Path) -> None:
-    """A clip that was asked for with a melody: what sounds below 1.2 kHz, and the notes that were asked for."""
+    """Draw the spectrogram below 1.2 kHz of a clip with a melody condition, and the notes of the melody."""
     import cadenza
     from cadenza.dsp.spectral import stft
 
@@ -48,12 +48,12 @@ def steered(folder: Path) -> None:
     for start, end, pitch in notes:
         hertz = 440 * 2 ** ((pitch - 69) / 12)
         axes.add_patch(Rectangle((start, hertz - 16), end - start, 32, fill=False, edgecolor="white", linewidth=1.1))
-    axes.set(xlabel="seconds", ylabel="Hz", title=f"{item['prompt']}; the notes asked for in white (seed {SEED})")
+    axes.set(xlabel="seconds", ylabel="Hz", title=f"{item['prompt']}; melody in white (seed {SEED})")
     _save(figure, folder / "steered.png")
 
 
 def tokens(folder: Path) -> None:
-    """One second of the same clip as the language model sees it."""
+    """Draw the tokens of one second of the same clip."""
     import cadenza
     from cadenza.dsp.plots import plot_codes
 
@@ -63,11 +63,11 @@ def tokens(folder: Path) -> None:
 
 
 def patterns(folder: Path) -> None:
-    """The same frames in three orders: which code of which frame is written at which step."""
+    """Draw the same frames in three orders: the code and frame that each step writes."""
     rules = [
         ("parallel: all codebooks of a frame at one step", Parallel()),
         ("delay: codebook k is written k steps later", Delay()),
-        ("unroll: one code a step", Unroll()),
+        ("unroll: one code per step", Unroll()),
     ]
     laid = [(title, rule.pattern(CODEBOOKS, FRAMES)) for title, rule in rules]
     longest = max(len(pattern) for _, pattern in laid)
@@ -81,7 +81,7 @@ def patterns(folder: Path) -> None:
 
 
 def step(folder: Path) -> None:
-    """One step of the model: embeddings summed, a transformer, one head a codebook."""
+    """Draw one step of the model: the sum of embeddings, a transformer, one head per codebook."""
     pattern = Delay().pattern(CODEBOOKS, FRAMES)
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
@@ -98,20 +98,22 @@ def step(folder: Path) -> None:
         _arrow(axes, (13.5, 2.95 + 0.3 * (1.5 - row)), (14.9, y))
         _box(axes, (15.9, y), (1.8, 1.0), f"head {row}", PALE, 9)
         _arrow(axes, (16.9, y), (18.6, y))
-        axes.text(17.75, y + 0.16, "draw", ha="center", va="bottom", fontsize=8, color=INK)
+        axes.text(17.75, y + 0.16, "sample", ha="center", va="bottom", fontsize=8, color=INK)
         _box(axes, (19.6, y), (1.6, 1.0), f"frame {after}", _hue(after), 8)
     axes.text(1.4, 6.3, f"codes of step {STEP}", ha="center", fontsize=10, color=INK)
     axes.text(19.6, 6.3, f"codes of step {STEP + 1}", ha="center", fontsize=10, color=INK)
     _box(axes, (7.5, 2.95), (0.8, 0.8), "+", "white", 14)
     _arrow(axes, (7.95, 2.95), (8.9, 2.95))
-    _box(axes, (11.2, 2.95), (4.4, 2.6), "transformer\n(looks at all earlier steps)", "#dfe8f5", 10)
-    _box(axes, (11.2, 6.2), (4.4, 0.9), "conditions: text, tempo, key, chords, melody", "#f5e6d3", 9)
-    _arrow(axes, (11.2, 5.7), (11.2, 4.35))
-    axes.text(11.4, 5.0, "cross-attention", ha="left", va="center", fontsize=8, color=INK)
+    _box(axes, (11.2, 2.95), (4.4, 2.6), "transformer\n(attends to all earlier steps)", "#dfe8f5", 10)
+    _box(axes, (11.7, 6.4), (2.0, 0.9), "text", "#f5e6d3", 9)
+    _arrow(axes, (11.7, 5.9), (11.7, 4.35))
+    axes.text(11.9, 5.1, "cross-attention", ha="left", va="center", fontsize=8, color=INK)
+    _box(axes, (7.5, 6.4), (5.0, 0.9), "tempo, key, chords, melody", "#f5e6d3", 9)
+    _arrow(axes, (7.5, 5.9), (7.5, 3.4))
     back = FancyArrowPatch((19.6, 0.1), (1.4, 0.1), connectionstyle="arc3,rad=-0.13", arrowstyle="-|>", mutation_scale=12)
     back.set(color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.add_patch(back)
-    axes.text(10.5, -0.72, "the next step begins with what was drawn", ha="center", va="center", fontsize=9, color=INK)
+    axes.text(10.5, -0.72, "the sampled codes are the input of the next step", ha="center", va="center", fontsize=9, color=INK)
     _save(figure, folder / "step.png")
 
 
@@ -131,7 +133,7 @@ def _clip() -> Any:
 
 
 def _grid(axes: Axes, pattern: Pattern, longest: int) -> None:
-    """A cell for each codebook and step; a frame has one colour, what is empty is grey."""
+    """Draw a cell for each codebook and step: one colour per frame, grey for positions without a code."""
     for row in range(pattern.codebooks):
         for number, frame in enumerate(pattern.frame_at_step[row].tolist()):
             there = 0 <= frame < pattern.frames
@@ -170,7 +172,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _slim(path: Path) -> None:
-    """The same picture in 64 colours."""
+    """Reduce a picture to 64 colours."""
     data = io.BytesIO()
     Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(data, "png", optimize=True)
     path.write_bytes(data.getvalue())
