@@ -137,7 +137,7 @@ def agrees(form: Form, eager: Form) -> bool | None:
         return None
     job = BenchJob(3.0, 2)
     with torch.inference_mode():
-        codes = [one.system.generate_frames(job.items(), **job.request_fields()).data for one in (form, form, eager)]
+        codes = [one.system.generate_frames(job.request()).data for one in (form, form, eager)]
     eager.close()
     return all(torch.equal(codes[0], other) for other in codes[1:])
 

@@ -57,7 +57,7 @@ class CadenzaRunner(Runner):
     def iter_stream_times(self, job: BenchJob) -> Iterator["tuple[float, Audio]"]:
         """Yield (seconds since the call, chunk) as the clips are streamed."""
         start = synchronized_time(self.device)
-        with closing(self.system.stream(job.items(), **job.request_fields())) as chunks:  # type: ignore[type-var]  # a generator
+        with closing(self.system.stream(job.request())) as chunks:  # type: ignore[type-var]  # a generator
             for chunk in chunks:
                 if int(chunk.lengths.max()) > 0:
                     yield synchronized_time(self.device) - start, chunk

@@ -33,7 +33,7 @@ def compare_outputs(ours: CadenzaRunner, peer: TransformersRunner, job: BenchJob
     """
     system = ours.system
     with torch.inference_mode():
-        codes: Any = system.generate_frames(job.items(), sampling={"temperature": 0}, **job.request_fields())
+        codes: Any = system.generate_frames(job.request(), sampling={"temperature": 0})
         mine, ids = system.codec.decode(codes).wave.float().cpu(), codes.ids.cpu()
     del system
     ours.close()

@@ -102,7 +102,7 @@ def test_mistakes_name_the_mend(generate, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     tone(tmp_path / "long.wav", 3.0)
     cases = {
-        (): "say what to play",
+        (): "nothing to generate",
         ("notes.md",): "use --prompts notes.md",
         ("--prompts", "empty.txt"): "no line with a prompt",
         ("--prompts", "nowhere.txt"): "nowhere.txt: cannot be read",
@@ -111,11 +111,11 @@ def test_mistakes_name_the_mend(generate, tmp_path):
         ("a", "--variations", "2", "--out", "{prompt}.wav"): "2 clips would share 1 names",
         ("long.wav", "--seconds", "1"): "continue_from of clip 1 lasts",
         ("x", "--loudness", "3"): "loudness",
-        ("hum.wav",): "hum.wav: no such file to go on from",
+        ("hum.wav",): "hum.wav: no such file to continue",
         ("--prompts", "all.json"): "a line of its own",
         ("x", "--set", "prompt=y"): "'prompt' has a value in clip 1 already",
         ("x", "--set", "tempo=80", "--set", "tempo=90"): "'tempo' is set twice",
-        ("x", "--out", "gone/x.wav"): "there is no folder 'gone'; make it first",
+        ("x", "--out", "gone/x.wav"): "folder 'gone' not found; create it first",
         ("x", "--variations", "0"): "--variations",
     }
     for arguments, complaint in cases.items():
@@ -165,7 +165,7 @@ def asked_for(generate, monkeypatch):
         parts = {name: SimpleNamespace(widget=widget) for name, widget in controls.items()}
         ids = SimpleNamespace(input_ids=lambda: ["prompt", *controls])
         system = SimpleNamespace(
-            spec=SimpleNamespace(conditioners=parts), conditioners=ids, card=SimpleNamespace(name="m"),
+            spec=SimpleNamespace(conditioners=parts), conditioners=ids, card=SimpleNamespace(name="m", license="MIT"),
             device=SimpleNamespace(type="gpu"), quantization=None, generate=stop,
         )  # fmt: skip
         monkeypatch.setattr("cadenza.apps.api.load", lambda *_, **__: system)

@@ -157,8 +157,8 @@ def test_inspect_reads_no_weights(cadenza, tmp_path, kind):
 
 
 def test_models_lists_licences_sizes_and_what_runs(cadenza, monkeypatch):
-    monkeypatch.setattr(listing, "_memory", lambda: (8 * 2**30, "this machine"))
-    monkeypatch.setattr(listing, "_downloaded", lambda name: name == "facebook/encodec_24khz")
+    monkeypatch.setattr(listing, "_total_memory", lambda: (8 * 2**30, "this machine"))
+    monkeypatch.setattr(listing, "_is_downloaded", lambda name: name == "facebook/encodec_24khz")
     status, out, err = cadenza("models")
     assert status == 0, err
     rows = {line.split()[0]: line for line in out.splitlines() if line and not line.startswith("memory")}
@@ -169,7 +169,7 @@ def test_models_lists_licences_sizes_and_what_runs(cadenza, monkeypatch):
     assert "runs half" in rows["facebook/musicgen-large"] and "3.42 G" in rows["facebook/musicgen-large"]
     assert "(on this machine)" in rows["facebook/encodec_24khz"] and "(on this" not in rows["facebook/encodec_32khz"]
     assert "not for commercial use" in out
-    monkeypatch.setattr(listing, "_memory", lambda: (2**30, "the GPU"))
+    monkeypatch.setattr(listing, "_total_memory", lambda: (2**30, "the GPU"))
     assert "too large" in cadenza("models")[1]
 
 
@@ -190,5 +190,5 @@ def test_models_in_a_folder(cadenza, tmp_path):
 
 
 def test_the_machines_memory_is_known():
-    memory, where = listing._memory()
+    memory, where = listing._total_memory()
     assert 2**27 < memory < 2**50 and where in ("this machine", "the GPU")

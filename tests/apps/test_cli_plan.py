@@ -62,7 +62,7 @@ def test_inspect_chooses_the_dtype_but_not_against_the_user(cadenza, model):
     ("options", "words"),
     [
         (("--dtype", "float8"), "not one of float32, bfloat16"),
-        (("--quantize", "int2"), "not one of int8, int4"),
+        (("--quantize", "int2"), "Choose from: int8, int4"),
         (("--memory", "much"), "not an amount of memory"),
         (("--batch", "0"), "greater than or equal to 1"),
         (("--seconds", "-1"), "must be a number of seconds above 0"),

@@ -142,7 +142,7 @@ def test_a_player_begins_with_a_lead(generate, player, monkeypatch):
     player()
     taken = []
     whole = StreamMeter.record_chunk
-    monkeypatch.setattr(StreamMeter, "record_chunk", lambda self, chunk: (taken.append(self.made), whole(self, chunk))[1])
+    monkeypatch.setattr(StreamMeter, "record_chunk", lambda self, chunk: (taken.append(self.generated), whole(self, chunk))[1])
     assert generate("a song", "--stream", "--seconds", 1.5, "--seed", 3)[0] == 0
     assert len(taken) > 40 and taken[0] >= stream.LEAD
 
@@ -197,10 +197,10 @@ def test_mistakes_name_the_mend(generate, player, tmp_path, monkeypatch):
         ("x", "--format", "mp3"): "is for --out -; the suffix of a file name sets its format",
         ("x", "--stream", "--out", "a.wav", "--format", "mp3"): "is for --out -",
         ("x", "--out", "-", "--format", "flac"): "'flac' is none of raw, wav, mp3",
-        ("x", "y", "--stream"): "2 clips cannot go one way at once",
-        ("x", "--variations", "3", "--out", "-"): "3 clips cannot go one way at once",
+        ("x", "y", "--stream"): "2 clips cannot be played or piped at once",
+        ("x", "--variations", "3", "--out", "-"): "3 clips cannot be played or piped at once",
         ("x", "--stream", "--out", "a.xyz"): "unknown kind of file '.xyz'",
-        ("x", "--stream", "--out", "gone/a.wav"): "there is no folder 'gone'",
+        ("x", "--stream", "--out", "gone/a.wav"): "folder 'gone' not found",
     }
     for arguments, complaint in cases.items():
         status, out, said = generate(*arguments)
@@ -257,5 +257,5 @@ def test_a_meter_counts_what_a_listener_hears(monkeypatch):
     for _ in range(4):
         meter.record_chunk(Audio(torch.zeros(1, 1, 8000), 8000))
     assert (meter.first, meter.chunks, meter.underruns, meter.until) == (2.0, 4, 1, 16.5)
-    meter.made, meter.busy = 4.0, 2.0
+    meter.generated, meter.busy = 4.0, 2.0
     assert str(meter) == "first audio after 2.0 s, 2.0x real time, 4 chunks, 1 underrun"

@@ -1,1 +1,1 @@
-"""The doors: the Python face, the command line."""
+"""Interfaces: `cadenza.load` and the command line."""

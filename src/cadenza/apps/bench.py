@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -14,6 +15,7 @@ from cadenza.core.errors import BenchmarkError
 from cadenza.core.memory import peak_rss
 from cadenza.nn.kernels import cpu_kernel_unavailable_reason
 from cadenza.nn.weight_quantization import QuantizedLinear
+from cadenza.system.request import Request
 from cadenza.system.system import System
 from cadenza.system.windows import SHARE
 
@@ -33,14 +35,11 @@ class BenchJob:
     branches: int = 2
     words: int = 20
 
-    def items(self) -> list[dict[str, str]]:
-        """Return the items of the request."""
-        return [{"prompt": dummy_prompt(self.words)} for _ in range(self.batch)]
-
-    def request_fields(self) -> dict[str, Any]:
-        """Return the other fields of the request."""
-        guidance: Any = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "id_scales": {"prompt": 1.5}, "negative": "drums over bass"}}
-        return {"seconds": self.seconds, "seed": 0, "guidance": guidance[self.branches]}
+    def request(self) -> Request:
+        """Return the request of the job."""
+        guidance = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "id_scales": {"prompt": 1.5}, "negative": "drums over bass"}}
+        prompts = [dummy_prompt(self.words)] * self.batch
+        return Request.from_input(prompts, seconds=self.seconds, seed=0, guidance=guidance[self.branches])
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class MachineLimits:
 
     def max_with(self, other: "MachineLimits") -> "MachineLimits":
         """Return the larger of each rate."""
-        return MachineLimits(*(max(a, b) for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return MachineLimits(*map(max, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,8 @@ def bench_system(system: System, job: BenchJob, *, repeats: int = 3, say: Callab
     if system.generator is None:
         raise BenchmarkError("this model is a codec alone; choose a model that generates")
     limits = measure_limits(system.device)
-    warmup = job if system.device.type == "cuda" else BenchJob(min(1.0, job.seconds), job.batch, job.branches, job.words)
-    time_generation(system, warmup)
-    runs = []
+    cuda, runs = system.device.type == "cuda", []
+    time_generation(system, job if cuda else replace(job, seconds=min(1.0, job.seconds)))
     for i in range(repeats):
         runs.append(time_generation(system, job))
         say(f"run {i + 1}: {runs[-1].steps_per_second:.1f} steps/s, {runs[-1].realtime_factor:.2f}x real time")
@@ -129,7 +127,7 @@ def bench_system(system: System, job: BenchJob, *, repeats: int = 3, say: Callab
         "realtime_factor": median(run.realtime_factor for run in runs),
         "first_audio_seconds": median(time_to_first_audio(system, job) for _ in range(repeats)),
         "parts_seconds": {name: median(run.parts[name] for run in runs) for name in runs[0].parts},
-        "peak_memory_bytes": _peak_memory(system.device),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(system.device) if cuda else peak_rss(),
         "bound_steps_per_second": bound,
         "share_of_bound": rate / bound,
         "limits": asdict(limits),
@@ -140,15 +138,12 @@ def bench_system(system: System, job: BenchJob, *, repeats: int = 3, say: Callab
 def time_generation(system: System, job: BenchJob) -> TimedRun:
     """Generate the clips of a job and time the text encoders, the language model and the codec."""
     marks: dict[str, float] = {}
-    hook = system.conditioners.register_forward_hook(lambda *_: marks.__setitem__("text", synchronized_time(system.device)))
-    try:
+    with system.conditioners.register_forward_hook(lambda *_: marks.update(text=synchronized_time(system.device))):
         start = synchronized_time(system.device)
-        codes = system.generate_frames(job.items(), **job.request_fields())
+        codes = system.generate_frames(job.request())
         generated = synchronized_time(system.device)
         system.codec.decode(codes)
         end = synchronized_time(system.device)
-    finally:
-        hook.remove()
     parts = {"text": marks["text"] - start, "lm": generated - marks["text"], "codec": end - generated}
     return TimedRun(parts, job.seconds * job.batch, num_decoding_steps(system, int(codes.lengths.max())))
 
@@ -156,7 +151,7 @@ def time_generation(system: System, job: BenchJob) -> TimedRun:
 def time_to_first_audio(system: System, job: BenchJob) -> float:
     """Return the seconds from the call to the first streamed chunk with audio."""
     start = synchronized_time(system.device)
-    with closing(system.stream(job.items(), **job.request_fields())) as chunks:  # type: ignore[type-var]  # a generator
+    with closing(system.stream(job.request())) as chunks:  # type: ignore[type-var]  # a generator
         for chunk in chunks:
             if int(chunk.lengths.max()) > 0:
                 return synchronized_time(system.device) - start
@@ -169,13 +164,9 @@ def num_decoding_steps(system: System, frames: int) -> int:
     codebooks, context = generator.frame_format.channels, generator.spec.max_frames
     requested = system.spec.defaults.stride
     stride = max(1, round(SHARE * context)) if requested is None else round(requested * generator.frame_format.frame_rate)
-    steps, first = 0, 0
-    while True:
-        window, shared = min(context, frames - first), context - stride if first else 0
-        steps += len(generator.spec.pattern.pattern(codebooks, window)) - 1 - shared
-        if first + window >= frames:
-            return steps
-        first += stride
+    lengths = {start: min(context, frames - start) for start in range(0, max(1, frames - context + stride), stride)}
+    steps = {start: len(generator.spec.pattern.pattern(codebooks, length)) - 1 for start, length in lengths.items()}
+    return sum(count - (context - stride) * (start > 0) for start, count in steps.items())
 
 
 def step_cost(generator: Any, job: BenchJob, *, steps: int) -> StepCost:
@@ -189,27 +180,21 @@ def step_cost(generator: Any, job: BenchJob, *, steps: int) -> StepCost:
     heads = generator.num_codebooks * generator.special_token_id + int(spec.end_of_sequence)
     products = spec.depth * block + spec.width * heads
     operations = 2 * rows * products + 4 * rows * spec.depth * spec.width * (positions + tokens)
-    return StepCost(weight_bytes_per_step(generator), int(values * kv_bytes_per_value(generator)), int(operations))
-
-
-def kv_bytes_per_value(generator: nn.Module) -> int:
-    """Return the bytes of one value in the KV cache: 1 in the int8 kernel on a CPU, else those of the dtype."""
-    norm: Any = generator.get_submodule("transformer.norm").weight
+    norm = generator.transformer.norm.weight
     quantized = any(isinstance(module, QuantizedLinear) for module in generator.modules())
     int8_cache = quantized and norm.device.type == "cpu" and cpu_kernel_unavailable_reason() is None
-    return 1 if int8_cache else norm.element_size()
+    memory = values * (1 if int8_cache else norm.element_size())
+    return StepCost(weight_bytes_per_step(generator), int(memory), int(operations))
 
 
 def weight_bytes_per_step(generator: nn.Module) -> int:
     """Return the bytes of weights that each step reads: no embeddings, no projections of conditions."""
-    sizes = {}
+    weights: dict[int, torch.Tensor] = {}
     for part in (generator.get_submodule("transformer"), generator.get_submodule("head")):
         for name, module in part.named_modules():
             if "cross.kv" not in name and "adaln" not in name:
-                for x in (*module._parameters.values(), *module._buffers.values()):
-                    if x is not None:
-                        sizes[id(x)] = x.numel() * x.element_size()
-    return sum(sizes.values())
+                weights |= {id(x): x for x in chain(module.parameters(recurse=False), module.buffers(recurse=False))}
+    return sum(x.nbytes for x in weights.values())
 
 
 def measure_limits(device: torch.device, *, quick: bool = False, tries: int = 5) -> MachineLimits:
@@ -240,14 +225,9 @@ def synchronized_time(device: torch.device) -> float:
 
 
 def _best_time(device: torch.device, action: Callable[[], Any], tries: int) -> float:
-    action()
     times = []
-    for _ in range(tries):
+    for _ in range(1 + tries):  # the first is a warm-up
         start = synchronized_time(device)
         action()
         times.append(synchronized_time(device) - start)
-    return min(times)
-
-
-def _peak_memory(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
+    return min(times[1:])

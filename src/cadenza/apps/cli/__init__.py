@@ -1,3 +1,3 @@
-"""The command line: one file per verb, nothing heavy imported before a verb runs."""
+"""Command line: one file per command; libraries are imported when a command runs."""
 
-CANCELLED = 130  # what a shell says of a program that Ctrl-C ended
+CANCELLED = 130  # exit status after Ctrl-C, as of shells

@@ -8,13 +8,13 @@ import typer
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="A bundled model, a folder or a hub name, as for `generate`.")] = "starter",
+    model: Annotated[str, typer.Argument(help="Bundled model, folder, or name on the hub.")] = "starter",
     seconds: Annotated[float, typer.Option(help="Length of the timed clip.")] = 30.0,
     variants: Annotated[str, typer.Option(help="Weights to time: float32, bfloat16, float16, int8, int4.")] = "float32,int8",
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: chosen by the size of the model.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
     """Time a model: steps a second, real-time factor, first audio, memory and share of the memory-bandwidth bound."""
     import torch
@@ -22,7 +22,7 @@ def bench(
     from cadenza.apps.api import load
     from cadenza.apps.bench import BenchJob, bench_system
     from cadenza.core.atomic import atomic_write
-    from cadenza.core.device import DTYPES, choose_threads, select_device
+    from cadenza.core.device import DTYPES, choose_threads
     from cadenza.core.errors import BenchmarkError
     from cadenza.core.spec import did_you_mean
     from cadenza.nn.weight_quantization import KINDS
@@ -34,9 +34,7 @@ def bench(
         raise BenchmarkError(f"--variants: '{unknown[0]}' is not a variant.{did_you_mean(unknown[0], [*DTYPES, *KINDS])}")
     results = {}
     for name in names:
-        chosen = select_device(device, name if name in DTYPES else None)  # type: ignore[arg-type]
-        quantize = name if name in KINDS else None
-        system = load(model, device=chosen.device, dtype=chosen.dtype, quantize=quantize)  # type: ignore[arg-type]
+        system = load(model, device=device, **{"dtype" if name in DTYPES else "quantize": name})  # type: ignore[arg-type]
         choose_threads(system)
         if threads:
             torch.set_num_threads(threads)

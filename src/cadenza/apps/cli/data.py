@@ -1,7 +1,8 @@
-"""`cadenza data`: what is wrong with a data set, and packing it."""
+"""`cadenza data`: check a data set, pack it, and cache the features of its prompts."""
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +13,13 @@ app = typer.Typer(name="data", help="Check data before training, and pack it.", 
 
 @app.command("check")
 def check(
-    data: Annotated[Path, typer.Argument(help="A folder of audio, a manifest, shards or a dataset config.")],
-    sample_rate: Annotated[
-        int | None, typer.Option(min=1, help="Hz that every file should have; by default as most have.")
-    ] = None,
-    channels: Annotated[
-        int | None, typer.Option(min=1, help="Channels that every file should have; by default as most have.")
-    ] = None,
-    min_seconds: Annotated[
-        float | None, typer.Option(help="Shortest length without an issue, in seconds; 0.5 or less by default.")
-    ] = None,
+    data: Annotated[Path, typer.Argument(help="Folder of audio, manifest, shards or dataset config.")],
+    sample_rate: Annotated[int | None, typer.Option(min=1, help="Expected Hz of every file; default: the most common.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Expected channels; default: the most common number.")] = None,
+    min_seconds: Annotated[float | None, typer.Option(help="Shortest length without an issue; default: at most 0.5.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
 ) -> None:
-    """Find files that would spoil training: exit status 1 where there are any, 0 where all is well.
+    """Find files that would impair training; the exit status is 1 if there are any, else 0.
 
     Unreadable, missing or truncated; silent, clipped, with a DC offset, a dead channel or channels out of phase;
     duplicates, also re-encoded; captions missing or constant; odd sample rates, channels and lengths.
@@ -32,49 +27,46 @@ def check(
     from cadenza.data.validation import validate_dataset
 
     if min_seconds is not None and not 0 <= min_seconds < math.inf:
-        raise typer.BadParameter(f"{min_seconds} is no number of seconds", param_hint="--min-seconds")
-    found = validate_dataset(data, sample_rate=sample_rate, channels=channels, min_seconds=min_seconds, progress=_progress)
-    print(found)
+        raise typer.BadParameter(f"{min_seconds} is not a number of seconds", param_hint="--min-seconds")
+    report = validate_dataset(
+        data, sample_rate=sample_rate, channels=channels, min_seconds=min_seconds, progress=_print_progress
+    )
+    print(report)
     if json is not None:
-        found.write(json)
-    if found.issues:
+        report.write(json)
+    if report.issues:
         raise typer.Exit(1)
 
 
 @app.command("pack")
 def pack(
-    data: Annotated[Path, typer.Argument(help="A folder of audio, a manifest or a dataset config.")],
-    out: Annotated[Path, typer.Argument(help="The new folder of shards.")],
+    data: Annotated[Path, typer.Argument(help="Folder of audio, manifest or dataset config.")],
+    out: Annotated[Path, typer.Argument(help="New folder of shards.")],
     clips: Annotated[int, typer.Option(min=1, help="Clips in each shard.")] = 1000,
 ) -> None:
-    """Pack audio and metadata into WebDataset shards, which train and check as a folder does."""
+    """Pack audio and metadata into WebDataset shards, which can be trained on and checked like a folder."""
     from cadenza.data.sources import load_manifest
     from cadenza.data.webdataset import write_shards
 
-    manifest, found = load_manifest(data)
-    if found.broken:
-        print(found, file=sys.stderr)
-    report = write_shards(
-        manifest, out, clips=clips, on_broken_file="skip", progress=lambda done, all: _progress("packing", done, all)
-    )
+    manifest, files = load_manifest(data)
+    if files.broken:
+        print(files, file=sys.stderr)
+    report = write_shards(manifest, out, clips=clips, on_broken_file="skip", progress=partial(_print_progress, "packing"))
     print(f"{out}: {report}")
-    if found.broken or report.broken:
+    if files.broken or report.broken:
         raise typer.Exit(1)
 
 
 @app.command("cache")
 def cache(
-    data: Annotated[Path, typer.Argument(help="A folder of audio, a manifest, shards, or a store of codes.")],
-    model: Annotated[str, typer.Option(help="Whose frozen encoders: a training config (YAML), or a model as for generate.")],
-    folder: Annotated[
-        Path | None,
-        typer.Option(help="Where to keep them.", show_default="that of CADENZA_CACHE, or the user's"),
-    ] = None,
-    limit: Annotated[float, typer.Option(min=0.001, help="GB at most; what was stored first goes then.")] = 20.0,
+    data: Annotated[Path, typer.Argument(help="Folder of audio, manifest, shards, or store of codes.")],
+    model: Annotated[str, typer.Option(help="Model of the frozen encoders: a training config (YAML), or as for generate.")],
+    folder: Annotated[Path | None, typer.Option(help="Folder.", show_default="that of CADENZA_CACHE, or the user's")] = None,
+    limit: Annotated[float, typer.Option(min=0.001, help="GB at most; the oldest features are removed first.")] = 20.0,
 ) -> None:
-    """Make what frozen encoders (T5, CLAP) give for every prompt of the data, before training reads it.
+    """Compute the features of frozen encoders (T5, CLAP) for every prompt of the data before training.
 
-    Stopped, it goes on where it was. Training takes it with `cache: true` in its config; generating, where CADENZA_CACHE
+    An interrupted run is continued. Training uses the features with `cache: true` in its config, generation if CADENZA_CACHE
     names the folder.
     """
     from cadenza.apps.api import load
@@ -83,22 +75,21 @@ def cache(
     from cadenza.training.config import TrainingConfig
     from cadenza.training.precompute import precompute_features
 
-    kept, to_item = FeatureCache(folder, limit=int(limit * 1e9)), None
+    features, to_item = FeatureCache(folder, limit=int(limit * 1e9)), None
     if Path(model).suffix in (".yaml", ".yml", ".json"):
         config = TrainingConfig.load(model)
         system, to_item = System(config.system), config.music
     else:
         system = load(model)
-    done = precompute_features(system, data, kept, to_item=to_item, progress=lambda done, all: _progress("features", done, all))
-    for clip, reason in done.broken.items():
+    report = precompute_features(system, data, features, to_item=to_item, progress=partial(_print_progress, "features"))
+    for clip, reason in report.broken.items():
         print(f"{clip}: {reason}", file=sys.stderr)
-    print(f"{kept.folder}: {done}")
-    if done.broken:
+    print(f"{features.folder}: {report}")
+    if report.broken:
         raise typer.Exit(1)
 
 
-def _progress(doing: str, done: int, total: int) -> None:
-    """One line on a terminal, overwritten; nothing where nobody looks."""
+def _print_progress(activity: str, done: int, total: int) -> None:
+    """Overwrite a line of progress on a terminal; print nothing elsewhere."""
     if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r{doing}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+        print(f"\r{activity}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)

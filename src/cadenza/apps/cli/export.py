@@ -1,4 +1,4 @@
-"""`cadenza export`: a model as another library's folder."""
+"""`cadenza export`: a model in the layout of another library."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,13 +7,12 @@ import typer
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A bundled model, a folder, or a name in the hub.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; it must be new or empty.")],
+    model: Annotated[str, typer.Argument(help="Bundled model, folder, or name on the hub.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must be new or empty.")],
 ) -> None:
-    """Write a MusicGen or an EnCodec in the layout of transformers."""
+    """Write a MusicGen or EnCodec model in the layout of transformers."""
     from cadenza.apps.api import load
-    from cadenza.importers.export import export as write
+    from cadenza.importers.export import export as write_folder
 
-    system = load(model, device="cpu")
-    for line in write(system, out):
+    for line in write_folder(load(model, device="cpu"), out):
         print(line)

@@ -6,43 +6,17 @@ import warnings
 import typer
 
 from cadenza import __version__
-from cadenza.apps.cli import (
-    CANCELLED,
-    bench,
-    corpus,
-    data,
-    encode,
-    evaluate,
-    export,
-    finetune,
-    generate,
-    import_,
-    inspect,
-    models,
-    train,
-)
+from cadenza.apps import cli
+from cadenza.apps.cli import bench, corpus, data, encode, evaluate, export, finetune, generate, import_, inspect, models, train
 from cadenza.core.errors import CadenzaError
 
-app = typer.Typer(
-    name="cadenza",
-    help="Controllable audio generation.",
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.command("generate")(generate.generate)
-app.command("train")(train.train)
-app.command("finetune")(finetune.finetune)
-app.command("encode")(encode.encode)
-app.command("decode")(encode.decode)
-app.command("corpus")(corpus.corpus)
-app.command("evaluate")(evaluate.evaluate)
-app.command("import")(import_.import_)
-app.command("export")(export.export)
-app.command("inspect")(inspect.inspect)
-app.command("models")(models.models)
-app.command("bench")(bench.bench)
+_OPTIONS = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(name="cadenza", help="Controllable audio generation.", **_OPTIONS)
+for command in (
+    generate.generate, train.train, finetune.finetune, encode.encode, encode.decode, corpus.corpus, evaluate.evaluate,
+    import_.import_, export.export, inspect.inspect, models.models, bench.bench,
+):  # fmt: skip
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(data.app)
 
 
@@ -54,28 +28,22 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Runs a verb; mistakes that a user can mend are one clear line and exit status 2, warnings a line each."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # where in our code is of no use to a user
+    """Run a command; print a user's mistake as one line with exit status 2, and each warning as one line."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code
     try:
         status = app(standalone_mode=False)
     except CadenzaError as error:
-        sys.exit(_say(f"error: {error}", 2))
-    except typer.Abort:
-        status = CANCELLED
-    except KeyboardInterrupt:
-        status = CANCELLED
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        status = cli.CANCELLED
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
-        if (show := getattr(error, "show", None)) is None:  # only a usage error of the command line can show itself
+        if (show := getattr(error, "show", None)) is None:  # only errors of usage have it
             raise
         show()
         sys.exit(2)
-    if status == CANCELLED:  # typer turns Ctrl-C into this status without a word
-        _say("cancelled", CANCELLED)
+    if status == cli.CANCELLED:  # typer returns this status for Ctrl-C, and prints nothing
+        print("cancelled", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _say(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
-    return status

@@ -1,96 +1,83 @@
-"""`cadenza models`: what can be loaded, and what this machine can run."""
+"""`cadenza models`: the models that can be loaded, and whether this machine can run them."""
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
-SPARE = 1.15  # of the weights' size, for what is computed with them
+_OVERHEAD = 1.15  # memory of a running model, relative to its weights
 
 
-@dataclass(frozen=True)
-class _Line:
+class ModelEntry(NamedTuple):
+    """A line of the list."""
+
     name: str
     license: str
-    about: str
+    summary: str
     parameters: int
 
 
 def models(
-    folder: Annotated[Path | None, typer.Argument(help="List the models in this folder and those below it instead.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="List the models in this folder and in folders in it instead.")] = None,
 ) -> None:
     """List the models that can be loaded by name: licence, size, and whether this machine can run them."""
-    if folder is not None and not folder.is_dir():
-        raise typer.BadParameter(f"'{folder}' is not a folder", param_hint="FOLDER")
-    lines = _released() if folder is None else [_saved(path) for path in _systems(folder)]
-    if not lines:
-        print(f"{folder} holds no model that `save`, `train` or `import` wrote")
-        return
-    memory, where = _memory()
-    width, licence = (max(len(getattr(line, field)) for line in lines) for field in ("name", "license"))
+    from cadenza.apps.api import BUNDLED, list_bundled
+    from cadenza.importers.catalog import MODELS
+    from cadenza.system.store import SPEC_FILE
+
+    if folder is not None:
+        if not folder.is_dir():
+            raise typer.BadParameter(f"'{folder}' is not a folder", param_hint="FOLDER")
+        entries = [_read_entry(path.parent, str(path.parent)) for path in sorted(folder.rglob(SPEC_FILE))]
+        if not entries:
+            print(f"{folder} holds no model that `save`, `train` or `import` wrote")
+            return
+    else:
+        entries = [_read_entry(BUNDLED / name, name) for name in list_bundled()]
+        for name, model in MODELS.items():
+            summary = model.about + (" (on this machine)" if _is_downloaded(name) else "")
+            entries.append(ModelEntry(name, model.license, summary, model.parameters))
+    memory, owner = _total_memory()
+    width, licence = (max(len(getattr(entry, field)) for entry in entries) for field in ("name", "license"))
     print(f"{'name':<{width}}  {'licence':<{licence}}  parameters  memory     here")
-    for line in lines:
-        size = f"{_count(line.parameters):>10}  {4 * line.parameters / 2**30:4.1f} GiB"
-        print(f"{line.name:<{width}}  {line.license:<{licence}}  {size}  {_runs(line.parameters, memory):<9}  {line.about}")
-    print(f"\nmemory of {where}: {memory / 2**30:.1f} GiB; that of a model is for float32 (half: `generate --half`)")
-    if any("-NC-" in line.license for line in lines):
+    for entry in entries:
+        count = entry.parameters
+        size = f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
+        fits = [text for text, width in (("runs", 4), ("runs half", 2)) if width * count * _OVERHEAD <= memory] + ["too large"]
+        columns = f"{size:>10}  {4 * count / 2**30:4.1f} GiB  {fits[0]:<9}  {entry.summary}"
+        print(f"{entry.name:<{width}}  {entry.license:<{licence}}  {columns}")
+    print(f"\nmemory of {owner}: {memory / 2**30:.1f} GiB; that of a model is for float32 (half: `generate --half`)")
+    if any("-NC-" in entry.license for entry in entries):
         print("NC: not for commercial use")
 
 
-def _released() -> list[_Line]:
-    """What comes with the package, then what the hub has."""
-    from cadenza.apps.api import BUNDLED, list_bundled
-    from cadenza.importers.catalog import MODELS
-
-    own = [_saved(BUNDLED / name, name) for name in list_bundled()]
-    return own + [
-        _Line(name, model.license, model.about + (" (on this machine)" if _downloaded(name) else ""), model.parameters)
-        for name, model in MODELS.items()
-    ]
-
-
-def _saved(folder: Path, name: str | None = None) -> _Line:
-    """Describe a system's folder; parameters, those of frozen encoders included, are counted without reading them."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
+def _read_entry(folder: Path, name: str) -> ModelEntry:
+    """Return the entry of a saved system, whose parameters are counted from the headers of its files."""
+    from cadenza.core.checkpoint import open_safetensors
     from cadenza.core.errors import CadenzaError
-    from cadenza.system.store import ModelFolder
-    from cadenza.system.system import System
+    from cadenza.system.store import ModelCard
 
     try:
-        found = ModelFolder.open(folder)
-        with torch.device("meta"):
-            count = sum(p.numel() for p in System(found.spec).parameters())
-        for path in sorted(folder.rglob("*.safetensors")):
-            with safe_open(path, "pt") as file:  # raises if the file is damaged
-                shapes = [file.get_slice(key).get_shape() for key in file.keys()]
-            if path.parent != folder:  # of a frozen encoder
-                count += sum(map(math.prod, shapes))
-    except (SafetensorError, CadenzaError) as error:
-        return _Line(name or str(folder), "unknown", f"damaged: {error}", 0)
-    return _Line(name or str(folder), found.card.license, found.card.summary, count)
+        card = ModelCard.from_folder(folder)
+        files = map(open_safetensors, sorted(folder.rglob("*.safetensors")))
+        count = sum(math.prod(weight.shape) for file in files for weight in file.values())
+    except CadenzaError as error:
+        return ModelEntry(name, "unknown", f"damaged: {error}", 0)
+    return ModelEntry(name, card.license, card.summary, count)
 
 
-def _systems(folder: Path) -> list[Path]:
-    from cadenza.system.store import SPEC_FILE
-
-    return sorted(path.parent for path in folder.rglob(SPEC_FILE))
-
-
-def _downloaded(name: str) -> bool:
-    """Whether the hub's cache has the weights of a model."""
+def _is_downloaded(name: str) -> bool:
+    """Whether the weights of a model are in the cache of the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     files = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "state_dict.bin")
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
-def _memory() -> tuple[int, str]:
-    """The bytes that a model may take here, and of what: the GPU's where there is one."""
+def _total_memory() -> tuple[int, str]:
+    """Return the bytes of memory of the GPU, or of this machine or container, and whose memory it is."""
     import torch
 
     if torch.cuda.is_available():
@@ -100,14 +87,3 @@ def _memory() -> tuple[int, str]:
         text = Path(limit).read_text().strip() if Path(limit).exists() else ""
         total = min(total, int(text)) if text.isdigit() else total
     return total, "this machine"
-
-
-def _runs(parameters: int, memory: int) -> str:
-    """How a model of so many parameters fits."""
-    if 4 * parameters * SPARE <= memory:
-        return "runs"
-    return "runs half" if 2 * parameters * SPARE <= memory else "too large"
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f} G" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"

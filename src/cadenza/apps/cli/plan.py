@@ -6,20 +6,13 @@ from pathlib import Path
 
 import torch
 
+from cadenza.core.checkpoint import open_safetensors
 from cadenza.core.device import choose_threads
-from cadenza.core.errors import RequestError
+from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.memory import available_memory_on, format_bytes, process_rss
 from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.weight_quantization import KINDS
-from cadenza.system.planner import (
-    BatchPlan,
-    GenerationJob,
-    MemoryEstimate,
-    Plan,
-    estimate_elapsed,
-    estimate_memory,
-    plan_within_memory,
-)
+from cadenza.system import planner
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
@@ -34,8 +27,7 @@ def build_on_meta(spec: SystemSpec, *, dtype: torch.dtype = torch.float32, quant
         if quantize is not None and system.generator is not None:
             system.generator.quantize(quantize)  # type: ignore[arg-type]
             system.codec.quantize_()
-            for part in system.conditioners.values():
-                part.quantize_frozen_()  # type: ignore[operator]
+            system.conditioners.quantize_frozen_()
     return system
 
 
@@ -48,7 +40,7 @@ def plan_before_loading(
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
     max_bytes: int | None = None,
-) -> Plan:
+) -> planner.Plan:
     """Plan a request to a system whose weights are in `folder` and not loaded; also choose the threads of the CPU.
 
     With `dtype=None`, bfloat16 is chosen if float32 does not fit. `max_bytes` replaces the free memory of the device.
@@ -58,54 +50,48 @@ def plan_before_loading(
         raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
     if quantize not in (None, *KINDS):
         raise RequestError(f"quantisation '{quantize}' is not known. Choose from: {', '.join(KINDS)}")
-    quantize = quantize or _stored_quantization(folder)
-    job = GenerationJob.from_request(spec, request, dtype=dtype or torch.float32, quantize=quantize, device=device)
+    options = {"dtype": dtype or torch.float32, "quantize": quantize or _stored_quantization(folder), "device": device}
+    job = planner.GenerationJob.from_request(spec, request, **options)
     stored = sum(path.stat().st_size for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
     outline = cache(lambda dtype, kind: build_on_meta(spec, dtype=dtype, quantize=kind))
-    choose_threads(outline(job.dtype, job.quantize))
-    estimate_memory(outline(job.dtype, job.quantize), job, BatchPlan(len(job.frames)))  # imports what counts as the program
+    system = outline(job.dtype, job.quantize)
+    choose_threads(system)
+    planner.estimate_memory(system, job, planner.BatchPlan(len(job.frames)))  # imports what counts as the program
     program = process_rss()
     if max_bytes is None and (max_bytes := available_memory_on(device)) is not None and not device.startswith("cuda"):
         max_bytes += program
 
-    def estimate(job: GenerationJob, batch_plan: BatchPlan) -> MemoryEstimate:
-        return estimate_memory(outline(job.dtype, job.quantize), job, batch_plan, program=program, stored=stored)
+    def estimate(job: planner.GenerationJob, batch_plan: planner.BatchPlan) -> planner.MemoryEstimate:
+        system = outline(job.dtype, job.quantize)
+        return planner.estimate_memory(system, job, batch_plan, program=program, stored=stored)
 
-    return plan_within_memory(spec, job, estimate, max_bytes=max_bytes, allow_bfloat16=dtype is None)
+    return planner.plan_within_memory(spec, job, estimate, max_bytes=max_bytes, allow_bfloat16=dtype is None)
 
 
-def format_plan(spec: SystemSpec, plan: Plan) -> str:
+def format_plan(spec: SystemSpec, plan: planner.Plan) -> str:
     """Return the two lines of a plan: its memory by use, and its time by earlier runs."""
     parts = sorted(plan.memory.breakdown().items(), key=lambda part: -part[1])
     uses = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
     reason = f"; {plan.reason}" if plan.reason else ""
     limit = "" if plan.max_bytes is None else f" of {format_bytes(plan.max_bytes)}"
     memory = f"memory: {format_bytes(plan.memory.peak)}{limit} at the peak, while {plan.memory.peak_phase}: {uses}{reason}"
-    elapsed = estimate_elapsed(spec, plan)
+    elapsed = planner.estimate_elapsed(spec, plan)
     if elapsed is None:
         return f"{memory}\ntime: unknown, as no such run was recorded on this machine"
     seconds, runs = elapsed
     factor = sum(plan.job.frames) / spec.codec.frame_format.frame_rate / seconds
-    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    device = threads if plan.job.device == "cpu" else plan.job.device
+    threads = torch.get_num_threads()
+    device = f"{threads} thread{'s' * (threads > 1)}" if plan.job.device == "cpu" else plan.job.device
+    duration = f"{seconds / 60:.1f} minutes" if seconds >= 100 else f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     basis = f"from {runs} earlier run{'s' * (runs > 1)}"
-    return f"{memory}\ntime: about {_duration(seconds)} on {device} ({factor:.1f}x real time), without loading, {basis}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} minutes"
+    return f"{memory}\ntime: about {duration} on {device} ({factor:.1f}x real time), without loading, {basis}"
 
 
 def _stored_quantization(folder: Path) -> str | None:
     """Return the quantisation of the weight files of a saved system, from their headers."""
-    from safetensors import SafetensorError, safe_open
-
-    with suppress(SafetensorError, OSError):  # loading reports a damaged file
+    with suppress(CheckpointError):  # loading reports a damaged file
         for path in sorted(folder.glob("model*.safetensors")):
-            with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    if key.startswith("generator.") and key.endswith(".packed"):
-                        return {"I8": "int8", "U8": "int4"}.get(file.get_slice(key).get_dtype())
+            for name, weight in open_safetensors(path).items():
+                if name.startswith("generator.") and name.endswith(".packed"):
+                    return {torch.int8: "int8", torch.uint8: "int4"}.get(weight.dtype)
     return None

@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,26 +15,21 @@ from cadenza.dsp.audio_io import to_pcm
 from cadenza.dsp.streaming_writer import AudioSink, StreamFormat, StreamingAudioWriter
 
 FFPLAY_OPTIONS = "-nodisp -autoexit -loglevel error -f wav -i -"
-NO_PLAYER = (
-    'no audio player found: install ffmpeg (for ffplay), or pip install -e ".[play]"; '
-    "or write to a file with --out song.wav, or to a pipe with --out -"
-)
 
 
-class Player(AudioSink, Protocol):
-    """Sink that plays samples; `close` waits until all are played."""
+def find_player() -> Callable[[StreamFormat], AudioSink]:
+    """Return a function that opens a player: a sink whose `close` plays all samples, and `stop` ends at once.
 
-    def stop(self) -> None:
-        """Stop playing at once."""
-
-
-def find_player() -> Callable[[StreamFormat], Player]:
-    """Return a function that opens a player; raise AudioError if there is neither an output device nor ffplay."""
+    Raises AudioError if neither an output device nor ffplay is found.
+    """
     if (library := _portaudio()) is not None:
         return lambda sound: PortAudioPlayer(library, sound)
     if (path := shutil.which("ffplay")) is not None:
         return lambda sound: SubprocessPlayer(path, sound)
-    raise AudioError(NO_PLAYER)
+    raise AudioError(
+        'no audio player found: install ffmpeg (for ffplay), or pip install -e ".[play]"; '
+        "or write to a file with --out song.wav, or to a pipe with --out -"
+    )
 
 
 def _portaudio() -> Any:
@@ -59,9 +54,7 @@ class PortAudioPlayer:
             self.stream = library.RawOutputStream(sound.sample_rate, channels=sound.channels, dtype="int16", latency="high")
             self.stream.start()
         except library.PortAudioError as error:
-            raise AudioError(
-                f"the audio device cannot play {sound.sample_rate} Hz, {sound.channels} channels: {error}"
-            ) from error
+            raise AudioError(f"the audio device cannot play {sound[0]} Hz, {sound[1]} channels: {error}") from error
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None:
         self.clipped += int((np.abs(samples) > 1).sum())
@@ -108,14 +101,12 @@ class SubprocessPlayer(StreamingAudioWriter):
 
     def _wait(self) -> None:
         """Wait for the end of ffplay; raise AudioError with the last line that it printed if it failed."""
-        assert self.process.stdin is not None
-        with suppress(OSError):  # the pipe may be closed already
-            self.process.stdin.close()
-        status = self.process.wait()
-        if not self.errors.closed:
+        self.process.communicate()  # closes the pipe
+        if self.errors.closed:
+            return
+        with self.errors:
             self.errors.seek(0)
             lines = self.errors.read().decode(errors="replace").strip().splitlines()
-            self.errors.close()
-            if status > 0:
-                reason = lines[-1] if lines else f"status {status}"
-                raise AudioError(f"ffplay could not play: {reason}; write to a file instead, with --out song.wav")
+        if self.process.returncode > 0:
+            reason = lines[-1] if lines else f"status {self.process.returncode}"
+            raise AudioError(f"ffplay could not play: {reason}; write to a file instead, with --out song.wav")
