@@ -212,7 +212,7 @@ def _estimate(model: str, seconds: str, clips: str, how: str) -> None:
     dtype, quantize = _how(how)
     found, fields = resolve(model), _asked(model, seconds, clips)
     request = Request.from_input(fields.pop("request"), **fields)
-    memory = plan_before_loading(found.folder, found.spec, request, dtype=dtype, quantize=quantize).memory
+    memory = plan_before_loading(found, request, dtype=dtype, quantize=quantize).memory
     print(json.dumps({"bytes": memory.peak, "parts": memory.breakdown(), "seconds": time.perf_counter() - started}))
 
 

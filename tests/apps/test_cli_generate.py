@@ -207,12 +207,12 @@ def test_a_value_may_change_over_time(asked_for):
 
 def test_a_control_that_is_not_there_is_said_with_those_that_are(generate):
     cases = {
-        ("x", "--chords", "Am F"): "no control 'chords'; its controls are: prompt, tempo",
+        ("x", "--chords", "Am F"): "no control 'chords'. Choose from: prompt, tempo",
         ("x", "--set", "tempoo=9"): "Did you mean 'tempo'",
         ("x", "--tempo", "fast"): "'fast' is not a number",
         ("x", "--tempo", "0-4: 90; 4-8: quick"): "'quick' is not a number",
         ("x", "--tempo", "90", "--set", "tempo=91"): "'tempo' is set twice",
-        ("x", "--tempo", "[1, 2"): "begins as JSON",
+        ("x", "--tempo", "[1, 2"): "is not valid JSON",
         ("x", "--tempo", " "): "is empty",
     }
     for arguments, complaint in cases.items():
@@ -251,7 +251,7 @@ def test_guidance_is_a_number_or_all_that_can_be_said_of_it(generate, monkeypatc
     [
         (["--guidance", "strong"], "'strong' is not a number"),
         (["--guidance", "nan"], "must be a finite number"),
-        (["--guidance", '{"scale": 3'], "begins as JSON"),
+        (["--guidance", '{"scale": 3'], "is not valid JSON"),
         (["--guidance", '{"scael": 3}'], "scael"),
         (["--guidance", '{"weights": {"mood": 3}}'], "no condition called 'mood'"),
         (["--guidance", '{"negative": {"mood": 3}}'], "no condition called 'mood'"),

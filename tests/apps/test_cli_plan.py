@@ -61,7 +61,7 @@ def test_inspect_chooses_the_dtype_but_not_against_the_user(cadenza, model):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--dtype", "float8"), "not one of float32, bfloat16"),
+        (("--dtype", "float8"), "not a dtype to compute with. Available: float32, bfloat16"),
         (("--quantize", "int2"), "Choose from: int8, int4"),
         (("--memory", "much"), "not an amount of memory"),
         (("--batch", "0"), "greater than or equal to 1"),

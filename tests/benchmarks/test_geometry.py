@@ -6,7 +6,7 @@ from compare.geometry import geometry, list_geometries, random_model, write
 from tokenizers import Tokenizer
 
 import cadenza
-from cadenza.apps.bench import WORDS, dummy_prompt
+from cadenza.apps.bench import WORDS, BenchJob
 from cadenza.core.errors import BenchmarkError
 from cadenza.importers.catalog import MODELS
 
@@ -41,7 +41,7 @@ def test_a_word_is_a_token(tmp_path):
     write(geometry("musicgen-small", quick=True), tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for words in (1, 20, 250):
-        ids = tokenizer.encode(dummy_prompt(words)).ids
+        ids = tokenizer.encode(BenchJob(1.0, words=words).request().items[0]["prompt"]).ids
         assert len(ids) == words + 1 and ids[-1] == 1 and 2 not in ids  # the end, and nothing unknown
     assert len(WORDS) + 3 <= 64  # the tiny vocabulary
 

@@ -29,11 +29,10 @@ def load(
 ) -> System:
     """Load a system: a bundled one (`starter`), a folder, a model on the hub, or an open ModelFolder.
 
-    A folder is a saved system, or a model of transformers or AudioCraft, which is converted. `device` is a GPU if one is
-    available, and `dtype` float32, by default (see `core.device.select_device`). `quantize` converts weights that are not
-    quantised to int8 or int4 (`System.quantize`). If CADENZA_CACHE names a folder, outputs of frozen encoders are cached
-    there. Raises CheckpointError if the model is not found, not complete or of an unknown kind, RequestError for a device
-    or dtype that is not available.
+    Models of transformers and AudioCraft are converted. `device` and `dtype` are chosen by `core.device.select_device`.
+    `quantize` converts weights that are not quantised to int8 or int4. If CADENZA_CACHE names a folder, outputs of frozen
+    encoders are cached there. Raises CheckpointError if the model is not found, not complete or of an unknown kind,
+    RequestError for a device or dtype that is not available.
     """
     choice = select_device(device, dtype)
     model = name if isinstance(name, ModelFolder) else resolve(name)

@@ -19,7 +19,7 @@ from cadenza.system.request import Request
 from cadenza.system.system import System
 from cadenza.system.windows import SHARE
 
-WORDS = tuple(
+WORDS = tuple(  # of prompts; each is a token of the models that `benchmarks/compare` builds
     "slow fast warm bright soft loud calm tense solo piano drums choir strings bass organ flute guitar brass in a minor major "
     "at 70 80 90 100 110 120 bpm with over under and melody chords".split()
 )
@@ -38,8 +38,8 @@ class BenchJob:
     def request(self) -> Request:
         """Return the request of the job."""
         guidance = {1: 1.0, 2: 3.0, 3: {"scale": 3.0, "id_scales": {"prompt": 1.5}, "negative": "drums over bass"}}
-        prompts = [dummy_prompt(self.words)] * self.batch
-        return Request.from_input(prompts, seconds=self.seconds, seed=0, guidance=guidance[self.branches])
+        prompt = " ".join(WORDS[(7 * i + i // len(WORDS)) % len(WORDS)] for i in range(self.words))
+        return Request.from_input([prompt] * self.batch, seconds=self.seconds, seed=0, guidance=guidance[self.branches])
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,6 @@ class StepCost:
         """Return the steps a second if only the slower of memory and arithmetic counts (arXiv:1911.02150)."""
         arithmetic = max(limits.float32, limits.bfloat16)
         return 1 / max((self.weights + self.memory) / limits.bandwidth, self.operations / arithmetic)
-
-
-def dummy_prompt(words: int) -> str:
-    """Return a text of `words` words of `WORDS`; each is a token of the models that `benchmarks/compare` builds."""
-    return " ".join(WORDS[(7 * i + i // len(WORDS)) % len(WORDS)] for i in range(words))
 
 
 def bench_system(system: System, job: BenchJob, *, repeats: int = 3, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -217,10 +212,8 @@ def measure_limits(device: torch.device, *, quick: bool = False, tries: int = 5)
 
 def synchronized_time(device: torch.device) -> float:
     """Return the clock in seconds once the device has finished all queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

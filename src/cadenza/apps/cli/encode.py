@@ -27,10 +27,10 @@ def encode(
     spec, codec = system.spec.codec, system.codec
     num_codebooks = None if bandwidth is None else spec.num_codebooks_for_bandwidth(bandwidth)
     if audio.is_dir() or audio.suffix in (".jsonl", ".gz", ".tar", ".json"):
-        if num_codebooks is not None:
-            raise typer.BadParameter("a store for training has all codebooks; leave it out", param_hint="--bandwidth")
-        if plot is not None:
-            raise typer.BadParameter("only the codes of one audio file are plotted; leave it out", param_hint="--plot")
+        if num_codebooks is not None or plot is not None:
+            raise typer.BadParameter(
+                "are for one audio file, not for a store; leave them out", param_hint="--bandwidth, --plot"
+            )
         manifest, files = load_manifest(audio)
         if files.broken:
             print(files)

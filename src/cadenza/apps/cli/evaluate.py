@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 
-def evaluate(
+def evaluate_(
     model: Annotated[str, typer.Argument(help="Bundled model or folder.")],
     data: Annotated[Path, typer.Option(help="Held-out corpus (`cadenza corpus --held-out`).")],
     clips: Annotated[int, typer.Option(help="Held-out clips whose requests are generated, in each setting.")] = 200,
@@ -23,8 +23,7 @@ def evaluate(
     from cadenza.apps.api import load
     from cadenza.core.device import choose_threads
     from cadenza.evaluation.codec_quality import evaluate_codec
-    from cadenza.evaluation.report import EvaluationScope
-    from cadenza.evaluation.report import evaluate as evaluate_system
+    from cadenza.evaluation.report import EvaluationScope, evaluate
 
     system, progress = load(model, quantize=quantize), partial(print, flush=True)  # type: ignore[arg-type]
     choose_threads(system)
@@ -33,4 +32,4 @@ def evaluate(
     else:
         names = tuple(name.strip() for name in (settings or "").split(",") if name.strip())
         scope = EvaluationScope(clips, tuple(range(seeds)), names)
-        evaluate_system(system, data, out=out, scope=scope, training=training, guidance=guidance, progress=progress)
+        evaluate(system, data, out=out, scope=scope, training=training, guidance=guidance, progress=progress)

@@ -8,16 +8,12 @@ import typer
 from cadenza.apps.cli import CANCELLED
 
 
-def finetune(
+def finetune_(
     model: Annotated[str, typer.Argument(help="Bundled model, folder (also of transformers or AudioCraft), or hub name.")],
     data: Annotated[
-        Path,
-        typer.Argument(help="Folder of audio with captions (NAME.txt, NAME.json), manifest, or store of `cadenza encode`."),
+        Path, typer.Argument(help="Folder of audio with captions (NAME.txt or .json), manifest, or store of codes.")
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run; an unfinished run is continued.", show_default="runs/MODEL-finetuned"),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MODEL-finetuned.")] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps in all, of 4 clips each.", min=1)] = 1000,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time; the run can be continued.")] = None,
     set_: Annotated[
@@ -40,12 +36,12 @@ def finetune(
 
     from cadenza.apps.api import load
     from cadenza.data.sources import load_manifest
-    from cadenza.training import finetune as training
+    from cadenza.training.finetune import finetune, finetune_config
 
     if not data.exists():
         load_manifest(data)  # raises before a large model is loaded
     system = load(model, device="cpu")
-    config = training.finetune_config(system, steps=steps, minutes=minutes, overrides=set_)
+    config = finetune_config(system, steps=steps, minutes=minutes, overrides=set_)
     weights = sum(p.numel() for part in (system.generator, system.conditioners) for p in part.parameters())  # type: ignore[union-attr]
     print(f"{system.card.name}: {weights / 1e6:.1f} M weights to train, licence {system.card.license}")
     ema = "no average" if config.ema is None else f"average {config.ema:g}"
@@ -56,7 +52,7 @@ def finetune(
         flush=True,
     )
     torch.manual_seed(config.seed)
-    result = training.finetune(system, data, config, out=Path("runs") / config.name if out is None else out)
+    result = finetune(system, data, config, out=Path("runs") / config.name if out is None else out)
     if result.before is None:
         print("no loss was measured, as no clip was held out; give 4 clips or more")
     elif result.after is None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -61,7 +61,7 @@ def generate(  # noqa: PLR0913, PLR0915
     ] = [],
     sampling: Annotated[
         list[str],
-        typer.Option(metavar="NAME=VALUE", help="temperature (0: greedy), top_k (0: all), top_p (0 to 1), allow_eos (0 or 1)."),
+        typer.Option(metavar="NAME=VALUE", help="temperature (0: greedy), top_k (0: all), top_p, allow_eos (0 or 1)."),
     ] = [],
     guidance_: Annotated[
         str | None,
@@ -80,9 +80,7 @@ def generate(  # noqa: PLR0913, PLR0915
     stride: Annotated[float | None, typer.Option(help="Seconds between windows of a long clip. Default: the model's.")] = None,
     loudness: Annotated[float | None, typer.Option(help="LUFS of each clip, -60 to -5. Default: not changed.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Compute in bfloat16 or float16, with half the memory.")] = False,
-    quantize: Annotated[
-        str | None, typer.Option(metavar="int8|int4", help="Quantise the weights: several times as fast on a CPU.")
-    ] = None,
+    quantize: Annotated[str | None, typer.Option(metavar="int8|int4", help="Quantise weights; faster on a CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU, if found.")] = None,
 ) -> None:
     """Generate audio from a text prompt, audio and controls."""
@@ -115,8 +113,8 @@ def generate(  # noqa: PLR0913, PLR0915
         )  # fmt: skip
         choice = select_device(device, "half" if half else None)
         model_folder = resolve(model)
-        options: dict[str, Any] = {"dtype": choice.dtype if half else None, "quantize": quantize}
-        plan = plan_before_loading(model_folder.folder, model_folder.spec, request, device=str(choice.device), **options)
+        dtype = choice.dtype if half else None
+        plan = plan_before_loading(model_folder, request, device=str(choice.device), dtype=dtype, quantize=quantize)
         if plan.job.dtype != choice.dtype:
             choice = replace(choice, dtype=plan.job.dtype, reason=plan.reason)
         if not streamed:

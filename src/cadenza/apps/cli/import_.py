@@ -16,9 +16,7 @@ def import_(
     attend_padding: Annotated[
         bool | None,
         typer.Option(
-            "--attend-padding/--mask-padding",
-            help="Whether the padding of shorter prompts in a batch is attended to. Default: as in the model's library, "
-            "yes for AudioCraft, no for transformers.",
+            "--attend-padding/--mask-padding", help="Attention to padding of prompts; default: AudioCraft yes, transformers no."
         ),
     ] = None,
 ) -> None:

@@ -7,15 +7,13 @@ import typer
 if TYPE_CHECKING:
     from cadenza.system.system import System
 
-_DTYPES = ("float32", "bfloat16")
-
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Bundled model, folder, or name on the hub.")] = "starter",
     seconds: Annotated[float | None, typer.Option(help="Plan clips of this length.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Plan this number of clips at once.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="float32|bfloat16", help="Default: by the free memory.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="Short for --dtype bfloat16.")] = False,
+    dtype: Annotated[str | None, typer.Option(metavar="float32|bfloat16|float16", help="Default: by the memory.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="bfloat16 or float16, by the device.")] = False,
     quantize: Annotated[str | None, typer.Option(metavar="int8|int4", help="Quantisation of the weights.")] = None,
     memory: Annotated[str | None, typer.Option(help="Plan for this memory, such as 4GB. Default: the free memory.")] = None,
 ) -> None:
@@ -41,18 +39,15 @@ def inspect(
     _print_parts(system)
     if seconds is None and batch is None and memory is None:
         return
-    dtype = "bfloat16" if half else dtype
-    if dtype not in (None, *_DTYPES):
-        raise typer.BadParameter(f"'{dtype}' is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
+    choice = select_device(dtype="half" if half else dtype)  # type: ignore[arg-type]
     try:
         max_bytes = None if memory is None else parse_bytes(memory)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--memory") from None
     item = dict.fromkeys(list(system.conditioners)[:1])
     request = Request.from_input([item] * (batch or 1), seconds=seconds)
-    weights = None if dtype is None else getattr(torch, dtype)
-    options = {"device": str(select_device().device), "dtype": weights, "quantize": quantize, "max_bytes": max_bytes}
-    print(format_plan(spec, plan_before_loading(folder, spec, request, **options)))  # type: ignore[arg-type]
+    options = {"dtype": choice.dtype if half or dtype else None, "quantize": quantize, "max_bytes": max_bytes}
+    print(format_plan(spec, plan_before_loading(model_folder, request, device=str(choice.device), **options)))
 
 
 def _print_parts(system: "System") -> None:

@@ -10,11 +10,13 @@ from cadenza.apps import cli
 from cadenza.apps.cli import bench, corpus, data, encode, evaluate, export, finetune, generate, import_, inspect, models, train
 from cadenza.core.errors import CadenzaError
 
-_OPTIONS = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
-app = typer.Typer(name="cadenza", help="Controllable audio generation.", **_OPTIONS)
+app = typer.Typer(
+    name="cadenza", help="Controllable audio generation.", no_args_is_help=True,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
 for command in (
-    generate.generate, train.train, finetune.finetune, encode.encode, encode.decode, corpus.corpus, evaluate.evaluate,
-    import_.import_, export.export, inspect.inspect, models.models, bench.bench,
+    generate.generate, train.train, finetune.finetune_, encode.encode, encode.decode, corpus.corpus, evaluate.evaluate_,
+    import_.import_, export.export_, inspect.inspect, models.models, bench.bench,
 ):  # fmt: skip
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(data.app)

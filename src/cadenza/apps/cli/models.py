@@ -3,20 +3,11 @@
 import math
 import os
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
 _OVERHEAD = 1.15  # memory of a running model, relative to its weights
-
-
-class ModelEntry(NamedTuple):
-    """A line of the list."""
-
-    name: str
-    license: str
-    summary: str
-    parameters: int
 
 
 def models(
@@ -38,23 +29,23 @@ def models(
         entries = [_read_entry(BUNDLED / name, name) for name in list_bundled()]
         for name, model in MODELS.items():
             summary = model.about + (" (on this machine)" if _is_downloaded(name) else "")
-            entries.append(ModelEntry(name, model.license, summary, model.parameters))
+            entries.append((name, model.license, summary, model.parameters))
     memory, owner = _total_memory()
-    width, licence = (max(len(getattr(entry, field)) for entry in entries) for field in ("name", "license"))
-    print(f"{'name':<{width}}  {'licence':<{licence}}  parameters  memory     here")
-    for entry in entries:
-        count = entry.parameters
-        size = f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
-        fits = [text for text, width in (("runs", 4), ("runs half", 2)) if width * count * _OVERHEAD <= memory] + ["too large"]
-        columns = f"{size:>10}  {4 * count / 2**30:4.1f} GiB  {fits[0]:<9}  {entry.summary}"
-        print(f"{entry.name:<{width}}  {entry.license:<{licence}}  {columns}")
+    width, width_of_licence = (max(len(entry[i]) for entry in entries) for i in (0, 1))
+    print(f"{'name':<{width}}  {'licence':<{width_of_licence}}  parameters  memory     here")
+    for name, licence, summary, parameters in entries:
+        count = f"{parameters / 1e9:.2f} G" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+        sizes = {"runs": 4 * parameters, "runs half": 2 * parameters, "too large": 0}  # bytes of the weights
+        fit = next(text for text, size in sizes.items() if size * _OVERHEAD <= memory)
+        columns = f"{count:>10}  {4 * parameters / 2**30:4.1f} GiB  {fit:<9}"
+        print(f"{name:<{width}}  {licence:<{width_of_licence}}  {columns}  {summary}")
     print(f"\nmemory of {owner}: {memory / 2**30:.1f} GiB; that of a model is for float32 (half: `generate --half`)")
-    if any("-NC-" in entry.license for entry in entries):
+    if any("-NC-" in licence for _, licence, _, _ in entries):
         print("NC: not for commercial use")
 
 
-def _read_entry(folder: Path, name: str) -> ModelEntry:
-    """Return the entry of a saved system, whose parameters are counted from the headers of its files."""
+def _read_entry(folder: Path, name: str) -> tuple[str, str, str, int]:
+    """Return name, licence, summary and number of parameters of a saved system, without loading its weights."""
     from cadenza.core.checkpoint import open_safetensors
     from cadenza.core.errors import CadenzaError
     from cadenza.system.store import ModelCard
@@ -64,8 +55,8 @@ def _read_entry(folder: Path, name: str) -> ModelEntry:
         files = map(open_safetensors, sorted(folder.rglob("*.safetensors")))
         count = sum(math.prod(weight.shape) for file in files for weight in file.values())
     except CadenzaError as error:
-        return ModelEntry(name, "unknown", f"damaged: {error}", 0)
-    return ModelEntry(name, card.license, card.summary, count)
+        return name, "unknown", f"damaged: {error}", 0
+    return name, card.license, card.summary, count
 
 
 def _is_downloaded(name: str) -> bool:

@@ -1,8 +1,8 @@
 """Parsing of prompts, controls, guidance and sampling options of the command line."""
 
-import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +87,7 @@ def parse_json(text: str, option: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        message = f"'{text}': begins as JSON, but is not valid ({error.msg}, character {error.pos + 1})"
+        message = f"'{text}' is not valid JSON ({error.msg}, character {error.pos + 1})"
         raise typer.BadParameter(message, param_hint=option) from None
 
 
@@ -114,6 +114,8 @@ def parse_controls(
 
     Raises RequestError for a control that the system does not have, BadParameter for a control with two values.
     """
+    from cadenza.core.spec import did_you_mean
+
     given = [(name, text, f"--{name}") for name, text in options.items() if text is not None]
     given += [(*parse_pair(text, "--set"), f"--set {text}") for text in pairs]
     controls, known = {}, system.conditioners.input_ids()
@@ -123,9 +125,7 @@ def parse_controls(
             problem = "is set twice" if name in controls else f"has a value in clip {own[0]} already"
             raise typer.BadParameter(f"'{text}': '{name}' {problem}; leave one out", param_hint=option)
         if name not in known:
-            hint = "".join(f" Did you mean '{close}'?" for close in difflib.get_close_matches(name, known, n=1))
-            ids = ", ".join(known) or "none"
-            raise RequestError(f"{option}: {system.card.name} has no control '{name}'; its controls are: {ids}.{hint}")
+            raise RequestError(f"{option}: {system.card.name} has no control '{name}'.{did_you_mean(name, known)}")
         if not text.strip():
             raise typer.BadParameter("is empty; give a value or leave it out", param_hint=option)
         part = system.spec.conditioners.get(name)
@@ -135,11 +135,8 @@ def parse_controls(
 
 def parse_sampling(pairs: Sequence[str]) -> dict[str, float]:
     """Parse the `NAME=VALUE` pairs of --sampling."""
-    options = {}
-    for text in pairs:
-        name, value = parse_pair(text, "--sampling")
-        options[name] = parse_number(value, f"--sampling {text}")
-    return options
+    named = [(text, *parse_pair(text, "--sampling")) for text in pairs]
+    return {name: parse_number(value, f"--sampling {text}") for text, name, value in named}
 
 
 def parse_guidance(text: str | None, negative: str | None) -> Any:
@@ -166,12 +163,8 @@ def _parse_word(word: str) -> ClipPrompt:
     """Return the clip of a prompt, of an empty word, or of the name of a file to continue."""
     from cadenza.dsp.audio_io import SUFFIXES
 
-    path = Path(word)
+    path, exists = Path(word), os.path.isfile(word)  # a prompt can be longer than the name of a file
     is_prompt_audio = path.suffix.lower() in (*SUFFIXES, ".safetensors")
-    try:
-        exists = path.is_file()
-    except OSError:  # longer than a file name can be
-        exists = False
     if exists and not is_prompt_audio:
         raise RequestError(
             f"{word}: neither audio nor codes that could be continued; for a file of prompts, use --prompts {word}"
@@ -191,22 +184,13 @@ def _read_prompts(path: Path) -> list[ClipPrompt]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None)
         raise RequestError(f"{path}: cannot be read as text ({reason}); give a file with one prompt on each line") from None
-    items = []
+    items: list[Any] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            items.append(_parse_item(line, f"{path}, line {number}") if kind == ".jsonl" else _prompt_item(line.strip()))
+            item = parse_json(line, f"{path}, line {number}") if kind == ".jsonl" else line.strip()
+            items.append(_prompt_item(item) if isinstance(item, str) else item)
+            if not isinstance(items[-1], dict):
+                raise RequestError(f"{path}, line {number}: neither a prompt nor an item of ids and values")
     if not items:
         raise RequestError(f"{path}: no line with a prompt; write one prompt on each line")
     return [ClipPrompt(item) for item in items]
-
-
-def _parse_item(line: str, source: str) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RequestError(f'{source}: not JSON ({error.msg}); write an item such as {{"prompt": "..."}}') from None
-    if isinstance(item, str):
-        return {"prompt": item}
-    if not isinstance(item, dict):
-        raise RequestError(f"{source}: neither a prompt nor an item of ids and values")
-    return item

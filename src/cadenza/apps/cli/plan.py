@@ -15,6 +15,7 @@ from cadenza.nn.weight_quantization import KINDS
 from cadenza.system import planner
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
+from cadenza.system.store import ModelFolder
 from cadenza.system.system import System
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.th", "*.pt", "*.ckpt")
@@ -32,8 +33,7 @@ def build_on_meta(spec: SystemSpec, *, dtype: torch.dtype = torch.float32, quant
 
 
 def plan_before_loading(
-    folder: Path,
-    spec: SystemSpec,
+    model: ModelFolder,
     request: Request,
     *,
     device: str = "cpu",
@@ -41,18 +41,19 @@ def plan_before_loading(
     quantize: str | None = None,
     max_bytes: int | None = None,
 ) -> planner.Plan:
-    """Plan a request to a system whose weights are in `folder` and not loaded; also choose the threads of the CPU.
+    """Plan a request to a model that is not loaded; also choose the threads of the CPU.
 
     With `dtype=None`, bfloat16 is chosen if float32 does not fit. `max_bytes` replaces the free memory of the device.
     Raises RequestError, naming what would fit, if nothing does.
     """
+    spec = model.spec
     if spec.generator is None:
         raise RequestError("this system is a codec alone: it encodes and decodes, but cannot generate")
     if quantize not in (None, *KINDS):
         raise RequestError(f"quantisation '{quantize}' is not known. Choose from: {', '.join(KINDS)}")
-    options = {"dtype": dtype or torch.float32, "quantize": quantize or _stored_quantization(folder), "device": device}
-    job = planner.GenerationJob.from_request(spec, request, **options)
-    stored = sum(path.stat().st_size for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
+    quantize = quantize or _stored_quantization(model.folder)
+    job = planner.GenerationJob.from_request(spec, request, dtype=dtype or torch.float32, quantize=quantize, device=device)
+    stored = sum(path.stat().st_size for pattern in _WEIGHT_FILES for path in model.folder.glob(pattern))
     outline = cache(lambda dtype, kind: build_on_meta(spec, dtype=dtype, quantize=kind))
     system = outline(job.dtype, job.quantize)
     choose_threads(system)
