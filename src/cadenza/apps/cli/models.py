@@ -45,18 +45,25 @@ def models(
 
 
 def _read_entry(folder: Path, name: str) -> tuple[str, str, str, int]:
-    """Return name, licence, summary and number of parameters of a saved system, without loading its weights."""
+    """Return name, licence, summary and number of parameters (with frozen encoders) of a system that is not loaded."""
+    import torch
+
     from cadenza.core.checkpoint import open_safetensors
     from cadenza.core.errors import CadenzaError
-    from cadenza.system.store import ModelCard
+    from cadenza.system.store import ModelFolder
+    from cadenza.system.system import System
 
     try:
-        card = ModelCard.from_folder(folder)
-        files = map(open_safetensors, sorted(folder.rglob("*.safetensors")))
-        count = sum(math.prod(weight.shape) for file in files for weight in file.values())
+        model = ModelFolder.open(folder)
+        with torch.device("meta"):
+            count = sum(p.numel() for p in System(model.spec).parameters())
+        for path in sorted(folder.rglob("*.safetensors")):
+            weights = open_safetensors(path)  # raises if the file is damaged
+            if path.parent != folder:  # of a frozen encoder
+                count += sum(math.prod(weight.shape) for weight in weights.values())
     except CadenzaError as error:
         return name, "unknown", f"damaged: {error}", 0
-    return name, card.license, card.summary, count
+    return name, model.card.license, model.card.summary, count
 
 
 def _is_downloaded(name: str) -> bool:
