@@ -22,9 +22,7 @@ def rows() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", list(script.TARGETS))
-def test_one_generation_does_no_work_twice(rows, name, request):
-    if name == "files":
-        request.applymarker(pytest.mark.xfail(reason="51 files: dsp.chords, migrations and others still run", strict=True))
+def test_one_generation_does_no_work_twice(rows, name):
     assert rows[name] <= script.TARGETS[name]
 
 

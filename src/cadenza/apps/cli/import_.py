@@ -1,4 +1,4 @@
-"""`cadenza import`: a model of another library as a Cadenza folder."""
+"""`cadenza import` and `cadenza export`: models of other libraries to Cadenza folders, and back."""
 
 import warnings
 from dataclasses import replace
@@ -14,10 +14,7 @@ def import_(
     half: Annotated[bool, typer.Option("--half", help="Write the weights in half the size (bfloat16).")] = False,
     quantize: Annotated[str | None, typer.Option(metavar="int8|int4", help="Quantise the language model.")] = None,
     attend_padding: Annotated[
-        bool | None,
-        typer.Option(
-            "--attend-padding/--mask-padding", help="Attention to padding of prompts; default: AudioCraft yes, transformers no."
-        ),
+        bool | None, typer.Option("--attend-padding/--mask-padding", help="Attend to prompt padding; default: as its library.")
     ] = None,
 ) -> None:
     """Convert a MusicGen, AudioGen or EnCodec model once, so that it loads faster.
@@ -54,3 +51,15 @@ def import_(
             warnings.warn(f"the control '{name}' cannot be used yet: {error}", stacklevel=2)
         else:
             print(f"control {name}: the text encoder {encoder.model} is on this machine, and not copied")
+
+
+def export_(
+    model: Annotated[str, typer.Argument(help="Bundled model, folder, or name on the hub.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must be new or empty.")],
+) -> None:
+    """Write a MusicGen or EnCodec model in the layout of transformers."""
+    from cadenza.apps.api import load
+    from cadenza.importers.export import export
+
+    for line in export(load(model, device="cpu"), out):
+        print(line)

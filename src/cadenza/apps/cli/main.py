@@ -6,8 +6,7 @@ import warnings
 import typer
 
 from cadenza import __version__
-from cadenza.apps import cli
-from cadenza.apps.cli import bench, corpus, data, encode, evaluate, export, finetune, generate, import_, inspect, models, train
+from cadenza.apps.cli import CANCELLED, bench, data, encode, evaluate, generate, import_, inspect, models, train
 from cadenza.core.errors import CadenzaError
 
 app = typer.Typer(
@@ -15,8 +14,8 @@ app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
 for command in (
-    generate.generate, train.train, finetune.finetune_, encode.encode, encode.decode, corpus.corpus, evaluate.evaluate_,
-    import_.import_, export.export_, inspect.inspect, models.models, bench.bench,
+    generate.generate, train.train, train.finetune_, encode.encode, encode.decode, data.corpus, evaluate.evaluate_,
+    import_.import_, import_.export_, inspect.inspect, models.models, bench.bench,
 ):  # fmt: skip
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(data.app)
@@ -38,7 +37,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        status = cli.CANCELLED
+        status = CANCELLED
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
@@ -46,6 +45,6 @@ def main() -> None:
             raise
         show()
         sys.exit(2)
-    if status == cli.CANCELLED:  # typer returns this status for Ctrl-C, and prints nothing
+    if status == CANCELLED:  # typer returns this status for Ctrl-C, and prints nothing
         print("cancelled", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)

@@ -110,10 +110,7 @@ def parse_prompts(words: Sequence[str], prompts: Path | None) -> list[ClipPrompt
 def parse_controls(
     system: "System", pairs: Sequence[str], options: Mapping[str, str | None], clips: Sequence[ClipPrompt]
 ) -> dict[str, Any]:
-    """Parse the `ID=VALUE` pairs and the options named after controls, which apply to all clips.
-
-    Raises RequestError for a control that the system does not have, BadParameter for a control with two values.
-    """
+    """Parse the controls of all clips; raise RequestError if the system does not have one, BadParameter if it is set twice."""
     from cadenza.core.spec import did_you_mean
 
     given = [(name, text, f"--{name}") for name, text in options.items() if text is not None]

@@ -18,10 +18,7 @@ FFPLAY_OPTIONS = "-nodisp -autoexit -loglevel error -f wav -i -"
 
 
 def find_player() -> Callable[[StreamFormat], AudioSink]:
-    """Return a function that opens a player: a sink whose `close` plays all samples, and `stop` ends at once.
-
-    Raises AudioError if neither an output device nor ffplay is found.
-    """
+    """Return a function that opens a player, whose `stop` ends at once; raise AudioError if no player is found."""
     if (library := _portaudio()) is not None:
         return lambda sound: PortAudioPlayer(library, sound)
     if (path := shutil.which("ffplay")) is not None:
