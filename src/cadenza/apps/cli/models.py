@@ -31,7 +31,7 @@ def models(
             summary = model.about + (" (on this machine)" if _is_downloaded(name) else "")
             entries.append((name, model.license, summary, model.parameters))
     memory, owner = _total_memory()
-    width, width_of_licence = (max(len(entry[i]) for entry in entries) for i in (0, 1))
+    width, width_of_licence = (max(len(str(entry[i])) for entry in entries) for i in (0, 1))
     print(f"{'name':<{width}}  {'licence':<{width_of_licence}}  parameters  memory     here")
     for name, licence, summary, parameters in entries:
         count = f"{parameters / 1e9:.2f} G" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"

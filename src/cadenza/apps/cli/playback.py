@@ -78,7 +78,7 @@ class SubprocessPlayer(StreamingAudioWriter):
         self.process = subprocess.Popen(
             [path, *FFPLAY_OPTIONS.split()], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self.errors
         )
-        super().__init__(self.process.stdin, "wav", sound)
+        super().__init__(self.process.stdin, "wav", sound)  # type: ignore[arg-type]  # a pipe
 
     def write(self, samples: Float[np.ndarray, "t c"]) -> None:
         try:
