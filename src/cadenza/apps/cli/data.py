@@ -28,9 +28,7 @@ def check(
 
     if min_seconds is not None and not 0 <= min_seconds < math.inf:
         raise typer.BadParameter(f"{min_seconds} is not a number of seconds", param_hint="--min-seconds")
-    report = validate_dataset(
-        data, sample_rate=sample_rate, channels=channels, min_seconds=min_seconds, progress=_print_progress
-    )
+    report = validate_dataset(data, sample_rate=sample_rate, channels=channels, min_seconds=min_seconds, progress=_progress)
     print(report)
     if json is not None:
         report.write(json)
@@ -51,7 +49,7 @@ def pack(
     manifest, files = load_manifest(data)
     if files.broken:
         print(files, file=sys.stderr)
-    report = write_shards(manifest, out, clips=clips, on_broken_file="skip", progress=partial(_print_progress, "packing"))
+    report = write_shards(manifest, out, clips=clips, on_broken_file="skip", progress=partial(_progress, "packing"))
     print(f"{out}: {report}")
     if files.broken or report.broken:
         raise typer.Exit(1)
@@ -81,7 +79,7 @@ def cache(
         system, to_item = System(config.system), config.music
     else:
         system = load(model)
-    report = precompute_features(system, data, features, to_item=to_item, progress=partial(_print_progress, "features"))
+    report = precompute_features(system, data, features, to_item=to_item, progress=partial(_progress, "features"))
     for clip, reason in report.broken.items():
         print(f"{clip}: {reason}", file=sys.stderr)
     print(f"{features.folder}: {report}")
@@ -108,7 +106,7 @@ def corpus(
     print(f"{out}: {report.clips} clips, {report.rendered} of them rendered now ({report.seconds / 3600:.2f} hours)")
 
 
-def _print_progress(activity: str, done: int, total: int) -> None:
+def _progress(activity: str, done: int, total: int) -> None:
     """Overwrite a line of progress on a terminal; print nothing elsewhere."""
     if sys.stderr.isatty():
         print(f"\r{activity}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
