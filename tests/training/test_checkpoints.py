@@ -120,6 +120,6 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path: Path, 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     train(tmp_path, steps=2)
     other = Net()
-    other.critic.append(torch.nn.Linear(1, 1))
-    with pytest.raises(CheckpointError, match=r"group 'critic'.*2 missing: 3.bias, 3.weight"):
+    other.discriminator.append(torch.nn.Linear(1, 1))
+    with pytest.raises(CheckpointError, match=r"group 'discriminator'.*2 missing: 3.bias, 3.weight"):
         train(tmp_path, net=other, steps=4)

@@ -205,8 +205,8 @@ def test_two_steps_of_a_codec(name: str, tmp_path: Path) -> None:
     assert trainer.train().reason == "finished"
     first, second = lines(tmp_path / "run").values()
     shares = {"l1", "mel", "adversarial", "feature"}
-    assert {f"codec/share_{name}" for name in shares} <= first.keys() and "critic/loss" in first
-    assert first["critic/loss"] == pytest.approx(2, abs=0.3)  # hinge: of no opinion yet
+    assert {f"codec/share_{name}" for name in shares} <= first.keys() and "discriminator/loss" in first
+    assert first["discriminator/loss"] == pytest.approx(2, abs=0.3)  # hinge: of no opinion yet
     assert "codec/commitment" not in first and second["codec/commitment"] >= 0  # k-means stands between
     assert all(math.isfinite(value) for value in [*first.values(), *second.values()])
     system = System.load(tmp_path / "run" / "final")

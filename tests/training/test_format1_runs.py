@@ -26,8 +26,8 @@ FIELDS = {  # the place of a field in format 1 -> its place now
     "broken": "on_broken_file",
     "clip": "grad_clip",
     "final": "final_lr_ratio",
-    "groups.critic.clip": "groups.critic.grad_clip",
-    "groups.critic.lr": "groups.critic.lr",
+    "groups.critic.clip": "groups.discriminator.grad_clip",
+    "groups.critic.lr": "groups.discriminator.lr",
     "task.warm_steps": "task.unquantized_steps",
     "task.pool_frames": "task.kmeans_frames",
     "task.level_dropout": "task.quantizer_dropout",
@@ -58,7 +58,7 @@ VALUES: dict[tuple[str, Any], Any] = {  # (place in format 1, value in format 1)
     ("broken", "raise"): "raise",
     ("system.conditioners.prompt.empty", "read"): "encode",
 }
-TERMS = {"codec/": "codec/", "critic/": "critic/", "generator/": "generator/"}  # how names in a log begin, then -> now
+TERMS = {"codec/": "codec/", "critic/": "discriminator/", "generator/": "generator/"}  # how names in a log begin, then -> now
 LOGGED = {"codec/time": "codec/l1", "codec/share_time": "codec/share_l1"}  # names in a log, then -> now
 RUNS = {"codec": (5, "clips"), "generator": (3, "store")}  # the step of a run's checkpoint, and what it learns from
 

@@ -54,8 +54,8 @@ def test_tensorboard_has_scalars_sound_and_pictures_once(tmp_path: Path) -> None
     train(tmp_path, steps=6, minutes=1e-6, trackers=["tensorboard"])
     train(tmp_path, steps=6, trackers=["tensorboard"], samples=True, samples_every=3)
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "audio": 0, "images": 0}).Reload()
-    found = {event.step: event.value for event in events.Scalars("train/critic/real")}
-    assert found == pytest.approx({step: record["critic/real"] for step, record in lines(tmp_path).items()}, rel=1e-6)
+    found = {event.step: event.value for event in events.Scalars("train/discriminator/real")}
+    assert found == pytest.approx({step: record["discriminator/real"] for step, record in lines(tmp_path).items()}, rel=1e-6)
     assert [event.step for event in events.Scalars("valid/loss")] == [6]
     assert [event.step for event in events.Audio("toy-1")] == [event.step for event in events.Images("toy-1")] == [3, 6]
 
@@ -86,13 +86,15 @@ def test_samples_are_the_sound_and_a_picture_of_it(tmp_path: Path) -> None:
     t = torch.arange(8000) / 8000
     tone = torch.sin(2 * torch.pi * 1000 * t)[None, None] * 0.5
     pair = Audio(torch.cat([tone, tone / 2]), 8000, torch.tensor([8000, 4000]))
-    written = loggers.save_samples(tmp_path / "deep/er", "tone", pair)
-    assert [name for name, _, _ in written] == ["tone-1", "tone-2"]
+    logger = loggers.RunLogger(tmp_path, 0)
+    logger.log_samples(1, tmp_path / "deep/er", "tone", pair)
+    assert {path.stem for path in (tmp_path / "deep/er").iterdir()} == {"tone-1", "tone-2"}
     wave, rate = soundfile.read(tmp_path / "deep/er/tone-2.wav")
     assert rate == 8000 and len(wave) == 4000 and abs(wave - tone[0, 0, :4000].numpy() / 2).max() < 1e-4
     long, short = (imread(tmp_path / f"deep/er/{name}.png") for name in ("tone-1", "tone-2"))
     assert long.shape == short.shape and not (long == short).all()  # one lasts twice as long; dsp tests what is drawn
-    loggers.save_samples(tmp_path, "silence", Audio(torch.zeros(1, 1, 10), 8000))
+    logger.log_samples(1, tmp_path, "silence", Audio(torch.zeros(1, 1, 10), 8000))
+    logger.close()
 
 
 def test_the_line_for_the_eye(capfd: pytest.CaptureFixture[str]) -> None:

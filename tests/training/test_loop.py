@@ -24,7 +24,7 @@ def lines(folder: Path, kind: str = "train") -> dict[int, dict[str, float]]:
 def by_hand(net: Net, steps: int, accumulation: int) -> list[float]:
     """Two optimisers stepped together after every `accumulation` micro-batches: the loop in plain torch."""
     net.codec[2].p = 0.0  # type: ignore[union-attr,assignment]
-    sides = (net.codec, net.critic)
+    sides = (net.codec, net.discriminator)
     optimizers = [
         torch.optim.AdamW(
             [
@@ -88,13 +88,13 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_every_term_is_logged_under_its_name(tmp_path: Path) -> None:
-    train(tmp_path, steps=3, groups={"critic": {"lr": 5e-3}})
+    train(tmp_path, steps=3, groups={"discriminator": {"lr": 5e-3}})
     record = lines(tmp_path)[3]
     assert set(record) == {"step", *(f"codec/{term}" for term in ("loss", "l1", "fooled", "gradient", "lr"))} | {
-        f"critic/{term}" for term in ("loss", "real", "fake", "gradient", "lr")
+        f"discriminator/{term}" for term in ("loss", "real", "fake", "gradient", "lr")
     }
     assert record["codec/loss"] == pytest.approx(10 * record["codec/l1"] + record["codec/fooled"], rel=1e-5)
-    assert record["critic/lr"] == pytest.approx(record["codec/lr"] / 2)
+    assert record["discriminator/lr"] == pytest.approx(record["codec/lr"] / 2)
 
 
 def test_a_loss_that_is_not_finite_names_step_term_and_items(tmp_path: Path) -> None:
@@ -133,7 +133,10 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("yields", "message"),
-    [(("judge", {"loss": 1.0}), "'judge', which is not a group: codec, critic"), (("codec", {"l1": 1.0}), "lack 'loss'")],
+    [
+        (("judge", {"loss": 1.0}), "'judge', which is not a group: codec, discriminator"),
+        (("codec", {"l1": 1.0}), "lack 'loss'"),
+    ],
 )
 def test_a_task_that_yields_nonsense_is_told(tmp_path: Path, yields: tuple[str, dict[str, float]], message: str) -> None:
     class Odd(GanTask):
@@ -187,7 +190,7 @@ def test_fp16_scales_skips_what_overflows_and_goes_on(tmp_path: Path) -> None:
         outcomes.append({name: group.scaler.get_scale() for name, group in loop.groups.items()})
         loop.run(TrainingData(ToyBatches(Points(), 4)))
     first, second = outcomes
-    assert first == {"codec": 2.0**40, "critic": 2.0**40}
+    assert first == {"codec": 2.0**40, "discriminator": 2.0**40}
     assert all(2.0**8 < scale < 2.0**40 for scale in second.values())  # halved at each overflow, and remembered
     losses = [record["codec/l1"] for record in lines(tmp_path).values()]
     assert losses[-1] < 0.7 * losses[0]
@@ -207,5 +210,7 @@ def test_without_accelerate_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch
 def test_the_config_explains_its_mistakes(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="acumulation: unknown field. Did you mean 'accumulation'"):
         config(acumulation=2)
-    with pytest.raises(TrainingError, match=r"groups: \['critics'\] are not groups of this task. Available: codec, critic"):
+    with pytest.raises(
+        TrainingError, match=r"groups: \['critics'\] are not groups of this task. Available: codec, discriminator"
+    ):
         train(tmp_path, groups={"critics": {"lr": 1.0}})

@@ -166,11 +166,11 @@ def test_configs_are_read_and_overridden(tmp_path: Path) -> None:
     assert config.system == SystemSpec.parse({"codec": CODEC}) and config.steps == 7
     assert TrainingConfig.parse(config.to_dict()) == config
     changed = resolve_config(
-        tmp_path / "run.yaml", ["lr=1e-4", "task.l1=0.5", "groups.critic.lr=2e-4", "trackers=[]"], {"steps": 9}
+        tmp_path / "run.yaml", ["lr=1e-4", "task.l1=0.5", "groups.discriminator.lr=2e-4", "trackers=[]"], {"steps": 9}
     )
     assert (changed.lr, changed.steps, changed.trackers) == (1e-4, 9, ())
     assert changed.task.to_dict()["mel"] == 1.5 and changed.task.to_dict()["l1"] == 0.5
-    assert changed.optimizer_for("critic").lr == 2e-4 and changed.optimizer_for("codec").lr == 1e-4
+    assert changed.optimizer_for("discriminator").lr == 2e-4 and changed.optimizer_for("codec").lr == 1e-4
     with pytest.raises(SpecError, match="'steps' is not an override"):
         resolve_config(config, ["steps"], {})
     with pytest.raises(SpecError, match="step: unknown field"):

@@ -47,7 +47,7 @@ class Net(nn.Module):
         rng = torch.Generator().manual_seed(7)
         self.codec = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 6))
         self.codec.register_buffer("seen", torch.zeros(6))
-        self.critic = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(), nn.Linear(8, 1))
+        self.discriminator = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(), nn.Linear(8, 1))
         with torch.no_grad():
             for p in self.parameters():
                 p.copy_(torch.randn(p.shape, generator=rng) * 0.4)
@@ -64,7 +64,7 @@ class GanTask(Task):
             net.codec[2].p = 0.0  # type: ignore[union-attr,assignment]
 
     def optimized_modules(self) -> dict[str, nn.Module]:
-        return {"codec": self.net.codec, "critic": self.net.critic}
+        return {"codec": self.net.codec, "discriminator": self.net.discriminator}
 
     def step(self, batch: Any, progress: StepContext) -> Iterator[tuple[str, dict[str, Tensor]]]:
         x = batch["x"]
@@ -72,7 +72,7 @@ class GanTask(Task):
         y = self.net.codec(x + 0.1 * noise)
         if self.noisy:
             self.net.codec.seen.mul_(0.9).add_(x.mean(0), alpha=0.1)  # type: ignore[operator,union-attr]
-        yield "critic", critic_losses(self.net, x, y)
+        yield "discriminator", critic_losses(self.net, x, y)
         yield "codec", codec_losses(self.net, x, y)
 
     def validate(self, batch: Any) -> dict[str, Tensor]:
@@ -85,12 +85,12 @@ class GanTask(Task):
 
 
 def critic_losses(net: Net, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    real, fake = (1 - net.critic(x)).relu().mean(), (1 + net.critic(y.detach())).relu().mean()
+    real, fake = (1 - net.discriminator(x)).relu().mean(), (1 + net.discriminator(y.detach())).relu().mean()
     return {"loss": real + fake, "real": real.detach(), "fake": fake.detach()}
 
 
 def codec_losses(net: Net, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    l1, fooled = (x - y).abs().mean(), -net.critic(y).mean()
+    l1, fooled = (x - y).abs().mean(), -net.discriminator(y).mean()
     return {"loss": 10 * l1 + fooled, "l1": l1.detach(), "fooled": fooled.detach()}
 
 

@@ -38,6 +38,7 @@ _TASKS = {
     "generator": {"guidance_dropout": "cfg_dropout"},
 }
 _TRAINING = {"clip": "grad_clip", "final": "final_lr_ratio", "broken": "on_broken_file", "start": "init_from"}
+_GROUPS = {"critic": "discriminator"}  # of the codec task
 _SAMPLING = {"may_end": "allow_eos"}
 _WEIGHTS = (  # of format 1: pattern and replacement
     (r"(^|[./])analysis\.", r"\1encoder."),
@@ -46,6 +47,7 @@ _WEIGHTS = (  # of format 1: pattern and replacement
     (r"(^|[./])generator\.inputs\.", r"\1generator.input_projections."),
     (r"(^|[./])inward\.", r"\1input_proj."),
     (r"(^|[./])again\.", r"\1recurrent_proj."),
+    (r"^(model|optimizer)/critic/", r"\1/discriminator/"),  # tensors of training checkpoints
 )
 
 
@@ -66,7 +68,12 @@ def migrate_spec(data: Mapping[str, Any]) -> dict[str, Any]:
 def migrate_training_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a training config with the present field names; old names of format 1 are accepted."""
     data = _with(_renamed(data, _TRAINING), "task", lambda task: _by_type(task, _TASKS))
-    return _with(data, "groups", lambda groups: {name: _renamed(group, _TRAINING) for name, group in groups.items()})
+    return _with(data, "groups", lambda groups: {name: _renamed(x, _TRAINING) for name, x in migrate_groups(groups).items()})
+
+
+def migrate_groups(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by optimizer group under the present names of the groups."""
+    return _renamed(groups, _GROUPS)
 
 
 def migrate_weight_name(name: str) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cadenza.core.checkpoint import check_state_dict, strip_prefix
 from cadenza.core.errors import CheckpointError
-from cadenza.core.migrations import FORMAT, migrate_weight_name
+from cadenza.core.migrations import FORMAT, migrate_groups, migrate_weight_name
 from cadenza.training.optim import EMA, OptimizerGroup
 
 TENSORS = "tensors.safetensors"
@@ -45,20 +45,20 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     """Write a checkpoint, then remove all but the newest `keep_last`; raise CheckpointError and remove it on failure."""
     target = folder / f"step-{checkpoint.step:08d}"
-    temporary: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
-        tensors = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in checkpoint.tensors.items()}
-        save_file(tensors, temporary / TENSORS)  # copies, because safetensors refuses shared memory
-        digest = _file_sha256(temporary / TENSORS)
-        state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest, **checkpoint.state}
-        (temporary / STATE).write_text(json.dumps(state))
-        for path in (temporary / TENSORS, temporary / STATE, temporary):
-            _fsync(path)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder, ignore_cleanup_errors=True) as name:
+            temporary = Path(name)
+            tensors = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in checkpoint.tensors.items()}
+            save_file(tensors, temporary / TENSORS)  # copies, because safetensors refuses shared memory
+            digest = _file_sha256(temporary / TENSORS)
+            state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest, **checkpoint.state}
+            (temporary / STATE).write_text(json.dumps(state))
+            for path in (temporary / TENSORS, temporary / STATE, temporary):
+                _fsync(path)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
         _fsync(folder)
     except (OSError, SafetensorError) as error:
         steps = list_checkpoint_steps(folder)
@@ -67,9 +67,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Pat
             f"{target}: the checkpoint could not be written: {error}; {previous}. "
             "Free space or fix the permissions, then start again to continue"
         ) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     for step in list_checkpoint_steps(folder)[:-keep_last]:
         shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
     return target
@@ -77,10 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Pat
 
 def list_checkpoint_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in a folder, oldest first."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    names = os.listdir(folder) if folder.is_dir() else []
     return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
 
@@ -115,6 +109,7 @@ def _load_checkpoint(path: Path, step: int) -> Checkpoint:
         raise CheckpointError(f"{path}: checkpoint format {version} is not known to this release; upgrade cadenza")
     if version == 1:
         tensors = {migrate_weight_name(name): x for name, x in tensors.items()}
+        state |= {key: migrate_groups(state[key]) for key in ("optimizers", "scalers") if key in state}
         for group in [group for groups in state.get("optimizers", {}).values() for group in groups]:
             group["parameters"] = [migrate_weight_name(name) for name in group["parameters"]]
     return Checkpoint(step, tensors, state)

@@ -80,9 +80,8 @@ class TrainingConfig(Spec):
 
     def optimizer_for(self, name: str) -> OptimizerGroupConfig:
         """Return the settings of a group with all fields filled in; only `grad_clip` may be None."""
-        own = self.groups.get(name, OptimizerGroupConfig())
-        values = {field: getattr(own, field) for field in OptimizerGroupConfig.model_fields}
-        return OptimizerGroupConfig(**{f: getattr(self, f) if value is None else value for f, value in values.items()})
+        own = self.groups.get(name, OptimizerGroupConfig()).model_dump(exclude_none=True)
+        return OptimizerGroupConfig(**{field: getattr(self, field) for field in OptimizerGroupConfig.model_fields} | own)
 
 
 def resolve_config(config: Any, overrides: Sequence[str], fields: Mapping[str, Any]) -> TrainingConfig:
@@ -100,9 +99,7 @@ def resolve_config(config: Any, overrides: Sequence[str], fields: Mapping[str, A
     if isinstance(config, TrainingConfig):
         config = config.to_dict()
     if not isinstance(config, Mapping):
-        raise SpecError(
-            f"a {type(config).__name__} is not a training config. Use a TrainingConfig, a YAML file, or a SystemSpec"
-        )
+        raise SpecError(f"a {type(config).__name__} is not a training config. Use a TrainingConfig, YAML file or SystemSpec")
     return TrainingConfig.parse(_merge(_migrate(config), _migrate(_add_types(config, changes))), source="training config")
 
 
@@ -135,9 +132,7 @@ def _parse_overrides(lines: Sequence[str]) -> dict[str, Any]:
         for key in path:
             parent = parent.setdefault(key, {})
             if not isinstance(parent, dict):
-                raise SpecError(
-                    f"'{line}' sets a field of '{key}', but another override sets '{key}' itself; remove one of them"
-                )
+                raise SpecError(f"'{line}' sets a field of '{key}', but another override sets '{key}' itself; remove one")
         try:
             parent[last] = yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -152,10 +147,8 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     """Return `base` with `changes`, merged key by key; a mapping of another `type` replaces the whole mapping."""
     merged = dict(base)
     for key, value in changes.items():
-        present = merged.get(key)
-        if isinstance(present, Mapping) and isinstance(value, Mapping):
-            same_type = value.get("type", present.get("type")) == present.get("type")
-            merged[key] = _merge(present, value) if same_type else value
-        else:
-            merged[key] = value
+        present: Any = merged.get(key, {})
+        are_mappings = isinstance(present, Mapping) and isinstance(value, Mapping)
+        same_type = are_mappings and value.get("type", present.get("type")) == present.get("type")
+        merged[key] = _merge(present, value) if same_type else value
     return merged

@@ -72,8 +72,6 @@ class DistributedContext:
 
     def gather(self, value: Any) -> list[Any]:
         """Return plain data of every process, in order."""
-        if self.processes == 1:
-            return [value]
         from accelerate.utils import gather_object
 
         return gather_object([value])

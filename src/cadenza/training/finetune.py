@@ -65,14 +65,10 @@ def finetune_config(
     }
     config = resolve_config(resolve_config(system.spec, (), fields), overrides, {})
     if config.system != system.spec:
-        raise TrainingError(
-            "finetune changes the weights of a model, not its system; remove the overrides of system.*, or train a new model"
-        )
+        raise TrainingError("finetune cannot change the system; remove the overrides of system.*, or train a new model")
     context, rate = system.generator.spec.max_frames, system.codec.frame_format.frame_rate
     if round(config.seconds * rate) > context:
-        raise TrainingError(
-            f"seconds: segments of {config.seconds:g} s are longer than the model's context; use at most {context / rate:g}"
-        )
+        raise TrainingError(f"seconds: {config.seconds:g} is longer than the model's context; use at most {context / rate:g}")
     return config
 
 
@@ -83,9 +79,9 @@ def finetune(system: System, data: Any, config: TrainingConfig, *, out: str | Pa
     """
     trainer = Trainer(system, data, out=out, cpu=cpu, **config.to_dict())
     notice = f"{system.card.notice}\n\nFine-tuned from {system.card.name}, whose licence applies to these weights.".strip()
-    card = {"license": system.card.license, "summary": system.card.summary, "notice": notice}
-    trainer.system.card = ModelCard(name=config.name, **card)
-    if missing := _missing_conditions(trainer):
+    trainer.system.card = ModelCard(name=config.name, license=system.card.license, summary=system.card.summary, notice=notice)
+    names, metadata = dict.fromkeys(name for _, name in system.spec.fusion.slot_ids()), trainer.metadata()
+    if missing := [name for name in names if all(item.get(name) is None for item in metadata)]:
         warnings.warn(_advice(missing), stacklevel=2)
     before = trainer.validate().get(trainer.task.selection_metric)
     outcome = trainer.train()
@@ -96,17 +92,9 @@ def finetune(system: System, data: Any, config: TrainingConfig, *, out: str | Pa
     return FinetuneResult(outcome, before, after, next((folder for folder in folders if folder.exists()), None))
 
 
-def _missing_conditions(trainer: Trainer) -> list[str]:
-    """Return the conditions of the model for which no clip has a value."""
-    names, metadata = dict.fromkeys(name for _, name in trainer.system.spec.fusion.slot_ids()), trainer.metadata()
-    return [name for name in names if not any(item.get(name) is not None for item in metadata)]
-
-
 def _advice(missing: list[str]) -> str:
-    lines = [
-        f"no clip has a value for {', '.join(missing)}: the model may stop following these conditions; "
-        f'write NAME.json next to NAME.wav, such as {{"{missing[0]}": ...}}'
-    ]
+    advice = f"no clip has a value for {', '.join(missing)}: the model may stop following these conditions; "
+    advice += f'write NAME.json next to NAME.wav, such as {{"{missing[0]}": ...}}'
     if "prompt" in missing:
-        lines.append("or only the text in NAME.txt, or set music={} if the text is under `description`, as in AudioCraft")
-    return ", ".join(lines)
+        advice += ", or only the text in NAME.txt, or set music={} if the text is under `description`, as in AudioCraft"
+    return advice

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -41,9 +42,7 @@ class TensorBoardTracker:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise TrainingError(
-                'the tracker tensorboard is not installed; pip install -e ".[train]", or set trackers: []'
-            ) from None
+            raise TrainingError('tensorboard is not installed; pip install -e ".[train]", or set trackers: []') from None
         self._folder = folder / "tensorboard"
         with _writing(self._folder, _TENSORBOARD_FIX):
             self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
@@ -73,9 +72,7 @@ class WandbTracker:
         try:
             import wandb  # type: ignore[import-not-found]
         except ImportError:
-            raise TrainingError(
-                'the tracker wandb is not installed; pip install -e ".[tracking]", or remove it from trackers'
-            ) from None
+            raise TrainingError('wandb is not installed; pip install -e ".[tracking]", or remove it from trackers') from None
         self._wandb = wandb
         id_file = folder / "wandb-id"
         if not id_file.exists():
@@ -117,9 +114,14 @@ class RunLogger:
 
     def log_samples(self, step: int, folder: Path, name: str, audio: Audio) -> None:
         """Write `name-1.wav`, `name-1.png`, ... into the folder, and pass them to the trackers."""
-        for sample, clip, picture in save_samples(folder, name, audio):
+        with _writing(folder, "free space or fix its permissions"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for i, clip in enumerate(audio, 1):
+            sample, picture = Audio(clip.wave.detach().float().cpu(), clip.sample_rate), folder / f"{name}-{i}.png"
+            sample.save(picture.with_suffix(".wav"))
+            save_spectrogram(sample, picture, title=f"{name} {i}")
             for tracker in self.trackers:
-                tracker.log_audio(step, sample, clip, picture)
+                tracker.log_audio(step, f"{name}-{i}", sample, picture)
 
     def fsync(self) -> None:
         """Write all lines to disk, so that they survive a power failure."""
@@ -131,22 +133,6 @@ class RunLogger:
             self._file.close()
         for tracker in self.trackers:
             tracker.close()
-
-
-def save_samples(folder: Path, name: str, audio: Audio) -> list[tuple[str, Audio, Path]]:
-    """Write `name-1.wav`, `name-1.png`, ... into the folder; return names, clips and paths of the pictures."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be created: {error.strerror}; free space or fix its permissions") from None
-    samples = []
-    for i, clip in enumerate(audio, 1):
-        clip = Audio(clip.wave.detach().float().cpu(), clip.sample_rate)  # noqa: PLW2901
-        picture = folder / f"{name}-{i}.png"
-        clip.save(picture.with_suffix(".wav"))
-        save_spectrogram(clip, picture, title=f"{name} {i}")
-        samples.append((f"{name}-{i}", clip, picture))
-    return samples
 
 
 class ProgressPrinter:
@@ -171,8 +157,7 @@ class ProgressPrinter:
         speed = self._steps / elapsed
         throughput = f"  {self._seconds / elapsed:.1f} audio-s/s" if self._seconds else ""
         losses = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.endswith("/loss"))
-        minutes, rest = divmod(round((self.total - step) / speed), 60)
-        eta = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+        eta = timedelta(seconds=round((self.total - step) / speed))
         line = f"step {step}/{self.total}  {losses}  {speed:.2f} steps/s{throughput}  ETA {eta}"
         self.print(line, end="" if self._terminal and step < self.total else "\n")
 

@@ -2,18 +2,16 @@
 
 One step, in this order:
 
-1. Put all modules of the task into training mode.
-2. For each of the `accumulation` micro-batches: take the next batch and move it to the device.
-3. Advance the task's `step` generator; each yield is (group, losses), computed under autocast.
-4. Backpropagate `losses["loss"] / accumulation` into that group's parameters alone.
-5. For each group that had a loss: average the gradients over the processes, then clip them.
-6. Average all losses over micro-batches and processes; stop with TrainingError if one is not finite. This is the only
+1. Put the task's modules into training mode, and take `accumulation` micro-batches one after another.
+2. For each of them, advance the task's `step` generator; each yield is (group, losses), computed under autocast.
+3. Backpropagate `losses["loss"] / accumulation` into that group's parameters alone.
+4. For each group that had a loss: average the gradients over the processes, then clip them.
+5. Average all losses over micro-batches and processes; stop with TrainingError if one is not finite. This is the only
    point of a step at which the host waits for the device; stop signals of all processes are combined here.
-7. Set the learning rate, and step the optimizers of these groups together.
-8. Broadcast buffers from process 0, and update the EMA.
-9. Log the losses (every `log_every` steps).
-10. When due: validate with EMA weights (a new best score is saved to `best`), generate samples, write a checkpoint.
-11. Leave the loop if a stop signal was received or `minutes` have passed.
+6. Set the learning rate, step these groups' optimizers together, broadcast buffers from process 0, update the EMA.
+7. Log the losses (every `log_every` steps).
+8. When due: validate with EMA weights (a new best score is saved to `best`), generate samples, write a checkpoint.
+9. Leave the loop if a stop signal was received or `minutes` have passed.
 """
 
 import math
@@ -21,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -40,11 +38,10 @@ from cadenza.training.optim import EMA, build_optimizers, lr_multiplier
 from cadenza.training.tasks.base import StepContext, Task
 
 StopReason = Literal["finished", "stopped", "out of time"]
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """Name of the signal that asked the run to stop, if any."""
+    """Name of the signal that stops the run, if any."""
 
     name: str | None = None
 
@@ -59,10 +56,8 @@ def graceful_stop() -> Iterator[StopSignal]:
             raise KeyboardInterrupt
         stop.name = signal.Signals(number).name
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers
-        return
-    previous = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
     try:
         yield stop
     finally:
@@ -140,10 +135,8 @@ class TrainingLoop:
             return
         state = checkpoint.state
         if state["processes"] != self.engine.processes:
-            raise CheckpointError(
-                f"{self.folder} was trained by {state['processes']} processes, but this run has {self.engine.processes}; "
-                "use the same number"
-            )
+            counts = f"{state['processes']} processes, but this run has {self.engine.processes}"
+            raise CheckpointError(f"{self.folder} was trained by {counts}; use the same number")
         checkpoints.restore_state(self.groups, self.task.extra_state(), self.ema, checkpoint)
         self._random_state = state["random"][self.engine.rank]
         self.step = self._saved = checkpoint.step
@@ -217,8 +210,8 @@ class TrainingLoop:
         for _ in range(config.accumulation):
             batch = next(batches)
             self.position += 1
-            micro_batch = _MicroBatch([str(item) for item in _get(batch, "ids") or ["(a batch without ids)"]])
-            seconds += float(_get(batch, "seconds") or 0.0)
+            micro_batch = _MicroBatch([str(item) for item in batch.get("ids") or ["(a batch without ids)"]])
+            seconds += float(batch.get("seconds") or 0.0)
             trained |= dict.fromkeys(self._backward(self.engine.to_device(batch), micro_batch))
             micro_batches.append(micro_batch)
         norms = {f"{name}/gradient": self._clip_gradients(name) for name in trained}
@@ -309,15 +302,12 @@ class TrainingLoop:
         """Set evaluation mode, EMA weights and no gradients; restore the random state afterwards."""
         state = checkpoints.random_state(self.rng)
         try:
-            with torch.no_grad(), self.engine.autocast(), self._ema_weights():
+            with torch.no_grad(), self.engine.autocast(), nullcontext() if self.ema is None else self.ema.swapped_in():
                 for module in self.task.optimized_modules().values():
                     module.eval()
                 yield
         finally:
             checkpoints.set_random_state(state, self.rng)
-
-    def _ema_weights(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def _validate(self) -> None:
         if self._log is not None:
@@ -339,7 +329,7 @@ class TrainingLoop:
         self.engine.barrier()
 
     def _export(self, name: str) -> None:
-        with self._ema_weights():
+        with nullcontext() if self.ema is None else self.ema.swapped_in():
             self._save(self.folder / name)
 
     def _checkpoint(self) -> None:
@@ -370,7 +360,3 @@ def _items_of_wrong_losses(micro_batches: list[_MicroBatch], in_losses: bool) ->
     if in_losses and not wrong:
         return ["one of another process"]
     return [item for m in wrong or micro_batches for item in m.items]
-
-
-def _get(batch: Any, name: str) -> Any:
-    return batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)

@@ -78,18 +78,15 @@ class Balancer(nn.Module):
         names = [name for name in self.weights if name in losses]
         indices = torch.tensor([list(self.weights).index(name) for name in names], device=self.norms.device)
         grads = [torch.autograd.grad(losses[name], output, retain_graph=True)[0] for name in names]
-        average = self._average(torch.stack([self._norm(grad) for grad in grads]), indices)
+        norms = [grad.flatten(1).norm(dim=1).mean() if self.per_item else grad.norm() for grad in grads]
+        average = self._average(torch.stack(norms), indices)
         weights = torch.tensor([self.weights[name] for name in names], device=average.device)
         scales = weights / weights.sum() * self.total_norm / (average + 1e-12) if self.balance else weights
         gradient = sum((grad * scale for grad, scale in zip(grads, scales, strict=True)), torch.zeros_like(output))
-        effective = sum(
-            (losses[name].detach() * scale for name, scale in zip(names, scales, strict=True)), scales.new_zeros(())
-        )
+        weighted = [losses[name].detach() * scale for name, scale in zip(names, scales, strict=True)]
+        effective = sum(weighted, scales.new_zeros(()))
         shares = dict(zip(names, average / average.sum().clamp(min=1e-12), strict=True))
         return BalancedLoss((output * gradient.detach()).sum(), effective, shares)
-
-    def _norm(self, grad: Tensor) -> Tensor:
-        return grad.flatten(1).norm(dim=1).mean() if self.per_item else grad.norm()
 
     def _average(self, norms: Tensor, indices: Tensor) -> Tensor:
         if distributed.is_available() and distributed.is_initialized():

@@ -54,14 +54,11 @@ def build_optimizers(modules: Mapping[str, nn.Module], config: TrainingConfig) -
 def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Return parameter groups in which only matrices decay: no biases, gains, norms, embeddings or single vectors."""
     embeddings = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            is_matrix = sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in embeddings
-            (decay if is_matrix else no_decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    parameters: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # by whether they decay
+    for p in module.parameters():
+        if p.requires_grad:
+            parameters[sum(size > 1 for size in p.shape) > 1 and id(p) not in embeddings].append(p)
+    return [{"params": params, "weight_decay": weight_decay * decays} for decays, params in parameters.items() if params]
 
 
 def lr_multiplier(step: int, config: TrainingConfig) -> float:

@@ -35,10 +35,8 @@ def precompute_features(
 
     `progress` is called with clips done and total clips. Raises DataError if no conditioner has cacheable features.
     """
-    conditioners: Any = system.conditioners.items()
-    frozen: dict[str, Any] = {
-        name: part for name, part in conditioners if isinstance(part, CacheableEncoder) and part.cache_fingerprint() is not None
-    }
+    encoders = {name: part for name, part in system.conditioners.items() if isinstance(part, CacheableEncoder)}
+    frozen: dict[str, Any] = {name: part for name, part in encoders.items() if part.cache_fingerprint() is not None}
     if not frozen:
         raise DataError("no conditioner of this model has a frozen encoder with cacheable features; nothing to precompute")
     parts, report = ConditionerSet(frozen), CacheReport(list(frozen))

@@ -12,7 +12,7 @@ from cadenza.core.errors import TrainingError
 from cadenza.data import sources
 from cadenza.data.audio_dataset import AudioDataset, TorchDatasetAdapter
 from cadenza.data.encoded_dataset import EncodedDataset, PreEncodedDataset, PreEncodedFolder
-from cadenza.data.items import ReadReport, is_text_list
+from cadenza.data.items import is_text_list
 from cadenza.data.loader import Batch, BatchLoader, BatchSampler, fixed_batches
 from cadenza.data.manifest import Manifest
 from cadenza.system.feature_cache import FeatureCache, cache_dir
@@ -62,9 +62,7 @@ class Trainer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TrainingError(
-                f"{self.folder}: cannot be created: {error.strerror}; choose another folder with out="
-            ) from None
+            raise TrainingError(f"{self.folder}: cannot be created: {error.strerror}; choose another `out`") from None
         if not checkpoints.list_checkpoint_steps(self.folder / "checkpoints"):
             self._prepare_conditioners()
         loop = TrainingLoop(self.config, self.task, folder=self.folder, engine=self.engine, save=self.system.save)
@@ -92,24 +90,22 @@ class Trainer:
         new = [name for name in self.system.conditioners if f"conditioners.{name}" not in self._pretrained]
         metadata = self.metadata() if new else []
         for name in new:
-            values = [item.get(name) for item in metadata]
+            values = (item.get(name) for item in metadata)
             alternatives = (v for value in values for v in (value if is_text_list(value) else [value]))  # type: ignore[union-attr]
             self.system.conditioners[name].prepare_training(alternatives)  # type: ignore[operator]
 
     def _training_data(self, loop: TrainingLoop) -> TrainingData:
         """Return the batches of this process, and the fixed batches for validation and samples."""
-        config, engine, holdout = self.config, self.engine, self._holdout
-        order = BatchSampler(len(self._train_set), config.batch, seed=config.seed, rank=engine.rank, world=engine.processes)
+        config, engine, train_set, holdout = self.config, self.engine, self._train_set, self._holdout
+        order = BatchSampler(len(train_set), config.batch, seed=config.seed, rank=engine.rank, world=engine.processes)
         prepare = self.system.conditioners.prepare
-        loader = BatchLoader(
-            self._train_set, order, workers=config.workers, prepare=prepare, on_broken_file=config.on_broken_file
-        )
+        loader = BatchLoader(train_set, order, workers=config.workers, prepare=prepare, on_broken_file=config.on_broken_file)
         validation, samples = self._validation_batches(), None
         if holdout is not None and len(holdout) and config.sample_items:
             count = max(1, min(config.sample_items, int(MAX_SAMPLE_SECONDS / config.seconds)))
             samples = fixed_batches(holdout, count, count=count, prepare=prepare)[0]
         total = sum(len(batch.metadata) for batch in validation)
-        loop.ticker.print(f"{len(self._train_set)} training segments, {total} validation segments")
+        loop.ticker.print(f"{len(train_set)} training segments, {total} validation segments")
         return TrainingData(loader, validation, samples)
 
     def _validation_batches(self) -> list[Batch]:
@@ -138,18 +134,15 @@ class Trainer:
                 raise TrainingError(f"{data}: contains encoded frames, but this task trains on audio; use a folder of audio")
             options = {"seconds": config.seconds, "seed": config.seed, "ids": self.system.conditioners.input_ids()}
             dataset, report = sources.open_dataset(data, self.system.codec, **options, to_item=config.music)
-            self._check_report(report)
+            if report.broken and config.on_broken_file == "raise":
+                raise TrainingError(f"the data: {report}; fix or remove these files, or set on_broken_file: skip")
+            if report.broken and self.engine.main:
+                print(f"the data: {report}", file=sys.stderr)
             return dataset
         return TorchDatasetAdapter(
             data, seconds=config.seconds, sample_rate=codec.sample_rate, channels=codec.channels, data_rate=data_rate,
             seed=config.seed,
         )  # fmt: skip
-
-    def _check_report(self, report: ReadReport) -> None:
-        if report.broken and self.config.on_broken_file == "raise":
-            raise TrainingError(f"the data: {report}; fix or remove these files, or set on_broken_file: skip")
-        if report.broken and self.engine.main:
-            print(f"the data: {report}", file=sys.stderr)
 
 
 def _parts(system: System) -> dict[str, nn.Module]:

@@ -106,18 +106,18 @@ def test_critic_comes_in_at_its_step_and_learns_alone() -> None:
     steps = run.task.step(tones(2, 0), StepContext(1, 100, run.rng))
     name, losses = next(steps)
     losses["loss"].backward()
-    assert name == "critic" and all(p.grad is None for p in run.codec.parameters())
+    assert name == "discriminator" and all(p.grad is None for p in run.codec.parameters())
     assert {"scale0", "scale4"} <= losses.keys()
-    for parameter in run.task.optimized_modules()["critic"].parameters():
+    for parameter in run.task.optimized_modules()["discriminator"].parameters():
         parameter.grad = None
     name, losses = next(steps)
     losses["loss"].backward()
-    assert name == "codec" and all(p.grad is None for p in run.task.optimized_modules()["critic"].parameters())
-    assert all(p.requires_grad for p in run.task.optimized_modules()["critic"].parameters())
+    assert name == "codec" and all(p.grad is None for p in run.task.optimized_modules()["discriminator"].parameters())
+    assert all(p.requires_grad for p in run.task.optimized_modules()["discriminator"].parameters())
     assert {"adversarial", "feature", "share_feature"} <= losses.keys()
 
 
-@pytest.mark.parametrize(("fields", "groups"), [({}, ["codec"]), ({"feature": 1.0}, ["codec", "critic"])])
+@pytest.mark.parametrize(("fields", "groups"), [({}, ["codec"]), ({"feature": 1.0}, ["codec", "discriminator"])])
 def test_groups(fields: dict[str, float], groups: list[str]) -> None:
     assert list(Run(**fields).task.optimized_modules()) == groups
 

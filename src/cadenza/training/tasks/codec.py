@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +33,7 @@ class CodecTaskSpec(TaskSpec):
     type: Literal["codec"] = "codec"
     train: Literal["all", "decoder"] = "all"
     unquantized_steps: Count = 2000  # then k-means initializes the codebooks; 0 = keep the present ones
-    kmeans_frames: Annotated[int, Field(gt=0)] = 16384  # latents used by k-means
+    kmeans_frames: Size = 16384  # latents used by k-means
     quantizer_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a step with a random number of codebooks
     mel_windows: tuple[Size, ...] = (64, 128, 256, 512, 1024, 2048)
     stft_resolutions: tuple[tuple[Size, Size, Size], ...] = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
@@ -45,13 +45,13 @@ class CodecTaskSpec(TaskSpec):
     commitment: Weight = 1.0
     gan_loss: Adversarial = "hinge"
     discriminator_start_step: Count = 0
-    discriminator_filters: Annotated[int, Field(gt=0)] = 32
+    discriminator_filters: Size = 32
 
     @model_validator(mode="after")
     def _fits(self) -> "CodecTaskSpec":
         if self.train == "decoder" and self.unquantized_steps:
             raise ValueError(
-                f"unquantized_steps ({self.unquantized_steps}) would replace the codebooks; set it to 0 to train the decoder"
+                f"unquantized_steps ({self.unquantized_steps}) would replace the codebooks; set 0 to train the decoder"
             )
         return self
 
@@ -105,7 +105,7 @@ class CodecTask(Task):
 
     def optimized_modules(self) -> dict[str, nn.Module]:
         groups: dict[str, nn.Module] = {"codec": self.codec}
-        return groups if self.discriminator is None else groups | {"critic": self.discriminator}  # name of format 1
+        return groups if self.discriminator is None else groups | {"discriminator": self.discriminator}
 
     def extra_state(self) -> nn.Module:
         return self._state
@@ -121,7 +121,9 @@ class CodecTask(Task):
             self.pool.add(rearrange(output.frames.z.detach().float(), "b d f -> (b f) d"))
         discriminator = self.discriminator if progress.step >= self.spec.discriminator_start_step else None
         if discriminator is not None:
-            yield "critic", self._discriminator_losses(discriminator, wave, output.wave.detach())
+            logits = [[scale.logits for scale in discriminator(x)] for x in (wave, output.wave.detach())]
+            scales = losses.discriminator_loss(*logits, kind=self.spec.gan_loss)
+            yield "discriminator", {"loss": scales.mean()} | {f"scale{i}": x.detach() for i, x in enumerate(scales)}
         yield "codec", self._codec_losses(discriminator, wave, output)
 
     def _num_codebooks(self, progress: StepContext) -> int | None:
@@ -132,13 +134,6 @@ class CodecTask(Task):
         if float(torch.rand((), generator=draw)) < self.spec.quantizer_dropout:
             return int(torch.randint(1, self.codec.frame_format.channels + 1, (), generator=draw))
         return None
-
-    def _discriminator_losses(
-        self, discriminator: MultiScaleSTFTDiscriminator, real: Tensor, fake: Tensor
-    ) -> dict[str, Tensor]:
-        logits = [[scale.logits for scale in discriminator(wave)] for wave in (real, fake)]
-        scales = losses.discriminator_loss(*logits, kind=self.spec.gan_loss)
-        return {"loss": scales.mean()} | {f"scale{i}": scale.detach() for i, scale in enumerate(scales)}
 
     def _codec_losses(
         self, discriminator: MultiScaleSTFTDiscriminator | None, wave: Tensor, output: CodecTrainOutput
@@ -158,8 +153,8 @@ class CodecTask(Task):
             terms["feature"] = losses.feature_matching_loss(*features)
         balanced = self.balancer(terms, fake)
         loss = balanced.loss + sum(self.spec.commitment * value for value in output.losses.values())
-        logged = terms | output.losses | {f"share_{name}": share for name, share in balanced.shares.items()}
-        logged |= {"si_sdr": si_sdr(fake, wave).mean()}
+        shares = {f"share_{name}": share for name, share in balanced.shares.items()}
+        logged = {**terms, **output.losses, **shares, "si_sdr": si_sdr(fake, wave).mean()}
         return {"loss": loss} | {name: value.detach() for name, value in logged.items()}
 
     @torch.no_grad()
@@ -167,7 +162,10 @@ class CodecTask(Task):
         wave = batch["audio"].wave
         output = self.codec.forward_train(wave, num_codebooks=None if self._quantizing else 0)
         if isinstance(output.frames, Codes):
-            self._count(output.frames.ids)
+            rows = rearrange(output.frames.ids, "b k f -> k (b f)")
+            cardinality = self.codec.frame_format.cardinality
+            counts = torch.stack([torch.bincount(row, minlength=cardinality) for row in rows]).double()
+            self._counts = counts if self._counts is None else self._counts + counts
         return {
             "si_sdr": si_sdr(output.wave, wave).mean(),
             "mel": self.mel(output.wave, wave),
@@ -194,9 +192,3 @@ class CodecTask(Task):
     @property
     def _quantizing(self) -> bool:
         return bool(self._state.get_buffer("quantizing"))
-
-    def _count(self, ids: Int[Tensor, "b k f"]) -> None:
-        flat = rearrange(ids, "b k f -> k (b f)")
-        bins = self.codec.frame_format.cardinality
-        counts = torch.stack([torch.bincount(row, minlength=bins) for row in flat]).double()
-        self._counts = counts if self._counts is None else self._counts + counts

@@ -65,9 +65,10 @@ class GeneratorTask(Task):
         none = torch.zeros(len(target), dtype=torch.bool, device=target.lengths.device)
         empty = dict.fromkeys(self.system.spec.fusion.slot_ids(), none)
         prepared = batch.get("prepared", {})
-        unconditioned = self._losses(prepared, target, empty, torch.Generator().manual_seed(0))["loss"] if empty else None
         losses = self._losses(prepared, target, {}, torch.Generator().manual_seed(0))
-        return losses if unconditioned is None else {**losses, "unconditioned": unconditioned}
+        if empty:
+            losses["unconditioned"] = self._losses(prepared, target, empty, torch.Generator().manual_seed(0))["loss"]
+        return losses
 
     @torch.no_grad()
     def sample_audio(self, batch: Mapping[str, Any]) -> dict[str, Audio]:
