@@ -175,7 +175,9 @@ def _t5(folder: Path) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    from cadenza.conditioners.t5 import T5EncoderSource, T5Spec, save_encoder_weights
+    from cadenza.conditioners.base_encoders import save_model
+    from cadenza.conditioners.t5 import stored_weights
+    from cadenza.nn.t5 import T5Config, T5Encoder
 
     if folder.exists():
         return folder
@@ -185,10 +187,9 @@ def _t5(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps(T5))
     with torch.device("meta"):
-        shapes = T5EncoderSource(T5Spec(model=str(folder), output_dim=1)).build().state_dict()
-    save_encoder_weights({name: torch.full(x.shape, 0.01) for name, x in shapes.items()}, folder)
+        shapes = T5Encoder(T5Config.from_dict(T5)).state_dict()
+    save_model(folder, T5, [], stored_weights({name: torch.full(x.shape, 0.01) for name, x in shapes.items()}))
     return folder
 
 

@@ -43,7 +43,7 @@ def test_frames_of_the_same_phase_are_alike() -> None:
 
 
 def test_beyond_the_range_the_nearest_end_is_used() -> None:
-    with pytest.warns(UserWarning, match="500 beats a minute are outside the range from 30 to 300"):
+    with pytest.warns(UserWarning, match="500 is outside the range from 30 to 300"):
         found = count(500)
     assert found == pytest.approx(count(300))
 

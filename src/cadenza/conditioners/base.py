@@ -8,7 +8,7 @@ A new conditioner needs only `preprocess` and `project`. A value of None means a
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterable, Mapping, Sequence, ValuesView
 from copy import copy
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from urllib.parse import quote
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.codecs.base import Codec, CodecSpec
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import RegisteredSpec
-from cadenza.core.timeline import Timeline
-from cadenza.core.types import Condition, ConditionKind, Latents, MaskedSequence
-from cadenza.nn.frozen import FrozenEncoderMixin
+from cadenza.core.timeline import Timeline, TimeSpan
+from cadenza.core.types import Condition, ConditionKind, MaskedSequence
 
 Value = TypeVar("Value")
 Item = Mapping[str, Any]
 # an empty text is absent, or encoded; YAML parses an unquoted null as None
 EmptyText = Annotated[Literal["null", "encode"], BeforeValidator(lambda value: "null" if value is None else value)]
 _TOKENS_OF_A_TEXT = 16  # estimate
+_ENDLESS = (-math.inf, math.inf, 0.0, 0.0)  # bounds and fades of a constant value
 
 
 class ConditionerSpec(RegisteredSpec):
@@ -40,14 +40,11 @@ class ConditionerSpec(RegisteredSpec):
 
     family: ClassVar[str] = "cadenza.conditioners"
     widget: ClassVar[str] = "text"  # form control: text, number, choice, audio, ...
+    output_kind: ClassVar[ConditionKind]  # one `vector`, `tokens`, or `frames` aligned with the clip; may be a property
+    path_fields: ClassVar[tuple[str, ...]] = ()  # fields that name a folder or a repository
     output_dim: int
     null_embedding: Literal["zeros", "learned"] = "learned"  # embedding of an absent value: none, or one trained position
     fallback: str | None = None  # item id whose value is used if the item has none under this conditioner's id
-
-    @property
-    def output_kind(self) -> ConditionKind:
-        """Kind of the output: one `vector`, `tokens`, or `frames` aligned with the clip."""
-        raise NotImplementedError(f"{type(self).__name__} must define `output_kind`")
 
     def num_tokens(self, frames: int) -> int:
         """Return the number of vectors per value for clips of `frames` frames; an estimate for texts."""
@@ -64,50 +61,44 @@ class ConditionerSpec(RegisteredSpec):
 
     def resolve_paths(self, folder: Path) -> Self:
         """Return the spec with paths `./x`, written by `Conditioner.save_assets`, relative to the system's `folder`."""
+        paths = {name: getattr(self, name) for name in self.path_fields}
+        return self.model_copy(update={name: str(folder / path) for name, path in paths.items() if str(path).startswith("./")})
+
+
+class RangeConditionerSpec(ConditionerSpec):
+    """Spec of numbers from `min` to `max`."""
+
+    widget: ClassVar[str] = "number"
+    min: Any
+    max: Any
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
         return self
+
+    def clamp(self, value: float, outside: Literal["clamp", "error"] = "clamp") -> float:
+        """Return a number moved into the range with a warning; with `outside: error` RequestError is raised."""
+        if not self.min <= value <= self.max:
+            limits = f"{value:g} is outside the range from {self.min:g} to {self.max:g}"
+            if outside == "error":
+                raise RequestError(f"{limits} that the model was trained on")
+            warnings.warn(f"{limits}: the nearest end is used", stacklevel=2)
+        return min(max(float(value), self.min), self.max)
 
 
 class FramewiseConditionerSpec(ConditionerSpec):
     """Spec of a conditioner that returns one vector per frame, usually at the codec's frame rate."""
 
+    output_kind: ClassVar[ConditionKind] = "frames"
     frame_rate: float = Field(gt=0)  # Hz
     max_frames: int = Field(ge=1)  # of the longest training clip; shorter clips use the first frames
 
     @property
-    def output_kind(self) -> ConditionKind:
-        return "frames"
-
-
-class CodecConditionerSpec(ConditionerSpec):
-    """Spec of a conditioner on audio at the sample rate of a frozen `codec`, which is saved with the system.
-
-    Before training the codec loads its weights from `model`, a saved system with the same codec. With
-    `input_kind: frames` values are frames of the codec, and the conditioner holds no codec.
-    """
-
-    codec: CodecSpec
-    model: str | None = None
-    input_kind: Literal["audio", "frames"] = "audio"
-
-    @model_validator(mode="after")
-    def _check_codec_frames(self) -> Self:
-        if self.codec.uses_chunks:
-            raise ValueError("codec: its frames belong to overlapping chunks. Expected consecutive frames. Use another codec.")
-        return self
-
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "frames"
-
-    @property
-    def sample_rate(self) -> int:
-        """Sample rate of the codec in Hz."""
-        return self.codec.sample_rate
-
-    @property
-    def hop(self) -> int:
-        """Samples per frame of the codec."""
-        return self.codec.hop_length
+    def frame_centers(self) -> np.ndarray:
+        """Time of the center of each frame in seconds [f]."""
+        return (np.arange(self.max_frames) + 0.5) / self.frame_rate
 
 
 @dataclass(frozen=True)
@@ -135,11 +126,13 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # other item ids that `value_from_item` uses
     uncached_inputs: ClassVar[tuple[str, ...]] = ()  # prepared tensors that `encode` returns unchanged
     null: Tensor | None  # [1, d]
+    dtype_ref: Tensor  # empty; has this module's device and dtype
 
     def __init__(self, spec: ConditionerSpec) -> None:
         super().__init__()
         self.spec: Any = spec
         self.null = nn.Parameter(torch.zeros(1, spec.output_dim)) if spec.null_embedding == "learned" else None
+        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
 
     def prepare_training(self, values: Iterable[Value | None]) -> None:
         """Initialize what depends on training values, such as a vocabulary, and load pretrained encoders.
@@ -197,6 +190,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
     def prepare(self, values: Sequence[Value | None]) -> PreparedInputs:
         """Return CPU tensors of a batch of values, with None for absent ones; raises RequestError for an invalid value."""
+        values = self.parse_values(values)
         present = torch.tensor([value is not None for value in values])
         return PreparedInputs(self.preprocess([self.placeholder if value is None else value for value in values]), present)
 
@@ -209,6 +203,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         """Project encoded inputs to embeddings [b, n, output_dim] with a mask [b, n] that is False for absent values."""
         tokens = self.project(features.tensors)
         return Condition(tokens.x, tokens.mask & features.present[:, None], features.present, self.null)
+
+    def parse_values(self, values: Sequence[Any]) -> Sequence[Value | None]:
+        """Return the values that `preprocess` takes, with None for absent ones, such as blank texts. Default: unchanged."""
+        return values
 
     @abstractmethod
     def preprocess(self, values: Sequence[Value]) -> dict[str, Tensor]:
@@ -224,10 +222,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
 
 class EmbeddingTableConditioner(Conditioner[Value]):
-    """Look up one trained vector per value; subclasses define `row`.
-
-    The table has `num_rows` rows with standard deviation `spec.std` before training.
-    """
+    """Look up one trained vector per value, of standard deviation `spec.std` before training; subclasses define `row`."""
 
     def __init__(self, spec: ConditionerSpec, num_rows: int) -> None:
         super().__init__(spec)
@@ -246,76 +241,44 @@ class EmbeddingTableConditioner(Conditioner[Value]):
         return MaskedSequence(self.table(row), torch.ones_like(row, dtype=torch.bool))
 
 
-class CodecConditioner(Conditioner[Value]):
-    """Base class of conditioners with a frozen codec, or None if unused; their specs have `codec` and `model`."""
+class ProjectionConditioner(Conditioner[Value]):
+    """Project `x` [b, n, e] to embeddings with the layer `out`; padding is exactly zero."""
 
-    codec: Codec | None
+    out: nn.Module
 
-    def prepare_training(self, values: Iterable[Value | None]) -> None:
-        """Load the codec from `spec.model`; warns if that is not set."""
-        if self.codec is None:
-            return
-        if self.spec.model is None:
-            warnings.warn(
-                f"the codec of a `{self.spec.type}` conditioner has random weights and is frozen; set `model` to load "
-                "pretrained weights",
-                stacklevel=2,
-            )
-        else:
-            self.codec.load_weights_from(self.spec.model)
-
-    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """Return what features depend on in addition to the spec: the weights of the codec; None without a codec."""
-        return None if self.codec is None else ({}, self.codec.state_dict())
-
-    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
-        return self.spec.model_copy(update={"model": None})  # the system's checkpoint holds the codec
+    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
+        mask = tensors["mask"]
+        return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
 
-class PretrainedConditionerSpec(ConditionerSpec):
-    """Spec of a conditioner with a pretrained encoder `model`, a folder or a repository of the hub.
+class SpanConditioner(Conditioner[Any]):
+    """Base class of conditioners on lists of (start, end, value) in seconds with vectors per frame; subclasses check spans."""
 
-    Unless it is to `train`, the encoder is frozen and not part of the saved weights: a saved system names its revision, or
-    holds a copy of a local folder.
-    """
+    handles_timelines: ClassVar[bool] = True
 
-    model: str = Field(min_length=1)
-    revision: str | None = None  # commit, branch or tag of the repository
-    dim: int | None = Field(default=None, ge=1)  # width of the encoder; default: from its config
-    train: bool = False
-    pad_to: Literal["longest", "max_length"] = "longest"
-    empty_text: EmptyText = "null"
-    project: Literal["always", "auto"] = "always"  # auto: only if the encoder's width differs from output_dim
+    @abstractmethod
+    def parse_span(self, entry: Any) -> TimeSpan:
+        """Return a (start, end, value) of a list; raises RequestError for other entries."""
 
-    def resolve_paths(self, folder: Path) -> Self:
-        return self.model_copy(update={"model": str(folder / self.model)}) if self.model.startswith("./") else self
+    def value_from_item(self, item: Item, name: str) -> Any:
+        """Return the value; an empty list is None."""
+        value = super().value_from_item(item, name)
+        return None if isinstance(value, list | tuple) and not value else value
 
+    def crop_value(self, value: Any, start: float) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [TimeSpan(max(0.0, a - start), b - start, x) for a, b, x in map(self.parse_span, value) if b > start] or None
 
-class PretrainedConditioner(FrozenEncoderMixin, Conditioner[Value]):
-    """Base class of conditioners with a pretrained encoder, which is `encoder` if it is trained.
+    def span_frames(self, span: TimeSpan) -> slice:
+        """Return the frames whose centers lie in a span."""
+        limit, rate = self.spec.max_frames, self.spec.frame_rate
+        return slice(*(round(min(max(0, second * rate), limit)) for second in span[:2]))
 
-    `pretrained` has `dim`, `config`, `source`, `build`, `get` and `save(folder, weights=)`.
-    """
-
-    dtype_ref: Tensor  # empty; has this module's device and dtype
-
-    def _add_projection(self) -> None:
-        """Add the output projection, and the encoder if it is trained."""
-        self.out = output_projection(self.spec, self.pretrained.dim)
-        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
-        if self.spec.train:
-            self.encoder = self.pretrained.build().requires_grad_(True)
-
-    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """Return config and weights of the encoder, on which features depend; None if it is trained."""
-        return None if self.spec.train else (self.pretrained.config, self.pretrained.get(self.dtype_ref.device).state_dict())
-
-    def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
-        source, fields = self.pretrained.source, {"dim": self.pretrained.dim}
-        if source.folder is None and not self.spec.train:
-            return self.spec.model_copy(update=fields | {"revision": source.resolved_revision})
-        self.pretrained.save(folder / subfolder, weights=not self.spec.train)
-        return self.spec.model_copy(update=fields | {"model": f"./{subfolder}", "revision": None})
+    def span_times(self, span: TimeSpan, longest: float) -> np.ndarray:
+        """Return seconds since the start and until the end of a span [2, f] at its frames; 1 stands for `longest` or more."""
+        centers = self.spec.frame_centers[self.span_frames(span)]
+        return np.clip(np.stack([centers - span.start, span.end - centers]) / longest, 0, 1)
 
 
 class ConditionerSet(nn.ModuleDict):
@@ -330,7 +293,7 @@ class ConditionerSet(nn.ModuleDict):
     def prepare_training(self, items: Iterable[Item]) -> None:
         """Call `prepare_training` of each conditioner with its values; `items` is iterated once per conditioner."""
         for name, part in self.items():
-            part.prepare_training(_span_values(part, (item.get(name) for item in items)))
+            part.prepare_training(value for item in items for value in _split_spans(part, item.get(name))[1])
 
     def quantize_frozen_(self) -> None:
         """Keep the weights of all pretrained encoders in 8 bits from now on."""
@@ -400,11 +363,12 @@ def _crop(part: Conditioner[Any], value: Any, start: Any) -> Any:
     return part.crop_value(value, float(start)) if timeline is None else timeline.shifted(float(start))
 
 
-def _span_values(part: Conditioner[Any], values: Iterable[Any]) -> Iterator[Any]:
-    """Yield all values, with the values of its spans for each timeline."""
-    for value in values:
-        timeline = _timeline(part, value)
-        yield from [value] if timeline is None else [span.value for span in timeline.spans]
+def _split_spans(part: Conditioner[Any], value: Any) -> tuple[list[tuple[float, ...]], list[Any]]:
+    """Return bounds with fades and the value of each span of a timeline; one endless span for a constant value."""
+    timeline = _timeline(part, value)
+    if timeline is None:
+        return [_ENDLESS], [value]
+    return [*timeline.bounds_with_fades()], [span.value for span in timeline.spans]
 
 
 def _prepare_items(part: Conditioner[Any], items: Sequence[Item], values: Sequence[Any]) -> PreparedInputs:
@@ -413,17 +377,12 @@ def _prepare_items(part: Conditioner[Any], items: Sequence[Item], values: Sequen
     Times of values are seconds of the piece, of which the clip begins at the item's `seconds_start` (default 0).
     """
     values = [_crop(part, value, item.get("seconds_start")) for item, value in zip(items, values, strict=True)]
-    timelines = [_timeline(part, value) for value in values]
-    if not any(timelines):
+    split = [_split_spans(part, value) for value in values]
+    if all(bounds == [_ENDLESS] for bounds, _ in split):
         return part.prepare(values)
-    bounds: list[list[tuple[float, ...]]] = []
-    rows: list[list[Any]] = []
-    for value, timeline in zip(values, timelines, strict=True):
-        bounds.append([(-math.inf, math.inf, 0.0, 0.0)] if timeline is None else [*timeline.bounds_with_fades()])
-        rows.append([value] if timeline is None else [span.value for span in timeline.spans])
-    count = max(map(len, rows))
-    prepared = part.prepare([value for row in rows for value in [*row, *[None] * (count - len(row))]])
-    return replace(prepared, spans=torch.tensor([[*row, *[(0.0,) * 4] * (count - len(row))] for row in bounds]))
+    count = max(len(bounds) for bounds, _ in split)
+    prepared = part.prepare([value for _, row in split for value in [*row, *[None] * (count - len(row))]])
+    return replace(prepared, spans=torch.tensor([[*row, *[(0.0,) * 4] * (count - len(row))] for row, _ in split]))
 
 
 def _concat_spans(condition: Condition, spans: Float[Tensor, "i s 4"] | None) -> Condition:
@@ -447,11 +406,32 @@ def output_projection(spec: Any, dim: int) -> nn.Module:
     return nn.Linear(dim, spec.output_dim)
 
 
-def require_text(value: Any) -> str:
-    """Return the value if it is a string; raises RequestError otherwise."""
-    if not isinstance(value, str):
+def parse_number(value: Any, needed: str) -> float:
+    """Return a finite number or one in a tensor; raises RequestError, which names what is `needed`, for other values."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not is_number(number):
+        raise RequestError(f"{needed} is needed, got {number!r}")
+    return number
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def zero_linear(dim: int, output_dim: int) -> nn.Linear:
+    """Return a linear layer whose output is zero before training."""
+    linear = nn.Linear(dim, output_dim)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def present_text(value: Any, empty_text: Literal["null", "encode"] = "null") -> str | None:
+    """Return a text, or None if it is absent or, unless `empty_text` is encode, blank; RequestError for other values."""
+    if not isinstance(value, str | None):
         raise RequestError(f"a text is needed, got {value!r} ({type(value).__name__}); put it in quotes")
-    return value
+    return value if value is not None and (value.strip() or empty_text == "encode") else None
 
 
 def warn_truncated(count: int, longest: int, unit: str = "tokens") -> None:
@@ -464,30 +444,13 @@ def warn_truncated(count: int, longest: int, unit: str = "tokens") -> None:
 
 def pad_ids(rows: Sequence[Sequence[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:
     """Pad rows of ids to `ids` and `mask` [b, n]; `n` is `length`, or that of the longest row and at least 1."""
-    n = max([1, *map(len, rows)]) if length is None else length
-    ids = torch.full((len(rows), n), pad)
-    for row, line in zip(rows, ids, strict=True):
-        line[: len(row)] = torch.tensor(row, dtype=torch.long)
-    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-    return {"ids": ids, "mask": torch.arange(n) < lengths[:, None]}
+    ids, mask = pad_rows([torch.tensor(row, dtype=torch.long) for row in rows], pad=pad, shortest=length or 1)
+    return {"ids": ids, "mask": mask}
 
 
-def codec_width(codec: CodecSpec) -> int:
-    """Return the numbers per frame of a codec."""
-    with torch.device("meta"):
-        return codec.build().embedding_dim
-
-
-def codec_frames(value: Any, dim: int) -> Float[Tensor, "f d"]:
-    """Return precomputed codec frames, given as Latents of one clip or [d, f]; raises RequestError for other values."""
-    z = value.z[0, :, : int(value.lengths)] if isinstance(value, Latents) and len(value) == 1 else value
-    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != dim or not z.shape[1] or not bool(z.isfinite().all()):
-        received = f"a tensor {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-        raise RequestError(f"finite frames of a codec are needed, Latents of one clip or a tensor [{dim}, f], got {received}")
-    return z.float().cpu().T
-
-
-def example_codec() -> CodecSpec:
-    """Return a tiny codec for `example` of specs."""
-    fields = {"sample_rate": 800, "strides": (4, 2), "codebooks": 2, "bins": 16, "filters": 2, "dimension": 4}
-    return CodecSpec.parse({"type": "encodec", **fields})
+def pad_rows(rows: Sequence[Tensor], *, pad: int = 0, shortest: int = 0) -> tuple[Tensor, Bool[Tensor, "b n"]]:
+    """Return rows [n, ...] padded to the longest, at least to `shortest`, and stacked, and the mask of the real entries."""
+    x = rows[0].new_full((len(rows), max([shortest, *map(len, rows)]), *rows[0].shape[1:]), pad)
+    for padded, row in zip(x, rows, strict=True):
+        padded[: len(row)] = row
+    return x, torch.arange(x.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]

@@ -1,37 +1,28 @@
 """Beat positions as one vector per frame, from a tempo or from beat times."""
 
 import math
-import warnings
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec
+from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec, RangeConditionerSpec, is_number
 from cadenza.core.errors import RequestError
 from cadenza.core.types import MaskedSequence
 
 _CYCLES = (1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4)  # per beat: bars of 4, 3 and 2 beats, the beat, subdivisions
 
 
-class BeatsSpec(FramewiseConditionerSpec):
+class BeatsSpec(RangeConditionerSpec, FramewiseConditionerSpec):
     """Range of the tempo in beats per minute; a tempo outside is clamped with a warning, beat times are not."""
 
     type: Literal["beats"] = "beats"
-    widget: ClassVar[str] = "number"
     min: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     max: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     hidden: int = Field(default=128, ge=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min >= self.max:
-            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
-        return self
 
     @classmethod
     def example(cls) -> tuple["BeatsSpec", list[Any]]:
@@ -56,9 +47,9 @@ class BeatsConditioner(Conditioner[Any]):
 
     def crop_value(self, value: Any, start: float) -> Any:
         """Return beat times relative to `start`; a tempo becomes its first two beat times."""
-        if _number(value):
-            return [-start, 60 / self._tempo(value) - start]
-        return [x - start for x in value] if isinstance(value, list | tuple) and all(map(_number, value)) else value
+        if is_number(value):
+            return [-start, 60 / self.spec.clamp(value) - start]
+        return [x - start for x in value] if isinstance(value, list | tuple) and all(map(is_number, value)) else value
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `count` [b, f], beats since the first one, and `speed` [b, f], beats per second."""
@@ -78,9 +69,9 @@ class BeatsConditioner(Conditioner[Any]):
         time = np.arange(self.spec.max_frames + 1) / self.spec.frame_rate
         if isinstance(value, Tensor | np.ndarray):
             value = value.tolist()
-        if _number(value):
-            return time * self._tempo(value) / 60
-        if not isinstance(value, list | tuple) or len(value) < 2 or not all(map(_number, value)):
+        if is_number(value):
+            return time * self.spec.clamp(value) / 60
+        if not isinstance(value, list | tuple) or len(value) < 2 or not all(map(is_number, value)):
             raise RequestError(f"a tempo in beats a minute or the times of two or more beats are needed, got {value!r}")
         beats = np.asarray(value, float)
         gaps = np.diff(beats)
@@ -91,16 +82,3 @@ class BeatsConditioner(Conditioner[Any]):
         count[before] = (time[before] - beats[0]) / gaps[0]
         count[after] = len(beats) - 1 + (time[after] - beats[-1]) / gaps[-1]
         return count
-
-    def _tempo(self, value: float) -> float:
-        low, high = self.spec.min, self.spec.max
-        if not low <= value <= high:
-            warnings.warn(
-                f"{value:g} beats a minute are outside the range from {low:g} to {high:g}: the nearest end is used",
-                stacklevel=2,
-            )
-        return min(max(float(value), low), high)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

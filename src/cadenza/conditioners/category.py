@@ -21,6 +21,7 @@ class CategorySpec(ConditionerSpec):
 
     type: Literal["category"] = "category"
     widget: ClassVar[str] = "choice"
+    output_kind: ClassVar[ConditionKind] = "vector"
     values: tuple[str, ...] = Field(min_length=1)
     aliases: dict[str, str] = Field(default={})
     exact: bool = False
@@ -42,10 +43,6 @@ class CategorySpec(ConditionerSpec):
                 )
         return self
 
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "vector"
-
     @classmethod
     def example(cls) -> tuple["CategorySpec", list[Any]]:
         spec = cls(output_dim=8, values=("A minor", "A# minor", "C major"), aliases={"Bb minor": "A# minor"})
@@ -66,15 +63,13 @@ class CategoryConditioner(EmbeddingTableConditioner[str]):
         first = int(spec.unknown == "learned")
         super().__init__(spec, len(spec.values) + first)
         self.placeholder = spec.values[0]
-        self.rows = {spec.normalize_value(value): row for row, value in enumerate(spec.values, first)}
-        self.rows |= {
-            spec.normalize_value(alias): self.rows[spec.normalize_value(value)] for alias, value in spec.aliases.items()
-        }
+        row_of_value = {value: row for row, value in enumerate(spec.values, first)}
+        row_of_word = row_of_value | {alias: row_of_value[value] for alias, value in spec.aliases.items()}
+        self.rows = {spec.normalize_value(word): row for word, row in row_of_word.items()}
 
     def row(self, value: Any) -> int:
-        row = self.rows.get(self.spec.normalize_value(value)) if isinstance(value, str) else None
-        if row is None and isinstance(value, str) and self.spec.unknown == "learned":
-            return 0
+        unknown = 0 if self.spec.unknown == "learned" else None
+        row = self.rows.get(self.spec.normalize_value(value), unknown) if isinstance(value, str) else None
         if row is None:
             raise RequestError(f"no value called {value!r}.{did_you_mean(str(value), [*self.spec.values, *self.spec.aliases])}")
         return row

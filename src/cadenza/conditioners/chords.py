@@ -3,31 +3,22 @@
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from numbers import Real
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec
+from cadenza.conditioners.base import FramewiseConditionerSpec, SpanConditioner, is_number, zero_linear
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import did_you_mean
-from cadenza.core.timeline import Timeline
+from cadenza.core.timeline import Timeline, TimeSpan
 from cadenza.core.types import MaskedSequence
 from cadenza.dsp.chords import parse_chord
 
 _FEATURES = 3 * 12 + 3  # root, bass, tones; no chord; time since start and until end
 _MAX_SECONDS = 2.0  # longer times are clipped
-
-
-class ChordSpan(NamedTuple):
-    """A chord from `start` to `end`, in seconds."""
-
-    start: float
-    end: float
-    name: str
 
 
 class ChordsSpec(FramewiseConditionerSpec):
@@ -53,7 +44,7 @@ class ChordsSpec(FramewiseConditionerSpec):
         return ChordsConditioner(self)
 
 
-class ChordsConditioner(Conditioner[Any]):
+class ChordsConditioner(SpanConditioner):
     """Embed root, bass and tones of the chord at each frame with two layers, the last initialized to zero.
 
     A value is a list of (start, end, name) in seconds, with an end of None for open; or chords with starts, "C@0 Am@2.5"; or
@@ -61,16 +52,13 @@ class ChordsConditioner(Conditioner[Any]):
     until the clip ends. Frames without a chord are masked; `N` means that no chord sounds. Raises RequestError otherwise.
     """
 
-    handles_timelines: ClassVar[bool] = True  # values are lists of (start, end, name)
     placeholder: Any = ()
 
     def __init__(self, spec: ChordsSpec) -> None:
         super().__init__(spec)
         self.table = nn.Embedding(len(spec.vocabulary), spec.hidden) if spec.vocabulary else None
         self.up = None if spec.vocabulary else nn.Linear(_FEATURES, spec.hidden)
-        self.out = nn.Linear(spec.hidden, spec.output_dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zero_linear(spec.hidden, spec.output_dim)
 
     @property
     def extra_inputs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -80,21 +68,28 @@ class ChordsConditioner(Conditioner[Any]):
         """Return chords with times, using the item's tempo; an empty list is None."""
         value = super().value_from_item(item, name)
         if not isinstance(value, str):
-            return None if isinstance(value, list | tuple) and not value else value
+            return value
         tempo = item.get(self.spec.tempo) if self.spec.tempo else None
         return self._line(value, tempo, after=float(item.get("seconds_start") or 0))
 
-    def crop_value(self, value: Any, start: float) -> Any:
-        if not isinstance(value, list | tuple):
-            return value
-        return [ChordSpan(max(0.0, a - start), b - start, name) for a, b, name in map(_span, value) if b > start] or None
+    def parse_span(self, entry: Any) -> TimeSpan:
+        """Return a chord (start, end, name); an end of None is open."""
+        if isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[2], str):
+            start, end = entry[0], np.inf if entry[1] is None else entry[1]
+            if is_number(start) and (is_number(end) or end == np.inf) and 0 <= start <= end:
+                return TimeSpan(float(start), float(end), entry[2])
+        raise RequestError(f"a chord is (start, end, name) with 0 <= start <= end in seconds, got {entry!r}")
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `x` [b, f, n], or with a `vocabulary` `row` [b, f], and `covered` [b, f], False without a chord."""
         charts = [self._spans(self._line(value) if isinstance(value, str) else value) for value in values]
-        arrays = [self._rows(chart) if self.spec.vocabulary else self._features(chart) for chart in charts]
-        covered = torch.from_numpy(np.stack([mask for _, mask in arrays]))
-        return {"row" if self.spec.vocabulary else "x": torch.from_numpy(np.stack([x for x, _ in arrays])), "covered": covered}
+        features = [self._rows(chart) if self.spec.vocabulary else self._features(chart) for chart in charts]
+        covered = np.zeros((len(values), self.spec.max_frames), bool)
+        for row, chart in zip(covered, charts, strict=True):
+            for span in chart:
+                row[self.span_frames(span)] = True
+        x = torch.from_numpy(np.stack(features))
+        return {"row" if self.spec.vocabulary else "x": x, "covered": torch.from_numpy(covered)}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         if self.table is not None:
@@ -104,7 +99,7 @@ class ChordsConditioner(Conditioner[Any]):
             hidden = self.up(tensors["x"].to(self.up.weight.dtype))
         return MaskedSequence(self.out(nn.functional.gelu(hidden)), tensors["covered"])
 
-    def _line(self, text: str, tempo: Any = None, *, after: float = 0.0) -> list[ChordSpan]:
+    def _line(self, text: str, tempo: Any = None, *, after: float = 0.0) -> list[TimeSpan]:
         """Parse a text of chords, up to the end of the longest clip that begins at `after` seconds."""
         total = after + self.spec.max_frames / self.spec.frame_rate
         words = text.replace(",", " ").split()
@@ -114,15 +109,15 @@ class ChordsConditioner(Conditioner[Any]):
         bars = [part for part in bars if part]
         if not bars:
             raise RequestError("no chord is given; write some, such as 'Am F C G', or leave them out")
-        spans: list[ChordSpan] = []
+        spans: list[TimeSpan] = []
         begin, tempo_line = 0.0, Timeline.parse(tempo)
         for part in cycle(bars):
             bar = self._bar(tempo if tempo_line is None else tempo_line.value_at(begin))
             for i, word in enumerate(part):
                 if word == "%" and not spans:
                     raise RequestError("'%' repeats the chord before it, which is missing")
-                name = spans[-1].name if word == "%" else word
-                spans.append(ChordSpan(begin + i / len(part) * bar, begin + (i + 1) / len(part) * bar, name))
+                name = spans[-1].value if word == "%" else word
+                spans.append(TimeSpan(begin + i / len(part) * bar, begin + (i + 1) / len(part) * bar, name))
             begin += bar
             if begin >= total:
                 break
@@ -135,52 +130,35 @@ class ChordsConditioner(Conditioner[Any]):
             raise RequestError(f"at {tempo!r} beats a minute a bar of chords is shorter than a frame; give a slower tempo")
         return bar
 
-    def _spans(self, value: Any) -> list[ChordSpan]:
+    def _spans(self, value: Any) -> list[TimeSpan]:
         if not isinstance(value, list | tuple):
             raise RequestError(f"chords are a text such as 'Am F C G' or a list of (start, end, name), got {value!r}")
-        return sorted(_span(entry) for entry in value)
+        return sorted(map(self.parse_span, value))
 
-    def _rows(self, chart: list[ChordSpan]) -> tuple[np.ndarray, np.ndarray]:
-        rows, covered = np.zeros(self.spec.max_frames, np.int64), np.zeros(self.spec.max_frames, bool)
+    def _rows(self, chart: list[TimeSpan]) -> np.ndarray:
+        rows = np.zeros(self.spec.max_frames, np.int64)
         for span in chart:
-            if span.name not in self.spec.vocabulary:
-                raise RequestError(f"no chord called '{span.name}'.{did_you_mean(span.name, list(self.spec.vocabulary))}")
-            first, last = self._frames(span)
-            rows[first:last], covered[first:last] = self.spec.vocabulary.index(span.name), True
-        return rows, covered
+            if span.value not in self.spec.vocabulary:
+                raise RequestError(f"no chord called '{span.value}'.{did_you_mean(span.value, list(self.spec.vocabulary))}")
+            rows[self.span_frames(span)] = self.spec.vocabulary.index(span.value)
+        return rows
 
-    def _features(self, chart: list[ChordSpan]) -> tuple[np.ndarray, np.ndarray]:
-        x, covered = np.zeros((self.spec.max_frames, _FEATURES), np.float32), np.zeros(self.spec.max_frames, bool)
-        centers = (np.arange(self.spec.max_frames) + 0.5) / self.spec.frame_rate
+    def _features(self, chart: list[TimeSpan]) -> np.ndarray:
+        x = np.zeros((self.spec.max_frames, _FEATURES), np.float32)
         for span in chart:
-            first, last = self._frames(span)
-            chord = parse_chord(span.name)
+            chord = parse_chord(span.value)
             vector = np.zeros(_FEATURES, np.float32)
             if chord.root is None or chord.bass is None:
                 vector[36] = 1
             else:
                 vector[[chord.root, 12 + chord.bass, *(24 + tone for tone in chord.pitch_classes)]] = 1
-            x[first:last], covered[first:last] = vector, True
-            time = centers[first:last]
-            x[first:last, 37] = np.clip((time - span.start) / _MAX_SECONDS, 0, 1)
-            x[first:last, 38] = np.clip((span.end - time) / _MAX_SECONDS, 0, 1)
-        return x, covered
-
-    def _frames(self, span: ChordSpan) -> tuple[int, int]:
-        """Return the first and last frame (exclusive) whose centers lie in a span."""
-        rate = self.spec.frame_rate
-        return tuple(round(min(max(0, second * rate), self.spec.max_frames)) for second in span[:2])  # type: ignore[return-value]
+            frames = self.span_frames(span)
+            x[frames] = vector
+            x[frames, 37:] = self.span_times(span, _MAX_SECONDS).T
+        return x
 
 
-def _span(entry: Any) -> ChordSpan:
-    if isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[2], str):
-        start, end, name = entry[0], np.inf if entry[1] is None else entry[1], entry[2]
-        if all(isinstance(x, Real) for x in (start, end)) and 0 <= start <= end and np.isfinite(float(start)):
-            return ChordSpan(float(start), float(end), name)
-    raise RequestError(f"a chord is (start, end, name) with 0 <= start <= end in seconds, got {entry!r}")
-
-
-def _parse_starts(words: list[str], total: float) -> list[ChordSpan]:
+def _parse_starts(words: list[str], total: float) -> list[TimeSpan]:
     starts = []
     for word in words:
         name, _, second = word.partition("@")
@@ -190,15 +168,15 @@ def _parse_starts(words: list[str], total: float) -> list[ChordSpan]:
     if starts != sorted(starts, key=lambda pair: pair[0]):
         raise RequestError("the starts of the chords must rise")
     ends = [second for second, _ in starts[1:]] + [max(total, starts[-1][0])]
-    return [ChordSpan(start, end, name) for (start, name), end in zip(starts, ends, strict=True)]
+    return [TimeSpan(start, end, name) for (start, name), end in zip(starts, ends, strict=True)]
 
 
 def _parse_tempo(tempo: Any) -> float:
     """Return the tempo in beats per minute of a number or of beat times."""
     tempo = tempo.tolist() if isinstance(tempo, Tensor | np.ndarray) else tempo
     if isinstance(tempo, list | tuple) and len(tempo) > 1:
-        if all(isinstance(x, Real) for x in tempo) and tempo[-1] > tempo[0]:
+        if all(map(is_number, tempo)) and tempo[-1] > tempo[0]:
             return 60 * (len(tempo) - 1) / (tempo[-1] - tempo[0])
-    elif isinstance(tempo, Real) and float(tempo) > 0:
+    elif is_number(tempo) and tempo > 0:
         return float(tempo)
     raise RequestError(f"the tempo of the chords must be beats a minute or the times of beats, got {tempo!r}")

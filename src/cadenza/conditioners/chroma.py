@@ -11,9 +11,16 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs, output_projection
+from cadenza.conditioners.base import (
+    Conditioner,
+    ConditionerSpec,
+    Item,
+    PreparedInputs,
+    ProjectionConditioner,
+    output_projection,
+)
 from cadenza.core.errors import CheckpointError, RequestError
-from cadenza.core.types import Condition, ConditionKind, MaskedSequence
+from cadenza.core.types import Condition, ConditionKind
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
 from cadenza.dsp.spectral import chroma_filters, chroma_frames, chromagram, one_hot_argmax
 from cadenza.nn.demucs import Separator
@@ -29,6 +36,8 @@ class ChromaSpec(ConditionerSpec):
 
     type: Literal["chroma"] = "chroma"
     widget: ClassVar[str] = "audio"
+    output_kind: ClassVar[ConditionKind] = "frames"
+    path_fields: ClassVar[tuple[str, ...]] = ("separator",)
     null_embedding: Literal["zeros", "learned", "silence"] = "silence"  # type: ignore[assignment]  # silence: chroma of silence
     sample_rate: int = Field(default=32000, gt=0)
     window: int = Field(default=16384, ge=2)
@@ -55,10 +64,6 @@ class ChromaSpec(ConditionerSpec):
         return self
 
     @property
-    def output_kind(self) -> ConditionKind:
-        return "frames"
-
-    @property
     def frame_rate(self) -> float:
         """Chroma frames per second."""
         return self.sample_rate / self.hop
@@ -66,22 +71,16 @@ class ChromaSpec(ConditionerSpec):
     @classmethod
     def example(cls) -> tuple["ChromaSpec", list[Any]]:
         rng = torch.Generator().manual_seed(0)
-        values: list[Any] = [Audio(torch.randn(1, 1, n, generator=rng), 8000) for n in (900, 3000)]
-        values.append({"vocals": Audio(torch.randn(1, 2, 2000, generator=rng), 16000)})
-        return cls(output_dim=8, sample_rate=8000, window=512, hop=256, stems=("vocals", "other")), [
-            values[2],
-            *({"vocals": sound} for sound in values[:2]),
-        ]
+        short, long = (Audio(torch.randn(1, 1, n, generator=rng), 8000) for n in (900, 3000))
+        stereo = Audio(torch.randn(1, 2, 2000, generator=rng), 16000)
+        spec = cls(output_dim=8, sample_rate=8000, window=512, hop=256, stems=("vocals", "other"))
+        return spec, [{"vocals": sound} for sound in (stereo, short, long)]
 
     def build(self) -> "ChromaConditioner":
         return ChromaConditioner(self)
 
-    def resolve_paths(self, folder: Path) -> Self:
-        local = self.separator.startswith("./")
-        return self.model_copy(update={"separator": str(folder / self.separator)}) if local else self
 
-
-class ChromaConditioner(Conditioner[Any]):
+class ChromaConditioner(ProjectionConditioner[Any]):
     """Project chroma with a linear layer.
 
     A value is a recording (Audio of one clip or a path), or a mapping of stems to recordings; an item's `stems` replace
@@ -90,16 +89,14 @@ class ChromaConditioner(Conditioner[Any]):
 
     placeholder = None
     padding_masks: Mapping[str, str]  # for the feature cache
-    dtype_ref: Tensor  # empty; has this module's device and dtype
     extra_inputs: ClassVar[tuple[str, ...]] = ("stems",)
 
     def __init__(self, spec: ChromaSpec) -> None:
         super().__init__(spec)
         self.separator = Separator(spec.separator)
         sound = {} if spec.pad_to == "longest" else {"wave": "samples"}  # otherwise padding does not affect the chroma
-        self.padding_masks = {**sound, "chroma": "mask", "mask": "mask"}
+        self.padding_masks = {**sound, "x": "mask", "mask": "mask"}
         self.out = output_projection(spec, spec.bins)
-        self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """Return the fingerprint of the separator; None if it is not used or not available."""
@@ -145,7 +142,7 @@ class ChromaConditioner(Conditioner[Any]):
         return {"wave": wave, "samples": samples, "mixed": mixed, "mask": mask}
 
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the `chroma` [b, n, k] and its `mask` [b, n]."""
+        """Return the chroma `x` [b, n, k] and its `mask` [b, n]."""
         spec, wave, mask = self.spec, tensors["wave"], tensors["mask"]
         n = mask.shape[1]
         samples, mixed = tensors["samples"].tolist(), tensors["mixed"].tolist()
@@ -158,11 +155,7 @@ class ChromaConditioner(Conditioner[Any]):
         if spec.max_frames is not None and spec.pad_mode == "repeat":
             rows = [row.repeat(-(-n // len(row)), 1) for row in rows]
         x = torch.stack([F.pad(row[:n], (0, 0, 0, n - len(row[:n]))) for row in rows])
-        return {"chroma": (one_hot_argmax(x) if spec.one_hot else x) * mask[..., None], "mask": mask}
-
-    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        mask = tensors["mask"]
-        return MaskedSequence(self.out(tensors["chroma"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
+        return {"x": (one_hot_argmax(x) if spec.one_hot else x) * mask[..., None], "mask": mask}
 
     def forward(self, features: PreparedInputs) -> Condition:
         condition = super().forward(features)
@@ -181,9 +174,8 @@ class ChromaConditioner(Conditioner[Any]):
             return load_condition_audio([value], spec.sample_rate), spec.stems is not None
         names = list(value) if spec.stems is None else [stem for stem in spec.stems if value.get(stem) is not None]
         if not names:
-            raise RequestError(
-                f"the stems are {', '.join(map(str, value)) or 'none'}; needed is one of {', '.join(spec.stems or ())}"
-            )
+            given, needed = ", ".join(map(str, value)) or "none", ", ".join(spec.stems or ())
+            raise RequestError(f"the stems are {given}; needed is one of {needed}")
         sounds = load_condition_audio([value[stem] for stem in names], spec.sample_rate)
         return Audio(sounds.wave.sum(0, keepdim=True), spec.sample_rate), False
 

@@ -1,9 +1,9 @@
 """Text or audio through the encoders of a pretrained CLAP (arXiv:2211.06687), which share one embedding space."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import PreparedInputs, PretrainedConditioner, PretrainedConditionerSpec, pad_ids
+from cadenza.conditioners.base import PreparedInputs, pad_ids, pad_rows, present_text
+from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, load_tokenizer, save_model
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
@@ -43,7 +43,6 @@ class ClapSpec(PretrainedConditionerSpec):
     """
 
     type: Literal["clap"] = "clap"
-    widget: ClassVar[str] = "text"
     modalities: Literal["text", "audio", "both"] = "both"
     prefer: Literal["text", "audio"] = "text"
     text_probability: float = Field(default=0.0, ge=0, le=1)
@@ -61,7 +60,7 @@ class ClapSpec(PretrainedConditionerSpec):
         return self
 
     @property
-    def output_kind(self) -> ConditionKind:
+    def output_kind(self) -> ConditionKind:  # type: ignore[override]
         return "vector" if self.layer is None else "tokens"
 
     @classmethod
@@ -88,13 +87,9 @@ class CLAPConditioner(PretrainedConditioner[Any]):
     a path if that file exists. Raises RequestError for other values.
     """
 
-    padding_masks: ClassVar[dict[str, str]] = {
-        "ids": "mask",
-        "mask": "mask",
-        "x": "mask",
-        "mel": "windows",
-        "windows": "windows",
-    }
+    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "x"), "mask") | dict.fromkeys(
+        ("mel", "windows"), "windows"
+    )
 
     def __init__(self, spec: ClapSpec) -> None:
         super().__init__(spec)
@@ -116,13 +111,14 @@ class CLAPConditioner(PretrainedConditioner[Any]):
         if not self.spec.train:
             self.pretrained.get(self.dtype_ref.device)
         if self.quantizer is not None:
-            vectors = [row for value in values if value is not None for row in self._vectors(value)]
+            pairs = [pair for value in values if (pair := self._parse(value))]
+            parts = [part for text, audio in pairs for part in ((text, None), (None, audio)) if part != (None, None)]
+            vectors = [self._vector(_TextAndAudio(*part)) for part in parts[:_MAX_KMEANS_VALUES]]
             if vectors:  # sorted, so that the order of the values does not matter
-                data = torch.unique(torch.stack(vectors[:_MAX_KMEANS_VALUES]), dim=0)
-                self.quantizer.kmeans_init(data, torch.Generator().manual_seed(0))
+                self.quantizer.kmeans_init(torch.unique(torch.stack(vectors), dim=0), torch.Generator().manual_seed(0))
 
-    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
-        return super().prepare([self._parse(value) for value in values])
+    def parse_values(self, values: Sequence[Any]) -> list[_TextAndAudio | None]:
+        return [self._parse(value) for value in values]
 
     def preprocess(self, values: Sequence[_TextAndAudio]) -> dict[str, Tensor]:
         """Return `ids` and `mask` [b, n] of tokens; `mel` [b, w, f, m] of windows and their mask `windows` [b, w].
@@ -136,11 +132,8 @@ class CLAPConditioner(PretrainedConditioner[Any]):
             tensors |= self._mel([value.audio for value in values])
         if self.spec.modalities == "both":
             has_text, has_audio = (torch.tensor([x is not None for x in each]) for each in zip(*values, strict=True))
-            tensors |= {
-                "has_text": has_text,
-                "has_audio": has_audio,
-                "by_text": has_text & ~has_audio if self.spec.prefer == "audio" else has_text,
-            }
+            by_text = has_text & ~has_audio if self.spec.prefer == "audio" else has_text
+            tensors |= {"has_text": has_text, "has_audio": has_audio, "by_text": by_text}
         return tensors
 
     def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
@@ -151,27 +144,20 @@ class CLAPConditioner(PretrainedConditioner[Any]):
         drawn = torch.rand(len(has_text), generator=rng).to(has_text.device) < self.spec.text_probability
         return PreparedInputs({**prepared.tensors, "by_text": has_text & (drawn | ~has_audio)}, prepared.present)
 
-    def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.spec.train:
-            return tensors
-        towers = self.pretrained.get(next(iter(tensors.values())).device)
-        with _full_precision(self.dtype_ref.device.type):
-            return (
-                self._states(towers, tensors) if self.spec.layer is not None else {"x": self._encode_present(towers, tensors)}
-            )
+    def run_encoder(self, encoder: ClapTowers, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return one vector `x` [b, e] per item, or with `layer` hidden states `x` [b, n, e] and their `mask`."""
+        with self.autocast():
+            if self.spec.layer is None:
+                return {"x": (self._encode_all if self.spec.train else self._encode_present)(encoder, tensors)}
+            mask = tensors["mask"]
+            return {"x": encoder.text_hidden_states(tensors["ids"], mask, self.spec.layer) * mask[..., None], "mask": mask}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        if self.spec.train:
-            with _full_precision(self.dtype_ref.device.type):
-                layer = self.spec.layer
-                tensors = (
-                    self._states(self.encoder, tensors) if layer is not None else {"x": self._encode_all(self.encoder, tensors)}
-                )
         if self.spec.layer is not None:
-            return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * tensors["mask"][..., None], tensors["mask"])
-        x = tensors["x"]
+            return super().project(tensors)
+        x = (self.run_encoder(self.encoder, tensors) if self.spec.train else tensors)["x"]
         if self.quantizer is not None:
-            with _full_precision(self.dtype_ref.device.type):
+            with self.autocast():
                 z = x.to(self.quantizer.dtype)[..., None]
                 x = x + (self.quantizer.decode(self.quantizer.encode(z))[..., 0] - x).detach()
         return MaskedSequence(self.out(x.to(self.dtype_ref.dtype))[:, None], torch.ones_like(x[:, :1], dtype=torch.bool))
@@ -183,11 +169,7 @@ class CLAPConditioner(PretrainedConditioner[Any]):
             self.encoder.eval()
         return self
 
-    def _states(self, towers: "ClapTowers", tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        mask = tensors["mask"]
-        return {"x": towers.text_hidden_states(tensors["ids"], mask, self.spec.layer) * mask[..., None], "mask": mask}
-
-    def _encode_present(self, towers: "ClapTowers", tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
+    def _encode_present(self, towers: ClapTowers, tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
         """Return one vector per item, encoding only the modality that it uses."""
         first = next(iter(tensors.values()))
         every = torch.ones(len(first), dtype=torch.bool, device=first.device)
@@ -201,7 +183,7 @@ class CLAPConditioner(PretrainedConditioner[Any]):
             x = torch.where(text[:, None], x, self._normalize(mean))
         return x
 
-    def _encode_all(self, towers: "ClapTowers", tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
+    def _encode_all(self, towers: ClapTowers, tensors: dict[str, Tensor]) -> Float[Tensor, "b e"]:
         """Return one vector per item, encoding both modalities so that shapes do not depend on values."""
         text = sound = None
         if "ids" in tensors:
@@ -217,40 +199,31 @@ class CLAPConditioner(PretrainedConditioner[Any]):
     def _normalize(self, x: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
         return F.normalize(x, dim=-1) if self.spec.normalize else x
 
-    def _vectors(self, value: Any) -> list[Tensor]:
-        """Return the vectors of a training value's text and audio, encoded one by one."""
-        pair = self._parse(value)
-        parts = [] if pair is None else [_TextAndAudio(pair.text, None), _TextAndAudio(None, pair.audio)]
-        inputs = [self.preprocess([part]) for part in parts if part != (None, None)]
-        moved = [{name: x.to(self.dtype_ref.device) for name, x in tensors.items()} for tensors in inputs]
-        with torch.no_grad(), _full_precision(self.dtype_ref.device.type):
+    @torch.no_grad()
+    def _vector(self, value: _TextAndAudio) -> Float[Tensor, " e"]:
+        """Return the vector of a text or of audio."""
+        tensors = {name: x.to(self.dtype_ref.device) for name, x in self.preprocess([value]).items()}
+        with self.autocast():
             towers = self.encoder if self.spec.train else self.pretrained.get(self.dtype_ref.device)
-            return [self._encode_present(towers, tensors)[0] for tensors in moved]
+            return self._encode_present(towers, tensors)[0]
 
     def _parse(self, value: Any) -> _TextAndAudio | None:
         """Return text and audio of a value that the model uses; None if absent."""
         modalities = self.spec.modalities
-        if isinstance(value, Mapping):
-            if not value.keys() <= {"text", "audio"}:
-                raise RequestError(
-                    f"a mapping may have a 'text' and an 'audio', not {sorted(value.keys() - {'text', 'audio'})}"
-                )
-            text, audio = value.get("text"), value.get("audio")
-        elif isinstance(value, Audio | Path) or (
-            isinstance(value, str) and (modalities == "audio" or (modalities == "both" and _is_file(value)))
-        ):
-            text, audio = None, value
-        else:
-            text, audio = value, None
+        if not isinstance(value, Mapping):
+            is_path = isinstance(value, str) and (modalities == "audio" or (modalities == "both" and os.path.isfile(value)))
+            value = {"audio" if is_path or isinstance(value, Audio | Path) else "text": value}
+        if unknown := value.keys() - {"text", "audio"}:
+            raise RequestError(f"a mapping may have a 'text' and an 'audio', not {sorted(unknown)}")
+        text, audio = value.get("text"), value.get("audio")
         if not isinstance(text, str | None):
-            raise RequestError(f"a text or a sound is needed, got {value!r} ({type(value).__name__})")
-        usable = _TextAndAudio(None if modalities == "audio" else text, None if modalities == "text" else audio)
-        if usable == (None, None) and (text is not None or audio is not None):
-            other = "text" if modalities == "audio" else "sound"
-            raise RequestError(f"this control reads no {other}; give {'a sound' if modalities == 'audio' else 'a text'}")
-        if self.spec.empty_text == "null" and usable.text is not None and not usable.text.strip():
-            usable = _TextAndAudio(None, usable.audio)
-        return None if usable == (None, None) else usable
+            raise RequestError(f"a text or a sound is needed, got {text!r} ({type(text).__name__})")
+        if modalities != "both" and value.get(modalities) is None and (text is not None or audio is not None):
+            other, needed = ("sound", "a text") if modalities == "text" else ("text", "a sound")
+            raise RequestError(f"this control reads no {other}; give {needed}")
+        text = None if modalities == "audio" else present_text(text, self.spec.empty_text)
+        audio = None if modalities == "text" else audio
+        return None if text is None and audio is None else _TextAndAudio(text, audio)
 
     def _ids(self, texts: Sequence[str]) -> dict[str, Tensor]:
         encodings = [self.pretrained.tokenizer.encode(text) for text in texts]
@@ -262,17 +235,12 @@ class CLAPConditioner(PretrainedConditioner[Any]):
 
     def _mel(self, sounds: Sequence[Any]) -> dict[str, Tensor]:
         frontend = self.pretrained.mel_frontend
-        mels = [
-            None if x is None else frontend(load_condition_audio([x], frontend.sample_rate).wave[0, 0], stride=self.spec.stride)
-            for x in sounds
-        ]
-        counts = torch.tensor([0 if windows is None else len(windows) for windows in mels])
-        w = max(int(counts.max()), int(self.spec.train))
-        mel = torch.zeros(len(sounds), w, *frontend.shape)
-        for row, windows in zip(mel, mels, strict=True):
-            if windows is not None:
-                row[: len(windows)] = windows
-        return {"mel": mel, "windows": torch.arange(w) < counts[:, None]}
+        waves = [None if x is None else load_condition_audio([x], frontend.sample_rate).wave[0, 0] for x in sounds]
+        none = torch.zeros(0, *frontend.shape)
+        mel, windows = pad_rows(
+            [none if wave is None else frontend(wave, stride=self.spec.stride) for wave in waves], shortest=int(self.spec.train)
+        )
+        return {"mel": mel, "windows": windows}
 
 
 class ClapEncoder(FrozenEncoder[ClapTowers]):
@@ -298,18 +266,18 @@ class ClapEncoder(FrozenEncoder[ClapTowers]):
     def config(self) -> dict[str, Any]:
         """Return config.json; raises CheckpointError if it is not that of a CLAP or does not match the spec."""
         config = self.source.read_json("config.json", of="a CLAP")
+        text = config.get("text_config") or {}
         if config.get("model_type") != "clap":
             raise CheckpointError(
                 f"'{self.spec.model}' is not a CLAP (model_type = {config.get('model_type')!r}). Use one in the layout of "
                 "transformers, such as laion/clap-htsat-unfused (a .pt file of LAION must be converted first)"
             )
-        text, layer = config.get("text_config") or {}, self.spec.layer
-        depth, dim = text.get("num_hidden_layers", 12), config.get("projection_dim", 512)
+        layer, depth = self.spec.layer, text.get("num_hidden_layers", 12)
+        dim = config.get("projection_dim", 512) if layer is None else text.get("hidden_size", 768)
         if layer is not None and not -depth - 1 <= layer <= depth:
             raise CheckpointError(
                 f"'{self.spec.model}' has {depth} text layers. Expected a layer from {-depth - 1} to {depth}, not {layer}"
             )
-        dim = dim if layer is None else text.get("hidden_size", 768)
         if self.spec.dim not in (None, dim):
             raise CheckpointError(f"'{self.spec.model}' has a width of {dim}, not {self.spec.dim}; fix `dim`")
         return config
@@ -341,12 +309,7 @@ class ClapEncoder(FrozenEncoder[ClapTowers]):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         _ = self.config  # raises first if the model is not a CLAP
-        path = self.source.required_file(_TOKENIZER, of="a CLAP with its tokenizer")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # `tokenizers` raises nothing narrower
-            raise CheckpointError(f"{path} is not a tokenizer ({error}); copy it again") from None
-        tokenizer.no_padding()
+        tokenizer = load_tokenizer(self.source.required_file(_TOKENIZER, of="a CLAP with its tokenizer"))
         tokenizer.enable_truncation(self.max_text_tokens)
         return tokenizer
 
@@ -368,27 +331,9 @@ class ClapEncoder(FrozenEncoder[ClapTowers]):
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Write the CLAP, its tokenizer and its feature extractor config to a new folder."""
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(self.config | ({} if weights else {_IN_SYSTEM: True}), indent=2) + "\n")
-        for name in _ASSETS:
-            if path := self.source.optional_file(name):
-                (folder / name).write_bytes(path.read_bytes())
-        if weights:
-            path = folder / "model.safetensors"
-            save_file({key: x.contiguous() for key, x in self.weights().items()}, path, {"format": "pt"})
-            path.chmod((folder / "config.json").stat().st_mode)  # safetensors restricts it to the owner
-
-
-def _full_precision(device: str) -> AbstractContextManager[Any]:
-    """Return a context without autocast."""
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
-
-
-def _is_file(value: str) -> bool:
-    try:
-        return Path(value).is_file()
-    except (OSError, ValueError):  # not a valid file name
-        return False
+        config = self.config if weights else self.config | {_IN_SYSTEM: True}
+        files = [path for name in _ASSETS if (path := self.source.optional_file(name))]
+        save_model(folder, config, files, self.weights() if weights else {})
 
 
 @cache
@@ -396,9 +341,8 @@ def _tiny() -> TemporaryDirectory[str]:
     """Return a temporary folder with a random CLAP, deleted at exit."""
     directory = TemporaryDirectory(prefix="cadenza-clap-", ignore_cleanup_errors=True)
     folder = Path(directory.name)
-    vocabulary = {
-        token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *"Ġabcdefghijklmnopqrstuvwxyz0123456789#,"])
-    }
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *"Ġabcdefghijklmnopqrstuvwxyz0123456789#,"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))  # type: ignore[assignment]
@@ -408,15 +352,12 @@ def _tiny() -> TemporaryDirectory[str]:
     audio = {"spec_size": 128, "hidden_size": 32, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 2]}
     audio |= {"num_mel_bins": 32, "patch_embeds_hidden_size": 4, "window_size": 4}
     config = {"model_type": "clap", "projection_dim": 12, "text_config": text, "audio_config": audio}
-    (folder / "config.json").write_text(json.dumps(config))
     extractor = {"feature_size": 32, "sampling_rate": 8000, "hop_length": 80, "max_length_s": 1, "fft_window_size": 256}
     (folder / _FEATURE_EXTRACTOR[0]).write_text(json.dumps(extractor | {"frequency_max": 4000, "truncation": "rand_trunc"}))
-    with torch.device("meta"):
-        shapes = ClapEncoder(ClapSpec(model=directory.name, output_dim=1)).build().state_dict()
-    rng = torch.Generator().manual_seed(0)
+    shapes, rng = build_clap(config, "both").state_dict(), torch.Generator().manual_seed(0)
     weights = {key: _random_weight(key, x.shape, rng) for key, x in shapes.items() if x.is_floating_point()}
     counts = {key: torch.zeros((), dtype=torch.long) for key in shapes if key.endswith("num_batches_tracked")}
-    save_file(weights | counts, folder / "model.safetensors", {"format": "pt"})
+    save_model(folder, config, [], weights | counts)
     return directory
 
 

@@ -32,11 +32,8 @@ class CodesSpec(FramewiseConditionerSpec):
     def example(cls) -> tuple["CodesSpec", list[Any]]:
         rng = torch.Generator().manual_seed(0)
         codes = Coded(torch.randint(5, (1, 2, 9), generator=rng), lengths=torch.tensor([7]))
-        return cls(output_dim=8, frame_rate=10, max_frames=12, codebooks=2, bins=5, rate=7.5), [
-            codes,
-            [[0, 4, 2]],
-            [[1] * 9, [3] * 9],
-        ]
+        spec = cls(output_dim=8, frame_rate=10, max_frames=12, codebooks=2, bins=5, rate=7.5)
+        return spec, [codes, [[0, 4, 2]], [[1] * 9, [3] * 9]]
 
     def build(self) -> "CodesConditioner":
         return CodesConditioner(self)
@@ -85,9 +82,8 @@ class CodesConditioner(Conditioner[Any]):
             try:
                 ids = torch.as_tensor(value)
             except (TypeError, ValueError, RuntimeError) as error:
-                raise RequestError(
-                    f"codes are Codes, ids [codebooks, frames] or a file of them, not {value!r} ({error})"
-                ) from None
+                message = f"codes are Codes, ids [codebooks, frames] or a file of them, not {value!r} ({error})"
+                raise RequestError(message) from None
             ids = ids[0].cpu() if ids.ndim == 3 and len(ids) == 1 else ids.cpu()
         k, bins = self.spec.codebooks, self.spec.bins
         if ids.ndim != 2 or ids.dtype.is_floating_point or ids.dtype == torch.bool or not ids.numel():

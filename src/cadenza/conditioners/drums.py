@@ -1,7 +1,6 @@
 """Drum onsets as one vector per frame, from onset times, the percussion of a MIDI file or a drum stem."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import CodecConditioner, FramewiseConditionerSpec
+from cadenza.conditioners.base import FramewiseConditionerSpec, is_number, zero_linear
+from cadenza.conditioners.base_encoders import CodecConditioner
 from cadenza.core.errors import RequestError, SpecError
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import MaskedSequence
@@ -63,15 +63,12 @@ class DrumsConditioner(CodecConditioner[Any]):
     padding_masks: ClassVar[dict[str, str]] = {}  # for the feature cache
 
     def __init__(self, spec: DrumsSpec) -> None:
-        super().__init__(spec)
-        self.codec = None if spec.codec is None else spec.codec.build().requires_grad_(False)
+        super().__init__(spec, spec.codec)
         if self.codec is not None and self.codec.frame_format.kind != "codes":
             raise SpecError("drums.codec: the codec returns latents. Expected a codec with codes")
         self.placeholder: Any = {} if self.codec is None else silence(self.codec.spec.sample_rate)
         self.up = nn.Linear(2 * len(_BANDS) if self.codec is None else self.codec.embedding_dim, spec.hidden)
-        self.out = nn.Linear(spec.hidden, spec.output_dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zero_linear(spec.hidden, spec.output_dim)
 
     def crop_value(self, value: Any, start: float) -> Any:
         """Return onsets relative to `start`; recordings and MIDI files are those of the clip and unchanged."""
@@ -93,12 +90,9 @@ class DrumsConditioner(CodecConditioner[Any]):
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.codec is None:
             return tensors
-        wave = tensors["wave"]
-        with torch.autocast(wave.device.type, enabled=False):
-            frames = self.codec.encode(Audio(wave, self.codec.spec.sample_rate, tensors["lengths"]), num_codebooks=1)
-            x = self.codec.embed(frames)
-        mask = torch.arange(x.shape[-1], device=x.device) < frames.lengths[:, None]
-        x = _blur(x * mask[:, None], self.spec.blur)
+        x, lengths = self.embed_audio(tensors["wave"], tensors["lengths"], num_codebooks=1)
+        mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        x = _blur((x * mask[..., None]).transpose(1, 2), self.spec.blur)
         return {"x": F.interpolate(x, size=tensors["mask"].shape[1], mode="nearest").transpose(1, 2)}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
@@ -107,11 +101,10 @@ class DrumsConditioner(CodecConditioner[Any]):
 
     def _onset_features(self, value: Any) -> np.ndarray:
         """Return the decayed time since (first half) and until (second half) the nearest onset of each drum [f, n]."""
-        centers = (np.arange(self.spec.max_frames) + 0.5) / self.spec.frame_rate
         x = np.zeros((self.spec.max_frames, 2 * len(_BANDS)), np.float32)
         for row, times in enumerate(self._times(value)):
             if times:
-                offset = centers[:, None] - np.asarray(times)
+                offset = self.spec.frame_centers[:, None] - np.asarray(times)
                 x[:, row] = np.exp(-np.where(offset >= 0, offset, np.inf).min(1) / _FADE)
                 x[:, len(_BANDS) + row] = np.exp(-np.where(offset <= 0, -offset, np.inf).min(1) / _FADE)
         return x
@@ -131,11 +124,9 @@ class DrumsConditioner(CodecConditioner[Any]):
 
 def _seconds(value: Any) -> list[float]:
     numbers = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    if not isinstance(numbers, list | tuple) or not all(isinstance(x, Real) and 0 <= float(x) < np.inf for x in numbers):
-        raise RequestError(
-            "drums are the seconds at which kick, snare and hat are struck, by name or as one list, a MIDI file or audio, "
-            f"got {value!r}"
-        )
+    if not isinstance(numbers, list | tuple) or not all(is_number(x) and x >= 0 for x in numbers):
+        expected = "the seconds at which kick, snare and hat are struck, by name or as one list, a MIDI file or audio"
+        raise RequestError(f"drums are {expected}, got {value!r}")
     return [float(x) for x in numbers]
 
 

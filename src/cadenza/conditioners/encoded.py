@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, output_projection
+from cadenza.conditioners.base import ConditionerSpec, ProjectionConditioner, output_projection, pad_rows
 from cadenza.core.errors import RequestError
-from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.core.types import ConditionKind
 
 
 class EncodedSpec(ConditionerSpec):
@@ -39,28 +39,21 @@ class EncodedSpec(ConditionerSpec):
         return PrecomputedConditioner(self)
 
 
-class PrecomputedConditioner(Conditioner[Any]):
+class PrecomputedConditioner(ProjectionConditioner[Any]):
     """Project vectors with a linear layer, if needed; raises RequestError for other shapes or non-finite numbers."""
 
     def __init__(self, spec: EncodedSpec) -> None:
         super().__init__(spec)
         self.dim = spec.dim or spec.output_dim
         self.out = output_projection(spec, self.dim)
-        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # empty; has this module's dtype
 
     @property
     def placeholder(self) -> Tensor:  # type: ignore[override]
         return torch.zeros((1, self.dim) if self.spec.along == "rows" else (self.dim, 1))
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        rows = [self._rows(value) for value in values]
-        lengths = torch.tensor([len(row) for row in rows])
-        x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return {"x": x, "mask": torch.arange(x.shape[1]) < lengths[:, None]}
-
-    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        mask = tensors["mask"]
-        return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
+        x, mask = pad_rows([self._rows(value) for value in values])
+        return {"x": x, "mask": mask}
 
     def _rows(self, value: Any) -> Tensor:
         """Return the vectors of a value [n, dim] on the CPU."""

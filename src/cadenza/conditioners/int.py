@@ -1,40 +1,26 @@
 """An integer in a range as one trained vector: seconds, a class, a tempo."""
 
-import math
-import warnings
-from numbers import Real
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import Field
 
-from cadenza.conditioners.base import ConditionerSpec, EmbeddingTableConditioner
+from cadenza.conditioners.base import EmbeddingTableConditioner, RangeConditionerSpec, parse_number
 from cadenza.core.errors import RequestError
 from cadenza.core.types import ConditionKind
 
 
-class IntSpec(ConditionerSpec):
+class IntSpec(RangeConditionerSpec):
     """Integers from `min` to `max` inclusive; others are clamped with a warning or raise RequestError (`outside`).
 
     `std` is the standard deviation of the vectors before training: 1 for attention, 0.1 if they are added to embeddings.
     """
 
     type: Literal["int"] = "int"
-    widget: ClassVar[str] = "number"
+    output_kind: ClassVar[ConditionKind] = "vector"
     min: int = 0
     max: int = 512
     outside: Literal["clamp", "error"] = "clamp"
     std: float = Field(default=1.0, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min >= self.max:
-            raise ValueError(f"min ({self.min}) must be below max ({self.max})")
-        return self
-
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "vector"
 
     @classmethod
     def example(cls) -> tuple["IntSpec", list[Any]]:
@@ -52,13 +38,8 @@ class IntConditioner(EmbeddingTableConditioner[int]):
         self.placeholder = spec.min
 
     def row(self, value: Any) -> int:
-        low, high = self.spec.min, self.spec.max
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not float(value).is_integer():
-            raise RequestError(f"a whole number from {low} to {high} is needed, got {value!r}")
-        if not low <= value <= high:
-            if self.spec.outside == "error":
-                raise RequestError(f"{value:g} is outside the range from {low} to {high} that the model was trained on")
-            warnings.warn(f"{value:g} is outside the range from {low} to {high}: the nearest end is used", stacklevel=2)
-        return min(max(round(float(value)), low), high) - low
+        needed = f"a whole number from {self.spec.min} to {self.spec.max}"
+        number = parse_number(value, needed)
+        if not float(number).is_integer():
+            raise RequestError(f"{needed} is needed, got {number!r}")
+        return round(self.spec.clamp(number, self.spec.outside)) - self.spec.min

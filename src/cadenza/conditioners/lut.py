@@ -4,9 +4,8 @@ import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -15,12 +14,12 @@ from cadenza.conditioners.base import (
     Conditioner,
     ConditionerSpec,
     EmptyText,
-    PreparedInputs,
     output_projection,
     pad_ids,
-    require_text,
+    present_text,
     warn_truncated,
 )
+from cadenza.conditioners.base_encoders import load_tokenizer, save_source
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import ModelSource
 from cadenza.core.spec import Spec
@@ -29,11 +28,11 @@ from cadenza.nn.tokenizers import (
     SPACY_MODEL,
     find_spacy_model,
     hash_to_row,
-    load_sentencepiece,
     spacy_tokens,
     split_normalized_words,
 )
 
+_CONFIG = "tokenizer_config.json"
 _FILES = ("tokenizer.json", "spiece.model")  # other formats are converted by transformers
 
 
@@ -43,12 +42,19 @@ class WholeTextTokenizer(Spec):
     type: Literal["whole"] = "whole"
     bins: int = Field(default=1024, ge=1)  # rows of the table; words may collide
 
+    def split(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return the words of each text."""
+        return [[text] for text in texts]
+
 
 class HashedWordsTokenizer(Spec):
     """Hash runs of letters and digits; case, character width and marks are ignored."""
 
     type: Literal["words"] = "words"
     bins: int = Field(default=8192, ge=1)
+
+    def split(self, texts: Sequence[str]) -> list[list[str]]:
+        return [split_normalized_words(text) for text in texts]
 
 
 class SpacyTokenizer(Spec):
@@ -59,6 +65,9 @@ class SpacyTokenizer(Spec):
     model: str = Field(default=SPACY_MODEL, min_length=1)  # an installed package, or a folder
     lemmas: bool = True  # dictionary forms
     stop_words: bool = False  # keep words such as "the"
+
+    def split(self, texts: Sequence[str]) -> list[list[str]]:
+        return spacy_tokens(texts, model=self.model, lemmas=self.lemmas, stop_words=self.stop_words)
 
 
 class PretrainedTokenizer(Spec):
@@ -84,13 +93,10 @@ class LutSpec(ConditionerSpec):
     """
 
     type: Literal["lut"] = "lut"
-    widget: ClassVar[str] = "text"
     tokenizer: Reader = HashedWordsTokenizer()
     dim: int | None = Field(default=None, ge=1)
     project: Literal["always", "auto"] = "auto"
-    std: float = Field(
-        default=1.0, gt=0
-    )  # standard deviation of the table before training; 0.1 if vectors are added to embeddings
+    std: float = Field(default=1.0, gt=0)  # of the table before training; 0.1 if vectors are added to embeddings
     empty_text: EmptyText = "null"
     max_length: int | None = Field(default=None, ge=1)
     pad_to: Literal["longest", "max_length"] = "longest"
@@ -113,7 +119,7 @@ class LutSpec(ConditionerSpec):
         return self
 
     @property
-    def output_kind(self) -> ConditionKind:
+    def output_kind(self) -> ConditionKind:  # type: ignore[override]
         return "vector" if isinstance(self.tokenizer, WholeTextTokenizer) else "tokens"
 
     @classmethod
@@ -131,22 +137,19 @@ class LutSpec(ConditionerSpec):
         return self.model_copy(update={"tokenizer": tokenizer})
 
 
-class LUTConditioner(Conditioner[str]):
+class LUTConditioner(Conditioner[list[int]]):
     """Look up one trained vector per word, with an optional linear layer; padding is zero except for positions.
 
     Raises RequestError if a value is not a text.
     """
 
-    placeholder = ""
+    placeholder = []
 
     def __init__(self, spec: LutSpec) -> None:
         super().__init__(spec)
-        self.vocabulary = (
-            LazyTokenizer(spec.tokenizer, spec.max_length) if isinstance(spec.tokenizer, PretrainedTokenizer) else None
-        )
-        dim = spec.dim or spec.output_dim
-        rows = self.vocabulary.size if self.vocabulary else spec.tokenizer.bins  # type: ignore[union-attr]
-        self.table = nn.Embedding(rows, dim)
+        dim, tokenizer = spec.dim or spec.output_dim, spec.tokenizer
+        self.vocabulary = LazyTokenizer(tokenizer, spec.max_length) if isinstance(tokenizer, PretrainedTokenizer) else None
+        self.table = nn.Embedding(self.vocabulary.size if self.vocabulary else tokenizer.bins, dim)  # type: ignore[union-attr]
         nn.init.normal_(self.table.weight, std=spec.std)
         self.out = output_projection(spec, dim)
         self.places = nn.Embedding(spec.max_length or 1, spec.output_dim) if spec.positions else None
@@ -157,24 +160,23 @@ class LUTConditioner(Conditioner[str]):
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         """Copy the tokenizer or the spaCy model if it is a local folder, and return the spec to save."""
-        tokenizer = self.spec.tokenizer
+        tokenizer, fields = self.spec.tokenizer, {}
         if self.vocabulary:
-            tokenizer = self.vocabulary.save_assets(folder, subfolder)
+            fields = self.vocabulary.save_assets(folder, subfolder)
         elif isinstance(tokenizer, SpacyTokenizer) and Path(tokenizer.model).expanduser().is_dir():
             shutil.copytree(find_spacy_model(tokenizer.model), folder / subfolder, copy_function=shutil.copyfile)
-            tokenizer = tokenizer.model_copy(update={"model": f"./{subfolder}"})
-        return self.spec.model_copy(update={"tokenizer": tokenizer})
+            fields = {"model": f"./{subfolder}"}
+        return self.spec.model_copy(update={"tokenizer": tokenizer.model_copy(update=fields)})
 
-    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
-        """Return CPU tensors; a text without words is absent."""
-        keep_empty = self.spec.empty_text == "encode"
-        used = [value is not None and (bool(require_text(value).strip()) or keep_empty) for value in values]
-        ids = iter(self._ids([require_text(value) for value, is_used in zip(values, used, strict=True) if is_used]))
-        rows = [next(ids) if is_used else [] for is_used in used]
-        return PreparedInputs(self._padded(rows), torch.tensor([bool(row) for row in rows]))
+    def parse_values(self, values: Sequence[Any]) -> list[list[int] | None]:
+        """Return the table rows of each text's words; a text without words is absent."""
+        texts = [present_text(value, self.spec.empty_text) for value in values]
+        ids = iter(self._ids([text for text in texts if text is not None]))
+        return [None if text is None else next(ids) or None for text in texts]
 
-    def preprocess(self, values: Sequence[str]) -> dict[str, Tensor]:
-        return self._padded(self._ids([require_text(value) for value in values]))
+    def preprocess(self, values: Sequence[list[int]]) -> dict[str, Tensor]:
+        length = self.spec.max_length if self.spec.pad_to == "max_length" else None
+        return pad_ids(values, pad=self.vocabulary.pad if self.vocabulary else 0, length=length)
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
@@ -184,25 +186,14 @@ class LUTConditioner(Conditioner[str]):
         return MaskedSequence(x, mask)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the table rows of each text's words."""
         tokenizer, most = self.spec.tokenizer, self.spec.max_length
         if self.vocabulary:
             return self.vocabulary.encode_batch(texts)
-        match tokenizer:
-            case WholeTextTokenizer():
-                words = [[text] for text in texts]
-            case HashedWordsTokenizer():
-                words = [split_normalized_words(text) for text in texts]
-            case _:
-                words = spacy_tokens(texts, model=tokenizer.model, lemmas=tokenizer.lemmas, stop_words=tokenizer.stop_words)
+        words = tokenizer.split(texts)
         for row in words:
             if most is not None and len(row) > most:
                 warn_truncated(len(row), most)
         return [[hash_to_row(word, tokenizer.bins) for word in row[:most]] for row in words]
-
-    def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        length = self.spec.max_length if self.spec.pad_to == "max_length" else None
-        return pad_ids(rows, pad=self.vocabulary.pad if self.vocabulary else 0, length=length)
 
 
 class LazyTokenizer:
@@ -220,29 +211,29 @@ class LazyTokenizer:
 
     @property
     def size(self) -> int:
-        """Vocabulary size: the highest token id + 1."""
+        """Vocabulary size."""
         return self.spec.size or _size(self.tokenizer)
 
     @property
     def pad(self) -> int:
         """Padding id; padding is masked."""
-        config = self.source.optional_file("tokenizer_config.json") if self.source.folder else None
-        name = self.source.read_json("tokenizer_config.json").get("pad_token") if config else None
+        config = self.source.optional_file(_CONFIG) if self.source.folder else None
+        name = self.source.read_json(_CONFIG).get("pad_token") if config else None
         name = name.get("content") if isinstance(name, dict) else name
         return self.tokenizer.token_to_id(name or "<pad>") or 0
 
     @cached_property
     def base_tokenizer(self) -> Tokenizer:
         """Tokenizer as stored, without truncation and padding; raises CheckpointError if it cannot be loaded."""
-        path = next((path for name in _FILES if (path := self.source.optional_file(name))), None)
-        try:
-            if path is None:
-                tokenizer = self._convert()
-            else:
-                tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else load_sentencepiece(path)
-        except CheckpointError:
-            raise
-        except Exception as error:  # neither library raises anything narrower
+        for name in _FILES:
+            if path := self.source.optional_file(name):
+                return load_tokenizer(path)
+        try:  # another format, such as vocab.txt
+            from transformers import AutoTokenizer
+
+            options = {"revision": self.spec.revision, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(self.spec.model, **options).backend_tokenizer
+        except Exception as error:  # transformers raises nothing narrower
             raise CheckpointError(f"'{self.spec.model}' has no tokenizer that can be read ({error}); copy it again") from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -267,23 +258,17 @@ class LazyTokenizer:
                 warn_truncated(len(encoding.ids) + lost, len(encoding.ids))
         return [encoding.ids for encoding in encodings]
 
-    def save_assets(self, folder: Path, subfolder: str) -> PretrainedTokenizer:
-        """Copy a local tokenizer to `folder/subfolder`, and return the spec to save."""
-        if self.source.folder is None:
-            return self.spec.model_copy(update={"size": self.size, "revision": self.source.resolved_revision})
-        (folder / subfolder).mkdir(parents=True)
-        self.base_tokenizer.save(str(folder / subfolder / _FILES[0]))
-        if config := self.source.optional_file("tokenizer_config.json"):
-            (folder / subfolder / config.name).write_bytes(config.read_bytes())
-        return self.spec.model_copy(update={"size": self.size, "model": f"./{subfolder}", "revision": None})
+    def save_assets(self, folder: Path, subfolder: str) -> dict[str, Any]:
+        """Copy a local tokenizer to `folder/subfolder`, and return the fields of the spec to save."""
+        return {"size": self.size, **save_source(self.source, self._save, folder, subfolder)}
 
-    def _convert(self) -> Tokenizer:
-        """Return the tokenizer of other formats, such as vocab.txt, converted by transformers."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.spec.model, revision=self.spec.revision, trust_remote_code=False)
-        return tokenizer.backend_tokenizer
+    def _save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.base_tokenizer.save(str(folder / _FILES[0]))
+        if config := self.source.optional_file(_CONFIG):
+            (folder / _CONFIG).write_bytes(config.read_bytes())
 
 
 def _size(tokenizer: Tokenizer) -> int:
+    """Return the highest token id + 1."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

@@ -1,17 +1,17 @@
 """A melody as one vector per frame, from notes, a MIDI file or a recording of one voice."""
 
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, FramewiseConditionerSpec, PreparedInputs
+from cadenza.conditioners.base import FramewiseConditionerSpec, PreparedInputs, SpanConditioner, is_number, zero_linear
 from cadenza.core.errors import RequestError
+from cadenza.core.timeline import TimeSpan
 from cadenza.core.types import MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio
 from cadenza.dsp.midi import read_midi_melody
@@ -20,14 +20,6 @@ from cadenza.dsp.pitch import estimate_pitch, segment_notes
 _RATE = 16000  # Hz, for pitch estimation
 _MAX_SECONDS = 1.0  # longer times since the start and until the end of a note are clipped
 _REST = -1
-
-
-class MelodyNote(NamedTuple):
-    """A note from `start` to `end`, in seconds; 69 is the A of 440 Hz."""
-
-    start: float
-    end: float
-    pitch: float
 
 
 class MelodySpec(FramewiseConditionerSpec):
@@ -58,7 +50,7 @@ class MelodySpec(FramewiseConditionerSpec):
         return MelodyConditioner(self)
 
 
-class MelodyConditioner(Conditioner[Any]):
+class MelodyConditioner(SpanConditioner):
     """Embed pitch, pitch class and the note's elapsed and remaining time with two layers, the last initialized to zero.
 
     A value is a list of (start, end, MIDI pitch) in seconds, where later notes replace earlier ones; a MIDI file; audio of
@@ -66,29 +58,27 @@ class MelodyConditioner(Conditioner[Any]):
     rests. Frames after the end of a value are masked. Raises RequestError for other values.
     """
 
-    handles_timelines: ClassVar[bool] = True  # values are lists of (start, end, pitch)
-
     def __init__(self, spec: MelodySpec) -> None:
         super().__init__(spec)
-        self.placeholder: Any = [MelodyNote(0.0, 0.0, spec.low)]
+        self.placeholder: Any = [TimeSpan(0.0, 0.0, spec.low)]
         self.count = spec.high - spec.low + 1
         self.up = nn.Linear(self.count + 12 + 3, spec.hidden)
-        self.out = nn.Linear(spec.hidden, spec.output_dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def value_from_item(self, item: Mapping[str, Any], name: str) -> Any:
-        """Return the value; an empty list is None."""
-        value = super().value_from_item(item, name)
-        return None if isinstance(value, list | tuple) and not value else value
+        self.out = zero_linear(spec.hidden, spec.output_dim)
 
     def crop_value(self, value: Any, start: float) -> Any:
         """Return notes or salience relative to `start`; a recording is that of the clip and unchanged."""
         if isinstance(value, Tensor | np.ndarray):
             return value[:, round(start * self.spec.frame_rate) :]
-        if not isinstance(value, list | tuple):
-            return value
-        return [MelodyNote(max(0.0, a - start), b - start, pitch) for a, b, pitch in map(_note, value) if b > start] or None
+        return super().crop_value(value, start)
+
+    def parse_span(self, entry: Any) -> TimeSpan:
+        """Return a note (start, end, MIDI pitch)."""
+        if isinstance(entry, list | tuple) and len(entry) == 3 and all(map(is_number, entry)):
+            start, end, pitch = map(float, entry)
+            if 0 <= start <= end and 0 <= pitch <= 127:
+                return TimeSpan(start, end, pitch)
+        expected = "(start, end, pitch) with 0 <= start <= end in seconds and a pitch from 0 to 127"
+        raise RequestError(f"a note is {expected}, got {entry!r}")
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `pitch` [b, f] above `low` (-1: rest), `since`, `left` and `covered` [b, f], and `octave` [b]."""
@@ -122,21 +112,19 @@ class MelodyConditioner(Conditioner[Any]):
             line, octave = self._transcribe(value), False
         else:
             notes = read_midi_melody(value) if isinstance(value, str | Path) else value
-            line, octave = _parse_notes(notes), True
+            if not isinstance(notes, list | tuple) or not notes:
+                raise RequestError(f"a melody is a list of (start, end, MIDI pitch), a MIDI file or audio, got {notes!r}")
+            line, octave = sorted(map(self.parse_span, notes)), True
         return {**self._note_features(line), "octave": octave}
 
-    def _note_features(self, line: list[MelodyNote]) -> dict[str, np.ndarray]:
-        frames, rate = self.spec.max_frames, self.spec.frame_rate
-        centers = (np.arange(frames) + 0.5) / rate
-        pitch = np.full(frames, _REST, np.int16)
-        since, left = np.zeros((2, frames), np.float32)
+    def _note_features(self, line: list[TimeSpan]) -> dict[str, np.ndarray]:
+        pitch = np.full(self.spec.max_frames, _REST, np.int16)
+        times = np.zeros((2, self.spec.max_frames), np.float32)
         for note in line:
-            first, last = (min(max(0, round(second * rate)), frames) for second in note[:2])
-            pitch[first:last] = self._step(note.pitch)
-            since[first:last] = np.clip((centers[first:last] - note.start) / _MAX_SECONDS, 0, 1)
-            left[first:last] = np.clip((note.end - centers[first:last]) / _MAX_SECONDS, 0, 1)
-        end = max(note.end for note in line)
-        return {"pitch": pitch, "since": since, "left": left, "covered": centers < end}
+            frames = self.span_frames(note)
+            pitch[frames], times[:, frames] = self._step(note.value), self.span_times(note, _MAX_SECONDS)
+        covered = self.spec.frame_centers < max(note.end for note in line)
+        return {"pitch": pitch, "since": times[0], "left": times[1], "covered": covered}
 
     def _step(self, pitch: float) -> int:
         step = round(pitch) - self.spec.low
@@ -144,41 +132,20 @@ class MelodyConditioner(Conditioner[Any]):
             return step
         return step % 12 if step < 0 else self.count - 12 + (step - self.count) % 12
 
-    def _transcribe(self, value: Any) -> list[MelodyNote]:
+    def _transcribe(self, value: Any) -> list[TimeSpan]:
         audio = load_condition_audio([value], _RATE)
         notes = segment_notes(estimate_pitch(audio.wave[0, 0], _RATE, self.spec.frame_rate), self.spec.frame_rate)
         if not notes:
             name = "the melody" if isinstance(value, Audio) else str(value)
             raise RequestError(f"{name}: no pitch found. Use a recording of one voice, louder than its background, or notes")
         rest = float(audio.seconds)
-        return [*(MelodyNote(*note) for note in notes), MelodyNote(rest, rest, notes[-1][2])]
+        return [*(TimeSpan(*note) for note in notes), TimeSpan(rest, rest, notes[-1][2])]
 
-    def _notes_from_salience(self, value: np.ndarray) -> list[MelodyNote]:
+    def _notes_from_salience(self, value: np.ndarray) -> list[TimeSpan]:
         if value.ndim != 2 or len(value) != self.count or not np.isfinite(value).all():
-            raise RequestError(
-                f"salience must be finite and [{self.count}, frames], from pitch {self.spec.low}, got {value.shape}"
-            )
+            expected = f"finite and [{self.count}, frames], from pitch {self.spec.low}"
+            raise RequestError(f"salience must be {expected}, got {value.shape}")
         steps = np.where(value.max(0) > 0, value.argmax(0) + self.spec.low, np.nan)
         end = value.shape[1] / self.spec.frame_rate
         notes = segment_notes(torch.from_numpy(steps), self.spec.frame_rate, shortest=0)
-        return [*(MelodyNote(*note) for note in notes), MelodyNote(end, end, self.spec.low)]
-
-
-def _parse_notes(value: Any) -> list[MelodyNote]:
-    if not isinstance(value, list | tuple) or not value:
-        raise RequestError(f"a melody is a list of (start, end, MIDI pitch), a MIDI file or audio, got {value!r}")
-    return sorted(_note(entry) for entry in value)
-
-
-def _note(entry: Any) -> MelodyNote:
-    if (
-        isinstance(entry, list | tuple)
-        and len(entry) == 3
-        and all(isinstance(x, Real) and np.isfinite(float(x)) for x in entry)
-    ):
-        start, end, pitch = (float(x) for x in entry)
-        if 0 <= start <= end and 0 <= pitch <= 127:
-            return MelodyNote(start, end, pitch)
-    raise RequestError(
-        f"a note is (start, end, pitch) with 0 <= start <= end in seconds and a pitch from 0 to 127, got {entry!r}"
-    )
+        return [*(TimeSpan(*note) for note in notes), TimeSpan(end, end, self.spec.low)]

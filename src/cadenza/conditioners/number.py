@@ -1,23 +1,20 @@
 """A number in a range as one vector: seconds, tempo, loudness."""
 
 import math
-import warnings
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec
-from cadenza.core.errors import RequestError
+from cadenza.conditioners.base import Conditioner, RangeConditionerSpec, parse_number
 from cadenza.core.types import ConditionKind, MaskedSequence
 
 _LOWEST, _HIGHEST = 0.25, 32.0  # cycles per range of the first and the last band
 
 
-class NumberSpec(ConditionerSpec):
+class NumberSpec(RangeConditionerSpec):
     """Numbers from `min` to `max`, on a `log` scale if ratios matter.
 
     Numbers outside are clamped with a warning or raise RequestError (`outside`). The frequencies of the `bands` are spread
@@ -25,7 +22,7 @@ class NumberSpec(ConditionerSpec):
     """
 
     type: Literal["number"] = "number"
-    widget: ClassVar[str] = "number"
+    output_kind: ClassVar[ConditionKind] = "vector"
     min: float = Field(allow_inf_nan=False)
     max: float = Field(allow_inf_nan=False)
     log: bool = False
@@ -34,16 +31,10 @@ class NumberSpec(ConditionerSpec):
     frequencies: Literal["spread", "learned"] = "spread"
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min >= self.max:
-            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
+    def _check_scale(self) -> Self:
         if self.log and self.min <= 0:
             raise ValueError(f"min ({self.min:g}) must be above 0 for a logarithmic scale")
         return self
-
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "vector"
 
     @classmethod
     def example(cls) -> tuple["NumberSpec", list[Any]]:
@@ -80,13 +71,5 @@ class NumberConditioner(Conditioner[float]):
     def _position(self, value: Any) -> float:
         """Return the position in the range, from 0 to 1."""
         low, high = self.spec.min, self.spec.max
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise RequestError(f"a number from {low:g} to {high:g} is needed, got {value!r}")
-        if not low <= value <= high:
-            if self.spec.outside == "error":
-                raise RequestError(f"{value:g} is outside the range from {low:g} to {high:g} that the model was trained on")
-            warnings.warn(f"{value:g} is outside the range from {low:g} to {high:g}: the nearest end is used", stacklevel=2)
-        clamped = min(max(float(value), low), high)
-        return math.log(clamped / low) / math.log(high / low) if self.spec.log else (clamped - low) / (high - low)
+        number = self.spec.clamp(parse_number(value, f"a number from {low:g} to {high:g}"), self.spec.outside)
+        return math.log(number / low) / math.log(high / low) if self.spec.log else (number - low) / (high - low)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs, pad_ids, warn_truncated
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, pad_ids, warn_truncated
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import did_you_mean
 from cadenza.core.types import ConditionKind, MaskedSequence
@@ -45,7 +45,7 @@ class PhonemeSpec(ConditionerSpec):
     """
 
     type: Literal["phoneme"] = "phoneme"
-    widget: ClassVar[str] = "text"
+    output_kind: ClassVar[ConditionKind] = "tokens"
     language: str = Field(default="en-us", pattern=_LANGUAGE)
     vocabulary: Vocabulary = "ipa"
     max_length: int = Field(default=1024, ge=1)
@@ -58,39 +58,33 @@ class PhonemeSpec(ConditionerSpec):
             raise ValueError(f"vocabulary: g2p_en is English, so language cannot be {self.language}; leave one of them out")
         return self
 
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "tokens"
-
     @classmethod
     def example(cls) -> tuple["PhonemeSpec", list[Any]]:
         """Return a spec and values of phonemes, which need no espeak-ng."""
-        return cls(output_dim=8, max_length=32), [
-            {"phonemes": symbols} for symbols in ("həlˈoʊ wˈɜːld", "hˈaɪ", "bɔ̃ʒˈuʁ, mˈɔ̃d !")
-        ]
+        phonemes = ("həlˈoʊ wˈɜːld", "hˈaɪ", "bɔ̃ʒˈuʁ, mˈɔ̃d !")
+        return cls(output_dim=8, max_length=32), [{"phonemes": symbols} for symbols in phonemes]
 
     def build(self) -> "PhonemeConditioner":
         return PhonemeConditioner(self)
 
 
-class PhonemeConditioner(Conditioner[Any]):
+class PhonemeConditioner(Conditioner[list[int]]):
     """Embed phonemes, with sinusoidal positions; padding is exactly zero."""
 
-    placeholder = ""
+    placeholder = []
 
     def __init__(self, spec: PhonemeSpec) -> None:
         super().__init__(spec)
         self.table = nn.Embedding(len(symbol_table(spec.vocabulary)), spec.output_dim)
         self.out = nn.Linear(spec.output_dim, spec.output_dim) if spec.project else nn.Identity()
 
-    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
-        """Return CPU tensors; a text without phonemes is absent."""
+    def parse_values(self, values: Sequence[Any]) -> list[list[int] | None]:
+        """Return the table rows of each value's phonemes; a text without phonemes is absent."""
         rows = iter(self._ids([value for value in values if value is not None]))
-        ids = [[] if value is None else next(rows) for value in values]
-        return PreparedInputs(pad_ids(ids), torch.tensor([bool(row) for row in ids]))
+        return [None if value is None else next(rows) or None for value in values]
 
-    def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        return pad_ids(self._ids(values))
+    def preprocess(self, values: Sequence[list[int]]) -> dict[str, Tensor]:
+        return pad_ids(values)
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         ids, mask = tensors["ids"], tensors["mask"]
@@ -102,16 +96,17 @@ class PhonemeConditioner(Conditioner[Any]):
 
     def _ids(self, values: Sequence[Any]) -> list[list[int]]:
         """Return the table rows of each value's phonemes; espeak-ng runs once per language."""
-        parsed, phonemes = [_parse(value, self.spec.language) for value in values], dict[int, str]()
+        parsed = [_parse(value, self.spec.language) for value in values]
+        phonemes = [text for text, _ in parsed]
         for language in dict.fromkeys(language for _, language in parsed if language):
             indices = [i for i, (_, its) in enumerate(parsed) if its == language]
-            phonemes |= dict(zip(indices, phonemize([str(parsed[i][0]) for i in indices], language), strict=True))
-        all_phonemes = [phonemes.get(i, text) for i, (text, _) in enumerate(parsed)]
-        for value, sounds in zip(values, all_phonemes, strict=True):
+            for i, sounds in zip(indices, phonemize([str(phonemes[i]) for i in indices], language), strict=True):
+                phonemes[i] = sounds
+        for value, sounds in zip(values, phonemes, strict=True):
             if not sounds and isinstance(value, str) and value.strip():
                 warnings.warn(f"{value!r} has no phonemes: it counts as absent", stacklevel=3)
         most, known = self.spec.max_length, symbol_table(self.spec.vocabulary)
-        ids = [_g2p(sounds, known) if self.spec.vocabulary == "g2p_en" else _ipa(sounds, known) for sounds in all_phonemes]
+        ids = [_g2p(sounds, known) if self.spec.vocabulary == "g2p_en" else _ipa(sounds, known) for sounds in phonemes]
         if longest := max((len(row) for row in ids if len(row) > most), default=0):
             warn_truncated(longest, most, "phonemes")
         return [row[:most] for row in ids]
@@ -147,37 +142,31 @@ def ipa_to_arpabet(sounds: str) -> list[str]:
     return symbols
 
 
-def _parse(value: Any, language: str) -> tuple[str | list[str], str]:
+def _parse(value: Any, language: str) -> tuple[str | Sequence[str], str]:
     """Return a text and its language, or phonemes and an empty string."""
     if isinstance(value, str):
         return value, language
     if isinstance(value, Mapping):
         phonemes, text, its = value.get("phonemes"), value.get("text"), value.get("language", language)
-        if value.keys() == {"phonemes"} and isinstance(phonemes, str):
+        valid = isinstance(phonemes, str | list | tuple) and all(isinstance(symbol, str) for symbol in phonemes)
+        if value.keys() == {"phonemes"} and valid:
             return phonemes, ""
-        if (
-            value.keys() == {"phonemes"}
-            and isinstance(phonemes, list | tuple)
-            and all(isinstance(symbol, str) for symbol in phonemes)
-        ):
-            return list(phonemes), ""
         if isinstance(text, str) and value.keys() <= {"text", "language"} and re.match(_LANGUAGE, str(its)):
             return text, str(its)
     example = '{"text": "Guten Tag", "language": "de"}, or {"phonemes": "həlˈoʊ"}'
     raise RequestError(f"a text is needed, or {example}, got {value!r}")
 
 
-def _ipa(sounds: str | list[str], known: dict[str, int]) -> list[int]:
+def _ipa(sounds: str | Sequence[str], known: dict[str, int]) -> list[int]:
     """Return the row of each letter and modifier; 0 if unknown."""
     letters = unicodedata.normalize("NFD", re.sub(r"[ \t]+", " ", "".join(sounds)).strip(" "))
     return [known.get(letter, 0) for letter in letters] if any(map(str.isalpha, letters)) else []
 
 
-def _g2p(sounds: str | list[str], known: dict[str, int]) -> list[int]:
+def _g2p(sounds: str | Sequence[str], known: dict[str, int]) -> list[int]:
     """Return the row of each CMU dictionary symbol; a string is converted from the IPA."""
     symbols = ipa_to_arpabet(sounds) if isinstance(sounds, str) else sounds
-    if not all(symbol in known or symbol in PUNCTUATION for symbol in symbols):
-        wrong = next(symbol for symbol in symbols if symbol not in known and symbol not in PUNCTUATION)
-        raise RequestError(f"g2p_en has no phoneme called {wrong!r}.{did_you_mean(wrong, list(known))}")
+    if unknown := [symbol for symbol in symbols if symbol not in known and symbol not in PUNCTUATION]:
+        raise RequestError(f"g2p_en has no phoneme called {unknown[0]!r}.{did_you_mean(unknown[0], list(known))}")
     ids = [known.get(symbol, _SKIPPED) for symbol in symbols]
     return ids if any(row > _SKIPPED for row in ids) else []

@@ -1,8 +1,7 @@
 """Style of a recording: the style condition of MusicGen-Style (arXiv:2407.12563)."""
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -11,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, Item, PreparedInputs, example_codec
+from cadenza.conditioners.base import ConditionerSpec, Item, PreparedInputs, is_number, pad_rows
+from cadenza.conditioners.base_encoders import CodecConditioner, example_codec, save_source
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
@@ -37,6 +36,8 @@ class StyleSpec(ConditionerSpec):
 
     type: Literal["style"] = "style"
     widget: ClassVar[str] = "audio"
+    output_kind: ClassVar[ConditionKind] = "tokens"
+    path_fields: ClassVar[tuple[str, ...]] = ("model",)
     model: str | None = None
     revision: str | None = None  # of a repository
     codec: CodecSpec | None = None
@@ -64,14 +65,8 @@ class StyleSpec(ConditionerSpec):
         if self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
         if self.train_seconds_range is not None and not 0 < self.train_seconds_range[0] <= self.train_seconds_range[1]:
-            raise ValueError(
-                f"train_seconds_range must be two numbers of seconds, the lesser first, not {self.train_seconds_range}"
-            )
+            raise ValueError(f"train_seconds_range: expected two seconds, the lesser first, not {self.train_seconds_range}")
         return self
-
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "tokens"
 
     @property
     def input_sample_rate(self) -> int:
@@ -83,24 +78,15 @@ class StyleSpec(ConditionerSpec):
         codec = example_codec()
         frequencies = {900: 0.02, 90: 0.11, 700: 0.31}  # length: cycles per sample
         sounds = [Audio((6.283 * frequency * torch.arange(n)).sin()[None, None], 800) for n, frequency in frequencies.items()]
-        small = {"hidden": 16, "depth": 2, "heads": 2, "levels": 3, "bins": 8, "eval_q": 2}
-        excerpt = {"audio": sounds[2], "start": 0.1, "seconds": 0.3, "levels": 3}
-        return cls.parse(
-            {"output_dim": 8, "codec": codec, **small, "downsample": 5, "seconds": 0.4, "train_seconds_range": (0.2, 0.5)}
-        ), [
-            *sounds[:2],
-            excerpt,
-        ]
+        sizes = {"hidden": 16, "depth": 2, "heads": 2, "levels": 3, "bins": 8, "eval_q": 2, "downsample": 5}
+        spec = cls.parse({"output_dim": 8, "codec": codec, **sizes, "seconds": 0.4, "train_seconds_range": (0.2, 0.5)})
+        return spec, [*sounds[:2], {"audio": sounds[2], "start": 0.1, "seconds": 0.3, "levels": 3}]
 
     def build(self) -> "StyleConditioner":
         return StyleConditioner(self)
 
-    def resolve_paths(self, folder: Path) -> Self:
-        local = self.model is not None and self.model.startswith("./")
-        return self.model_copy(update={"model": str(folder / str(self.model))}) if local else self
 
-
-class StyleConditioner(Conditioner[Any]):
+class StyleConditioner(CodecConditioner[Any]):
     """Encode an excerpt by a frozen encoder, a bidirectional transformer, residual VQ and a linear layer.
 
     A value is a recording (Audio of one clip or a path), or a mapping with `audio` and the `start` and `seconds` of the
@@ -108,61 +94,41 @@ class StyleConditioner(Conditioner[Any]):
     """
 
     placeholder = None
-    padding_masks: ClassVar[dict[str, str]] = {
-        "wave": "samples",
-        "x": "mask",
-        "ids": "mask",
-        "mask": "mask",
-    }  # for the feature cache
+    padding_masks: ClassVar[dict[str, str]] = {"wave": "samples", "x": "mask", "ids": "mask", "mask": "mask"}
     uncached_inputs: ClassVar[tuple[str, ...]] = ("levels",)
     rng: torch.Generator | None = None  # of the last `augment`; initializes the codebooks
 
     def __init__(self, spec: StyleSpec) -> None:
-        super().__init__(spec)
-        self.codec = self.listener = None
+        super().__init__(spec, spec.codec)
+        self.model = None if spec.codec is not None else HubertEncoder(spec)
         if spec.codec is not None:
-            self.codec = spec.codec.build().requires_grad_(False)
-            frame_format = spec.codec.frame_format
-            self.tables = nn.ModuleList(
-                nn.Embedding(frame_format.cardinality, spec.hidden) for _ in range(frame_format.channels)
-            )
-        else:
-            self.listener = HubertEncoder(spec)
-            self.up = nn.Linear(spec.dim or self.listener.dim, spec.hidden)
-        blocks = (Block(spec.hidden, spec.heads, hidden=4 * spec.hidden) for _ in range(spec.depth))
-        self.blocks = nn.ModuleList(blocks)
+            codebooks = range(spec.codec.frame_format.channels)
+            self.tables = nn.ModuleList(nn.Embedding(spec.codec.frame_format.cardinality, spec.hidden) for _ in codebooks)
+        elif self.model is not None:
+            self.up = nn.Linear(spec.dim or self.model.dim, spec.hidden)
+        self.blocks = nn.ModuleList(Block(spec.hidden, spec.heads, hidden=4 * spec.hidden) for _ in range(spec.depth))
         self.bottleneck = VariableRVQ(spec.hidden, codebooks=spec.levels, bins=spec.bins)
         self.out = nn.Linear(spec.hidden, spec.output_dim)
 
     def prepare_training(self, values: Iterable[Any]) -> None:
         """Load the frozen encoder or codec; raises CheckpointError if it is missing."""
-        if self.listener is not None:
-            self.listener.get(self.out.weight.device)
-        elif self.codec is not None and self.spec.model is not None:
-            self.codec.load_weights_from(self.spec.model)
-        else:
-            warnings.warn(
-                "the codec of a `style` conditioner has random weights and is frozen; set `model` to load pretrained weights",
-                stacklevel=2,
-            )
+        if self.model is not None:
+            self.model.get(self.dtype_ref.device)
+        super().prepare_training(values)
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """Return config and weights of the frozen encoder; None in training, whose random excerpts are not cached."""
         if self.training:
             return None
-        if self.listener is None:
-            assert self.codec is not None
-            return {}, self.codec.state_dict()
-        return self.listener.config, self.listener.get(self.out.weight.device).state_dict()
+        if self.model is None:
+            return super().cache_fingerprint()
+        return self.model.config, self.model.get(self.dtype_ref.device).state_dict()
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
-        if self.listener is None:
-            return self.spec.model_copy(update={"model": None})  # the system's checkpoint holds the codec
-        fields = {"dim": self.listener.dim}
-        if self.listener.source.folder is None:
-            return self.spec.model_copy(update=fields | {"revision": self.listener.source.resolved_revision})
-        self.listener.save(folder / subfolder)
-        return self.spec.model_copy(update=fields | {"model": f"./{subfolder}", "revision": None})
+        if self.model is None:
+            return super().save_assets(folder, subfolder)
+        fields = save_source(self.model.source, self.model.save, folder, subfolder)
+        return self.spec.model_copy(update={"dim": self.model.dim, **fields})
 
     def value_from_item(self, item: Item, name: str) -> Any:
         value = super().value_from_item(item, name)
@@ -179,9 +145,8 @@ class StyleConditioner(Conditioner[Any]):
             length = min(samples, max(1, round(options.get("seconds", self.spec.seconds) * self.spec.input_sample_rate)))
             start = round(options["start"] * self.spec.input_sample_rate) if "start" in options else (samples - length) // 2
             if start >= samples:
-                raise RequestError(
-                    f"the excerpt starts at {options['start']:g} s, but the sound ends at {audio.seconds.max():g} s"
-                )
+                end = audio.seconds.max()
+                raise RequestError(f"the excerpt starts at {options['start']:g} s, but the sound ends at {end:g} s")
             rows.append([start, min(length, samples - start), options.get("levels", self.spec.eval_q)])
         start, length, levels = torch.tensor(rows).unbind(1)
         return {"wave": audio.wave[:, 0], "samples": audio.lengths, "start": start, "length": length, "levels": levels}
@@ -191,15 +156,10 @@ class StyleConditioner(Conditioner[Any]):
         samples, device = prepared.tensors["samples"].cpu(), prepared.tensors["samples"].device
         shortest, longest = self.spec.train_seconds_range or (self.spec.seconds, self.spec.seconds)
         length_share, start_share, level_share = torch.rand(3, len(samples), generator=rng, dtype=torch.float64)
-        drawn_length = (
-            ((shortest + (longest - shortest) * length_share) * self.spec.input_sample_rate).round().long().clamp(min=1)
-        )
-        length = torch.minimum(drawn_length, samples)
-        drawn = {
-            "start": (start_share * (samples - length + 1)).long(),
-            "length": length,
-            "levels": 1 + (level_share * self.spec.levels).long(),
-        }
+        seconds = shortest + (longest - shortest) * length_share
+        length = torch.minimum((seconds * self.spec.input_sample_rate).round().long().clamp(min=1), samples)
+        start = (start_share * (samples - length + 1)).long()
+        drawn = {"start": start, "length": length, "levels": 1 + (level_share * self.spec.levels).long()}
         self.rng = rng
         return replace(prepared, tensors=prepared.tensors | {name: x.to(device) for name, x in drawn.items()})
 
@@ -212,15 +172,12 @@ class StyleConditioner(Conditioner[Any]):
         lengths = torch.tensor([len(row) for row in excerpts], device=wave.device)
         with torch.autocast(wave.device.type, enabled=False):
             if self.codec is not None:
-                rows = pad_sequence(excerpts, batch_first=True)[:, None].expand(-1, self.spec.codec.channels, -1)
+                rows = pad_rows(excerpts)[0][:, None].expand(-1, self.spec.codec.channels, -1)
                 codes: Any = self.codec.encode(Audio(rows, self.spec.input_sample_rate, lengths))
-                features, n = {"ids": codes.ids.transpose(1, 2)}, codes.lengths
-            else:
-                frames = [self._encode_excerpt(row) for row in excerpts]
-                features, n = {"x": pad_sequence(frames, batch_first=True)}, torch.tensor([len(row) for row in frames])
-        width = next(iter(features.values())).shape[1]
-        mask = torch.arange(width, device=wave.device) < n.to(wave.device)[:, None]
-        return {**features, "mask": mask, "levels": tensors["levels"]}
+                mask = torch.arange(codes.ids.shape[2], device=wave.device) < codes.lengths[:, None]
+                return {"ids": codes.ids.transpose(1, 2), "mask": mask, "levels": tensors["levels"]}
+            x, mask = pad_rows([self._encode_excerpt(row) for row in excerpts])
+            return {"x": x, "mask": mask.to(wave.device), "levels": tensors["levels"]}
 
     def forward(self, features: PreparedInputs) -> Condition:
         """Project encoded inputs; absent items do not update the codebooks."""
@@ -233,14 +190,13 @@ class StyleConditioner(Conditioner[Any]):
         rng = self.rng if self.training else None
         x = self.bottleneck(x, mask, tensors["levels"], rng=rng)[:, :: self.spec.downsample]
         mask = mask[:, :: self.spec.downsample]
-        return MaskedSequence(self.out(x.to(self.out.weight.dtype)) * mask[..., None], mask)
+        return MaskedSequence(self.out(x.to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
     def _transform(self, tensors: dict[str, Tensor], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         if self.codec is not None:
-            tables: Iterable[Callable[[Tensor], Tensor]] = self.tables
-            x = torch.stack([table(ids) for table, ids in zip(tables, tensors["ids"].unbind(2), strict=True)]).sum(0)
+            x = torch.stack([table(ids) for table, ids in zip(self.tables, tensors["ids"].unbind(2), strict=True)]).sum(0)
         else:
-            x = self.up(tensors["x"].to(self.up.weight.dtype))
+            x = self.up(tensors["x"].to(self.dtype_ref.dtype))
         n = torch.arange(x.shape[1], device=x.device)
         x = x + sinusoidal_embedding(n[None], self.spec.hidden).to(x.dtype)
         valid = (mask | (n == 0))[:, None, None].expand(-1, -1, len(n), -1)
@@ -252,8 +208,8 @@ class StyleConditioner(Conditioner[Any]):
         """Return the model's frames of one excerpt, normalized if `normalize`."""
         if self.spec.normalize:
             row = (row - row.mean()) / (row.var(correction=0) + 1e-7).sqrt()
-        assert self.listener is not None
-        return self.listener.get(row.device)(row[None]).last_hidden_state[0]
+        assert self.model is not None
+        return self.model.get(row.device)(row[None]).last_hidden_state[0]
 
     def _parse(self, value: Any) -> tuple[Audio, Mapping[str, Any]]:
         """Return mono audio and the options of the excerpt; raises RequestError for an invalid value."""
@@ -261,22 +217,13 @@ class StyleConditioner(Conditioner[Any]):
             return silence(self.spec.input_sample_rate), {}
         options = value if isinstance(value, Mapping) else {"audio": value}
         if "audio" not in options or set(options) - set(_KEYS):
-            raise RequestError(
-                f"a style is a sound, or a mapping of audio to it, and of {', '.join(_KEYS[1:])}; got {sorted(options)}"
-            )
-        for key in ("start", "seconds", "levels"):
+            names = ", ".join(_KEYS[1:])
+            raise RequestError(f"a style is a sound, or a mapping of audio to it, and of {names}; got {sorted(options)}")
+        for key in _KEYS[1:]:
             number = options.get(key, 1)
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
+            if not is_number(number) or number < 0:
                 raise RequestError(f"{key} of a style must be a number, not {number!r}")
         levels, most = options.get("levels", 1), self.spec.levels
         if levels not in range(1, most + 1):
             raise RequestError(f"levels of a style must be a whole number from 1 to {most}, not {levels!r}")
-        sound = load_condition_audio([options["audio"]], self.spec.input_sample_rate)
-        return sound, options
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the frozen encoder with the module without casting it."""
-        super()._apply(fn, recurse)
-        if self.listener is not None and not self.out.weight.is_meta:
-            self.listener.move_to(self.out.weight.device)
-        return self
+        return load_condition_audio([options["audio"]], self.spec.input_sample_rate), options

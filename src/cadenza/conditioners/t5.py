@@ -1,8 +1,6 @@
 """Text through the encoder of a pretrained T5 (arXiv:1910.10683), Flan-T5, T5 v1.1, mT5, UMT5 or T5Gemma."""
 
-import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,26 +9,18 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import (
-    ConditionerSpec,
-    PreparedInputs,
-    PretrainedConditioner,
-    PretrainedConditionerSpec,
-    pad_ids,
-    require_text,
-    warn_truncated,
-)
+from cadenza.conditioners.base import ConditionerSpec, PreparedInputs, pad_ids, present_text, warn_truncated
+from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, load_tokenizer, save_model
 from cadenza.core.checkpoint import LazyTensor
 from cadenza.core.errors import CheckpointError
-from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.core.types import ConditionKind
 from cadenza.nn.frozen import FrozenEncoder, load_weights_streaming, quantize_on_meta
 from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.t5 import T5Config, T5Encoder
-from cadenza.nn.tokenizers import lemmatize, load_sentencepiece
+from cadenza.nn.tokenizers import lemmatize
 from cadenza.nn.weight_quantization import QuantizedLinear
 
 _GEMMA = "t5gemma"  # arXiv:2504.06225
@@ -38,6 +28,7 @@ _KINDS = ("t5", "mt5", "umt5", _GEMMA)
 _TABLE = "embed_tokens.weight"  # token embeddings
 _TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is required
 _TOKENIZER_FILES = (*_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+_END = "</s>"  # token at the end of a text
 _IN_SYSTEM = "weights_in_system"  # config key: the weights of a trained T5 are in the system's checkpoint
 _NARROW = "quantized"  # config key: weights are stored in 8 bits
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -51,7 +42,7 @@ class T5Spec(PretrainedConditionerSpec):
     """
 
     type: Literal["t5"] = "t5"
-    widget: ClassVar[str] = "text"
+    output_kind: ClassVar[ConditionKind] = "tokens"
     subconfig: str | None = None  # key of the T5 in the config and the weights of a larger model
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the encoder's computations; float16 overflows
     max_length: int | None = Field(default=None, ge=1)
@@ -64,10 +55,6 @@ class T5Spec(PretrainedConditionerSpec):
             raise ValueError("pad_to: max_length needs max_length, in tokens")
         return self
 
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "tokens"
-
     @classmethod
     def example(cls) -> tuple["T5Spec", list[Any]]:
         values = ["slow piano in A minor, 80 bpm", "drums", "F# major — 120 BPM, très vite"]
@@ -77,10 +64,10 @@ class T5Spec(PretrainedConditionerSpec):
         return T5Conditioner(self)
 
 
-class T5Conditioner(PretrainedConditioner[str]):
+class T5Conditioner(PretrainedConditioner[tuple[list[int], list[int]]]):
     """Encode a text with a T5 and a linear layer; padding is exactly zero. Raises RequestError if a value is not a text."""
 
-    placeholder = ""
+    placeholder = ([], [])
     padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "word", "x"), "mask")  # for the feature cache
 
     def __init__(self, spec: T5Spec) -> None:
@@ -98,18 +85,19 @@ class T5Conditioner(PretrainedConditioner[str]):
         spec = super().save_assets(folder, subfolder)
         return spec.model_copy(update={"subconfig": None}) if spec.model == f"./{subfolder}" else spec
 
-    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
-        prepared = super().prepare([self._text(value) for value in values])
-        mask = prepared.tensors["mask"] & prepared.present[:, None]
-        return PreparedInputs({**prepared.tensors, "mask": mask}, prepared.present)
+    def parse_values(self, values: Sequence[Any]) -> list[tuple[list[int], list[int]] | None]:
+        """Return token ids and word indices of each text."""
+        texts = [present_text(value, self.spec.empty_text) for value in values]
+        if self.spec.normalize_text:
+            texts = [None if text is None else present_text(lemmatize(text), self.spec.empty_text) for text in texts]
+        return [None if text is None else self._tokens(text) for text in texts]
 
-    def preprocess(self, values: Sequence[str]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         """Return `ids` and `mask` [b, n]; with word dropout also `word` [b, n], the index of each token's word or -1."""
-        rows = [self._tokens(value) for value in values]
         length = self.spec.max_length if self.spec.pad_to == "max_length" else None
-        tensors = pad_ids([ids for ids, _ in rows], pad=self.pretrained.pad_token_id, length=length)
+        tensors = pad_ids([ids for ids, _ in values], pad=self.pretrained.pad_token_id, length=length)
         if self.spec.word_dropout:
-            tensors["word"] = pad_ids([words for _, words in rows], pad=-1, length=length)["ids"]
+            tensors["word"] = pad_ids([words for _, words in values], pad=-1, length=length)["ids"]
         return tensors
 
     def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
@@ -128,27 +116,11 @@ class T5Conditioner(PretrainedConditioner[str]):
         word = torch.where(keep, word, -1)
         return PreparedInputs({"ids": ids, "mask": keep & present[:, None], "word": word}, present)
 
-    def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.spec.train:
-            return tensors
+    def run_encoder(self, encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         ids, mask = tensors["ids"], tensors["mask"]
-        return {"x": self._hidden(self.pretrained.get(ids.device), ids, mask), "mask": mask}
-
-    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        mask = tensors["mask"]
-        x = self._hidden(self.encoder, tensors["ids"], mask) if self.spec.train else tensors["x"]
-        return MaskedSequence(self.out(x.to(self.dtype_ref.dtype)) * mask[..., None], mask)
-
-    def _hidden(self, encoder: nn.Module, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
-        with _autocast(ids.device.type, self.spec.dtype, train=self.spec.train):
+        with self.autocast(torch.bfloat16 if self.spec.train and self.spec.dtype == "bf16" else None):
             x = _run_gemma(encoder, ids, mask) if self.pretrained.is_t5gemma else encoder(ids, mask)
-        return x * mask[..., None]
-
-    def _text(self, value: Any) -> str | None:
-        if value is None:
-            return None
-        text = lemmatize(require_text(value)) if self.spec.normalize_text else require_text(value)
-        return text if text.strip() or self.spec.empty_text == "encode" else None
+        return {"x": x * mask[..., None], "mask": mask}
 
     def _tokens(self, text: str) -> tuple[list[int], list[int]]:
         """Return token ids of a text, and the index of each token's word, -1 for special tokens."""
@@ -159,10 +131,10 @@ class T5Conditioner(PretrainedConditioner[str]):
             words = [number if word == 0 else -1 for word, number in zip(words, before, strict=True)]
         most = self.spec.max_length
         if most is not None and len(ids) > most:
-            num_special = next(i for i, word in enumerate(reversed(words)) if word >= 0)  # at the end
             warn_truncated(len(ids), most)
-            cut = max(most - num_special, 0)
-            ids, words = (ids[:cut] + ids[len(ids) - num_special :])[:most], (words[:cut] + [-1] * num_special)[:most]
+            num_special = next(i for i, word in enumerate(reversed(words)) if word >= 0)  # at the end
+            kept = [*range(max(most - num_special, 0)), *range(len(ids) - num_special, len(ids))][:most]
+            ids, words = [ids[i] for i in kept], [words[i] for i in kept]
         return (ids, words) if ids else ([self.pretrained.pad_token_id], [-1])
 
 
@@ -201,16 +173,17 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         _ = self.config  # raises first if the model is not a T5
-        path = self.source.required_file(*_TOKENIZER, of="a T5 with its tokenizer")
-        try:
-            tokenizer = (
-                Tokenizer.from_file(str(path)) if path.suffix == ".json" else _append_end_token(load_sentencepiece(path))
-            )
-        except Exception as error:  # `tokenizers` raises nothing narrower
-            raise CheckpointError(f"{path} is not a tokenizer ({error}); copy it again") from None
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        path = self._tokenizer_path
+        tokenizer = load_tokenizer(path)
+        if path.suffix != ".json":
+            if tokenizer.token_to_id(_END) is None:
+                raise CheckpointError(f"{path} is not a tokenizer of a T5 ('{_END}' not found); copy it again")
+            _append_end_token(tokenizer)
         return tokenizer
+
+    @property
+    def _tokenizer_path(self) -> Path:
+        return self.source.required_file(*_TOKENIZER, of="a T5 with its tokenizer")
 
     def open_state_dict(self) -> dict[str, LazyTensor]:
         """Return the stored encoder weights by module name, loaded one by one on use."""
@@ -222,13 +195,10 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the encoder weights in floating point."""
-        if not self.config.get(_NARROW):
-            return {key: record.load() for key, record in self.open_state_dict().items()}
-        layers = {key: part for key, part in self.build_resident().named_modules() if isinstance(part, QuantizedLinear)}
-        dense = {f"{key}.weight": part.dequantize() for key, part in layers.items()}
-        return dense | {
-            key: record.load() for key, record in self.open_state_dict().items() if key.rpartition(".")[0] not in layers
-        }
+        encoder = self.build_resident() if self.config.get(_NARROW) else nn.Module()
+        layers = {key: part for key, part in encoder.named_modules() if isinstance(part, QuantizedLinear)}
+        stored = {key: x.load() for key, x in self.open_state_dict().items() if key.rpartition(".")[0] not in layers}
+        return stored | {f"{key}.weight": part.dequantize() for key, part in layers.items()}
 
     def build(self) -> nn.Module:
         """Return a new encoder with its weights; on the meta device without them."""
@@ -286,27 +256,18 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Write the T5 encoder and its tokenizer to a new folder, in 8 bits if it is quantized."""
-        folder.mkdir(parents=True)
         narrow = weights and (self.quantized or bool(self.config.get(_NARROW)))
-        config = (
-            self.config | self._encoder_only | ({} if weights else {_IN_SYSTEM: True}) | ({_NARROW: "int8"} if narrow else {})
-        )
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        tokenizer = self.source.required_file(*_TOKENIZER, of="a T5 with its tokenizer")
-        for path in {tokenizer} | {tokenizer.with_name(name) for name in _TOKENIZER_FILES if self.source.folder}:
-            if path.is_file():
-                (folder / path.name).write_bytes(path.read_bytes())
-        if weights:
-            state_dict = self.build_resident().state_dict() if narrow else self.weights()
-            save_encoder_weights(state_dict, folder, shared=not self._encoder_only)
+        config = self.config | self._encoder_only | ({_NARROW: "int8"} if narrow else {} if weights else {_IN_SYSTEM: True})
+        tokenizer = self._tokenizer_path
+        files = {tokenizer} | {tokenizer.with_name(name) for name in _TOKENIZER_FILES if self.source.folder}
+        state_dict = self.build_resident().state_dict() if narrow else self.weights() if weights else {}
+        save_model(folder, config, filter(Path.is_file, files), stored_weights(state_dict, shared=not self._encoder_only))
 
 
-def save_encoder_weights(weights: dict[str, Tensor], folder: Path, *, shared: bool = True) -> None:
-    """Write encoder weights as `model.safetensors`; the embedding is named `shared` unless the model is a T5Gemma."""
-    table = {"embed_tokens.weight": "shared.weight"} if shared else {}
-    path = folder / "model.safetensors"
-    save_file({table.get(key, f"encoder.{key}"): x.contiguous() for key, x in weights.items()}, path, {"format": "pt"})
-    path.chmod((folder / "config.json").stat().st_mode)  # safetensors restricts it to the owner
+def stored_weights(weights: dict[str, Tensor], *, shared: bool = True) -> dict[str, Tensor]:
+    """Return encoder weights by stored names; the embedding is named `shared` unless the model is a T5Gemma."""
+    table = {_TABLE: "shared.weight"} if shared else {}
+    return {table.get(key, f"encoder.{key}"): x for key, x in weights.items()}
 
 
 def _run_gemma(encoder: Any, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
@@ -334,20 +295,10 @@ def _width(config: dict[str, Any]) -> int:
     return config.get("d_model") or config.get("encoder", {}).get("hidden_size") or 0
 
 
-def _append_end_token(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer with T5's end token after each text."""
-    end = tokenizer.token_to_id("</s>")
-    if end is None:
-        raise ValueError("'</s>' not found")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])  # type: ignore[assignment]
-    return tokenizer
-
-
-def _autocast(device: str, dtype: str, *, train: bool) -> AbstractContextManager[Any]:
-    """Return the autocast context of the encoder, whatever surrounds it."""
-    if device == "meta":
-        return nullcontext()
-    return torch.autocast(device, torch.bfloat16, enabled=train and dtype == "bf16")
+def _append_end_token(tokenizer: Tokenizer) -> None:
+    """Add T5's end token after each text."""
+    end = (_END, tokenizer.token_to_id(_END))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[end])  # type: ignore[assignment]
 
 
 @cache
@@ -355,18 +306,17 @@ def _tiny() -> TemporaryDirectory[str]:
     """Return a temporary folder with a random T5, deleted at exit."""
     directory = TemporaryDirectory(prefix="cadenza-t5-", ignore_cleanup_errors=True)
     folder = Path(directory.name)
-    letters = [*"▁abcdefghijklmnopqrstuvwxyz0123456789#,", "▁piano", "▁drums", "an"]
-    vocabulary = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")] + [
-        (piece, -float(i)) for i, piece in enumerate(letters)
-    ]
+    pieces = [*"▁abcdefghijklmnopqrstuvwxyz0123456789#,", "▁piano", "▁drums", "an"]
+    vocabulary = [("<pad>", 0.0), (_END, 0.0), ("<unk>", 0.0), *((piece, -float(i)) for i, piece in enumerate(pieces))]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])  # type: ignore[assignment]
-    _append_end_token(tokenizer).save(str(folder / "tokenizer.json"))
-    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_heads": 4, "num_layers": 2, "vocab_size": len(vocabulary)}
-    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "pad_token_id": 0, **sizes}))
+    _append_end_token(tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"model_type": "t5", "pad_token_id": 0, "vocab_size": len(vocabulary)}
+    config |= {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_heads": 4, "num_layers": 2}
     with init_empty_weights():
-        shapes = T5EncoderSource(T5Spec(model=directory.name, output_dim=1)).build().state_dict()
+        shapes = T5Encoder(T5Config.from_dict(config)).state_dict()
     rng = torch.Generator().manual_seed(0)
     weights = {key: torch.randn(x.shape, generator=rng) / x.shape[-1] ** 0.5 for key, x in shapes.items()}
-    save_encoder_weights(weights, folder)
+    save_model(folder, config, [], stored_weights(weights))
     return directory

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, PreparedInputs, pad_ids, require_text
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, pad_ids, present_text
 from cadenza.core.types import ConditionKind, MaskedSequence
+from cadenza.nn.rope import RotaryTable, rotary_table
 from cadenza.nn.tokenizers import BYTES, BPETokenizer, train_bpe
 
 # single digits and symbols are words; runs of letters are cut at 32 to bound the time of BPE
@@ -27,7 +28,7 @@ class TextSpec(ConditionerSpec):
     """Texts of at most `max_tokens` tokens of a BPE vocabulary learned from the training texts."""
 
     type: Literal["text"] = "text"
-    widget: ClassVar[str] = "text"
+    output_kind: ClassVar[ConditionKind] = "tokens"
     vocabulary: int = Field(default=2048, ge=BYTES)
     max_tokens: int = Field(default=128, ge=1)
     dim: int = Field(default=256, ge=2)
@@ -40,10 +41,6 @@ class TextSpec(ConditionerSpec):
             raise ValueError(f"dim ({self.dim}) must be an even multiple of heads ({self.heads})")
         return self
 
-    @property
-    def output_kind(self) -> ConditionKind:
-        return "tokens"
-
     @classmethod
     def example(cls) -> tuple["TextSpec", list[Any]]:
         spec = cls(output_dim=8, vocabulary=300, max_tokens=48, dim=16, depth=2, heads=2)
@@ -54,7 +51,7 @@ class TextSpec(ConditionerSpec):
 
 
 class TextConditioner(Conditioner[str]):
-    """Encode byte-level BPE tokens with bidirectional self-attention; padding is masked.
+    """Encode byte-level BPE tokens by transformer blocks with rotary positions; padding is masked.
 
     A text longer than `max_tokens` is truncated with a warning; a blank one is absent. Raises RequestError for other values.
     """
@@ -66,7 +63,7 @@ class TextConditioner(Conditioner[str]):
         super().__init__(spec)
         self.register_buffer("merges", torch.full((spec.vocabulary - BYTES, 2), -1, dtype=torch.int32))
         self.embedding = nn.Embedding(spec.vocabulary, spec.dim)
-        self.blocks = nn.ModuleList(Block(spec.dim, spec.heads) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(_EncoderBlock(spec.dim, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(spec.dim)
         self.out = nn.Linear(spec.dim, spec.output_dim)
         self.tokenizer = BPETokenizer()  # of `merges`, on the CPU for data workers
@@ -74,24 +71,26 @@ class TextConditioner(Conditioner[str]):
 
     def prepare_training(self, values: Iterable[Any]) -> None:
         """Learn the vocabulary; the order of the texts does not matter."""
-        counts = Counter(word for value in values if value is not None for word in split_words(require_text(value)))
+        counts = Counter(word for value in values for word in split_words(present_text(value) or ""))
         merges = train_bpe(counts, self.spec.vocabulary - BYTES)
         self.merges.fill_(-1)
         if merges:
             self.merges[: len(merges)] = torch.tensor(merges, dtype=torch.int32)
         self.tokenizer = BPETokenizer(merges)
 
-    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
-        """Return CPU tensors; a blank text is absent."""
-        return super().prepare([None if value is None or not require_text(value).strip() else value for value in values])
+    def parse_values(self, values: Sequence[Any]) -> list[str | None]:
+        """Return the texts; a blank text is absent."""
+        return [present_text(value) for value in values]
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return pad_ids([self._ids(value) for value in values])
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         x, mask = self.embedding(tensors["ids"]), tensors["mask"]
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        rotation = rotary_table(positions, self.spec.dim // self.spec.heads)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, rotation, mask)
         return MaskedSequence(self.out(self.norm(x)) * mask[..., None], mask)
 
     def _ids(self, text: str) -> list[int]:
@@ -105,7 +104,7 @@ class TextConditioner(Conditioner[str]):
         return ids[:most] or [0]  # one token for a blank text, so that attention is defined
 
 
-class Block(nn.Module):
+class _EncoderBlock(nn.Module):
     """Pre-norm self-attention with rotary positions (arXiv:2104.09864) and a GELU feed-forward of four times the width."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -115,9 +114,11 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], rotation: RotaryTable, mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        attended = F.scaled_dot_product_attention(_rotate(q), _rotate(k), v, attn_mask=mask[:, None, None])
+        cos, sin = (table.to(q.dtype) for table in rotation)
+        q, k = (y * cos + y.roll(y.shape[-1] // 2, -1) * sin for y in (q, k))  # apply_rotary rounds differently
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
         x = x + self.out(rearrange(attended, "b h n d -> b n (h d)"))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -132,12 +133,3 @@ def _load_merges(module: nn.Module, _: Any) -> None:
     assert isinstance(module, TextConditioner)
     if not module.merges.is_meta:
         module.tokenizer = BPETokenizer([(a, b) for a, b in module.merges.tolist() if a >= 0])
-
-
-def _rotate(x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
-    half = x.shape[-1] // 2
-    rate = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rate
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.split(half, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

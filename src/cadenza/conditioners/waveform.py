@@ -5,23 +5,17 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import (
-    CodecConditioner,
-    CodecConditionerSpec,
-    codec_frames,
-    codec_width,
-    example_codec,
-    output_projection,
-)
-from cadenza.core.types import MaskedSequence
-from cadenza.dsp.audio import Audio, load_condition_audio, silence
+from cadenza.conditioners.base import ProjectionConditioner, output_projection
+from cadenza.conditioners.base_encoders import CodecFramesConditioner, CodecFramesConditionerSpec, example_codec
+from cadenza.dsp.audio import Audio
 
 
-class WaveformSpec(CodecConditionerSpec):
+class WaveformSpec(CodecFramesConditionerSpec):
     """Audio, or with `input_kind: frames` frames of the codec [d, f].
 
     With `max_frames` each value is cut or padded to that many frames, as the slots `add` and `concat` need.
@@ -43,56 +37,31 @@ class WaveformSpec(CodecConditionerSpec):
         return WaveformConditioner(self)
 
 
-class WaveformConditioner(CodecConditioner[Any]):
+class WaveformConditioner(CodecFramesConditioner[Any], ProjectionConditioner[Any]):
     """Project frames of the frozen codec with a linear layer.
 
     A value is Audio of one clip or a path, or frames as Latents of one clip or a tensor [d, f]; else RequestError is raised.
     """
 
-    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for the feature cache
-
     def __init__(self, spec: WaveformSpec) -> None:
         super().__init__(spec)
-        self.codec = spec.codec.build().requires_grad_(False) if spec.input_kind == "audio" else None
-        self.dim = codec_width(spec.codec)
         self.out = output_projection(spec, self.dim)
-        self.dtype_ref = nn.Buffer(torch.empty(0), persistent=False)  # empty; has this module's dtype
-
-    @property
-    def placeholder(self) -> Any:  # type: ignore[override]
-        return torch.zeros(self.dim, 1) if self.codec is None else silence(self.spec.sample_rate, samples=self.spec.hop)
+        self.placeholder = self.short_input()
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `wave` by frames [b, n, c, s] and `lengths` [b] in samples, or frames `x` [b, n, d]; and `mask` [b, n]."""
-        most = self.spec.max_frames
-        if self.codec is None:
-            rows = [codec_frames(value, self.dim) for value in values]
-            x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            mask = torch.arange(x.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-            return {"x": x if most is None else _cut_or_pad(x, most), "mask": mask if most is None else _cut_or_pad(mask, most)}
-        codec, hop = self.spec.codec, self.spec.hop
-        audio = load_condition_audio(values, codec.sample_rate, channels=codec.channels)
-        n = codec.num_frames(audio.wave.shape[-1]) if most is None else most
-        lengths = audio.lengths.clamp(max=n * hop)
-        wave = F.pad(audio.wave, (0, max(n * hop - audio.wave.shape[-1], 0)))[..., : n * hop]
-        mask = torch.arange(n) < torch.tensor([codec.num_frames(length) for length in lengths.tolist()])[:, None]
-        return {"wave": rearrange(wave, "b c (n s) -> b n c s", n=n), "lengths": lengths, "mask": mask}
+        x, lengths = self.pack(values, self.spec.max_frames)
+        n = self.spec.max_frames or x.shape[1]
+        mask = torch.arange(n) < self.num_frames(lengths)[:, None]
+        return {"x": _cut_or_pad(x, n), "mask": mask} if self.codec is None else {"wave": x, "lengths": lengths, "mask": mask}
 
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.codec is None:
             return tensors
-        mask, wave = tensors["mask"], rearrange(tensors["wave"], "b n c s -> b c (n s)")
-        with torch.autocast(wave.device.type, enabled=False):
-            frames = self.codec.encode(Audio(wave, self.spec.codec.sample_rate, tensors["lengths"]))
-            x = self.codec.embed(frames).transpose(1, 2)
+        mask = tensors["mask"]
+        x, _ = self.embed_audio(rearrange(tensors["wave"], "b n c s -> b c (n s)"), tensors["lengths"])
         return {"x": torch.where(mask[..., None], _cut_or_pad(x, mask.shape[1]), 0), "mask": mask}
 
-    def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        mask = tensors["mask"]
-        return MaskedSequence(self.out(tensors["x"].to(self.dtype_ref.dtype)) * mask[..., None], mask)
 
-
-def _cut_or_pad(x: Tensor, frames: int) -> Tensor:
-    """Cut or zero-pad the second axis to `frames`."""
-    missing = max(frames - x.shape[1], 0)
-    return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, missing))[:, :frames]
+def _cut_or_pad(x: Float[Tensor, "b n d"], frames: int) -> Float[Tensor, "b f d"]:
+    return F.pad(x, (0, 0, 0, max(frames - x.shape[1], 0)))[:, :frames]

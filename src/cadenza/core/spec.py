@@ -89,7 +89,7 @@ class RegisteredSpec(Spec):
     def registered_names(cls) -> list[str]:
         """Return the names of all members, without importing them."""
         package = importlib.import_module(cls.family)
-        modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"}
+        modules = {name for _, name, _ in pkgutil.iter_modules(package.__path__) if not name.startswith("base")}
         plugins = {point.name for point in entry_points(group=cls.family)}
         return sorted(modules | plugins | set(cls.registry))
 
