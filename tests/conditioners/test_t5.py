@@ -309,12 +309,12 @@ def test_normalising_needs_its_extra(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_a_narrow_encoder_is_near_the_exact_one(tmp_path: Path) -> None:
     folder = model(tmp_path / "t5", d_model=128, d_kv=32, d_ff=256)
     exact, narrow = part_of(folder, output_dim=128), part_of(folder, output_dim=128)
-    narrow.quantize_frozen_()
-    size = narrow.unloaded_bytes()
-    assert size < 0.3 * exact.unloaded_bytes() and narrow.peak_loading_bytes() <= 2 * size
+    narrow.pretrained.quantized = True
+    size = narrow.pretrained.unloaded_bytes()
+    assert size < 0.3 * exact.pretrained.unloaded_bytes() and narrow.pretrained.unloaded_bytes(peak=True) <= 2 * size
     assert 1e-4 < _apart(run(narrow, list(TEXTS)).embeddings, run(exact, list(TEXTS)).embeddings) < 0.03
     held = narrow.pretrained.get(torch.device("cpu")).state_dict()
-    assert sum(x.nbytes for x in held.values()) == size and narrow.unloaded_bytes() == 0
+    assert sum(x.nbytes for x in held.values()) == size and narrow.pretrained.unloaded_bytes() == 0
     assert {x.dtype for name, x in held.items() if name.endswith((".packed", "embed_tokens.weight"))} == {
         torch.int8,
         torch.bfloat16,

@@ -41,14 +41,16 @@ def test_a_narrow_encoder_is_copied_as_it_is(tmp_path: Path) -> None:
     """With a quarter of the bytes; its weights in floating point are those that it computes with."""
     folder = model(tmp_path / "t5", d_model=128, d_kv=32, d_ff=256)
     part = part_of(folder, output_dim=128)
-    part.quantize_frozen_()
+    part.pretrained.quantized = True
     expected = run(part, list(TEXTS)).embeddings
     spec = part.save_assets(tmp_path, "prompt")
     assert isinstance(spec, T5Spec)
     whole, copied = (path / "model.safetensors" for path in (folder, tmp_path / "prompt"))
     assert copied.stat().st_size < 0.3 * whole.stat().st_size
     other = spec.resolve_paths(tmp_path).build()
-    assert other.unloaded_bytes() == sum(x.nbytes for x in part.pretrained.get(torch.device("cpu")).state_dict().values())
+    assert other.pretrained.unloaded_bytes() == sum(
+        x.nbytes for x in part.pretrained.get(torch.device("cpu")).state_dict().values()
+    )
     assert torch.equal(run(other, list(TEXTS)).embeddings, expected)
     again = other.save_assets(tmp_path, "again")
     assert isinstance(again, T5Spec) and torch.equal(

@@ -27,6 +27,9 @@ from cadenza.core.spec import RegisteredSpec
 from cadenza.core.timeline import Timeline, TimeSpan
 from cadenza.core.types import Condition, ConditionKind, MaskedSequence
 
+if TYPE_CHECKING:
+    from cadenza.nn.frozen import FrozenEncoder
+
 Value = TypeVar("Value")
 Item = Mapping[str, Any]
 # an empty text is absent, or encoded; YAML parses an unquoted null as None
@@ -125,6 +128,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
     placeholder: Value  # replaces None before `preprocess`; its output is masked
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # other item ids that `value_from_item` uses
     uncached_inputs: ClassVar[tuple[str, ...]] = ()  # prepared tensors that `encode` returns unchanged
+    frozen_encoder: "FrozenEncoder[Any] | None" = None  # pretrained encoder that is not part of the weights
     null: Tensor | None  # [1, d]
     dtype_ref: Tensor  # empty; has this module's device and dtype
 
@@ -139,20 +143,6 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
 
         Raises CheckpointError if an encoder is missing. Default: nothing.
         """
-
-    def quantize_frozen_(self) -> None:
-        """Keep the weights of pretrained encoders in 8 bits from now on. Default: no encoder."""
-
-    def unload(self) -> None:
-        """Unload encoders that are cheap to reload. Default: nothing to unload."""
-
-    def unloaded_bytes(self) -> int:
-        """Bytes of pretrained encoders that are not loaded yet (they load on first use and are not in the checkpoint)."""
-        return 0
-
-    def peak_loading_bytes(self) -> int:
-        """Peak memory in bytes while these encoders load."""
-        return 0
 
     def is_cacheable(self, prepared: PreparedInputs) -> bool:
         """Whether a cache should look up the result of `encode` for these inputs."""
@@ -244,7 +234,10 @@ class EmbeddingTableConditioner(Conditioner[Value]):
 class ProjectionConditioner(Conditioner[Value]):
     """Project `x` [b, n, e] to embeddings with the layer `out`; padding is exactly zero."""
 
-    out: nn.Module
+    def add_projection(self, dim: int) -> None:
+        """Add `out`, a linear layer from `dim`; with `project: auto` the identity if the widths are equal."""
+        equal = self.spec.project == "auto" and dim == self.spec.output_dim
+        self.out = nn.Identity() if equal else nn.Linear(dim, self.spec.output_dim)
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         mask = tensors["mask"]
@@ -295,15 +288,19 @@ class ConditionerSet(nn.ModuleDict):
         for name, part in self.items():
             part.prepare_training(value for item in items for value in _split_spans(part, item.get(name))[1])
 
+    def frozen_encoders(self) -> dict[str, "FrozenEncoder[Any]"]:
+        """Return the pretrained encoders that are not part of the weights, by conditioner id."""
+        return {name: part.frozen_encoder for name, part in self.items() if part.frozen_encoder is not None}
+
     def quantize_frozen_(self) -> None:
-        """Keep the weights of all pretrained encoders in 8 bits from now on."""
-        for part in self.values():
-            part.quantize_frozen_()
+        """Keep the weights of all frozen encoders in 8 bits from now on."""
+        for encoder in self.frozen_encoders().values():
+            encoder.quantized = True
 
     def unload(self) -> None:
-        """Unload all encoders that are cheap to reload."""
-        for part in self.values():
-            part.unload()
+        """Unload all frozen encoders that are cheap to reload."""
+        for encoder in self.frozen_encoders().values():
+            encoder.unload()
 
     def input_ids(self) -> list[str]:
         """Return the item ids that the conditioners use, including fallbacks and extra inputs."""
@@ -397,13 +394,6 @@ def _concat_spans(condition: Condition, spans: Float[Tensor, "i s 4"] | None) ->
         present=condition.present.view(items, count).any(1),
         spans=spans,
     )
-
-
-def output_projection(spec: Any, dim: int) -> nn.Module:
-    """Return the linear layer from `dim` to `spec.output_dim`; identity with `project: auto` if the widths are equal."""
-    if spec.project == "auto" and dim == spec.output_dim:
-        return nn.Identity()
-    return nn.Linear(dim, spec.output_dim)
 
 
 def parse_number(value: Any, needed: str) -> float:

@@ -19,20 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.codecs.base import Codec, CodecSpec
-from cadenza.conditioners.base import (
-    Conditioner,
-    ConditionerSpec,
-    EmptyText,
-    ProjectionConditioner,
-    Value,
-    output_projection,
-    pad_rows,
-)
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, EmptyText, ProjectionConditioner, pad_rows
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.hub import ModelSource
 from cadenza.core.types import ConditionKind, Latents, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
-from cadenza.nn.frozen import FrozenEncoderMixin
+from cadenza.nn.frozen import FrozenEncoder, FrozenEncoderMixin
 from cadenza.nn.tokenizers import load_sentencepiece
 
 
@@ -65,14 +57,14 @@ class CodecFramesConditionerSpec(ConditionerSpec):
         return self.codec.hop_length
 
 
-class CodecConditioner(Conditioner[Value]):
+class CodecConditioner(Conditioner[Any]):
     """Base class of conditioners with a frozen `codec`, or None if unused; their specs have `model`."""
 
     def __init__(self, spec: ConditionerSpec, codec: CodecSpec | None) -> None:
         super().__init__(spec)
         self.codec: Codec | None = None if codec is None else codec.build().requires_grad_(False)
 
-    def prepare_training(self, values: Iterable[Value | None]) -> None:
+    def prepare_training(self, values: Iterable[Any]) -> None:
         """Load the codec from `spec.model`; warns if that is not set."""
         if self.codec is None:
             return
@@ -102,7 +94,7 @@ class CodecConditioner(Conditioner[Value]):
         return self.spec.model_copy(update={"model": None})  # the system's checkpoint holds the codec
 
 
-class CodecFramesConditioner(CodecConditioner[Value]):
+class CodecFramesConditioner(CodecConditioner):
     """Base class of conditioners on audio, or with `input_kind: frames` on frames, of which a codec has `dim` numbers."""
 
     padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for the feature cache
@@ -164,17 +156,21 @@ class PretrainedConditionerSpec(ConditionerSpec):
     project: Literal["always", "auto"] = "always"  # auto: only if the encoder's width differs from output_dim
 
 
-class PretrainedConditioner(FrozenEncoderMixin, ProjectionConditioner[Value]):
+class PretrainedConditioner(FrozenEncoderMixin, ProjectionConditioner[Any]):
     """Base class of conditioners with a pretrained encoder, which is `encoder` if it is trained.
 
     `pretrained` has `dim`, `config`, `source`, `build`, `get` and `save(folder, weights=)`.
     """
 
-    def _add_projection(self) -> None:
+    def add_projection(self, dim: int) -> None:
         """Add the output projection, and the encoder if it is trained."""
-        self.out = output_projection(self.spec, self.pretrained.dim)
+        super().add_projection(dim)
         if self.spec.train:
             self.encoder = self.pretrained.build().requires_grad_(True)
+
+    @property
+    def frozen_encoder(self) -> FrozenEncoder[Any] | None:  # type: ignore[override]
+        return None if self.spec.train else self.pretrained
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """Return config and weights of the encoder, on which features depend; None if it is trained."""

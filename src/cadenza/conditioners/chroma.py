@@ -17,7 +17,6 @@ from cadenza.conditioners.base import (
     Item,
     PreparedInputs,
     ProjectionConditioner,
-    output_projection,
 )
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import Condition, ConditionKind
@@ -96,7 +95,7 @@ class ChromaConditioner(ProjectionConditioner[Any]):
         self.separator = Separator(spec.separator)
         sound = {} if spec.pad_to == "longest" else {"wave": "samples"}  # otherwise padding does not affect the chroma
         self.padding_masks = {**sound, "x": "mask", "mask": "mask"}
-        self.out = output_projection(spec, spec.bins)
+        self.add_projection(spec.bins)
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """Return the fingerprint of the separator; None if it is not used or not available."""

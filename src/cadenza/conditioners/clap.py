@@ -80,7 +80,7 @@ class _TextAndAudio(NamedTuple):
     audio: Any
 
 
-class CLAPConditioner(PretrainedConditioner[Any]):
+class CLAPConditioner(PretrainedConditioner):
     """Encode text or audio with a CLAP, optional residual quantization and a linear layer.
 
     A value is a text, Audio, a path of audio, or a mapping with `text`, `audio` or both; with `modalities: both` a string is
@@ -96,7 +96,7 @@ class CLAPConditioner(PretrainedConditioner[Any]):
         self.pretrained = ClapEncoder(spec)
         dim = self.pretrained.dim
         self.quantizer = ResidualVectorQuantizer(dim, codebooks=spec.codebooks, bins=spec.bins) if spec.codebooks else None
-        self._add_projection()
+        self.add_projection(self.pretrained.dim)
 
     @property
     def placeholder(self) -> _TextAndAudio:  # type: ignore[override]

@@ -53,7 +53,7 @@ class DrumsSpec(FramewiseConditionerSpec):
         return DrumsConditioner(self)
 
 
-class DrumsConditioner(CodecConditioner[Any]):
+class DrumsConditioner(CodecConditioner):
     """Embed the time since and until the nearest onset of each drum with two layers, the last initialized to zero.
 
     A value is onset times in seconds by drum (kick, snare, hat); one list for all drums; a MIDI file; or audio of drums or

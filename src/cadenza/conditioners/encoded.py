@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cadenza.conditioners.base import ConditionerSpec, ProjectionConditioner, output_projection, pad_rows
+from cadenza.conditioners.base import ConditionerSpec, ProjectionConditioner, pad_rows
 from cadenza.core.errors import RequestError
 from cadenza.core.types import ConditionKind
 
@@ -45,7 +45,7 @@ class PrecomputedConditioner(ProjectionConditioner[Any]):
     def __init__(self, spec: EncodedSpec) -> None:
         super().__init__(spec)
         self.dim = spec.dim or spec.output_dim
-        self.out = output_projection(spec, self.dim)
+        self.add_projection(self.dim)
 
     @property
     def placeholder(self) -> Tensor:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -10,27 +11,13 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cadenza.conditioners.base import (
-    Conditioner,
-    ConditionerSpec,
-    EmptyText,
-    output_projection,
-    pad_ids,
-    present_text,
-    warn_truncated,
-)
+from cadenza.conditioners.base import ConditionerSpec, EmptyText, ProjectionConditioner, pad_ids, present_text, warn_truncated
 from cadenza.conditioners.base_encoders import load_tokenizer, save_source
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import ModelSource
 from cadenza.core.spec import Spec
 from cadenza.core.types import ConditionKind, MaskedSequence
-from cadenza.nn.tokenizers import (
-    SPACY_MODEL,
-    find_spacy_model,
-    hash_to_row,
-    spacy_tokens,
-    split_normalized_words,
-)
+from cadenza.nn.tokenizers import SPACY_MODEL, find_spacy_model, hash_to_row, spacy_tokens, split_normalized_words
 
 _CONFIG = "tokenizer_config.json"
 _FILES = ("tokenizer.json", "spiece.model")  # other formats are converted by transformers
@@ -137,7 +124,7 @@ class LutSpec(ConditionerSpec):
         return self.model_copy(update={"tokenizer": tokenizer})
 
 
-class LUTConditioner(Conditioner[list[int]]):
+class LUTConditioner(ProjectionConditioner[list[int]]):
     """Look up one trained vector per word, with an optional linear layer; padding is zero except for positions.
 
     Raises RequestError if a value is not a text.
@@ -151,7 +138,7 @@ class LUTConditioner(Conditioner[list[int]]):
         self.vocabulary = LazyTokenizer(tokenizer, spec.max_length) if isinstance(tokenizer, PretrainedTokenizer) else None
         self.table = nn.Embedding(self.vocabulary.size if self.vocabulary else tokenizer.bins, dim)  # type: ignore[union-attr]
         nn.init.normal_(self.table.weight, std=spec.std)
-        self.out = output_projection(spec, dim)
+        self.add_projection(dim)
         self.places = nn.Embedding(spec.max_length or 1, spec.output_dim) if spec.positions else None
 
     def prepare_training(self, values: Any) -> None:
@@ -179,11 +166,11 @@ class LUTConditioner(Conditioner[list[int]]):
         return pad_ids(values, pad=self.vocabulary.pad if self.vocabulary else 0, length=length)
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
-        mask = tensors["mask"]
-        x = self.out(self.table(tensors["ids"])) * mask[..., None]
-        if self.places is not None:  # scaled as in stable-audio-tools
-            x = x + self.places.weight[: x.shape[1]] * self.spec.output_dim**-0.5
-        return MaskedSequence(x, mask)
+        projected = super().project({"x": self.table(tensors["ids"]), "mask": tensors["mask"]})
+        if self.places is None:
+            return projected
+        places = self.places.weight[: projected.x.shape[1]] * self.spec.output_dim**-0.5  # scaled as in stable-audio-tools
+        return replace(projected, x=projected.x + places)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer, most = self.spec.tokenizer, self.spec.max_length
@@ -197,17 +184,11 @@ class LUTConditioner(Conditioner[list[int]]):
 
 
 class LazyTokenizer:
-    """Tokenizer of a spec, loaded on first use; copies share it, each process loads its own."""
+    """Tokenizer of a spec, loaded on first use."""
 
     def __init__(self, spec: PretrainedTokenizer, max_length: int | None = None) -> None:
         self.spec, self.max_length = spec, max_length
         self.source = ModelSource(spec.model, spec.revision)
-
-    def __deepcopy__(self, memo: Any) -> "LazyTokenizer":
-        return self
-
-    def __reduce__(self) -> Any:
-        return LazyTokenizer, (self.spec, self.max_length)
 
     @property
     def size(self) -> int:
@@ -223,29 +204,14 @@ class LazyTokenizer:
         return self.tokenizer.token_to_id(name or "<pad>") or 0
 
     @cached_property
-    def base_tokenizer(self) -> Tokenizer:
-        """Tokenizer as stored, without truncation and padding; raises CheckpointError if it cannot be loaded."""
-        for name in _FILES:
-            if path := self.source.optional_file(name):
-                return load_tokenizer(path)
-        try:  # another format, such as vocab.txt
-            from transformers import AutoTokenizer
-
-            options = {"revision": self.spec.revision, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(self.spec.model, **options).backend_tokenizer
-        except Exception as error:  # transformers raises nothing narrower
-            raise CheckpointError(f"'{self.spec.model}' has no tokenizer that can be read ({error}); copy it again") from None
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-
-    @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Tokenizer with the spec's special tokens, which truncates before the end token."""
-        tokenizer = Tokenizer.from_str(self.base_tokenizer.to_str())
+        """Tokenizer with the spec's special tokens, which truncates before the end token; or CheckpointError."""
+        path = next((path for name in _FILES if (path := self.source.optional_file(name))), None)
+        tokenizer = self._convert() if path is None else load_tokenizer(path)
         tokenizer.add_special_tokens(list(self.spec.special_tokens))
         if self.spec.size not in (None, _size(tokenizer)):
             raise CheckpointError(f"'{self.spec.model}' has {_size(tokenizer)} tokens, not {self.spec.size}; fix `size`")
+        tokenizer.no_truncation()
         if self.max_length is not None:
             tokenizer.enable_truncation(self.max_length)
         return tokenizer
@@ -262,9 +228,21 @@ class LazyTokenizer:
         """Copy a local tokenizer to `folder/subfolder`, and return the fields of the spec to save."""
         return {"size": self.size, **save_source(self.source, self._save, folder, subfolder)}
 
+    def _convert(self) -> Tokenizer:
+        """Return the tokenizer of another format, such as vocab.txt."""
+        from transformers import AutoTokenizer
+
+        try:
+            options = {"revision": self.spec.revision, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(self.spec.model, **options).backend_tokenizer
+        except Exception as error:  # transformers raises nothing narrower
+            raise CheckpointError(f"'{self.spec.model}' has no tokenizer that can be read ({error}); copy it again") from None
+        tokenizer.no_padding()
+        return tokenizer
+
     def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self.base_tokenizer.save(str(folder / _FILES[0]))
+        self.tokenizer.save(str(folder / _FILES[0]))
         if config := self.source.optional_file(_CONFIG):
             (folder / _CONFIG).write_bytes(config.read_bytes())
 

@@ -40,7 +40,7 @@ class SourceMixSpec(CodecFramesConditionerSpec):
         return SourceMixConditioner(self)
 
 
-class SourceMixConditioner(CodecFramesConditioner[Mapping[str, Any]]):
+class SourceMixConditioner(CodecFramesConditioner):
     """Sum the frozen codec's frames of all present sources, each projected by the linear layer of its source.
 
     A value is a mapping of sources to audio, or to frames [d, f]; raises RequestError for an unknown source.

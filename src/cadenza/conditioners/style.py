@@ -86,7 +86,7 @@ class StyleSpec(ConditionerSpec):
         return StyleConditioner(self)
 
 
-class StyleConditioner(CodecConditioner[Any]):
+class StyleConditioner(CodecConditioner):
     """Encode an excerpt by a frozen encoder, a bidirectional transformer, residual VQ and a linear layer.
 
     A value is a recording (Audio of one clip or a path), or a mapping with `audio` and the `start` and `seconds` of the

@@ -64,7 +64,7 @@ class T5Spec(PretrainedConditionerSpec):
         return T5Conditioner(self)
 
 
-class T5Conditioner(PretrainedConditioner[tuple[list[int], list[int]]]):
+class T5Conditioner(PretrainedConditioner):
     """Encode a text with a T5 and a linear layer; padding is exactly zero. Raises RequestError if a value is not a text."""
 
     placeholder = ([], [])
@@ -73,7 +73,7 @@ class T5Conditioner(PretrainedConditioner[tuple[list[int], list[int]]]):
     def __init__(self, spec: T5Spec) -> None:
         super().__init__(spec)
         self.pretrained = T5EncoderSource(spec)
-        self._add_projection()
+        self.add_projection(self.pretrained.dim)
 
     def prepare_training(self, values: Any) -> None:
         """Load tokenizer and encoder; raises CheckpointError if one is missing."""

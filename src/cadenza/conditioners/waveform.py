@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import ProjectionConditioner, output_projection
+from cadenza.conditioners.base import ProjectionConditioner
 from cadenza.conditioners.base_encoders import CodecFramesConditioner, CodecFramesConditionerSpec, example_codec
 from cadenza.dsp.audio import Audio
 
@@ -37,7 +37,7 @@ class WaveformSpec(CodecFramesConditionerSpec):
         return WaveformConditioner(self)
 
 
-class WaveformConditioner(CodecFramesConditioner[Any], ProjectionConditioner[Any]):
+class WaveformConditioner(CodecFramesConditioner, ProjectionConditioner[Any]):
     """Project frames of the frozen codec with a linear layer.
 
     A value is Audio of one clip or a path, or frames as Latents of one clip or a tensor [d, f]; else RequestError is raised.
@@ -45,7 +45,7 @@ class WaveformConditioner(CodecFramesConditioner[Any], ProjectionConditioner[Any
 
     def __init__(self, spec: WaveformSpec) -> None:
         super().__init__(spec)
-        self.out = output_projection(spec, self.dim)
+        self.add_projection(self.dim)
         self.placeholder = self.short_input()
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:

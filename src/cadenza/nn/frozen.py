@@ -157,21 +157,6 @@ class FrozenEncoderMixin(nn.Module):
     pretrained: Any  # FrozenEncoder
     dtype_ref: Tensor
 
-    def quantize_frozen_(self) -> None:
-        """Keep the pretrained linear layers in int8 from the next load on."""
-        self.pretrained.quantized = True
-
-    def unload(self) -> None:
-        self.pretrained.unload()
-
-    def unloaded_bytes(self) -> int:
-        """Return the bytes of pretrained weights outside the module's own that are not loaded yet."""
-        return 0 if "encoder" in self._modules else self.pretrained.unloaded_bytes()
-
-    def peak_loading_bytes(self) -> int:
-        """Return the maximum bytes of memory while the pretrained weights are loaded."""
-        return 0 if "encoder" in self._modules else self.pretrained.unloaded_bytes(peak=True)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         encoder = self._modules.pop("encoder", None)
         super()._apply(fn, recurse)

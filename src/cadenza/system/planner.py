@@ -119,7 +119,7 @@ def estimate_memory(
     on_host = device == "cpu"
     modules = {"codec": system.codec, "conditioners": system.conditioners, "generator": system.generator}
     weights = {name: _module_bytes(module) for name, module in modules.items() if module is not None}
-    encoders = {name: part.unloaded_bytes() for name, part in system.conditioners.items()}
+    encoders = {name: encoder.unloaded_bytes() for name, encoder in system.conditioners.frozen_encoders().items()}
     persistent: dict[str, int] = {"program": program + LIBRARY_BYTES} if on_host else {}
     persistent |= {f"{name} weights": size for name, size in weights.items()}
     persistent |= {f"{name} encoder": size for name, size in encoders.items()}
@@ -133,7 +133,7 @@ def estimate_memory(
     packed = weights["codec"] // 2 if on_host else 0  # decoder weights in the layout of the convolutions
     audio = 2 * clips * longest * codec.hop_length * codec.channels * 4
     phases = {"generating": generating, "decoding": {"codec activations": decoding + packed, "audio": audio}}
-    loading = sum(part.peak_loading_bytes() for part in system.conditioners.values())
+    loading = sum(encoder.unloaded_bytes(peak=True) for encoder in system.conditioners.frozen_encoders().values())
     if on_host and stored is not None:
         phases["loading"] = {"weight files": max(0, stored - sum(weights.values()) - sum(encoders.values()))}
     if on_host and loading:
