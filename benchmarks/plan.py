@@ -175,8 +175,8 @@ def _t5(folder: Path) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    from cadenza.conditioners.base_encoders import save_model
     from cadenza.conditioners.t5 import stored_weights
+    from cadenza.nn.frozen import save_model
     from cadenza.nn.t5 import T5Config, T5Encoder
 
     if folder.exists():

@@ -169,7 +169,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         """Return the value for a clip that begins `start` seconds into its piece. Default: unchanged."""
         return value
 
-    def with_max_frames(self, frames: int) -> "Conditioner[Value]":
+    def with_max_frames(self, frames: int) -> Self:
         """Return a conditioner for clips of `frames` frames that shares the weights; self if `max_frames` suffices."""
         longest = getattr(self.spec, "max_frames", None)
         if longest is None or frames <= longest:

@@ -1,6 +1,5 @@
 """Base classes of conditioners with a frozen encoder: a codec, or a pretrained model in a folder or on the hub."""
 
-import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -218,18 +216,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def save_model(folder: Path, config: Mapping[str, Any], files: Iterable[Path], weights: Mapping[str, Tensor]) -> None:
-    """Write a model, or without `weights` only its config and `files`, to a folder in the layout of transformers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
-    config_path.write_text(json.dumps(config, indent=2) + "\n")
-    for path in files:
-        (folder / path.name).write_bytes(path.read_bytes())
-    if weights:
-        save_file({name: x.contiguous() for name, x in weights.items()}, weights_path, {"format": "pt"})
-        weights_path.chmod(config_path.stat().st_mode)  # safetensors restricts it to the owner
 
 
 def example_codec() -> CodecSpec:

@@ -82,14 +82,19 @@ class ChordsConditioner(SpanConditioner):
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `x` [b, f, n], or with a `vocabulary` `row` [b, f], and `covered` [b, f], False without a chord."""
-        charts = [self._spans(self._line(value) if isinstance(value, str) else value) for value in values]
-        features = [self._rows(chart) if self.spec.vocabulary else self._features(chart) for chart in charts]
-        covered = np.zeros((len(values), self.spec.max_frames), bool)
-        for row, chart in zip(covered, charts, strict=True):
-            for span in chart:
-                row[self.span_frames(span)] = True
-        x = torch.from_numpy(np.stack(features))
-        return {"row" if self.spec.vocabulary else "x": x, "covered": torch.from_numpy(covered)}
+        shape, vocabulary = (len(values), self.spec.max_frames), self.spec.vocabulary
+        x = np.zeros(shape, np.int64) if vocabulary else np.zeros((*shape, _FEATURES), np.float32)
+        covered = np.zeros(shape, bool)
+        for row, value in enumerate(values):
+            for span in self._spans(self._line(value) if isinstance(value, str) else value):
+                frames = self.span_frames(span)
+                covered[row, frames] = True
+                if vocabulary and span.value not in vocabulary:
+                    raise RequestError(f"no chord called '{span.value}'.{did_you_mean(span.value, list(vocabulary))}")
+                x[row, frames] = vocabulary.index(span.value) if vocabulary else _chord_features(span.value)
+                if not vocabulary:
+                    x[row, frames, 37:] = self.span_times(span, _MAX_SECONDS).T
+        return {"row" if vocabulary else "x": torch.from_numpy(x), "covered": torch.from_numpy(covered)}
 
     def project(self, tensors: dict[str, Tensor]) -> MaskedSequence:
         if self.table is not None:
@@ -135,27 +140,15 @@ class ChordsConditioner(SpanConditioner):
             raise RequestError(f"chords are a text such as 'Am F C G' or a list of (start, end, name), got {value!r}")
         return sorted(map(self.parse_span, value))
 
-    def _rows(self, chart: list[TimeSpan]) -> np.ndarray:
-        rows = np.zeros(self.spec.max_frames, np.int64)
-        for span in chart:
-            if span.value not in self.spec.vocabulary:
-                raise RequestError(f"no chord called '{span.value}'.{did_you_mean(span.value, list(self.spec.vocabulary))}")
-            rows[self.span_frames(span)] = self.spec.vocabulary.index(span.value)
-        return rows
 
-    def _features(self, chart: list[TimeSpan]) -> np.ndarray:
-        x = np.zeros((self.spec.max_frames, _FEATURES), np.float32)
-        for span in chart:
-            chord = parse_chord(span.value)
-            vector = np.zeros(_FEATURES, np.float32)
-            if chord.root is None or chord.bass is None:
-                vector[36] = 1
-            else:
-                vector[[chord.root, 12 + chord.bass, *(24 + tone for tone in chord.pitch_classes)]] = 1
-            frames = self.span_frames(span)
-            x[frames] = vector
-            x[frames, 37:] = self.span_times(span, _MAX_SECONDS).T
-        return x
+def _chord_features(name: str) -> np.ndarray:
+    """Return the features of a chord [n], with times of zero."""
+    chord, vector = parse_chord(name), np.zeros(_FEATURES, np.float32)
+    if chord.root is None or chord.bass is None:
+        vector[36] = 1
+    else:
+        vector[[chord.root, 12 + chord.bass, *(24 + tone for tone in chord.pitch_classes)]] = 1
+    return vector
 
 
 def _parse_starts(words: list[str], total: float) -> list[TimeSpan]:

@@ -11,13 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.conditioners.base import (
-    Conditioner,
-    ConditionerSpec,
-    Item,
-    PreparedInputs,
-    ProjectionConditioner,
-)
+from cadenza.conditioners.base import ConditionerSpec, Item, PreparedInputs, ProjectionConditioner
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import Condition, ConditionKind
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
@@ -116,7 +110,7 @@ class ChromaConditioner(ProjectionConditioner[Any]):
         self.separator.save(folder / subfolder)
         return self.spec.model_copy(update={"separator": f"./{subfolder}"})
 
-    def with_max_frames(self, frames: int) -> "Conditioner[Any]":
+    def with_max_frames(self, frames: int) -> Self:
         return self if self.spec.pad_mode == "repeat" else super().with_max_frames(frames)
 
     def value_from_item(self, item: Item, name: str) -> Any:

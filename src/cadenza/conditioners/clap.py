@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.conditioners.base import PreparedInputs, pad_ids, pad_rows, present_text
-from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, load_tokenizer, save_model
+from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, load_tokenizer
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
 from cadenza.dsp.spectral import LogMelFrontend
 from cadenza.nn.clap import COMPUTED_BUFFERS, ClapTowers, build_clap, load_clap
-from cadenza.nn.frozen import FrozenEncoder
+from cadenza.nn.frozen import FrozenEncoder, save_model
 from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
 _TOKENIZER = "tokenizer.json"

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from cadenza.conditioners.base import ConditionerSpec, PreparedInputs, pad_ids, present_text, warn_truncated
-from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, load_tokenizer, save_model
+from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, load_tokenizer
 from cadenza.core.checkpoint import LazyTensor
 from cadenza.core.errors import CheckpointError
 from cadenza.core.types import ConditionKind
-from cadenza.nn.frozen import FrozenEncoder, load_weights_streaming, quantize_on_meta
+from cadenza.nn.frozen import FrozenEncoder, load_weights_streaming, quantize_on_meta, save_model
 from cadenza.nn.meta_init import init_empty_weights
 from cadenza.nn.t5 import T5Config, T5Encoder
 from cadenza.nn.tokenizers import lemmatize

@@ -1,11 +1,14 @@
 """Frozen pretrained encoders of a module: loaded on first use, moved with it and never cast."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cadenza.core.checkpoint import CHUNK_BYTES, LazyTensor, check_state_dict, raise_if_not_finite
@@ -84,6 +87,18 @@ class FrozenEncoder(ABC, Generic[Network]):
         if self._network is not None and next(self._network.parameters()).device != device:
             with torch.inference_mode(False):
                 self._network.to(device)
+
+
+def save_model(folder: Path, config: Mapping[str, Any], files: Iterable[Path], weights: Mapping[str, Tensor]) -> None:
+    """Write a model, or without `weights` only its config and `files`, to a folder in the layout of transformers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    config_path.write_text(json.dumps(config, indent=2) + "\n")
+    for path in files:
+        (folder / path.name).write_bytes(path.read_bytes())
+    if weights:
+        save_file({name: x.contiguous() for name, x in weights.items()}, weights_path, {"format": "pt"})
+        weights_path.chmod(config_path.stat().st_mode)  # safetensors restricts it to the owner
 
 
 def load_weights_streaming(

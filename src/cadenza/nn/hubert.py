@@ -1,17 +1,15 @@
 """Frozen HuBERT (arXiv:2106.07447), wav2vec 2.0, WavLM or MERT (arXiv:2306.00107) models of transformers."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cadenza.core.checkpoint import check_finite, check_state_dict
 from cadenza.core.errors import CheckpointError
-from cadenza.nn.frozen import FrozenEncoder
+from cadenza.nn.frozen import FrozenEncoder, save_model
 
 # MERT has the architecture of HuBERT, and options of which HuBERT covers these values
 _ARCHITECTURES = {"hubert": "hubert", "mert_model": "hubert", "wav2vec2": "wav2vec2", "wavlm": "wavlm"}
@@ -74,6 +72,4 @@ class HubertEncoder(FrozenEncoder[nn.Module]):
 
     def save(self, folder: Path) -> None:
         """Write the config and the weights to a new folder."""
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
-        save_file({name: x.contiguous() for name, x in self.weights().items()}, folder / "model.safetensors", {"format": "pt"})
+        save_model(folder, self.config, [], self.weights())
