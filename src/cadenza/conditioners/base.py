@@ -127,6 +127,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
     handles_timelines: ClassVar[bool] = False  # `preprocess` parses lists of (start, end, value) itself
     placeholder: Value  # replaces None before `preprocess`; its output is masked
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # other item ids that `value_from_item` uses
+    padding_masks: Mapping[str, str] = {}  # for the feature cache: mask or lengths of each tensor that is padded
     uncached_inputs: ClassVar[tuple[str, ...]] = ()  # prepared tensors that `encode` returns unchanged
     frozen_encoder: "FrozenEncoder[Any] | None" = None  # pretrained encoder that is not part of the weights
     null: Tensor | None  # [1, d]
@@ -139,20 +140,16 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         self.register_buffer("dtype_ref", torch.empty(0), persistent=False)
 
     def prepare_training(self, values: Iterable[Value | None]) -> None:
-        """Initialize what depends on training values, such as a vocabulary, and load pretrained encoders.
-
-        Raises CheckpointError if an encoder is missing. Default: nothing.
-        """
+        """Learn a vocabulary or codebooks from values, and load pretrained encoders, or raise CheckpointError."""
 
     def is_cacheable(self, prepared: PreparedInputs) -> bool:
         """Whether a cache should look up the result of `encode` for these inputs."""
         return True
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
-        """Copy files that are neither in the spec nor in the weights, and return the spec to save.
+        """Return the spec to save, and copy files that are neither in it nor in the weights, such as a local encoder.
 
-        Files such as a local encoder are copied to `folder/subfolder` and named `./subfolder` in the returned spec, which
-        `ConditionerSpec.resolve_paths` makes absolute on loading. `folder` is that of the system.
+        The copy is `subfolder` of the system's `folder`, and `./subfolder` in the spec; see `ConditionerSpec.resolve_paths`.
         """
         return self.spec
 
@@ -312,10 +309,7 @@ class ConditionerSet(nn.ModuleDict):
         return {name for name, part in self.items() if name in item or part.spec.fallback in item}
 
     def prepare(self, items: Sequence[Item], *, frames: int = 0) -> dict[str, PreparedInputs]:
-        """Return CPU tensors by conditioner id for clips of up to `frames` frames.
-
-        Raises RequestError, which names the conditioner, for an invalid value.
-        """
+        """Return CPU tensors by conditioner id for clips of up to `frames` frames; RequestError for an invalid value."""
         prepared = {}
         for name, part in self.items():
             try:
@@ -369,10 +363,7 @@ def _split_spans(part: Conditioner[Any], value: Any) -> tuple[list[tuple[float, 
 
 
 def _prepare_items(part: Conditioner[Any], items: Sequence[Item], values: Sequence[Any]) -> PreparedInputs:
-    """Prepare the values of items; each timeline becomes one row per span, padded with absent rows.
-
-    Times of values are seconds of the piece, of which the clip begins at the item's `seconds_start` (default 0).
-    """
+    """Prepare values of items whose clips begin at `seconds_start`; a timeline becomes one row per span, others absent."""
     values = [_crop(part, value, item.get("seconds_start")) for item, value in zip(items, values, strict=True)]
     split = [_split_spans(part, value) for value in values]
     if all(bounds == [_ENDLESS] for bounds, _ in split):
@@ -426,10 +417,8 @@ def present_text(value: Any, empty_text: Literal["null", "encode"] = "null") -> 
 
 def warn_truncated(count: int, longest: int, unit: str = "tokens") -> None:
     """Warn that a text of `count` tokens or phonemes is truncated to `longest`."""
-    warnings.warn(
-        f"a text has {count} {unit}, {longest} are read (`max_length` of its conditioner): the last {count - longest} are lost",
-        stacklevel=3,
-    )
+    limit = f"{longest} are read (`max_length` of its conditioner)"
+    warnings.warn(f"a text has {count} {unit}, {limit}: the last {count - longest} are lost", stacklevel=3)
 
 
 def pad_ids(rows: Sequence[Sequence[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:

@@ -64,16 +64,11 @@ class CodecConditioner(Conditioner[Any]):
 
     def prepare_training(self, values: Iterable[Any]) -> None:
         """Load the codec from `spec.model`; warns if that is not set."""
-        if self.codec is None:
-            return
-        if self.spec.model is None:
-            warnings.warn(
-                f"the codec of a `{self.spec.type}` conditioner has random weights and is frozen; set `model` to load "
-                "pretrained weights",
-                stacklevel=2,
-            )
-        else:
+        if self.codec is not None and self.spec.model is not None:
             self.codec.load_weights_from(self.spec.model)
+        elif self.codec is not None:
+            problem = f"the codec of a `{self.spec.type}` conditioner has random weights and is frozen"
+            warnings.warn(f"{problem}; set `model` to load pretrained weights", stacklevel=2)
 
     def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
         """Return what features depend on in addition to the spec: the weights of the codec; None without a codec."""
@@ -95,7 +90,7 @@ class CodecConditioner(Conditioner[Any]):
 class CodecFramesConditioner(CodecConditioner):
     """Base class of conditioners on audio, or with `input_kind: frames` on frames, of which a codec has `dim` numbers."""
 
-    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("wave", "x", "mask"), "mask")  # for the feature cache
+    padding_masks = dict.fromkeys(("wave", "x", "mask"), "mask")
 
     def __init__(self, spec: CodecFramesConditionerSpec) -> None:
         super().__init__(spec, spec.codec if spec.input_kind == "audio" else None)

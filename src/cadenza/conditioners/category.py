@@ -15,8 +15,7 @@ from cadenza.core.types import ConditionKind
 class CategorySpec(ConditionerSpec):
     """Known `values` and their `aliases`; case, spaces and hyphens are ignored unless `exact`.
 
-    An unknown word is an error, or with `unknown: learned` uses one trained vector shared by all unknown words. `std` is the
-    standard deviation of the vectors before training: 1 for attention, 0.1 if they are added to a generator's embeddings.
+    An unknown word is an error, or with `unknown: learned` uses one trained vector shared by all unknown words.
     """
 
     type: Literal["category"] = "category"
@@ -26,7 +25,7 @@ class CategorySpec(ConditionerSpec):
     aliases: dict[str, str] = Field(default={})
     exact: bool = False
     unknown: Literal["error", "learned"] = "error"
-    std: float = Field(default=1.0, gt=0)
+    std: float = Field(default=1.0, gt=0)  # of the vectors before training; 0.1 if they are added to embeddings
 
     @model_validator(mode="after")
     def _check_aliases(self) -> Self:
@@ -38,9 +37,8 @@ class CategorySpec(ConditionerSpec):
             seen[key] = word
         for alias, value in self.aliases.items():
             if value not in self.values:
-                raise ValueError(
-                    f"aliases.{alias} is '{value}', which is not in `values`.{did_you_mean(value, list(self.values))}"
-                )
+                hint = did_you_mean(value, list(self.values))
+                raise ValueError(f"aliases.{alias} is '{value}', which is not in `values`.{hint}")
         return self
 
     @classmethod
@@ -50,7 +48,10 @@ class CategorySpec(ConditionerSpec):
 
     def normalize_value(self, word: str) -> str:
         """Return the form in which words are compared."""
-        return word if self.exact else normalize_word(word)
+        if self.exact:
+            return word
+        plain = "".join(unicodedata.normalize("NFKC", word).casefold().split())
+        return re.sub(r"(?<=\w)-(?=\w)", "", plain)
 
     def build(self) -> "CategoryConditioner":
         return CategoryConditioner(self)
@@ -73,8 +74,3 @@ class CategoryConditioner(EmbeddingTableConditioner[str]):
         if row is None:
             raise RequestError(f"no value called {value!r}.{did_you_mean(str(value), [*self.spec.values, *self.spec.aliases])}")
         return row
-
-
-def normalize_word(word: str) -> str:
-    """Return a word in NFKC and casefolded, without spaces and inner hyphens."""
-    return re.sub(r"(?<=\w)-(?=\w)", "", "".join(unicodedata.normalize("NFKC", word).casefold().split()))

@@ -81,7 +81,6 @@ class ChromaConditioner(ProjectionConditioner[Any]):
     """
 
     placeholder = None
-    padding_masks: Mapping[str, str]  # for the feature cache
     extra_inputs: ClassVar[tuple[str, ...]] = ("stems",)
 
     def __init__(self, spec: ChromaSpec) -> None:

@@ -87,9 +87,7 @@ class CLAPConditioner(PretrainedConditioner):
     a path if that file exists. Raises RequestError for other values.
     """
 
-    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "x"), "mask") | dict.fromkeys(
-        ("mel", "windows"), "windows"
-    )
+    padding_masks = {"ids": "mask", "mask": "mask", "x": "mask", "mel": "windows", "windows": "windows"}
 
     def __init__(self, spec: ClapSpec) -> None:
         super().__init__(spec)
@@ -275,9 +273,8 @@ class ClapEncoder(FrozenEncoder[ClapTowers]):
         layer, depth = self.spec.layer, text.get("num_hidden_layers", 12)
         dim = config.get("projection_dim", 512) if layer is None else text.get("hidden_size", 768)
         if layer is not None and not -depth - 1 <= layer <= depth:
-            raise CheckpointError(
-                f"'{self.spec.model}' has {depth} text layers. Expected a layer from {-depth - 1} to {depth}, not {layer}"
-            )
+            expected = f"Expected a layer from {-depth - 1} to {depth}, not {layer}"
+            raise CheckpointError(f"'{self.spec.model}' has {depth} text layers. {expected}")
         if self.spec.dim not in (None, dim):
             raise CheckpointError(f"'{self.spec.model}' has a width of {dim}, not {self.spec.dim}; fix `dim`")
         return config

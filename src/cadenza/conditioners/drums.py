@@ -60,8 +60,6 @@ class DrumsConditioner(CodecConditioner):
     its path. Toms count as snare, cymbals as hat. Raises RequestError for other values.
     """
 
-    padding_masks: ClassVar[dict[str, str]] = {}  # for the feature cache
-
     def __init__(self, spec: DrumsSpec) -> None:
         super().__init__(spec, spec.codec)
         if self.codec is not None and self.codec.frame_format.kind != "codes":

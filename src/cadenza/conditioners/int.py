@@ -10,17 +10,14 @@ from cadenza.core.types import ConditionKind
 
 
 class IntSpec(RangeConditionerSpec):
-    """Integers from `min` to `max` inclusive; others are clamped with a warning or raise RequestError (`outside`).
-
-    `std` is the standard deviation of the vectors before training: 1 for attention, 0.1 if they are added to embeddings.
-    """
+    """Integers from `min` to `max` inclusive; others are clamped with a warning or raise RequestError (`outside`)."""
 
     type: Literal["int"] = "int"
     output_kind: ClassVar[ConditionKind] = "vector"
     min: int = 0
     max: int = 512
     outside: Literal["clamp", "error"] = "clamp"
-    std: float = Field(default=1.0, gt=0)
+    std: float = Field(default=1.0, gt=0)  # of the vectors before training; 0.1 if they are added to embeddings
 
     @classmethod
     def example(cls) -> tuple["IntSpec", list[Any]]:

@@ -198,10 +198,10 @@ class LazyTokenizer:
     @property
     def pad(self) -> int:
         """Padding id; padding is masked."""
-        config = self.source.optional_file(_CONFIG) if self.source.folder else None
-        name = self.source.read_json(_CONFIG).get("pad_token") if config else None
-        name = name.get("content") if isinstance(name, dict) else name
-        return self.tokenizer.token_to_id(name or "<pad>") or 0
+        has_config = self.source.folder and self.source.optional_file(_CONFIG)
+        token = self.source.read_json(_CONFIG).get("pad_token") if has_config else None
+        token = token.get("content") if isinstance(token, dict) else token
+        return self.tokenizer.token_to_id(token or "<pad>") or 0
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

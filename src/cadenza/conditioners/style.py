@@ -94,7 +94,7 @@ class StyleConditioner(CodecConditioner):
     """
 
     placeholder = None
-    padding_masks: ClassVar[dict[str, str]] = {"wave": "samples", "x": "mask", "ids": "mask", "mask": "mask"}
+    padding_masks = {"wave": "samples", "x": "mask", "ids": "mask", "mask": "mask"}
     uncached_inputs: ClassVar[tuple[str, ...]] = ("levels",)
     rng: torch.Generator | None = None  # of the last `augment`; initializes the codebooks
 

@@ -68,7 +68,7 @@ class T5Conditioner(PretrainedConditioner):
     """Encode a text with a T5 and a linear layer; padding is exactly zero. Raises RequestError if a value is not a text."""
 
     placeholder = ([], [])
-    padding_masks: ClassVar[dict[str, str]] = dict.fromkeys(("ids", "mask", "word", "x"), "mask")  # for the feature cache
+    padding_masks = dict.fromkeys(("ids", "mask", "word", "x"), "mask")
 
     def __init__(self, spec: T5Spec) -> None:
         super().__init__(spec)
@@ -249,9 +249,8 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
     def _placeholder_weights(self, encoder: nn.Module) -> dict[str, LazyTensor]:
         """Return zeros, which the system's checkpoint replaces."""
         if not self.spec.train:
-            raise CheckpointError(
-                f"'{self.spec.model}' has a T5 whose weights are in the checkpoint of its system. Set train: true"
-            )
+            problem = "has a T5 whose weights are in the checkpoint of its system"
+            raise CheckpointError(f"'{self.spec.model}' {problem}. Set train: true")
         return {key: LazyTensor.from_tensor(torch.zeros(x.shape)) for key, x in encoder.state_dict().items()}
 
     def save(self, folder: Path, *, weights: bool) -> None:
