@@ -377,14 +377,9 @@ def _concat_spans(condition: Condition, spans: Float[Tensor, "i s 4"] | None) ->
     """Concatenate the rows of each item's spans: [i * s, n, d] becomes [i, s * n, d]."""
     if spans is None:
         return condition
-    items, count = spans.shape[:2]
-    return replace(
-        condition,
-        embeddings=condition.embeddings.reshape(items, -1, condition.embeddings.shape[-1]),
-        mask=condition.mask.reshape(items, -1),
-        present=condition.present.view(items, count).any(1),
-        spans=spans,
-    )
+    (items, count), x = spans.shape[:2], condition.embeddings
+    mask, present = condition.mask.reshape(items, -1), condition.present.view(items, count).any(1)
+    return Condition(x.reshape(items, -1, x.shape[-1]), mask, present, condition.null_embedding, spans)
 
 
 def parse_number(value: Any, needed: str) -> float:

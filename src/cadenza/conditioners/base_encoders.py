@@ -104,17 +104,17 @@ class CodecFramesConditioner(CodecConditioner):
     def pack(self, values: Sequence[Any], max_frames: int | None = None) -> tuple[Tensor, Int[Tensor, " b"]]:
         """Return audio by frames [b, n, c, s] and its samples [b], or frames [b, n, d] and their number [b].
 
-        Audio is cut or padded to `max_frames`. Raises RequestError unless values are Audio of one clip or paths, or with
+        They are cut or padded to `max_frames`. Raises RequestError unless values are Audio of one clip or paths, or with
         `input_kind: frames` Latents of one clip or tensors [d, f].
         """
         if self.codec is None:
             x, mask = pad_rows([self._frames(value) for value in values])
-            return x, mask.sum(1)
+            return F.pad(x, (0, 0, 0, (max_frames or x.shape[1]) - x.shape[1])), mask.sum(1)  # negative: cut
         codec = self.spec.codec
         audio = load_condition_audio(values, codec.sample_rate, channels=codec.channels)
         n = max_frames or codec.num_frames(audio.wave.shape[-1])
         samples = n * self.spec.hop
-        wave = F.pad(audio.wave, (0, max(samples - audio.wave.shape[-1], 0)))[..., :samples]
+        wave = F.pad(audio.wave, (0, samples - audio.wave.shape[-1]))  # negative: cut
         return rearrange(wave, "b c (n s) -> b n c s", n=n), audio.lengths.clamp(max=samples)
 
     def num_frames(self, lengths: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

@@ -146,7 +146,7 @@ class ChromaConditioner(ProjectionConditioner[Any]):
                 rows.append(chromagram(self._stems(sound) if separate else sound, filters, hop=spec.hop))
         if spec.max_frames is not None and spec.pad_mode == "repeat":
             rows = [row.repeat(-(-n // len(row)), 1) for row in rows]
-        x = torch.stack([F.pad(row[:n], (0, 0, 0, n - len(row[:n]))) for row in rows])
+        x = torch.stack([F.pad(row, (0, 0, 0, n - len(row))) for row in rows])
         return {"x": (one_hot_argmax(x) if spec.one_hot else x) * mask[..., None], "mask": mask}
 
     def forward(self, features: PreparedInputs) -> Condition:

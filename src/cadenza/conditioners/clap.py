@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ _FEATURE_EXTRACTOR = ("preprocessor_config.json", "processor_config.json")  # on
 _ASSETS = (_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", *_FEATURE_EXTRACTOR)
 _IN_SYSTEM = "weights_in_system"  # config key: the weights of a trained CLAP are in the system's checkpoint
 _MAX_KMEANS_VALUES = 2000
+_TextAndAudio = tuple[str | None, Any]  # at least one of them is not None
 
 
 class ClapSpec(PretrainedConditionerSpec):
@@ -73,13 +74,6 @@ class ClapSpec(PretrainedConditionerSpec):
         return CLAPConditioner(self)
 
 
-class _TextAndAudio(NamedTuple):
-    """Text and audio of a value, at least one of them not None."""
-
-    text: str | None
-    audio: Any
-
-
 class CLAPConditioner(PretrainedConditioner):
     """Encode text or audio with a CLAP, optional residual quantization and a linear layer.
 
@@ -99,8 +93,8 @@ class CLAPConditioner(PretrainedConditioner):
     @property
     def placeholder(self) -> _TextAndAudio:  # type: ignore[override]
         if self.spec.modalities == "audio":
-            return _TextAndAudio(None, silence(self.pretrained.mel_frontend.sample_rate))
-        return _TextAndAudio("", None)
+            return None, silence(self.pretrained.mel_frontend.sample_rate)
+        return "", None
 
     def prepare_training(self, values: Iterable[Any]) -> None:
         """Load tokenizer and encoders, and initialize the codebooks by k-means on the vectors of training values."""
@@ -111,7 +105,7 @@ class CLAPConditioner(PretrainedConditioner):
         if self.quantizer is not None:
             pairs = [pair for value in values if (pair := self._parse(value))]
             parts = [part for text, audio in pairs for part in ((text, None), (None, audio)) if part != (None, None)]
-            vectors = [self._vector(_TextAndAudio(*part)) for part in parts[:_MAX_KMEANS_VALUES]]
+            vectors = [self._vector(part) for part in parts[:_MAX_KMEANS_VALUES]]
             if vectors:  # sorted, so that the order of the values does not matter
                 self.quantizer.kmeans_init(torch.unique(torch.stack(vectors), dim=0), torch.Generator().manual_seed(0))
 
@@ -123,13 +117,12 @@ class CLAPConditioner(PretrainedConditioner):
 
         With `modalities: both` also `has_text`, `has_audio` and `by_text` [b], True if the text is encoded.
         """
-        tensors = {}
-        if self.spec.modalities != "audio":
-            tensors |= self._ids([value.text or "" for value in values])
+        texts, sounds = zip(*values, strict=True)
+        tensors = {} if self.spec.modalities == "audio" else self._ids([text or "" for text in texts])
         if self.spec.modalities != "text":
-            tensors |= self._mel([value.audio for value in values])
+            tensors |= self._mel(sounds)
         if self.spec.modalities == "both":
-            has_text, has_audio = (torch.tensor([x is not None for x in each]) for each in zip(*values, strict=True))
+            has_text, has_audio = (torch.tensor([x is not None for x in given]) for given in (texts, sounds))
             by_text = has_text & ~has_audio if self.spec.prefer == "audio" else has_text
             tensors |= {"has_text": has_text, "has_audio": has_audio, "by_text": by_text}
         return tensors
@@ -221,7 +214,7 @@ class CLAPConditioner(PretrainedConditioner):
             raise RequestError(f"this control reads no {other}; give {needed}")
         text = None if modalities == "audio" else present_text(text, self.spec.empty_text)
         audio = None if modalities == "text" else audio
-        return None if text is None and audio is None else _TextAndAudio(text, audio)
+        return None if text is None and audio is None else (text, audio)
 
     def _ids(self, texts: Sequence[str]) -> dict[str, Tensor]:
         encodings = [self.pretrained.tokenizer.encode(text) for text in texts]

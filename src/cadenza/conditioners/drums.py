@@ -81,7 +81,7 @@ class DrumsConditioner(CodecConditioner):
         codec = self.codec.spec
         audio = load_condition_audio(values, codec.sample_rate, channels=codec.channels)
         samples = round(self.spec.max_frames / self.spec.frame_rate * codec.sample_rate)
-        wave = F.pad(audio.wave, (0, max(0, samples - audio.wave.shape[-1])))[..., :samples]
+        wave = F.pad(audio.wave, (0, samples - audio.wave.shape[-1]))  # negative: cut
         mask = torch.ones(len(values), self.spec.max_frames, dtype=torch.bool)
         return {"wave": wave, "lengths": audio.lengths.clamp(max=samples), "mask": mask}
 

@@ -104,14 +104,13 @@ class MelodyConditioner(SpanConditioner):
         return MaskedSequence(self.out(nn.functional.gelu(self.up(x))), tensors["covered"])
 
     def _frames(self, value: Any) -> dict[str, Any]:
+        is_midi = isinstance(value, str | Path) and Path(value).suffix.lower() in {".mid", ".midi"}
         if isinstance(value, Tensor | np.ndarray):
             line, octave = self._notes_from_salience(np.asarray(value)), True
-        elif isinstance(value, Audio) or (
-            isinstance(value, str | Path) and Path(value).suffix.lower() not in {".mid", ".midi"}
-        ):
+        elif isinstance(value, Audio | str | Path) and not is_midi:
             line, octave = self._transcribe(value), False
         else:
-            notes = read_midi_melody(value) if isinstance(value, str | Path) else value
+            notes = read_midi_melody(value) if is_midi else value
             if not isinstance(notes, list | tuple) or not notes:
                 raise RequestError(f"a melody is a list of (start, end, MIDI pitch), a MIDI file or audio, got {notes!r}")
             line, octave = sorted(map(self.parse_span, notes)), True

@@ -34,6 +34,7 @@ _ARPABET = (
     | {"ɡ": "G", "tʃ": "CH", "dʒ": "JH", "f": "F", "v": "V", "θ": "TH", "ð": "DH", "s": "S", "z": "Z", "ʃ": "SH", "ʒ": "ZH"}
     | {"h": "HH", "m": "M", "n": "N", "ŋ": "NG", "l": "L", "ɹ": "R", "j": "Y", "w": "W", "ɾ": "T", "ʔ": "T", "x": "K"}
 )
+_SOUND = re.compile("|".join(sorted(_ARPABET, key=len, reverse=True)) + "|.", re.DOTALL)
 _STRESS = {"ˈ": "1", "ˌ": "2"}
 
 
@@ -127,18 +128,15 @@ def symbol_table(vocabulary: Vocabulary) -> dict[str, int]:
 
 def ipa_to_arpabet(sounds: str) -> list[str]:
     """Convert English IPA phonemes to CMU dictionary symbols with vowel stress; spaces and marks are kept."""
-    symbols, stress, at = [], "0", 0
-    while at < len(sounds):
-        one = next((sounds[at : at + n] for n in (2, 1) if sounds[at : at + n] in _ARPABET), sounds[at])
-        at += len(one)
-        if one in _STRESS:
-            stress = _STRESS[one]
-        elif one in _ARPABET:
-            symbol = _ARPABET[one]
-            symbols.append(symbol + stress if symbol in _VOWELS else symbol)
-            stress = "0" if symbol in _VOWELS else stress
-        elif one == " " or one in PUNCTUATION:
-            symbols.append(one)
+    symbols, stress = [], "0"
+    for sound in _SOUND.findall(sounds):
+        symbol = _ARPABET.get(sound, "")
+        if symbol in _VOWELS:
+            symbols.append(symbol + stress)
+            stress = "0"
+        elif symbol or sound == " " or sound in PUNCTUATION:
+            symbols.append(symbol or sound)
+        stress = _STRESS.get(sound, stress)
     return symbols
 
 

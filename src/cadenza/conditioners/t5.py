@@ -24,6 +24,7 @@ from cadenza.nn.tokenizers import lemmatize
 from cadenza.nn.weight_quantization import QuantizedLinear
 
 _GEMMA = "t5gemma"  # arXiv:2504.06225
+_ENCODER_ONLY = {"is_encoder_decoder": False, "attention_dropout": 0.0}  # config of a T5Gemma without its decoder
 _KINDS = ("t5", "mt5", "umt5", _GEMMA)
 _TABLE = "embed_tokens.weight"  # token embeddings
 _TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is required
@@ -31,7 +32,6 @@ _TOKENIZER_FILES = (*_TOKENIZER, "tokenizer_config.json", "special_tokens_map.js
 _END = "</s>"  # token at the end of a text
 _IN_SYSTEM = "weights_in_system"  # config key: the weights of a trained T5 are in the system's checkpoint
 _NARROW = "quantized"  # config key: weights are stored in 8 bits
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class T5Spec(PretrainedConditionerSpec):
@@ -200,16 +200,13 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
         stored = {key: x.load() for key, x in self.open_state_dict().items() if key.rpartition(".")[0] not in layers}
         return stored | {f"{key}.weight": part.dequantize() for key, part in layers.items()}
 
-    def build(self) -> nn.Module:
-        """Return a new encoder with its weights; on the meta device without them."""
-        return self._build(narrow=False)
-
     def build_resident(self) -> nn.Module:
-        return self._build(narrow=self.quantized)
+        return self.build(narrow=self.quantized)
 
-    def _build(self, *, narrow: bool) -> nn.Module:
+    def build(self, *, narrow: bool = False) -> nn.Module:
+        """Return a new encoder with its weights, in 8 bits if `narrow`; on the meta device without them."""
         tables = () if self.is_t5gemma else (_TABLE,)
-        dtype = torch.float32 if self.spec.train else _DTYPES[self.spec.dtype]
+        dtype = torch.bfloat16 if self.spec.dtype == "bf16" and not self.spec.train else torch.float32
         stored = bool(self.config.get(_NARROW))
         if stored and self.spec.train:
             raise CheckpointError(f"'{self.spec.model}' has weights in 8 bits, which cannot be trained. Use the original T5")
@@ -221,8 +218,7 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
                     quantize_on_meta(encoder, tables)
             if on_meta:
                 return encoder
-            in_system = self.config.get(_IN_SYSTEM)
-            weights = self._placeholder_weights(encoder) if in_system else self.open_state_dict()
+            weights = self._placeholder_weights(encoder) if self.config.get(_IN_SYSTEM) else self.open_state_dict()
             load_weights_streaming(encoder, weights, source=self.spec.model, bfloat16=tables if narrow and not stored else None)
             if self.is_t5gemma:
                 _init_rotary(encoder)
@@ -236,15 +232,10 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
     def _gemma(self) -> nn.Module:
         from transformers import AutoConfig, AutoModelForTextEncoding
 
-        config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0, **self._encoder_only})
+        config = AutoConfig.for_model(**{**self.config, "dropout_rate": 0.0, **_ENCODER_ONLY})
         model = AutoModelForTextEncoding.from_config(config, dtype=torch.float32, attn_implementation="eager")
         model.encoder.register_load_state_dict_post_hook(_init_rotary)
         return model.encoder.eval()
-
-    @property
-    def _encoder_only(self) -> dict[str, Any]:
-        """Config fields of a T5Gemma encoder without its decoder."""
-        return {"is_encoder_decoder": False, "attention_dropout": 0.0} if self.is_t5gemma else {}
 
     def _placeholder_weights(self, encoder: nn.Module) -> dict[str, LazyTensor]:
         """Return zeros, which the system's checkpoint replaces."""
@@ -256,11 +247,12 @@ class T5EncoderSource(FrozenEncoder[nn.Module]):
     def save(self, folder: Path, *, weights: bool) -> None:
         """Write the T5 encoder and its tokenizer to a new folder, in 8 bits if it is quantized."""
         narrow = weights and (self.quantized or bool(self.config.get(_NARROW)))
-        config = self.config | self._encoder_only | ({_NARROW: "int8"} if narrow else {} if weights else {_IN_SYSTEM: True})
+        stored = {_NARROW: "int8"} if narrow else {} if weights else {_IN_SYSTEM: True}
+        config = self.config | (_ENCODER_ONLY if self.is_t5gemma else {}) | stored
         tokenizer = self._tokenizer_path
         files = {tokenizer} | {tokenizer.with_name(name) for name in _TOKENIZER_FILES if self.source.folder}
         state_dict = self.build_resident().state_dict() if narrow else self.weights() if weights else {}
-        save_model(folder, config, filter(Path.is_file, files), stored_weights(state_dict, shared=not self._encoder_only))
+        save_model(folder, config, filter(Path.is_file, files), stored_weights(state_dict, shared=not self.is_t5gemma))
 
 
 def stored_weights(weights: dict[str, Tensor], *, shared: bool = True) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,17 +50,13 @@ class WaveformConditioner(CodecFramesConditioner, ProjectionConditioner[Any]):
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `wave` by frames [b, n, c, s] and `lengths` [b] in samples, or frames `x` [b, n, d]; and `mask` [b, n]."""
         x, lengths = self.pack(values, self.spec.max_frames)
-        n = self.spec.max_frames or x.shape[1]
-        mask = torch.arange(n) < self.num_frames(lengths)[:, None]
-        return {"x": _cut_or_pad(x, n), "mask": mask} if self.codec is None else {"wave": x, "lengths": lengths, "mask": mask}
+        mask = torch.arange(x.shape[1]) < self.num_frames(lengths)[:, None]
+        return {"x": x, "mask": mask} if self.codec is None else {"wave": x, "lengths": lengths, "mask": mask}
 
     def encode_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.codec is None:
             return tensors
         mask = tensors["mask"]
         x, _ = self.embed_audio(rearrange(tensors["wave"], "b n c s -> b c (n s)"), tensors["lengths"])
-        return {"x": torch.where(mask[..., None], _cut_or_pad(x, mask.shape[1]), 0), "mask": mask}
-
-
-def _cut_or_pad(x: Float[Tensor, "b n d"], frames: int) -> Float[Tensor, "b f d"]:
-    return F.pad(x, (0, 0, 0, max(frames - x.shape[1], 0)))[:, :frames]
+        x = F.pad(x, (0, 0, 0, mask.shape[1] - x.shape[1]))  # negative: cut
+        return {"x": torch.where(mask[..., None], x, 0), "mask": mask}
