@@ -147,7 +147,7 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         return True
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
-        """Return the spec to save, and copy files that are neither in it nor in the weights, such as a local encoder.
+        """Copy files that are neither in the spec nor in the weights, and return the spec to save.
 
         The copy is `subfolder` of the system's `folder`, and `./subfolder` in the spec; see `ConditionerSpec.resolve_paths`.
         """
@@ -387,7 +387,7 @@ def parse_number(value: Any, needed: str) -> float:
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not is_number(number):
         raise RequestError(f"{needed} is needed, got {number!r}")
-    return number
+    return float(number)
 
 
 def is_number(value: Any) -> bool:
@@ -423,7 +423,7 @@ def pad_ids(rows: Sequence[Sequence[int]], *, pad: int = 0, length: int | None =
 
 
 def pad_rows(rows: Sequence[Tensor], *, pad: int = 0, shortest: int = 0) -> tuple[Tensor, Bool[Tensor, "b n"]]:
-    """Return rows [n, ...] padded to the longest, at least to `shortest`, and stacked, and the mask of the real entries."""
+    """Stack rows [n, ...], padded to the longest and at least to `shortest`; also return the mask of real entries."""
     x = rows[0].new_full((len(rows), max([shortest, *map(len, rows)]), *rows[0].shape[1:]), pad)
     for padded, row in zip(x, rows, strict=True):
         padded[: len(row)] = row

@@ -88,7 +88,7 @@ class CodecConditioner(Conditioner[Any]):
 
 
 class CodecFramesConditioner(CodecConditioner):
-    """Base class of conditioners on audio, or with `input_kind: frames` on frames, of which a codec has `dim` numbers."""
+    """Base class of conditioners on audio, or on frames of `dim` numbers, for a frozen codec."""
 
     padding_masks = dict.fromkeys(("wave", "x", "mask"), "mask")
 

@@ -45,7 +45,10 @@ class WaveformConditioner(CodecFramesConditioner, ProjectionConditioner[Any]):
     def __init__(self, spec: WaveformSpec) -> None:
         super().__init__(spec)
         self.add_projection(self.dim)
-        self.placeholder = self.short_input()
+
+    @property
+    def placeholder(self) -> Any:  # type: ignore[override]
+        return self.short_input()
 
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `wave` by frames [b, n, c, s] and `lengths` [b] in samples, or frames `x` [b, n, d]; and `mask` [b, n]."""
