@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.codecs.base import Codec, CodecSpec
-from cadenza.conditioners.base import Conditioner, ConditionerSpec, EmptyText, ProjectionConditioner, pad_rows
+from cadenza.conditioners.base import Conditioner, ConditionerSpec, EmptyText, ProjectionConditioner, pad_rows, warn_truncated
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.hub import ModelSource
 from cadenza.core.types import ConditionKind, Latents, MaskedSequence
@@ -211,6 +211,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return token ids of texts, special tokens included; warns if a text is truncated."""
+    encodings = [tokenizer.encode(text) for text in texts]
+    for encoding in encodings:
+        if lost := sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing):
+            warn_truncated(len(encoding.ids) + lost, len(encoding.ids))
+    return [encoding.ids for encoding in encodings]
 
 
 def example_codec() -> CodecSpec:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cadenza.conditioners.base import PreparedInputs, pad_ids, pad_rows, present_text
-from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, load_tokenizer
+from cadenza.conditioners.base_encoders import PretrainedConditioner, PretrainedConditionerSpec, encode_texts, load_tokenizer
 from cadenza.core.errors import CheckpointError, RequestError
 from cadenza.core.types import ConditionKind, MaskedSequence
 from cadenza.dsp.audio import Audio, load_condition_audio, silence
@@ -217,12 +216,8 @@ class CLAPConditioner(PretrainedConditioner):
         return None if text is None and audio is None else (text, audio)
 
     def _ids(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        encodings = [self.pretrained.tokenizer.encode(text) for text in texts]
-        longest = self.pretrained.max_text_tokens
-        if count := sum(bool(encoding.overflowing) for encoding in encodings):
-            warnings.warn(f"{count} texts have more than {longest} tokens and are truncated (`max_length`)", stacklevel=2)
-        rows, length = [encoding.ids for encoding in encodings], longest if self.spec.pad_to == "max_length" else None
-        return pad_ids(rows, pad=self.pretrained.pad_token_id, length=length)
+        length = self.pretrained.max_text_tokens if self.spec.pad_to == "max_length" else None
+        return pad_ids(encode_texts(self.pretrained.tokenizer, texts), pad=self.pretrained.pad_token_id, length=length)
 
     def _mel(self, sounds: Sequence[Any]) -> dict[str, Tensor]:
         frontend = self.pretrained.mel_frontend

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cadenza.conditioners.base import ConditionerSpec, EmptyText, ProjectionConditioner, pad_ids, present_text, warn_truncated
-from cadenza.conditioners.base_encoders import load_tokenizer, save_source
+from cadenza.conditioners.base_encoders import encode_texts, load_tokenizer, save_source
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import ModelSource
 from cadenza.core.spec import Spec
@@ -175,7 +175,7 @@ class LUTConditioner(ProjectionConditioner[list[int]]):
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer, most = self.spec.tokenizer, self.spec.max_length
         if self.vocabulary:
-            return self.vocabulary.encode_batch(texts)
+            return encode_texts(self.vocabulary.tokenizer, texts)
         words = tokenizer.split(texts)
         for row in words:
             if most is not None and len(row) > most:
@@ -215,14 +215,6 @@ class LazyTokenizer:
         if self.max_length is not None:
             tokenizer.enable_truncation(self.max_length)
         return tokenizer
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return token ids of texts, special tokens included; warns if a text is truncated."""
-        encodings = [self.tokenizer.encode(text) for text in texts]
-        for encoding in encodings:
-            if lost := sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing):
-                warn_truncated(len(encoding.ids) + lost, len(encoding.ids))
-        return [encoding.ids for encoding in encodings]
 
     def save_assets(self, folder: Path, subfolder: str) -> dict[str, Any]:
         """Copy a local tokenizer to `folder/subfolder`, and return the fields of the spec to save."""
