@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeGuard, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -390,7 +390,7 @@ def parse_number(value: Any, needed: str) -> float:
     return float(number)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite real number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 

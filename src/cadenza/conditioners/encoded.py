@@ -27,7 +27,7 @@ class EncodedSpec(ConditionerSpec):
     project: Literal["always", "auto"] = "always"  # auto: only if dim differs from output_dim
 
     @property
-    def output_kind(self) -> ConditionKind:
+    def output_kind(self) -> ConditionKind:  # type: ignore[override]
         return self.kind
 
     @classmethod

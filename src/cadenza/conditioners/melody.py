@@ -110,7 +110,7 @@ class MelodyConditioner(SpanConditioner):
         elif isinstance(value, Audio | str | Path) and not is_midi:
             line, octave = self._transcribe(value), False
         else:
-            notes = read_midi_melody(value) if is_midi else value
+            notes = read_midi_melody(value) if isinstance(value, str | Path) else value
             if not isinstance(notes, list | tuple) or not notes:
                 raise RequestError(f"a melody is a list of (start, end, MIDI pitch), a MIDI file or audio, got {notes!r}")
             line, octave = sorted(map(self.parse_span, notes)), True

@@ -146,9 +146,9 @@ def _parse(value: Any, language: str) -> tuple[str | Sequence[str], str]:
         return value, language
     if isinstance(value, Mapping):
         phonemes, text, its = value.get("phonemes"), value.get("text"), value.get("language", language)
-        valid = isinstance(phonemes, str | list | tuple) and all(isinstance(symbol, str) for symbol in phonemes)
-        if value.keys() == {"phonemes"} and valid:
-            return phonemes, ""
+        if value.keys() == {"phonemes"} and isinstance(phonemes, str | list | tuple):
+            if all(isinstance(symbol, str) for symbol in phonemes):
+                return phonemes, ""
         if isinstance(text, str) and value.keys() <= {"text", "language"} and re.match(_LANGUAGE, str(its)):
             return text, str(its)
     example = '{"text": "Guten Tag", "language": "de"}, or {"phonemes": "həlˈoʊ"}'

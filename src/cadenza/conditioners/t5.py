@@ -82,7 +82,7 @@ class T5Conditioner(PretrainedConditioner):
             self.pretrained.get(self.dtype_ref.device)
 
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
-        spec = super().save_assets(folder, subfolder)
+        spec: Any = super().save_assets(folder, subfolder)
         return spec.model_copy(update={"subconfig": None}) if spec.model == f"./{subfolder}" else spec
 
     def parse_values(self, values: Sequence[Any]) -> list[tuple[list[int], list[int]] | None]:
