@@ -169,11 +169,8 @@ def download_snapshot(name: str, *, of: str = "", weight_files: Sequence[str] = 
                 f"'{repository}'{of and f' ({of})'} is not on this machine, and the hub cannot be reached "
                 f"({_first_line(error)}). On a machine that can reach it, {fix}"
             ) from None
-        if (
-            any((folder / file).exists() for file in weight_files)
-            or has_weights(folder)
-            or any(folder.glob("model*.safetensors"))
-        ):
+        present = any((folder / file).exists() for file in weight_files) or any(folder.glob("model*.safetensors"))
+        if present or has_weights(folder):
             return folder
     raise CheckpointError(
         f"{repository}: {folder} has no weights; the download was interrupted, or this repository holds no model that "
