@@ -26,8 +26,7 @@ def clean_text(value: Any) -> str | None:
 
 def clean_keyword(value: Any) -> str | None:
     """Return a word or phrase in lower case."""
-    text = clean_text(value)
-    return None if text is None else text.lower()
+    return clean_text(value.lower()) if isinstance(value, str) else None
 
 
 def clean_keywords(value: Any) -> list[str] | None:
