@@ -65,7 +65,7 @@ def finetune_config(
     }
     config = resolve_config(resolve_config(system.spec, (), fields), overrides, {})
     if config.system != system.spec:
-        raise TrainingError("finetune cannot change the system; remove the overrides of system.*, or train a new model")
+        raise TrainingError("finetune trains a model, not its system; remove the overrides of system.*, or train a new model")
     context, rate = system.generator.spec.max_frames, system.codec.frame_format.frame_rate
     if round(config.seconds * rate) > context:
         raise TrainingError(f"seconds: {config.seconds:g} is longer than the model's context; use at most {context / rate:g}")
