@@ -115,7 +115,7 @@ def test_a_sample_rate_of_its_own_is_refused() -> None:
 
 
 def test_mono_audio_is_refused_with_the_mend() -> None:
-    with pytest.raises(RequestError, match=r"2 channels, got 1; use audio.resample\(8000\).to_channels\(2\)"):
+    with pytest.raises(RequestError, match=r"2 channel\(s\), got 8000 Hz and 1; use audio.resample\(8000\).to_channels\(2\)"):
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 1, 100), 8000))
     with pytest.raises(RequestError, match="8000 Hz"):
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 2, 100), 44100))

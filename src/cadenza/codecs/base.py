@@ -2,14 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from cadenza.core.checkpoint import check_finite, check_state_dict
@@ -21,7 +21,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.nn.conv import remove_weight_norm_
 from cadenza.nn.weight_quantization import quantize_lstms
 
-Key = TypeVar("Key", bound=Hashable)
+Positive = Annotated[int, Field(gt=0)]
 
 
 class CodecSpec(RegisteredSpec):
@@ -118,15 +118,16 @@ class BufferingDecoder(StreamingDecoder):
     def __init__(self, codec: "Codec") -> None:
         self.codec = codec
         self.buffered: list[Any] = []
+        self.clips = 0
 
     def push(self, frames: Codes | Latents) -> Audio:
         self.buffered.append(frames)
-        spec = self.codec.spec
-        return Audio(torch.zeros(len(frames), spec.channels, 0, device=self.codec.device), spec.sample_rate)
+        self.clips = len(frames)
+        return self.codec.empty_audio(self.clips)
 
     def flush(self) -> Audio:
         if not self.buffered:
-            return Audio(torch.zeros(0, self.codec.spec.channels, 0, device=self.codec.device), self.codec.spec.sample_rate)
+            return self.codec.empty_audio(self.clips)
         return self.codec.decode(type(self.buffered[0]).cat(self.buffered))
 
 
@@ -147,6 +148,11 @@ class Codec(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the weights and of all outputs."""
         return next((x.device for x in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    def empty_audio(self, clips: int) -> Audio:
+        """Return `clips` clips without samples, on the device and with the dtype of the weights."""
+        x = next(chain(self.parameters(), self.buffers()), torch.zeros(0))
+        return Audio(x.new_zeros(clips, self.spec.channels, 0), self.spec.sample_rate)
 
     def quantize_(self) -> None:
         """Quantize LSTM weights to int8 and remove weight norm, in place; the codec cannot be trained afterwards."""
@@ -175,44 +181,29 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, frames: Codes | Latents) -> Audio:
-        """Decode to `frames.samples` samples for each clip; if unknown, to all samples of the frames.
+        """Decode to `frames.samples` samples for each clip; if unknown, to all samples of the frames."""
 
-        That is frames * hop length, except for codecs with overlapping chunks.
-        """
-
-    @abstractmethod
     def streaming_decoder(self) -> StreamingDecoder:
-        """Return the state of a new stream."""
+        """Return the state of a new stream; by default all samples come at `flush`."""
+        return BufferingDecoder(self)
 
     @torch.no_grad()
     def decode_chunked(self, frames: Codes | Latents, size: int | None) -> Audio:
         """Decode `size` frames at once to bound memory; equal to `decode`. None decodes all at once."""
-        data, longest = frames.data, int(frames.lengths.max())
+        longest = int(frames.lengths.max())
         if size is None or size >= longest or not self.spec.supports_streaming:
             return self.decode(frames)
-        samples = frames.lengths * self.spec.hop_length if frames.samples is None else frames.samples.to(frames.lengths.device)
-        wave: Tensor | None = None
-        done, decoder = [0] * len(frames), self.streaming_decoder()
-        for first in [*range(0, longest, size), None]:
-            if first is None:
-                audio = decoder.flush()
-            else:
-                part = data[..., first : first + size]
-                lengths = (frames.lengths - first).clamp(0, part.shape[-1])
-                scale = {"scale": frames.scale} if isinstance(frames, Codes) else {}
-                audio = decoder.push(replace(frames.with_data(part, lengths), **scale))
-            if wave is None:
-                wave = audio.wave.new_zeros(len(frames), audio.wave.shape[1], int(samples.max()))
-            for clip, length in enumerate(audio.lengths.tolist()):
-                start = done[clip]
-                count = min(length, wave.shape[-1] - start)
-                wave[clip, :, start : start + count] = audio.wave[clip, :, :count]
-                done[clip] = start + count
-        assert wave is not None, "frames of no length"
-        lengths = torch.minimum(torch.tensor(done, device=wave.device), samples.to(wave.device))
-        padding = torch.arange(wave.shape[-1], device=wave.device) >= lengths[:, None]
-        wave.masked_fill_(padding[:, None], 0)
-        return Audio(wave, self.spec.sample_rate, lengths)
+        chunks, decoder = [], self.streaming_decoder()
+        for first in range(0, longest, size):
+            part = frames.data[..., first : first + size]
+            lengths = (frames.lengths - first).clamp(0, part.shape[-1])
+            scale = {"scale": frames.scale} if isinstance(frames, Codes) else {}
+            chunks.append(decoder.push(replace(frames.with_data(part, lengths), **scale)))
+        chunks.append(decoder.flush())
+        samples = frames.lengths * self.spec.hop_length if frames.samples is None else frames.samples
+        clips = zip(samples.tolist(), *chunks, strict=True)
+        waves = [torch.cat([part.wave for part in parts], -1)[..., :count] for count, *parts in clips]
+        return Audio.pad_and_stack([Audio(wave, self.spec.sample_rate) for wave in waves])
 
     def forward_train(
         self, wave: Float[Tensor, "b c t"], *, num_codebooks: int | None = None, rng: torch.Generator | None = None
@@ -230,12 +221,14 @@ class Codec(nn.Module, ABC):
     @property
     def latent_dim(self) -> int:
         """Width of a frame before quantization."""
+        if self.frame_format.kind == "latents":
+            return self.frame_format.channels
         raise NotImplementedError(f"{type(self).__name__} must define its latent width")
 
     @property
     def embedding_dim(self) -> int:
         """Width of the vectors of `embed`."""
-        return self.frame_format.channels if self.frame_format.kind == "latents" else self.latent_dim
+        return self.latent_dim
 
     def embed(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
         """Return frames as vectors: latents unchanged, codes as the sums of their codebook entries."""
@@ -261,10 +254,7 @@ class Codec(nn.Module, ABC):
             raise RequestError("codec: the audio contains NaN or infinite samples; fix it first")
 
 
-def group_rows(keys: Sequence[Key], device: torch.device) -> Iterator[tuple[Key, Int[Tensor, " n"]]]:
+def group_rows(keys: Sequence[Any], device: torch.device) -> Iterator[tuple[Any, Int[Tensor, " n"]]]:
     """Yield each distinct key (such as a length) with its rows: rows of one length need no padding, which would leak."""
-    rows: dict[Key, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        rows[key].append(row)
-    for key, indices in rows.items():
-        yield key, torch.tensor(indices, device=device)
+    for key in dict.fromkeys(keys):
+        yield key, torch.tensor([row for row, other in enumerate(keys) if other == key], device=device)

@@ -1,7 +1,6 @@
 """EnCodec: a SEANet autoencoder with residual vector quantisation (Défossez et al. 2022)."""
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
-from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, CodecTrainOutput, StreamingDecoder, group_rows
+from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, CodecTrainOutput, Positive, StreamingDecoder, group_rows
 from cadenza.core.errors import RequestError
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
@@ -20,7 +19,6 @@ from cadenza.nn.vector_quantize import ResidualVectorQuantizer
 
 CHUNK_FRAMES = 64  # frames that a CPU decodes at once
 _ADDED_FIELDS = ("normalize", "chunk_seconds", "chunk_overlap", "bandwidths")  # not in specs of earlier releases
-Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -67,15 +65,12 @@ class EncodecSpec(CodecSpec):
 
     @model_validator(mode="after")
     def _fits(self) -> "EncodecSpec":
-        levels = len(self.strides)
+        levels, layers = len(self.strides), self.residual_layers
         if self.widths is not None and len(self.widths) != levels + 1:
             raise ValueError(f"widths must have one more entry than strides ({levels + 1}), got {len(self.widths)}")
-        if isinstance(self.residual_layers, tuple) and len(self.residual_layers) != levels:
-            raise ValueError(
-                f"residual_layers must have as many entries as strides ({levels}), got {len(self.residual_layers)}"
-            )
-        thin = [width for width in self.seanet_config.widths[:-1] if width < self.compress]
-        if thin:
+        if isinstance(layers, tuple) and len(layers) != levels:
+            raise ValueError(f"residual_layers must have as many entries as strides ({levels}), got {len(layers)}")
+        if thin := [width for width in self.seanet_config.widths[:-1] if width < self.compress]:
             raise ValueError(f"widths {thin} are below compress ({self.compress}); change them, or filters")
         if not self.causal and self.trim_right_ratio != 1.0:
             raise ValueError(f"trim_right_ratio {self.trim_right_ratio:g} is for causal codecs; set it to 1, or causal to true")
@@ -125,9 +120,7 @@ class EncodecSpec(CodecSpec):
         if bandwidth not in self.bandwidths:
             known = ", ".join(f"{known:g}" for known in self.bandwidths)
             raise RequestError(f"codec: {bandwidth:g} kbit/s is not a bandwidth of this model; choose from {known}")
-        per_codebook = math.log2(self.bins) * -(
-            -self.sample_rate // self.hop_length
-        )  # frame rate rounded up, as in transformers
+        per_codebook = math.log2(self.bins) * math.ceil(self.sample_rate / self.hop_length)  # as in transformers
         return max(1, min(self.codebooks, math.floor(bandwidth * 1000 / per_codebook)))
 
     def frames_per_chunk(self, frames: int, samples: int | None) -> tuple[int, ...]:
@@ -183,9 +176,9 @@ class EncodecSpec(CodecSpec):
 class Encodec(Codec):
     """EnCodec: `encoder`, residual vector `quantizer`, `decoder` (arXiv:2210.13438).
 
-    With chunks, frames of all chunks are concatenated, so that a clip has more frames than samples / hop length; they decode
-    from the first on. `scale` [b s] is the RMS of each chunk, or of the clip with s = 1. The frames of the last two chunks
-    follow from `samples`; if unknown, every chunk but the last is full.
+    The frames of all chunks are concatenated, more than samples / hop length; those of the last two chunks follow from
+    `samples`, and if it is unknown, every chunk but the last is full. `scale` [b s] is the RMS of each chunk, or of the clip
+    with s = 1; codes without it decode at RMS 1.
     """
 
     spec: EncodecSpec
@@ -199,9 +192,10 @@ class Encodec(Codec):
     @torch.no_grad()
     def encode(self, audio: Audio, *, num_codebooks: int | None = None) -> Codes:
         self.check_audio(audio)
-        num_codebooks = self._check_num_codebooks(num_codebooks)
-        audio = audio.to(self.device)
-        lengths = audio.lengths.tolist()
+        num_codebooks = self.spec.codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= num_codebooks <= self.spec.codebooks:
+            raise RequestError(f"codec: cannot use {num_codebooks} codebooks; give 1 to {self.spec.codebooks}")
+        audio, lengths = audio.to(self.device), audio.lengths.tolist()
         frames = torch.tensor([self.spec.num_frames(length) for length in lengths], device=self.device)
         ids = audio.wave.new_zeros(len(audio), num_codebooks, int(frames.max()), dtype=torch.long)
         max_chunks = max(len(self.spec.chunk_spans(length)) for length in lengths)
@@ -214,29 +208,32 @@ class Encodec(Codec):
                 ids[rows, :, start : start + codes.shape[-1]] = codes
                 start += codes.shape[-1]
                 if scale is not None and loudness is not None:
-                    scale[rows, number] = loudness[:, 0, 0].to(scale.dtype)
+                    scale[rows, number] = loudness[:, 0, 0]
         return Codes(ids, frames, samples=audio.lengths, scale=scale)
 
     @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
-        """Decode codes, or latents before quantization; without `scale` the RMS is that of the decoder (1)."""
+        """Decode codes, or latents before quantization; a CPU decodes long clips in chunks, in half the time."""
         frames = frames.to(self.device)
-        latents = self.dequantize(frames)
+        longest = int(frames.lengths.max())
+        if (chunk := self.spec.decode_chunk_frames(longest, self.device.type)) < longest:
+            return self.decode_chunked(frames, chunk)
+        latents = self.embed(frames)
         samples_each = [None] * len(latents) if frames.samples is None else frames.samples.tolist()
         layouts = [self.spec.frames_per_chunk(*size) for size in zip(frames.lengths.tolist(), samples_each, strict=True)]
         gain = _gain(frames, max(map(len, layouts)))
-        waves = latents.new_zeros(len(latents), self.spec.channels, max(map(self._samples, layouts)))
+        stride, hop = self.spec.chunk_layout.stride if self.spec.chunk_layout else 0, self.spec.hop_length
+        sizes = [max((i * stride + count * hop for i, count in enumerate(layout)), default=0) for layout in layouts]
+        waves = latents.new_zeros(len(latents), self.spec.channels, max(sizes))
         for layout, rows in group_rows(layouts, self.device):
-            ends = [sum(layout[: i + 1]) for i in range(len(layout))]
-            parts = [
-                self._decode_latents(latents[rows, :, end - size : end]) for end, size in zip(ends, layout, strict=True) if size
-            ]
+            chunks = latents[rows, :, : sum(layout)].split(layout, -1)
+            parts = [self.decoder(chunk) for chunk in chunks if chunk.shape[-1]]
             if gain is not None:
                 parts = [part * gain[rows, i, None, None] for i, part in enumerate(parts)]
             if parts:
-                wave = parts[0] if self.spec.chunk_layout is None else overlap_add(parts, self.spec.chunk_layout.stride)
+                wave = overlap_add(parts, stride) if stride else parts[0]
                 waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)  # autocast changes the dtype
-        samples = torch.tensor([self._samples(layout) for layout in layouts], device=self.device)
+        samples = torch.tensor(sizes, device=self.device)
         if frames.samples is not None:
             samples = torch.minimum(frames.samples, samples)
         return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
@@ -246,17 +243,15 @@ class Encodec(Codec):
 
         A codec with chunks returns chunk by chunk; with `time_group_norm` all samples come at `flush`.
         """
-        spec = self.spec
-        if spec.chunk_layout is not None:
-            frames = -(-spec.chunk_layout.length // spec.hop_length)
-            return LookaheadDecoder(
-                self, ChunkedStream(without_weight_norm(self.decoder), frames=frames, stride=spec.chunk_layout.stride)
-            )
+        spec, decoder = self.spec, without_weight_norm(self.decoder)
+        if (layout := spec.chunk_layout) is not None:
+            frames = -(-layout.length // spec.hop_length)
+            return LookaheadDecoder(self, ChunkedStream(decoder, frames=frames, stride=layout.stride))
         if spec.norm == "time_group_norm":
-            return BufferingDecoder(self)
+            return super().streaming_decoder()
         if spec.causal and spec.trim_right_ratio == 1.0:
-            return CausalDecoder(self)
-        return LookaheadDecoder(self, LookaheadStream(without_weight_norm(self.decoder), spec.seanet_config))
+            return CausalDecoder(self, decoder)
+        return LookaheadDecoder(self, LookaheadStream(decoder, spec.seanet_config))
 
     def forward_train(
         self, wave: Float[Tensor, "b c t"], *, num_codebooks: int | None = None, rng: torch.Generator | None = None
@@ -282,23 +277,12 @@ class Encodec(Codec):
         return self.spec.dimension
 
     def embed(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
-        return self.dequantize(frames.to(self.device))
+        """Return the decoder's input for these frames: latents unchanged, codes summed over codebooks."""
+        frames = frames.to(self.device)
+        return frames.z if isinstance(frames, Latents) else self.quantizer.decode(frames.ids)
 
     def init_codebooks(self, latents: Float[Tensor, "n d"], rng: torch.Generator) -> None:
         self.quantizer.kmeans_init(latents, rng)
-
-    def dequantize(self, frames: Codes | Latents) -> Float[Tensor, "b d f"]:
-        """Return the decoder's input for these frames: latents unchanged, codes summed over codebooks."""
-        return frames.z if isinstance(frames, Latents) else self.quantizer.decode(frames.ids)
-
-    def _decode_latents(self, z: Float[Tensor, "b d f"]) -> Float[Tensor, "b c t"]:
-        """Decode latents; on a CPU long clips in chunks, in half the time and little memory."""
-        whole = self.spec.uses_chunks or self.spec.norm == "time_group_norm" or z.device.type != "cpu"
-        if whole or z.shape[-1] <= 2 * CHUNK_FRAMES:
-            return self.decoder(z)
-        decoder = self.streaming_decoder()
-        parts = [decoder.push(Latents(part)).wave for part in z.split(CHUNK_FRAMES, -1)]
-        return torch.cat([*parts, decoder.flush().wave], -1)
 
     def _normalize(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b c t"], Float[Tensor, "b 1 1"] | None]:
         """Return the encoder's input and the RMS [b 1 1] that it was divided by, or None."""
@@ -307,60 +291,33 @@ class Encodec(Codec):
         loudness = wave.float().mean(1, keepdim=True).square().mean(-1, keepdim=True).sqrt() + 1e-8
         return (wave / loudness).to(wave.dtype), loudness
 
-    def _samples(self, layout: Sequence[int]) -> int:
-        """Return the samples of a clip from the frames of its chunks."""
-        stride = 0 if self.spec.chunk_layout is None else self.spec.chunk_layout.stride
-        return max((i * stride + frames * self.spec.hop_length for i, frames in enumerate(layout)), default=0)
 
-    def _check_num_codebooks(self, num_codebooks: int | None) -> int:
-        if num_codebooks is None:
-            return self.spec.codebooks
-        if not 1 <= num_codebooks <= self.spec.codebooks:
-            raise RequestError(f"codec: cannot use {num_codebooks} codebooks; give 1 to {self.spec.codebooks}")
-        return num_codebooks
+class CausalDecoder(BufferingDecoder):
+    """Streaming decoder of causal codecs: layers carry state from chunk to chunk, once a first chunk is long enough."""
 
-
-class CausalDecoder(StreamingDecoder):
-    """Streaming decoder of causal codecs: layers carry state from chunk to chunk."""
-
-    def __init__(self, codec: Encodec) -> None:
-        self.codec = codec
-        self.decoder = without_weight_norm(codec.decoder)
+    def __init__(self, codec: Encodec, decoder: seanet.Decoder) -> None:
+        super().__init__(codec)
+        self.decoder = decoder
         self.state: StreamState = {}
-        self.buffered: list[Latents] = []  # frames until there are enough for the first chunk
-        self.clips = 0
-        self.gain: Tensor | None = None
 
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
-        frames = frames.to(self.codec.device)
-        latents = Latents(self.codec.dequantize(frames), frames.lengths)
-        self.clips = len(latents)
-        self.gain = _gain(frames, 1)
-        if self.state:
-            return self._audio(self.decoder(latents.z, self.state), latents.lengths * self.codec.spec.hop_length)
-        self.buffered.append(latents)
-        latents, need = Latents.cat(self.buffered), seanet.min_first_chunk_frames(self.codec.spec.seanet_config)
-        if latents.z.shape[-1] < need:
-            return self._audio(latents.z.new_zeros(len(latents), self.codec.spec.channels, 0), latents.lengths * 0)
-        self.buffered = self.buffered[:0]
-        wave = self.decoder(latents.z, self.state)
-        if need > 1 and bool((short := latents.lengths < need).any()):  # short clips reflect their own samples
-            for row in short.nonzero()[:, 0].tolist():
-                z = latents.z[[row], :, : int(latents.lengths[row])]
-                wave[row, :, : z.shape[-1] * self.codec.spec.hop_length] = self.decoder(z)[0]
-        return self._audio(wave, latents.lengths * self.codec.spec.hop_length)
-
-    def flush(self) -> Audio:
-        if self.buffered:
-            audio = self.codec.decode(Latents.cat(self.buffered))
-            return self._audio(audio.wave, audio.lengths)
-        return self._audio(torch.zeros(self.clips, self.codec.spec.channels, 0, device=self.codec.device))
-
-    def _audio(self, wave: Tensor, lengths: Tensor | None = None) -> Audio:
-        rate = self.codec.spec.sample_rate
-        wave = wave if self.gain is None else (wave * self.gain[..., None]).to(wave.dtype)
-        return Audio(wave, rate) if lengths is None else Audio(wave, rate, lengths)
+        frames, spec, need = frames.to(self.codec.device), self.codec.spec, 0
+        if not self.state:
+            empty, need = super().push(frames), seanet.min_first_chunk_frames(spec.seanet_config)
+            frames = type(frames).cat(self.buffered)
+            if frames.data.shape[-1] < need:
+                return empty
+            self.buffered = []
+        z = self.codec.embed(frames)
+        wave = self.decoder(z, self.state)
+        if need > 1:  # short clips reflect their own samples
+            for row in (frames.lengths < need).nonzero()[:, 0].tolist():
+                length = int(frames.lengths[row])
+                wave[row, :, : length * spec.hop_length] = self.decoder(z[[row], :, :length])[0]
+        if (gain := _gain(frames, 1)) is not None:
+            wave = (wave * gain[..., None]).to(wave.dtype)
+        return Audio(wave, spec.sample_rate, frames.lengths * spec.hop_length)
 
 
 class LookaheadDecoder(StreamingDecoder):
@@ -374,7 +331,7 @@ class LookaheadDecoder(StreamingDecoder):
     @torch.no_grad()
     def push(self, frames: Codes | Latents) -> Audio:
         frames = frames.to(self.codec.device)
-        latents = self.codec.dequantize(frames)
+        latents = self.codec.embed(frames)
         self.clips, self.frames = len(frames), self.frames + latents.shape[-1]
         if isinstance(self.stream, ChunkedStream):
             self.stream.gain = _gain(frames, -(-self.frames // self.stream.frames))

@@ -9,14 +9,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from cadenza.codecs.base import BufferingDecoder, Codec, CodecSpec, StreamingDecoder, group_rows
+from cadenza.codecs.base import Codec, CodecSpec, Positive, group_rows
 from cadenza.core.errors import RequestError
 from cadenza.core.spec import Spec
 from cadenza.core.types import Codes, FrameFormat, Latents
 from cadenza.dsp.audio import Audio
 from cadenza.nn import oobleck
-
-Positive = Annotated[int, Field(gt=0)]
 
 
 class OobleckStages(Spec):
@@ -35,8 +33,8 @@ class OobleckStages(Spec):
 
     @property
     def widths(self) -> list[int]:
-        """Return the channels before the first stride and after each."""
-        return [self.filters * m for m in (1, *self.multiples)]
+        """Channels before the first stride and after each."""
+        return [self.filters * multiple for multiple in (1, *self.multiples)]
 
 
 class OobleckSpec(CodecSpec):
@@ -72,8 +70,7 @@ class OobleckSpec(CodecSpec):
 
     def decode_memory_bytes(self, frames: int, *, clips: int, itemsize: int) -> int:
         stages = self.decoder or self.encoder
-        rates = [math.prod(stages.strides[level:]) for level in range(len(stages.widths))]
-        widest = max(width * rate for width, rate in zip(stages.widths, rates, strict=True))
+        widest = max(width * math.prod(stages.strides[level:]) for level, width in enumerate(stages.widths))
         return 5 * clips * frames * widest * itemsize  # the residual input, and two layers with their activations
 
     @classmethod
@@ -91,12 +88,11 @@ class Oobleck(Codec):
 
     def __init__(self, spec: OobleckSpec) -> None:
         super().__init__(spec)
+        up, down = spec.decoder or spec.encoder, spec.encoder
         out = 2 * spec.latent if spec.bottleneck == "vae" else spec.latent
-        stages = spec.encoder
-        self.encoder = oobleck.Encoder(stages.strides, stages.widths, snake=stages.snake, channels=spec.channels, out=out)
-        stages, options = spec.decoder or stages, {"nearest": spec.upsample == "nearest", "tanh": spec.tanh}
-        sizes = {"snake": stages.snake, "channels": spec.channels, "latent": spec.latent}
-        self.decoder = oobleck.Decoder(stages.strides, stages.widths, **sizes, **options)
+        self.encoder = oobleck.Encoder(down.strides, down.widths, snake=down.snake, channels=spec.channels, out=out)
+        options = {"snake": up.snake, "nearest": spec.upsample == "nearest", "tanh": spec.tanh}
+        self.decoder = oobleck.Decoder(up.strides, up.widths, channels=spec.channels, latent=spec.latent, **options)
 
     def encode_distribution(self, wave: Float[Tensor, "b c t"]) -> tuple[Float[Tensor, "b d f"], Float[Tensor, "b d f"]]:
         """Return mean and standard deviation of the latents of a wave, before `scale`; 0 without a bottleneck."""
@@ -111,15 +107,12 @@ class Oobleck(Codec):
         self.check_audio(audio)
         if num_codebooks is not None:
             raise RequestError("codec: latents have no codebooks; leave num_codebooks out")
-        audio, hop = audio.to(self.device), self.spec.hop_length
-        samples = audio.wave.shape[-1]
-        valid = torch.arange(samples, device=self.device) < audio.lengths[:, None]
-        wave = torch.where(valid[:, None], audio.wave, 0).to(next(self.parameters()).dtype)
-        wave = F.pad(wave, (0, -samples % hop))
-        frames = [self.spec.num_frames(length) for length in audio.lengths.tolist()]
-        z = wave.new_zeros(len(audio), self.spec.latent, max(frames))
-        for count, rows in group_rows(frames, self.device):
-            z[rows, :, :count] = (self.encode_distribution(wave[rows, :, : count * hop])[0] / self.spec.scale).to(z.dtype)
+        audio, lengths = audio.to(self.device), audio.lengths.tolist()
+        frames = [self.spec.num_frames(length) for length in lengths]
+        z = next(self.parameters()).new_zeros(len(audio), self.spec.latent, max(frames))
+        for length, rows in group_rows(lengths, self.device):
+            wave = F.pad(audio.wave[rows, :, :length].to(z.dtype), (0, -length % self.spec.hop_length))
+            z[rows, :, : self.spec.num_frames(length)] = (self.encode_distribution(wave)[0] / self.spec.scale).to(z.dtype)
         return Latents(z, torch.tensor(frames, device=self.device), samples=audio.lengths)
 
     @torch.no_grad()
@@ -134,14 +127,5 @@ class Oobleck(Codec):
             if count:
                 wave = self.decoder(z[rows, :, :count])[..., : count * hop]
                 waves[rows, :, : wave.shape[-1]] = wave.to(waves.dtype)
-        samples = frames.lengths * hop
-        samples = samples if frames.samples is None else torch.minimum(frames.samples, samples)
+        samples = frames.lengths * hop if frames.samples is None else torch.minimum(frames.samples, frames.lengths * hop)
         return Audio(waves[..., : int(samples.max())], self.spec.sample_rate, samples)
-
-    def streaming_decoder(self) -> StreamingDecoder:
-        """Return a stream that returns all samples at `flush`; a sample depends on ten frames on either side."""
-        return BufferingDecoder(self)
-
-    @property
-    def latent_dim(self) -> int:
-        return self.spec.latent

@@ -1,6 +1,6 @@
 """Stereo with a mono codec: channels are encoded separately, their codebooks interleaved (MusicGen, arXiv:2306.05284)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -39,10 +39,6 @@ class StereoSpec(CodecSpec):
     def frame_format(self) -> FrameFormat:
         side = self.codec.frame_format
         return FrameFormat("codes", side.frame_rate, channels=2 * side.channels, cardinality=side.cardinality)
-
-    @property
-    def hop_length(self) -> int:
-        return self.codec.hop_length
 
     @property
     def uses_chunks(self) -> bool:
@@ -87,22 +83,15 @@ class Stereo(Codec):
         super().__init__(spec)
         self.codec = spec.codec.build()
 
-    @torch.no_grad()
     def encode(self, audio: Audio, *, num_codebooks: int | None = None) -> Codes:
-        if audio.wave.shape[1] != 2:
-            rate = self.spec.sample_rate
-            raise RequestError(
-                f"codec: expected 2 channels, got {audio.wave.shape[1]}; use audio.resample({rate}).to_channels(2)"
-            )
+        self.check_audio(audio)
         if num_codebooks is not None and (num_codebooks < 2 or num_codebooks % 2):
             raise RequestError(f"codec: {num_codebooks} rows do not divide between two channels; give an even number from 2")
-        wave = rearrange(audio.wave, "b c t -> (b c) 1 t")
-        sides = Audio(wave, audio.sample_rate, audio.lengths.repeat_interleave(2))
+        sides = Audio(rearrange(audio.wave, "b c t -> (b c) 1 t"), audio.sample_rate, audio.lengths.repeat_interleave(2))
         codes = self.codec.encode(sides, num_codebooks=None if num_codebooks is None else num_codebooks // 2)
         assert isinstance(codes, Codes)
         return _join_channels(codes)
 
-    @torch.no_grad()
     def decode(self, frames: Codes | Latents) -> Audio:
         return _pair_channels(self.codec.decode(_split_channels(frames)))
 
@@ -155,17 +144,12 @@ def _split_channels(frames: Codes | Latents) -> Codes:
     """Return the channels of each clip as two clips."""
     if not isinstance(frames, Codes):
         raise RequestError("codec: expected codes, got latents; decode each channel with the mono codec")
-    if frames.ids.shape[1] % 2:
-        raise RequestError(
-            f"codec: {frames.ids.shape[1]} rows do not divide between two channels; give all rows, or an even number"
-        )
-
-    def repeat(x: Tensor | None) -> Any:
-        return None if x is None else x.repeat_interleave(2, 0)
-
+    if (rows := frames.ids.shape[1]) % 2:
+        raise RequestError(f"codec: {rows} rows do not divide between two channels; give all rows, or an even number")
     scale = None if frames.scale is None else frames.scale.flatten(0, 1)
+    samples = None if frames.samples is None else frames.samples.repeat_interleave(2)
     ids = rearrange(frames.ids, "b (k c) f -> (b c) k f", c=2)
-    return Codes(ids, repeat(frames.lengths), repeat(frames.samples), scale, repeat(frames.ended))
+    return Codes(ids, frames.lengths.repeat_interleave(2), samples, scale)
 
 
 def _join_channels(codes: Codes) -> Codes:
