@@ -9,7 +9,7 @@ from torch import Tensor
 from cadenza.core.checkpoint import check_state_dict, strip_prefix
 from cadenza.importers import encodec, musicgen
 from cadenza.importers.audiocraft import rename_to_transformers
-from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights
+from cadenza.importers.audiocraft_conditioners import extract_conditioner_weights
 from cadenza.importers.base import expected_state_dict, musicgen_key_map
 from cadenza.importers.catalog import CODECS, MERT, MODELS, TEXTS, LMGeometry
 from cadenza.system.spec import SystemSpec
@@ -128,7 +128,7 @@ def test_audiocrafts_weights_have_their_places(name: str) -> None:
         state[f"{stem}batch_norm.num_batches_tracked"] = torch.ones(())
     elif language.audio_condition == "melody":
         state["condition_provider.conditioners.self_wav.chroma.spec.window"] = torch.hann_window(16384)
-    ours = convert_conditioner_weights(state, spec, wanted, source=name)
+    ours = extract_conditioner_weights(state, spec, wanted, source=name)
     assert {key: x.shape for key, x in ours.items()} == {
         f"conditioners.{key}": x.shape for key, x in strip_prefix(wanted, "conditioners.").items()
     }

@@ -64,7 +64,7 @@ def test_the_first_chunk_is_early_and_many_follow(codec: str, seconds: float) ->
 def test_a_later_chunk_costs_what_an_earlier_one_does(codec: str) -> None:
     """Samples at the wave's rate that the codec computes for each chunk, against the new ones among them."""
     system = system_with(CODECS[codec])
-    assert not isinstance(system.codec.streaming_decoder(), BufferingDecoder)
+    assert type(system.codec.streaming_decoder()) is not BufferingDecoder
     computed: list[int] = []
     system.codec.decoder.layers[-1].register_forward_hook(lambda _, __, out: computed.append(out.shape[-1]))  # type: ignore[union-attr]
     each = []

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cadenza.core.errors import CheckpointError
@@ -180,6 +180,38 @@ def check_state_dict(
     if any(mismatches.values()):
         lists = "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in mismatches.items() if names)
         raise CheckpointError(f"{source}: the weights do not match the config: {lists}; {fix}")
+
+
+def save_shards(
+    state_dict: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    max_bytes: int,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> dict[str, str]:
+    """Write `model.safetensors`, or shards of at most `max_bytes` unless one weight is larger; return the file of each weight.
+
+    Weights are cast to `dtypes` and copied, as safetensors refuses tensors that share memory.
+    """
+    dtypes = {name: x.dtype for name, x in state_dict.items()} | dict(dtypes or {})
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, x in state_dict.items():
+        weight_bytes = x.numel() * dtypes[name].itemsize
+        size += weight_bytes
+        if size > max_bytes and shards[-1]:
+            shards.append([])
+            size = weight_bytes
+        shards[-1].append(name)
+    files: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: state_dict[name].detach().to("cpu", dtypes[name], copy=True).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata)
+        (folder / file).chmod(0o644)
+        files |= dict.fromkeys(names, file)
+    return files
 
 
 def check_finite(state_dict: Mapping[str, Tensor], *, source: str) -> None:

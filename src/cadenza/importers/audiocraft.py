@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix, to_float32_copy
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.audiocraft_conditioners import convert_conditioner_weights, convert_conditioners
+from cadenza.importers.audiocraft_conditioners import convert_conditioners, extract_conditioner_weights
 from cadenza.importers.audiocraft_package import LM, AudiocraftPackage, load_package
 from cadenza.importers.base import ConfigReader, expected_state_dict, musicgen_key_map
 from cadenza.importers.encodec import CompressionModel, inner_encodec, keep_codebooks, load_compression_model
@@ -34,6 +34,21 @@ _TRAINING = ("emb_lr", "checkpointing", "weight_init", "depthwise_init", "zero_b
 _COMPUTING = ("custom", "memory_efficient", "attention_as_float32", "dtype", "device", "cross_attention", "two_step_cfg")
 _STRIDES = (18.0, 2.0)  # seconds; MusicGen and AudioGen
 _OTHER_MODELS = {"transformer_lm_magnet": "MAGNeT", "flow_matching": "JASCO"}
+_PATTERNS = ("parallel", "delay", "unroll", "musiclm", "coarse_first", "valle")  # the last is a former name of coarse_first
+_PATTERN_FIELDS = {"delays": list, "flattening": list, "flatten_first": int, "empty_initial": int, "group_by": int}
+_NAMES = {  # parts of AudioCraft's weight names -> transformers'
+    "emb.": "model.decoder.embed_tokens.",
+    "linears.": "lm_heads.",
+    "out_norm.": "model.decoder.layer_norm.",
+    "transformer.layers.": "model.decoder.layers.",
+    ".mha.": ".",  # of torch.nn.MultiheadAttention
+    ".cross_attention.": ".encoder_attn.",
+    ".linear1.": ".fc1.",
+    ".linear2.": ".fc2.",
+    ".norm1.": ".self_attn_layer_norm.",
+    ".norm2.": ".final_layer_norm.",
+    ".norm_cross.": ".encoder_attn_layer_norm.",
+}
 
 
 def inspect_audiocraft_lm(folder: Path, *, name: str | None = None) -> ModelFolder:
@@ -136,29 +151,22 @@ def _biased(lm: ConfigReader) -> tuple[bool, bool]:
 
 def _pattern(section: ConfigReader, lm: ConfigReader, rows: int) -> dict[str, Any]:
     """Return the codebook pattern; the sections of other patterns are ignored."""
-    kinds = {"parallel": "parallel", "delay": "delay", "unroll": "unroll", "musiclm": "musiclm"}
-    kinds |= {"coarse_first": "coarse_first", "valle": "coarse_first"}  # its former name
-    legacy = lm.get("q_modeling", (str, type(None)), None)
-    chosen = section.get("modeling", (str, type(None)), None)
-    section.ignore([*kinds, "music_lm"])
+    legacy, chosen = lm.get("q_modeling", str, None), section.get("modeling", str, None)
+    section.ignore([*_PATTERNS, "music_lm"])
     section.reject_unread()
-    if chosen is None and legacy is None:
-        section.unsupported("modeling", f"is missing; choose from {', '.join(kinds)}")
     if chosen is None:
-        return {"type": kinds.get(legacy or "delay", "delay"), "delays": list(range(rows))}
-    if chosen not in kinds:
-        section.unsupported("modeling", f"'{chosen}' is not a pattern; choose from {', '.join(kinds)}")
+        if legacy is None:
+            section.unsupported("modeling", f"is missing; choose from {', '.join(_PATTERNS)}")
+        kind = legacy if legacy in _PATTERNS else "delay"
+        return {"type": "coarse_first" if kind == "valle" else kind, "delays": list(range(rows))}
+    if chosen not in _PATTERNS:
+        section.unsupported("modeling", f"'{chosen}' is not a pattern; choose from {', '.join(_PATTERNS)}")
         return {"type": "delay"}
     block = section.subsection(chosen, {})
-    spec: dict[str, Any] = {"type": kinds[chosen]}
-    for key in ("delays", "flattening"):
-        if (value := block.get(key, (list, type(None)), None)) is not None:
-            spec[key] = value
-    for key in ("flatten_first", "empty_initial", "group_by"):
-        if (value := block.get(key, (int, type(None)), None)) is not None:
-            spec[key] = value
+    values = {key: block.get(key, kind, None) for key, kind in _PATTERN_FIELDS.items()}
     block.reject_unread()
-    return spec
+    kind = "coarse_first" if chosen == "valle" else chosen
+    return {"type": kind, **{key: value for key, value in values.items() if value is not None}}
 
 
 def _count_sides(root: ConfigReader, codec: CompressionModel, generator: Mapping[str, Any]) -> int:
@@ -169,8 +177,8 @@ def _count_sides(root: ConfigReader, codec: CompressionModel, generator: Mapping
         stereo.require_value("per_timestep", False, why="puts left and right into separate frames")
     stereo.ignore(["per_timestep"])
     stereo.reject_unread()
-    root.get("compression_model_checkpoint", (str, type(None)), None)
-    num_codebooks = root.get("compression_model_n_q", (int, type(None)), None) or codec.spec.codebooks
+    root.get("compression_model_checkpoint", str, None)
+    num_codebooks = root.get("compression_model_n_q", int, None) or codec.spec.codebooks
     root.require_value("sample_rate", codec.spec.sample_rate, why="is not the sample rate of the codec")
     root.require_value("channels", codec.spec.channels * sides, why="are not the channels of the codec")
     if num_codebooks > codec.spec.codebooks:
@@ -193,7 +201,7 @@ def _read(package: AudiocraftPackage, codec: CompressionModel, spec: SystemSpec,
     check_finite(package.weights, source=source)
     generator: Any = spec.generator
     expected, state = expected_state_dict(spec), dict(package.weights)
-    ours = convert_conditioner_weights(state, spec, expected, source=source)
+    ours = extract_conditioner_weights(state, spec, expected, source=source)
     forward, attention = _biased(ConfigReader(package.config["transformer_lm"], source=source))
     lm = rename_to_transformers(state, forward=forward, attention=attention, source=source)
     layout = musicgen_key_map(
@@ -209,45 +217,23 @@ def _read(package: AudiocraftPackage, codec: CompressionModel, spec: SystemSpec,
     return SavedSystem(spec, card, ours)
 
 
-_NAMES = (  # AudioCraft's -> transformers'
-    (re.compile(r"emb\.(\d+)\.weight"), r"model.decoder.embed_tokens.\1.weight"),
-    (re.compile(r"linears\.(\d+)\.weight"), r"lm_heads.\1.weight"),
-    (re.compile(r"out_norm\.(weight|bias)"), r"model.decoder.layer_norm.\1"),
-    (re.compile(r"transformer\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)"), r"model.decoder.layers.\1.self_attn.out_proj.\2"),
-    (
-        re.compile(r"transformer\.layers\.(\d+)\.cross_attention\.out_proj\.(\w+)"),
-        r"model.decoder.layers.\1.encoder_attn.out_proj.\2",
-    ),
-    (re.compile(r"transformer\.layers\.(\d+)\.linear([12])\.(\w+)"), r"model.decoder.layers.\1.fc\2.\3"),
-    (re.compile(r"transformer\.layers\.(\d+)\.norm1\.(\w+)"), r"model.decoder.layers.\1.self_attn_layer_norm.\2"),
-    (re.compile(r"transformer\.layers\.(\d+)\.norm2\.(\w+)"), r"model.decoder.layers.\1.final_layer_norm.\2"),
-    (re.compile(r"transformer\.layers\.(\d+)\.norm_cross\.(\w+)"), r"model.decoder.layers.\1.encoder_attn_layer_norm.\2"),
-)
-_FUSED = re.compile(r"transformer\.layers\.(\d+)\.(self_attn|cross_attention)\.in_proj_(weight|bias)")
-
-
 def rename_to_transformers(state: Mapping[str, Tensor], *, forward: bool, attention: bool, source: str) -> dict[str, Tensor]:
     """Return AudioCraft's weights under transformers' names, with zeros for the bias that only some layers have.
 
-    Raise CheckpointError for unknown, double or missing names."""
+    Raise CheckpointError for double names, and for biases that are not those of the config.
+    """
     renamed: dict[str, Tensor] = {}
     for old, x in state.items():
-        name = old.replace(".mha.", ".")  # attention of torch.nn.MultiheadAttention
-        if fused := _FUSED.fullmatch(name):
-            target = "self_attn" if fused[2] == "self_attn" else "encoder_attn"
-            if x.shape[0] % 3:
-                raise CheckpointError(
-                    f"{source}: {old} is {list(x.shape)}, which is not queries, keys and values; export it again"
-                )
-            renamed |= {
-                f"model.decoder.layers.{fused[1]}.{target}.{kind}_proj.{fused[3]}": each
-                for kind, each in zip("qkv", x.chunk(3), strict=True)
-            }
-            continue
-        new = next((pattern.sub(to, name) for pattern, to in _NAMES if pattern.fullmatch(name)), f"(AudioCraft's) {old}")
-        if new in renamed:
+        name = old
+        for theirs, target in _NAMES.items():
+            name = name.replace(theirs, target)
+        stem, fused, end = name.rpartition(".in_proj_")
+        if fused and x.shape[0] % 3:
+            raise CheckpointError(f"{source}: {old} is {list(x.shape)}, not queries, keys and values; export it again")
+        names = [f"{stem}.{kind}_proj.{end}" for kind in "qkv"] if fused else [name]
+        if renamed.keys() & set(names):
             raise CheckpointError(f"{source}: {old} exists under two names; export the model again")
-        renamed[new] = x
+        renamed |= dict(zip(names, x.chunk(len(names)), strict=True))
     biases = [name.removesuffix("weight") + "bias" for name in renamed if re.search(r"(_proj|fc\d)\.weight$", name)]
     own = [name for name in biases if (forward if ".fc" in name else attention)]
     if wrong := sorted(set(own) ^ (renamed.keys() & set(biases))):

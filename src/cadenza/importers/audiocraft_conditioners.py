@@ -1,7 +1,5 @@
 """AudioCraft's conditioners and `fuser`: specs, fusion and weights of T5, chroma and style (MusicGen, MusicGen-Style)."""
 
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadenza.core.checkpoint import check_state_dict, strip_prefix, to_float32_copy
+from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import read_json_object
 from cadenza.importers.audiocraft_package import AudiocraftPackage
-from cadenza.importers.base import ConfigReader
+from cadenza.importers.base import CODEBOOK_NAMES, ConfigReader, KeyMap, merge_tied_embedding
 from cadenza.system.spec import SystemSpec
 
+PROMPT, MELODY, STYLE = "prompt", "melody", "style"  # ids of the text, 'description' in AudioCraft, and of 'self_wav'
 _STEPS = {"align": "steps", "resize": "nearest"}  # added to all steps of the sequence
 _SLOTS: dict[str, tuple[str, Mapping[str, str]]] = {
     "cross": ("cross", {}),
@@ -23,6 +22,36 @@ _SLOTS: dict[str, tuple[str, Mapping[str, str]]] = {
     "sum": ("add", _STEPS),
     "input_interpolate": ("add", _STEPS),
     "ignore": ("ignore", {}),
+}
+_FEATURES = ("processor_config.json", "preprocessor_config.json")  # of transformers 5, and of earlier versions
+_CHROMA = {"type": "chroma", "pad_to": "longest", "null_embedding": "silence"}
+_STEMS = "vocals+other"  # stems of which AudioCraft computes the chroma
+_MERT = "m-a-p/MERT-v1-95M"
+_SCALES = {"none": (512, 8, 0), "xsmall": (256, 8, 4), "default": (512, 8, 8), "large": (1024, 16, 24)}  # hidden, heads, depth
+_STYLE_NAMES = {  # parts of our names -> AudioCraft's
+    "bottleneck.quantizer.levels.": "rvq.vq.layers.",
+    **{f".{ours}": f"._codebook.{theirs}" for ours, theirs in CODEBOOK_NAMES.items()},
+    "bottleneck.norm.": "batch_norm.",
+    "blocks.": "transformer.layers.",
+    "attention.qkv.weight": "self_attn.in_proj_weight",
+    "attention.out.": "self_attn.out_proj.",
+    ".up.": ".linear1.",
+    ".down.": ".linear2.",
+    "up.": "embed.",
+    "out.": "output_proj.",
+}
+_T5_NAMES = {
+    "encoder.embed_tokens.weight": "t5.shared.weight",
+    "out.weight": "output_proj.weight",
+    "out.bias": "output_proj.bias",
+}
+_HUB = ("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b")  # in the hub under google-t5/
+_MISSING = {
+    "clap": "the CLAP conditioner",
+    "lut": "the embedding table of words",
+    "chords_emb": "the chord conditioner",
+    "drum_latents": "the drum conditioner",
+    "melody": "the melody conditioner (salience matrix)",
 }
 
 
@@ -54,11 +83,6 @@ def convert_fuser(fuser: ConfigReader, names: Mapping[str, str]) -> tuple[dict[s
     return fusion, float(scale) if positions else 0.0
 
 
-MELODY = "melody"  # id of the chroma; AudioCraft: 'self_wav'
-_FEATURES = ("processor_config.json", "preprocessor_config.json")  # of transformers 5, and of earlier versions
-_STEMS = "vocals+other"  # stems of which AudioCraft computes the chroma
-
-
 def chroma_spec_from_transformers(folder: Path, *, bins: int, frames: int, width: int, mistakes: list[str]) -> dict[str, Any]:
     """Return the spec of the chroma conditioner from the config of a feature extractor, or from its defaults.
 
@@ -73,7 +97,7 @@ def chroma_spec_from_transformers(folder: Path, *, bins: int, frames: int, width
     section.require_value("padding_value", 0.0)
     section.require_value("num_chroma", bins, None, why="is not the num_chroma of the model")
     spec = {
-        "type": "chroma",
+        **_CHROMA,
         "output_dim": width,
         "sample_rate": section.get("sampling_rate", int, 32000),
         "window": section.get("n_fft", int, 16384),
@@ -81,8 +105,6 @@ def chroma_spec_from_transformers(folder: Path, *, bins: int, frames: int, width
         "seconds": section.get("chunk_length", (int, float), 30),
         "bins": bins,
         "max_frames": frames,
-        "pad_to": "longest",
-        "null_embedding": "silence",
         "project": "auto",
     }
     section.reject_unread()
@@ -98,7 +120,7 @@ def chroma_spec_from_audiocraft(chroma: ConfigReader, *, seconds: float, width: 
     rate, window = chroma.get("sample_rate", int), 2 ** chroma.get("radix2_exp", int, 12)
     hop = chroma.get("winhop", (int, type(None)), None) or window // 4
     spec = {
-        "type": "chroma",
+        **_CHROMA,
         "output_dim": width,
         "sample_rate": rate,
         "window": window,
@@ -106,92 +128,10 @@ def chroma_spec_from_audiocraft(chroma: ConfigReader, *, seconds: float, width: 
         "bins": chroma.get("n_chroma", int, 12),
         "one_hot": chroma.get("argmax", bool, False),
         "max_frames": 1 + max(int(rate * seconds), window) // max(hop, 1),
-        "pad_to": "longest",
-        "null_embedding": "silence",
         "stems": _STEMS,
     }
     chroma.reject_unread()
     return spec
-
-
-def feature_extractor_config(spec: Any) -> dict[str, Any]:
-    """Return the config of transformers' feature extractor for a chroma."""
-    return {
-        "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
-        "feature_size": spec.bins,
-        "num_chroma": spec.bins,
-        "sampling_rate": spec.sample_rate,
-        "n_fft": spec.window,
-        "hop_length": spec.hop,
-        "chunk_length": _seconds(spec),
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-        "stem_indices": [3, 2],
-    }
-
-
-def unsupported_settings(spec: Any) -> list[str]:
-    """Return the settings of a chroma that transformers does not support."""
-    problems = {
-        "max_frames: must be given, as transformers cuts or repeats the audio": spec.max_frames is None,
-        f"pad_mode: '{spec.pad_mode}'; transformers repeats short audio": spec.pad_mode != "repeat",
-        "one_hot: transformers uses only the strongest pitch class": not spec.one_hot,
-        f"null_embedding: '{spec.null_embedding}'; transformers uses silence": spec.null_embedding != "silence",
-        "project: transformers has a projection only if the model is not as wide as the number of pitch classes": spec.bins
-        == spec.output_dim
-        and spec.project == "always",
-    }
-    return [problem for problem, unsupported in problems.items() if unsupported]
-
-
-def export_warnings(spec: Any) -> list[str]:
-    """Return notes on differences of a chroma in transformers."""
-    notes = []
-    if spec.stems is not None:
-        notes.append(
-            f"note: transformers does not separate stems; for {'+'.join(spec.stems)}, give its processor the output of Demucs"
-        )
-    if spec.seconds != _seconds(spec):
-        notes.append(f"note: transformers cuts a melody to {_seconds(spec)} s")
-    if spec.pad_to == "own":
-        notes.append("note: in a batch transformers pads melodies with silence to the longest; single melodies agree")
-    return notes
-
-
-def _seconds(spec: Any) -> int:
-    """Return the whole seconds to which audio is cut; by default enough for all frames."""
-    seconds = spec.max_frames * spec.hop / spec.sample_rate - 1 if spec.seconds is None else spec.seconds
-    return max(1, math.ceil(seconds))
-
-
-def drop_stft_window(state_dict: dict[str, Tensor], spec: Any, *, source: str) -> dict[str, Tensor]:
-    """Return the weights without the STFT window; raise CheckpointError unless it is the Hann window."""
-    state_dict = dict(state_dict)
-    window = state_dict.pop("chroma.spec.window", None)
-    if window is not None and not (
-        window.shape == (spec.window,) and torch.allclose(window.float(), torch.hann_window(spec.window), atol=1e-3)
-    ):
-        raise CheckpointError(f"{source}: chroma.spec.window is not the Hann window of {spec.window} samples; export it again")
-    return state_dict
-
-
-STYLE = "style"  # id of the style; AudioCraft: 'self_wav'
-_MERT = "m-a-p/MERT-v1-95M"
-_SCALES = {"none": (512, 8, 0), "xsmall": (256, 8, 4), "default": (512, 8, 8), "large": (1024, 16, 24)}  # hidden, heads, depth
-_NAMES = (  # AudioCraft's -> ours
-    (re.compile(r"embed\.(weight|bias)"), r"up.\1"),
-    (re.compile(r"output_proj\.(weight|bias)"), r"out.\1"),
-    (re.compile(r"transformer\.layers\.(\d+)\.self_attn\.in_proj_weight"), r"blocks.\1.attention.qkv.weight"),
-    (re.compile(r"transformer\.layers\.(\d+)\.self_attn\.out_proj\.weight"), r"blocks.\1.attention.out.weight"),
-    (re.compile(r"transformer\.layers\.(\d+)\.linear1\.weight"), r"blocks.\1.up.weight"),
-    (re.compile(r"transformer\.layers\.(\d+)\.linear2\.weight"), r"blocks.\1.down.weight"),
-    (re.compile(r"transformer\.layers\.(\d+)\.norm([12])\.(weight|bias)"), r"blocks.\1.norm\2.\3"),
-    (re.compile(r"batch_norm\.(running_mean|running_var)"), r"bottleneck.norm.\1"),
-    (re.compile(r"rvq\.vq\.layers\.(\d+)\._codebook\.embed"), r"bottleneck.quantizer.levels.\1.embed"),
-    (re.compile(r"rvq\.vq\.layers\.(\d+)\._codebook\.cluster_size"), r"bottleneck.quantizer.levels.\1.usage"),
-    (re.compile(r"rvq\.vq\.layers\.(\d+)\._codebook\.embed_avg"), r"bottleneck.quantizer.levels.\1.total"),
-)
 
 
 def style_spec_from_audiocraft(style: ConfigReader, *, folder: Path, dim: int, width: int) -> dict[str, Any]:
@@ -205,11 +145,10 @@ def style_spec_from_audiocraft(style: ConfigReader, *, folder: Path, dim: int, w
     if scale not in _SCALES:
         style.unsupported("transformer_scale", f"'{scale}' is not a scale. Available: {', '.join(_SCALES)}")
     hidden, heads, depth = _SCALES.get(scale, _SCALES["default"])
-    local_mert = folder / _MERT.rpartition("/")[2]
     train_range = style.get("varying_lengths", (list, type(None)), (1.5, 4.5))
     spec = {
         "type": "style",
-        "model": str(local_mert) if (local_mert / "config.json").exists() else _MERT,
+        "model": _locate_encoder(_MERT, folder),
         "dim": dim,
         "output_dim": width,
         "hidden": hidden,
@@ -227,36 +166,6 @@ def style_spec_from_audiocraft(style: ConfigReader, *, folder: Path, dim: int, w
     return spec
 
 
-def convert_style_weights(state_dict: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Return a style's weights under our names, with normalized codebook averages; unknown names are unchanged."""
-    ours: dict[str, Tensor] = {}
-    for name, x in state_dict.items():
-        if name.endswith("._codebook.inited"):
-            if not bool(x):
-                raise CheckpointError(f"{source}: {name} is 0, so its codebook was never trained; take a trained checkpoint")
-        elif name != "batch_norm.num_batches_tracked":
-            new = next((pattern.sub(to, name) for pattern, to in _NAMES if pattern.fullmatch(name)), name)
-            ours[new] = x.float()
-    for name in [name for name in ours if name.endswith(".usage")]:
-        total = name.removesuffix("usage") + "total"
-        seen = ours[name].sum().clamp(min=1e-12)
-        ours[name] = ours[name] / seen
-        if total in ours:
-            ours[total] = ours[total] / seen
-    return ours
-
-
-PROMPT = "prompt"  # id of the text; AudioCraft: 'description'
-_HUB = ("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b")  # in the hub under google-t5/
-_MISSING = {
-    "clap": "the CLAP conditioner",
-    "lut": "the embedding table of words",
-    "chords_emb": "the chord conditioner",
-    "drum_latents": "the drum conditioner",
-    "melody": "the melody conditioner (salience matrix)",
-}
-
-
 def convert_conditioners(
     package: AudiocraftPackage, root: ConfigReader, width: int, *, seconds: float
 ) -> tuple[dict[str, Any], dict[str, Any], float]:
@@ -267,23 +176,20 @@ def convert_conditioners(
     for name in parts.unread_keys():
         section = parts.subsection(name)
         kind = section.get("model", str)
+        if kind not in ("t5", "chroma_stem", "style"):
+            needs = _MISSING.get(kind, f"a conditioner of the type '{kind}'")
+            parts.unsupported(name, f"needs {needs}, '{kind}', which is not supported; load a model with text only")
+            continue
+        block = section.subsection(kind)
+        section.reject_unread()
         if kind == "t5":
-            specs[name] = _t5(package, name, section, width)
+            specs[name] = _t5_spec(package, name, block, width)
         elif kind == "chroma_stem":
-            block = section.subsection(kind)
-            section.reject_unread()
             specs[name] = chroma_spec_from_audiocraft(block, seconds=seconds, width=width)
-        elif kind == "style":
-            block = section.subsection(kind)
-            section.reject_unread()
+        else:
             embedding = package.weights.get(f"condition_provider.conditioners.{name}.embed.weight")
             dim = 1 if embedding is None else embedding.shape[-1]
             specs[name] = style_spec_from_audiocraft(block, folder=package.path.parent, dim=dim, width=width)
-        else:
-            needs = _MISSING.get(kind, f"a conditioner of the type '{kind}'")
-            parts.unsupported(
-                name, f"needs {needs}, '{kind}', which this release does not support; load a model with text only"
-            )
     specs = dict(sorted(specs.items(), key=lambda item: item[1]["type"] != "t5"))  # AudioCraft orders texts first, too
     fuser = root.subsection("fuser")
     for slot in ("sum", "input_interpolate"):
@@ -294,50 +200,44 @@ def convert_conditioners(
     return {names[name]: spec for name, spec in specs.items()}, fusion, positions
 
 
-def convert_conditioner_weights(
+def extract_conditioner_weights(
     state: dict[str, Tensor], spec: SystemSpec, expected: Mapping[str, Tensor], *, source: str
 ) -> dict[str, Tensor]:
     """Remove the conditioners' weights from `state` and return them under our names, as float32 copies."""
     ours: dict[str, Tensor] = {}
     for name, conditioner in spec.conditioners.items():
-        stem = _stem(name, conditioner, state)
-        theirs = {key.removeprefix(stem): state.pop(key) for key in list(state) if key.startswith(stem)}
-        own = strip_prefix(expected, f"conditioners.{name}.")
         kind = conditioner.type  # type: ignore[attr-defined]
+        prefixes = [f"condition_provider.conditioners.{key}." for key in (name, "description" if kind == "t5" else "self_wav")]
+        prefix = next((prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)), prefixes[-1])
+        theirs = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+        own = strip_prefix(expected, f"conditioners.{name}.")
+        names = KeyMap({key: (_style_name(key) if kind == "style" else _T5_NAMES.get(key, f"t5.{key}"),) for key in own})
         if kind == "style":
-            converted = convert_style_weights(theirs, source=source)
-            check_state_dict(converted, {key: x.shape for key, x in own.items()}, source=f"{source}, {stem} by our names")
+            theirs.pop("batch_norm.num_batches_tracked", None)
+            converted = names.import_codebooks(theirs, own, source=source)
         else:
-            theirs = drop_stft_window(theirs, conditioner, source=source) if kind == "chroma" else _one_table(theirs)
-            names = {_theirs(key): key for key in own}
-            check_state_dict(theirs, {foreign: own[key].shape for foreign, key in names.items()}, source=source)
-            converted = {names[foreign]: x for foreign, x in theirs.items()}
-        ours |= {f"conditioners.{name}.{key}": x for key, x in to_float32_copy(converted).items()}
+            if kind == "chroma":
+                _check_stft_window(theirs.pop("chroma.spec.window", None), conditioner, source=source)
+            converted = names.import_weights(merge_tied_embedding(theirs, "t5."), own, source=source)
+        ours |= {f"conditioners.{name}.{key}": x for key, x in converted.items()}
     return ours
 
 
-def _theirs(name: str) -> str:
-    """Return AudioCraft's name of a weight of a T5 or a chroma."""
-    known = {
-        "encoder.embed_tokens.weight": "t5.shared.weight",
-        "out.weight": "output_proj.weight",
-        "out.bias": "output_proj.bias",
-    }
-    return known.get(name, f"t5.{name}")
+def _check_stft_window(window: Tensor | None, spec: Any, *, source: str) -> None:
+    """Raise CheckpointError if a stored window is not the Hann window, which is computed here."""
+    hann = torch.hann_window(spec.window)
+    if window is not None and not (window.shape == hann.shape and torch.allclose(window.float(), hann, atol=1e-3)):
+        raise CheckpointError(f"{source}: chroma.spec.window is not the Hann window of {spec.window} samples; export it again")
 
 
-def _one_table(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a T5 without the second name of its embedding."""
-    return {
-        key: x
-        for key, x in state_dict.items()
-        if key != "t5.encoder.embed_tokens.weight" or "t5.shared.weight" not in state_dict
-    }
+def _style_name(name: str) -> str:
+    """Return AudioCraft's name of a weight of a style."""
+    for ours, theirs in _STYLE_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
-def _t5(package: AudiocraftPackage, name: str, section: ConfigReader, width: int) -> dict[str, Any]:
-    t5 = section.subsection("t5")
-    section.reject_unread()
+def _t5_spec(package: AudiocraftPackage, name: str, t5: ConfigReader, width: int) -> dict[str, Any]:
     model = t5.get("name", str)
     t5.ignore(["device", "autocast_dtype", "cache_dir"])
     projection = package.weights.get(f"condition_provider.conditioners.{name}.output_proj.weight")
@@ -348,7 +248,7 @@ def _t5(package: AudiocraftPackage, name: str, section: ConfigReader, width: int
         )
     spec = {
         "type": "t5",
-        "model": _named(model, package.path.parent),
+        "model": _locate_encoder(model, package.path.parent),
         "dim": projection.shape[1],
         "output_dim": width,
         "null_embedding": "zeros",
@@ -360,8 +260,8 @@ def _t5(package: AudiocraftPackage, name: str, section: ConfigReader, width: int
     return spec
 
 
-def _named(model: str, folder: Path) -> str:
-    """Return the folder of a T5 next to the model, else its name in the hub."""
+def _locate_encoder(model: str, folder: Path) -> str:
+    """Return the folder of an encoder next to the model, else its name in the hub."""
     for candidate in (folder / model, folder / model.rpartition("/")[2]):
         if (candidate / "config.json").exists():
             return str(candidate)
@@ -373,10 +273,3 @@ def _ours(name: str, specs: Mapping[str, Any]) -> str:
     wave = {"chroma": MELODY, "style": STYLE}.get(specs[name]["type"], name)
     ours = {"description": PROMPT, "self_wav": wave}.get(name, name)
     return name if ours in specs else ours
-
-
-def _stem(name: str, conditioner: Any, state: Mapping[str, Tensor]) -> str:
-    """Return the prefix of the weights of a conditioner in a package."""
-    theirs = {"t5": "description"}.get(conditioner.type, "self_wav")
-    own, other = (f"condition_provider.conditioners.{key}." for key in (name, theirs))
-    return own if any(key.startswith(own) for key in state) else other

@@ -12,6 +12,11 @@ from torch import Tensor
 from cadenza.core.checkpoint import as_state_dict, load_torch_file
 from cadenza.core.errors import CheckpointError
 
+LM, CODEC = PACKAGE_FILES = ("state_dict.bin", "compression_state_dict.bin")
+EXPORT = (
+    "Export the model with AudioCraft: `audiocraft.utils.export.export_lm(checkpoint, 'state_dict.bin')`, or `export_encodec`"
+)
+_BOOKKEEPING = {"version", "exported"}
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 _DEPTH = 32  # references to references
 
@@ -71,10 +76,6 @@ class InterpolatedConfig:
         return ".".join([self.source, *path])
 
 
-LM, CODEC = PACKAGE_FILES = ("state_dict.bin", "compression_state_dict.bin")
-_BOOKKEEPING = {"version", "exported"}
-
-
 @dataclass(frozen=True)
 class AudiocraftPackage:
     """Content of a file; `pretrained` is the name of another model if the file only refers to it."""
@@ -87,15 +88,12 @@ class AudiocraftPackage:
 
 def load_package(path: Path) -> AudiocraftPackage:
     """Load the package in a file; raise CheckpointError, with the fix, for other files and training checkpoints."""
-    content = load_torch_file(path)
+    content, source = load_torch_file(path), f"{path}: xp.cfg"
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not a package of AudioCraft; export the model with AudioCraft"
-        )
-    empty = InterpolatedConfig({}, f"{path}: xp.cfg")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a package of AudioCraft. {EXPORT}")
     if isinstance(content.get("pretrained"), str) and "best_state" not in content:
         _reject_others(content, {"pretrained"}, path)
-        return AudiocraftPackage(path, empty, {}, content["pretrained"])
+        return AudiocraftPackage(path, InterpolatedConfig({}, source), {}, content["pretrained"])
     state, text = content.get("best_state"), content.get("xp.cfg")
     nested = isinstance(state, Mapping) and isinstance(state.get("model"), Mapping)
     if nested or {"optimizer", "history", "fsdp_best_state", "model"} & content.keys():
@@ -109,24 +107,13 @@ def load_package(path: Path) -> AudiocraftPackage:
     _reject_others(content, {"best_state", "xp.cfg"}, path)
     if not isinstance(text, str):
         raise CheckpointError(f"{path}: xp.cfg is a {type(text).__name__}, not the text of a YAML config. {EXPORT}")
-    return AudiocraftPackage(
-        path, InterpolatedConfig(_yaml(text, path), empty.source), as_state_dict(state, source=f"{path}: best_state")
-    )
-
-
-EXPORT = (
-    "Export the model with AudioCraft: `audiocraft.utils.export.export_lm(checkpoint, 'state_dict.bin')`, or `export_encodec`"
-)
-
-
-def _yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: xp.cfg is not YAML ({error}); export the model again") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: xp.cfg is not a mapping; export the model again")
-    return config
+    return AudiocraftPackage(path, InterpolatedConfig(config, source), as_state_dict(state, source=f"{path}: best_state"))
 
 
 def _reject_others(content: Mapping[str, Any], used: set[str], path: Path) -> None:

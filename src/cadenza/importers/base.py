@@ -13,6 +13,11 @@ from cadenza.core.spec import did_you_mean
 from cadenza.system.spec import SystemSpec
 from cadenza.system.system import System
 
+_MISSING = object()
+_ANY = (dict, object, bool)  # kinds of `ConfigReader.get`
+_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+CODEBOOK_NAMES = {"embed": "embed", "usage": "cluster_size", "total": "embed_avg"}  # ours -> AudioCraft's and transformers'
+
 
 @dataclass(frozen=True)
 class KeyMap:
@@ -26,13 +31,32 @@ class KeyMap:
         for name, theirs in self.names.items():
             rows, *rest = ours[name].shape
             assert rows % len(theirs) == 0, f"{name} has {rows} rows, which cannot be split into {len(theirs)} equal parts"
-            shapes |= {one: (rows // len(theirs), *rest) for one in theirs}
+            shapes |= dict.fromkeys(theirs, (rows // len(theirs), *rest))
         return shapes
 
     def import_weights(self, theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
         """Return our weights as float32 copies; raise CheckpointError unless `theirs` are exactly the parts of `expected`."""
         check_state_dict(theirs, self.shapes(expected), source=source)
-        return {name: torch.cat([theirs[one] for one in parts]).float() for name, parts in self.names.items()}
+        return {name: torch.cat([theirs[part] for part in parts]).float() for name, parts in self.names.items()}
+
+    def import_codebooks(
+        self, theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
+    ) -> dict[str, Tensor]:
+        """Return our weights with EMA codebooks: counts become shares; raise CheckpointError if one was never trained."""
+        books = [name.removesuffix("embed") for name in expected if name.endswith(".embed")]
+        flags = [self.names[f"{book}embed"][0].removesuffix("embed") + "inited" for book in books]
+        check_state_dict(theirs, self.shapes(expected) | dict.fromkeys(flags, (1,)), source=source)
+        ours = self.import_weights({name: x for name, x in theirs.items() if name not in flags}, expected, source=source)
+        for k, (book, flag) in enumerate(zip(books, flags, strict=True)):
+            if not bool(theirs[flag]):
+                raise CheckpointError(f"{source}: codebook {k} was never trained (inited is 0); take a trained checkpoint")
+            embed, usage, total = (f"{book}{end}" for end in ("embed", "usage", "total"))
+            if (count := ours[usage].sum()) > 0:
+                ours[usage], ours[total] = ours[usage] / count, ours[total] / count
+            else:  # the program that wrote it stores no averages
+                bins = len(ours[embed])
+                ours[usage], ours[total] = torch.full_like(ours[usage], 1 / bins), ours[embed] / bins
+        return ours
 
     def export_weights(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the foreign weights for ours, as views."""
@@ -74,7 +98,17 @@ def expected_state_dict(spec: SystemSpec) -> dict[str, Tensor]:
         return System(spec).state_dict()
 
 
-_MISSING = object()
+def modern_weight_norm_name(name: str) -> str:
+    """Return the name of a weight with torch's present names of weight normalization."""
+    stem, dot, end = name.rpartition(".")
+    return f"{stem}{dot}{_WEIGHT_NORM.get(end, end)}"
+
+
+def merge_tied_embedding(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return the weights of a T5 with its token embedding as `shared.weight`; transformers may store it under two names."""
+    state_dict = dict(state_dict)
+    tied = state_dict.pop(f"{prefix}encoder.embed_tokens.weight", None)
+    return state_dict if tied is None else {f"{prefix}shared.weight": tied, **state_dict}
 
 
 class ConfigReader:
@@ -96,33 +130,29 @@ class ConfigReader:
         """Return the value of a key, of type `kind`; without a default it is required."""
         self.seen.add(key)
         value = self.data.get(key, default)
-        if value is _MISSING:
-            self.mistakes.append(f"{self.source}.{key}: is missing{did_you_mean_suffix(key, self.data)}")
-            return _blank(kind)
-        if value is default:
-            return value
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        wider = {float: (int, float)}.get(kinds[0], kinds)
-        if not isinstance(value, wider) or (isinstance(value, bool) and bool not in kinds):
+        if value is _MISSING:
+            hint = did_you_mean(key, list(self.data))
+            self.mistakes.append(f"{self.source}.{key}: is missing{f'.{hint}' if hint.startswith(' Did') else ''}")
+        elif value is default:
+            return value
+        elif isinstance(value, (int, float) if kinds[0] is float else kinds) and (bool in kinds or not isinstance(value, bool)):
+            return value
+        else:
             self.mistakes.append(f"{self.source}.{key}: must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
-            return _blank(kind)
-        return value
+        return 1 if kinds[0] in (int, float) else kinds[0]()  # a placeholder, so that the other mistakes are found, too
 
-    def require_value(self, key: str, *allowed: Any, why: str = "is not supported") -> None:
-        """Note a mistake unless the value of a key is one of `allowed`; a missing key has the first of them."""
+    def require_value(self, key: str, *allowed: Any, why: str = "is not supported") -> Any:
+        """Return the value of a key; note a mistake unless it is one of `allowed`. A missing key has the first of them."""
         self.seen.add(key)
         value = self.data.get(key, allowed[0])
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
+        if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed):
             self.mistakes.append(f"{self.source}.{key}: {value!r} {why}; only {' or '.join(map(repr, allowed))} can be loaded")
+        return value
 
     def subsection(self, key: str, default: Any = _MISSING) -> "ConfigReader":
         """Return the section under a key; mistakes are shared."""
-        self.seen.add(key)
-        value = self.data.get(key, default)
-        if value is _MISSING:
-            self.mistakes.append(f"{self.source}.{key}: is missing{did_you_mean_suffix(key, self.data)}")
-            value = {}
-        return ConfigReader(value, source=f"{self.source}.{key}", mistakes=self.mistakes)
+        return ConfigReader(self.get(key, _ANY, default), source=f"{self.source}.{key}", mistakes=self.mistakes)
 
     def unsupported(self, key: str, message: str) -> None:
         """Note a mistake: the key is not supported."""
@@ -147,15 +177,3 @@ class ConfigReader:
         if self.mistakes:
             count = f"{len(self.mistakes)} setting{'s' if len(self.mistakes) > 1 else ''} cannot be honoured"
             raise CheckpointError("\n  ".join([f"{count}:", *self.mistakes]))
-
-
-def did_you_mean_suffix(key: str, data: Mapping[str, Any]) -> str:
-    """Return the end of an 'is missing' message: a similar key of `data`, or nothing."""
-    hint = did_you_mean(key, list(data))
-    return f".{hint}" if hint.startswith(" Did") else ""
-
-
-def _blank(kind: type | tuple[type, ...]) -> Any:
-    """Return a placeholder for a refused value, so that the other mistakes are found, too."""
-    first = kind[0] if isinstance(kind, tuple) else kind
-    return 1 if first in (int, float) else first()

@@ -59,30 +59,23 @@ class PublishedModel:
 _SIZES = {"small": (1024, 24, 16), "medium": (1536, 48, 24), "large": (2048, 48, 32)}
 
 
-def _musicgen(size: str, sides: int) -> PublishedModel:
-    about = f"text to music, 32 kHz {'stereo' if sides == 2 else 'mono'}"
-    return PublishedModel("CC-BY-NC-4.0", "transformers", about, 32000, LMGeometry(*_SIZES[size], sides=sides))
+def _musicgen(size: str, sides: int, audio_condition: Literal["", "melody", "style"] = "") -> PublishedModel:
+    inputs = f"text and {audio_condition}" if audio_condition else "text"
+    about = f"{inputs} to music, 32 kHz {'stereo' if sides == 2 else 'mono'}"
+    layout = "AudioCraft" if audio_condition == "style" else "transformers"
+    geometry = LMGeometry(*_SIZES[size], sides=sides, audio_condition=audio_condition)
+    return PublishedModel("CC-BY-NC-4.0", layout, about, 32000, geometry)
 
 
-def _melody(size: str, sides: int) -> PublishedModel:
-    about = f"text and melody to music, 32 kHz {'stereo' if sides == 2 else 'mono'}"
-    return PublishedModel(
-        "CC-BY-NC-4.0", "transformers", about, 32000, LMGeometry(*_SIZES[size], sides=sides, audio_condition="melody")
-    )
-
-
-_STYLE = LMGeometry(*_SIZES["medium"], audio_condition="style")
 _SOUNDS = LMGeometry(*_SIZES["medium"], text="google-t5/t5-large", seconds=10)
 MODELS = {
     **{f"facebook/musicgen-{size}": _musicgen(size, 1) for size in _SIZES},
     **{f"facebook/musicgen-stereo-{size}": _musicgen(size, 2) for size in _SIZES},
-    "facebook/musicgen-melody": _melody("medium", 1),
-    "facebook/musicgen-melody-large": _melody("large", 1),
-    "facebook/musicgen-stereo-melody": _melody("medium", 2),
-    "facebook/musicgen-stereo-melody-large": _melody("large", 2),
-    "facebook/musicgen-style": PublishedModel(
-        "CC-BY-NC-4.0", "AudioCraft", "text and style to music, 32 kHz mono", 32000, _STYLE
-    ),
+    "facebook/musicgen-melody": _musicgen("medium", 1, "melody"),
+    "facebook/musicgen-melody-large": _musicgen("large", 1, "melody"),
+    "facebook/musicgen-stereo-melody": _musicgen("medium", 2, "melody"),
+    "facebook/musicgen-stereo-melody-large": _musicgen("large", 2, "melody"),
+    "facebook/musicgen-style": _musicgen("medium", 1, "style"),
     "facebook/audiogen-medium": PublishedModel("CC-BY-NC-4.0", "AudioCraft", "text to sounds, 16 kHz mono", 16000, _SOUNDS),
     "facebook/encodec_24khz": PublishedModel("MIT", "transformers", "codec, 24 kHz mono, causal", 24000),
     "facebook/encodec_32khz": PublishedModel("CC-BY-NC-4.0", "transformers", "codec, 32 kHz mono, of MusicGen", 32000),

@@ -13,9 +13,7 @@ _NOT_YET = {
     "dac": "DAC codecs cannot be loaded yet",
     "mimi": "Mimi codecs cannot be loaded yet",
     "t5": "it is a text encoder, a part of other models: name it as `model` of a conditioner of the type t5",
-    **dict.fromkeys(
-        ("musicgen_decoder", "musicgen_melody_decoder"), "it is only the language model of a MusicGen: load the whole model"
-    ),
+    **dict.fromkeys(("musicgen_decoder", "musicgen_melody_decoder"), "it is only the language model: load the whole MusicGen"),
 }
 
 
@@ -30,9 +28,7 @@ def detect_model(folder: Path, *, name: str | None = None) -> ModelFolder:
     if (folder / CODEC).exists() and not own:
         return encodec.inspect_audiocraft_encodec(folder, name=name)
     if (folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{folder} holds an adapter (PEFT), not a model; merge it into its model first (`merge_and_unload`)"
-        )
+        raise CheckpointError(f"{folder} holds an adapter (PEFT), not a model; merge it into its model (`merge_and_unload`)")
     if (folder / "config.json").exists():
         config = read_json_object(folder / "config.json")
         kind = config.get("model_type")
@@ -50,9 +46,7 @@ def detect_model(folder: Path, *, name: str | None = None) -> ModelFolder:
 def single_file_error(path: Path) -> CheckpointError:
     """Return the error for a single file that is given in place of a model folder."""
     if path.suffix in (".th", ".ckpt"):
-        return CheckpointError(
-            f"{path} is a checkpoint of a training run. {EXPORT}, and load the folder with the exported file"
-        )
+        return CheckpointError(f"{path} is a checkpoint of a training run. {EXPORT}, and load the folder of the exported file")
     if path.name in (LM, CODEC, "model.safetensors", "config.json", "pytorch_model.bin", "system.json"):
         return CheckpointError(f"{path} is one file of a model; give its folder, '{path.parent}'")
     return CheckpointError(f"{path} is a file; give the folder of a model, or its name in the hub")
@@ -60,8 +54,10 @@ def single_file_error(path: Path) -> CheckpointError:
 
 def _instead(folder: Path) -> str:
     """Return the end of an error message: the kind of a folder without a model, and the fix."""
-    if runs := _runs(folder):
-        return f"is a training run of transformers, not a model; load one of its checkpoints, such as '{runs[-1]}'"
+    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    if numbers := [int(step) for step in steps if step.isdigit()]:
+        checkpoint = folder / f"checkpoint-{max(numbers)}"
+        return f"is a training run of transformers, not a model; load one of its checkpoints, such as '{checkpoint}'"
     if (folder / ".hydra").exists() or list(folder.glob("checkpoint*.th")):
         return f"is a training run of AudioCraft, not a model. {EXPORT}, into a folder of its own"
     if list(folder.glob("*.ckpt")):
@@ -75,9 +71,3 @@ def _instead(folder: Path) -> str:
         f"holds no known model ({', '.join(names) if names else 'it is empty'}); give a folder that "
         f"`save` or `import` wrote, one of transformers (config.json), or one of AudioCraft ({LM})"
     )
-
-
-def _runs(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run of transformers' Trainer, the newest last."""
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))

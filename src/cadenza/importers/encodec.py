@@ -13,14 +13,14 @@ from torch import Tensor
 from cadenza.codecs.base import CodecSpec
 from cadenza.codecs.encodec import EncodecSpec
 from cadenza.core import hub
-from cadenza.core.checkpoint import check_finite, check_state_dict, to_float32_copy
+from cadenza.core.checkpoint import check_finite, to_float32_copy
 from cadenza.core.errors import CheckpointError, SpecError
-from cadenza.importers.audiocraft_package import CODEC, PACKAGE_FILES, AudiocraftPackage, load_package
-from cadenza.importers.base import ConfigReader
+from cadenza.importers.audiocraft_package import CODEC, PACKAGE_FILES, load_package
+from cadenza.importers.base import CODEBOOK_NAMES, ConfigReader, KeyMap, modern_weight_norm_name
 from cadenza.importers.license import model_card_for
 from cadenza.nn.conv import ConvTranspose1d
 from cadenza.system.spec import SystemSpec
-from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
+from cadenza.system.store import ModelFolder, SavedSystem
 
 # Keys of any config of transformers, old or new, that EnCodec does not use.
 CONFIG_KEYS = """
@@ -39,8 +39,16 @@ _IN_TRAINING = """
 q_dropout decay kmeans_init kmeans_iters threshold_ema_dead_code orthogonal_reg_weight
 orthogonal_reg_active_codes_only orthogonal_reg_max_codes
 """.split()  # training of AudioCraft's codebooks
-_PADDING = ("constant", "reflect", "replicate")
-_BOOK = ("inited", "cluster_size", "embed", "embed_avg")
+_SIZES = {  # our field -> key of transformers, its default, key of AudioCraft's `seanet`
+    "filters": ("num_filters", 32, "n_filters"),
+    "lstm_layers": ("num_lstm_layers", 2, "lstm"),
+    "residual_layers": ("num_residual_layers", 1, "n_residual_layers"),
+    "residual_kernel": ("residual_kernel_size", 3, "residual_kernel_size"),
+    "kernel": ("kernel_size", 7, "kernel_size"),
+    "last_kernel": ("last_kernel_size", 7, "last_kernel_size"),
+    "dilation_base": ("dilation_growth_rate", 2, "dilation_base"),
+    "compress": ("compress", 2, "compress"),
+}
 
 
 def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> EncodecSpec:
@@ -52,29 +60,21 @@ def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> Encodec
     strides = section.get("upsampling_ratios", (list, tuple), (8, 5, 4, 2))
     width, causal = section.get("hidden_size", int, 128), section.get("use_causal_conv", bool, True)
     bandwidths = section.get("target_bandwidths", (list, tuple), (1.5, 3.0, 6.0, 12.0, 24.0))
-    chunk = _optional(section, "chunk_length_s")
-    overlap = _optional(section, "overlap")
+    chunk, overlap = section.get("chunk_length_s", float, None), section.get("overlap", float, None)
     section.require_value("codebook_dim", width, None, why="differs from hidden_size")
     fields = {
         "sample_rate": rate,
         "channels": section.get("audio_channels", int, 1),
         "strides": strides,
         "bins": bins,
-        "filters": section.get("num_filters", int, 32),
         "dimension": width,
         "causal": causal,
-        "norm": _one_of(section, "norm_type", ("time_group_norm",), "weight_norm"),
-        "pad_mode": _one_of(section, "pad_mode", _PADDING, "reflect"),
-        "lstm_layers": section.get("num_lstm_layers", int, 2),
-        "residual_layers": section.get("num_residual_layers", int, 1),
-        "residual_kernel": section.get("residual_kernel_size", int, 3),
-        "kernel": section.get("kernel_size", int, 7),
-        "last_kernel": section.get("last_kernel_size", int, 7),
-        "dilation_base": section.get("dilation_growth_rate", int, 2),
-        "compress": section.get("compress", int, 2),
+        "norm": section.require_value("norm_type", "weight_norm", "time_group_norm"),
+        "pad_mode": section.require_value("pad_mode", "reflect", "constant", "replicate"),
         "shortcut": "conv" if section.get("use_conv_shortcut", bool, True) else "identity",
         "trim_right_ratio": section.get("trim_right_ratio", float, 1.0),
         "normalize": section.get("normalize", bool, False),
+        **{field: section.get(key, int, default) for field, (key, default, _) in _SIZES.items()},
     }
     if chunk is not None and overlap is None:
         section.unsupported("overlap", "is missing, but chunk_length_s is set; add the overlap of chunks, such as 0.01")
@@ -89,7 +89,8 @@ def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> Encodec
         fields["codebooks"] = int(1000 * bandwidths[-1] // (whole_rate * math.ceil(math.log2(max(bins, 2)))))
         if fields["codebooks"] < 1:
             section.unsupported("target_bandwidths", f"the last, {bandwidths[-1]} kbit/s, is not enough for one codebook")
-    _refuse_impossible(section, fields, causal="use_causal_conv")
+    if not causal:
+        section.require_value("trim_right_ratio", 1.0, why="is only defined where use_causal_conv is true")
     section.reject_unread()
     section.raise_errors()
     if chunk is not None:
@@ -99,7 +100,7 @@ def spec_from_transformers(config: Mapping[str, Any], *, source: str) -> Encodec
 
 def weights_from_transformers(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
     """Return the weights of a transformers EncodecModel under our names, in float32; raise CheckpointError on any mismatch."""
-    return _weights(state, spec, name=_in_transformers, book="quantizer.layers.{}.codebook.", source=source)
+    return _weights(state, spec, rename=_in_transformers, source=source)
 
 
 def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
@@ -125,7 +126,8 @@ def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
     net.require_value("disable_norm_outer_blocks", 0)
     encoder, decoder = net.subsection("encoder", {}), net.subsection("decoder", {})
     for side in (encoder, decoder):
-        _same_as(net, side)
+        for key in side.data.keys() & net.data.keys():
+            side.require_value(key, net.data[key], why=f"differs from seanet.{key} ({net.data[key]!r})")
     decoder.require_value("final_activation", None)
     decoder.ignore(["final_activation_params"])
     books.ignore(_IN_TRAINING)
@@ -135,25 +137,19 @@ def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
         "strides": net.get("ratios", list),
         "codebooks": books.get("n_q", int),
         "bins": books.get("bins", int),
-        "filters": net.get("n_filters", int),
         "dimension": net.get("dimension", int),
         "causal": causal,
-        "norm": _one_of(net, "norm", ("weight_norm", "time_group_norm"), "none"),
-        "pad_mode": _one_of(net, "pad_mode", _PADDING, "reflect"),
-        "lstm_layers": net.get("lstm", int),
-        "residual_layers": net.get("n_residual_layers", int),
-        "residual_kernel": net.get("residual_kernel_size", int),
-        "kernel": net.get("kernel_size", int),
-        "last_kernel": net.get("last_kernel_size", int),
-        "dilation_base": net.get("dilation_base", int),
-        "compress": net.get("compress", int),
+        "norm": net.require_value("norm", "none", "weight_norm", "time_group_norm"),
+        "pad_mode": net.require_value("pad_mode", "reflect", "constant", "replicate"),
         "shortcut": "identity" if net.get("true_skip", bool) else "conv",
         "trim_right_ratio": decoder.get("trim_right_ratio", float, 1.0),
         "normalize": model.get("renormalize", bool, False),
+        **{field: net.get(key, int) for field, (_, _, key) in _SIZES.items()},
     }
     if causal and fields["norm"] == "time_group_norm":
         net.unsupported("norm", "'time_group_norm' normalizes over the whole clip, which is not causal")
-    _refuse_impossible(net, fields, causal="causal")
+    if not causal:
+        decoder.require_value("trim_right_ratio", 1.0, why="is only defined where causal is true")
     for section in (model, net, encoder, decoder, books):
         section.reject_unread()
     model.raise_errors()
@@ -162,7 +158,7 @@ def spec_from_audiocraft(config: Any, *, source: str) -> EncodecSpec:
 
 def weights_from_audiocraft(state: Mapping[str, Tensor], spec: EncodecSpec, *, source: str) -> dict[str, Tensor]:
     """Return the weights of a compression model under our names, in float32; raise CheckpointError on any mismatch."""
-    return _weights(state, spec, name=_in_audiocraft, book="quantizer.vq.layers.{}._codebook.", source=source)
+    return _weights(state, spec, rename=_in_audiocraft, source=source)
 
 
 def config_to_transformers(spec: Any) -> dict[str, Any]:
@@ -194,14 +190,9 @@ def config_to_transformers(spec: Any) -> dict[str, Any]:
         "codebook_size": spec.bins,
         "codebook_dim": spec.dimension,
         "hidden_size": spec.dimension,
+        **{key: getattr(spec, field) for field, (key, _, _) in _SIZES.items()},
         "num_filters": widths[0],
         "num_residual_layers": layers[0],
-        "residual_kernel_size": spec.residual_kernel,
-        "kernel_size": spec.kernel,
-        "last_kernel_size": spec.last_kernel,
-        "dilation_growth_rate": spec.dilation_base,
-        "compress": spec.compress,
-        "num_lstm_layers": spec.lstm_layers,
         "norm_type": spec.norm,
         "pad_mode": spec.pad_mode,
         "use_causal_conv": spec.causal,
@@ -216,15 +207,11 @@ def config_to_transformers(spec: Any) -> dict[str, Any]:
 def weights_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return our codec's weights under transformers' names; usage counts are scaled to one per codebook entry."""
     theirs = {}
-    for ours, value in state.items():
-        if not ours.startswith("quantizer."):
-            theirs[_in_transformers(ours, False)] = value.detach().clone()
-    for k in range(sum(name.startswith("quantizer.levels.") and name.endswith(".embed") for name in state)):
-        level, book = f"quantizer.levels.{k}.", f"quantizer.layers.{k}.codebook."
-        embed = state[f"{level}embed"]
-        counts = {"cluster_size": state[f"{level}usage"], "embed_avg": state[f"{level}total"]}
-        theirs |= {f"{book}{name}": value.detach() * len(embed) for name, value in counts.items()}
-        theirs |= {f"{book}embed": embed.detach().clone(), f"{book}inited": torch.ones(1, dtype=embed.dtype)}
+    for ours, x in state.items():
+        name = _in_transformers(ours)
+        theirs[name] = x.detach() * len(x) if name.endswith((".cluster_size", ".embed_avg")) else x.detach().clone()
+        if name.endswith(".codebook.embed"):
+            theirs[name.removesuffix("embed") + "inited"] = torch.ones(1, dtype=x.dtype)
     return theirs
 
 
@@ -242,58 +229,33 @@ def feature_extractor_config(spec: EncodecSpec) -> dict[str, Any]:
     }
 
 
-Naming = Callable[[str, bool], str]  # of our name, and whether it is in a transposed convolution
-
-
-def _weights(state: Mapping[str, Tensor], spec: EncodecSpec, *, name: Naming, book: str, source: str) -> dict[str, Tensor]:
+def _weights(state: Mapping[str, Tensor], spec: EncodecSpec, *, rename: Callable[..., str], source: str) -> dict[str, Tensor]:
+    """Return weights under our names; `rename` maps our name, and whether it is in a transposed convolution, to theirs."""
     with torch.device("meta"):
         codec = spec.build()
     transposed = tuple(f"{path}." for path, part in codec.named_modules() if isinstance(part, ConvTranspose1d))
     expected = codec.state_dict()
-    names = {ours: name(ours, ours.startswith(transposed)) for ours in expected if not ours.startswith("quantizer.")}
-    shapes = {theirs: tuple(expected[ours].shape) for ours, theirs in names.items()}
-    each = dict(zip(_BOOK, [(1,), (spec.bins,), *[(spec.bins, spec.dimension)] * 2], strict=True))
-    shapes |= {f"{book.format(k)}{part}": shape for k in range(spec.codebooks) for part, shape in each.items()}
-    state = {_newer(key): value for key, value in state.items()}
-    check_state_dict(state, shapes, source=source)
+    names = KeyMap({ours: (rename(ours, ours.startswith(transposed)),) for ours in expected})
+    state = {modern_weight_norm_name(name): x for name, x in state.items()}
     check_finite(state, source=source)
-    converted = {ours: state[theirs].float() for ours, theirs in names.items()}
-    for k in range(spec.codebooks):
-        inited, usage, embed, total = (state[f"{book.format(k)}{part}"].float() for part in _BOOK)
-        if not bool(inited):
-            raise CheckpointError(
-                f"{source}: codebook {k} was never trained (inited is 0); take a checkpoint of a trained codec"
-            )
-        seen = usage.sum()
-        if seen > 0:
-            usage, total = usage / seen, total / seen
-        else:  # the program that wrote it stores no averages
-            usage, total = torch.full_like(usage, 1 / spec.bins), embed / spec.bins
-        level = f"quantizer.levels.{k}."
-        converted |= {f"{level}embed": embed, f"{level}usage": usage, f"{level}total": total}
-    return converted
+    return names.import_codebooks(state, expected, source=source)
 
 
-def _newer(key: str) -> str:
-    """Return a key with torch's present names of weight normalization."""
-    for old, new in (("weight_g", "parametrizations.weight.original0"), ("weight_v", "parametrizations.weight.original1")):
-        if key.endswith(f".{old}"):
-            return key.removesuffix(old) + new
-    return key
-
-
-def _in_transformers(ours: str, transposed: bool) -> str:
-    theirs = ours
-    return theirs.replace(".block.layers.", ".block.")
+def _in_transformers(ours: str, transposed: bool = False) -> str:
+    if not ours.startswith("quantizer."):
+        return ours.replace(".block.layers.", ".block.")
+    level, _, part = ours.replace(".levels.", ".layers.").rpartition(".")
+    return f"{level}.codebook.{CODEBOOK_NAMES[part]}"
 
 
 def _in_audiocraft(ours: str, transposed: bool) -> str:
-    theirs = _in_transformers(ours, transposed).replace(".layers.", ".model.", 1)
-    conv = "convtr" if transposed else "conv"
-    for part, there in ((".conv.", f".{conv}.{conv}."), (".norm.", f".{conv}.norm.")):
-        if part in theirs:
-            return theirs.replace(part, there, 1)
-    return theirs
+    theirs = _in_transformers(ours)
+    if ours.startswith("quantizer."):
+        return theirs.replace(".layers.", ".vq.layers.").replace(".codebook.", "._codebook.")
+    theirs, conv = theirs.replace(".layers.", ".model.", 1), "convtr" if transposed else "conv"
+    if ".norm." in theirs:
+        return theirs.replace(".norm.", f".{conv}.norm.", 1)
+    return theirs.replace(".conv.", f".{conv}.{conv}.", 1)
 
 
 def _bandwidth(spec: EncodecSpec) -> float:
@@ -301,33 +263,6 @@ def _bandwidth(spec: EncodecSpec) -> float:
     each = -(-spec.sample_rate // spec.hop_length) * round(math.log2(spec.bins))
     exact = spec.codebooks * each / 1000
     return exact if int(1000 * exact // each) == spec.codebooks else (spec.codebooks + 0.5) * each / 1000
-
-
-def _optional(section: ConfigReader, key: str) -> float | None:
-    """Return a number that may be null."""
-    section.ignore([key])
-    return None if section.data.get(key) is None else section.get(key, float)
-
-
-def _one_of(section: ConfigReader, key: str, allowed: tuple[str, ...], default: str) -> str:
-    section.require_value(key, default, *(one for one in allowed if one != default))
-    return section.data.get(key, default)
-
-
-def _same_as(net: ConfigReader, side: ConfigReader) -> None:
-    """Note a mistake if AudioCraft's encoder or decoder differs from the shared settings."""
-    for key in side.data.keys() & net.data.keys():
-        side.ignore([key])
-        if side.data[key] != net.data[key]:
-            side.unsupported(
-                key, f"{side.data[key]!r} differs from seanet.{key} ({net.data[key]!r}); both sides must be the same"
-            )
-
-
-def _refuse_impossible(section: ConfigReader, fields: Mapping[str, Any], *, causal: str) -> None:
-    """Note a mistake, under foreign names, for values that exclude each other."""
-    if not fields["causal"] and fields["trim_right_ratio"] != 1.0:
-        section.unsupported("trim_right_ratio", f"{fields['trim_right_ratio']} is only defined where {causal} is true")
 
 
 def _spec(fields: Mapping[str, Any], source: str) -> EncodecSpec:
@@ -339,18 +274,16 @@ def _spec(fields: Mapping[str, Any], source: str) -> EncodecSpec:
 
 @dataclass(frozen=True)
 class CompressionModel:
-    """Codec of a model: its spec, and the package or folder of its weights."""
+    """Codec of a model: its spec, and the function that loads its weights under our names."""
 
     spec: EncodecSpec
-    package: AudiocraftPackage | None  # of AudioCraft
-    folder: Path | None  # of transformers
+    load_weights: Callable[[], dict[str, Tensor]]
 
-    def load_weights(self) -> dict[str, Tensor]:
-        """Load the weights under our names."""
-        if self.package is not None:
-            return weights_from_audiocraft(self.package.weights, self.spec, source=str(self.package.path))
-        assert self.folder is not None
-        return weights_from_transformers(hub.read_folder(self.folder), self.spec, source=str(self.folder))
+    @classmethod
+    def from_transformers(cls, folder: Path, config: Mapping[str, Any]) -> "CompressionModel":
+        """Return the EnCodec in a folder of transformers."""
+        spec = spec_from_transformers(config, source=str(folder / "config.json"))
+        return cls(spec, lambda: weights_from_transformers(hub.read_folder(folder), spec, source=str(folder)))
 
 
 def load_compression_model(folder: Path, codec_name: object) -> CompressionModel:
@@ -363,10 +296,9 @@ def load_compression_model(folder: Path, codec_name: object) -> CompressionModel
         )
     package = load_package(path) if path.exists() else None
     if package is not None and package.pretrained is None:
-        return CompressionModel(spec_from_audiocraft(package.config, source=package.config.source), package, None)
-    name = (str(codec_name) if package is None or package.pretrained is None else package.pretrained).removeprefix(
-        "//pretrained/"
-    )
+        spec = spec_from_audiocraft(package.config, source=package.config.source)
+        return CompressionModel(spec, partial(weights_from_audiocraft, package.weights, spec, source=str(path)))
+    name = str(package.pretrained if package else codec_name).removeprefix("//pretrained/")
     if name.startswith("dac_"):
         raise CheckpointError(
             f"{folder}: its codec is '{name}' (DAC), which this release cannot load yet; use an EnCodec model"
@@ -377,7 +309,7 @@ def load_compression_model(folder: Path, codec_name: object) -> CompressionModel
         raise CheckpointError(
             f"{codec_folder}: the codec '{name}' is of type {config.get('model_type')!r}; only 'encodec' can be loaded"
         )
-    return CompressionModel(spec_from_transformers(config, source=str(codec_folder / "config.json")), None, codec_folder)
+    return CompressionModel.from_transformers(codec_folder, config)
 
 
 def keep_codebooks(weights: Mapping[str, Tensor], num_codebooks: int) -> dict[str, Tensor]:
@@ -403,20 +335,19 @@ def inner_encodec(codec: CodecSpec) -> tuple[EncodecSpec, str]:
 
 def inspect_transformers_encodec(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:
     """Return the EnCodec in a folder of transformers; raise CheckpointError with every unsupported setting."""
-    codec = CompressionModel(spec_from_transformers(config, source=str(folder / "config.json")), None, folder)
-    return _foreign(folder, "transformers EnCodec", codec, name)
+    return _model_folder(folder, "transformers EnCodec", CompressionModel.from_transformers(folder, config), name)
 
 
 def inspect_audiocraft_encodec(folder: Path, *, name: str | None = None) -> ModelFolder:
     """Return the compression model that AudioCraft exported into a folder."""
-    return _foreign(folder, "AudioCraft EnCodec", load_compression_model(folder, None), name)
+    return _model_folder(folder, "AudioCraft EnCodec", load_compression_model(folder, None), name)
 
 
-def _foreign(folder: Path, layout: str, codec: CompressionModel, name: str | None) -> ModelFolder:
+def _model_folder(folder: Path, layout: str, codec: CompressionModel, name: str | None) -> ModelFolder:
     spec = SystemSpec.parse({"codec": codec.spec.to_dict()}, source=str(folder))
     card = model_card_for(folder, name=name, summary="Audio to codes and back: EnCodec, imported.")
-    return ModelFolder(folder, layout, spec, card, partial(_read, codec, spec, card))
 
+    def load() -> SavedSystem:
+        return SavedSystem(spec, card, to_float32_copy({f"codec.{name}": x for name, x in codec.load_weights().items()}))
 
-def _read(codec: CompressionModel, spec: SystemSpec, card: ModelCard) -> SavedSystem:
-    return SavedSystem(spec, card, to_float32_copy({f"codec.{name}": x for name, x in codec.load_weights().items()}))
+    return ModelFolder(folder, layout, spec, card, load)

@@ -1,26 +1,24 @@
 """Export of systems in the layout of transformers: a MusicGen with its codec, T5 and chroma, or an EnCodec."""
 
 import json
-import os
-import shutil
-import tempfile
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cadenza.core.checkpoint import strip_prefix
+from cadenza.core.checkpoint import save_shards, strip_prefix
 from cadenza.core.errors import CheckpointError
-from cadenza.importers import audiocraft_conditioners, encodec
+from cadenza.importers import encodec
 from cadenza.importers.base import musicgen_key_map
 from cadenza.nn.patterns import Delay
+from cadenza.system.store import write_folder
 from cadenza.system.system import System
 
 SHARD_BYTES = 4 * 2**30
+Parts = tuple[dict[str, Any], dict[str, str | bytes], list[str]]  # config, other files, notes
 _TOKENIZER = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -31,26 +29,15 @@ def export(system: System, folder: Path) -> list[str]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose a new folder")
-    config, files, notes = _codec_alone(system) if system.generator is None else _musicgen(system)
+    config, files, notes = _codec_files(system) if system.generator is None else _musicgen_files(system)
     weights = dict(_weights(system))
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with write_folder(folder) as temporary:
         for name, content in {"config.json": _text(config), "README.md": _card(system), **files}.items():
             (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        _save(weights, temporary)
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error}; free space or choose another folder") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shards = save_shards(weights, temporary, max_bytes=SHARD_BYTES, metadata={"format": "pt"})
+        if len(set(shards.values())) > 1:
+            index = {"metadata": {"total_size": sum(x.nbytes for x in weights.values())}, "weight_map": shards}
+            (temporary / "model.safetensors.index.json").write_text(_text(index))
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     return [
         f"{folder}: {config['architectures'][0]} of transformers, {size:.1f} MiB",
@@ -59,16 +46,13 @@ def export(system: System, folder: Path) -> list[str]:
     ]
 
 
-Parts = tuple[dict[str, Any], dict[str, str | bytes], list[str]]  # config, other files, notes
-
-
-def _codec_alone(system: System) -> Parts:
-    spec = system.spec.codec
+def _codec_files(system: System) -> Parts:
+    spec: Any = system.spec.codec
     config = encodec.config_to_transformers(spec)
-    return config, {"preprocessor_config.json": _text(encodec.feature_extractor_config(spec))}, []  # type: ignore[arg-type]  # checked there
+    return config, {"preprocessor_config.json": _text(encodec.feature_extractor_config(spec))}, []
 
 
-def _musicgen(system: System) -> Parts:
+def _musicgen_files(system: System) -> Parts:
     generator: Any = system.spec.generator
     _refuse(system)
     mono = _mono(system)
@@ -103,10 +87,18 @@ def _musicgen(system: System) -> Parts:
         "decoder": decoder,
     }
     extractor = {**encodec.feature_extractor_config(mono), "feature_size": sides}
+    notes: list[str] = []
     if melody:
-        part = system.spec.conditioners[melody]
-        config |= {"num_chroma": part.bins, "chroma_length": part.max_frames}  # type: ignore[attr-defined]
-        extractor = audiocraft_conditioners.feature_extractor_config(part)
+        chroma: Any = system.spec.conditioners[melody]
+        config |= {"num_chroma": chroma.bins, "chroma_length": chroma.max_frames}
+        extractor = _chroma_extractor_config(chroma)
+        if chroma.stems is not None:
+            stems = "+".join(chroma.stems)
+            notes.append(f"note: transformers does not separate stems; for {stems}, give its processor the output of Demucs")
+        if chroma.seconds != _chroma_seconds(chroma):
+            notes.append(f"note: transformers cuts a melody to {_chroma_seconds(chroma)} s")
+        if chroma.pad_to == "own":
+            notes.append("note: in a batch transformers pads melodies with silence to the longest; single melodies agree")
     files: dict[str, str | bytes] = {
         "generation_config.json": _text(_generation(system, bins)),
         "preprocessor_config.json": _text({**extractor, "processor_class": f"{architecture}Processor"}),
@@ -116,12 +108,9 @@ def _musicgen(system: System) -> Parts:
         if path := t5.pretrained.source.optional_file(file):
             files[file] = path.read_bytes()
     files.setdefault("tokenizer_config.json", _text({"tokenizer_class": "T5Tokenizer"}))
-    notes = [] if melody is None else audiocraft_conditioners.export_warnings(system.spec.conditioners[melody])
     if generator.attend_padding == (melody is None):
         theirs, ours = ("masks", "attends to") if generator.attend_padding else ("attends to", "masks")
-        notes.append(
-            f"note: transformers {theirs} the padding of short texts in a batch, this model {ours} it; single texts agree"
-        )
+        notes.append(f"note: transformers {theirs} the padding of texts in a batch, this model {ours} it; single texts agree")
     if t5.spec.max_length is not None:
         notes.append(f"note: transformers does not cut texts to {t5.spec.max_length} tokens")
     return config, files, notes
@@ -157,10 +146,18 @@ def _refuse(system: System) -> None:
         f"fusion: only `{slot}` is supported": set(spec.fusion.routes_by_slot()) != {slot},
         f"fusion.prepend: must be the chroma and then the t5, not {routes}": bool(melodies) and routes != [*melodies, *texts],
     }
+    projection = "project: transformers has a projection only if the model is not as wide as the"
     for name in melodies:
+        chroma: Any = spec.conditioners[name]
         problems |= {
-            f"conditioners.{name}.{problem}": True
-            for problem in audiocraft_conditioners.unsupported_settings(spec.conditioners[name])
+            f"conditioners.{name}.max_frames: must be given, as transformers cuts or repeats the audio": chroma.max_frames
+            is None,
+            f"conditioners.{name}.pad_mode: '{chroma.pad_mode}'; transformers repeats short audio": chroma.pad_mode != "repeat",
+            f"conditioners.{name}.one_hot: transformers uses only the strongest pitch class": not chroma.one_hot,
+            f"conditioners.{name}.null_embedding: '{chroma.null_embedding}'; transformers uses silence": chroma.null_embedding
+            != "silence",
+            f"conditioners.{name}.{projection} number of pitch classes": chroma.bins == chroma.output_dim
+            and chroma.project == "always",
         }
     for name in texts:
         t5: Any = spec.conditioners[name]
@@ -168,9 +165,7 @@ def _refuse(system: System) -> None:
         problems |= {
             f"conditioners.{name}.null_embedding: '{t5.null_embedding}'; transformers uses zeros": t5.null_embedding != "zeros",
             f"conditioners.{name}.normalize_text: transformers does not normalize texts": t5.normalize_text,
-            f"conditioners.{name}.project: transformers has no projection if the T5 is as wide as the model": dim
-            == t5.output_dim
-            and t5.project == "always",
+            f"conditioners.{name}.{projection} T5": dim == t5.output_dim and t5.project == "always",
         }
     if unsupported := [problem for problem, applies in problems.items() if applies]:
         raise CheckpointError("this model cannot be a MusicGen of transformers:\n  " + "\n  ".join(unsupported))
@@ -195,6 +190,28 @@ def _weights(system: System) -> Iterator[tuple[str, Tensor]]:
     yield from ((f"text_encoder.encoder.{key}", x.detach().float().cpu()) for key, x in text.items())
     for each, theirs in ((name, "enc_to_dec_proj"), (melody, "audio_enc_to_dec_proj")):
         yield from ((f"{theirs}.{end}", x) for end, x in strip_prefix(state, f"conditioners.{each}.out.").items())
+
+
+def _chroma_extractor_config(spec: Any) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
+        "feature_size": spec.bins,
+        "num_chroma": spec.bins,
+        "sampling_rate": spec.sample_rate,
+        "n_fft": spec.window,
+        "hop_length": spec.hop,
+        "chunk_length": _chroma_seconds(spec),
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "stem_indices": [3, 2],
+    }
+
+
+def _chroma_seconds(spec: Any) -> int:
+    """Return the whole seconds to which audio is cut; by default enough for all frames."""
+    seconds = spec.max_frames * spec.hop / spec.sample_rate - 1 if spec.seconds is None else spec.seconds
+    return max(1, math.ceil(seconds))
 
 
 def _generation(system: System, bins: int) -> dict[str, Any]:
@@ -229,29 +246,6 @@ def _card(system: System) -> str:
     card = system.card
     front = {"license": card.license.lower(), "library_name": "transformers", "pipeline_tag": "text-to-audio"}
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {card.name}\n\n{card.summary}\n\n{card.notice}\n"
-
-
-def _save(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write one file, or shards with their index."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, x in weights.items():
-        size += x.nbytes
-        if size > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = x.nbytes
-        shards[-1][name] = x
-    files = (
-        [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        if len(shards) > 1
-        else ["model.safetensors"]
-    )
-    for file, shard in zip(files, shards, strict=True):
-        save_file({name: x.clone().contiguous() for name, x in shard.items()}, folder / file, {"format": "pt"})
-    if len(shards) > 1:
-        placed = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": sum(x.nbytes for x in weights.values())}, "weight_map": placed}
-        (folder / "model.safetensors.index.json").write_text(_text(index))
 
 
 def _text(data: Mapping[str, Any]) -> str:

@@ -13,10 +13,11 @@ from cadenza.core.errors import CheckpointError
 from cadenza.core.hub import read_folder, read_json_object
 from cadenza.importers import audiocraft_conditioners, encodec
 from cadenza.importers.audiocraft_conditioners import MELODY
-from cadenza.importers.base import ConfigReader, expected_state_dict, musicgen_key_map
+from cadenza.importers.base import ConfigReader, expected_state_dict, merge_tied_embedding, musicgen_key_map
 from cadenza.importers.encodec import inner_encodec
 from cadenza.importers.license import model_card_for
 from cadenza.nn.rope import sinusoidal_embedding
+from cadenza.nn.t5 import T5Config, T5Encoder
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard, ModelFolder, SavedSystem
 
@@ -26,46 +27,6 @@ SETTINGS = frozenset(  # of a T5; its weights are checked against them
     "relative_attention_num_buckets scale_decoder_outputs use_cache vocab_size".split()
 )
 TOKENIZER = ("tokenizer.json", "spiece.model")  # one of them is needed
-
-
-def check_t5_weights(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> None:
-    """Raise CheckpointError unless `state` is the T5 encoder; the embedding may have either name or both."""
-    state = dict(state)
-    if "shared.weight" in state:
-        state.pop("encoder.embed_tokens.weight", None)
-    elif "encoder.embed_tokens.weight" in state:
-        state["shared.weight"] = state.pop("encoder.embed_tokens.weight")
-    check_state_dict(state, expected_t5_shapes(config), source=source)
-
-
-def expected_t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The weights of a T5 encoder (arXiv:1910.10683) by transformers' names; a gate makes the feed-forward two matrices."""
-    width, hidden = config.get("d_model", 512), config.get("d_ff", 2048)
-    heads = config.get("num_heads", 8)
-    inner = heads * config.get("d_kv", 64)
-    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
-    found: dict[str, tuple[int, ...]] = {"shared.weight": (config.get("vocab_size", 32128), width)}
-    for i in range(config.get("num_layers", 6)):
-        attention, forward = f"encoder.block.{i}.layer.0.", f"encoder.block.{i}.layer.1."
-        found |= {f"{attention}SelfAttention.{x}.weight": (inner, width) for x in "qkv"}
-        found |= {f"{attention}SelfAttention.o.weight": (width, inner), f"{attention}layer_norm.weight": (width,)}
-        found |= {f"{forward}DenseReluDense.{x}.weight": (hidden, width) for x in (("wi_0", "wi_1") if gated else ("wi",))}
-        found |= {f"{forward}DenseReluDense.wo.weight": (width, hidden), f"{forward}layer_norm.weight": (width,)}
-        if i == 0:
-            biases = (config.get("relative_attention_num_buckets", 32), heads)
-            found[f"{attention}SelfAttention.relative_attention_bias.weight"] = biases
-    return found | {"encoder.final_layer_norm.weight": (width,)}
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Raise CheckpointError if the folder of a T5 has no tokenizer."""
-    if not any((folder / name).exists() for name in TOKENIZER):
-        raise CheckpointError(
-            f"{folder} has no tokenizer ({' or '.join(TOKENIZER)}), which texts need; copy it from the source of the "
-            "model, or from its text encoder's repository (google-t5/t5-base for MusicGen)"
-        )
-
-
 # Keys of any config of transformers, old or new: bookkeeping, and generation defaults of other models.
 GENERAL = frozenset(
     {*encodec.CONFIG_KEYS, "model_type", "use_cache"} - {"_attn_implementation", "attn_implementation", "auto_map"}
@@ -90,6 +51,23 @@ _WITHOUT_EFFECT = frozenset(  # of a generation config; these do not change the 
     "transformers_version "
     "use_cache use_mtp early_stopping length_penalty num_return_sequences".split()
 )
+
+
+def check_t5_weights(state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str) -> None:
+    """Raise CheckpointError unless `state` is the T5 encoder; the embedding may have either name or both."""
+    with torch.device("meta"):
+        encoder = T5Encoder(T5Config.from_dict(config)).state_dict()
+    expected = {f"encoder.{name}": x for name, x in encoder.items()}
+    check_state_dict(merge_tied_embedding(state), merge_tied_embedding(expected), source=source)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise CheckpointError if the folder of a T5 has no tokenizer."""
+    if not any((folder / name).exists() for name in TOKENIZER):
+        raise CheckpointError(
+            f"{folder} has no tokenizer ({' or '.join(TOKENIZER)}), which texts need; copy it from the source of the "
+            "model, or from its text encoder's repository (google-t5/t5-base for MusicGen)"
+        )
 
 
 def inspect_musicgen(folder: Path, config: Mapping[str, Any], *, name: str | None = None) -> ModelFolder:

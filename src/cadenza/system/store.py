@@ -5,18 +5,17 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
-from cadenza.core.checkpoint import check_finite, open_safetensors
+from cadenza.core.checkpoint import check_finite, open_safetensors, save_shards
 from cadenza.core.errors import CheckpointError
 from cadenza.core.migrations import migrate_weight_name
 from cadenza.core.spec import Spec, read_data
@@ -107,18 +106,26 @@ def save_system(
     folder = Path(folder)
     if folder.exists() and not (folder / SPEC_FILE).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not a saved system; choose an empty or a new folder")
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with write_folder(folder) as temporary:
         spec = system.spec
         if save_assets is not None:
             spec = spec.model_copy(update={"conditioners": dict(save_assets(temporary))})
         (temporary / SPEC_FILE).write_text(spec.to_json())
         (temporary / CARD_FILE).write_text(system.card.to_markdown())
-        for name, shard in _shards(system.weights, dtype):
-            save_file(shard, temporary / name)
-            (temporary / name).chmod(0o644)
+        dtypes = _stored_dtypes(system.weights, dtype)
+        total = sum(x.numel() * dtypes[name].itemsize for name, x in system.weights.items())
+        max_bytes = SHARD_BYTES if total < LARGE_SHARD_BYTES else LARGE_SHARD_BYTES
+        save_shards(system.weights, temporary, max_bytes=max_bytes, dtypes=dtypes)
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `folder` if the block succeeds; raise CheckpointError if that fails."""
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield temporary
         temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
@@ -156,21 +163,3 @@ def _stored_dtypes(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> 
     quantized = {name.removesuffix("packed") for name in weights if name.endswith(".packed")}
     cast = {name for name, x in weights.items() if x.is_floating_point() and f"{name.rpartition('.')[0]}." not in quantized}
     return {name: dtype if dtype is not None and name in cast else x.dtype for name, x in weights.items()}
-
-
-def _shards(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and tensors of each file; tensors are copied, as those that share memory are stored one by one."""
-    dtypes = _stored_dtypes(weights, dtype)
-    sizes = {name: x.numel() * dtypes[name].itemsize for name, x in weights.items()}
-    max_bytes = SHARD_BYTES if sum(sizes.values()) < LARGE_SHARD_BYTES else LARGE_SHARD_BYTES
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name in weights:
-        size += sizes[name]
-        if size > max_bytes and shards[-1]:
-            shards.append([])
-            size = sizes[name]
-        shards[-1].append(name)
-    for i, names in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        yield file, {name: weights[name].detach().to("cpu", dtypes[name], copy=True).contiguous() for name in names}
