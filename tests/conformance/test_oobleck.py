@@ -16,7 +16,8 @@ from cadenza.core.checkpoint import strip_prefix
 from cadenza.core.types import Latents
 from cadenza.dsp.audio import Audio
 from cadenza.importers.base import ConfigReader
-from cadenza.importers.stable_audio import convert_pretransform, convert_pretransform_weights
+from cadenza.importers.stable_audio import convert_pretransform
+from cadenza.importers.stable_audio_weights import convert_pretransform_weights
 
 Kit = Callable[[str], Path]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}

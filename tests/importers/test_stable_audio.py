@@ -352,8 +352,8 @@ def test_weights_are_all_of_them_and_no_other() -> None:
     for wrong, mistake in (
         ({**state, "z.x": torch.ones(1)}, "holds weights of a conditioner 'z'"),
         ({**state, "a.x": torch.ones(1)}, "here: a: the weights do not match the config: 1 unknown: x"),
-        ({name: x for name, x in state.items() if not name.endswith("bias")}, "1 missing: out.bias"),
-        ({**state, "a.embedder.embedding.0.weights": torch.ones(64)}, r"1 misshapen: cycles is \[64\] instead of \[128\]"),
+        ({name: x for name, x in state.items() if not name.endswith("bias")}, "1 missing: embedder.embedding.1.bias"),
+        ({**state, "a.embedder.embedding.0.weights": torch.ones(64)}, r"1 misshapen: embedder.embedding.0.weights is \[64\] instead of \[128\]"),
         ({**state, "a.embedder.embedding.0.weights": torch.full((128,), torch.nan)}, "not finite"),
     ):
         with pytest.raises(CheckpointError, match=mistake):

@@ -1,15 +1,15 @@
 """Configs of stable-audio-tools: the pretransform as a codec, and the conditioning as conditioners and fusion."""
 
-import re
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSpec
-from cadenza.core.checkpoint import check_state_dict, to_float32_copy
 from cadenza.core.errors import SpecError
 from cadenza.core.hub import read_json_object
 from cadenza.core.spec import did_you_mean
@@ -17,256 +17,7 @@ from cadenza.dsp.audio import Audio
 from cadenza.importers.base import ConfigReader
 from cadenza.system.spec import FusionSpec
 
-_ENDS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
-
-
-def convert_pretransform(section: ConfigReader, sample_rate: int) -> dict[str, Any]:
-    """Return the codec spec of a `pretransform`; mistakes are noted in the section."""
-    kind = section.get("type", str, "autoencoder")
-    if kind != "autoencoder":
-        section.unsupported("type", f"'{kind}' is not a supported pretransform. Available: autoencoder")
-        return {}
-    scale = section.get("scale", (float, int), 1.0)
-    section.ignore(["enable_grad", "model_half", "iterate_batch", "chunked", "gradient_checkpointing"])
-    whole = section.subsection("config")
-    section.reject_unread()
-    encoder, down = _network(whole.subsection("encoder"), "in_channels")
-    decoder, up = _network(whole.subsection("decoder"), "out_channels")
-    latent = whole.get("latent_dim", int)
-    whole.require_value("downsampling_ratio", _product(encoder["strides"]), why="is not the product of the encoder's strides")
-    channels = whole.get("io_channels", int)
-    for key in ("in_channels", "out_channels"):
-        whole.require_value(key, channels, None, why="differs from io_channels")
-    down.require_value("in_channels", channels, why="differs from io_channels")
-    up.require_value("out_channels", channels, why="differs from io_channels")
-    up.require_value("latent_dim", latent, why="differs from that of the autoencoder")
-    bottleneck = "none"
-    if whole.data.get("bottleneck") is not None:
-        inner = whole.subsection("bottleneck")
-        bottleneck = inner.get("type", str)
-        inner.ignore(["requires_grad", "config"])
-        inner.reject_unread()
-        if bottleneck != "vae":
-            inner.unsupported("type", f"'{bottleneck}' is not a supported bottleneck. Available: vae, or none")
-    else:
-        whole.ignore(["bottleneck"])
-    down.require_value("latent_dim", latent * (2 if bottleneck == "vae" else 1), why="does not suit the bottleneck")
-    whole.require_value("pretransform", None)
-    whole.reject_unread()
-    spec = {"type": "oobleck_vae", "sample_rate": sample_rate, "channels": channels, "latent": latent, "scale": float(scale)}
-    spec |= {"bottleneck": bottleneck, "tanh": up.get("final_tanh", bool, True), "encoder": encoder}
-    spec |= {"upsample": "nearest" if up.get("use_nearest_upsample", bool, False) else "transposed"}
-    for side in (down, up):
-        side.reject_unread()
-    return spec | ({} if decoder == encoder else {"decoder": decoder})
-
-
-def convert_pretransform_weights(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
-) -> dict[str, Tensor]:
-    """Return the weights of a pretransform under our names, in float32; raise CheckpointError unless they match `expected`."""
-    names = {_theirs(name): name for name in expected}
-    check_state_dict(state, {theirs: expected[ours].shape for theirs, ours in names.items()}, source=source)
-    return {names[theirs]: x for theirs, x in to_float32_copy(state).items()}
-
-
-def _network(section: ConfigReader, channels: str) -> tuple[dict[str, Any], ConfigReader]:
-    """Return the stages of an encoder or decoder, and the section of its other settings."""
-    kind = section.get("type", str)
-    section.ignore(["requires_grad"])
-    section.require_value("soft_clip", False, why="is not offered")
-    if kind != "oobleck":
-        section.unsupported("type", f"'{kind}' is not a supported autoencoder. Available: oobleck")
-    inner = section.subsection("config")
-    section.reject_unread()
-    inner.require_value("antialias_activation", False, why="is not offered")
-    stages = {
-        "strides": inner.get("strides", list, [2, 4, 8, 8]),
-        "filters": inner.get("channels", int, 128),
-        "multiples": inner.get("c_mults", list, [1, 2, 4, 8]),
-        "snake": inner.get("use_snake", bool, False),
-    }
-    for key in (channels, "latent_dim"):
-        inner.get(key, int)
-    return stages, inner
-
-
-def _theirs(name: str) -> str:
-    """Return the foreign name: `encoder.1.0.3.bias` is `model.encoder.layers.1.layers.0.layers.3.bias`."""
-    side, rest = name.split(".", 1)
-    rest = rest if rest.startswith("layers.") else re.sub(r"(\d+)\.", r"layers.\1.", rest)
-    rest = re.sub(r"^(layers\.\d+\.layers\.1\.)layers\.", r"\1", rest) if side == "decoder" else rest  # repeating upsampler
-    for theirs, ours in _ENDS.items():
-        rest = rest.removesuffix(ours) + theirs if rest.endswith(ours) else rest
-    return f"model.{'encoder' if side == 'encoder' else 'decoder'}.{rest}"
-
-
-def _product(strides: list[int]) -> int:
-    product = 1
-    for stride in strides:
-        product *= stride if isinstance(stride, int) else 1
-    return product
-
-
 _OWNERS = {"t5-": "google-t5/", "flan-t5-": "google/", "t5-v1_1-": "google/"}
-
-
-@dataclass(frozen=True)
-class ExternalCheckpoint:
-    """File of weights that a config names, and the settings of the model in it."""
-
-    path: str
-    audio_model_type: str | None = None
-    enable_fusion: bool | None = None
-
-
-@dataclass(frozen=True)
-class ImportContext:
-    """Context of the settings of one conditioner."""
-
-    folder: Path | None  # of encoders
-    pretransform: ConfigReader | None  # of the model
-    sample_rate: int | None  # of the model
-    converted: Mapping[str, str | Path]  # weight file of the config -> converted folder
-    width: int = 1
-
-    def of(self, width: int) -> "ImportContext":
-        return replace(self, width=width)
-
-    def model(self, name: str) -> str:
-        """Return the folder of an encoder if it exists, else its name in the hub."""
-        if self.folder is not None and (self.folder / name).is_dir():
-            return str(self.folder / name)
-        owner = next((owner for start, owner in _OWNERS.items() if name.startswith(start)), "")
-        return owner + name
-
-
-Converted = tuple[dict[str, Any], ExternalCheckpoint | None]
-
-
-def _t5(settings: ConfigReader, context: ImportContext) -> Converted:
-    model = context.model(settings.get("t5_model_name", str, "t5-base"))
-    return _text_encoder(model, settings), None
-
-
-def _t5gemma(settings: ConfigReader, context: ImportContext) -> Converted:
-    return _text_encoder(context.model(settings.get("model_name", str, "google/t5gemma-b-b-ul2")), settings), None
-
-
-def _text_encoder(model: str, settings: ConfigReader) -> dict[str, Any]:
-    settings.require_value("padding_mode", "zero", why="is not a supported padding")
-    length = settings.get("max_length", int, 128)
-    return {
-        **{"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty_text": "encode"},
-        **{"train": settings.get("enable_grad", bool, False), "project": _project(settings)},
-    }
-
-
-def _clap_text(settings: ConfigReader, context: ImportContext) -> Converted:
-    checkpoint, model = _clap(settings, context)
-    features, layer = settings.get("use_text_features", bool, False), settings.get("feature_layer_ix", int, -1)
-    spec = {"type": "clap", "model": model, "modalities": "text", "empty_text": "encode", "project": _project(settings)}
-    spec |= {"layer": layer, "pad_to": "max_length"} if features else {}
-    return spec | {"train": settings.get("finetune", bool, False)}, checkpoint
-
-
-def _clap_audio(settings: ConfigReader, context: ImportContext) -> Converted:
-    checkpoint, model = _clap(settings, context)
-    spec = {"type": "clap", "model": model, "modalities": "audio", "project": _project(settings)}
-    return spec | {"train": settings.get("finetune", bool, False)}, checkpoint
-
-
-def _clap(settings: ConfigReader, context: ImportContext) -> tuple[ExternalCheckpoint, str]:
-    """Return the checkpoint of the towers and the folder converted from it, or the path itself."""
-    path, tower = settings.get("clap_ckpt_path", str), settings.get("audio_model_type", str, "HTSAT-base")
-    return ExternalCheckpoint(path, tower, settings.get("enable_fusion", bool, True)), str(context.converted.get(path, path))
-
-
-def _phoneme(settings: ConfigReader, context: ImportContext) -> Converted:
-    spec = {"type": "phoneme", "vocabulary": "g2p_en", "positions": False, "max_length": settings.get("max_length", int, 1024)}
-    return spec | {"project": _project(settings) == "always"}, None
-
-
-def _int(settings: ConfigReader, context: ImportContext) -> Converted:
-    return {"type": "int", "min": settings.get("min_val", int, 0), "max": settings.get("max_val", int, 512)}, None
-
-
-def _number(settings: ConfigReader, context: ImportContext) -> Converted:
-    settings.require_value("fourier_features_type", "learned", why="are not supported features")
-    low, high = settings.get("min_val", (float, int), 0), settings.get("max_val", (float, int), 1)
-    return {"type": "number", "min": low, "max": high, "bands": 128, "frequencies": "learned"}, None
-
-
-def _list(settings: ConfigReader, context: ImportContext) -> Converted:
-    return {"type": "category", "values": settings.get("options", list), "exact": True, "unknown": "learned"}, None
-
-
-def _lut(settings: ConfigReader, context: ImportContext) -> Converted:
-    tokenizer = {"type": "vocab", "model": context.model(settings.get("tokenizer_name", str))}
-    tokenizer |= {"special_tokens": settings.get("special_tokens", list, [])}
-    length, positions = settings.get("max_length", int, 1024), settings.get("use_abs_pos_emb", bool, False)
-    spec = {"type": "lut", "tokenizer": tokenizer, "max_length": length, "pad_to": "max_length", "positions": positions}
-    return spec | {"empty_text": "encode", "project": _project(settings)}, None
-
-
-def _pretransform(settings: ConfigReader, context: ImportContext) -> Converted:
-    codec, checkpoint = _codec(settings, context)
-    return {"type": "waveform", "codec": codec, "project": "auto"}, checkpoint
-
-
-def _source_mix(settings: ConfigReader, context: ImportContext) -> Converted:
-    codec, checkpoint = _codec(settings, context)
-    spec = {"type": "source_mix", "codec": codec, "sources": settings.get("source_keys", list, [])}
-    settings.ignore(["source_length"])  # length of the learned null, which ours follows the clip
-    return spec | {
-        "input_kind": "frames" if settings.get("pre_encoded", bool, False) else "audio",
-        "null_embedding": "learned" if settings.get("allow_null_source", bool, False) else "zeros",
-    }, checkpoint
-
-
-def _codec(settings: ConfigReader, context: ImportContext) -> tuple[dict[str, Any], ExternalCheckpoint | None]:
-    """Return the codec of an audio conditioner: its own, or that of the model."""
-    rate = settings.get("sample_rate", int)
-    settings.ignore(["save_pretransform"])  # visible in the weights
-    path = settings.get("pretransform_ckpt_path", str, None)
-    if not settings.get("use_model_pretransform", bool, False):
-        return convert_pretransform(settings.subsection("pretransform_config"), rate), ExternalCheckpoint(
-            path
-        ) if path else None
-    settings.ignore(["pretransform_config"])
-    if context.pretransform is None:
-        settings.unsupported(
-            "use_model_pretransform",
-            "needs the pretransform of the model, which is missing; give the config of the whole model",
-        )
-        return {}, None
-    if context.sample_rate not in (None, rate):
-        settings.unsupported(
-            "sample_rate", f"{rate} is not the sample rate of the model, {context.sample_rate}, whose pretransform it uses"
-        )
-    theirs = ConfigReader(context.pretransform.data, source=context.pretransform.source, mistakes=settings.mistakes)
-    return convert_pretransform(theirs, rate), None
-
-
-def _project(settings: ConfigReader) -> str:
-    return "always" if settings.get("project_out", bool, False) else "auto"
-
-
-TYPES: dict[str, Callable[[ConfigReader, ImportContext], Converted]] = {
-    "t5": _t5,
-    "t5gemma": _t5gemma,
-    "clap_text": _clap_text,
-    "clap_audio": _clap_audio,
-    "int": _int,
-    "number": _number,
-    "list": _list,
-    "phoneme": _phoneme,
-    "lut": _lut,
-    "pretransform": _pretransform,
-    "source_mix": _source_mix,
-}
-
-
 _ROUTES = {
     "cross_attention_cond_ids": "cross",
     "global_cond_ids": "global",
@@ -283,6 +34,35 @@ _LATER = {
     "sat_clap_text": "the CLAP of stable-audio-tools",
     "sat_clap_audio": "the CLAP of stable-audio-tools",
 }
+
+
+@dataclass(frozen=True)
+class ExternalCheckpoint:
+    """File of weights that a config names, and the settings of the model in it."""
+
+    path: str
+    audio_model_type: str | None = None
+    enable_fusion: bool | None = None
+
+
+@dataclass(frozen=True)
+class ImportContext:
+    """Settings of a config that all of its conditioners share."""
+
+    folder: Path | None  # of encoders
+    pretransform: ConfigReader | None  # of the model
+    sample_rate: int | None  # of the model
+    converted: Mapping[str, str | Path]  # weight file of the config -> converted folder
+
+    def model(self, name: str) -> str:
+        """Return the folder of an encoder if it exists, else its name in the hub."""
+        if self.folder is not None and (self.folder / name).is_dir():
+            return str(self.folder / name)
+        owner = next((owner for start, owner in _OWNERS.items() if name.startswith(start)), "")
+        return owner + name
+
+
+Converted = tuple[dict[str, Any], ExternalCheckpoint | None]
 
 
 @dataclass(frozen=True)
@@ -353,12 +133,12 @@ def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any,
             problem = f"needs {_LATER[kind]}, which is not supported" if kind in _LATER else "is not a type"
             inner.unsupported("type", f"'{kind}' {problem}.{did_you_mean(kind, list(TYPES))}")
         else:
-            spec, checkpoint = _spec(kind, settings, context.of(settings.get("output_dim", int, width)))
-            spec |= {"fallback": fallbacks[name]} if name in fallbacks else {}
-            if name in encoded:
-                spec = _encoded_spec(spec)
-                checkpoint = None
-            if checkpoint is not None:
+            shared = {"output_dim": settings.get("output_dim", int, width), "null_embedding": "zeros"}
+            shared |= {"fallback": fallbacks[name]} if name in fallbacks else {}
+            spec, checkpoint = TYPES[kind](settings, context)
+            settings.reject_unread()
+            spec = shared | (_encoded_spec(spec) if name in encoded else spec)
+            if checkpoint is not None and name not in encoded:
                 checkpoints[name] = checkpoint
             if len(section.mistakes) > before:  # placeholders of wrong settings may be invalid
                 continue
@@ -371,30 +151,180 @@ def _conditioning(section: ConfigReader, context: ImportContext, diffusion: Any,
             if name not in names:
                 section.unsupported(f"{key}.{name}", f"is not the id of a conditioner.{did_you_mean(name, names)}")
     section.reject_unread()
-    fusion = (
-        None
-        if diffusion is None
-        else _fusion(ConfigReader(diffusion, source=f"{prefix}diffusion", mistakes=section.mistakes), names)
-    )
-    return ConditioningConfig(specs, fusion, checkpoints)
+    routes = None if diffusion is None else ConfigReader(diffusion, source=f"{prefix}diffusion", mistakes=section.mistakes)
+    return ConditioningConfig(specs, None if routes is None else _fusion(routes, names), checkpoints)
 
 
-def _spec(kind: str, settings: ConfigReader, context: ImportContext) -> tuple[dict[str, Any], ExternalCheckpoint | None]:
-    """Return the spec of a conditioner of type `kind`, and its checkpoint."""
-    spec, checkpoint = TYPES[kind](settings, context)
-    settings.reject_unread()
-    return {"output_dim": context.width, "null_embedding": "zeros"} | spec, checkpoint
+def convert_pretransform(section: ConfigReader, sample_rate: int) -> dict[str, Any]:
+    """Return the codec spec of a `pretransform`; mistakes are noted in the section."""
+    kind = section.get("type", str, "autoencoder")
+    if kind != "autoencoder":
+        section.unsupported("type", f"'{kind}' is not a supported pretransform. Available: autoencoder")
+        return {}
+    scale = section.get("scale", (float, int), 1.0)
+    section.ignore(["enable_grad", "model_half", "iterate_batch", "chunked", "gradient_checkpointing"])
+    whole = section.subsection("config")
+    section.reject_unread()
+    encoder, down = _network(whole.subsection("encoder"), "in_channels")
+    decoder, up = _network(whole.subsection("decoder"), "out_channels")
+    latent = whole.get("latent_dim", int)
+    hop = math.prod(stride for stride in encoder["strides"] if isinstance(stride, int))
+    whole.require_value("downsampling_ratio", hop, why="is not the product of the encoder's strides")
+    channels = whole.get("io_channels", int)
+    for key in ("in_channels", "out_channels"):
+        whole.require_value(key, channels, None, why="differs from io_channels")
+    down.require_value("in_channels", channels, why="differs from io_channels")
+    up.require_value("out_channels", channels, why="differs from io_channels")
+    up.require_value("latent_dim", latent, why="differs from that of the autoencoder")
+    bottleneck = "none"
+    if whole.data.get("bottleneck") is not None:
+        inner = whole.subsection("bottleneck")
+        bottleneck = inner.get("type", str)
+        inner.ignore(["requires_grad", "config"])
+        inner.reject_unread()
+        if bottleneck != "vae":
+            inner.unsupported("type", f"'{bottleneck}' is not a supported bottleneck. Available: vae, or none")
+    else:
+        whole.ignore(["bottleneck"])
+    down.require_value("latent_dim", latent * (2 if bottleneck == "vae" else 1), why="does not suit the bottleneck")
+    whole.require_value("pretransform", None)
+    whole.reject_unread()
+    spec = {"type": "oobleck_vae", "sample_rate": sample_rate, "channels": channels, "latent": latent, "scale": float(scale)}
+    spec |= {"bottleneck": bottleneck, "tanh": up.get("final_tanh", bool, True), "encoder": encoder}
+    spec |= {"upsample": "nearest" if up.get("use_nearest_upsample", bool, False) else "transposed"}
+    for side in (down, up):
+        side.reject_unread()
+    return spec | ({} if decoder == encoder else {"decoder": decoder})
+
+
+def _network(section: ConfigReader, channels: str) -> tuple[dict[str, Any], ConfigReader]:
+    """Return the stages of an encoder or decoder, and the section of its other settings."""
+    kind = section.get("type", str)
+    section.ignore(["requires_grad"])
+    section.require_value("soft_clip", False, why="is not offered")
+    if kind != "oobleck":
+        section.unsupported("type", f"'{kind}' is not a supported autoencoder. Available: oobleck")
+    inner = section.subsection("config")
+    section.reject_unread()
+    inner.require_value("antialias_activation", False, why="is not offered")
+    stages = {
+        "strides": inner.get("strides", list, [2, 4, 8, 8]),
+        "filters": inner.get("channels", int, 128),
+        "multiples": inner.get("c_mults", list, [1, 2, 4, 8]),
+        "snake": inner.get("use_snake", bool, False),
+    }
+    for key in (channels, "latent_dim"):
+        inner.get(key, int)
+    return stages, inner
+
+
+def _text(settings: ConfigReader, context: ImportContext, *, key: str, default: str) -> Converted:
+    settings.require_value("padding_mode", "zero", why="is not a supported padding")
+    model, length = context.model(settings.get(key, str, default)), settings.get("max_length", int, 128)
+    spec = {"type": "t5", "model": model, "max_length": length, "pad_to": "max_length", "empty_text": "encode"}
+    return spec | {"train": settings.get("enable_grad", bool, False), "project": _project(settings)}, None
+
+
+def _clap(settings: ConfigReader, context: ImportContext, *, modalities: str) -> Converted:
+    """Return the spec, whose model is the folder converted from the checkpoint or else its path, and the checkpoint."""
+    path, tower = settings.get("clap_ckpt_path", str), settings.get("audio_model_type", str, "HTSAT-base")
+    checkpoint = ExternalCheckpoint(path, tower, settings.get("enable_fusion", bool, True))
+    spec = {"type": "clap", "model": str(context.converted.get(path, path)), "modalities": modalities}
+    spec |= {"project": _project(settings), "train": settings.get("finetune", bool, False)}
+    if modalities == "text":
+        features, layer = settings.get("use_text_features", bool, False), settings.get("feature_layer_ix", int, -1)
+        spec |= {"empty_text": "encode"} | ({"layer": layer, "pad_to": "max_length"} if features else {})
+    return spec, checkpoint
+
+
+def _phoneme(settings: ConfigReader, context: ImportContext) -> Converted:
+    spec = {"type": "phoneme", "vocabulary": "g2p_en", "positions": False, "max_length": settings.get("max_length", int, 1024)}
+    return spec | {"project": _project(settings) == "always"}, None
+
+
+def _int(settings: ConfigReader, context: ImportContext) -> Converted:
+    return {"type": "int", "min": settings.get("min_val", int, 0), "max": settings.get("max_val", int, 512)}, None
+
+
+def _number(settings: ConfigReader, context: ImportContext) -> Converted:
+    settings.require_value("fourier_features_type", "learned", why="are not supported features")
+    low, high = settings.get("min_val", (float, int), 0), settings.get("max_val", (float, int), 1)
+    return {"type": "number", "min": low, "max": high, "bands": 128, "frequencies": "learned"}, None
+
+
+def _list(settings: ConfigReader, context: ImportContext) -> Converted:
+    return {"type": "category", "values": settings.get("options", list), "exact": True, "unknown": "learned"}, None
+
+
+def _lut(settings: ConfigReader, context: ImportContext) -> Converted:
+    tokenizer = {"type": "vocab", "model": context.model(settings.get("tokenizer_name", str))}
+    tokenizer |= {"special_tokens": settings.get("special_tokens", list, [])}
+    length, positions = settings.get("max_length", int, 1024), settings.get("use_abs_pos_emb", bool, False)
+    spec = {"type": "lut", "tokenizer": tokenizer, "max_length": length, "pad_to": "max_length", "positions": positions}
+    return spec | {"empty_text": "encode", "project": _project(settings)}, None
+
+
+def _pretransform(settings: ConfigReader, context: ImportContext) -> Converted:
+    codec, checkpoint = _codec(settings, context)
+    return {"type": "waveform", "codec": codec, "project": "auto"}, checkpoint
+
+
+def _source_mix(settings: ConfigReader, context: ImportContext) -> Converted:
+    codec, checkpoint = _codec(settings, context)
+    spec = {"type": "source_mix", "codec": codec, "sources": settings.get("source_keys", list, [])}
+    settings.ignore(["source_length"])  # length of the learned null, which ours follows the clip
+    return spec | {
+        "input_kind": "frames" if settings.get("pre_encoded", bool, False) else "audio",
+        "null_embedding": "learned" if settings.get("allow_null_source", bool, False) else "zeros",
+    }, checkpoint
+
+
+def _codec(settings: ConfigReader, context: ImportContext) -> tuple[dict[str, Any], ExternalCheckpoint | None]:
+    """Return the codec of an audio conditioner: its own, or that of the model."""
+    rate = settings.get("sample_rate", int)
+    settings.ignore(["save_pretransform"])  # visible in the weights
+    path = settings.get("pretransform_ckpt_path", str, None)
+    if not settings.get("use_model_pretransform", bool, False):
+        checkpoint = ExternalCheckpoint(path) if path else None
+        return convert_pretransform(settings.subsection("pretransform_config"), rate), checkpoint
+    settings.ignore(["pretransform_config"])
+    if context.pretransform is None:
+        problem = "needs the pretransform of the model, which is missing; give the config of the whole model"
+        settings.unsupported("use_model_pretransform", problem)
+        return {}, None
+    if context.sample_rate not in (None, rate):
+        problem = f"{rate} is not the sample rate of the model, {context.sample_rate}, whose pretransform it uses"
+        settings.unsupported("sample_rate", problem)
+    theirs = ConfigReader(context.pretransform.data, source=context.pretransform.source, mistakes=settings.mistakes)
+    return convert_pretransform(theirs, rate), None
+
+
+def _project(settings: ConfigReader) -> str:
+    return "always" if settings.get("project_out", bool, False) else "auto"
+
+
+TYPES: dict[str, Callable[[ConfigReader, ImportContext], Converted]] = {
+    "t5": partial(_text, key="t5_model_name", default="t5-base"),
+    "t5gemma": partial(_text, key="model_name", default="google/t5gemma-b-b-ul2"),
+    "clap_text": partial(_clap, modalities="text"),
+    "clap_audio": partial(_clap, modalities="audio"),
+    "int": _int,
+    "number": _number,
+    "list": _list,
+    "phoneme": _phoneme,
+    "lut": _lut,
+    "pretransform": _pretransform,
+    "source_mix": _source_mix,
+}
 
 
 def _encoded_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of an id with encoded values, as wide as its conditioner's output: audio [d, f], others [n, d]."""
+    """Return the spec of encoded values in place of a conditioner's: audio [d, f], others [n, d]."""
     audio, vectors = ("waveform", "source_mix"), ("int", "number", "category")
     kind = "frames" if spec["type"] in audio else "vector" if spec["type"] in vectors else "tokens"
     if spec["type"] == "clap" and spec.get("layer") is None:
         kind = "vector"
-    shared = {key: spec[key] for key in ("output_dim", "fallback") if key in spec}
-    along = "columns" if kind == "frames" else "rows"
-    return {"type": "encoded", "null_embedding": "zeros", "kind": kind, "along": along, "project": "auto", **shared}
+    return {"type": "encoded", "kind": kind, "along": "columns" if kind == "frames" else "rows", "project": "auto"}
 
 
 def _fusion(section: ConfigReader, names: list[str]) -> FusionSpec:
@@ -404,9 +334,8 @@ def _fusion(section: ConfigReader, names: list[str]) -> FusionSpec:
         ids = section.get(key, list, [])
         for name in ids:
             if name not in names and not (slot == "concat" and name in _RESERVED):
-                section.unsupported(
-                    key, f"names '{name}', which is not the id of a conditioner.{did_you_mean(str(name), names)}"
-                )
+                hint = did_you_mean(str(name), names)
+                section.unsupported(key, f"names '{name}', which is not the id of a conditioner.{hint}")
         slots[slot] = [{"id": name, **_UNGUIDED.get(slot, {})} for name in ids if name in names]
     used = {name for key in _ROUTES for name in section.data.get(key, []) or []}
     return FusionSpec.parse({**slots, "ignore": [name for name in names if name not in used]}, source=section.source)

@@ -1,30 +1,39 @@
-"""Weights of stable-audio-tools' conditioners under our names; missing and unknown weights are errors."""
+"""Weights of stable-audio-tools' pretransform and conditioners under our names; missing and unknown ones are errors."""
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from cadenza.conditioners.base import ConditionerSet
-from cadenza.core.checkpoint import check_finite, check_state_dict, strip_prefix, to_float32_copy
+from cadenza.core.checkpoint import check_finite, strip_prefix
 from cadenza.core.errors import CheckpointError
-from cadenza.importers.stable_audio import ConditioningConfig, convert_pretransform_weights
+from cadenza.importers.base import KeyMap, merge_tied_embedding, modern_weight_norm_name
+from cadenza.importers.stable_audio import ConditioningConfig
 
-_OUT = {f"proj_out.{end}": f"out.{end}" for end in ("weight", "bias")}
-_NAMES = {  # type -> their name -> ours
-    "int": {"int_embedder.weight": "table.weight"},
+_OUT = {f"out.{end}": f"proj_out.{end}" for end in ("weight", "bias")}
+_NAMES = {  # type -> our name -> theirs
+    "int": {"table.weight": "int_embedder.weight"},
     "number": {
-        "embedder.embedding.0.weights": "cycles",
-        **{f"embedder.embedding.1.{end}": f"out.{end}" for end in ("weight", "bias")},
+        "cycles": "embedder.embedding.0.weights",
+        **{f"out.{end}": f"embedder.embedding.1.{end}" for end in ("weight", "bias")},
     },
-    "category": {"embedder.weight": "table.weight"},
-    "lut": {"token_embedder.weight": "table.weight", "abs_pos_emb.emb.weight": "places.weight", **_OUT},
-    "phoneme": {"phoneme_embedder.weight": "table.weight", **_OUT},
-    "t5": {"model.shared.weight": "encoder.embed_tokens.weight", **_OUT},
+    "category": {"table.weight": "embedder.weight"},
+    "lut": {"table.weight": "token_embedder.weight", "places.weight": "abs_pos_emb.emb.weight", **_OUT},
+    "phoneme": {"table.weight": "phoneme_embedder.weight", **_OUT},
+    "t5": {"encoder.embed_tokens.weight": "model.shared.weight", **_OUT},
     "waveform": _OUT,
     "clap": _OUT,
-    "encoded": {},
     "source_mix": {},
 }
+
+
+def convert_pretransform_weights(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
+) -> dict[str, Tensor]:
+    """Return the weights of a pretransform under our names, in float32; raise CheckpointError unless they match `expected`."""
+    state = {modern_weight_norm_name(name): x for name, x in state.items()}
+    return KeyMap({name: (_pretransform_name(name),) for name in expected}).import_weights(state, expected, source=source)
 
 
 def convert_conditioner_weights(
@@ -59,31 +68,33 @@ def _convert_one(
     """Return the weights of one conditioner under our names."""
     if kind == "encoded":  # stable-audio-tools builds the conditioner without using it
         return {}
-    inner = strip_prefix(expected, "codec.")
-    codec_weights = {}
-    own = {name: state.pop(f"pretransform.{name}") for name in strip_prefix(state, "pretransform.")}
-    if inner:
-        pretransform = own or dict(codec)
+    ours = {}
+    pretransform = strip_prefix(state, "pretransform.") or codec
+    state = {name: x for name, x in state.items() if not name.startswith("pretransform.")}
+    if inner := strip_prefix(expected, "codec."):
         if not pretransform:
             raise CheckpointError(
                 f"{source}: the weights of its pretransform are missing; save the model with save_pretransform: true, or "
                 "load the file that pretransform_ckpt_path names"
             )
-        codec_weights = {
-            f"codec.{name}": x for name, x in convert_pretransform_weights(pretransform, inner, source=source).items()
-        }
+        converted = convert_pretransform_weights(pretransform, inner, source=source)
+        ours = {f"codec.{name}": x for name, x in converted.items()}
     if kind == "source_mix":
-        for name in ("proj_out.weight", "proj_out.bias"):  # unused
-            state.pop(name, None)
-        state = {
-            name.replace("source_heads.", "heads."): x[..., 0] if name.endswith("weight") else x for name, x in state.items()
-        }
+        state = {name.replace("source_heads.", "heads."): x for name, x in state.items() if not name.startswith("proj_out.")}
+        state = {name: x[..., 0] if name.endswith("weight") else x for name, x in state.items()}
         if "null_source" in state:
             state["null"] = state.pop("null_source").T
-    names = dict(_NAMES[kind])
-    if kind == "t5":
-        state.pop("model.encoder.embed_tokens.weight", None) if "model.shared.weight" in state else None
-        names |= {name: name.removeprefix("model.") for name in state if name.startswith("model.encoder.")}
-    state = {names.get(name, name): x for name, x in state.items()}
-    check_state_dict(state, {name: x.shape for name, x in expected.items() if not name.startswith("codec.")}, source=source)
-    return codec_weights | to_float32_copy(state)
+    elif kind == "t5":
+        state = merge_tied_embedding(state, "model.")
+    own = {name: x for name, x in expected.items() if not name.startswith("codec.")}
+    prefix = "model." if kind == "t5" else ""
+    names = KeyMap({name: (_NAMES[kind].get(name, f"{prefix}{name}"),) for name in own})
+    return ours | names.import_weights(state, own, source=source)
+
+
+def _pretransform_name(name: str) -> str:
+    """Return the foreign name: `encoder.1.0.3.bias` is `model.encoder.layers.1.layers.0.layers.3.bias`."""
+    side, rest = name.split(".", 1)
+    rest = re.sub(r"(\d+)\.", r"layers.\1.", rest)
+    rest = re.sub(r"^(layers\.\d+\.layers\.1\.)layers\.", r"\1", rest) if side == "decoder" else rest  # repeating upsampler
+    return f"model.{side}.{rest}"
