@@ -1,4 +1,4 @@
-"""Codes decoded a few frames at a time: the samples of the whole."""
+"""Decoding in chunks gives the samples of decoding at once."""
 
 import pytest
 import torch
@@ -8,18 +8,18 @@ from cadenza.codecs.oobleck_vae import OobleckSpec
 from cadenza.codecs.stereo import StereoSpec
 from cadenza.core.types import Codes, Latents
 
-LOOKING = {"causal": False, "pad_mode": "reflect", "lstm_layers": 1}
+CENTRED = {"causal": False, "pad_mode": "reflect", "lstm_layers": 1}
 SPECS = {
     "causal": EncodecSpec.example(),
-    "looks ahead": EncodecSpec.example().model_copy(update=LOOKING),
+    "centred": EncodecSpec.example().model_copy(update=CENTRED),
     "stereo": StereoSpec.example(),
-    "whole only": OobleckSpec.example(),
+    "not streaming": OobleckSpec.example(),
 }
 
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("size", [7, 24])
-def test_the_same_samples(name, size):
+def test_chunks_equal_the_whole(name, size):
     spec = SPECS[name]
     torch.manual_seed(0)
     codec = spec.build().eval().requires_grad_(False)
@@ -30,10 +30,10 @@ def test_the_same_samples(name, size):
         if frame_format.kind == "codes"
         else Latents(torch.randn(3, frame_format.channels, 100), lengths, samples=codes.samples)
     )
-    whole, by = codec.decode(frames), codec.decode_chunked(frames, size)
-    assert by.lengths.tolist() == whole.lengths.tolist() == codes.samples.tolist()
-    for one, other in zip(by, whole, strict=True):
+    whole, chunked = codec.decode(frames), codec.decode_chunked(frames, size)
+    assert chunked.lengths.tolist() == whole.lengths.tolist() == codes.samples.tolist()
+    for one, other in zip(chunked, whole, strict=True):
         torch.testing.assert_close(one.wave, other.wave, atol=1e-5, rtol=1e-4)
     if spec.supports_streaming:
-        beyond = torch.arange(by.wave.shape[-1]) >= by.lengths[:, None]
-        assert not by.wave.masked_select(beyond[:, None]).any()
+        padding = torch.arange(chunked.wave.shape[-1]) >= chunked.lengths[:, None]
+        assert not chunked.wave.masked_select(padding[:, None]).any()

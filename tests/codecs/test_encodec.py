@@ -1,4 +1,4 @@
-"""EnCodec in its variants; what every codec must keep is in tests/contract."""
+"""Variants of EnCodec; tests/contract holds what is common to all codecs."""
 
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "centred_kernels": {"causal": False, "kernel": 4, "last_kernel": 5, "residual_kernel": 5, "pad_mode": "replicate"},
     "group_norm": {"causal": False, "norm": "time_group_norm", "channels": 2},
     "early": {"trim_right_ratio": 0.5},
-    "levelled": {"normalize": True},
-    "centred_and_levelled": {"normalize": True, "causal": False, "norm": "time_group_norm", "channels": 2},
+    "normalized": {"normalize": True},
+    "centred_and_normalized": {"normalize": True, "causal": False, "norm": "time_group_norm", "channels": 2},
 }
 CHUNKED = {  # chunks of 100, whose last frame is not full, or of 96 samples; frames of 32
     "half": {"chunk_seconds": 0.0125, "chunk_overlap": 0.5},
@@ -33,17 +33,17 @@ CHUNKED = {  # chunks of 100, whose last frame is not full, or of 96 samples; fr
 }
 
 
-def spec_of(variant: str) -> EncodecSpec:
+def make_spec(variant: str) -> EncodecSpec:
     return EncodecSpec.parse(EncodecSpec.example().to_dict() | (VARIANTS | CHUNKED)[variant])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_clips_of_a_batch_are_as_alone(variant: str) -> None:
+def test_clips_of_a_batch_equal_single_clips(variant: str) -> None:
     torch.manual_seed(0)
-    spec = spec_of(variant)
+    spec = make_spec(variant)
     codec = spec.build().eval()
     lengths = [1000, 1, 517, 31, 32, 33]
-    wave = torch.randn(len(lengths), spec.channels, 1000)  # noise where it is padded
+    wave = torch.randn(len(lengths), spec.channels, 1000)  # noise in the padding, too
     audio = Audio(wave, spec.sample_rate, torch.tensor(lengths))
     codes = codec.encode(audio)
     assert codes.lengths.tolist() == [32, 1, 17, 1, 1, 2]
@@ -58,7 +58,7 @@ def test_clips_of_a_batch_are_as_alone(variant: str) -> None:
 @pytest.mark.parametrize("variant", [*VARIANTS, *CHUNKED])
 def test_stream_equals_the_whole(variant: str) -> None:
     torch.manual_seed(0)
-    spec = spec_of(variant)
+    spec = make_spec(variant)
     codec = spec.build().eval()
     ids = torch.randint(0, 16, (2, 2, 25))
     scale = 0.5 + torch.rand(2, 20) if spec.normalize else None
@@ -75,9 +75,9 @@ def test_stream_equals_the_whole(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["reflect", "centred", "centred_lstm", "centred_kernels", "early", *CHUNKED])
-def test_clips_end_in_a_stream_as_they_do_alone(variant: str) -> None:
+def test_clips_of_different_lengths_in_a_stream(variant: str) -> None:
     torch.manual_seed(0)
-    codec = spec_of(variant).build().eval()
+    codec = make_spec(variant).build().eval()
     lengths = torch.tensor([25, 1, 12, 13, 20, 25, 3, 12])
     ids = torch.randint(0, 16, (len(lengths), 2, 25))
     scale = 0.5 + torch.rand(len(lengths), 20) if codec.spec.normalize else None
@@ -94,10 +94,10 @@ def test_clips_end_in_a_stream_as_they_do_alone(variant: str) -> None:
             torch.testing.assert_close(streamed, clip.wave, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["reflect", "lstm", "centred_lstm", "group_norm", "half", "levelled"])
-def test_a_long_clip_is_what_the_network_makes_of_it_at_once(variant: str) -> None:
+@pytest.mark.parametrize("variant", ["reflect", "lstm", "centred_lstm", "group_norm", "half", "normalized"])
+def test_long_clips_equal_one_pass_of_the_network(variant: str) -> None:
     torch.manual_seed(0)
-    spec = spec_of(variant)
+    spec = make_spec(variant)
     codec = spec.build().eval()
     frames = 3 * CHUNK_FRAMES + 5 if spec.chunk_layout is None else -(-spec.chunk_layout.length // spec.hop_length)
     ids = torch.randint(0, 16, (2, 2, frames))
@@ -106,16 +106,16 @@ def test_a_long_clip_is_what_the_network_makes_of_it_at_once(variant: str) -> No
     torch.testing.assert_close(codec.decode(Codes(ids)).wave, whole, atol=1e-5, rtol=1e-4)
 
 
-def test_a_stream_that_looks_ahead_lags_a_few_frames() -> None:
-    """Those of the geometry of MusicGen: three of the first convolution and two of the rest."""
+def test_lag_of_a_lookahead_stream() -> None:
+    """MusicGen's geometry lags five frames: three for the first convolution and two for the other layers."""
     spec = EncodecSpec(sample_rate=8000, strides=(8, 5, 4, 4), filters=2, dimension=4, bins=4, causal=False, lstm_layers=1)
-    decoder, given = spec.build().eval().streaming_decoder(), 0
+    decoder, samples = spec.build().eval().streaming_decoder(), 0
     for count in range(1, 20):
-        given += decoder.push(Codes(torch.zeros(1, 4, 1, dtype=torch.long))).wave.shape[-1]
-        assert given == 640 * max(0, count - 5)
+        samples += decoder.push(Codes(torch.zeros(1, 4, 1, dtype=torch.long))).wave.shape[-1]
+        assert samples == 640 * max(0, count - 5)
 
 
-def test_zero_padded_causal_stream_answers_every_frame_at_once() -> None:
+def test_causal_stream_returns_each_frame_at_once() -> None:
     codec = EncodecSpec.example().build().eval()
     decoder = codec.streaming_decoder()
     for _ in range(3):
@@ -137,18 +137,18 @@ def test_leading_codebooks_decode() -> None:
     assert coarse.shape == (1, 1, 160) and not torch.equal(coarse, codec.decode(Codes(ids)).wave)
 
 
-def test_bypassed_quantiser_has_no_loss_and_the_latents_of_the_encoder() -> None:
+def test_training_pass_without_codebooks() -> None:
     codec = EncodecSpec.example().build()
     wave = torch.randn(2, 1, 100)
-    made = codec.forward_train(wave, num_codebooks=0)
-    assert made.losses == {} and made.wave.shape == wave.shape
-    torch.testing.assert_close(made.frames.z, codec.encoder(wave))  # type: ignore[union-attr]
+    output = codec.forward_train(wave, num_codebooks=0)
+    assert output.losses == {} and output.wave.shape == wave.shape
+    torch.testing.assert_close(output.frames.z, codec.encoder(wave))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("variant", CHUNKED)
-def test_chunks_are_encoded_each_by_itself(variant: str) -> None:
+def test_chunks_are_encoded_separately(variant: str) -> None:
     torch.manual_seed(0)
-    spec = spec_of(variant)
+    spec = make_spec(variant)
     codec, plain = spec.build().eval(), EncodecSpec.parse({**spec.to_dict(), "chunk_seconds": None, "chunk_overlap": 0}).build()
     plain.load_state_dict(codec.state_dict())
     length = round((spec.chunk_seconds or 0) * 8000)
@@ -176,9 +176,9 @@ def test_chunks_are_encoded_each_by_itself(variant: str) -> None:
         torch.testing.assert_close(wave.wave[0], (total / weight)[:, :size].float(), atol=1e-5, rtol=1e-4)
 
 
-def test_chunked_codes_are_kept_and_read_again(tmp_path: Path) -> None:
+def test_chunked_codes_in_a_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    spec = spec_of("slight")
+    spec = make_spec("slight")
     codec = spec.build().eval()
     audio = Audio(torch.randn(2, 1, 481), 8000, torch.tensor([481, 97]))
     codes = codec.encode(audio)
@@ -189,9 +189,9 @@ def test_chunked_codes_are_kept_and_read_again(tmp_path: Path) -> None:
         codec.decode(Codes(codes.ids, codes.lengths, codes.samples, codes.scale[:, :1]))
 
 
-def test_loudness_passes_through() -> None:
+def test_loudness_is_preserved() -> None:
     torch.manual_seed(0)
-    codec = spec_of("centred_and_levelled").build().eval()
+    codec = make_spec("centred_and_normalized").build().eval()
     wave = 0.1 * torch.randn(1, 2, 320)
     quiet, loud = codec.encode(Audio(wave, 8000)), codec.encode(Audio(8 * wave, 8000))
     assert torch.equal(quiet.ids, loud.ids)
@@ -203,7 +203,7 @@ def test_loudness_passes_through() -> None:
     assert codec.decode(silence).wave.abs().max() < 1e-6
 
 
-def test_bandwidths_name_numbers_of_codebooks() -> None:
+def test_bandwidths() -> None:
     torch.manual_seed(0)
     spec = EncodecSpec.parse(EncodecSpec.example().to_dict() | {"bandwidths": [1, 2]})
     codec = spec.build().eval()
@@ -223,14 +223,14 @@ def test_bandwidths_name_numbers_of_codebooks() -> None:
 
 
 def test_data_of_earlier_specs_is_unchanged() -> None:
-    """Stores and caches know a codec by its spec as data."""
+    """Stores and caches identify a codec by the data of its spec."""
     data = EncodecSpec.example().to_dict()
     assert not data.keys() & {"normalize", "chunk_seconds", "chunk_overlap", "bandwidths"}
-    assert spec_of("slight").to_dict().keys() - data.keys() == {"normalize", "chunk_seconds", "chunk_overlap"}
-    assert EncodecSpec.parse(spec_of("slight").to_dict()) == spec_of("slight")
+    assert make_spec("slight").to_dict().keys() - data.keys() == {"normalize", "chunk_seconds", "chunk_overlap"}
+    assert EncodecSpec.parse(make_spec("slight").to_dict()) == make_spec("slight")
 
 
-def test_grid_follows_from_the_strides() -> None:
+def test_frame_format_of_the_strides() -> None:
     spec = EncodecSpec(sample_rate=24000, strides=(3, 4, 5, 8), codebooks=4, bins=1024)
     assert spec.hop_length == 480 and spec.frame_format == FrameFormat("codes", 50.0, channels=4, cardinality=1024)
 
@@ -249,13 +249,13 @@ def test_grid_follows_from_the_strides() -> None:
         ("bandwidths", (1.0,), "fits 1 codebooks instead of 2"),
     ],
 )
-def test_mistakes_are_explained(field: str, value: Any, message: str) -> None:
+def test_invalid_specs(field: str, value: Any, message: str) -> None:
     with pytest.raises(SpecError) as error:
         EncodecSpec.parse(EncodecSpec.example().to_dict() | {field: value})
     assert message in str(error.value)
 
 
-def test_other_audio_is_refused_with_the_mend() -> None:
+def test_audio_of_another_format() -> None:
     codec = EncodecSpec.example().build()
     with pytest.raises(RequestError, match=r"8000 Hz and 1 channel.*got 16000 Hz and 2.*resample\(8000\)\.to_channels\(1\)"):
         codec.encode(Audio(torch.zeros(1, 2, 100), 16000))
@@ -263,8 +263,8 @@ def test_other_audio_is_refused_with_the_mend() -> None:
         codec.encode(Audio(torch.zeros(2, 1, 100), 8000, torch.tensor([100, 0])))
 
 
-def test_audio_and_codes_are_taken_wherever_they_lie() -> None:
-    """The meta device stands for a GPU: what a stream gives lies where the codec is, to its last chunk."""
+def test_output_is_on_the_device_of_the_codec() -> None:
+    """The meta device stands for a GPU; all chunks of a stream are on the device of the codec."""
     spec = EncodecSpec.example()
     codec = spec.build().eval().to("meta")
     for decoder in (codec.streaming_decoder(), BufferingDecoder(codec)):
@@ -283,7 +283,7 @@ def test_half_precision_encodes_and_decodes(dtype: torch.dtype) -> None:
     assert codec.decode(half).wave.dtype == dtype
 
 
-def test_audio_that_is_not_finite_is_refused() -> None:
+def test_audio_that_is_not_finite() -> None:
     codec = EncodecSpec.example().build().eval()
     wave = torch.zeros(2, 1, 640)
     wave[1, 0, 5] = torch.nan

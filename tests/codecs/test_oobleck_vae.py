@@ -1,4 +1,4 @@
-"""Oobleck: its size, its activation, and what it refuses."""
+"""Oobleck: parameter counts, activation, variants and errors."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ SMALL = {"type": "oobleck_vae", "sample_rate": 8000, "latent": 4}
 STAGES = {"strides": [2, 4], "filters": 4, "multiples": [1, 2]}
 
 
-def test_the_defaults_are_as_large_as_stable_audio_open() -> None:
-    """As counted in the released autoencoder."""
+def test_parameters_of_stable_audio_open() -> None:
+    """The counts are those of the released autoencoder."""
     with torch.device("meta"):
         codec = OobleckSpec(sample_rate=44100).build()
     assert sum(x.numel() for x in codec.encoder.parameters()) == 77_989_888
@@ -34,7 +34,7 @@ def test_snake() -> None:
 
 
 @pytest.mark.parametrize("dilation", [1, 3, 9])
-def test_a_residual_unit_keeps_the_length(dilation: int) -> None:
+def test_residual_unit_preserves_the_length(dilation: int) -> None:
     assert ResidualUnit(2, dilation, snake=False)(torch.zeros(1, 2, 5)).shape == (1, 2, 5)
 
 
@@ -50,7 +50,7 @@ def test_a_residual_unit_keeps_the_length(dilation: int) -> None:
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_every_shape_gives_back_whole_frames(fields: dict[str, object]) -> None:
+def test_variants_decode_whole_frames(fields: dict[str, object]) -> None:
     codec = OobleckSpec.parse({**SMALL, "encoder": STAGES, **fields}).build()
     hop = codec.spec.hop_length
     wave = 0.3 * torch.randn(2, 2, 5 * hop, generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def test_every_shape_gives_back_whole_frames(fields: dict[str, object]) -> None:
     assert codec.decode(frames).wave.shape == wave.shape
 
 
-def test_scale_divides_the_frames_and_no_more() -> None:
+def test_scale_divides_the_frames() -> None:
     plain, scaled = (OobleckSpec.parse({**SMALL, "encoder": STAGES, "scale": scale}).build() for scale in (1.0, 4.0))
     scaled.load_state_dict(plain.state_dict())
     audio = Audio(torch.randn(1, 2, 64, generator=torch.Generator().manual_seed(0)), 8000)
@@ -67,7 +67,7 @@ def test_scale_divides_the_frames_and_no_more() -> None:
     torch.testing.assert_close(scaled.decode(scaled.encode(audio)).wave, plain.decode(plain.encode(audio)).wave)
 
 
-def test_refuses_what_does_not_fit() -> None:
+def test_errors() -> None:
     for fields, mistake in (
         ({"encoder": {**STAGES, "multiples": [1]}}, r"multiples must have as many entries as strides \(2\), got 1"),
         ({"encoder": STAGES, "decoder": {**STAGES, "strides": [2, 2]}}, "make 4 samples a frame, those of the encoder 8"),

@@ -1,4 +1,4 @@
-"""Stereo by interleaved codebooks; what every codec must keep is in tests/contract."""
+"""Stereo by interleaved codebooks; tests/contract holds what is common to all codecs."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from cadenza.dsp.audio import Audio
 MONO = {"type": "encodec", "sample_rate": 8000, "strides": [4, 4, 2], "codebooks": 2, "bins": 16, "filters": 4, "dimension": 8}
 
 
-def test_everything_follows_from_the_mono_codec() -> None:
+def test_spec_follows_from_the_mono_codec() -> None:
     spec = CodecSpec.parse({"type": "stereo", "codec": MONO})
     assert spec.to_dict().keys() == {"type", "codec"} and CodecSpec.parse(spec.to_dict()) == spec
     assert (spec.sample_rate, spec.channels, spec.hop_length) == (8000, 2, 32)
     assert spec.frame_format == FrameFormat("codes", 250.0, channels=4, cardinality=16)
     assert (
         spec.num_codebooks_for_bandwidth(2.0) == 2 and spec.num_codebooks_for_bandwidth(4.0) == 4
-    )  # 1 kbit/s a codebook of each side
+    )  # 1 kbit/s a codebook of each channel
 
 
 def test_even_rows_are_left_and_odd_rows_right() -> None:
@@ -37,7 +37,7 @@ def test_even_rows_are_left_and_odd_rows_right() -> None:
         torch.testing.assert_close(codec.decode(codes).wave[:, side : side + 1], codec.codec.decode(alone).wave)
 
 
-def test_fewer_rows_are_fewer_codebooks_of_each_side() -> None:
+def test_fewer_rows() -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": MONO}).build().eval()
     audio = Audio(torch.randn(1, 2, 320), 8000)
@@ -50,7 +50,7 @@ def test_fewer_rows_are_fewer_codebooks_of_each_side() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"causal": False, "normalize": True}, {"normalize": True, "chunk_seconds": 0.02}])
-def test_each_side_has_its_own_loudness(changes: dict[str, Any]) -> None:
+def test_each_channel_has_a_loudness_scale(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": {**MONO, **changes}}).build().eval()
     wave = torch.randn(2, 2, 700) * torch.tensor([0.01, 1.0])[:, None]
@@ -64,7 +64,7 @@ def test_each_side_has_its_own_loudness(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"causal": False, "normalize": True, "lstm_layers": 1}, {}])
-def test_it_streams_as_its_mono_codec_does(changes: dict[str, Any]) -> None:
+def test_streams(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": {**MONO, **changes}}).build().eval()
     codes = codec.encode(Audio(torch.randn(2, 2, 640), 8000, torch.tensor([640, 320])))
@@ -79,17 +79,17 @@ def test_it_streams_as_its_mono_codec_does(changes: dict[str, Any]) -> None:
         torch.testing.assert_close(streamed, clip.wave, atol=1e-5, rtol=1e-4)
 
 
-def test_it_trains_its_mono_codec() -> None:
+def test_training_pass() -> None:
     torch.manual_seed(0)
     codec = StereoSpec.parse({"codec": MONO}).build()
     wave = torch.randn(2, 2, 320)
     left = codec.codec.forward_train(wave[:, :1])
     torch.testing.assert_close(codec.forward_train(wave).wave[:, :1], left.wave)
-    made = codec.forward_train(wave, rng=torch.Generator())
-    assert made.wave.shape == wave.shape and made.frames.ids.shape == (2, 4, 10)  # type: ignore[union-attr]
+    output = codec.forward_train(wave, rng=torch.Generator())
+    assert output.wave.shape == wave.shape and output.frames.ids.shape == (2, 4, 10)  # type: ignore[union-attr]
     unquantised = codec.forward_train(wave, num_codebooks=0)
     assert isinstance(unquantised.frames, Latents) and unquantised.frames.z.shape == (4, codec.latent_dim, 10)
-    made.wave.sum().backward()
+    output.wave.sum().backward()
     assert all(p.grad is not None for p in codec.parameters())
     codec.freeze_encoder()
     assert not any(p.requires_grad for p in codec.codec.encoder.parameters())
@@ -103,25 +103,25 @@ def test_it_trains_its_mono_codec() -> None:
         ({"type": "stereo", "codec": MONO}, "expected a mono codec"),
     ],
 )
-def test_what_is_not_mono_is_refused(codec: dict[str, Any], message: str) -> None:
+def test_inner_codec_must_be_mono(codec: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         CodecSpec.parse({"type": "stereo", "codec": codec})
     assert message in str(error.value)
 
 
-def test_a_sample_rate_of_its_own_is_refused() -> None:
+def test_sample_rate_of_the_inner_codec() -> None:
     with pytest.raises(SpecError, match="sample_rate is 8000 by the codec"):
         StereoSpec.parse({"codec": MONO, "sample_rate": 16000})
 
 
-def test_mono_audio_is_refused_with_the_mend() -> None:
+def test_audio_of_another_format() -> None:
     with pytest.raises(RequestError, match=r"2 channel\(s\), got 8000 Hz and 1; use audio.resample\(8000\).to_channels\(2\)"):
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 1, 100), 8000))
     with pytest.raises(RequestError, match="8000 Hz"):
         StereoSpec.example().build().encode(Audio(torch.zeros(1, 2, 100), 44100))
 
 
-def test_the_vectors_of_both_sides_stand_one_after_the_other() -> None:
+def test_vectors_of_both_channels_are_concatenated() -> None:
     codec = StereoSpec.example().build()
     mono = codec.codec
     wave = torch.randn(2, 2, 160, generator=torch.Generator().manual_seed(0))

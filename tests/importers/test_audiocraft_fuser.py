@@ -1,4 +1,4 @@
-"""AudioCraft's fuser groups as fusion; that it means the same is proven by the conformance kit's fuser cases."""
+"""AudioCraft's fuser as fusion; the conformance kit's fuser cases test the numbers."""
 
 import pytest
 
@@ -12,7 +12,7 @@ STEPS = {"align": "steps", "resize": "nearest"}
 
 
 @pytest.mark.parametrize(
-    ("fuser", "want"),
+    ("fuser", "expected"),
     [
         ({"cross": ["genre", "description"], "prepend": ["self_wav"]}, {"cross": ["prompt", "genre"], "prepend": ["melody"]}),
         ({"prepend": ["self_wav", "description"], "ignore": ["genre"]}, {"prepend": ["melody", "prompt"], "ignore": ["genre"]}),
@@ -23,19 +23,19 @@ STEPS = {"align": "steps", "resize": "nearest"}
         ({"sum": ["genre"], "cross": ["genre", "description", "self_wav"]}, {"cross": ["prompt", "genre", "melody"]}),
     ],
 )
-def test_methods_become_slots(fuser: dict, want: dict) -> None:
+def test_methods_become_slots(fuser: dict, expected: dict) -> None:
     section = ConfigReader(fuser, source="fuser")
     fusion, scale = convert_fuser(section, NAMES)
     section.raise_errors()
-    assert FusionSpec.parse(fusion) == FusionSpec.parse(want) and scale == 0
+    assert FusionSpec.parse(fusion) == FusionSpec.parse(expected) and scale == 0
 
 
 @pytest.mark.parametrize(("fields", "scale"), [({}, 0.0), ({"cross_attention_pos_emb_scale": 0.5}, 0.0)])
-def test_positions_have_a_scale_where_they_are_wanted(fields: dict, scale: float) -> None:
+def test_scale_of_positions(fields: dict, scale: float) -> None:
     base = {"cross": list(NAMES), **fields}
     assert convert_fuser(ConfigReader(base, source="fuser"), NAMES)[1] == scale
-    wanted = fields.get("cross_attention_pos_emb_scale", 1.0)
-    assert convert_fuser(ConfigReader({**base, "cross_attention_pos_emb": True}, source="fuser"), NAMES)[1] == wanted
+    expected = fields.get("cross_attention_pos_emb_scale", 1.0)
+    assert convert_fuser(ConfigReader({**base, "cross_attention_pos_emb": True}, source="fuser"), NAMES)[1] == expected
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_positions_have_a_scale_where_they_are_wanted(fields: dict, scale: float
         ({"cross": list(NAMES), "crossed": []}, "crossed"),
     ],
 )
-def test_what_cannot_be_honoured_is_named(fuser: dict, message: str) -> None:
+def test_unsupported_settings_are_named(fuser: dict, message: str) -> None:
     section = ConfigReader(fuser, source="fuser")
     convert_fuser(section, NAMES)
     with pytest.raises(CheckpointError, match=message):

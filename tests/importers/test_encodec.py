@@ -1,4 +1,4 @@
-"""EnCodec of other libraries, against transformers computing with tiny random models; AudioCraft's names by hand."""
+"""EnCodec of transformers and AudioCraft: import and export, compared with tiny random models of transformers."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "even_kernels": {"kernel_size": 4, "last_kernel_size": 6, "use_causal_conv": False, "pad_mode": "constant"},
     "thin": {"num_filters": 3, "compress": 3, "hidden_size": 5, "pad_mode": "constant"},
     "early": {"trim_right_ratio": 0.4, "pad_mode": "constant"},
-    "levelled": {"normalize": True, "pad_mode": "constant"},
+    "normalized": {"normalize": True, "pad_mode": "constant"},
     "stereo": {
         "audio_channels": 2, "norm_type": "time_group_norm", "use_causal_conv": False, "normalize": True, "num_filters": 4,
     },
@@ -47,7 +47,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 
 
 def theirs(name: str, **changes: Any) -> EncodecModel:
-    """A random model whose codebooks are about as wide as its latents."""
+    """Return a random model of transformers whose codebooks spread as widely as its latents."""
     torch.manual_seed(sorted(GEOMETRIES).index(name))
     default = {"target_bandwidths": [2.5, 10.0]}
     model = EncodecModel(EncodecConfig(**(TINY | default | GEOMETRIES[name] | changes))).eval().requires_grad_(False)
@@ -69,13 +69,13 @@ def ours(model: EncodecModel) -> Encodec:
     return codec.eval()
 
 
-def encoded(model: EncodecModel, wave: Tensor, bandwidth: float) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Their codes one chunk after the other, their scales [b s], and the audio that they decode to."""
-    found = model.encode(wave, bandwidth=bandwidth)
-    flat = found.audio_codes.permute(1, 2, 0, 3).flatten(2)
-    scales = torch.cat(found.audio_scales, -1) if model.config.normalize else None
-    last = found.last_frame_pad_length
-    audio = model.decode(found.audio_codes, found.audio_scales, last_frame_pad_length=last).audio_values
+def encode_and_decode(model: EncodecModel, wave: Tensor, bandwidth: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return transformers' codes with chunks in sequence, its scales [b s], and the decoded audio."""
+    encoded = model.encode(wave, bandwidth=bandwidth)
+    flat = encoded.audio_codes.permute(1, 2, 0, 3).flatten(2)
+    scales = torch.cat(encoded.audio_scales, -1) if model.config.normalize else None
+    last = encoded.last_frame_pad_length
+    audio = model.decode(encoded.audio_codes, encoded.audio_scales, last_frame_pad_length=last).audio_values
     return flat[..., : flat.shape[-1] - last], scales, audio[..., : wave.shape[-1]]
 
 
@@ -84,7 +84,7 @@ def assert_close(one: Tensor, other: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_codes_loudness_and_audio_are_theirs(name: str) -> None:
+def test_codes_scales_and_audio_equal_transformers(name: str) -> None:
     model = theirs(name)
     codec = ours(model)
     hop, rate = codec.spec.hop_length, 4000
@@ -97,21 +97,21 @@ def test_codes_loudness_and_audio_are_theirs(name: str) -> None:
         assert levels == model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
         for length in lengths:
             clip = wave[lengths.index(length)][None, :, :length]
-            codes, scales, audio = encoded(model, clip, bandwidth)
-            found = codec.encode(Audio(clip, rate), num_codebooks=levels)
-            assert torch.equal(found.ids, codes), f"{length} samples"
-            assert (found.scale is None) == (scales is None)
+            codes, scales, audio = encode_and_decode(model, clip, bandwidth)
+            encoded = codec.encode(Audio(clip, rate), num_codebooks=levels)
+            assert torch.equal(encoded.ids, codes), f"{length} samples"
+            assert (encoded.scale is None) == (scales is None)
             if scales is not None:
-                assert_close(found.scale, scales)
-            assert_close(codec.decode(found).wave, audio)
+                assert_close(encoded.scale, scales)
+            assert_close(codec.decode(encoded).wave, audio)
     for i, length in enumerate(lengths):
-        codes, _, audio = encoded(model, wave[i : i + 1, :, :length], model.config.target_bandwidths[-1])
+        codes, _, audio = encode_and_decode(model, wave[i : i + 1, :, :length], model.config.target_bandwidths[-1])
         assert torch.equal(list(batch)[i].ids, codes), "in a batch of unequal lengths as alone"
         assert_close(list(decoded)[i].wave, audio)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_what_is_exported_they_load(name: str, tmp_path: Path) -> None:
+def test_transformers_loads_the_export(name: str, tmp_path: Path) -> None:
     model = theirs(name)
     codec = ours(model)
     config = importer.config_to_transformers(codec.spec)
@@ -126,7 +126,7 @@ def test_what_is_exported_they_load(name: str, tmp_path: Path) -> None:
         assert key in ("architectures", "_name_or_path", "dtype") or again.config.to_dict()[key] == value, key
     wave = torch.randn(1, codec.spec.channels, 397)
     for bandwidth in model.config.target_bandwidths:
-        one, other = (encoded(each.eval(), wave, bandwidth) for each in (model, again))
+        one, other = (encode_and_decode(each.eval(), wave, bandwidth) for each in (model, again))
         assert torch.equal(one[0], other[0]) and torch.equal(one[2], other[2])
     for key, value in model.state_dict().items():
         if not key.endswith(("cluster_size", "embed_avg")):
@@ -135,7 +135,7 @@ def test_what_is_exported_they_load(name: str, tmp_path: Path) -> None:
     assert_close(weights[f"{first}embed_avg"] / weights[f"{first}cluster_size"][:, None], weights[f"{first}embed"])
 
 
-def test_a_codec_without_bandwidths_is_exported_with_one_that_pays_for_all_codebooks() -> None:
+def test_export_computes_a_bandwidth_for_all_codebooks() -> None:
     for codebooks in range(1, 33):
         for rate in (16000, 24000, 44100):
             spec = EncodecSpec(sample_rate=rate, codebooks=codebooks, bins=1024, lstm_layers=1)
@@ -154,7 +154,7 @@ def test_a_codec_without_bandwidths_is_exported_with_one_that_pays_for_all_codeb
         ({"channels": 3}, "3 channels"),
     ],
 )
-def test_what_they_cannot_say_is_not_exported(change: dict[str, Any], message: str) -> None:
+def test_unsupported_codecs_are_not_exported(change: dict[str, Any], message: str) -> None:
     spec = EncodecSpec.parse(EncodecSpec.example().to_dict() | {"lstm_layers": 1} | change)
     with pytest.raises(CheckpointError, match=message):
         importer.config_to_transformers(spec)
@@ -162,7 +162,7 @@ def test_what_they_cannot_say_is_not_exported(change: dict[str, Any], message: s
         importer.config_to_transformers(StereoSpec.example())
 
 
-def test_the_config_inside_a_musicgen() -> None:
+def test_config_in_a_musicgen() -> None:
     inner = EncodecConfig(**(TINY | {"target_bandwidths": [10.0]}))
     whole = MusicgenConfig(text_encoder=T5Config(), audio_encoder=inner, decoder=MusicgenDecoderConfig())
     spec = importer.spec_from_transformers(whole.to_dict()["audio_encoder"], source="config.json.audio_encoder")
@@ -190,13 +190,13 @@ def test_the_config_inside_a_musicgen() -> None:
         ({"num_filters": -1}, "filters"),
     ],
 )
-def test_a_config_that_cannot_be_honoured_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+def test_unsupported_settings_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError) as error:
         importer.spec_from_transformers(EncodecConfig(**TINY).to_dict() | change, source="config.json")
     assert message in str(error.value)
 
 
-def test_weights_must_be_exactly_those_of_the_config() -> None:
+def test_weights_must_match_the_config() -> None:
     model = theirs("causal")
     spec, state = importer.spec_from_transformers(model.config.to_dict(), source="config.json"), dict(model.state_dict())
     key, book = "encoder.layers.0.conv.bias", "quantizer.layers.1.codebook."
@@ -212,7 +212,7 @@ def test_weights_must_be_exactly_those_of_the_config() -> None:
             importer.weights_from_transformers(wrong, spec, source="model.safetensors")
 
 
-def test_half_precision_and_torchs_former_names_are_the_same_weights() -> None:
+def test_half_precision_and_former_names_of_weight_norm() -> None:
     model = theirs("centred")
     spec = importer.spec_from_transformers(model.config.to_dict(), source="config.json")
     state = {name: x.half() for name, x in model.state_dict().items()}
@@ -225,10 +225,10 @@ def test_half_precision_and_torchs_former_names_are_the_same_weights() -> None:
     assert {name: x.shape for name, x in new.items()} == {name: x.shape for name, x in spec.build().state_dict().items()}
 
 
-NATIVE: dict[str, Any] = {
+AUDIOCRAFT: dict[str, Any] = {
     "compression_model": "encodec",
     "sample_rate": 4000,
-    "optim": {"lr": 3e-4},  # whatever else there is does not reach the model
+    "optim": {"lr": 3e-4},  # other keys do not change the model
     "encodec": {
         "autoencoder": "seanet", "quantizer": "rvq", "sample_rate": 4000, "channels": 1, "causal": False, "renormalize": False,
     },
@@ -246,9 +246,9 @@ NATIVE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def native_config(model: EncodecModel) -> dict[str, Any]:
-    """The AudioCraft config that describes a transformers model."""
-    c, config = model.config, copy.deepcopy(NATIVE)
+def audiocraft_config(model: EncodecModel) -> dict[str, Any]:
+    """Return the AudioCraft config that describes a model of transformers."""
+    c, config = model.config, copy.deepcopy(AUDIOCRAFT)
     both = {"channels": c.audio_channels, "causal": c.use_causal_conv}
     config["encodec"] |= both | {"renormalize": c.normalize}
     config["seanet"] |= both | {
@@ -262,8 +262,8 @@ def native_config(model: EncodecModel) -> dict[str, Any]:
     return config
 
 
-def native_name(name: str, transposed: set[str]) -> str:
-    """Where AudioCraft keeps what transformers calls `name`."""
+def audiocraft_name(name: str, transposed: set[str]) -> str:
+    """Return AudioCraft's name of a weight from that of transformers."""
     name = name.replace("parametrizations.weight.original0", "weight_g").replace(
         "parametrizations.weight.original1", "weight_v"
     )
@@ -277,19 +277,19 @@ def native_name(name: str, transposed: set[str]) -> str:
     return name.replace(".layers.", ".model.", 1)
 
 
-def test_audiocraft_has_no_causal_codec_whose_norm_looks_at_the_whole_clip() -> None:
+def test_audiocraft_refuses_a_causal_codec_with_group_norm() -> None:
     with pytest.raises(CheckpointError, match=r"xp.cfg.seanet.norm: 'time_group_norm' normalizes over the whole clip"):
-        importer.spec_from_audiocraft(native_config(theirs("causal_group")), source="xp.cfg")
+        importer.spec_from_audiocraft(audiocraft_config(theirs("causal_group")), source="xp.cfg")
 
 
 @pytest.mark.parametrize("name", [name for name in GEOMETRIES if "chunk" not in name and name != "causal_group"])
-def test_native_packages_are_the_same_models(name: str) -> None:
+def test_audiocraft_packages_equal_transformers(name: str) -> None:
     model = theirs(name)
     transposed = {
         path.removesuffix(".conv") for path, part in model.named_modules() if isinstance(part, torch.nn.ConvTranspose1d)
     }
-    state = {native_name(key, transposed): x for key, x in model.state_dict().items()}
-    spec = importer.spec_from_audiocraft(native_config(model), source="xp.cfg")
+    state = {audiocraft_name(key, transposed): x for key, x in model.state_dict().items()}
+    spec = importer.spec_from_audiocraft(audiocraft_config(model), source="xp.cfg")
     codec = spec.build().eval()
     codec.load_state_dict(importer.weights_from_audiocraft(state, spec, source="best_state"))
     same = ours(model)
@@ -299,9 +299,9 @@ def test_native_packages_are_the_same_models(name: str) -> None:
     assert torch.equal(one.ids, other.ids) and torch.equal(codec.decode(one).wave, same.decode(other).wave)
 
 
-def test_native_names_without_memory_or_norm() -> None:
-    """Without an LSTM the layers after its place move up; without a norm a weight is one tensor."""
-    config = copy.deepcopy(NATIVE)
+def test_audiocraft_names_without_lstm_or_norm() -> None:
+    """Without an LSTM the indices of later layers decrease; without weight norm a weight is one tensor."""
+    config = copy.deepcopy(AUDIOCRAFT)
     config["seanet"] |= {"ratios": [2], "lstm": 0, "norm": "none", "true_skip": False}
     config["rvq"] |= {"n_q": 1}
     spec = importer.spec_from_audiocraft(config, source="xp.cfg")
@@ -310,7 +310,7 @@ def test_native_names_without_memory_or_norm() -> None:
     weights |= {"encoder.model.5.conv.conv": (8, 4, 7), "decoder.model.0.conv.conv": (4, 8, 7)}
     weights |= {"decoder.model.2.convtr.convtr": (4, 2, 4), "decoder.model.5.conv.conv": (1, 2, 7)}
     weights |= {
-        f"{place}.{name}": shape for place in ("encoder.model.1", "decoder.model.3") for name, shape in residual.items()
+        f"{block}.{name}": shape for block in ("encoder.model.1", "decoder.model.3") for name, shape in residual.items()
     }
     state = {f"{name}.weight": torch.randn(shape) for name, shape in weights.items()}
     state |= {f"{name}.bias": torch.randn(shape[1] if "convtr" in name else shape[0]) for name, shape in weights.items()}
@@ -320,7 +320,7 @@ def test_native_names_without_memory_or_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("key", "value", "message"),
     [
         ("compression_model", "dac", "xp.cfg.compression_model: 'dac'"),
         ("encodec.quantizer", "no_quant", "xp.cfg.encodec.quantizer: 'no_quant'"),
@@ -338,11 +338,11 @@ def test_native_names_without_memory_or_norm() -> None:
         ("rvq", None, "xp.cfg.rvq: a mapping of keys is needed"),
     ],
 )
-def test_a_native_config_that_cannot_be_honoured_is_refused_by_name(place: str, value: Any, message: str) -> None:
-    config = copy.deepcopy(NATIVE)
-    *way, last = place.split(".")
+def test_unsupported_settings_of_audiocraft_are_named(key: str, value: Any, message: str) -> None:
+    config = copy.deepcopy(AUDIOCRAFT)
+    *path, last = key.split(".")
     node = config
-    for step in way:
+    for step in path:
         node = node[step]
     node[last] = value
     with pytest.raises(CheckpointError) as error:
@@ -350,11 +350,11 @@ def test_a_native_config_that_cannot_be_honoured_is_refused_by_name(place: str, 
     assert message in str(error.value)
 
 
-def test_equal_settings_of_both_sides_are_no_difference() -> None:
-    config = copy.deepcopy(NATIVE)
+def test_encoder_and_decoder_may_repeat_settings() -> None:
+    config = copy.deepcopy(AUDIOCRAFT)
     config["seanet"]["encoder"] = {"kernel_size": 7}
     config["seanet"]["decoder"] |= {"kernel_size": 7}
-    expected = importer.spec_from_audiocraft(NATIVE, source="xp.cfg")
+    expected = importer.spec_from_audiocraft(AUDIOCRAFT, source="xp.cfg")
     assert importer.spec_from_audiocraft(config, source="xp.cfg") == expected
 
 
@@ -377,7 +377,7 @@ RELEASED: dict[str, tuple[dict[str, Any], int, float, float]] = {  # changes, co
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_geometries(name: str) -> None:
-    """Built on the meta device: the same weights by name and shape as transformers'."""
+    """On the meta device, weights agree with transformers by name and shape."""
     changes, codebooks, rate, millions = RELEASED[name]
     config = EncodecConfig(**changes)
     spec = importer.spec_from_transformers(config.to_dict(), source="config.json")
@@ -392,7 +392,7 @@ def test_released_geometries(name: str) -> None:
 
 @pytest.mark.parametrize(("rate", "ratios"), [(16000, [8, 5, 4, 2]), (32000, [8, 5, 4, 4])])
 def test_codecs_of_audiogen_and_musicgen(rate: int, ratios: list[int]) -> None:
-    config = copy.deepcopy(NATIVE)
+    config = copy.deepcopy(AUDIOCRAFT)
     config["encodec"]["sample_rate"] = rate
     config["seanet"] |= {"ratios": ratios, "n_filters": 64, "dimension": 128}
     config["rvq"]["bins"] = 2048
@@ -406,7 +406,7 @@ def test_codecs_of_audiogen_and_musicgen(rate: int, ratios: list[int]) -> None:
     assert rate != 32000 or round(sum(p.numel() for p in codec.parameters()) / 1e6, 1) == 56.9
 
 
-def test_codes_without_a_scale_decode_at_loudness_one() -> None:
+def test_codes_without_a_scale_decode_at_rms_one() -> None:
     codec = ours(theirs("stereo"))
     codes = codec.encode(Audio(torch.randn(1, 2, 80), 4000))
     assert codes.scale is not None

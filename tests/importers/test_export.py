@@ -1,4 +1,4 @@
-"""Exports are what transformers loads with nothing missing and nothing left over, and say the same there."""
+"""Exports load in transformers without missing or unexpected weights, and give equal results there."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +20,8 @@ STEREO = {"decoder__num_codebooks": 6, "decoder__audio_channels": 2}
 EQUAL = {"text__d_model": 16, "text__feed_forward_proj": "gated-gelu"}
 
 
-def opened(folder: Path) -> Any:
-    """The model in a folder by transformers, and what that made of its weights."""
+def load_in_transformers(folder: Path) -> Any:
+    """Return the model and the processor that transformers loads from a folder."""
     from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
     model, report = cast(Any, MusicgenForConditionalGeneration.from_pretrained(folder, output_loading_info=True))
@@ -31,7 +31,7 @@ def opened(folder: Path) -> Any:
 
 @pytest.mark.parametrize("changes", [{}, STEREO, EQUAL], ids=["mono", "stereo", "no projection"])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_transformers_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, sharded: bool) -> None:
+def test_transformers_gives_equal_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, sharded: bool) -> None:
     if sharded:
         monkeypatch.setattr(module, "SHARD_BYTES", 20_000)
     musicgen_folder(tmp_path / "theirs", **changes)
@@ -39,19 +39,19 @@ def test_transformers_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     system.save(tmp_path / "ours")
     export(cadenza.load(tmp_path / "ours", device="cpu"), tmp_path / "out")
     assert bool(list((tmp_path / "out").glob("model-*"))) == sharded
-    model, processor = opened(tmp_path / "out")
+    model, processor = load_in_transformers(tmp_path / "out")
     inputs = processor(text=["sad piano", "drums"], padding=True, return_tensors="pt")
     rows = system.codec.frame_format.channels
     frames = 12 - rows // system.spec.codec.channels
     with torch.no_grad():
         wave = model.generate(**inputs, do_sample=False, max_new_tokens=11)
     assert model.generation_config.guidance_scale == 3.0
-    mine = system.generate(["sad piano", "drums"], seconds=frames / 100, sampling={"temperature": 0})
-    torch.testing.assert_close(mine.wave, wave, atol=1e-4, rtol=1e-3)
+    ours = system.generate(["sad piano", "drums"], seconds=frames / 100, sampling={"temperature": 0})
+    torch.testing.assert_close(ours.wave, wave, atol=1e-4, rtol=1e-3)
     assert model.generation_config.max_length == 43 and model.generation_config.top_k == 50
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_export_and_import_round_trip(tmp_path: Path) -> None:
     musicgen_folder(tmp_path / "a")
     first = cadenza.load(tmp_path / "a", device="cpu")
     export(first, tmp_path / "b")
@@ -62,16 +62,16 @@ def test_there_and_back(tmp_path: Path) -> None:
         torch.testing.assert_close(theirs[name], x, msg=name)
 
 
-def test_a_model_of_audiocraft_becomes_one_of_transformers(tmp_path: Path) -> None:
+def test_audiocraft_model_exports_to_transformers(tmp_path: Path) -> None:
     audiocraft_folder(tmp_path / "a")
     system = cadenza.load(tmp_path / "a", device="cpu")
-    said = export(system, tmp_path / "b")
-    assert any("masks the padding" in line for line in said)
-    model, processor = opened(tmp_path / "b")
+    notes = export(system, tmp_path / "b")
+    assert any("masks the padding" in line for line in notes)
+    model, processor = load_in_transformers(tmp_path / "b")
     with torch.no_grad():
         wave = model.generate(**processor(text=["sad piano"], return_tensors="pt"), do_sample=False, max_new_tokens=11)
-    mine = system.generate("sad piano", seconds=0.09, sampling={"temperature": 0})
-    torch.testing.assert_close(mine.wave, wave, atol=1e-4, rtol=1e-3)
+    ours = system.generate("sad piano", seconds=0.09, sampling={"temperature": 0})
+    torch.testing.assert_close(ours.wave, wave, atol=1e-4, rtol=1e-3)
 
 
 def test_a_codec_alone(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_codec_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(codec.codec.decode(Codes(codes)).wave, wave, atol=1e-4, rtol=1e-3)
 
 
-def test_what_has_no_place_is_refused_by_name(tmp_path: Path) -> None:
+def test_unsupported_systems_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         export(tiny_system(), tmp_path / "out")
     for word in ("generator.positions: 'rotary'", "conditioners: must be one t5", "prompt, tempo, key", "fusion"):
@@ -99,7 +99,7 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "said"),
+    ("section", "value", "message"),
     [
         ("generator", {"bias": True}, "generator.bias"),
         ("generator", {"norm_eps": 1e-6}, "generator.norm_eps: 1e-06"),
@@ -109,15 +109,15 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path) -> None:
         ("fusion", {"cross": [], "prepend": ["prompt"]}, "fusion: only `cross`"),
     ],
 )
-def test_each_that_has_no_place(tmp_path: Path, where: str, value: Any, said: str) -> None:
+def test_unsupported_settings_are_named(tmp_path: Path, section: str, value: Any, message: str) -> None:
     musicgen_folder(tmp_path / "a")
     data = cadenza.load(tmp_path / "a", device="cpu").spec.to_dict()
-    (data["conditioners"]["prompt"] if where == "prompt" else data[where]).update(value)
-    with pytest.raises(CheckpointError, match=said):
+    (data["conditioners"]["prompt"] if section == "prompt" else data[section]).update(value)
+    with pytest.raises(CheckpointError, match=message):
         export(System(SystemSpec.parse(data)), tmp_path / "out")
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(CheckpointError, match="not empty"):
         export(tiny_system(), tmp_path)

@@ -1,4 +1,4 @@
-"""MusicGen of transformers in geometries that the kit does not have: that library computes what ours must."""
+"""MusicGen in geometries that the conformance kit lacks, compared with transformers; errors of configs and weights."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ STEREO = {
     "audio__pad_mode": "constant",
 }
 DEEP = {"text__num_layers": 3, "decoder__hidden_size": 24, "decoder__num_hidden_layers": 3, "decoder__num_attention_heads": 3}
-ODD = {  # odd widths of heads and model, one codebook on each side, and settings that change nothing there
+ODD = {  # odd widths of heads and model, one codebook for each channel, and settings without effect
     **{"decoder__hidden_size": 15, "decoder__num_attention_heads": 3, "decoder__ffn_dim": 37, "decoder__scale_embedding": True},
     **{"text__feed_forward_proj": "gated-silu", "text__relative_attention_num_buckets": 8, "text__d_kv": 2},
     **{"text__relative_attention_max_distance": 16, "text__tie_word_embeddings": False, "text__layer_norm_epsilon": 1e-5},
@@ -34,7 +34,7 @@ ODD = {  # odd widths of heads and model, one codebook on each side, and setting
 
 
 def theirs(model: Any, system: System, texts: list[str], codes: Tensor) -> Tensor:
-    """Logits [b k s v] of the whole sequence, the padding of texts masked."""
+    """Return logits [b k s v] of the whole sequence, with the padding of texts masked."""
     prepared = system.prepare([{"prompt": text} for text in texts])["prompt"].tensors
     spec: Any = system.spec.generator
     sequence, _ = build_sequence(spec.pattern.pattern(*codes.shape[1:]), codes, system.codec.frame_format.cardinality)
@@ -54,7 +54,7 @@ def ours(system: System, texts: list[str], codes: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("changes", [{}, WIDE, STEREO, DEEP, ODD], ids=["plain", "wide text", "stereo", "deep", "odd"])
-def test_logits_codes_and_sound_are_theirs(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_logits_and_audio_equal_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = musicgen_folder(tmp_path / "m", **changes)
     system = cadenza.load(tmp_path / "m", device="cpu")
     texts = ["sad piano", "drums, 90"]
@@ -71,13 +71,13 @@ def test_logits_codes_and_sound_are_theirs(tmp_path: Path, changes: dict[str, An
             guidance_scale=3.0,
         )
     frames = 12 - rows // system.spec.codec.channels
-    made = system.generate(
+    generated = system.generate(
         texts[0], seconds=frames / system.codec.frame_format.frame_rate, sampling={"temperature": 0}, guidance=3.0
     )
-    torch.testing.assert_close(made.wave, wave, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(generated.wave, wave, atol=1e-4, rtol=1e-3)
 
 
-def test_what_it_generates_by_default(tmp_path: Path) -> None:
+def test_generation_defaults(tmp_path: Path) -> None:
     musicgen_folder(tmp_path)
     system = cadenza.load(tmp_path, device="cpu")
     assert system.spec.defaults.seconds == pytest.approx((43 - 3) / 100)  # 8000 Hz / (4 * 4 * 5); the start and the delay count
@@ -95,7 +95,7 @@ def test_what_it_generates_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["shards", "pickle", "pickled shards", "half"])
-def test_weights_in_other_files(tmp_path: Path, form: str) -> None:
+def test_formats_of_weight_files(tmp_path: Path, form: str) -> None:
     model = musicgen_folder(tmp_path / "a")
     state = load_file(tmp_path / "a/model.safetensors")
     before = cadenza.load(tmp_path / "a", device="cpu").state_dict()
@@ -122,7 +122,7 @@ def test_weights_in_other_files(tmp_path: Path, form: str) -> None:
         )
 
 
-def test_positions_that_old_releases_stored(tmp_path: Path) -> None:
+def test_stored_position_table(tmp_path: Path) -> None:
     model = musicgen_folder(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     table = model.decoder.model.decoder.embed_positions.weights.clone()
@@ -135,7 +135,7 @@ def test_positions_that_old_releases_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("key", "value", "message"),
     [
         ("decoder__activation_function", "relu", "decoder.activation_function: 'relu'"),
         ("decoder__num_codebooks", 4, "num_codebooks"),
@@ -155,15 +155,15 @@ def test_positions_that_old_releases_stored(tmp_path: Path) -> None:
         ("prompt_encoder", {}, "prompt_encoder"),
     ],
 )
-def test_settings_that_cannot_be_honoured_are_named(tmp_path: Path, place: str, value: Any, said: str) -> None:
+def test_unsupported_settings_are_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
     musicgen_folder(tmp_path)
-    change(tmp_path / "config.json", **{place: value})
+    change(tmp_path / "config.json", **{key: value})
     with pytest.raises(CheckpointError) as error:
         cadenza.load(tmp_path, device="cpu")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_all_mistakes_of_a_config_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     musicgen_folder(tmp_path)
     change(
         tmp_path / "config.json",
@@ -184,8 +184,8 @@ def test_all_mistakes_of_a_config_at_once(tmp_path: Path) -> None:
         cadenza.load(tmp_path, device="cpu")
 
 
-def test_configs_of_old_releases(tmp_path: Path) -> None:
-    """What transformers 4 wrote into every section says nothing of the model."""
+def test_configs_of_transformers_4(tmp_path: Path) -> None:
+    """The general keys that transformers 4 wrote into every section are ignored."""
     from transformers import PretrainedConfig
 
     musicgen_folder(tmp_path)
@@ -210,7 +210,7 @@ def test_configs_of_old_releases(tmp_path: Path) -> None:
     "part", ["decoder.lm_heads.1.weight", "enc_to_dec_proj.bias", "text_encoder.encoder.final_layer_norm.weight"]
 )
 @pytest.mark.parametrize("wrong", ["missing", "more", "misshapen", "nan"])
-def test_weights_are_exactly_those_of_the_config(tmp_path: Path, part: str, wrong: str) -> None:
+def test_weights_must_match_the_config(tmp_path: Path, part: str, wrong: str) -> None:
     musicgen_folder(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     x = state.pop(part)
@@ -228,7 +228,7 @@ def test_weights_are_exactly_those_of_the_config(tmp_path: Path, part: str, wron
     assert {"missing": "missing", "more": "unknown", "misshapen": "instead of", "nan": "not finite"}[wrong] in str(error.value)
 
 
-def test_weights_of_no_part(tmp_path: Path) -> None:
+def test_weights_of_an_unknown_part(tmp_path: Path) -> None:
     musicgen_folder(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     save_file({**state, "audio_enc_to_dec_proj.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
@@ -236,7 +236,7 @@ def test_weights_of_no_part(tmp_path: Path) -> None:
         cadenza.load(tmp_path, device="cpu")
 
 
-def test_what_is_missing_is_named_with_its_mend(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     musicgen_folder(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"no tokenizer \(tokenizer.json or spiece.model\).*copy it from"):
@@ -246,7 +246,7 @@ def test_what_is_missing_is_named_with_its_mend(tmp_path: Path) -> None:
         cadenza.load(tmp_path, device="cpu")
 
 
-def test_a_missing_or_truncated_shard(tmp_path: Path) -> None:
+def test_missing_or_truncated_shard(tmp_path: Path) -> None:
     musicgen().save_pretrained(tmp_path, max_shard_size="20kB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
     whole = shard.read_bytes()
@@ -258,7 +258,7 @@ def test_a_missing_or_truncated_shard(tmp_path: Path) -> None:
         cadenza.load(tmp_path, device="cpu")
 
 
-def test_a_codec_decodes_as_theirs(tmp_path: Path) -> None:
+def test_codec_equals_transformers(tmp_path: Path) -> None:
     model = musicgen_folder(tmp_path / "whole")
     model.audio_encoder.save_pretrained(tmp_path / "codec")
     codec = cadenza.load(tmp_path / "codec", device="cpu").codec

@@ -1,4 +1,4 @@
-"""Configs of stable-audio-tools: every documented key counts, every documented example loads, every mistake has a place."""
+"""Configs of stable-audio-tools: each documented key has an effect, each documented example loads, mistakes name their key."""
 
 import copy
 import json
@@ -69,37 +69,37 @@ WHOLE = {
 
 
 def model(*configs: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """The config of a model with these conditioners; `fields` are of its `conditioning` and its `diffusion`."""
+    """Return the config of a model with these conditioners; `fields` are of its `conditioning` and its `diffusion`."""
     block = {"configs": list(configs), "cond_dim": 768}
     block |= {key: fields.pop(key) for key in list(fields) if not key.endswith("ids")}
-    found = {"pretransform": AUTOENCODER, "conditioning": block, "diffusion": {"type": "dit", **fields}}
-    return copy.deepcopy({"model_type": "diffusion_cond", "sample_rate": 44100, "model": found})
+    parts = {"pretransform": AUTOENCODER, "conditioning": block, "diffusion": {"type": "dit", **fields}}
+    return copy.deepcopy({"model_type": "diffusion_cond", "sample_rate": 44100, "model": parts})
 
 
-def refused(config: Any) -> str:
+def load_error(config: Any) -> str:
     with pytest.raises(CheckpointError) as error:
         load_conditioning(config)
     return str(error.value)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["type"])
-def test_every_example_of_their_guide_loads(example: dict[str, Any]) -> None:
-    found = load_conditioning(model(example))
-    (name, spec), *more = found.conditioners.items()
+def test_examples_of_the_guide(example: dict[str, Any]) -> None:
+    conditioning = load_conditioning(model(example))
+    (name, spec), *more = conditioning.conditioners.items()
     assert not more and name == example["id"] and spec.type == OURS.get(example["type"], example["type"])  # type: ignore[attr-defined]
-    assert spec.output_dim == 768 and found.fusion is not None and found.fusion.ignore == (name,)
+    assert spec.output_dim == 768 and conditioning.fusion is not None and conditioning.fusion.ignore == (name,)
 
 
-def test_their_whole_example_loads_in_each_form(tmp_path: Path) -> None:
-    found = load_conditioning({"conditioning": WHOLE})
-    assert load_conditioning(WHOLE) == found
-    assert {name: spec.type for name, spec in found.conditioners.items()} == {  # type: ignore[attr-defined]
+def test_forms_of_a_config(tmp_path: Path) -> None:
+    conditioning = load_conditioning({"conditioning": WHOLE})
+    assert load_conditioning(WHOLE) == conditioning
+    assert {name: spec.type for name, spec in conditioning.conditioners.items()} == {  # type: ignore[attr-defined]
         "prompt": "t5",
         "seconds_start": "int",
         "seconds_total": "number",
     }
-    assert found.fusion is None and found.checkpoints == {}
-    assert found.conditioners["prompt"] == T5Spec(
+    assert conditioning.fusion is None and conditioning.checkpoints == {}
+    assert conditioning.conditioners["prompt"] == T5Spec(
         model="google-t5/t5-base",
         output_dim=768,
         max_length=77,
@@ -159,26 +159,28 @@ KEYS: list[tuple[str, dict[str, Any], str, Any]] = [
 
 
 @pytest.mark.parametrize(("kind", "config", "key", "value"), KEYS, ids=lambda x: x if isinstance(x, str) else "")
-def test_every_key_counts(kind: str, config: dict[str, Any], key: str, value: Any) -> None:
-    """What a key is set to changes what is built, or the file that it is to be built of."""
-    found = [load_conditioning(model({"id": "it", "type": kind, "config": each})) for each in (config, {**config, key: value})]
-    assert found[0] != found[1]
+def test_each_key_has_an_effect(kind: str, config: dict[str, Any], key: str, value: Any) -> None:
+    """The value of a key changes the conditioner, or the checkpoint of its weights."""
+    conditioning = [
+        load_conditioning(model({"id": "it", "type": kind, "config": each})) for each in (config, {**config, key: value})
+    ]
+    assert conditioning[0] != conditioning[1]
     files = key in ("audio_model_type", "enable_fusion", "pretransform_ckpt_path")
-    assert (found[0].conditioners == found[1].conditioners) == files
+    assert (conditioning[0].conditioners == conditioning[1].conditioners) == files
 
 
-def test_keys_mean_what_they_meant() -> None:
+def test_values_of_keys() -> None:
     spec = load_conditioning(model({"id": "it", "type": "number", "config": {"min_val": -2, "max_val": 10}})).conditioners["it"]
     assert (spec.min, spec.max, spec.bands, spec.frequencies, spec.outside) == (-2, 10, 128, "learned", "clamp")  # type: ignore[attr-defined]
     spec = load_conditioning(model({"id": "it", "type": "int", "config": {}})).conditioners["it"]
     assert (spec.min, spec.max) == (0, 512)  # type: ignore[attr-defined]
-    found = load_conditioning(model(EXAMPLES[2]))
-    assert found.conditioners["prompt"].layer == -2 and found.conditioners["prompt"].output_kind == "tokens"  # type: ignore[attr-defined]
-    checkpoint = found.checkpoints["prompt"]
+    conditioning = load_conditioning(model(EXAMPLES[2]))
+    assert conditioning.conditioners["prompt"].layer == -2 and conditioning.conditioners["prompt"].output_kind == "tokens"  # type: ignore[attr-defined]
+    checkpoint = conditioning.checkpoints["prompt"]
     assert (checkpoint.path, checkpoint.audio_model_type, checkpoint.enable_fusion) == tuple(CLAP.values())
-    assert found.conditioners["prompt"].model == CLAP["clap_ckpt_path"]  # type: ignore[attr-defined]
-    there = load_conditioning(model(EXAMPLES[2]), converted={CLAP["clap_ckpt_path"]: "my-clap"})
-    assert there.conditioners["prompt"].model == "my-clap"  # type: ignore[attr-defined]
+    assert conditioning.conditioners["prompt"].model == CLAP["clap_ckpt_path"]  # type: ignore[attr-defined]
+    converted = load_conditioning(model(EXAMPLES[2]), converted={CLAP["clap_ckpt_path"]: "my-clap"})
+    assert converted.conditioners["prompt"].model == "my-clap"  # type: ignore[attr-defined]
     codec = load_conditioning(model(EXAMPLES[9])).conditioners["audio_cond"].codec  # type: ignore[attr-defined]
     assert (codec.sample_rate, codec.hop_length, codec.frame_format.channels, codec.bottleneck) == (44100, 8, 4, "vae")
 
@@ -187,8 +189,8 @@ NUMBERS = [{"id": name, "type": "number", "config": {"output_dim": width}} for n
 SOUND = {"id": "d", "type": "pretransform", "config": AUDIO}
 
 
-def test_routes_are_slots() -> None:
-    """In the order in which they are named; what a diffusion model fills itself is no condition."""
+def test_routes_become_slots() -> None:
+    """Ids keep their order; those that the diffusion model sets are not conditions."""
     ids = {"cross_attention_cond_ids": ["b", "a"], "global_cond_ids": ["a", "c"], "prepend_cond_ids": ["a"]}
     config = model(*NUMBERS, SOUND, **ids, input_concat_ids=["inpaint_mask", "inpaint_masked_input", "d"])
     fusion = load_conditioning(config).fusion
@@ -197,34 +199,34 @@ def test_routes_are_slots() -> None:
     assert routes == {"cross": ["b", "a"], "global": ["a", "c"], "prepend": ["a"], "concat": ["d"]}
     assert fusion.concat[0].resize == "nearest"
     guided = {slot for slot, routes in fusion.routes_by_slot().items() for route in routes if route.guided}
-    assert guided == {"cross", "prepend"}, "theirs drops nothing else, in training or for guidance"
+    assert guided == {"cross", "prepend"}, "stable-audio-tools drops only these, in training and for guidance"
     assert load_conditioning(model(*NUMBERS)).fusion.ignore == ("a", "b", "c")  # type: ignore[union-attr]
 
 
-def test_a_system_can_be_made_of_it() -> None:
-    found = load_conditioning(model(NUMBERS[0], cross_attention_cond_ids=["a"]))
+def test_conditioning_in_a_system() -> None:
+    conditioning = load_conditioning(model(NUMBERS[0], cross_attention_cond_ids=["a"]))
     spec = SystemSpec.parse(
         {
             "codec": CodecSpec.lookup("encodec").example().to_dict(),
-            "conditioners": {name: part.to_dict() for name, part in found.conditioners.items()},
-            "fusion": found.fusion.to_dict() if found.fusion else {},
+            "conditioners": {name: part.to_dict() for name, part in conditioning.conditioners.items()},
+            "fusion": conditioning.fusion.to_dict() if conditioning.fusion else {},
             "generator": {"type": "codec_lm", "width": 4, "depth": 1, "heads": 1},
         }
     )
-    assert spec.conditioners == found.conditioners and spec.slot_dims() == {"cross": 4}
+    assert spec.conditioners == conditioning.conditioners and spec.slot_dims() == {"cross": 4}
 
 
 def test_the_conditioning_of_stable_audio_open() -> None:
-    """As published: texts and seconds attended to, seconds also in a vector of 1536 that guidance leaves alone."""
+    """As released: cross-attention to text and seconds, and seconds in an unguided vector of 1536."""
     seconds = [{"id": f"seconds_{x}", "type": "number", "config": {"min_val": 0, "max_val": 512}} for x in ("start", "total")]
     prompt = {"id": "prompt", "type": "t5", "config": {"t5_model_name": "t5-base", "max_length": 128}}
     every, ends = ["prompt", "seconds_start", "seconds_total"], ["seconds_start", "seconds_total"]
     config = model(prompt, *seconds, cross_attention_cond_ids=every, global_cond_ids=ends)
-    found = load_conditioning(config)
-    assert found.fusion is not None
-    parts = {name: part.to_dict() for name, part in found.conditioners.items()}
+    conditioning = load_conditioning(config)
+    assert conditioning.fusion is not None
+    parts = {name: part.to_dict() for name, part in conditioning.conditioners.items()}
     codec = OobleckSpec(sample_rate=44100).to_dict()
-    spec = SystemSpec.parse({"codec": codec, "conditioners": parts, "fusion": found.fusion.to_dict()})
+    spec = SystemSpec.parse({"codec": codec, "conditioners": parts, "fusion": conditioning.fusion.to_dict()})
     assert spec.slot_dims() == {"cross": 768, "global": 1536}
     assert [
         (slot, id) for slot, routes in spec.fusion.routes_by_slot().items() for id in [r.id for r in routes if not r.guided]
@@ -232,23 +234,26 @@ def test_the_conditioning_of_stable_audio_open() -> None:
         ("global", "seconds_start"),
         ("global", "seconds_total"),
     ]
-    assert found.conditioners["prompt"].project == "auto", "no weights of its own"  # type: ignore[attr-defined]
-    assert sum(p.numel() for p in found.conditioners["seconds_total"].build().parameters()) == 128 + 768 * (2 * 128 + 1) + 768
+    assert conditioning.conditioners["prompt"].project == "auto", "no weights of its own"  # type: ignore[attr-defined]
+    assert (
+        sum(p.numel() for p in conditioning.conditioners["seconds_total"].build().parameters())
+        == 128 + 768 * (2 * 128 + 1) + 768
+    )
 
 
-def test_other_keys_of_metadata_stand_in() -> None:
-    found = load_conditioning(model(*NUMBERS[:2], default_keys={"b": "length"}))
-    assert found.conditioners["b"].fallback == "length" and found.conditioners["a"].fallback is None
-    assert found.item({"a": [1], "length": 2, "path": "x"}) == {"a": 1, "length": 2}
+def test_fallback_keys_of_metadata() -> None:
+    conditioning = load_conditioning(model(*NUMBERS[:2], default_keys={"b": "length"}))
+    assert conditioning.conditioners["b"].fallback == "length" and conditioning.conditioners["a"].fallback is None
+    assert conditioning.item({"a": [1], "length": 2, "path": "x"}) == {"a": 1, "length": 2}
     sound = load_conditioning(model(SOUND)).item({"d": torch.zeros(2, 9)})["d"]
     assert isinstance(sound, Audio) and sound.wave.shape == (1, 2, 9) and sound.sample_rate == 44100
 
 
-def test_values_that_are_encoded_pass() -> None:
-    found = load_conditioning(
+def test_encoded_values() -> None:
+    conditioning = load_conditioning(
         model(NUMBERS[0], SOUND, {**NUMBERS[1], "id": "t", "type": "t5"}, pre_encoded_keys=["a", "d", "t"])
     )
-    specs = found.conditioners
+    specs = conditioning.conditioners
     assert {name: (spec.type, spec.output_kind, spec.output_dim) for name, spec in specs.items()} == {  # type: ignore[attr-defined]
         "a": ("encoded", "vector", 4),
         "d": ("encoded", "frames", 768),
@@ -313,16 +318,18 @@ def test_values_that_are_encoded_pass() -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_named_by_their_place(config: dict[str, Any], mistake: str) -> None:
-    assert mistake in refused(config)
+def test_mistakes_name_their_key(config: dict[str, Any], mistake: str) -> None:
+    assert mistake in load_error(config)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    said = refused(model({**EXAMPLES[6], "config": {"min_val": "0"}}, {**EXAMPLES[5], "type": "x"}, global_cond_ids=["z"]))
-    assert said.startswith("3 settings cannot be honoured")
+def test_all_mistakes_are_reported_at_once() -> None:
+    message = load_error(
+        model({**EXAMPLES[6], "config": {"min_val": "0"}}, {**EXAMPLES[5], "type": "x"}, global_cond_ids=["z"])
+    )
+    assert message.startswith("3 settings cannot be honoured")
 
 
-def test_autoencoders_that_contradict_themselves_are_refused() -> None:
+def test_contradictory_autoencoders() -> None:
     for path, value, mistake in (
         (("downsampling_ratio",), 16, "pretransform_config.config.downsampling_ratio: 16 is not the product"),
         (("encoder", "config", "latent_dim"), 4, "config.encoder.config.latent_dim: 4 does not suit the bottleneck"),
@@ -335,66 +342,64 @@ def test_autoencoders_that_contradict_themselves_are_refused() -> None:
         for step in path[:-1]:
             inner = inner[step]
         inner[path[-1]] = value
-        assert mistake in refused(model({**SOUND, "config": {**AUDIO, "pretransform_config": whole}}))
+        assert mistake in load_error(model({**SOUND, "config": {**AUDIO, "pretransform_config": whole}}))
 
 
-def given(*configs: dict[str, Any], **fields: Any) -> tuple[ConditioningConfig, ConditionerSet]:
-    found = load_conditioning(model(*configs, **fields))
-    return found, ConditionerSet({name: spec.build() for name, spec in found.conditioners.items()})
+def build(*configs: dict[str, Any], **fields: Any) -> tuple[ConditioningConfig, ConditionerSet]:
+    conditioning = load_conditioning(model(*configs, **fields))
+    return conditioning, ConditionerSet({name: spec.build() for name, spec in conditioning.conditioners.items()})
 
 
-def test_weights_are_all_of_them_and_no_other() -> None:
-    found, parts = given(NUMBERS[0], pre_encoded_keys=[])
+def test_weights_must_match_the_config() -> None:
+    conditioning, parts = build(NUMBERS[0], pre_encoded_keys=[])
     state = {"a.embedder.embedding.0.weights": torch.ones(128)}
     state |= {"a.embedder.embedding.1.weight": torch.ones(4, 257), "a.embedder.embedding.1.bias": torch.ones(4)}
-    ours = convert_conditioner_weights(found, parts, state, source="here", codec={})
+    ours = convert_conditioner_weights(conditioning, parts, state, source="model.ckpt", codec={})
     parts.load_state_dict(ours)
     for wrong, mistake in (
         ({**state, "z.x": torch.ones(1)}, "holds weights of a conditioner 'z'"),
-        ({**state, "a.x": torch.ones(1)}, "here: a: the weights do not match the config: 1 unknown: x"),
+        ({**state, "a.x": torch.ones(1)}, "model.ckpt: a: the weights do not match the config: 1 unknown: x"),
         ({name: x for name, x in state.items() if not name.endswith("bias")}, "1 missing: embedder.embedding.1.bias"),
-        ({**state, "a.embedder.embedding.0.weights": torch.ones(64)}, r"1 misshapen: embedder.embedding.0.weights is \[64\] instead of \[128\]"),
+        (
+            {**state, "a.embedder.embedding.0.weights": torch.ones(64)},
+            r"1 misshapen: embedder.embedding.0.weights is \[64\] instead of \[128\]",
+        ),
         ({**state, "a.embedder.embedding.0.weights": torch.full((128,), torch.nan)}, "not finite"),
     ):
         with pytest.raises(CheckpointError, match=mistake):
-            convert_conditioner_weights(found, parts, wrong, source="here", codec={})
+            convert_conditioner_weights(conditioning, parts, wrong, source="model.ckpt", codec={})
 
 
-def test_the_codec_may_be_that_of_the_model() -> None:
-    found, parts = given({**EXAMPLES[9], "config": {**EXAMPLES[9]["config"], "output_dim": 4}})
-    theirs, own = given({**SOUND, "id": "audio_cond", "config": {**AUDIO, "output_dim": 4}})
-    codec = {_old(name): x for name, x in own["audio_cond"].codec.state_dict().items()}  # type: ignore[union-attr]
-    ours = convert_conditioner_weights(found, parts, {}, source="here", codec=codec)
+def test_codec_of_the_model() -> None:
+    conditioning, parts = build({**EXAMPLES[9], "config": {**EXAMPLES[9]["config"], "output_dim": 4}})
+    theirs, own = build({**SOUND, "id": "audio_cond", "config": {**AUDIO, "output_dim": 4}})
+    codec = {_foreign_name(name): x for name, x in own["audio_cond"].codec.state_dict().items()}  # type: ignore[union-attr]
+    ours = convert_conditioner_weights(conditioning, parts, {}, source="model.ckpt", codec=codec)
     saved = convert_conditioner_weights(
-        theirs, own, {f"audio_cond.pretransform.{n}": x for n, x in codec.items()}, source="here", codec={}
+        theirs, own, {f"audio_cond.pretransform.{n}": x for n, x in codec.items()}, source="model.ckpt", codec={}
     )
     assert ours.keys() == saved.keys() == parts.state_dict().keys()
     assert all(torch.equal(ours[name], saved[name]) for name in ours)
     with pytest.raises(
         CheckpointError, match="the weights of its pretransform are missing; save the model with save_pretransform"
     ):
-        convert_conditioner_weights(found, parts, {}, source="here", codec={})
+        convert_conditioner_weights(conditioning, parts, {}, source="model.ckpt", codec={})
 
 
-def _old(name: str) -> str:
-    """The name that a weight of the codec has there: a number for each place in a sequence."""
-    for ours, theirs in (
-        ("analysis.", "encoder."),
-        ("synthesis.", "decoder."),
-        ("parametrizations.weight.original0", "weight_g"),
-    ):
-        name = name.replace(ours, theirs)
+def _foreign_name(name: str) -> str:
+    """Return the name of a codec weight in stable-audio-tools, which numbers the layers of a sequence."""
+    name = name.replace("parametrizations.weight.original0", "weight_g")
     words = name.replace("parametrizations.weight.original1", "weight_v").split(".")
     return ".".join(["model", words[0], *(f"layers.{word}" if word.isdigit() else word for word in words[1:])])
 
 
-def test_a_text_encoder_that_learned_is_among_the_weights(tmp_path: Path) -> None:
+def test_finetuned_text_encoder(tmp_path: Path) -> None:
     folder = Path(T5Spec.example()[0].model)
     config = {"id": "p", "type": "t5", "config": {"t5_model_name": str(folder), "enable_grad": True, "output_dim": 8}}
-    found, parts = given(config)
-    held = {f"p.model.{name}": 2 * x for name, x in load_file(folder / "model.safetensors").items()}
-    held |= {"p.model.encoder.embed_tokens.weight": held["p.model.shared.weight"]}
-    held |= {"p.proj_out.weight": torch.ones(8, 16), "p.proj_out.bias": torch.zeros(8)}
-    ours = convert_conditioner_weights(found, parts, held, source="here", codec={})
+    conditioning, parts = build(config)
+    weights = {f"p.model.{name}": 2 * x for name, x in load_file(folder / "model.safetensors").items()}
+    weights |= {"p.model.encoder.embed_tokens.weight": weights["p.model.shared.weight"]}
+    weights |= {"p.proj_out.weight": torch.ones(8, 16), "p.proj_out.bias": torch.zeros(8)}
+    ours = convert_conditioner_weights(conditioning, parts, weights, source="model.ckpt", codec={})
     parts.load_state_dict(ours)
-    assert torch.equal(parts["p"].encoder.state_dict()["embed_tokens.weight"], held["p.model.shared.weight"])  # type: ignore[union-attr]
+    assert torch.equal(parts["p"].encoder.state_dict()["embed_tokens.weight"], weights["p.model.shared.weight"])  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""MusicGen-Style as AudioCraft packs it: its config, and its weights, which torch's own layers compute with here."""
+"""MusicGen-Style in AudioCraft's package: config and weights, compared with layers of torch."""
 
 import json
 from pathlib import Path
@@ -33,26 +33,26 @@ STYLE = {
 
 
 def layers() -> nn.ModuleList:
-    """torch's transformer, whose weights have AudioCraft's names; its biases are zero, as there are none there."""
-    made = nn.ModuleList(
+    """Return torch's transformer, whose weights have AudioCraft's names; biases are zero, as AudioCraft has none."""
+    blocks = nn.ModuleList(
         nn.TransformerEncoderLayer(256, 8, 1024, dropout=0, activation="gelu", batch_first=True, norm_first=True)
         for _ in range(4)
     )
-    for name, x in made.named_parameters():
+    for name, x in blocks.named_parameters():
         if "norm" in name:
             nn.init.normal_(x, mean=float(name.endswith("weight")), std=0.2)
         elif name.endswith("bias"):
             nn.init.zeros_(x)
-    return made.eval()
+    return blocks.eval()
 
 
-def packed(folder: Path, **changes: Any) -> tuple[nn.ModuleList, dict[str, Tensor], HubertModel]:
-    """Writes a package with a style; its layers, its other weights, and its tiny MERT."""
+def write_package(folder: Path, **changes: Any) -> tuple[nn.ModuleList, dict[str, Tensor], HubertModel]:
+    """Write a package with a style; return its layers, its other weights, and its tiny MERT."""
     torch.manual_seed(0)
     audiocraft_folder(folder, melody=True)
-    held = torch.load(folder / "state_dict.bin", weights_only=True)
+    content = torch.load(folder / "state_dict.bin", weights_only=True)
     net = layers()
-    mine = {
+    layer_weights = {
         f"transformer.layers.{key}": x.detach() for key, x in net.state_dict().items() if "norm" in key or "bias" not in key
     }
     other = {"embed.weight": torch.randn(256, 16), "embed.bias": torch.randn(256), "output_proj.bias": torch.randn(16)}
@@ -62,9 +62,9 @@ def packed(folder: Path, **changes: Any) -> tuple[nn.ModuleList, dict[str, Tenso
         book, stem = torch.randn(8, 256) / (k + 1), f"rvq.vq.layers.{k}._codebook."
         other |= {f"{stem}embed": book, f"{stem}embed_avg": 5 * book, f"{stem}cluster_size": torch.full((8,), 5.0)}
         other[f"{stem}inited"] = torch.ones(1)
-    state = {key: x for key, x in held["best_state"].items() if not key.startswith(STEM)}
-    state |= {f"{STEM}{key}": x for key, x in (mine | other).items()}
-    config = yaml.safe_load(held["xp.cfg"])
+    state = {key: x for key, x in content["best_state"].items() if not key.startswith(STEM)}
+    state |= {f"{STEM}{key}": x for key, x in (layer_weights | other).items()}
+    config = yaml.safe_load(content["xp.cfg"])
     config["conditioners"]["self_wav"] = {"model": "style", "style": STYLE | changes}
     save_package(folder / "state_dict.bin", state, yaml.safe_dump(config))
     sizes = {
@@ -76,17 +76,17 @@ def packed(folder: Path, **changes: Any) -> tuple[nn.ModuleList, dict[str, Tenso
     }
     convolutions = {"conv_stride": (8, 8, 5), "conv_kernel": (10, 8, 5)}
     mert = HubertModel(HubertConfig(**sizes, **convolutions, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)).eval()
-    there = folder / "MERT-v1-95M"
-    there.mkdir()
-    (there / "config.json").write_text(json.dumps({**mert.config.to_dict(), "model_type": "mert_model"}))
-    save_file({key: x.contiguous() for key, x in mert.state_dict().items()}, there / "model.safetensors")
+    mert_folder = folder / "MERT-v1-95M"
+    mert_folder.mkdir()
+    (mert_folder / "config.json").write_text(json.dumps({**mert.config.to_dict(), "model_type": "mert_model"}))
+    save_file({key: x.contiguous() for key, x in mert.state_dict().items()}, mert_folder / "model.safetensors")
     return net, other, mert
 
 
 @torch.no_grad()
-def theirs(net: nn.ModuleList, other: dict[str, Tensor], heard: Tensor, levels: int) -> Tensor:
-    """The style of frames, step by step as AudioCraft's module has them."""
-    x = nn.functional.linear(heard, other["embed.weight"], other["embed.bias"])
+def theirs(net: nn.ModuleList, other: dict[str, Tensor], frames: Tensor, levels: int) -> Tensor:
+    """Return the style of MERT frames by the steps of AudioCraft's module."""
+    x = nn.functional.linear(frames, other["embed.weight"], other["embed.bias"])
     x = x + sinusoidal_embedding(torch.arange(x.shape[1])[None], 256)
     for layer in net:
         x = layer(x)
@@ -98,8 +98,8 @@ def theirs(net: nn.ModuleList, other: dict[str, Tensor], heard: Tensor, levels: 
     return nn.functional.linear(total[:, ::15], other["output_proj.weight"], other["output_proj.bias"])
 
 
-def test_a_package_with_a_style(tmp_path: Path) -> None:
-    net, other, mert = packed(tmp_path)
+def test_package_with_a_style(tmp_path: Path) -> None:
+    net, other, mert = write_package(tmp_path)
     system = cadenza.load(tmp_path, device="cpu")
     assert [route.id for route in system.spec.fusion.prepend] == ["style", "prompt"]
     spec: Any = system.spec.conditioners["style"]
@@ -107,10 +107,10 @@ def test_a_package_with_a_style(tmp_path: Path) -> None:
     assert (spec.seconds, spec.train_seconds_range, spec.null_embedding) == (0.5, (0.2, 0.6), "zeros")
     wave = torch.randn(1, 1, 20000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        heard = mert(wave[0, :, 4000:16000]).last_hidden_state  # the middle half second at 24 kHz
+        frames = mert(wave[0, :, 4000:16000]).last_hidden_state  # the middle half second at 24 kHz
     for value, levels in ((Audio(wave, 24000), 2), ({"audio": Audio(wave, 24000), "levels": 3}, 3)):
-        found = system.encode_conditions(system.prepare([{"style": value}]))["style"].embeddings
-        torch.testing.assert_close(found, theirs(net, other, heard, levels), atol=1e-4, rtol=1e-3)
+        style = system.encode_conditions(system.prepare([{"style": value}]))["style"].embeddings
+        torch.testing.assert_close(style, theirs(net, other, frames, levels), atol=1e-4, rtol=1e-3)
     items = [{"prompt": "sad piano", "style": Audio(wave, 24000)}, {"prompt": "drums"}]
     with_style, without = system.generate_frames(items, seconds=0.2, sampling={"temperature": 0}).ids
     assert with_style.shape == without.shape == (3, 20)
@@ -122,7 +122,7 @@ def test_a_package_with_a_style(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model_name": "encodec"}, "style.model_name: 'encodec' uses a codec of its own"),
         ({"transformer_scale": "huge"}, "style.transformer_scale: 'huge' is not a scale"),
@@ -131,8 +131,8 @@ def test_a_package_with_a_style(tmp_path: Path) -> None:
         ({"transformer_scale": "default"}, "the weights do not match the config"),
     ],
 )
-def test_what_cannot_be_honoured_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    packed(tmp_path, **change)
+def test_unsupported_settings_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    write_package(tmp_path, **change)
     with pytest.raises(CheckpointError) as error:
         cadenza.load(tmp_path, device="cpu")
-    assert said in str(error.value)
+    assert message in str(error.value)

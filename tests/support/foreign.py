@@ -83,12 +83,12 @@ def musicgen_folder(folder: Path, **changes: Any) -> Any:
     return model
 
 
-def melody_folder(folder: Path, *, heard: dict[str, Any] | None = None, **changes: Any) -> Any:
+def melody_folder(folder: Path, *, extractor_changes: dict[str, Any] | None = None, **changes: Any) -> Any:
     """Write a MusicGen with melody conditioning, with what its processor says in the words of transformers 5; the model."""
     model = musicgen_folder(folder, melody=True, **changes)
     extractor = {"feature_extractor_type": "MusicgenMelodyFeatureExtractor", "feature_size": 12, "sampling_rate": 8000}
     extractor |= {"n_fft": 512, "hop_length": 128, "chunk_length": 1, "n_samples": 8000, "padding_side": "right"}
-    extractor |= {"padding_value": 0.0, "return_attention_mask": False, "stem_indices": [3, 2], **(heard or {})}
+    extractor |= {"padding_value": 0.0, "return_attention_mask": False, "stem_indices": [3, 2], **(extractor_changes or {})}
     whole = {"feature_extractor": extractor, "processor_class": "MusicgenMelodyProcessor"}
     (folder / "processor_config.json").write_text(json.dumps(whole))
     return model

@@ -1,4 +1,4 @@
-"""Folders and files are known for what they are, or it is said what they are instead."""
+"""Detection of the library that wrote a folder; other folders and files are errors with a fix."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def touch(path: Path, text: str = "") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (["checkpoint.th", ".hydra/config.yaml"], "training run of AudioCraft.*export_lm"),
         (["checkpoint_12.th"], "training run of AudioCraft"),
@@ -31,21 +31,21 @@ def touch(path: Path, text: str = "") -> Path:
         ([], "it is empty"),
     ],
 )
-def test_what_is_no_model(tmp_path: Path, files: list[str], said: str) -> None:
+def test_folders_without_a_model(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         touch(tmp_path / name)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         cadenza.load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["musicgen_melody_decoder", "dac", "t5", "llama", None])
-def test_other_models_of_transformers(tmp_path: Path, kind: str | None) -> None:
+def test_unsupported_models_of_transformers(tmp_path: Path, kind: str | None) -> None:
     touch(tmp_path / "config.json", json.dumps({"model_type": kind} if kind else {}))
     with pytest.raises(CheckpointError, match=f"of the type {kind!r}"):
         cadenza.load(tmp_path)
 
 
-def test_a_config_that_is_none(tmp_path: Path) -> None:
+def test_damaged_config(tmp_path: Path) -> None:
     touch(tmp_path / "config.json", "{")
     with pytest.raises(CheckpointError, match="not readable as JSON"):
         cadenza.load(tmp_path)
@@ -55,12 +55,12 @@ def test_a_config_that_is_none(tmp_path: Path) -> None:
 
 
 def test_files_instead_of_folders(tmp_path: Path) -> None:
-    for name, said in (
+    for name, message in (
         ("checkpoint.th", "training run"),
         ("state_dict.bin", "give its folder"),
         ("x.wav", "give the folder of a model"),
     ):
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             cadenza.load(touch(tmp_path / name))
 
 
@@ -71,8 +71,8 @@ def test_a_checkpoint_of_transformers_trainer_is_a_model(tmp_path: Path) -> None
     cadenza.load(tmp_path, device="cpu")
 
 
-def test_a_whole_repository_has_both_layouts(tmp_path: Path) -> None:
-    """That of transformers has its text encoder with it."""
+def test_a_repository_with_both_layouts(tmp_path: Path) -> None:
+    """The layout of transformers is preferred, as it contains the text encoder."""
     audiocraft_folder(tmp_path)
     assert cadenza.load(tmp_path, device="cpu").spec.generator.attend_padding
     musicgen_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""The published geometries: every weight of theirs has its place in ours, in shape, and there are as many as is known."""
+"""Released models: each weight of a published geometry maps to one of ours by shape, and parameter counts agree."""
 
 from typing import Any
 
@@ -27,13 +27,13 @@ COUNTED = {  # millions of parameters of the language model with its projection,
     "facebook/musicgen-stereo-melody": 1390 + 25,
     "facebook/musicgen-stereo-melody-large": 2450 + 34,
 }
-AUDIO: dict[int, dict[str, Any]] = {  # what their configs say beside the defaults of transformers
+AUDIO: dict[int, dict[str, Any]] = {  # their configs, without the defaults of transformers
     16000: {"sampling_rate": 16000, "upsampling_ratios": [8, 5, 4, 2]},
     32000: {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]},
     24000: {},
     48000: {"sampling_rate": 48000, "audio_channels": 2, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01},
 }
-HEARD: dict[str, dict[str, Any]] = {
+AUDIO_CONDITIONS: dict[str, dict[str, Any]] = {
     "melody": {"type": "chroma", "max_frames": 235, "stems": "vocals+other"},
     "style": {"type": "style", "model": "m-a-p/MERT-v1-95M", "dim": 768, "null_embedding": "zeros"},
 }
@@ -58,7 +58,7 @@ def system_of(language: LMGeometry, sample_rate: int) -> SystemSpec:
                 }
             }
             | (
-                {language.audio_condition: HEARD[language.audio_condition] | {"output_dim": language.width}}
+                {language.audio_condition: AUDIO_CONDITIONS[language.audio_condition] | {"output_dim": language.width}}
                 if language.audio_condition
                 else {}
             ),
@@ -72,38 +72,43 @@ def system_of(language: LMGeometry, sample_rate: int) -> SystemSpec:
 
 
 def audiocraft_manifest(language: LMGeometry) -> dict[str, list[int]]:
-    """Names and shapes of a released package of AudioCraft, from the tables of its study."""
+    """Return names and shapes of a released package of AudioCraft, from the tables of its study."""
     d, bins, text = language.width, language.bins, TEXTS[language.text][0]
-    found = {"out_norm.weight": [d], "out_norm.bias": [d]}
+    manifest = {"out_norm.weight": [d], "out_norm.bias": [d]}
     for k in range(language.codebooks):
-        found |= {f"emb.{k}.weight": [bins + 1, d], f"linears.{k}.weight": [bins, d]}
+        manifest |= {f"emb.{k}.weight": [bins + 1, d], f"linears.{k}.weight": [bins, d]}
     for i in range(language.depth):
         stem = f"transformer.layers.{i}."
-        crossed = not language.audio_condition
-        for attention in ("self_attn", "cross_attention") if crossed else ("self_attn",):
-            found |= {f"{stem}{attention}.in_proj_weight": [3 * d, d], f"{stem}{attention}.out_proj.weight": [d, d]}
-        found |= {f"{stem}linear1.weight": [4 * d, d], f"{stem}linear2.weight": [d, 4 * d]}
-        norms = ("norm1", "norm_cross", "norm2") if crossed else ("norm1", "norm2")
-        found |= {f"{stem}{norm}.{end}": [d] for norm in norms for end in ("weight", "bias")}
+        cross_attended = not language.audio_condition
+        for attention in ("self_attn", "cross_attention") if cross_attended else ("self_attn",):
+            manifest |= {f"{stem}{attention}.in_proj_weight": [3 * d, d], f"{stem}{attention}.out_proj.weight": [d, d]}
+        manifest |= {f"{stem}linear1.weight": [4 * d, d], f"{stem}linear2.weight": [d, 4 * d]}
+        norms = ("norm1", "norm_cross", "norm2") if cross_attended else ("norm1", "norm2")
+        manifest |= {f"{stem}{norm}.{end}": [d] for norm in norms for end in ("weight", "bias")}
     stem = "condition_provider.conditioners.description.output_proj."
-    found |= {f"{stem}weight": [d, text], f"{stem}bias": [d]}
+    manifest |= {f"{stem}weight": [d, text], f"{stem}bias": [d]}
     stem = "condition_provider.conditioners.self_wav."
     if language.audio_condition == "melody":
-        found |= {f"{stem}output_proj.weight": [d, 12], f"{stem}output_proj.bias": [d]}
+        manifest |= {f"{stem}output_proj.weight": [d, 12], f"{stem}output_proj.bias": [d]}
     elif language.audio_condition == "style":
-        found |= {f"{stem}{name}": shape for name, shape in style_manifest(d).items()}
-    return found
+        manifest |= {f"{stem}{name}": shape for name, shape in style_manifest(d).items()}
+    return manifest
 
 
 def style_manifest(width: int) -> dict[str, list[int]]:
-    """The weights of MusicGen-Style's conditioner, MERT left out, as its modules are called; no released file was at hand."""
-    found = {"embed.weight": [512, 768], "embed.bias": [512], "output_proj.weight": [width, 512], "output_proj.bias": [width]}
+    """Return names and shapes of MusicGen-Style's conditioner without MERT, from its modules, as no file was at hand."""
+    manifest = {
+        "embed.weight": [512, 768],
+        "embed.bias": [512],
+        "output_proj.weight": [width, 512],
+        "output_proj.bias": [width],
+    }
     for i in range(8):
         stem = f"transformer.layers.{i}."
-        found |= {f"{stem}self_attn.in_proj_weight": [1536, 512], f"{stem}self_attn.out_proj.weight": [512, 512]}
-        found |= {f"{stem}linear1.weight": [2048, 512], f"{stem}linear2.weight": [512, 2048]}
-        found |= {f"{stem}{norm}.{end}": [512] for norm in ("norm1", "norm2") for end in ("weight", "bias")}
-    return found
+        manifest |= {f"{stem}self_attn.in_proj_weight": [1536, 512], f"{stem}self_attn.out_proj.weight": [512, 512]}
+        manifest |= {f"{stem}linear1.weight": [2048, 512], f"{stem}linear2.weight": [512, 2048]}
+        manifest |= {f"{stem}{norm}.{end}": [512] for norm in ("norm1", "norm2") for end in ("weight", "bias")}
+    return manifest
 
 
 def count(weights: dict[str, Tensor]) -> int:
@@ -111,9 +116,9 @@ def count(weights: dict[str, Tensor]) -> int:
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_audiocrafts_weights_have_their_places(name: str) -> None:
+def test_weights_of_audiocraft(name: str) -> None:
     language: Any = MODELS[name].language
-    wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
+    expected = expected_state_dict(system_of(language, MODELS[name].sample_rate))
     manifest = audiocraft_manifest(language)
     assert sum(torch.Size(shape).numel() for shape in manifest.values()) == language.parameters
     state = {key: torch.empty(shape, device="meta") for key, shape in manifest.items()}
@@ -128,22 +133,24 @@ def test_audiocrafts_weights_have_their_places(name: str) -> None:
         state[f"{stem}batch_norm.num_batches_tracked"] = torch.ones(())
     elif language.audio_condition == "melody":
         state["condition_provider.conditioners.self_wav.chroma.spec.window"] = torch.hann_window(16384)
-    ours = extract_conditioner_weights(state, spec, wanted, source=name)
+    ours = extract_conditioner_weights(state, spec, expected, source=name)
     assert {key: x.shape for key, x in ours.items()} == {
-        f"conditioners.{key}": x.shape for key, x in strip_prefix(wanted, "conditioners.").items()
+        f"conditioners.{key}": x.shape for key, x in strip_prefix(expected, "conditioners.").items()
     }
     layout = musicgen_key_map(language.depth, language.codebooks, cross=not language.audio_condition)
     ours = layout.import_weights(
         rename_to_transformers(state, forward=False, attention=False, source=name),
-        strip_prefix(wanted, "generator."),
+        strip_prefix(expected, "generator."),
         source=name,
     )
-    assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in strip_prefix(wanted, "generator.").items()}
+    assert {key: x.shape for key, x in ours.items()} == {
+        key: x.shape for key, x in strip_prefix(expected, "generator.").items()
+    }
 
 
 @pytest.mark.parametrize("name", [name for name, model in LANGUAGES.items() if model.language.audio_condition != "style"])
-def test_transformers_weights_have_their_places(name: str) -> None:
-    """transformers builds the model of the published config; each of its weights is one of ours, or of the T5's."""
+def test_weights_of_transformers(name: str) -> None:
+    """Each weight of the model that transformers builds from the published config is one of ours, or of the T5."""
     import transformers
     from transformers import EncodecConfig, T5Config
 
@@ -164,19 +171,19 @@ def test_transformers_weights_have_their_places(name: str) -> None:
     with torch.device("meta"):
         model = model_of(config)
     state = model.state_dict()
-    wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
+    expected = expected_state_dict(system_of(language, MODELS[name].sample_rate))
     layout = musicgen_key_map(language.depth, language.codebooks, cross=not language.audio_condition)
-    check_state_dict(strip_prefix(state, "decoder."), layout.shapes(strip_prefix(wanted, "generator.")), source=name)
+    check_state_dict(strip_prefix(state, "decoder."), layout.shapes(strip_prefix(expected, "generator.")), source=name)
     musicgen.check_t5_weights(strip_prefix(state, "text_encoder."), model.config.text_encoder.to_dict(), source=name)
     for part_name, prefix in (("prompt", "enc_to_dec_proj."), ("melody", "audio_enc_to_dec_proj.")):
-        bridge = {key: x.shape for key, x in strip_prefix(wanted, f"conditioners.{part_name}.out.").items()}
+        bridge = {key: x.shape for key, x in strip_prefix(expected, f"conditioners.{part_name}.out.").items()}
         check_state_dict(strip_prefix(state, prefix), bridge, source=name)
     parameters = sum(x.numel() for x in model.parameters())
     assert MODELS[name].parameters == parameters
     assert TEXTS[language.text][1] == sum(x.numel() for x in model.text_encoder.parameters())
 
 
-def test_what_a_style_is_heard_with() -> None:
+def test_parameters_of_mert() -> None:
     """MERT has the geometry of HuBERT base."""
     from transformers import HubertConfig, HubertModel
 
@@ -204,9 +211,9 @@ def test_codecs(rate: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "millions"), COUNTED.items())
-def test_parameters_are_as_many_as_were_counted(name: str, millions: int) -> None:
+def test_parameter_counts(name: str, millions: int) -> None:
     language: Any = MODELS[name].language
     assert language.parameters / 1e6 == pytest.approx(millions, rel=0.005)
-    wanted = expected_state_dict(system_of(language, MODELS[name].sample_rate))
-    own = {key: x for key, x in wanted.items() if not key.startswith("codec.")}
+    expected = expected_state_dict(system_of(language, MODELS[name].sample_rate))
+    own = {key: x for key, x in expected.items() if not key.startswith("codec.")}
     assert count(own) == language.parameters

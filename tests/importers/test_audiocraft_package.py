@@ -41,7 +41,7 @@ def test_values(key, value):
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ("env", r"cfg.env.user: calls '\$\{oc.env:USER\}', which is never run"),
         ("later", "never run"),
@@ -51,10 +51,10 @@ def test_values(key, value):
         ("loop", "refers to itself"),
     ],
 )
-def test_what_cannot_be_looked_up_is_named(key, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_unresolvable_references_are_named(key, message):
+    with pytest.raises(CheckpointError, match=message):
         CONFIG[key]
 
 
-def test_only_what_is_asked_for_is_looked_up():
+def test_only_requested_keys_are_resolved():
     assert CONFIG.get("rate") == 32000 and "env" in CONFIG and CONFIG.get("nothing", 7) == 7
