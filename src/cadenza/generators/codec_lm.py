@@ -1,10 +1,8 @@
 """codec_lm: a language model over the codes of a codec, all codebooks of a step at once (arXiv:2306.05284).
 
-The embeddings of a step's codes are summed, a causal transformer reads them, and one head per codebook predicts the
-next step. The special id, one past the codebook, fills the positions that a pattern leaves empty; as a prediction,
-which only codebook 0 has, it is the end of the clip.
-
-`CodecLM` holds the weights, `forward` and the loss; `DecodingState` is a generation in progress:
+The embeddings of a step's codes are summed, and one head per codebook predicts the next step. The special id, one past
+the codebook, fills the positions that a pattern leaves empty; as a prediction, which only codebook 0 has, it is the end
+of the clip. `CodecLM` holds the weights, `forward` and the loss; `DecodingState` is a generation in progress:
 
     state, first = init_state(lm, branches, inputs, patterns)
     prefill(lm, state, first)                                  # prefix and known steps
@@ -191,9 +189,8 @@ class CodecLM(Generator):
             frames = self.spec.max_frames
             if bool((~ended & (target.lengths < frames)).any()):
                 raise RequestError(
-                    f"pattern '{self.spec.pattern.type}' places codes by the length of the clip, so it is trained on clips of "
-                    f"exactly {frames} frames (generator.max_frames), but got {int(target.lengths.min())}; "
-                    "cut clips to that length"
+                    f"pattern '{self.spec.pattern.type}' depends on the length of a clip, so it is trained on clips of exactly "
+                    f"{frames} frames (generator.max_frames), but got {int(target.lengths.min())}; cut clips to that length"
                 )
         frame = self.pattern(frames + extra).frame_at_step.to(device).expand(len(target), -1, -1)
         inside = (frame >= 0) & (frame < lengths)
@@ -203,9 +200,11 @@ class CodecLM(Generator):
         counted = inside & (before_crop | ended[:, None])[:, None]
         if extra:
             counted[:, 0] |= (frame[:, 0] == lengths[:, 0]) & ended[:, None]
-        logits = self(sequence[:, :, :-1], fused, frame, _on_device(rng, device) if self.training else None)
-        target_ids, counted = sequence[:, :, 1:].transpose(1, 2), counted[:, :, 1:].transpose(1, 2)  # [b, s, k]
-        labels = target_ids.where(counted, 0)
+        if self.training and rng.device.type != device.type:
+            rng = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        logits = self(sequence[:, :, :-1], fused, frame, rng if self.training else None)
+        counted = counted[:, :, 1:].transpose(1, 2)  # [b, s, k]
+        labels = sequence[:, :, 1:].transpose(1, 2).where(counted, 0)
         values = F.cross_entropy(logits.flatten(0, 2).float(), labels.flatten(), reduction="none").view_as(labels) * counted
         means = values.sum((0, 1)) / counted.sum((0, 1)).clamp(min=1)
         return {"loss": means.mean(), **{f"ce_{codebook}": mean for codebook, mean in enumerate(means.detach())}}
@@ -262,14 +261,13 @@ class CodecLM(Generator):
         """
         if self.graphs is None and self.embedding.weight.is_cuda:
             self.graphs = GraphCache()
-        frames = inputs.frames.tolist()
-        patterns = [self.pattern(count) for count in frames]
+        patterns = [self.pattern(frames) for frames in inputs.frames.tolist()]
         branches = nonzero_branches(branches, plain=inputs.guidance_schedule is not None or inputs.rescale > 0)
-        lm = pack_linears(dequantized_if_unsupported(self), len(frames) * (1 if inputs.two_step_cfg else len(branches)))
+        lm = pack_linears(dequantized_if_unsupported(self), len(patterns) * (1 if inputs.two_step_cfg else len(branches)))
         state, first = init_state(lm, branches, inputs, patterns)
         runner = None if self.graphs is None else self.graphs.acquire(state, lm)
         state = state if runner is None else runner.state
-        complete = [pattern.complete_frames_after() for pattern in patterns]
+        complete = [pattern.complete_frames_after() for pattern in patterns]  # after each step
         step_of_frame = stack_tables([pattern.step_of_frame for pattern in patterns]).to(
             state.buffer.sequence.device
         )  # [b, k, f]
@@ -341,16 +339,17 @@ def init_state(
     ids, prefix = torch.zeros(batch, lm.num_codebooks, 0, dtype=torch.long), torch.zeros_like(frames)
     if inputs.known_frames is not None:
         ids, prefix = validate_known_prefix(inputs.known_frames, frames, lm.frame_format)  # [b, k, f], [b]
-    known = (frame >= 0) & (frame < prefix[:, None, None])
+    known, inside = (frame >= 0) & (frame < prefix[:, None, None]), frame < frames[:, None, None]
     sequence = F.pad(ids, (0, 1)).gather(2, frame.where(known, ids.shape[2])).where(known, lm.special_token_id)
-    missing = ((frame >= prefix[:, None, None]) & (frame < frames[:, None, None])).any(1).any(0)  # [s]
-    steps = frame.shape[2]
+    missing, steps = ((frame >= prefix[:, None, None]) & inside).any(1).any(0), frame.shape[2]  # [s]
     first = next((step for step in range(1, steps) if missing[step]), steps)
     noise = F.pad(uniform_noise(inputs.seeds, inputs.start_frame, int(frames.max()), lm.num_codebooks), (0, 1))  # [b, k, f + 1]
     eos_allowed = (frame > 0) & ~known & inputs.sampling.allow_eos
     eos_allowed[:, 1:] = False
-    conditioned = frame.where(frame < frames[:, None, None], -1).to(device)  # no conditions after an item's last frame
-    schedule = inputs.guidance_schedule
+    conditioned = frame.where(inside, -1).to(device)  # no conditions after an item's last frame
+    strength = inputs.guidance_schedule
+    if strength is not None:
+        strength = strength.to(device).gather(1, latest_predicted_frame(conditioned, strength.shape[1]))
     buffer = DecodingBuffer(
         sequence=sequence.to(device),
         lengths=frames.to(device),
@@ -358,9 +357,7 @@ def init_state(
         known=known.to(device),
         uniform=noise.gather(2, frame.where(frame >= 0, noise.shape[2]).clamp(max=noise.shape[2] - 1)).to(device),
         eos_forbidden=~eos_allowed.to(device) if spec.end_of_sequence else None,
-        strength=None
-        if schedule is None
-        else schedule.to(device).gather(1, latest_predicted_frame(conditioned, schedule.shape[1])),
+        strength=strength,
         guidance=GuidanceMixer.of(branches, inputs.rescale),
         sampling=inputs.sampling,
         special=lm.special_token_id,
@@ -433,10 +430,3 @@ def decode_block(
 
     buckets = tuple(round_up_to_bucket(group.conditions.prefix_length + last - 1) for group in state.groups)
     runner.run(decode_next, last - first, key=buckets)
-
-
-def _on_device(rng: torch.Generator, device: Any) -> torch.Generator:
-    """Return `rng`, or a generator on `device` seeded from it."""
-    if torch.device(rng.device).type == torch.device(device).type:
-        return rng
-    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
