@@ -1,4 +1,4 @@
-"""The codec language model: its end of sequence, its positions, its loop without host, and bad requests."""
+"""The codec language model: end of sequence, positions, decoding without host synchronisation, bad requests."""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def clips(
 
 
 def ends_at(generator: CodecLM, frame: int) -> None:
-    """Makes the model end at `frame`, whatever it has read."""
+    """Make the model end at `frame` for any input."""
     logits = generator.split_codebooks
 
     def ending(x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ PATTERNS = [
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 @pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
 def test_generation_agrees_with_the_teacher_forced_model(pattern: Any, positions: str) -> None:
-    """Greedy codes, written step by step with two branches, are the arg max of the whole sequence read at once."""
+    """Check that greedy codes of two branches are the arg max of one pass over the sequence."""
     widths = {"cross": 5, "prepend": 8, "add": 32}
     generator = model(widths, pattern=pattern, positions=positions, end_of_sequence=False, max_frames=19)
     tokens = [MaskedSequence(torch.randn(2, 4, w), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()) for w in (5, 8)]
@@ -100,8 +100,8 @@ def test_generation_agrees_with_the_teacher_forced_model(pattern: Any, positions
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
-def test_the_loss_is_the_cross_entropy_of_every_code(pattern: Any) -> None:
-    """Of whole clips, whatever the pattern: the logits of each code, found by the pattern's own way back."""
+def test_loss_is_the_cross_entropy_of_every_code(pattern: Any) -> None:
+    """Check whole clips in every pattern, with the logits reverted to frames."""
     generator, target = model(pattern=pattern, end_of_sequence=False, max_frames=19), codes(2, 19, ended=torch.ones(2) > 0)
     layout = pattern.pattern(3, 19)
     sequence, _ = build_sequence(layout, target.ids, 11)
@@ -116,10 +116,10 @@ def test_the_loss_is_the_cross_entropy_of_every_code(pattern: Any) -> None:
 
 
 @pytest.mark.parametrize("pattern", [CoarseFirst(), MusicLM(group_by=1)], ids=repr)
-def test_a_pattern_that_works_at_one_length_says_so(pattern: Any) -> None:
+def test_fixed_length_patterns_reject_other_lengths(pattern: Any) -> None:
     generator = model(pattern=pattern, end_of_sequence=False)
     assert generator.spec.fixed_length and not model().spec.fixed_length
-    with pytest.raises(RequestError, match=f"'{pattern.type}' places codes by the length.*exactly 200 frames, not .19."):
+    with pytest.raises(RequestError, match=f"'{pattern.type}' depends on the length.*exactly 200 frames, not .19."):
         list(generator.stream([GuidanceBranch(1.0, FusedConditions())], plan([19])))
     with pytest.raises(RequestError, match=r"exactly 200 frames \(generator.max_frames\), but got 19"):
         ce(generator, codes(1, 19))
@@ -127,7 +127,7 @@ def test_a_pattern_that_works_at_one_length_says_so(pattern: Any) -> None:
 
 
 @pytest.mark.parametrize("padding", [True, False])
-def test_two_steps_are_one_batch_where_lengths_agree(padding: bool) -> None:
+def test_two_step_cfg_equals_one_batch_for_equal_lengths(padding: bool) -> None:
     generator = model({"cross": 5, "prepend": 8}, attend_padding=padding, positions="sinusoidal")
     rows = lambda n, w: MaskedSequence(torch.randn(2, n, w), torch.arange(n) < torch.tensor([[n], [1]]))  # noqa: E731
     given, same = FusedConditions(rows(4, 5), rows(3, 8)), FusedConditions(rows(4, 5), rows(3, 8))
@@ -141,7 +141,7 @@ def test_two_steps_are_one_batch_where_lengths_agree(padding: bool) -> None:
     assert torch.equal(run(wider, True), run(wider, False)) != padding  # padding that takes part is another model
 
 
-def test_two_steps_take_one_batch_at_a_time() -> None:
+def test_two_step_cfg_runs_one_branch_at_a_time() -> None:
     generator, rows = model(), []
     generator.transformer.blocks[0].norm1.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))  # type: ignore[union-attr]
     branches = [GuidanceBranch(3.0, FusedConditions()), GuidanceBranch(-2.0, FusedConditions())]
@@ -151,8 +151,8 @@ def test_two_steps_take_one_batch_at_a_time() -> None:
         assert max(rows) == widest and len(rows) == passes
 
 
-def test_random_numbers_are_those_of_absolute_frames() -> None:
-    """A model that ignores what it reads writes the same frames whether it begins at frame 0 or later."""
+def test_noise_depends_on_absolute_frames() -> None:
+    """Check with a model that ignores its input, started at frame 0 or later."""
     generator = model()
     with torch.no_grad():
         generator.embedding.weight.copy_(generator.embedding.weight[:1].expand_as(generator.embedding.weight))
@@ -162,7 +162,7 @@ def test_random_numbers_are_those_of_absolute_frames() -> None:
     assert torch.equal(generator.generate([GuidanceBranch(1.0, FusedConditions())], later).data, whole[..., 70:])
 
 
-def test_codes_depend_on_earlier_steps_alone() -> None:
+def test_codes_depend_only_on_earlier_steps() -> None:
     generator, target = model(), codes(1, 12)
     layout = Delay().pattern(3, 12).frame_at_step[None]
     sequence = torch.nn.functional.pad(target.ids, (0, 1), value=11).gather(2, layout.where((layout >= 0) & (layout < 12), 12))
@@ -188,8 +188,8 @@ def test_add_enters_where_codebook_0_of_its_frame_is_predicted() -> None:
         assert changed[0] == frame  # the output at step t is the prediction of step t + 1, which holds frame t of codebook 0
 
 
-def test_the_loss_is_the_mean_over_the_codes_that_count() -> None:
-    """Against a loop in the words of the rule; a crop counts what is read before its first missing code."""
+def test_loss_is_the_mean_over_counted_codes() -> None:
+    """Compare with a loop; a crop counts the codes before its first missing one."""
     generator = model()
     target = codes(3, 9, lengths=torch.tensor([9, 6, 4]), ended=torch.tensor([True, False, True]))
     terms = ce(generator, target)
@@ -214,14 +214,14 @@ def test_the_loss_is_the_mean_over_the_codes_that_count() -> None:
     torch.testing.assert_close(terms["loss"], torch.stack(means).mean(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_fresh_model_knows_nothing() -> None:
+def test_initial_loss_is_that_of_a_uniform_distribution() -> None:
     torch.manual_seed(0)
     generator = CodecLMSpec(**SIZE).build(GRID, {})
     terms = ce(generator, codes(4, 30))
     assert abs(terms["ce_0"].item() - math.log(12)) < 0.1 and abs(terms["ce_2"].item() - math.log(11)) < 0.1
 
 
-def test_only_ended_clips_teach_the_end() -> None:
+def test_only_ended_clips_train_the_end() -> None:
     def push(ended: bool | None) -> float:
         generator = model()
         flag = None if ended is None else torch.tensor([ended])
@@ -233,7 +233,7 @@ def test_only_ended_clips_teach_the_end() -> None:
 
 
 @pytest.mark.parametrize("frame", [1, 7, 15, 16, 18])
-def test_after_the_end_the_tail_is_finished_and_nothing_more(frame: int) -> None:
+def test_delayed_codebooks_are_finished_after_the_end(frame: int) -> None:
     free, ending = model(), model()
     ends_at(ending, frame)
     sampling = TokenSampling(allow_eos=True)
@@ -259,7 +259,7 @@ def test_no_end_where_it_is_not_allowed() -> None:
 
 
 def test_learned_ends_are_generated() -> None:
-    """Trained on clips of three lengths told by a condition, the model ends where it should."""
+    """Train on clips of three lengths given by a condition, and check the generated lengths."""
     torch.manual_seed(0)
     generator = CodecLMSpec(**{**SIZE, "width": 48}).build(GRID, {"prepend": 3})
     lengths = torch.tensor([3, 6, 10])
@@ -279,7 +279,7 @@ def test_learned_ends_are_generated() -> None:
 @pytest.mark.parametrize(
     "fields", [{}, {"positions": "sinusoidal", "pattern": Parallel()}, {"depth": 3, "heads": 4, "bias": True}]
 )
-def test_many_seeds_alone_and_together(fields: dict[str, Any]) -> None:
+def test_items_alone_equal_items_in_a_batch(fields: dict[str, Any]) -> None:
     generator = model({"cross": 4}, **fields)
     lengths = [40, 3, 17, 33, 40, 1]
     tokens = MaskedSequence(torch.randn(6, 5, 4), torch.arange(5) < torch.tensor([5, 0, 1, 3, 2, 5])[:, None])
@@ -296,8 +296,8 @@ def test_many_seeds_alone_and_together(fields: dict[str, Any]) -> None:
         )
 
 
-def test_a_block_runs_where_no_number_can_be_read() -> None:
-    """On the meta device every look at a value raises; a block of steps, prefix and prompt included, does not."""
+def test_a_block_needs_no_host_synchronisation() -> None:
+    """Run a block with prefix and prompt on the meta device, where reading a value raises."""
     generator = model({"cross": 5, "prepend": 8, "add": 32})
     tokens = [MaskedSequence(torch.randn(2, 4, w), torch.ones(2, 4, dtype=torch.bool)) for w in (5, 8)]
     fused = FusedConditions(tokens[0], tokens[1], torch.randn(2, 40, 32))
@@ -318,7 +318,7 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
 
 
 def _to_meta(x: Any) -> Any:
-    """A state, and all that it holds, on the meta device."""
+    """Return a state with all its tensors on the meta device."""
     if isinstance(x, Tensor):
         return x.to("meta")
     if isinstance(x, tuple) and hasattr(x, "_fields"):
@@ -330,7 +330,7 @@ def _to_meta(x: Any) -> Any:
     return x
 
 
-def test_the_stream_gives_whole_frames_as_soon_as_they_are_there() -> None:
+def test_stream_yields_frames_as_soon_as_they_are_complete() -> None:
     generator = model(end_of_sequence=False)
     sizes = [chunk.ids.shape[-1] for chunk in generator.stream([GuidanceBranch(1.0, FusedConditions())], plan([100]))]  # type: ignore[union-attr]
     assert sizes == [14, 16, 16, 16, 16, 16, 6]  # a block of 16 steps holds 16 frames less the delay
@@ -371,12 +371,12 @@ def test_training_and_generation_work_in_bfloat16() -> None:
         ),
     ],
 )
-def test_bad_plans_are_refused(the_plan: GenerationInputs, message: str) -> None:
+def test_invalid_inputs_are_rejected(the_plan: GenerationInputs, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         list(model().stream([GuidanceBranch(1.0, FusedConditions())], the_plan))
 
 
-def test_all_frames_known_is_nothing_to_do() -> None:
+def test_all_frames_known_needs_no_step() -> None:
     value = codes(2, 9)
     out = model().generate(
         [GuidanceBranch(1.0, FusedConditions())], plan([9, 9], known=KnownFrames(value, torch.ones(2, 9, dtype=torch.bool)))
@@ -396,12 +396,12 @@ def test_all_frames_known_is_nothing_to_do() -> None:
         ({"layers": 3}, "layers"),
     ],
 )
-def test_bad_specs_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_invalid_specs_are_rejected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         GeneratorSpec.parse({"type": "codec_lm", **SIZE, **fields})
 
 
-def test_misfits_name_the_field() -> None:
+def test_mismatches_name_the_field() -> None:
     with pytest.raises(ValueError, match=r"pattern.delays: 2 numbers are given, this codec needs 3"):
         CodecLMSpec(**SIZE, pattern=Delay(delays=(0, 1))).validate_inputs(GRID, {})
     with pytest.raises(ValueError, match=r"pattern.empty_initial"):

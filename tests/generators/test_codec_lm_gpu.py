@@ -1,4 +1,4 @@
-"""CUDA graphs themselves, at tiny size; without a GPU what they do is tested by `test_codec_lm_recorded.py` on a CPU."""
+"""CUDA graphs on a GPU, at tiny size; `test_codec_lm_graphs.py` tests the same on a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ FRAMES = 300  # more than one bucket of positions
 
 
 class Eager(CUDAGraphCapturer):
-    """The same step, launched by Python."""
+    """Launch the step by Python."""
 
     def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         return run
@@ -46,7 +46,7 @@ def written(generator: CodecLM, sampling: TokenSampling = DRAWN) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_graph_writes_what_the_same_step_does_launched_by_python(dtype: torch.dtype) -> None:
+def test_graph_equals_steps_launched_by_python(dtype: torch.dtype) -> None:
     generator = model(dtype)
     got = written(generator)
     assert generator.graphs._kept is not None and len(generator.graphs._kept.runs) == 2
@@ -55,8 +55,8 @@ def test_a_graph_writes_what_the_same_step_does_launched_by_python(dtype: torch.
     assert torch.equal(written(generator), got)
 
 
-def test_the_gpu_writes_what_the_cpu_does() -> None:
-    """Greedy in float32; rounding differs, so a rare tie may fall the other way, and the rest with it."""
+def test_gpu_codes_equal_cpu_codes() -> None:
+    """Greedy in float32; rounding differs, so a rare tie may change the rest."""
     greedy = TokenSampling(temperature=0)
     generator = model()
     got = written(generator, greedy).cpu()
@@ -86,7 +86,7 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     written(generator)
 
 
-def test_a_step_that_waits_is_not_recorded_and_still_done() -> None:
+def test_a_step_that_synchronises_is_run_without_capture() -> None:
     generator = model()
     want = written(generator)
     generator.graphs = GraphCache()
@@ -104,7 +104,7 @@ def test_a_step_that_waits_is_not_recorded_and_still_done() -> None:
     assert generator.graphs._kept is None
 
 
-def test_a_stream_that_is_closed_frees_its_memory() -> None:
+def test_closed_stream_frees_its_memory() -> None:
     generator = model()
     written(generator)
     generator.graphs = GraphCache()

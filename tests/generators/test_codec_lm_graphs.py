@@ -1,4 +1,4 @@
-"""Steps that are recorded and replayed write what steps do that Python walks through, whatever is asked for."""
+"""Captured and replayed steps give the same codes as steps that Python runs."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def model(widths: Any = WIDTHS, **fields: Any) -> CodecLM:
 
 
 def recording(generator: CodecLM) -> tuple[CodecLM, list[TapeRecorder]]:
-    """The model, which records from now on, and the recorders it makes."""
+    """Make the model capture its steps; return it with the list of its capturers."""
     made: list[TapeRecorder] = []
 
     def recorder(_: torch.device) -> TapeRecorder:
@@ -65,7 +65,7 @@ def recording(generator: CodecLM) -> tuple[CodecLM, list[TapeRecorder]]:
 
 
 def everything(frames: int = FRAMES, *, bias: bool = False) -> FusedConditions:
-    """Something in every slot, padding in the prefix and among the tokens; with a bias, tokens that come and go."""
+    """Return conditions in every slot, with padding; with a bias, tokens of some frames only."""
     rng = torch.Generator().manual_seed(1)
     random = lambda *shape: torch.randn(shape, generator=rng)  # noqa: E731
     masks = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
@@ -92,7 +92,7 @@ def plan(frames: Sequence[int] = (FRAMES, 31), sampling: TokenSampling = WHOLE, 
 def same(
     generator: CodecLM, branches: list[GuidanceBranch], the_plan: GenerationInputs, *, least: int = 20
 ) -> list[TapeRecorder]:
-    """That the model writes the same recorded as not; what has recorded it."""
+    """Check that captured steps give the same codes; return the capturers."""
     want = generator.generate(branches, the_plan)
     got = recording(generator)
     found = generator.generate(branches, the_plan)
@@ -134,13 +134,13 @@ ASKED: dict[str, Callable[[], tuple[CodecLM, list[GuidanceBranch], GenerationInp
 
 
 @pytest.mark.parametrize("what", ASKED)
-def test_recorded_steps_write_the_same(what: str) -> None:
+def test_captured_steps_give_the_same_codes(what: str) -> None:
     same(*ASKED[what]())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_half_precision_too(dtype: torch.dtype) -> None:
-    """Its sums go another way than those of another length, so what is compared are the same steps not recorded."""
+def test_captured_steps_in_half_precision(dtype: torch.dtype) -> None:
+    """Compare with the same steps without capture, as sums depend on the length."""
     generator = model({"cross": 5}).to(dtype)
     tokens = everything().cross
     assert tokens is not None
@@ -157,8 +157,8 @@ def test_in_half_precision_too(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantised_weights_can_be_recorded(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are computed with on a GPU, where no kernel of ours is: written out for each product."""
+def test_quantised_weights_can_be_captured(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dequantise the weights for each product, as on a GPU without a kernel."""
     generator = model({"cross": 32}, width=64, mlp_ratio=1)
     quantize_linears(generator, kind)
     monkeypatch.setattr("cadenza.nn.weight_quantization.cpu_kernel_unavailable_reason", lambda: "as on a GPU")
@@ -170,7 +170,7 @@ def test_quantised_weights_can_be_recorded(kind: Any, monkeypatch: pytest.Monkey
     same(generator, guided(FusedConditions(tokens)), plan())
 
 
-def test_ends_are_seen_on_the_device() -> None:
+def test_ends_are_detected_on_the_device() -> None:
     """One item ends by itself in the first block of steps, the other in a later one."""
     generator = model({"cross": 5})
     branches = [GuidanceBranch(1.0, FusedConditions(everything().cross))]
@@ -183,7 +183,7 @@ def test_ends_are_seen_on_the_device() -> None:
     same(generator, branches, next(filter(early_and_late, plans)), least=14)
 
 
-def test_windows_are_recorded_once_where_they_are_alike() -> None:
+def test_windows_of_the_same_shape_are_captured_once() -> None:
     """A clip of four windows, of which all but the last are as long as the model's context and know as much."""
     fused = everything(130)
     the_plan = GenerationInputs(torch.tensor([130, 130]), [3, 4], TokenSampling(allow_eos=False))
@@ -201,8 +201,8 @@ def test_windows_are_recorded_once_where_they_are_alike() -> None:
     assert [bool(recorder.tapes) for recorder in made].count(True) == 1
 
 
-def test_a_short_past_is_not_charged_the_full_length() -> None:
-    """One recording for each 16 positions here, and no step reads more than 16 positions beyond its own."""
+def test_attention_is_limited_to_the_bucket() -> None:
+    """Check one capture per 16 positions, and no step that attends to more than 16 beyond its own."""
     recorders = same(model({}), [GuidanceBranch(1.0, FusedConditions())], plan())
     read = []
     for tape in recorders[0].tapes if len(recorders) == 1 else recorders[-1].tapes:
@@ -212,7 +212,7 @@ def test_a_short_past_is_not_charged_the_full_length() -> None:
     assert read == [16, 32, 48]
 
 
-def test_a_stream_that_is_closed_leaves_nothing_and_a_whole_one_what_the_next_can_use() -> None:
+def test_closed_stream_frees_its_state_and_finished_one_keeps_its_runner() -> None:
     generator = model()
     generator.graphs = GraphCache(lambda _: TapeRecorder())
     stream: Any = generator.stream(guided(everything()), plan())
@@ -228,8 +228,8 @@ def test_a_stream_that_is_closed_leaves_nothing_and_a_whole_one_what_the_next_ca
     assert kept is not None and len(kept.runs) == 2
 
 
-def test_streams_side_by_side_do_not_meet() -> None:
-    """Two of the same shape, a chunk of each in turn, after one that left its recordings."""
+def test_concurrent_streams_are_independent() -> None:
+    """Run two of the same shape in turn, after one whose runner is kept."""
     generator, branches = model(), guided(everything())
     plans = [replace(plan(), seeds=seeds) for seeds in ([1, 2], [3, 4])]
     want = [generator.generate(branches, each).data for each in plans]

@@ -1,4 +1,4 @@
-"""The slots of the codec language model: what is written step by step, where it enters, and that it begins without effect."""
+"""Slots of the codec language model: decoding step by step, position in time, initial effect."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,7 +31,7 @@ def model(widths: Any = WIDTHS, **fields: Any) -> CodecLM:
 
 
 def everything() -> FusedConditions:
-    """Something in every slot, with tokens that come and go; nothing at all to attend to in frames 4 to 6 of one item."""
+    """Return conditions in every slot; one item has no tokens to attend to in frames 4 to 6."""
     torch.manual_seed(1)
     masks = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
     weight = torch.rand(2, 4, FRAMES)
@@ -47,7 +47,7 @@ def everything() -> FusedConditions:
 
 
 def read(generator: CodecLM, ids: Tensor, fused: FusedConditions) -> tuple[Tensor, Tensor, Tensor]:
-    """A sequence of codes read at once: the sequence, the logits of each step, and what lies inside."""
+    """Return a sequence, the logits of each step from one pass, and the mask of its codes."""
     layout = generator.spec.pattern.pattern(3, FRAMES)
     inside = (layout.frame_at_step >= 0) & (layout.frame_at_step < FRAMES)
     padded = torch.nn.functional.pad(ids, (0, 1), value=11)
@@ -57,7 +57,7 @@ def read(generator: CodecLM, ids: Tensor, fused: FusedConditions) -> tuple[Tenso
 
 @pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
 @pytest.mark.parametrize("pattern", [Delay(), Unroll(), CoarseFirst(), MusicLM(group_by=1)], ids=repr)
-def test_what_is_written_step_by_step_is_what_is_read_at_once(pattern: Any, positions: str) -> None:
+def test_steps_equal_one_pass(pattern: Any, positions: str) -> None:
     generator = model(pattern=pattern, positions=positions, max_frames=FRAMES, cross_attention_pos_emb_scale=0.5)
     fused = everything()
     null = FusedConditions(global_vector=torch.randn(2, 6), add=torch.zeros(2, FRAMES, 32), concat=torch.zeros(2, FRAMES, 3))
@@ -72,8 +72,8 @@ def test_what_is_written_step_by_step_is_what_is_read_at_once(pattern: Any, posi
 @pytest.mark.parametrize(
     "more", [{"positions": "sinusoidal"}, {"positions": "rotary", "bias": True, "cross_attention_pos_emb_scale": 0.5}]
 )
-def test_quantised_weights_are_walked_as_they_are_read(kind: Any, more: dict[str, Any]) -> None:
-    """Up to what keys and values of 8 bits change, which torch keeps as they are: every code is as likely as the likeliest."""
+def test_quantised_steps_equal_one_pass(kind: Any, more: dict[str, Any]) -> None:
+    """Keys and values of 8 bits may change the code, but not to a much less likely one."""
     generator = model(max_frames=FRAMES, **more)
     before, fused = read(generator, torch.zeros(2, 3, FRAMES, dtype=torch.long), everything())[1], everything()
     generator.quantize(kind)
@@ -91,7 +91,7 @@ def test_quantised_weights_are_walked_as_they_are_read(kind: Any, more: dict[str
         assert (short == 0).float().mean() > 0.97
 
 
-def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantised_weights_are_dequantised_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = model(max_frames=FRAMES)
     generator.quantize("int8")
     plan = GenerationInputs(torch.tensor([FRAMES] * 2), [0, 1], TokenSampling(temperature=0))
@@ -108,7 +108,7 @@ def test_without_a_compiler_quantised_weights_are_written_out(monkeypatch: pytes
 
 @pytest.mark.parametrize("slot", ["concat", "global_vector"])
 def test_a_new_slot_changes_nothing_before_training(slot: str) -> None:
-    """As `global` begins at zero, and `concat` where the part beside the frames does, from which it must be able to learn."""
+    """`global` starts at zero; `concat` starts near zero for its own part, so that it gets a gradient."""
     name = "global" if slot == "global_vector" else slot
     torch.manual_seed(0)
     plain = CodecLMSpec(**SIZE).build(GRID, {})
@@ -156,8 +156,8 @@ def test_a_global_vector_reaches_every_block_and_step() -> None:
             style.weight.copy_(kept)
 
 
-def test_curves_are_stretched_over_the_steps_of_each_item() -> None:
-    """As torch's interpolation does for an item alone, from the first step to its last."""
+def test_curves_are_interpolated_over_the_steps_of_each_item() -> None:
+    """Compare with torch's interpolation for each item, from its first step to its last."""
     generator, curve = model({"add": 32}), everything().interpolated[0]  # type: ignore[index]
     seen: list[Tensor] = []
     generator.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -171,7 +171,7 @@ def test_curves_are_stretched_over_the_steps_of_each_item() -> None:
         torch.testing.assert_close((seen[0] - seen[1])[i, :steps], want, atol=1e-5, rtol=1e-4)
 
 
-def test_a_token_is_heard_only_where_it_has_weight() -> None:
+def test_tokens_affect_only_frames_where_they_have_weight() -> None:
     generator, ids = model({"cross": 5}), torch.randint(11, (2, 3, FRAMES))
     mask = torch.ones(2, 2, dtype=torch.bool)
     x, bias = torch.randn(2, 2, 5), torch.zeros(2, 2, FRAMES)
@@ -187,7 +187,7 @@ def test_a_token_is_heard_only_where_it_has_weight() -> None:
     torch.testing.assert_close(weak, timed, atol=1e-4, rtol=1e-3)
 
 
-def test_places_in_cross_count_what_is_real() -> None:
+def test_positions_in_cross_skip_padding() -> None:
     generator, ids = model({"cross": 5}, cross_attention_pos_emb_scale=2.0), torch.randint(11, (1, 3, FRAMES))
     x = torch.randn(1, 3, 5)
     alone = read(generator, ids, FusedConditions(MaskedSequence(x, torch.ones(1, 3, dtype=torch.bool))))[1]
@@ -198,8 +198,8 @@ def test_places_in_cross_count_what_is_real() -> None:
     assert (turned - alone).abs().max() > 1e-2  # order matters now
 
 
-def test_a_block_runs_where_no_number_can_be_read() -> None:
-    """On the meta device every look at a value raises: every slot, guidance that varies, spreads that are brought back."""
+def test_a_block_needs_no_host_synchronisation() -> None:
+    """Run every slot, a guidance schedule and rescaling on the meta device, where reading a value raises."""
     generator, fused = model(), everything()
     strength = torch.rand(2, FRAMES)
     plan = GenerationInputs(torch.tensor([FRAMES, 11]), [0, 1], TokenSampling(), guidance_schedule=strength, rescale=0.5)
@@ -215,7 +215,7 @@ def test_a_block_runs_where_no_number_can_be_read() -> None:
 
 
 def _to_meta(x: Any) -> Any:
-    """A state, and all that it holds, on the meta device."""
+    """Return a state with all its tensors on the meta device."""
     if isinstance(x, Tensor):
         return x.to("meta")
     if isinstance(x, tuple) and hasattr(x, "_fields"):

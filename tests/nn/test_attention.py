@@ -1,4 +1,4 @@
-"""One query in half precision on a CPU, whether its items are widened together or one by one."""
+"""One half-precision query on a CPU, converted to float32 for the whole batch or item by item."""
 
 import pytest
 import torch

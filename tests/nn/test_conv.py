@@ -31,20 +31,20 @@ def test_every_length_gives_full_frames(causal: bool, pad_mode: str, kernel: int
         assert conv(torch.randn(1, 2, t)).shape == (1, 3, math.ceil(t / stride))
 
 
-def test_short_reflection_sees_zeros_after_the_clip() -> None:
+def test_reflection_of_a_short_clip_pads_zeros_first() -> None:
     x = torch.tensor([[[1.0, 2.0]]])
     assert pad1d(x, 3, 0, "reflect").tolist() == [[[0.0, 0.0, 2.0, 1.0, 2.0]]]
     assert pad1d(x, 1, 1, "reflect").tolist() == [[[2.0, 1.0, 2.0, 1.0]]]
 
 
-def test_causal_convolution_is_a_left_padded_one() -> None:
+def test_causal_convolution_equals_left_padding() -> None:
     conv = Conv1d(2, 3, kernel=5, dilation=2, style=CAUSAL)
     x = torch.randn(2, 2, 40)
     expected = F.conv1d(F.pad(x, (8, 0)), conv.conv.weight, conv.conv.bias, dilation=2)
     torch.testing.assert_close(conv(x), expected)
 
 
-def test_causal_convolution_looks_at_no_later_sample() -> None:
+def test_causal_convolution_does_not_depend_on_later_samples() -> None:
     conv = Conv1d(1, 1, kernel=8, stride=4, style=CAUSAL)
     x = torch.randn(1, 1, 40, requires_grad=True)
     conv(x)[0, 0, 5].backward()
@@ -102,7 +102,7 @@ def test_initial_weights_keep_the_variance() -> None:
         assert 0.8 < layer(x).std() < 1.25
 
 
-def test_time_group_norm_is_torchs_and_takes_a_single_value() -> None:
+def test_time_group_norm_equals_torch_and_accepts_a_single_value() -> None:
     norm, torchs = TimeGroupNorm(3), torch.nn.GroupNorm(1, 3)
     for layer in (norm, torchs):
         torch.nn.init.constant_(layer.weight, 2.0)
@@ -113,7 +113,7 @@ def test_time_group_norm_is_torchs_and_takes_a_single_value() -> None:
     assert TimeGroupNorm(1)(torch.ones(1, 1, 1)).item() == 0.0
 
 
-def test_what_is_folded_is_the_same_without_the_norm() -> None:
+def test_removing_weight_norm_keeps_the_outputs() -> None:
     torch.manual_seed(0)
     style = ConvConfig(causal=True)
     layers = nn.Sequential(

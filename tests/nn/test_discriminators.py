@@ -1,4 +1,4 @@
-"""The critic of EnCodec; its numbers are tested with the kit in tests/training/losses."""
+"""The discriminator of EnCodec; its values are tested in tests/training."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Networks that are filled weight by weight, and made narrow as they are read."""
+"""Networks whose weights are loaded and quantised chunk by chunk."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SIZES = T5Config(vocabulary=2000, width=36, hidden=150, depth=2, heads=3, head=1
 
 
 def stored() -> tuple[T5Encoder, dict[str, LazyTensor], list[int]]:
-    """A network, what is stored of it, and a list of the bytes that are read of that at a time."""
+    """A network, its stored weights, and a list of the bytes of each chunk that is read."""
     torch.manual_seed(0)
     network, read = T5Encoder(SIZES).requires_grad_(False), []
 
@@ -30,7 +30,7 @@ def stored() -> tuple[T5Encoder, dict[str, LazyTensor], list[int]]:
     return network, {name: record(x) for name, x in network.state_dict().items()}, read
 
 
-def test_the_whole_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_never_holds_all_weights_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 1000)
     network, records, read = stored()
     with init_empty_weights():
@@ -42,7 +42,7 @@ def test_the_whole_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(isinstance(x, nn.Parameter) for x in (made.embed_tokens.weight, made.final_layer_norm.weight))
 
 
-def test_narrow_layers_are_those_of_the_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_int8_layers_equal_quantised_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 1000)
     network, records, _ = stored()
     with init_empty_weights():
@@ -64,7 +64,7 @@ def test_narrow_layers_are_those_of_the_whole_weights(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("narrow", [None, ("embed_tokens.weight",)])
-def test_weights_that_do_not_belong_are_named(narrow: tuple[str, ...] | None) -> None:
+def test_unexpected_weights_are_named(narrow: tuple[str, ...] | None) -> None:
     def filled(change: dict[str, LazyTensor | None]) -> None:
         _, records, _ = stored()
         with init_empty_weights():

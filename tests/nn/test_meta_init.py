@@ -1,4 +1,4 @@
-"""Outlines of networks have the shapes of the networks, and take neither time nor memory."""
+"""Networks on the meta device have the right shapes, and take neither time nor memory."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def _divided(*_: int) -> nn.Module:
         _divided,
     ],
 )
-def test_an_outline_has_the_shapes_of_the_whole(make) -> None:
+def test_shapes_on_meta_equal_real_shapes(make) -> None:
     with init_empty_weights():
         outline = make()
     whole = make().state_dict()
@@ -36,7 +36,7 @@ def test_an_outline_has_the_shapes_of_the_whole(make) -> None:
     assert all(x.is_meta for x in outline.state_dict().values())
 
 
-def test_what_is_meant_for_another_device_is_made_there() -> None:
+def test_explicit_devices_are_respected() -> None:
     with init_empty_weights():
         drawn = torch.randn(1000, device="cpu", generator=torch.Generator().manual_seed(0))
         assert abs(float(drawn.std()) - 1) < 0.1 and float(torch.ones(2, device="cpu").div(4).sum()) == 0.5

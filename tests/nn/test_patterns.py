@@ -91,7 +91,7 @@ def test_the_kit(kit: Callable[[str], Path]) -> None:
         agrees(entry)
 
 
-def test_the_drawing_of_the_paper() -> None:
+def test_figure_of_the_paper() -> None:
     sequence, _ = build_sequence(Delay().pattern(3, 4), torch.arange(1, 5).expand(1, 3, 4), 0)
     assert sequence[0].tolist() == [[0, 1, 2, 3, 4, 0, 0], [0, 0, 1, 2, 3, 4, 0], [0, 0, 0, 1, 2, 3, 4]]
 
@@ -110,7 +110,7 @@ def test_each_code_occurs_once(spec: Any, frames: int) -> None:
 @pytest.mark.parametrize("spec", RULES, ids=repr)
 @pytest.mark.parametrize("frames", [1, 7, 40])
 def test_codes_come_in_order(spec: Any, frames: int) -> None:
-    """A codebook's codes by frame; a frame's by codebook, unless delays say otherwise."""
+    """Check that each codebook is in order of frames, and each frame in order of codebooks without delays."""
     step = spec.pattern(4, frames).step_of_frame
     assert (step >= 0).all() and (step.diff(dim=1) > 0).all()
     delays = list(getattr(spec, "delays", None) or ())
@@ -120,7 +120,7 @@ def test_codes_come_in_order(spec: Any, frames: int) -> None:
         assert step[0].max() < step[-1].min()
 
 
-def test_where_each_code_stands() -> None:
+def test_step_of_each_code() -> None:
     """The rules in closed form: the step of a code from its frame t and codebook k."""
     t, k = torch.arange(7), torch.arange(4)[:, None]
     delays = torch.tensor([0, 0, 1, 1])[:, None]
@@ -135,7 +135,7 @@ def test_where_each_code_stands() -> None:
 
 
 @pytest.mark.parametrize("spec", RULES, ids=repr)
-def test_a_growing_pattern_begins_like_a_shorter_one(spec: Any) -> None:
+def test_longer_pattern_starts_like_a_shorter_one(spec: Any) -> None:
     long, short = spec.pattern(4, 9).frame_at_step, spec.pattern(4, 5).frame_at_step
     n = short.shape[1]
     same = torch.equal(torch.where(long[:, :n] < 5, long[:, :n], -1), torch.where(short < 5, short, -1))

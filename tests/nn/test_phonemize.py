@@ -9,7 +9,7 @@ from cadenza.nn.phonemize import phonemize
 
 
 def alone(text: str, language: str) -> str:
-    """What the program prints for one clause."""
+    """Return what the program prints for one clause."""
     done = subprocess.run(["espeak-ng", "-q", "--ipa", "-v", language, text], capture_output=True, text=True, check=True)
     return " ".join(done.stdout.replace("-", "").split())
 
@@ -25,7 +25,7 @@ def alone(text: str, language: str) -> str:
         ("fi", ["hyvää päivää"]),
     ],
 )
-def test_many_texts_in_one_call_are_each_text_alone(language: str, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_texts_equals_each_text_alone(language: str, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [alone(text, language) for text in texts]
     calls, run = [], subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *said, **how: calls.append(said) or run(*said, **how))
@@ -35,7 +35,7 @@ def test_many_texts_in_one_call_are_each_text_alone(language: str, texts: list[s
 
 
 @pytest.mark.needs("espeak-ng")
-def test_marks_stay_where_clauses_end() -> None:
+def test_punctuation_is_kept_at_the_end_of_clauses() -> None:
     hello, friend, pi = (alone(text, "en-us") for text in ("hello", "friend", "3.14"))
     assert phonemize(["hello, friend!", "hello\nfriend", "3.14; hello...", "hello？friend。"], "en-us") == [
         f"{hello} , {friend} !",
@@ -46,8 +46,8 @@ def test_marks_stay_where_clauses_end() -> None:
 
 
 @pytest.mark.needs("espeak-ng")
-def test_no_text_is_a_command() -> None:
-    """Neither markup of phonemes nor options nor what stands between clauses can be given in a text."""
+def test_commands_in_texts_are_not_executed() -> None:
+    """Check phoneme markup, options and the separator of clauses."""
     one, other = phonemize(["[[ptptptpt]]", "-v de hello"], "en-us")
     assert one and "ptptptpt" not in one.replace(" ", "")
     assert other.endswith(alone("hello", "en-us"))
@@ -55,8 +55,8 @@ def test_no_text_is_a_command() -> None:
 
 
 @pytest.mark.needs("espeak-ng")
-def test_a_text_of_any_length_is_read_to_its_end() -> None:
-    """The program cuts lines of a thousand bytes wherever that is, so it is given shorter ones."""
+def test_long_texts_are_not_cut() -> None:
+    """The program splits lines above a thousand bytes anywhere, so it gets shorter ones."""
     words = phonemize(["piano " * 700, "пиано " * 300, "a" * 1500], "en-us")
     assert words[0].split() == alone("piano", "en-us").split() * 700
     assert len(words[1].split()) >= 300 and words[2]

@@ -1,4 +1,4 @@
-"""Positions against AudioCraft's tables (kit case 11) and the rotary embedding's law."""
+"""Positions against AudioCraft's tables (kit case 11) and the definition of rotary embeddings."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from cadenza.nn.rope import apply_rotary, rotary_table, sinusoidal_embedding
 
 
-def test_sinusoids_are_audiocrafts(kit: Callable[[str], Path]) -> None:
+def test_sinusoids_equal_audiocraft(kit: Callable[[str], Path]) -> None:
     want = load_file(kit("11") / "expected.safetensors")
     for width in (8, 48):
         table = sinusoidal_embedding(torch.arange(50)[None], width)
@@ -38,7 +38,7 @@ def test_rotation_is_multiplication_by_unit_complex_numbers() -> None:
     torch.testing.assert_close(got, torch.cat([want.real, want.imag], -1), atol=1e-4, rtol=1e-4)
 
 
-def test_scores_depend_on_the_distance_alone() -> None:
+def test_scores_depend_only_on_the_distance() -> None:
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
     here = [apply_rotary(q, rotary_table(torch.tensor([[9 + s]]), 16)) for s in (0, 100)]
     there = [apply_rotary(k, rotary_table(torch.tensor([[2 + s]]), 16)) for s in (0, 100)]

@@ -1,4 +1,4 @@
-"""The order and the reach of SEANet's layers."""
+"""Order and receptive field of SEANet's layers."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def shape(**changes: object) -> SeanetConfig:
     return SeanetConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
-def test_layers_stand_at_encodecs_places() -> None:
+def test_layers_have_the_indices_of_encodec() -> None:
     released = shape(strides=(8, 5, 4, 2), widths=(2, 4, 8, 16, 32), residual_layers=(1,) * 4, lstm_layers=2)
     encoder, decoder = Encoder(released).layers, Decoder(released).layers
     kinds = {ResidualUnit: [1, 4, 7, 10], Activation: [2, 5, 8, 11, 14], Conv1d: [0, 3, 6, 9, 12, 15], ResidualLSTM: [13]}
@@ -25,7 +25,7 @@ def test_layers_stand_at_encodecs_places() -> None:
     assert [layer.stride for layer in decoder if isinstance(layer, ConvTranspose1d)] == [8, 5, 4, 2]
 
 
-def test_lists_of_widths_and_residuals_are_per_rate_from_the_wave_inwards() -> None:
+def test_widths_and_residuals_are_ordered_from_the_sample_rate() -> None:
     encoder = Encoder(shape(widths=(4, 6, 10), residual_layers=(0, 3))).layers
     residuals = [layer for layer in encoder if isinstance(layer, ResidualUnit)]
     assert [layer.block.layers[1].conv.in_channels for layer in residuals] == [6, 6, 6]
@@ -34,7 +34,7 @@ def test_lists_of_widths_and_residuals_are_per_rate_from_the_wave_inwards() -> N
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 def test_first_chunk_is_the_shortest_that_streams(mode: str) -> None:
-    """Against trying: with one frame fewer some layer mirrors what it has not yet seen."""
+    """Check that one frame fewer gives other samples."""
     torch.manual_seed(0)
     style = ConvConfig(causal=True, pad_mode=mode)  # type: ignore[arg-type]
     for residual_layers, kernel in (((1, 1), 7), ((4, 4), 3)):

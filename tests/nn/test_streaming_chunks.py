@@ -1,4 +1,4 @@
-"""Overlapping chunks: where they lie, and their weighted sum against formulas."""
+"""Overlapping chunks: their positions, and their weighted sum against formulas."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from cadenza.nn.streaming import ChunkedStream, ChunkLayout, OverlapAdder, overlap_add
 
 
-def test_a_chunk_begins_at_every_stride_while_samples_are_left() -> None:
+def test_chunks_start_at_every_stride_of_the_clip() -> None:
     chunks = ChunkLayout(4800, 4752)
     assert chunks.spans(4752) == [(0, 4752)]
     assert chunks.spans(4753) == [(0, 4753), (4752, 4753)]
@@ -22,13 +22,13 @@ def test_chunks_leave_no_gaps(length: int, stride: int) -> None:
 
 
 @pytest.mark.parametrize(("length", "stride", "samples"), [(8, 6, 27), (8, 2, 13), (7, 7, 20), (9, 5, 4)])
-def test_pieces_of_a_wave_add_up_to_it(length: int, stride: int, samples: int) -> None:
+def test_overlap_add_restores_the_wave(length: int, stride: int, samples: int) -> None:
     wave = torch.randn(2, 3, samples, generator=torch.Generator().manual_seed(0))
     pieces = [wave[..., start:stop] for start, stop in ChunkLayout(length, stride).spans(samples)]
     torch.testing.assert_close(overlap_add(pieces, stride), wave)
 
 
-def test_one_fades_into_the_other_along_the_triangle() -> None:
+def test_overlap_is_weighted_by_a_triangle() -> None:
     """Chunks of 10 every 8: in the overlap the first weighs 2, 1 and the second 1, 2."""
     one, other = torch.zeros(1, 1, 10), torch.ones(1, 1, 10)
     expected = torch.tensor([0.0] * 8 + [1 / 3, 2 / 3] + [1.0] * 8)
@@ -37,7 +37,7 @@ def test_one_fades_into_the_other_along_the_triangle() -> None:
     assert half.dtype == torch.float16 and torch.allclose(half.float()[0, 0], expected, atol=1e-3)
 
 
-def test_a_sum_that_grows_gives_what_no_later_chunk_covers() -> None:
+def test_push_returns_samples_that_no_later_chunk_covers() -> None:
     rng = torch.Generator().manual_seed(0)
     pieces = [torch.randn(2, 3, size, generator=rng) for size in (10, 10, 10, 7)]
     overlap = OverlapAdder(8)
@@ -48,7 +48,7 @@ def test_a_sum_that_grows_gives_what_no_later_chunk_covers() -> None:
     torch.testing.assert_close(given[1][..., 0], (2 * pieces[0][..., 8] + pieces[1][..., 0]) / 3)
 
 
-def test_clips_in_chunks_are_decoded_when_a_chunk_is_there() -> None:
+def test_stream_decodes_each_chunk_when_it_is_complete() -> None:
     """Each frame stands for 4 samples; chunks of 3 frames every 10 samples, of which the second clip has no whole one."""
     stream = ChunkedStream(lambda z: z.repeat_interleave(4, -1), frames=3, stride=10)
     z = torch.arange(1.0, 9).repeat(2, 1, 1)

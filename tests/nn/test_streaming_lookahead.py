@@ -1,4 +1,4 @@
-"""How far a decoder looks, against disturbing single frames."""
+"""Receptive field of a decoder, measured by changing single frames."""
 
 import pytest
 import torch
@@ -15,21 +15,21 @@ def shape(**changes: object) -> SeanetConfig:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"residual_layers": (4, 0), "last_kernel": 3}, {"strides": (1, 2), "kernel": 8}])
-def test_no_sample_depends_on_a_frame_out_of_reach(causal: bool, changes: dict) -> None:
+def test_samples_depend_only_on_the_receptive_field(causal: bool, changes: dict) -> None:
     torch.manual_seed(0)
     form = shape(style=ConvConfig(causal=causal, pad_mode="constant"), **changes)
     decoder, hop = Decoder(form).eval().double(), form.strides[0] * form.strides[1]
     far = sum(receptive_field(form))
     z = torch.randn(1, 3, 41, dtype=torch.double)
-    disturbed = z.clone()
-    disturbed[..., 20] += 1.0
-    changed = (decoder(z) - decoder(disturbed))[0, 0].unflatten(0, (-1, hop)).abs().amax(-1) > 0
+    changed_z = z.clone()
+    changed_z[..., 20] += 1.0
+    changed = (decoder(z) - decoder(changed_z))[0, 0].unflatten(0, (-1, hop)).abs().amax(-1) > 0
     places = changed.nonzero()[:, 0] - 20
-    assert places.abs().max() <= far, "or a stream would differ"
-    assert places.abs().max() >= far - 2, "or a stream would wait for nothing"
+    assert places.abs().max() <= far, "the stream would differ"
+    assert places.abs().max() >= far - 2, "the stream would wait longer than needed"
 
 
-def test_pieces_of_a_stream_are_the_whole() -> None:
+def test_stream_equals_the_whole_clip() -> None:
     torch.manual_seed(0)
     form = shape(style=ConvConfig(pad_mode="reflect"), lstm_layers=2)
     decoder = Decoder(form).eval()

@@ -1,4 +1,4 @@
-"""The encoder of T5 against that of transformers; what the conditioner makes of texts with it is tested there."""
+"""The encoder of T5 against that of transformers; tests/conditioners checks the conditioner."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def pair(kind: str = "t5", **fields: Any) -> tuple[Any, T5Encoder]:
-    """Their encoder and ours with the same weights of chance."""
+    """Return their encoder and ours with the same random weights."""
     config = AutoConfig.for_model(kind, **SMALL, **fields)
     torch.manual_seed(1)
     theirs = AutoModelForTextEncoding.from_config(config).encoder.eval()
@@ -35,8 +35,8 @@ def pair(kind: str = "t5", **fields: Any) -> tuple[Any, T5Encoder]:
 
 @pytest.mark.parametrize("fields", KINDS.values(), ids=KINDS)
 @torch.no_grad()
-def test_hidden_states_are_those_of_transformers(fields: dict[str, Any]) -> None:
-    """Of texts of 1 to 300 tokens, in which all distances of the table occur, and with gaps in the mask."""
+def test_hidden_states_equal_transformers(fields: dict[str, Any]) -> None:
+    """Check texts of 1 to 300 tokens, which cover all relative positions, with gaps in the mask."""
     theirs, ours = pair(**fields)
     ids = torch.randint(0, 50, (4, 300), generator=torch.Generator().manual_seed(2))
     mask = torch.arange(300) < torch.tensor([300, 170, 9, 1])[:, None]
@@ -48,7 +48,7 @@ def test_hidden_states_are_those_of_transformers(fields: dict[str, Any]) -> None
 
 
 @torch.no_grad()
-def test_where_nothing_may_be_seen_the_first_token_is() -> None:
+def test_first_token_is_visible_if_all_are_masked() -> None:
     _, ours = pair()
     ids = torch.tensor([[3, 4, 5], [3, 9, 9]])
     first = torch.tensor([[True, False, False]])
@@ -59,7 +59,7 @@ def test_where_nothing_may_be_seen_the_first_token_is() -> None:
 
 
 @pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
-def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str) -> None:
+def test_defaults_equal_transformers(kind: str) -> None:
     ours, theirs = T5Config.from_dict({"model_type": kind}), AutoConfig.for_model(kind)
     assert (ours.vocabulary, ours.width, ours.hidden) == (theirs.vocab_size, theirs.d_model, theirs.d_ff)
     assert (ours.depth, ours.heads, ours.head) == (theirs.num_layers, theirs.num_heads, theirs.d_kv)
@@ -68,7 +68,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str) -> None:
     assert ours.eps == theirs.layer_norm_epsilon
 
 
-def test_an_unknown_feed_forward_is_named() -> None:
+def test_unknown_feed_forward_is_named() -> None:
     with pytest.raises(
         CheckpointError, match="feed_forward_proj: 'gated-tanh' is not supported. Expected one of relu, silu, gelu"
     ):

@@ -18,7 +18,7 @@ def spelled(ids: list[int], merges: list[tuple[int, int]]) -> list[bytes]:
     return [pieces[i] for i in ids]
 
 
-def test_the_most_frequent_pair_is_joined_first() -> None:
+def test_most_frequent_pair_is_merged_first() -> None:
     """The example of the paper (Sennrich et al. 2016, section 3.2), without its end-of-word mark."""
     counts = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
     merges = train_bpe(counts, 3)
@@ -39,7 +39,7 @@ def test_ids_of_saved_models_stay_the_same() -> None:
 
 
 def test_counts_stay_right_while_merging() -> None:
-    """Against counting everything anew before each merge."""
+    """Compare with counting all pairs again before each merge."""
     words = {word: [*word.encode()] for word in [*WORDS, "aaaaa", "aabaab"]}
     counts = {word: 2 + 7 * i % 11 for i, word in enumerate(words)}
     slow = []
@@ -62,6 +62,6 @@ def test_counts_stay_right_while_merging() -> None:
     assert train_bpe(counts, 80) == slow
 
 
-def test_nothing_to_learn() -> None:
+def test_no_merges_without_repeated_pairs() -> None:
     assert train_bpe({}, 10) == [] and train_bpe({"once": 1}, 10) == [] and train_bpe({"word": 5}, 0) == []
     assert BPETokenizer().encode_word("é") == [0xC3, 0xA9]

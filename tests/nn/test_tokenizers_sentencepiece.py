@@ -26,7 +26,7 @@ def written(path: Path, *, kind: int = 1) -> Path:
     return path
 
 
-def test_pieces_and_scores_are_those_of_the_file(tmp_path: Path) -> None:
+def test_pieces_and_scores_equal_the_file(tmp_path: Path) -> None:
     tokenizer = load_sentencepiece(written(tmp_path / "spiece.model"))
     vocabulary = tokenizer.get_vocab()
     assert [vocabulary[piece] for piece, _ in PIECES] == list(range(len(PIECES)))
@@ -39,13 +39,13 @@ def test_pieces_and_scores_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [2, 3, 4])
-def test_other_kinds_are_refused(tmp_path: Path, kind: int) -> None:
+def test_other_model_types_are_rejected(tmp_path: Path, kind: int) -> None:
     with pytest.raises(ValueError, match="is not a unigram model"):
         load_sentencepiece(written(tmp_path / "spiece.model", kind=kind))
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 40, b"\xff" * 40, "short"])
-def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | str) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path, content: bytes | str) -> None:
     path = written(tmp_path / "spiece.model")
     path.write_bytes(path.read_bytes()[:-3] if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=r"spiece.model is not a (SentencePiece|unigram) model"):

@@ -1,4 +1,4 @@
-"""The transformer against PyTorch's own layers, its gradient's causality, and walking it step by step."""
+"""The transformer against PyTorch's layers; causality of its gradient; decoding step by step."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def tokens(batch: int, lengths: list[int], width: int = 6) -> MaskedSequence:
     return MaskedSequence(x, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
 
 
-def test_self_attention_is_torchs() -> None:
+def test_self_attention_equals_torch() -> None:
     ours = SelfAttention(DIM, HEADS, bias=True)
     theirs = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
     randomised(theirs)
@@ -51,7 +51,7 @@ def test_self_attention_is_torchs() -> None:
     torch.testing.assert_close(ours(x), want, atol=1e-5, rtol=1e-5)
 
 
-def test_cross_attention_is_torchs_and_dead_rows_are_exactly_zero() -> None:
+def test_cross_attention_equals_torch_and_rows_without_tokens_are_zero() -> None:
     ours = CrossAttention(DIM, HEADS, source=DIM, bias=True)
     theirs = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
     randomised(theirs)
@@ -70,7 +70,7 @@ def test_cross_attention_is_torchs_and_dead_rows_are_exactly_zero() -> None:
         torch.testing.assert_close(got[row : row + 1], want, atol=1e-5, rtol=1e-5)
 
 
-def test_attending_to_padding_counts_it() -> None:
+def test_attend_padding_includes_padding() -> None:
     layer = CrossAttention(DIM, HEADS, source=6)
     randomised(layer)
     source = tokens(1, [3])
@@ -81,7 +81,7 @@ def test_attending_to_padding_counts_it() -> None:
     assert (layer(x, layer.project_kv(wide, attend_padding=True)) - same).abs().max() > 1e-3
 
 
-def test_a_block_without_source_is_torchs_layer() -> None:
+def test_block_without_source_equals_torch_layer() -> None:
     ours = Transformer(DIM, 2, heads=HEADS, hidden=40, source=None, bias=True)
     layer = nn.TransformerEncoderLayer(DIM, HEADS, 40, activation="gelu", norm_first=True, batch_first=True, dropout=0)
     theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(DIM), enable_nested_tensor=False).eval()
@@ -109,7 +109,7 @@ def test_no_gradient_flows_from_later_positions() -> None:
 
 @pytest.mark.parametrize("first", [1, 5, 12])
 @pytest.mark.parametrize("prefix", [False, True])
-def test_steps_equal_the_whole(first: int, prefix: bool) -> None:
+def test_steps_equal_one_forward_pass(first: int, prefix: bool) -> None:
     stack, n = model(), 12
     x = torch.randn(3, n, DIM)
     valid = torch.ones(3, n, dtype=torch.bool)
@@ -159,7 +159,7 @@ def test_dropout_draws_from_its_generator() -> None:
     assert torch.equal(dropout(x, 0.25, None), x)
 
 
-def test_the_start_keeps_the_residual_stream_small() -> None:
+def test_initialisation_keeps_the_residual_stream_small() -> None:
     torch.manual_seed(0)
     stack = Transformer(64, 8, heads=4, hidden=256)
     x: Tensor = torch.randn(2, 20, 64)
@@ -170,7 +170,7 @@ def test_the_start_keeps_the_residual_stream_small() -> None:
     assert all(0.9 < std < 1.3 for std in seen)
 
 
-def test_half_precision_in_training_attends_as_float32_does() -> None:
+def test_half_precision_attention_with_gradients_equals_float32() -> None:
     rng = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, 3, 5, 8, generator=rng).requires_grad_() for _ in range(3))
     mask = torch.tensor([True, True, False, True, True]).expand(2, 1, 5, 5)
@@ -184,8 +184,8 @@ def test_half_precision_in_training_attends_as_float32_does() -> None:
             torch.testing.assert_close(one, other, atol=0.15, rtol=0.1)
 
 
-def test_a_place_on_the_device_sees_what_one_that_the_host_knows_does() -> None:
-    """A bias of rows that CUDA's kernels take as they are: 0 up to the place itself, padding of the prefix left out."""
+def test_mask_of_a_device_position_equals_a_host_position() -> None:
+    """Check the bias: aligned rows, 0 up to the position itself, -inf at padding of the prefix."""
     valid = torch.tensor([[True] * 9, [False, False] + [True] * 7])
     for at, end in ((0, 5), (4, 20), (8, 9)):
         for keep in (None, valid):

@@ -19,7 +19,7 @@ def test_nearest_is_by_euclidean_distance() -> None:
     assert torch.equal(book.nearest(x), torch.cdist(x.double(), book.embed.double()).argmin(-1))
 
 
-def test_each_level_quantises_what_the_ones_before_left() -> None:
+def test_each_level_quantises_the_residual() -> None:
     quantizer, z = ResidualVectorQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7)
     codes = quantizer.encode(z)
     left = z.transpose(1, 2)
@@ -40,7 +40,7 @@ def test_gradient_passes_straight_through() -> None:
     torch.testing.assert_close(z.grad, weight)
 
 
-def test_commitment_pulls_the_latents_to_their_entries_at_every_level() -> None:
+def test_commitment_covers_every_level() -> None:
     quantizer, z = ResidualVectorQuantizer(5, codebooks=2, bins=11), torch.randn(2, 5, 7, requires_grad=True)
     made = quantizer(z)
     left = [z.detach() - quantizer.decode(made.codes[:, :k]) if k else z.detach() for k in range(3)]
@@ -50,13 +50,13 @@ def test_commitment_pulls_the_latents_to_their_entries_at_every_level() -> None:
     torch.testing.assert_close(z.grad, (left[1] + left[2]) / z.numel())
 
 
-def test_fewer_levels_are_the_first_ones() -> None:
+def test_fewer_codebooks_are_the_first_ones() -> None:
     quantizer, z = ResidualVectorQuantizer(5, codebooks=3, bins=11), torch.randn(2, 5, 7)
     made = quantizer(z, num_codebooks=2)
     assert torch.equal(made.codes, quantizer.encode(z)[:, :2])
 
 
-def test_nothing_is_learnt_without_rng() -> None:
+def test_no_update_without_rng() -> None:
     quantizer = ResidualVectorQuantizer(5, codebooks=2, bins=11).train()
     before = {name: x.clone() for name, x in quantizer.state_dict().items()}
     quantizer(torch.randn(2, 5, 7))
@@ -82,8 +82,8 @@ def test_codebook_is_the_running_average_of_its_inputs() -> None:
     torch.testing.assert_close(book.usage.double(), usage, atol=1e-6, rtol=1e-5)
 
 
-def test_a_replaced_entry_stays_and_is_used() -> None:
-    """The fault of the reference: the average forgot the replacement in the same step."""
+def test_replaced_entries_stay_and_are_used() -> None:
+    """Check a bug of the reference, whose average undid the replacement in the same step."""
     torch.manual_seed(0)
     book = Codebook(8, 2, decay=0.9)
     book.embed.copy_(torch.randn(8, 2))
@@ -114,7 +114,7 @@ def clusters(count: int, dim: int, spread: float, seed: int) -> tuple[Tensor, Te
     return centres, (centres[:, None] + spread * torch.randn(count, 100, dim, generator=draw)).flatten(0, 1)
 
 
-def test_k_means_explains_what_is_clustered() -> None:
+def test_kmeans_finds_clusters() -> None:
     _, x = clusters(6, 4, 0.1, 3)
     book = Codebook(24, 4)
     book.kmeans_init(x, rng())
@@ -123,7 +123,7 @@ def test_k_means_explains_what_is_clustered() -> None:
     assert (torch.bincount(book.nearest(x), minlength=24) > 0).float().mean() > 0.9
 
 
-def test_fit_makes_each_level_from_what_is_left() -> None:
+def test_kmeans_initialises_each_level_from_the_residual() -> None:
     """Sums of two independent codebooks: one level cannot explain them, two can."""
     a, b = 10.0 * torch.randn(4, 8, generator=rng(4)), torch.randn(4, 8, generator=rng(5))
     x = (a[:, None] + b[None]).flatten(0, 1).repeat(50, 1) + 0.01 * torch.randn(800, 8, generator=rng(6))
@@ -152,7 +152,7 @@ def _taught(rank: int, world: int) -> dict[str, Tensor]:
     return book.state_dict()
 
 
-def test_two_processes_learn_as_one_with_the_double_batch(tmp_path: Path) -> None:
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -164,7 +164,7 @@ def test_two_processes_learn_as_one_with_the_double_batch(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_fewer_latents_than_entries_can_be_fitted(frames: int) -> None:
+def test_kmeans_accepts_fewer_latents_than_entries(frames: int) -> None:
     quantizer = ResidualVectorQuantizer(4, codebooks=2, bins=8)
     quantizer.kmeans_init(torch.randn(frames, 4), rng())
     assert all(torch.isfinite(x).all() for x in quantizer.state_dict().values())

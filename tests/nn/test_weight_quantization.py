@@ -1,4 +1,4 @@
-"""Quantised linear layers: against what their bits say, and against the layers they stand for."""
+"""Quantised linear layers, compared with their dequantised weights and the original layers."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from cadenza.nn.weight_quantization import (
 )
 
 
-def test_the_kernel_is_what_is_tested() -> None:
+def test_the_cpu_kernel_is_available() -> None:
     assert cpu_kernel_unavailable_reason() is None
 
 
@@ -53,7 +53,7 @@ def test_int4_is_within_a_step_of_each_weight_but_the_outermost(shape: tuple[int
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_fit_are_kept_exactly(kind: str) -> None:
+def test_representable_weights_are_exact(kind: str) -> None:
     linear = _linear(64, 64)
     numbers = torch.randint(0, 16, (64, 64), generator=torch.Generator().manual_seed(1)) - 8
     numbers[:, 0], numbers[:, 1] = -8, 7
@@ -66,7 +66,7 @@ def test_weights_that_fit_are_kept_exactly(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 9])
-def test_product_is_that_of_the_weights_written_out(kind: str, shape: tuple[int, int], rows: int) -> None:
+def test_product_equals_the_dequantised_weights(kind: str, shape: tuple[int, int], rows: int) -> None:
     layer = QuantizedLinear.from_linear(_linear(*shape), kind)
     x = torch.randn(rows, shape[0], generator=torch.Generator().manual_seed(2))
     wanted = F.linear(x.double(), layer.dequantize().double(), layer.bias.double())

@@ -38,7 +38,7 @@ def test_classifier_free_is_null_plus_scale_times_the_difference() -> None:
         torch.testing.assert_close(weighted_sum(torch.cat([given, null]), weights), null + scale * (given - null))
 
 
-def test_branches_without_weight_cost_nothing() -> None:
+def test_branches_without_weight_are_not_evaluated() -> None:
     given, null = FusedConditions(add=torch.zeros(1, 1, 1)), FusedConditions()
     assert [branch.fused for branch in cfg_branches(given, null, 1.0)] == [given]
     assert [branch.fused for branch in cfg_branches(given, null, 0.0)] == [null]
@@ -50,7 +50,7 @@ def test_weights_must_sum_to_one() -> None:
         nonzero_branches([GuidanceBranch(1.0, FusedConditions()), GuidanceBranch(0.5, FusedConditions())])
 
 
-def test_stacked_branches_keep_what_each_had() -> None:
+def test_batched_branches_keep_their_conditions() -> None:
     a, b = tokens(2), tokens(5)
     add = torch.randn(2, 4, 3)
     timed = MaskedSequence(b.x, b.mask, torch.randn(2, 5, 4))
@@ -76,7 +76,7 @@ def test_stacked_branches_keep_what_each_had() -> None:
 
 
 def weighed(guidance: Guidance, told: list[str] = IDS, scale: float = 3.0) -> dict[str, Any]:
-    """The weights of the terms that count, by their ids."""
+    """Return the nonzero weights by ids."""
     return {
         "none" if term.ids is None else "+".join(sorted(term.ids)): pytest.approx(term.weight)
         for term in expand_guidance(guidance, scale, IDS, told)
@@ -84,7 +84,7 @@ def weighed(guidance: Guidance, told: list[str] = IDS, scale: float = 3.0) -> di
     }
 
 
-def test_a_scale_is_two_terms_and_one_where_that_is_enough() -> None:
+def test_scale_gives_two_terms_or_one_if_enough() -> None:
     assert weighed(Guidance()) == {"melody+style+text": 3.0, "none": -2.0}
     assert weighed(Guidance(scale=1)) == {"melody+style+text": 1.0}
     assert weighed(Guidance(scale=0)) == {"none": 1.0}
@@ -93,7 +93,7 @@ def test_a_scale_is_two_terms_and_one_where_that_is_enough() -> None:
 
 
 def test_emphasis_of_one_id_is_double_guidance() -> None:
-    """uncond + a (style + b (both - style) - uncond), as MusicGen-Style has it, on random answers."""
+    """uncond + a (style + b (both - style) - uncond), as in MusicGen-Style, on random outputs."""
     a, b = 3.0, 5.0
     both, style, uncond = torch.randn(3, 4, 7)
     answers = {"style+text": both, "style": style, "none": uncond}
@@ -105,7 +105,7 @@ def test_emphasis_of_one_id_is_double_guidance() -> None:
 
 
 def test_weights_are_guidance_by_several_sources() -> None:
-    """w_all * v(all) + w_text * v(text) + (1 - w_all - w_text) * v(null), as JASCO has it."""
+    """w_all * v(all) + w_text * v(text) + (1 - w_all - w_text) * v(null), as in JASCO."""
     got = weighed(Guidance(weights={"all": 1.75, "text": 3.5}))
     assert got == {"melody+style+text": 1.75, "text": 3.5, "none": 1 - 1.75 - 3.5}
     got = weighed(Guidance(weights={"text+melody": 2.0, "style": -1.0}))
@@ -125,7 +125,7 @@ def test_weights_are_guidance_by_several_sources() -> None:
         ({"schedul": "linear"}, "Did you mean 'schedule'"),
     ],
 )
-def test_bad_guidance_is_refused(fields: dict, message: str) -> None:
+def test_invalid_guidance_is_rejected(fields: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         Guidance.parse(fields)
 
@@ -152,7 +152,7 @@ def test_guidance_by_strength_is_guidance_at_that_scale() -> None:
         torch.testing.assert_close(got[i], null[i] + scale * (given[i] - null[i]))
 
 
-def test_rescaling_gives_back_the_spread() -> None:
+def test_rescaling_restores_the_standard_deviation() -> None:
     given, null = torch.randn(2, 3, 50), torch.randn(2, 3, 50)
     mix = GuidanceMixer.of(cfg_branches(FusedConditions(), FusedConditions(), 6.0), 1.0)
     plain = GuidanceMixer.of(cfg_branches(FusedConditions(), FusedConditions(), 6.0))

@@ -1,4 +1,4 @@
-"""Token sampling against the distributions it stands for."""
+"""Token sampling, compared with the exact distributions."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from cadenza.samplers.tokens import TokenSampling, sample_tokens, uniform_noise
 
 
 def drawn(logits: torch.Tensor, sampling: TokenSampling, n: int = 20000) -> torch.Tensor:
-    """How often each token comes, over evenly spaced uniforms: exact up to 1 / n."""
+    """Return the frequency of each token over evenly spaced uniforms; exact up to 1 / n."""
     ids = sample_tokens(logits.expand(n, -1), (torch.arange(n) + 0.5) / n, sampling)
     return ids.bincount(minlength=logits.shape[-1]) / n
 
@@ -30,13 +30,13 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
     assert drawn(probability.log(), TokenSampling(top_k=3, top_p=0.01))[1] == 1
 
 
-def test_greedy_takes_the_likeliest_whatever_is_drawn() -> None:
+def test_greedy_ignores_the_noise() -> None:
     logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     for u in (0.0, 0.999):
         assert torch.equal(sample_tokens(logits, torch.full((7,), u), TokenSampling(temperature=0)), logits.argmax(-1))
 
 
-def test_the_edges_of_the_uniform_never_draw_what_cannot_be() -> None:
+def test_extreme_uniforms_never_give_excluded_tokens() -> None:
     logits = torch.full((2, 5), -torch.inf)
     logits[:, 2] = 3.0
     edges = torch.tensor([0.0, 1 - 2**-24])
@@ -79,6 +79,6 @@ def test_uniforms_are_uniform_and_uncorrelated() -> None:
 @pytest.mark.parametrize(
     "bad", [{"temperature": -1}, {"top_k": -5}, {"top_p": 1.5}, {"temperature": float("nan")}, {"topk": 3}]
 )
-def test_bad_values_are_refused(bad: dict[str, float]) -> None:
+def test_invalid_values_are_rejected(bad: dict[str, float]) -> None:
     with pytest.raises(SpecError, match=next(iter(bad))):
         TokenSampling.parse(bad)

@@ -1,4 +1,4 @@
-"""Prints how often blocks were compiled, and whether codes stayed the same; a program, as torch compiles no checked shapes."""
+"""Print the number of compilations, and whether codes stayed equal; run without the type checks of the tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from cadenza.samplers.tokens import TokenSampling
 
 
 class Python(CUDAGraphCapturer):
-    """Captures nothing: the step as it is on a GPU, run by Python."""
+    """Run the step of a GPU by Python, without capture."""
 
     def __init__(self) -> None:
         """Use no device."""

@@ -1,8 +1,8 @@
-"""A CPU that behaves as a CUDA graph does: what is recorded is replayed by address, without Python.
+"""Graphs on a CPU that behave as CUDA graphs: operations are replayed on the same tensors, without Python.
 
-Recorded are the operations with the very tensors they had; a replay runs them again and puts each result where the
-recorded one lay. A number of the host that should have changed is then the old one, and the result is wrong. What waits
-for the device, or brings it a number, raises as in a capture.
+Operations are recorded with their tensors; a replay runs them again and writes each result to the recorded output. A
+host number that should have changed keeps its old value, and the result is wrong. Operations that synchronise with the
+device, or copy a number to it, raise as in a capture.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ WAITS = {
 
 
 class Tape(TorchDispatchMode):
-    """Operations in the order in which they are done."""
+    """Operations in the order of execution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def undo(self) -> None:
-        """Puts back what recording has changed."""
+        """Restore the tensors that recording has changed."""
         for x, kept in self.before.values():
             x.copy_(kept)
 
@@ -65,12 +65,12 @@ def _tensors(x: Any) -> list[Tensor]:
 
 
 def _place(x: Tensor) -> int:
-    """Where it lies; weights in a layout of their own lie in no storage."""
+    """Return the address of a tensor; opaque oneDNN layouts have none."""
     return x.untyped_storage().data_ptr() if x.layout == torch.strided and not x.is_mkldnn else id(x)
 
 
 class TapeRecorder(CUDAGraphCapturer):
-    """Records tapes, and counts."""
+    """Record tapes, and count them."""
 
     def __init__(self) -> None:
         self.warmed = 0

@@ -330,7 +330,7 @@ def init_state(
         raise RequestError(f"frames must lie between 1 and {spec.max_frames}, got {frames.tolist()}")
     if spec.fixed_length and int(frames.min()) < spec.max_frames:
         raise RequestError(
-            f"pattern '{spec.pattern.type}' places codes by the length of the clip, so this model generates exactly "
+            f"pattern '{spec.pattern.type}' depends on the length of a clip, so this model generates exactly "
             f"{spec.max_frames} frames, not {frames.tolist()}; generate that many and cut them"
         )
     if len(inputs.seeds) != batch:

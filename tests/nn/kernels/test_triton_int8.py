@@ -1,4 +1,4 @@
-"""Products with int8 weights on a GPU: the kernel itself where there is one, and what is said where it cannot be compiled."""
+"""Products with int8 weights on a GPU, and the reason given if the kernel cannot be compiled."""
 
 import subprocess
 from types import SimpleNamespace
@@ -15,13 +15,13 @@ from cadenza.nn.weight_quantization import QuantizedLinear
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Any:
-    """What was found out on this machine."""
+    """Clear the cached results of this machine."""
     gpu_kernel_unavailable_reason.cache_clear()
     yield
     gpu_kernel_unavailable_reason.cache_clear()
 
 
-def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reason_is_given_if_compilation_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_int8, "triton", None)
     assert gpu_kernel_unavailable_reason() == "Triton is not installed; torch's builds for GPUs bring it"
 
@@ -47,8 +47,8 @@ def test_the_reason_is_said_where_nothing_can_be_compiled(monkeypatch: pytest.Mo
         assert "\n" not in reason
 
 
-def test_rows_are_laid_out_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel in the words of the tiles, run by Python: as many rows as a power of two, inputs in whole pairs."""
+def test_arguments_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the kernel by Python: rows are padded to a power of two, inputs to pairs."""
 
     class Kernel:
         def __getitem__(self, frame_format: tuple[int, ...]) -> Any:
@@ -69,8 +69,8 @@ def test_rows_are_laid_out_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_kernel_is_the_product(dtype: torch.dtype) -> None:
-    """Against float64 on the CPU; afterwards in a graph with other rows."""
+def test_kernel_equals_the_product(dtype: torch.dtype) -> None:
+    """Compare with float64 on the CPU, then in a graph with other rows."""
     assert gpu_kernel_unavailable_reason() is None
     for inputs, outputs, rows in ((64, 64, 1), (1024, 3072, 2), (37, 100, 3), (4096, 1024, 8)):
         part = QuantizedLinear.from_linear(nn.Linear(inputs, outputs), "int8")
