@@ -67,7 +67,7 @@ class T5Spec(PretrainedConditionerSpec):
 class T5Conditioner(PretrainedConditioner):
     """Encode a text with a T5 and a linear layer; padding is exactly zero. Raises RequestError if a value is not a text."""
 
-    placeholder = ([], [])
+    placeholder = ""
     padding_masks = dict.fromkeys(("ids", "mask", "word", "x"), "mask")
 
     def __init__(self, spec: T5Spec) -> None:
@@ -85,19 +85,25 @@ class T5Conditioner(PretrainedConditioner):
         spec: Any = super().save_assets(folder, subfolder)
         return spec.model_copy(update={"subconfig": None}) if spec.model == f"./{subfolder}" else spec
 
-    def parse_values(self, values: Sequence[Any]) -> list[tuple[list[int], list[int]] | None]:
-        """Return token ids and word indices of each text."""
+    def prepare(self, values: Sequence[Any]) -> PreparedInputs:
+        prepared = super().prepare(values)
+        mask = prepared.tensors["mask"] & prepared.present[:, None]  # absent texts have the ids of an empty one
+        return PreparedInputs({**prepared.tensors, "mask": mask}, prepared.present)
+
+    def parse_values(self, values: Sequence[Any]) -> list[str | None]:
+        """Return the texts, normalized if `normalize_text`."""
         texts = [present_text(value, self.spec.empty_text) for value in values]
         if self.spec.normalize_text:
             texts = [None if text is None else present_text(lemmatize(text), self.spec.empty_text) for text in texts]
-        return [None if text is None else self._tokens(text) for text in texts]
+        return texts
 
-    def preprocess(self, values: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    def preprocess(self, values: Sequence[str]) -> dict[str, Tensor]:
         """Return `ids` and `mask` [b, n]; with word dropout also `word` [b, n], the index of each token's word or -1."""
+        rows = [self._tokens(value) for value in values]
         length = self.spec.max_length if self.spec.pad_to == "max_length" else None
-        tensors = pad_ids([ids for ids, _ in values], pad=self.pretrained.pad_token_id, length=length)
+        tensors = pad_ids([ids for ids, _ in rows], pad=self.pretrained.pad_token_id, length=length)
         if self.spec.word_dropout:
-            tensors["word"] = pad_ids([words for _, words in values], pad=-1, length=length)["ids"]
+            tensors["word"] = pad_ids([words for _, words in rows], pad=-1, length=length)["ids"]
         return tensors
 
     def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
