@@ -151,9 +151,10 @@ class CodecLM(Generator):
         self.embedding = nn.Embedding(self.num_codebooks * (self.special_token_id + 1), spec.width)
         self.head = nn.Linear(spec.width, self.num_codebooks * self.special_token_id + int(spec.end_of_sequence), bias=False)
         self.input_projections = nn.ModuleDict()
-        for slot in [slot for slot in ("prepend", "add") if slot in widths]:
-            same = widths[slot] == spec.width
-            self.input_projections[slot] = nn.Identity() if same else nn.Linear(widths[slot], spec.width, bias=False)
+        for slot in ("prepend", "add"):
+            if slot in widths:
+                same = widths[slot] == spec.width
+                self.input_projections[slot] = nn.Identity() if same else nn.Linear(widths[slot], spec.width, bias=False)
         if "concat" in widths:  # starts as the identity on the embedding plus a little of the concatenated vector
             self.input_projections["concat"] = concat = nn.Linear(spec.width + widths["concat"], spec.width, bias=False)
             nn.init.eye_(concat.weight)

@@ -181,7 +181,7 @@ def _is_weight_normed(module: nn.Module) -> bool:
 
 
 def _plain_conv(conv: Any) -> Any:
-    kind: Any = nn.ConvTranspose1d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv1d
+    kind: Any = nn.ConvTranspose1d if conv.transposed else nn.Conv1d
     sizes = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride
     plain = kind(*sizes, dilation=conv.dilation, device="meta")
     direction = conv.parametrizations.weight.original1
