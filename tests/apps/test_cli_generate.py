@@ -239,7 +239,7 @@ def test_guidance_is_a_number_or_all_that_can_be_said_of_it(generate, monkeypatc
         status, _, complaint = generate("one at 90 bpm", "--seconds", 0.1, "--seed", 1, *said)
         assert (status, complaint) == (0, ""), said
     negative = {"prompt": "noise"}
-    scale = [request.effective_guidance for request in asked]
+    scale = [request.guidance for request in asked]
     assert [one.scale for one in scale] == [2, None, 2, None, None]
     assert [one.negative for one in scale[:4]] == [(), (negative,), (negative,), (negative,)]
     assert scale[3].id_scales == {"tempo": 2} and scale[3].rescale == 0.5 and scale[4].weights == {"all": 2}

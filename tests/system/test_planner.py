@@ -208,27 +208,27 @@ def clips_job(system, clips=8, seconds=1.8, **how) -> GenerationJob:
 
 def test_with_max_bytes_all_is_done_at_once(system, estimate):
     for max_bytes in (None, 2**40):
-        plan = plan_within_memory(system.spec, clips_job(system), estimate, max_bytes=max_bytes, allow_bfloat16=True)
+        plan = plan_within_memory(clips_job(system), estimate, max_bytes=max_bytes, allow_bfloat16=True)
         assert plan.batch_plan == BatchPlan(8) and plan.job.dtype == torch.float32 and not plan.reason
 
 
 def test_with_less_max_bytes_in_groups_and_then_in_bfloat16(system, estimate):
     job = clips_job(system)
     four, alone = (estimate(job, BatchPlan(n, 24)).peak for n in (4, 1))
-    some = plan_within_memory(system.spec, job, estimate, max_bytes=int(four * MEMORY_MARGIN) + 1, allow_bfloat16=True)
+    some = plan_within_memory(job, estimate, max_bytes=int(four * MEMORY_MARGIN) + 1, allow_bfloat16=True)
     assert some.batch_plan.batch_size == 4 and some.job.dtype == torch.float32
     assert some.reason.startswith("4 of 8 clips at a time") and some.memory.peak <= four
-    least = plan_within_memory(system.spec, job, estimate, max_bytes=int(alone * MEMORY_MARGIN) - 10_000, allow_bfloat16=True)
+    least = plan_within_memory(job, estimate, max_bytes=int(alone * MEMORY_MARGIN) - 10_000, allow_bfloat16=True)
     assert least.job.dtype == torch.bfloat16 and "bfloat16, as float32 does not fit in memory" in least.reason
     with pytest.raises(RequestError, match="--half"):  # where that was not to be chosen, it is proposed
-        plan_within_memory(system.spec, job, estimate, max_bytes=int(alone * MEMORY_MARGIN) - 10_000)
+        plan_within_memory(job, estimate, max_bytes=int(alone * MEMORY_MARGIN) - 10_000)
 
 
 def test_what_is_proposed_fits(system, estimate):
     job = clips_job(system, clips=40, seconds=60)
     max_bytes = int(estimate(clips_job(system, clips=10, seconds=60), BatchPlan(1, 24)).peak * MEMORY_MARGIN)
     with pytest.raises(RequestError, match="too little memory: at least .* needed") as refusal:
-        plan_within_memory(system.spec, job, estimate, max_bytes=max_bytes, allow_bfloat16=True)
+        plan_within_memory(job, estimate, max_bytes=max_bytes, allow_bfloat16=True)
     said = str(refusal.value)
     seconds, clips = (int(re.search(pattern, said)[1]) for pattern in (r"up to (\d+) s", r"(\d+) clips? instead of 40"))
     assert 1 < seconds < 60 and 10 <= clips < 40
@@ -236,7 +236,6 @@ def test_what_is_proposed_fits(system, estimate):
     def fits(**change) -> bool:
         try:
             plan_within_memory(
-                system.spec,
                 clips_job(system, **{"clips": 40, "seconds": 60, **change}),
                 estimate,
                 max_bytes=max_bytes,
@@ -252,7 +251,7 @@ def test_what_is_proposed_fits(system, estimate):
 
 def test_nothing_fits_where_the_program_does_not(system, estimate):
     with pytest.raises(RequestError, match="program 1.. MB.*50 MB available; nothing of this model fits"):
-        plan_within_memory(system.spec, clips_job(system), estimate, max_bytes=parse_bytes("50MB"), allow_bfloat16=True)
+        plan_within_memory(clips_job(system), estimate, max_bytes=parse_bytes("50MB"), allow_bfloat16=True)
 
 
 def test_a_system_refuses_before_it_takes_anything(system, monkeypatch):

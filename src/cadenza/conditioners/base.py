@@ -146,6 +146,10 @@ class Conditioner(nn.Module, ABC, Generic[Value]):
         """Whether a cache should look up the result of `encode` for these inputs."""
         return True
 
+    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """Return settings and weights on which `encode` depends in addition to the spec. Default: None, nothing to cache."""
+        return None
+
     def save_assets(self, folder: Path, subfolder: str) -> ConditionerSpec:
         """Copy files that are neither in the spec nor in the weights, and return the spec to save.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cadenza import __version__
-from cadenza.conditioners.base import ConditionerSet, PreparedInputs
+from cadenza.conditioners.base import Conditioner, ConditionerSet, PreparedInputs
 from cadenza.core.atomic import CACHE_VARIABLE, cache_dir
 from cadenza.core.errors import DataError
 
@@ -28,26 +28,6 @@ T = TypeVar("T")
 LIMIT = 20 * 2**30  # bytes
 _SOURCE_FIELDS = ("model", "revision", "subconfig", "dim", "separator")  # of a spec; they locate weights, which are hashed
 _DIGEST = 16  # bytes of the checksum in front of an entry
-
-
-@runtime_checkable
-class CacheableEncoder(Protocol):
-    """Conditioner whose encoder outputs can be cached.
-
-    `padding_masks` names the tensors that are padded along their first axis, each with the mask or count of its real
-    part; `uncached_inputs` are not encoded. `cache_fingerprint` returns the settings and weights that features depend on
-    in addition to the spec, or None if there is nothing to cache.
-    """
-
-    spec: Any
-    padding_masks: Mapping[str, str]
-    uncached_inputs: tuple[str, ...]
-
-    def is_cacheable(self, prepared: PreparedInputs) -> bool: ...
-
-    def cache_fingerprint(self) -> tuple[Any, Mapping[str, Tensor]] | None: ...
-
-    def encode(self, prepared: PreparedInputs) -> PreparedInputs: ...
 
 
 class FeatureCache:
@@ -82,8 +62,8 @@ class FeatureCache:
         """Return `parts.encode` of the inputs on a device, of which only values that are not cached are computed."""
         features = {}
         for name, inputs in prepared.items():
-            part: Any = parts[name]
-            cacheable = isinstance(part, CacheableEncoder) and len(inputs.present) and part.is_cacheable(inputs)
+            part = parts[name]
+            cacheable = len(inputs.present) and part.is_cacheable(inputs)
             fingerprint = part.cache_fingerprint() if cacheable else None
             if fingerprint is None:
                 encoded = part.encode(inputs.to(device))
@@ -98,7 +78,7 @@ class FeatureCache:
             self._store = None
 
     def _encode_part(
-        self, part: CacheableEncoder, prefix: bytes, prepared: PreparedInputs, device: torch.device | str
+        self, part: Conditioner[Any], prefix: bytes, prepared: PreparedInputs, device: torch.device | str
     ) -> PreparedInputs:
         inputs = prepared.to("cpu")
         keys = [_hash(prefix, _unpadded_row(inputs.tensors, i, part)) for i in range(len(inputs.present))]
@@ -178,7 +158,7 @@ def open_cache(folder: Path, limit: int) -> "diskcache.Cache":
     return diskcache.Cache(str(folder), timeout=10, disk=Bytes, **settings)  # all entries are in the database, none in files
 
 
-def _unpadded_row(tensors: Mapping[str, Tensor], i: int, part: CacheableEncoder) -> dict[str, Tensor]:
+def _unpadded_row(tensors: Mapping[str, Tensor], i: int, part: Conditioner[Any]) -> dict[str, Tensor]:
     """Return one item of a batch, without its padding and the inputs that are not encoded."""
     row = {}
     for name, x in tensors.items():

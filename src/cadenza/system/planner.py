@@ -31,6 +31,7 @@ LIBRARY_BYTES = 24 * 2**20  # of libraries that the first computation loads
 MEMORY_MARGIN = 1.05  # free memory needed per estimated byte, as the estimate is not exact
 RECENT_RUNS = 20  # real-time factors kept for each kind of run
 MAX_RUN_KEYS = 500  # kinds of runs kept
+RUNS_FILE = "runs.json"  # in the cache folder
 _RUNS = TypeAdapter(dict[str, Annotated[list[PositiveFloat], Field(min_length=1)]])  # real-time factors by kind of run
 _DECODE_CHUNKS = (None, 24)  # frames decoded at a time: the codec's default, or few
 
@@ -50,7 +51,8 @@ class GenerationJob:
     """Frames of each clip of a request, and the dtype, quantisation and device of the computation."""
 
     frames: tuple[int, ...]
-    branches: int = 2  # of guidance
+    frame_rate: float
+    branches: int  # of guidance
     dtype: torch.dtype = torch.float32
     quantize: str | None = None
     device: str = "cpu"
@@ -60,8 +62,8 @@ class GenerationJob:
         """Return the job of a request to a system; `options` are dtype, quantize and device."""
         clips = request.expand()
         frames = tuple(spec.codec.num_frames(num_samples(spec, clip)) for clip in clips)
-        terms = spec.guidance_terms(request.effective_guidance, {name for clip in clips for name in clip.item})
-        return cls(frames, len(terms), **options)
+        terms = spec.guidance_terms(request.guidance, {name for clip in clips for name in clip.item})
+        return cls(frames, spec.codec.frame_format.frame_rate, len(terms), **options)
 
 
 def num_samples(spec: SystemSpec, clip: ClipRequest) -> int:
@@ -108,21 +110,22 @@ MemoryEstimator = Callable[[GenerationJob, BatchPlan], MemoryEstimate]
 
 
 def estimate_memory(
-    system: SystemLike, job: GenerationJob, batch_plan: BatchPlan, *, program: int = 0, stored: int | None = None
+    system: SystemLike, job: GenerationJob, batch_plan: BatchPlan, *, program: int | None = 0, stored: int | None = None
 ) -> MemoryEstimate:
     """Estimate the bytes that a job takes in a system or its outline.
 
-    `program` is what the process takes without the system; `stored` is the size of its weight files if they are still to
-    be loaded. On a GPU neither counts, as both are in the memory of the host.
+    `program` is what the process takes without the system; None if the system is loaded and not to be counted. `stored`
+    is the size of its weight files if they are still to be loaded. On a GPU neither counts, as both are on the host.
     """
     device, codec = job.device.partition(":")[0], system.spec.codec
     on_host = device == "cpu"
     modules = {"codec": system.codec, "conditioners": system.conditioners, "generator": system.generator}
     weights = {name: _module_bytes(module) for name, module in modules.items() if module is not None}
     encoders = {name: encoder.unloaded_bytes() for name, encoder in system.conditioners.frozen_encoders().items()}
-    persistent: dict[str, int] = {"program": program + LIBRARY_BYTES} if on_host else {}
-    persistent |= {f"{name} weights": size for name, size in weights.items()}
-    persistent |= {f"{name} encoder": size for name, size in encoders.items()}
+    persistent = {f"{name} encoder": size for name, size in encoders.items()}
+    if program is not None:
+        persistent |= {"program": program + LIBRARY_BYTES} if on_host else {}
+        persistent |= {f"{name} weights": size for name, size in weights.items()}
 
     longest, clips, size = max(job.frames), len(job.frames), batch_plan.batch_size
     batches = {(min(size, clips - i), max(job.frames[i : i + size])) for i in range(0, clips, size)}
@@ -180,13 +183,7 @@ class Plan:
 
 
 def plan_within_memory(
-    spec: SystemSpec,
-    job: GenerationJob,
-    estimate: MemoryEstimator,
-    *,
-    max_bytes: int | None,
-    allow_bfloat16: bool = False,
-    loaded: bool = False,
+    job: GenerationJob, estimate: MemoryEstimator, *, max_bytes: int | None, allow_bfloat16: bool = False, loaded: bool = False
 ) -> Plan:
     """Choose batches, decoding chunks and, if allowed, bfloat16 that fit in `max_bytes` (None: no limit).
 
@@ -218,7 +215,7 @@ def plan_within_memory(
 
     options = ["--half"] * bool(can_change and not allow_bfloat16 and possible(half))
     options += [f"--quantize {kind}" for kind in KINDS if can_change and possible(replace(job, quantize=kind))]
-    options += _smaller_jobs(spec, job, possible)
+    options += _smaller_jobs(job, possible)
     least = estimate(job, smallest)
     largest = sorted(least.breakdown().items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
@@ -235,29 +232,18 @@ def _reason(job: GenerationJob, changed: GenerationJob, batch_plan: BatchPlan) -
     return "; ".join(reasons + [f"{' and '.join(splits)}, to fit in memory"] * bool(splits))
 
 
-def _smaller_jobs(spec: SystemSpec, job: GenerationJob, possible: Callable[[GenerationJob], bool]) -> list[str]:
+def _smaller_jobs(job: GenerationJob, possible: Callable[[GenerationJob], bool]) -> list[str]:
     """Return the longest clips and the largest number of clips that would fit, in words."""
-    rate = spec.codec.frame_format.frame_rate
+    rate, total = job.frame_rate, len(job.frames)
 
-    def shorter(seconds: int) -> GenerationJob:
-        return replace(job, frames=tuple(min(round(seconds * rate), frames) for frames in job.frames))
+    def impossible(seconds: float, clips: int) -> bool:
+        return not possible(replace(job, frames=tuple(min(round(seconds * rate), n) for n in job.frames[:clips])))
 
     # bisection counts the numbers 1, 2, ... that are possible, as a job smaller than a possible one is possible
-    seconds = bisect_left(range(1, int(max(job.frames) / rate)), True, key=lambda n: not possible(shorter(n)))
-    clips = bisect_left(range(1, len(job.frames)), True, key=lambda n: not possible(replace(job, frames=job.frames[:n])))
+    seconds = bisect_left(range(1, int(max(job.frames) / rate)), True, key=lambda n: impossible(n, total))
+    clips = bisect_left(range(1, total), True, key=lambda n: impossible(MAX_SECONDS, n))
     options = [f"clips of up to {seconds} s"] * bool(seconds)
-    return options + [f"{clips} clip{'s' if clips > 1 else ''} instead of {len(job.frames)}"] * bool(clips)
-
-
-def estimator_for_loaded(system: SystemLike) -> MemoryEstimator:
-    """Return an estimator of the bytes that jobs need in addition to a loaded system."""
-
-    def estimate(job: GenerationJob, batch_plan: BatchPlan) -> MemoryEstimate:
-        memory = estimate_memory(system, job, batch_plan)
-        encoders = {name: size for name, size in memory.persistent.items() if name.endswith("encoder")}
-        return MemoryEstimate(encoders, memory.phases)
-
-    return estimate
+    return options + [f"{clips} clip{'s' if clips > 1 else ''} instead of {total}"] * bool(clips)
 
 
 def split_request(request: Request, batch_size: int) -> list[Request]:
@@ -272,31 +258,30 @@ def split_request(request: Request, batch_size: int) -> list[Request]:
         fields |= {name: tuple(getattr(clip, name) for clip in batch) for name in ("seconds", "seed", "continue_from")}
         if negatives is not None:
             negative = tuple(negatives[i : i + batch_size])
-            fields["guidance"] = request.effective_guidance.model_copy(update={"negative": negative})
+            fields["guidance"] = request.guidance.model_copy(update={"negative": negative})
         parts.append(request.model_copy(update=fields))
     return parts
 
 
 def estimate_elapsed(spec: SystemSpec, plan: Plan) -> tuple[float, int] | None:
     """Return the seconds that a plan takes by the median of earlier runs, and their number; None without any."""
-    factors = _read_runs(_runs_path()).get(_run_key(spec, plan))
+    factors = _read_runs(cache_dir()).get(_run_key(spec, plan))
     if not factors:
         return None
-    audio = sum(plan.job.frames) / spec.codec.frame_format.frame_rate
-    return audio / statistics.median(factors), len(factors)
+    return sum(plan.job.frames) / plan.job.frame_rate / statistics.median(factors), len(factors)
 
 
 def record_run(spec: SystemSpec, plan: Plan, realtime_factor: float) -> None:
     """Record the seconds of audio made per second; a cache folder that cannot be written is left as it is."""
-    path, key = _runs_path(), _run_key(spec, plan)
-    if path is None or not 0 < realtime_factor < float("inf"):
+    folder, key = cache_dir(), _run_key(spec, plan)
+    if folder is None or not 0 < realtime_factor < float("inf"):
         return
-    runs = _read_runs(path)
+    runs = _read_runs(folder)
     factors = [*runs.pop(key, []), realtime_factor][-RECENT_RUNS:]
     runs = dict([*runs.items(), (key, factors)][-MAX_RUN_KEYS:])
     with suppress(OSError, CadenzaError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / RUNS_FILE) as file:
             file.write(_RUNS.dump_json(runs, indent=1))
 
 
@@ -311,14 +296,9 @@ def _run_key(spec: SystemSpec, plan: Plan) -> str:
     return f"{digest}; {precision}; {machine}; {device}; {torch.get_num_threads()} threads; batch {batch}"
 
 
-def _runs_path() -> Path | None:
-    folder = cache_dir()
-    return None if folder is None else folder / "runs.json"
-
-
-def _read_runs(path: Path | None) -> dict[str, list[float]]:
+def _read_runs(folder: Path | None) -> dict[str, list[float]]:
     """Return the real-time factors recorded for each kind of run; none if the file cannot be read."""
     try:
-        return {} if path is None else _RUNS.validate_json(path.read_bytes())
+        return {} if folder is None else _RUNS.validate_json((folder / RUNS_FILE).read_bytes())
     except (OSError, ValueError):
         return {}

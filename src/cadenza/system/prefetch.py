@@ -4,13 +4,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Generic, Self, TypeVar
+from contextlib import AbstractContextManager
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 POLL = 0.2  # seconds between checks for Ctrl-C and the end of the program
 
 
-class Prefetcher(Generic[T]):
+class Prefetcher(Iterator[T], AbstractContextManager):
     """Iterator over `stream`, of which a thread computes at most `chunks` in advance.
 
     An error in the stream is raised in the consumer, after the chunks computed before it. `close`, the end of a `with`
@@ -29,9 +30,6 @@ class Prefetcher(Generic[T]):
         self._cancel = weakref.finalize(self, buffer.closed.set)  # the thread has no reference to this object
         self._cancel.atexit = False  # by then the thread has ended, as the main thread has
         self._thread.start()
-
-    def __iter__(self) -> Iterator[T]:
-        return self
 
     def __next__(self) -> T:
         try:
@@ -52,9 +50,6 @@ class Prefetcher(Generic[T]):
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._buffer.chunks.clear()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

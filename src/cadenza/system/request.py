@@ -35,7 +35,7 @@ class Request(Spec):
     items: tuple[dict[str, Any], ...] = Field(min_length=1)
     seconds: float | tuple[float, ...] | None = None
     seed: int | tuple[int, ...] = 0
-    guidance: Guidance | None = None  # a number is a scale
+    guidance: Guidance = Guidance()  # a number is a scale, None is the system's default
     two_step_cfg: bool = False  # guidance in two passes instead of one of twice the batch
     sampling: dict[str, Any] | None = None
     variations: int = Field(1, ge=1, le=1024)
@@ -94,7 +94,7 @@ class Request(Spec):
     def _as_guidance(cls, value: Any) -> Any:
         """Turn a number into the field `scale`; it is checked here, so that errors speak of a number."""
         if isinstance(value, Guidance | Mapping | None):
-            return value
+            return {} if value is None else value
         try:
             scale = float(value)
         except (TypeError, ValueError):
@@ -103,14 +103,9 @@ class Request(Spec):
             raise ValueError(f"must be a finite number, got {value}")
         return {"scale": scale}
 
-    @property
-    def effective_guidance(self) -> Guidance:
-        """Guidance of the request; a scale of None means the system's default."""
-        return self.guidance or Guidance()
-
     @model_validator(mode="after")
     def _one_each(self) -> "Request":
-        negative = len(self.effective_guidance.negative)
+        negative = len(self.guidance.negative)
         if negative not in (0, 1, len(self.items)):
             raise ValueError(f"guidance.negative has {negative} items for {len(self.items)}; give one, or one each")
         for name in ("seconds", "seed", "continue_from"):
@@ -121,7 +116,7 @@ class Request(Spec):
 
     def negative_items(self) -> list[dict[str, Any]] | None:
         """Return the negative item of each clip, in the order of `expand`, or None if the request has none."""
-        negatives = self.effective_guidance.negative
+        negatives = self.guidance.negative
         if not negatives:
             return None
         by_item = negatives if len(negatives) == len(self.items) else negatives * len(self.items)

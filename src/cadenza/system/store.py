@@ -93,57 +93,41 @@ class ModelFolder:
         return cls(folder, "Cadenza", spec, card, lambda: SavedSystem(spec, card, _read_weights(folder, rename)))
 
 
-SaveAssets = Callable[[Path], Mapping[str, ConditionerSpec]]  # writes files of conditioners, returns the specs to save
-
-
 def save_system(
-    system: SavedSystem, folder: str | Path, *, dtype: torch.dtype | None = None, save_assets: SaveAssets | None = None
+    system: SavedSystem, folder: Path, save_assets: Callable[[Path], Mapping[str, ConditionerSpec]], dtype: torch.dtype | None
 ) -> None:
     """Write the whole folder or nothing; replace an earlier system there, refuse to replace anything else.
 
-    `save_assets` writes what conditioners need in addition to their weights.
+    `save_assets` writes what conditioners need in addition to their weights, and returns the specs to save.
     """
-    folder = Path(folder)
     if folder.exists() and not (folder / SPEC_FILE).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not a saved system; choose an empty or a new folder")
-    with write_folder(folder) as temporary:
-        spec = system.spec
-        if save_assets is not None:
-            spec = spec.model_copy(update={"conditioners": dict(save_assets(temporary))})
-        (temporary / SPEC_FILE).write_text(spec.to_json())
-        (temporary / CARD_FILE).write_text(system.card.to_markdown())
+    with write_folder(folder) as new:
+        spec = system.spec.model_copy(update={"conditioners": dict(save_assets(new))})
+        (new / SPEC_FILE).write_text(spec.to_json())
+        (new / CARD_FILE).write_text(system.card.to_markdown())
         dtypes = _stored_dtypes(system.weights, dtype)
         total = sum(x.numel() * dtypes[name].itemsize for name, x in system.weights.items())
         max_bytes = SHARD_BYTES if total < LARGE_SHARD_BYTES else LARGE_SHARD_BYTES
-        save_shards(system.weights, temporary, max_bytes=max_bytes, dtypes=dtypes)
+        save_shards(system.weights, new, max_bytes=max_bytes, dtypes=dtypes)
 
 
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` if the block succeeds; raise CheckpointError if that fails."""
-    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            new, old = Path(temporary) / folder.name, Path(f"{temporary}-old")  # the old folder outlives an error
+            new.mkdir()
+            yield new
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
+            if old.exists():
+                shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot save the system: {error}; free space or choose another folder") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def load_system(folder: str | Path) -> SavedSystem:
-    """Load a folder; raise CheckpointError if a file is missing or damaged, or a weight is not finite."""
-    return ModelFolder.open(Path(folder)).load()
 
 
 def _read_weights(folder: Path, rename: Callable[[str], str]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,15 @@ from cadenza.system import store
 from cadenza.system.continuation import drop_leading_frames, drop_leading_samples, encode_prompts
 from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.fusion import KeepMask, branch_keep_mask, fuse
-from cadenza.system.planner import GenerationJob, Plan, estimator_for_loaded, num_samples, plan_within_memory, split_request
+from cadenza.system.planner import GenerationJob, Plan, estimate_memory, num_samples, plan_within_memory, split_request
 from cadenza.system.prompt_patterns import extract_prompt_values
 from cadenza.system.request import Request
 from cadenza.system.spec import SystemSpec
 from cadenza.system.store import ModelCard
 from cadenza.system.windows import generate_windows
 
+Items = Sequence[Mapping[str, Any]]
+Lengths = Int[Tensor, " b"]  # frames or samples of each clip
 Progress = Callable[[int, int], None]  # frames done, frames in all
 
 
@@ -81,7 +84,7 @@ class System(nn.Module):
         self.conditioners.quantize_frozen_()
         return self
 
-    def prepare(self, items: Sequence[Mapping[str, Any]], *, frames: int = 0) -> dict[str, PreparedInputs]:
+    def prepare(self, items: Items, *, frames: int = 0) -> dict[str, PreparedInputs]:
         """Preprocess items to CPU tensors for clips of `frames` frames.
 
         Raises RequestError for an unknown id or a value that its conditioner cannot use.
@@ -105,12 +108,7 @@ class System(nn.Module):
         return self.conditioners(self.conditioners.encode(on_device))
 
     def fuse(
-        self,
-        conditions: Mapping[str, Condition],
-        *,
-        frames: int,
-        keep: KeepMask | None = None,
-        lengths: Int[Tensor, " b"] | None = None,
+        self, conditions: Mapping[str, Condition], *, frames: int, keep: KeepMask | None = None, lengths: Lengths | None = None
     ) -> FusedConditions:
         """Route conditions to the slots of the generator, for clips of `lengths` frames (default: `frames` each)."""
         rate = self.codec.frame_format.frame_rate
@@ -119,26 +117,26 @@ class System(nn.Module):
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "System":
         """Load a folder in evaluation mode; raise CheckpointError for missing or unknown weights."""
-        return cls.from_saved(store.load_system(folder), source=str(folder)).to(device=device, dtype=dtype)
+        return cls.from_saved(store.ModelFolder.open(Path(folder)).load(), source=str(folder)).to(device=device, dtype=dtype)
 
     @classmethod
     def from_saved(cls, stored: store.SavedSystem, *, source: str) -> "System":
         """Build a system of loaded weights, without copying them; `source` is named in errors."""
         with init_empty_weights():
             system = cls(stored.spec, stored.card)
-            system._fit(stored.weights)
+            system._quantize_as(stored.weights)
         check_state_dict(stored.weights, system.state_dict(), source)
         system.conditioners = _conditioners(stored.spec)  # these may hold more than weights
         system.load_state_dict(stored.weights, assign=True)
         if any(x.is_meta for x in chain(system.parameters(), system.buffers())):  # a part computes a buffer
             system = cls(stored.spec, stored.card)
-            system._fit(stored.weights)
+            system._quantize_as(stored.weights)
             system.load_state_dict(stored.weights)
         if system.quantization is not None:
             system.conditioners.quantize_frozen_()
         return system.eval().requires_grad_(False)
 
-    def _fit(self, weights: Mapping[str, Tensor]) -> None:
+    def _quantize_as(self, weights: Mapping[str, Tensor]) -> None:
         """Quantise the modules whose weights are quantised."""
         if any(key.endswith(".packed") for key in weights):
             self.codec.quantize_()
@@ -147,7 +145,7 @@ class System(nn.Module):
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the spec, the weights (converted to `dtype` if given), the card and files of conditioners, or nothing."""
         stored = store.SavedSystem(self.spec, self.card, self.state_dict())
-        store.save_system(stored, folder, dtype=dtype, save_assets=self.conditioners.save_assets)
+        store.save_system(stored, Path(folder), self.conditioners.save_assets, dtype)
 
     def generate(self, request: Any, *, plan: Plan | None = None, progress: Progress | None = None, **fields: Any) -> Audio:
         """Generate the clips of a request as one batch, padded to the longest.
@@ -172,8 +170,8 @@ class System(nn.Module):
         request = Request.from_input(request, **fields)
         device, dtype = str(self.device), next(self._required_generator().parameters()).dtype
         job = GenerationJob.from_request(self.spec, request, dtype=dtype, device=device, quantize=self.quantization)
-        free = available_memory_on(device)
-        return plan_within_memory(self.spec, job, estimator_for_loaded(self), max_bytes=free, loaded=True)
+        estimate = partial(estimate_memory, self, program=None)
+        return plan_within_memory(job, estimate, max_bytes=available_memory_on(device), loaded=True)
 
     def generate_frames(self, request: Any, *, progress: Progress | None = None, **fields: Any) -> Codes | Latents:
         """Generate the frames that `generate` decodes, as `codec.decode` and `continue_from` accept them."""
@@ -198,12 +196,7 @@ class System(nn.Module):
     @torch.inference_mode()
     def _start(self, request: Request) -> "_Run":
         """Encode the conditions of a request and open the generator's stream; no frame is generated yet."""
-        generator, codec, clips, guidance = (
-            self._required_generator(),
-            self.codec.spec,
-            request.expand(),
-            request.effective_guidance,
-        )
+        generator, codec, clips = self._required_generator(), self.spec.codec, request.expand()
         samples = torch.tensor([num_samples(self.spec, clip) for clip in clips], device=self.device)
         frames = torch.tensor([codec.num_frames(n) for n in samples.tolist()], device=self.device)
         longest, options = int(frames.max()), {**self.spec.defaults.sampling, **(request.sampling or {})}
@@ -213,22 +206,14 @@ class System(nn.Module):
             prompt = encode_prompts(prompts, self.codec, frames, max_frames=generator.spec.max_frames)
             branches = self._branches([self.extract_prompt_values(clip.item) for clip in clips], frames, request)
         self.conditioners.unload()
-        inputs = GenerationInputs(
-            frames,
-            [clip.seed for clip in clips],
-            sampling,
-            prompt,
-            two_step_cfg=request.two_step_cfg,
-            guidance_schedule=guidance_schedule(guidance, frames, size=longest),
-            rescale=guidance.rescale,
-        )
+        seeds, schedule = [clip.seed for clip in clips], guidance_schedule(request.guidance, frames, size=longest)
+        passes = {"two_step_cfg": request.two_step_cfg, "guidance_schedule": schedule, "rescale": request.guidance.rescale}
+        inputs = GenerationInputs(frames, seeds, sampling, prompt, **passes)
         chunks = generate_windows(generator, branches, inputs, stride=self._stride(request, longest))
         skip = torch.zeros_like(samples) if prompt is None or request.include_prompt else prompt.mask.sum(1)
         return _Run(chunks, longest, samples, skip, codec.hop_length)
 
-    def _branches(
-        self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"], request: Request
-    ) -> list[GuidanceBranch]:
+    def _branches(self, items: Items, lengths: Lengths, request: Request) -> list[GuidanceBranch]:
         """Return the fused conditions and weight of each term of guidance, for clips of `lengths` frames.
 
         Items are conditioned one by one, except for a generator that attends to padding: the batch size changes the last
@@ -243,7 +228,7 @@ class System(nn.Module):
         if negatives is None and request.two_step_cfg and present:
             negatives = [{}] * len(items)
         branches = []
-        for term in self.spec.guidance_terms(request.effective_guidance, present):
+        for term in self.spec.guidance_terms(request.guidance, present):
             fused = []
             for batch, each in zip(batches, conditions, strict=True):
                 if term.ids is None and negatives is not None:
@@ -254,19 +239,17 @@ class System(nn.Module):
             branches.append(GuidanceBranch(term.weight, concat_conditions(fused, 1), term.unguided_weight))
         return branches
 
-    def _conditions(self, items: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"]) -> dict[str, Condition]:
+    def _conditions(self, items: Items, lengths: Lengths) -> dict[str, Condition]:
         return self.encode_conditions(self.prepare(items, frames=int(lengths.max())))
 
     def _fuse_kept(
-        self, conditions: Mapping[str, Condition], ids: Sequence[Collection[str]] | None, lengths: Int[Tensor, " b"]
+        self, conditions: Mapping[str, Condition], ids: Sequence[Collection[str]] | None, lengths: Lengths
     ) -> FusedConditions:
         """Fuse the conditions that a branch keeps: `ids` of each item and those without guidance, or all if None."""
         keep = None if ids is None else branch_keep_mask(self.spec.fusion, ids, self.device)
         return self.fuse(conditions, frames=int(lengths.max()), keep=keep, lengths=lengths)
 
-    def _fuse_negatives(
-        self, items: Sequence[Mapping[str, Any]], negatives: Sequence[Mapping[str, Any]], lengths: Int[Tensor, " b"]
-    ) -> FusedConditions:
+    def _fuse_negatives(self, items: Items, negatives: Items, lengths: Lengths) -> FusedConditions:
         """Fuse the conditions of `negatives`, with those of `items` that guidance does not change."""
         unguided = {route.id for routes in self.spec.fusion.routes_by_slot().values() for route in routes if not route.guided}
         values = [self.extract_prompt_values(negative) for negative in negatives]
@@ -295,8 +278,8 @@ class _Run:
 
     chunks: Iterator[Codes | Latents]
     total: int  # frames of the longest clip
-    samples: Int[Tensor, " b"]  # of each clip, including its audio prompt
-    skip: Int[Tensor, " b"]  # leading frames to leave out of the result
+    samples: Lengths  # of each clip, including its audio prompt
+    skip: Lengths  # leading frames to leave out of the result
     hop: int
 
     @torch.inference_mode()

@@ -1,8 +1,8 @@
 """Windowed generation of clips longer than the context of a generator.
 
-A window begins `stride` frames after the one before it and its first frames are those that both share. Positions count from
-its start, as in training; conditions and random numbers are those of the clip's own frames. So the tokens of an
-item do not depend on the batch. (The extended generation of arXiv:2306.05284, made a stream.)
+A window begins `stride` frames after the previous one and starts with the frames that both share. Positions count from its
+start, as in training; conditions and random numbers are those of the clip's own frames, so the tokens of an item do not
+depend on the batch. (The extended generation of arXiv:2306.05284, as a stream.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,115 +31,95 @@ SHARE = 0.6  # default stride / window, as in MusicGen: 18 of 30 seconds
 
 
 def generate_windows(
-    generator: Generator, branches: Sequence[GuidanceBranch], plan: GenerationInputs, *, stride: int | None = None
+    generator: Generator, branches: Sequence[GuidanceBranch], inputs: GenerationInputs, *, stride: int | None = None
 ) -> Iterator[Codes | Latents]:
-    """Yield the frames of clips of any length, each frame once; `branches` hold the conditions of the whole clips."""
-    context = generator.spec.max_frames
+    """Yield the frames of clips of any length, each frame once; `branches` hold the conditions of the whole clips.
+
+    Raises RequestError if a clip needs several windows and `stride` frames or the known frames do not suit one.
+    """
+    context, total, known = generator.spec.max_frames, inputs.frames.cpu(), inputs.known_frames
     stride = max(1, round(SHARE * context)) if stride is None else stride
-    total = plan.frames.cpu()
-    _check(plan, context, stride, int(total.max()))
-    rows, first, shared, known = torch.arange(len(total)), 0, 0, plan.known_frames
+    if int(total.max()) > context:
+        if not 0 < stride < context:
+            raise RequestError(
+                f"a stride of {stride} frames does not suit windows of {context}; it must lie between 0 and that"
+            )
+        if known is not None and bool(known.mask[:, context:].any()):
+            raise RequestError(f"frames are known after the first {context}, a window of this generator; give fewer")
+    rows, start, shared = torch.arange(len(total)), 0, 0
     while True:
-        left = total[rows] - first
-        frames = torch.full_like(left, context) if generator.spec.fixed_length else left.clamp(max=context)
-        seeds = [plan.seeds[i] for i in rows.tolist()]
-        last = first + context
-        strength = (
-            None
-            if plan.guidance_schedule is None
-            else plan.guidance_schedule[rows.to(plan.guidance_schedule.device), first:last]
-        )
+        left, window = total[rows] - start, slice(start, start + context)
         part = replace(
-            plan,
-            frames=frames,
-            seeds=seeds,
+            inputs,
+            frames=torch.full_like(left, context) if generator.spec.fixed_length else left.clamp(max=context),
+            seeds=[inputs.seeds[i] for i in rows.tolist()],
             known_frames=known,
-            start_frame=plan.start_frame + first,
-            guidance_schedule=strength,
+            start_frame=inputs.start_frame + start,
+            guidance_schedule=_select(inputs.guidance_schedule, rows, window),
         )
-        there = [replace(branch, fused=_part(branch.fused, rows, first, last, total)) for branch in branches]
-        window, done = [], 0
-        with closing(generator.stream(there, part)) as chunks:  # type: ignore[type-var]  # a generator function's
+        parts = [replace(branch, fused=_window_conditions(branch.fused, rows, window, total)) for branch in branches]
+        generated, done = [], 0
+        with closing(generator.stream(parts, part)) as chunks:  # type: ignore[type-var]  # a generator function's
             for chunk in chunks:
-                window.append(chunk)
+                generated.append(chunk)
                 skip = max(0, shared - done)
-                new = _cut(chunk, skip, (left - done - skip).to(chunk.lengths.device))
+                new = _cut(chunk, skip, left - done - skip, rows, len(total))
                 done += chunk.data.shape[-1]
                 if new.data.shape[-1]:
-                    yield _spread(new, rows, len(total))
-        whole = type(window[0]).cat(window)
-        goes_on = (whole.lengths.cpu() == context) & (left > context)
-        if not goes_on.any():
+                    yield new
+        whole = type(generated[0]).cat(generated)
+        continues = (whole.lengths.cpu() == context) & (left > context)
+        if not continues.any():
             return
         shared = context - stride
-        known = _tail(whole, goes_on, stride)
-        rows, first = rows[goes_on], first + stride
+        data = whole.data[continues.to(whole.lengths.device), :, stride:]
+        mask = torch.ones(len(data), data.shape[-1], dtype=torch.bool, device=data.device)
+        known = KnownFrames(whole.with_data(data, mask.sum(1)), mask)
+        rows, start = rows[continues], start + stride
 
 
-def _check(plan: GenerationInputs, context: int, stride: int, longest: int) -> None:
-    if longest <= context:
-        return
-    if not 0 < stride < context:
-        raise RequestError(f"a stride of {stride} frames does not suit windows of {context}; it must lie between 0 and that")
-    if plan.known_frames is not None and bool(plan.known_frames.mask[:, context:].any()):
-        raise RequestError(f"frames are known after the first {context}, a window of this generator; give fewer")
+def _select(x: Tensor | None, rows: Int[Tensor, " r"], window: slice = slice(None)) -> Tensor | None:
+    """Return the items `rows` of a tensor [b, f, ...], and their frames in the window."""
+    return None if x is None else x[rows.to(x.device), window]
 
 
-def _part(fused: FusedConditions, rows: Int[Tensor, " r"], first: int, last: int, total: Int[Tensor, " b"]) -> FusedConditions:
-    """Return the conditions of items `rows` at frames `first` to `last` of clips of `total` frames."""
+def _window_conditions(
+    fused: FusedConditions, rows: Int[Tensor, " r"], window: slice, total: Int[Tensor, " b"]
+) -> FusedConditions:
+    """Return the conditions of items `rows` at the frames of a window of clips of `total` frames."""
 
-    def tokens(x: MaskedSequence | None) -> MaskedSequence | None:
-        if x is None:
+    def tokens(part: MaskedSequence | None) -> MaskedSequence | None:
+        if part is None:
             return None
-        own = rows.to(x.x.device)
-        return MaskedSequence(x.x[own], x.mask[own], None if x.bias is None else x.bias[own, :, first:last])
+        own = rows.to(part.x.device)
+        return MaskedSequence(part.x[own], part.mask[own], None if part.bias is None else part.bias[own, :, window])
 
-    def frames(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[rows.to(x.device), first:last]
-
-    def curve(x: InterpolatedCondition) -> InterpolatedCondition:
-        longest, all_frames = int(total.max()), total.to(x.x.device)
-        if longest > last - first:
-            whole = resample_sequence(x.x, x.lengths, all_frames, size=longest, mode=x.resize)[:, first:last]
-            lengths, continues = (all_frames - first).clamp(0, whole.shape[1]), all_frames > last - first
-            size = max(whole.shape[1], x.x.shape[1])  # a clip of one window keeps its own vectors, as it does alone
-            parts = [F.pad(each, (0, 0, 0, size - each.shape[1])) for each in (whole, x.x)]
-            vectors = torch.where(continues[:, None, None], *parts)
-            x = InterpolatedCondition(vectors, torch.where(continues, lengths, x.lengths), x.resize)
-        own = rows.to(x.x.device)
-        return InterpolatedCondition(x.x[own], x.lengths[own], x.resize)
+    def curve(part: InterpolatedCondition) -> InterpolatedCondition:
+        x, lengths, longest, frames = part.x, part.lengths, int(total.max()), total.to(part.x.device)
+        context, own = window.stop - window.start, rows.to(part.x.device)
+        if longest > context:
+            whole = resample_sequence(x, lengths, frames, size=longest, mode=part.resize)[:, window]
+            several, size = frames > context, max(whole.shape[1], x.shape[1])
+            lengths = torch.where(several, (frames - window.start).clamp(0, whole.shape[1]), lengths)
+            whole, x = (F.pad(each, (0, 0, 0, size - each.shape[1])) for each in (whole, x))
+            x = torch.where(several[:, None, None], whole, x)  # a clip of one window keeps its own vectors, as it does alone
+        return InterpolatedCondition(x[own], lengths[own], part.resize)
 
     return FusedConditions(
         cross=tokens(fused.cross),
         prepend=tokens(fused.prepend),
-        add=frames(fused.add),
-        concat=frames(fused.concat),
-        global_vector=None if fused.global_vector is None else fused.global_vector[rows.to(fused.global_vector.device)],
+        add=_select(fused.add, rows, window),
+        concat=_select(fused.concat, rows, window),
+        global_vector=_select(fused.global_vector, rows),
         interpolated=None if fused.interpolated is None else tuple(map(curve, fused.interpolated)),
     )
 
 
-def _cut(chunk: Codes | Latents, skip: int, left: Int[Tensor, " r"]) -> Codes | Latents:
-    """Remove the first `skip` frames of a chunk, and keep at most `left` frames of each item."""
-    lengths = torch.minimum((chunk.lengths - skip).clamp(min=0), left.clamp(min=0))
-    width = min(max(0, chunk.data.shape[-1] - skip), max(0, int(left.max())))
-    content = chunk.data[..., skip : skip + width]
-    there = torch.arange(width, device=content.device) < lengths[:, None]
-    return chunk.with_data(torch.where(there[:, None], content, 0), lengths)
-
-
-def _spread(chunk: Codes | Latents, rows: Int[Tensor, " r"], batch: int) -> Codes | Latents:
-    """Return the chunk as one of the whole batch, with length 0 for the other items."""
-    content, lengths = chunk.data, chunk.lengths
-    if len(rows) == batch:
-        return chunk
-    rows = rows.to(content.device)
-    everything = content.new_zeros(batch, *content.shape[1:]).index_copy(0, rows, content)
+def _cut(chunk: Codes | Latents, skip: int, left: Int[Tensor, " r"], rows: Int[Tensor, " r"], batch: int) -> Codes | Latents:
+    """Return the frames of a chunk after `skip`, at most `left` of each item, as `rows` of a batch; others have length 0."""
+    left, rows, data = left.to(chunk.lengths.device).clamp(min=0), rows.to(chunk.lengths.device), chunk.data
+    lengths = torch.minimum((chunk.lengths - skip).clamp(min=0), left)
+    data = data[..., skip : skip + int(left.max())]
+    data = torch.where((torch.arange(data.shape[-1], device=data.device) < lengths[:, None])[:, None], data, 0)
+    everything = data.new_zeros(batch, *data.shape[1:]).index_copy(0, rows, data)
     return chunk.with_data(everything, lengths.new_zeros(batch).index_copy(0, rows, lengths))
-
-
-def _tail(window: Codes | Latents, goes_on: Tensor, stride: int) -> KnownFrames:
-    """Return the known frames of the next window: those of this one from `stride` on."""
-    content = window.data[goes_on.to(window.lengths.device), :, stride:]
-    mask = torch.ones(len(content), content.shape[-1], dtype=torch.bool, device=content.device)
-    return KnownFrames(window.with_data(content, mask.sum(1)), mask)

@@ -9,7 +9,7 @@ from cadenza.conditioners.base import ConditionerSet
 from cadenza.core.errors import CadenzaError, DataError
 from cadenza.data import sources
 from cadenza.data.items import ToItem, is_text_list
-from cadenza.system.feature_cache import CacheableEncoder, FeatureCache
+from cadenza.system.feature_cache import FeatureCache
 from cadenza.system.system import System
 
 
@@ -35,8 +35,7 @@ def precompute_features(
 
     `progress` is called with clips done and total clips. Raises DataError if no conditioner has cacheable features.
     """
-    encoders = {name: part for name, part in system.conditioners.items() if isinstance(part, CacheableEncoder)}
-    frozen: dict[str, Any] = {name: part for name, part in encoders.items() if part.cache_fingerprint() is not None}
+    frozen = {name: part for name, part in system.conditioners.items() if part.cache_fingerprint() is not None}
     if not frozen:
         raise DataError("no conditioner of this model has a frozen encoder with cacheable features; nothing to precompute")
     parts, report = ConditionerSet(frozen), CacheReport(list(frozen))

@@ -66,7 +66,7 @@ def plan_before_loading(
         system = outline(job.dtype, job.quantize)
         return planner.estimate_memory(system, job, batch_plan, program=program, stored=stored)
 
-    return planner.plan_within_memory(spec, job, estimate, max_bytes=max_bytes, allow_bfloat16=dtype is None)
+    return planner.plan_within_memory(job, estimate, max_bytes=max_bytes, allow_bfloat16=dtype is None)
 
 
 def format_plan(spec: SystemSpec, plan: planner.Plan) -> str:
