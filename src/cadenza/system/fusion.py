@@ -61,7 +61,7 @@ def fuse(
 
 
 def branch_keep_mask(fusion: FusionSpec, ids: Sequence[Collection[str]], device: torch.device | str) -> KeepMask:
-    """Return the mask of a branch of guidance, which keeps the `ids` of each item and all routes that are not guided."""
+    """Return the mask of a guidance branch: it keeps the `ids` of each item, and every route without guidance."""
     return {
         (slot, route.id): torch.tensor([route.id in names or not route.guided for names in ids], device=device)
         for slot, routes in fusion.routes_by_slot().items()

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, PositiveFloat, TypeAdapter
-from torch import nn
 
 from cadenza.codecs.base import Codec
 from cadenza.conditioners.base import ConditionerSet
@@ -120,7 +119,8 @@ def estimate_memory(
     device, codec = job.device.partition(":")[0], system.spec.codec
     on_host = device == "cpu"
     modules = {"codec": system.codec, "conditioners": system.conditioners, "generator": system.generator}
-    weights = {name: _module_bytes(module) for name, module in modules.items() if module is not None}
+    tensors = {name: [*module.parameters(), *module.buffers()] for name, module in modules.items() if module is not None}
+    weights = {name: sum(x.nbytes for x in parts) for name, parts in tensors.items()}
     encoders = {name: encoder.unloaded_bytes() for name, encoder in system.conditioners.frozen_encoders().items()}
     persistent = {f"{name} encoder": size for name, size in encoders.items()}
     if program is not None:
@@ -132,7 +132,7 @@ def estimate_memory(
     generating = max((_generation_bytes(system, job, *batch) for batch in batches), key=lambda uses: sum(uses.values()))
     chunk = codec.decode_chunk_frames(longest, device)
     chunk = chunk if batch_plan.decode_chunk_frames is None else min(batch_plan.decode_chunk_frames, chunk)
-    decoding = codec.decode_memory_bytes(chunk, clips=min(size, clips), itemsize=_dtype(system.codec).itemsize)
+    decoding = codec.decode_memory_bytes(chunk, clips=min(size, clips), itemsize=job.dtype.itemsize)
     packed = weights["codec"] // 2 if on_host else 0  # decoder weights in the layout of the convolutions
     audio = 2 * clips * longest * codec.hop_length * codec.channels * 4
     phases = {"generating": generating, "decoding": {"codec activations": decoding + packed, "audio": audio}}
@@ -144,31 +144,22 @@ def estimate_memory(
     return MemoryEstimate(persistent, phases)
 
 
-def _module_bytes(module: nn.Module) -> int:
-    return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
-
-
 def _generation_bytes(system: SystemLike, job: GenerationJob, clips: int, frames: int) -> dict[str, int]:
     """Return the bytes by use that generating a batch takes, whose longest clip has `frames` frames."""
     spec, generator = system.spec, system.generator
     assert spec.generator is not None and generator is not None
-    rows, dtype = clips * job.branches, _dtype(generator)
+    rows, conditions = clips * job.branches, 0
     positions: dict[Slot, int] = {}
-    conditions = 0
     for slot, routes in spec.fusion.routes_by_slot().items():
         parts = [spec.conditioners[route.id] for route in routes]
         positions[slot] = sum(part.num_tokens(frames) for part in parts) if slot in ("cross", "prepend") else frames
         if slot in ("add", "concat"):  # computed, then expanded to the frames in every branch
-            conditions += sum(part.output_dim for part in parts) * rows * frames * dtype.itemsize
+            conditions += sum(part.output_dim for part in parts) * rows * frames * job.dtype.itemsize
     window = spec.generator.max_frames if spec.generator.fixed_length else min(frames, spec.generator.max_frames)
-    shape = BatchShape(rows, window, positions, spec.slot_dims(), dtype, job.quantize is not None, job.device)
+    shape = BatchShape(rows, window, positions, spec.slot_dims(), job.dtype, job.quantize is not None, job.device)
     sizes = spec.generator.activation_bytes(spec.codec.frame_format, shape)
     sizes["conditions"] = sizes.get("conditions", 0) + conditions
     return {"packed copies": packed_bytes(generator, rows, device=job.device.partition(":")[0])} | sizes
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,11 @@ T = TypeVar("T")
 POLL = 0.2  # seconds between checks for Ctrl-C and the end of the program
 
 
-class Prefetcher(Iterator[T], AbstractContextManager):
+class Prefetcher(Iterator[T], AbstractContextManager["Prefetcher[T]"]):
     """Iterator over `stream`, of which a thread computes at most `chunks` in advance.
 
     An error in the stream is raised in the consumer, after the chunks computed before it. `close`, the end of a `with`
     block, the end of the stream and deleting the object all end the thread and close the stream, after the current chunk.
-
-        with Prefetcher(system.stream("slow piano", seconds=300), chunks=16) as chunks:
-            for chunk in chunks:
-                ...
     """
 
     def __init__(self, stream: Iterable[T], *, chunks: int = 8) -> None:

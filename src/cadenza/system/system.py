@@ -90,10 +90,8 @@ class System(nn.Module):
         Raises RequestError for an unknown id or a value that its conditioner cannot use.
         """
         known = self.conditioners.input_ids()
-        for item in items:
-            for name in item:
-                if name not in known:
-                    raise RequestError(f"no condition called '{name}'.{did_you_mean(name, known)}")
+        for name in (name for item in items for name in item if name not in known):
+            raise RequestError(f"no condition called '{name}'.{did_you_mean(name, known)}")
         return self.conditioners.prepare(items, frames=frames)
 
     def extract_prompt_values(self, item: Mapping[str, Any]) -> dict[str, Any]:
