@@ -144,10 +144,13 @@ def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _row_writer(owner: nn.Module, name: str) -> Callable[[int, Tensor], None]:
     """Allocate a weight on the CPU, and return a function (first row, rows) that fills it."""
     if isinstance(owner, QuantizedLinear) and name == "weight":
-        owner.packed, owner.scale = (torch.empty_like(x, device="cpu") for x in (owner.packed, owner.scale))
+        owner.packed, owner.scale = (
+            torch.empty(x.shape, dtype=x.dtype, device="cpu")
+            for x in (owner.packed, owner.scale)  # empty_like of meta loads the compiler
+        )
         return partial(_write_quantized, owner)
     weight = getattr(owner, name)
-    values = torch.empty_like(weight, device="cpu", requires_grad=False)
+    values = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
     setattr(owner, name, nn.Parameter(values) if isinstance(weight, nn.Parameter) else values)
 
     def write(first: int, x: Tensor) -> None:
