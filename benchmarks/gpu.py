@@ -3,10 +3,14 @@
     python benchmarks/gpu.py musicgen-small                  each model takes minutes; the peer most of them
     python benchmarks/gpu.py musicgen-small --device cpu --quick --seconds 2     the script itself, without a GPU
 
-Published geometries with random weights, guidance 3. Of each model: the codes of graphs and of the same steps launched
-by Python, which must be equal; steps a second and times real time of one clip, of the forms in turn and beside
-transformers as it is (eager); the share of the bound that the copy bandwidth of this run allows; clips together; and
-what one attention takes. Nothing of `cadenza bench` is repeated that a CPU can be asked as well.
+The models have published sizes, random weights and guidance 3. The report has, for each model:
+
+- whether CUDA graphs give the same codes as steps launched by Python;
+- steps per second and real-time factor of one clip for each form in turn and for eager transformers;
+- the share of the memory-bandwidth bound, which is measured in the same run;
+- several clips in one batch, and the time of one attention.
+
+`cadenza bench` measures the rest on any device.
 """
 
 import argparse

@@ -111,7 +111,7 @@ def test_a_model_of_transformers_learns_and_stays_what_it_was(finetune, sound: P
     before, after = loss(tmp_path / "theirs", sound), loss(tmp_path / "run/best", sound)
     assert after < 0.7 * before
     right, wrong = (loss(tmp_path / "run/best", sound, frames=10, swapped=swapped) for swapped in (False, True))
-    assert right < wrong - 0.04  # it goes by what it is told
+    assert right < wrong - 0.04  # the text conditions the result
     said = [float(word) for word in run.out.partition("loss on held-out clips: ")[2].split() if "." in word][:2]
     assert said[0] == pytest.approx(before, rel=0.1) and said[1] == pytest.approx(after, rel=0.15)
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]

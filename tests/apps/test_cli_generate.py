@@ -1,4 +1,4 @@
-"""`cadenza generate` around the sentence: files of prompts, audio to go on from, names of files, tags."""
+"""`cadenza generate`: prompt files, audio prompts, output names, tags."""
 
 import json
 import sys
@@ -70,7 +70,7 @@ def test_a_file_of_items_is_the_same_as_its_options(generate, tmp_path, monkeypa
 
 
 def test_an_audio_file_is_gone_on_from(generate, tmp_path, model):
-    """The start is the file as the codec hears it, and the same is meant by --continue-from."""
+    """The clip begins with the file as the codec reconstructs it, also for --continue-from."""
     tone(tmp_path / "hum.wav", 0.16)
     assert generate("hum.wav", "--seconds", 0.32, "--seed", 1, "--out", "a.wav")[0] == 0
     system = tiny_system()

@@ -132,7 +132,7 @@ def test_mistakes_are_one_message(cadenza, tmp_path):
 
 @pytest.mark.parametrize("kind", ["theirs", "package", "ours"])
 def test_inspect_reads_no_weights(cadenza, tmp_path, kind):
-    """Weights that are damaged do not matter, as long as nobody reads them."""
+    """Weights that are damaged do not matter, as long as no command reads them."""
     folder = tmp_path / kind
     if kind == "package":
         audiocraft_folder(folder)

@@ -1,4 +1,4 @@
-"""What a run will take, as a user is told."""
+"""The memory and time that a run prints beforehand."""
 
 import sys
 

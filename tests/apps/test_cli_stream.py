@@ -1,4 +1,4 @@
-"""`cadenza generate --stream`: what is heard, piped and written is what is generated, and what becomes of it when it is cut."""
+"""`cadenza generate --stream`: played, piped and written audio equals that of `generate`; cancelled and broken streams."""
 
 import io
 import re
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def generate(model, tmp_path, capsysbinary, monkeypatch):
-    """`generate(...)` gives status, the bytes of the standard output, and what was said beside it."""
+    """`generate(...)` gives status, the bytes of the standard output, and the messages on standard error."""
 
     def run(*arguments: object) -> tuple[int, bytes, str]:
         monkeypatch.chdir(tmp_path)
@@ -62,7 +62,7 @@ def expected(prompt: str, seconds: float, seed: int) -> np.ndarray:
 def same(read: np.ndarray, prompt: str, seconds: float, seed: int) -> None:
     whole = expected(prompt, seconds, seed)
     assert read.shape == whole.shape and np.abs(read.astype(int) - whole).max() <= 1, "but for rounding"
-    assert np.abs(np.diff(whole, axis=0)).max() > 1000, "there is something to hear"
+    assert np.abs(np.diff(whole, axis=0)).max() > 1000, "the audio is not silent"
 
 
 def test_raw_in_a_pipe_is_what_is_generated(generate):
@@ -72,7 +72,7 @@ def test_raw_in_a_pipe_is_what_is_generated(generate):
 
 
 def test_a_wav_in_a_pipe_needs_nothing_else_said(generate):
-    """`--out -` is a stream; what a prompt said in numbers is not among the audio."""
+    """`--out -` is a stream; the values read from a prompt are not written between the audio."""
     status, out, said = generate("one at 90 bpm", "--out", "-", "--seconds", 0.5, "--seed", 3)
     assert status == 0 and "tempo 90" in said and "seed 3" in said and out[:4] == b"RIFF"
     read, rate = soundfile.read(io.BytesIO(out), dtype="int16", always_2d=True)

@@ -58,7 +58,7 @@ def test_a_bar_lasts_four_beats_of_the_tempo_in_which_it_begins() -> None:
         x = parts.prepare([{"chords": "C G", "tempo": tempo}], frames=100)["chords"].tensors["x"]
         assert x[0, :, :12].argmax(-1).tolist() == [0] * 20 + [7] * 20 + [0] * 40 + [7] * 20
     x = parts.prepare([{"chords": "C G", "tempo": [(2.0, 4.0, None), (4.0, None, 60)]}], frames=100)["chords"].tensors["x"]
-    assert x[0, :, :12].argmax(-1).tolist() == [0] * 20 + [7] * 20 + [0] * 40 + [7] * 20  # `bar` where there is no tempo
+    assert x[0, :, :12].argmax(-1).tolist() == [0] * 20 + [7] * 20 + [0] * 40 + [7] * 20  # `bar_seconds` without a tempo
 
 
 @pytest.mark.parametrize("tempo", [1e9, 0, [1.0, 1.0], ["a", "b"], "fast"])

@@ -1,4 +1,4 @@
-"""Chroma as a condition: how long it is, what silence and absence are, whose sound is heard, in which slots."""
+"""Chroma as a condition: length, silence, absence, stems, slots."""
 
 import json
 import math

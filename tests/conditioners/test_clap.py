@@ -28,7 +28,7 @@ def sound(seconds: float, seed: int = 0) -> Audio:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As transformers itself writes a CLAP, beside the tokenizer of the example."""
+    """A CLAP saved by transformers, with the tokenizer of the example."""
     return written(tmp_path_factory.mktemp("clap"))
 
 
@@ -67,7 +67,7 @@ def vectors(part: CLAPConditioner, values: list[Any]) -> torch.Tensor:
 
 @torch.no_grad()
 def theirs(folder: Path, value: str | torch.Tensor, *, fusion: bool = False) -> torch.Tensor:
-    """What transformers makes of one text, or of one sound no longer than it hears."""
+    """Return the embedding of transformers for one text, or for one sound of at most one window."""
     model = ClapModel.from_pretrained(folder).eval()
     if isinstance(value, str):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))

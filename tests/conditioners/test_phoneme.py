@@ -35,7 +35,7 @@ def test_the_vocabulary_is_fixed() -> None:
     "language", ["en-us", "en-gb", "de", "fr-fr", "es", "it", "ru", "cmn", "ja", "vi", "hi", "fi", "ar", "pt-br"]
 )
 def test_every_sound_has_a_row(language: str) -> None:
-    """Numbers are said in the words of a language."""
+    """Numbers become words of a language."""
     said = " ".join(phonemize([" ".join(map(str, range(0, 101, 7))), "0 1 2 3 1000"], language))
     assert len(said) > 40
     assert not set(unicodedata.normalize("NFD", said)) - symbol_table("ipa").keys()

@@ -1,4 +1,4 @@
-"""Style: which excerpt is heard, through what, how strong the bottleneck is, and what it learns in training."""
+"""Style: its excerpt, encoder, bottleneck and training."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def run(part: StyleConditioner, value: Any) -> Tensor:
 
 
 def test_an_excerpt_becomes_a_few_vectors() -> None:
-    """100 frames a second: 0.4 seconds are 40, of which every 5th is kept; a shorter sound is heard whole."""
+    """100 frames a second: 0.4 seconds are 40, of which every 5th is kept; a shorter sound is used whole."""
     part = style()
     out = part(part.encode(part.prepare([noise(900), noise(170), noise(5)])))
     assert out.mask.sum(1).tolist() == [8, 5, 2]  # 40 frames, 22 frames, and 10 of a tenth of a second
@@ -148,7 +148,7 @@ def mert(tmp_path: Path) -> tuple[Path, HubertModel]:
 
 
 def test_a_mert_of_a_folder(mert: tuple[Path, HubertModel], tmp_path: Path) -> None:
-    """Excerpts of two lengths in one batch, each as transformers hears it alone; saved beside the system's weights."""
+    """Excerpts of two lengths in one batch, each equal to transformers alone; saved next to the system's weights."""
     folder, model = mert
     fields = {"codec": None, "model": str(folder), "sample_rate": 800, "seconds": 0.4}
     part = style(**fields)

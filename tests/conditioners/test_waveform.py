@@ -1,4 +1,4 @@
-"""The waveform and source_mix conditioners: what they hear, where their codec comes from."""
+"""The waveform and source_mix conditioners: their input audio and the source of their codec."""
 
 import json
 from pathlib import Path

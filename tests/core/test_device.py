@@ -1,4 +1,4 @@
-"""Which device and precision are chosen on machines of many kinds, and what is said of it."""
+"""The device and precision chosen on machines of many kinds, and the reason given."""
 
 from typing import Any
 

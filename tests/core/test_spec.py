@@ -120,7 +120,7 @@ def test_near() -> None:
 
 
 def test_errors_share_one_base() -> None:
-    """So that a door can catch what a user can mend."""
+    """Programs can catch every error that a user can fix."""
     from cadenza.core import errors  # noqa: PLC0415
 
     named = [value for value in vars(errors).values() if isinstance(value, type)]

@@ -32,7 +32,7 @@ def line(path, duration=1.0, **more):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three clips with what is known of them beside, elsewhere and in a zip."""
+    """Three clips with metadata next to them, elsewhere and in a zip."""
     for name in ("a.wav", "sub/b.mp3", "sub/ü c.flac"):
         tone(tmp_path / name)
     info = {"title": "T", "artist": "", "key": "A minor, C", "bpm": "90.5", "genre": "Rock", "description": "Loud."}

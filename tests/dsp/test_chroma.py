@@ -1,4 +1,4 @@
-"""Chroma is librosa's filter bank, AudioCraft's normalisation and its choice of the strongest, and hears notes."""
+"""Chroma equals librosa's filter bank with AudioCraft's normalisation and choice of the strongest, and detects notes."""
 
 import math
 from collections.abc import Callable

@@ -155,7 +155,7 @@ def test_a_system_that_follows_its_controls_has_adherence_one(corpus, tmp_path):
     effect = found.scores["key"]["key"].effect
     assert effect is not None and effect.low > 0.5  # six keys: without the control one in six is right by chance
     with_text = found.scores["all"]["key"].effect
-    assert with_text is not None and with_text.value == 0  # the text said it already
+    assert with_text is not None and with_text.value == 0  # the text contains it
     assert set(found.changes) == {"prompt", "tempo", "key"} and set(found.changes["key"]) == {"tempo", "family"}
     assert found.changes["key"]["tempo"].value == 0
     assert set(found.off.values()) == {0.0}

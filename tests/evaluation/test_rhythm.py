@@ -41,7 +41,7 @@ def test_clicks_are_onsets_within_twenty_milliseconds():
 
 @pytest.mark.parametrize(("tempo", "told"), [(60, 60.0), (96, 98.5), (140, 137.0)])
 def test_beats_of_a_pulse_with_weaker_ones_between(tempo, told):
-    """The tempo that is told is off by up to 2.6 %, as the estimator may be."""
+    """The given tempo is off by up to 2.6 %, as the estimator may be."""
     period, first = 60 / tempo, 0.3
     pulse = np.arange(first, 11.5, period)
     between = pulse[:-1] + period / 2

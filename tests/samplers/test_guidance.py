@@ -101,7 +101,7 @@ def test_emphasis_of_one_id_is_double_guidance() -> None:
     got = sum((answers[name] * weight.expected for name, weight in weights.items()), torch.zeros(4, 7))
     torch.testing.assert_close(got, uncond + a * (style + b * (both - style) - uncond))
     assert weighed(Guidance(id_scales={"text": 1.0})) == weighed(Guidance())
-    assert weighed(Guidance(id_scales={"text": 5.0}), told=["style"]) == {"style": 3.0, "none": -2.0}  # nobody says any text
+    assert weighed(Guidance(id_scales={"text": 5.0}), told=["style"]) == {"style": 3.0, "none": -2.0}  # no item has a text
 
 
 def test_weights_are_guidance_by_several_sources() -> None:

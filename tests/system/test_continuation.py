@@ -1,4 +1,4 @@
-"""Going on from audio, codes or files of either."""
+"""Continuation of audio, codes or files of either."""
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ def test_one_for_all_or_one_each_alone_and_in_any_batch(system):
 
 
 def test_going_on_in_windows():
-    """What is asked beyond a window goes on from the prompt's own continuation."""
+    """Frames beyond a window continue the prompt's own continuation."""
     system = tiny_system(max_frames=100)
     fields = {"seconds": 0.26, "seed": 3, "continue_from": sound(800), "sampling": {"temperature": 0}}
     long = system.generate_frames("drums", **fields, stride=0.15).data

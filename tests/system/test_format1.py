@@ -78,7 +78,7 @@ def renamed(data: Any, name: str = "") -> Any:
 
 
 def says(found: Any, expected: Any, where: str = "system") -> None:
-    """Asserts that all that is expected is there; fields that came later may be beside it."""
+    """Assert that all expected fields are there; later fields are ignored."""
     if isinstance(expected, Mapping):
         assert isinstance(found, Mapping), where
         for key, value in expected.items():
@@ -99,7 +99,7 @@ def test_every_field_of_the_spec_arrives(name: str) -> None:
     expected = renamed({key: value for key, value in saved.items() if key != "format"})
     for part in expected["conditioners"].values():
         if str(part.get("model", "")).startswith("./"):
-            part["model"] = str(PLACE / name / part["model"])  # copied beside the weights
+            part["model"] = str(PLACE / name / part["model"])  # copied next to the weights
     says(System.load(PLACE / name).spec.to_dict(), expected)
 
 

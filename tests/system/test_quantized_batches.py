@@ -91,7 +91,7 @@ TINY_SECONDS = [0.03, 0.09, 0.075, 0.05]
 
 
 def tiny(kind: str | None, *, max_frames: int) -> System:
-    """A system with every slot, texts before and beside the sequence, values that change, and an LSTM in its codec."""
+    """A system with every slot, prepended and attended texts, timelines, and an LSTM in its codec."""
     text = TINY["conditioners"]["prompt"]
     beats = {"type": "beats", "output_dim": 32, "frame_rate": 500, "max_frames": 15, "hidden": 8}
     number = {"type": "number", "output_dim": 32, "min": 40, "max": 200}

@@ -293,6 +293,6 @@ def test_a_misspelt_spec_is_named(system, tmp_path):
 
 
 def test_generation_under_autocast(system):
-    """As training does when it listens to itself."""
+    """As training does for its audio samples."""
     with torch.autocast("cpu", torch.bfloat16):
         assert system.generate("drums", seconds=0.2).wave.isfinite().all()

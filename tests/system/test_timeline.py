@@ -1,4 +1,4 @@
-"""Values that change over time: their weight in each frame, where they may go, in batches and windows; obeyed."""
+"""Values that change over time: weights per frame, slots, batches, windows, and their effect on a trained model."""
 
 from typing import Any
 
@@ -139,7 +139,7 @@ def test_texts_that_change_are_read_one_by_one(system: System) -> None:
 
 
 def test_training_counts_from_the_start_of_the_piece(system: System) -> None:
-    """A crop hears what holds there; a vocabulary is learned from every text."""
+    """A crop gets the values of its time; a vocabulary is learned from every text."""
     ids = torch.zeros(1, 2, 20, dtype=torch.long)
 
     def keys(start: float) -> list[float]:

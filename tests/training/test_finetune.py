@@ -65,7 +65,7 @@ def tuned(tmp_path: Path, data: Noise, *overrides: str) -> Any:
 
 def test_too_few_clips_are_not_held_out(tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # every control is said
+        warnings.simplefilter("error")  # every control has values
         done = tuned(tmp_path, Noise(3, prompt="noise", tempo=90, key="A minor"))
     assert (done.before, done.after, done.folder) == (None, None, tmp_path / "final")
     assert done.outcome.reason == "finished"

@@ -92,7 +92,7 @@ def command(*arguments: object, cwd: Path) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A copy of the goldens, as configs name what lies beside them and runs write into their folders."""
+    """A copy of the goldens: configs name files next to them, and runs write into their folders."""
     return Path(shutil.copytree(PLACE, tmp_path / "format1"))
 
 

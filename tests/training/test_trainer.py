@@ -38,7 +38,7 @@ QUICK: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen tones of 0.6 s with what they are beside them."""
+    """Sixteen tones of 0.6 s with sidecars."""
     folder = tmp_path_factory.mktemp("tones")
     for i in range(16):
         pitch = 150 * 2 ** (i / 8)

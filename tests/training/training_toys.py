@@ -40,7 +40,7 @@ class ToyTaskSpec(TaskSpec):
 
 
 class Net(nn.Module):
-    """A linear autoencoder with a buffer that training moves, dropout, and a critic beside it."""
+    """A linear autoencoder with a buffer that training moves, dropout, and a discriminator."""
 
     def __init__(self) -> None:
         super().__init__()

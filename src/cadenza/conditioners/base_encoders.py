@@ -102,7 +102,7 @@ class CodecFramesConditioner(CodecConditioner):
         return torch.zeros(self.dim, 1) if self.codec is None else silence(self.spec.sample_rate, samples=self.spec.hop)
 
     def pack(self, values: Sequence[Any], max_frames: int | None = None) -> tuple[Tensor, Int[Tensor, " b"]]:
-        """Return audio by frames [b, n, c, s] and its samples [b], or frames [b, n, d] and their number [b].
+        """Return audio in frames [b, n, c, s] and its samples [b], or frames [b, n, d] and their numbers.
 
         They are cut or padded to `max_frames`. Raises RequestError unless values are Audio of one clip or paths, or with
         `input_kind: frames` Latents of one clip or tensors [d, f].

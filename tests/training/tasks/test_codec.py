@@ -79,7 +79,7 @@ def test_a_warm_codec_keeps_its_codebooks() -> None:
     before = embeds(run).clone()
     run.go(1)
     drift = (embeds(run) - before).norm(dim=-1) / before.norm(dim=-1)
-    assert float(drift.median()) < 0.2  # moved by one step of the running average, not made anew
+    assert float(drift.median()) < 0.2  # moved by one step of the running average, not recomputed
 
 
 def test_resumed_run_equals_the_whole() -> None:

@@ -68,7 +68,7 @@ def test_dropout_is_per_item_and_id_and_guidance_takes_all_together(system: Syst
 
 
 def test_ids_can_be_dropped_together_and_what_is_not_guided_stays(system: System) -> None:
-    """One draw for a group beside each id's own; dropout for guidance leaves alone what guidance does."""
+    """One draw for a group and one for each id; cfg dropout keeps conditions that are not guided."""
     chances = {"tempo": 0.2, "tempo+key": 0.5}
     keep = GeneratorTask(GeneratorTaskSpec(cfg_dropout=0.0, attribute_dropout=chances), system)._dropout_masks(
         20_000, progress().rng

@@ -51,7 +51,7 @@ def parse_value(text: str, widget: str, option: str) -> Any:
 
 def _parse_constant(text: str, widget: str, option: str) -> Any:
     if widget == "number" or (widget in _FILE_WIDGETS and re.fullmatch(r"\d+(\.\d+)?", text)):  # such as a note of a span
-        return parse_number(text, option)
+        return parse_float_option(text, option)
     if widget in _FILE_WIDGETS and not Path(text).is_file():
         raise typer.BadParameter(f"'{text}': no such file; give one, or JSON such as [[0, 0.5, 60]]", param_hint=option)
     return text
@@ -74,7 +74,7 @@ def format_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def parse_number(text: str, option: str) -> float:
+def parse_float_option(text: str, option: str) -> float:
     """Parse a number; raise BadParameter otherwise."""
     try:
         return float(text)
@@ -133,14 +133,14 @@ def parse_controls(
 def parse_sampling(pairs: Sequence[str]) -> dict[str, float]:
     """Parse the `NAME=VALUE` pairs of --sampling."""
     named = [(text, *parse_pair(text, "--sampling")) for text in pairs]
-    return {name: parse_number(value, f"--sampling {text}") for text, name, value in named}
+    return {name: parse_float_option(value, f"--sampling {text}") for text, name, value in named}
 
 
 def parse_guidance(text: str | None, negative: str | None) -> Any:
     """Return a scale or a mapping of the fields of Guidance, with the negative prompt if given; None for the default."""
     guidance: Any = None
     if text is not None:
-        guidance = parse_json(text, "--guidance") if text.lstrip()[:1] == "{" else parse_number(text, "--guidance")
+        guidance = parse_json(text, "--guidance") if text.lstrip()[:1] == "{" else parse_float_option(text, "--guidance")
     if negative is None:
         return guidance
     if not negative.strip():
