@@ -53,7 +53,7 @@ class FeatureCache:
 
     def __len__(self) -> int:
         """Number of entries in the folder."""
-        return self._access(len, 0)
+        return self._access(len, 0)  # type: ignore[arg-type]  # diskcache has no types
 
     @torch.no_grad()
     def encode(
@@ -112,7 +112,7 @@ class FeatureCache:
 
     def _get(self, key: bytes) -> dict[str, Tensor] | None:
         """Return an entry; None if it is missing or damaged."""
-        entry = self._access(lambda store: store.get(key), None)
+        entry: Any = self._access(lambda store: store.get(key), None)
         try:
             if entry is not None and _checksum(entry[_DIGEST:]) == entry[:_DIGEST]:
                 return load(entry[_DIGEST:])

@@ -126,7 +126,7 @@ class Request(Spec):
         """Return every clip: the variations of the first item, then of the second, ..."""
         clips = []
         for i, item in enumerate(self.items):
-            values = (self.seconds, self.seed, self.continue_from)
+            values: tuple[Any, ...] = (self.seconds, self.seed, self.continue_from)
             seconds, seed, prompt = (value[i] if isinstance(value, tuple) else value for value in values)
             clips += [ClipRequest(item, seconds, seed + j, prompt) for j in range(self.variations)]
         return clips

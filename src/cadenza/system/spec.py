@@ -127,7 +127,7 @@ class SystemSpec(Spec):
 
     def slot_dims(self) -> dict[Slot, int]:
         """Return the width of each slot in use: the sum if conditions are concatenated, else the width of all."""
-        dims = {
+        dims: dict[Slot, list[int]] = {
             slot: [self.conditioners[route.id].output_dim for route in routes]
             for slot, routes in self.fusion.routes_by_slot().items()
         }
