@@ -121,7 +121,7 @@ class TransformersRunner(Runner):
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        return torch.tensor([tokenizer.encode(item["prompt"]).ids for item in job.items()], device=self.device)
+        return torch.tensor([tokenizer.encode(item["prompt"]).ids for item in job.request().items], device=self.device)
 
     @contextmanager
     def _cached(self, taken: int) -> Iterator[None]:

@@ -51,7 +51,7 @@ def test_transformers(kit: Kit) -> None:
     other = Audio(want["melody2.waveform"][None], 32000)
     chroma = system.conditioners["melody"]
     for name, sound in (("melody", melody), ("melody2", other)):
-        found = chroma.encode(chroma.prepare([sound])).tensors["chroma"][:, : want[f"{name}.input_features"].shape[1]]
+        found = chroma.encode(chroma.prepare([sound])).tensors["x"][:, : want[f"{name}.input_features"].shape[1]]
         assert torch.equal(found, want[f"{name}.input_features"])
     for group, texts in (("single", prompts[:1]), ("batch", prompts)):
         sung = [{"prompt": text, "melody": melody} for text in texts]

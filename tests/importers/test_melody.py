@@ -30,7 +30,7 @@ def inputs(system: System, items: list[Any]) -> dict[str, Tensor]:
     prepared = system.prepare(items)
     text, melody = prepared["prompt"].tensors, system.conditioners["melody"].encode(prepared["melody"])
     arguments = {"input_ids": text["ids"], "attention_mask": text["mask"].long()}
-    return arguments | ({"input_features": melody.tensors["chroma"]} if prepared["melody"].present.all() else {})
+    return arguments | ({"input_features": melody.tensors["x"]} if prepared["melody"].present.all() else {})
 
 
 @pytest.mark.parametrize("changes", [STEREO, NO_BRIDGE, FINE], ids=["stereo", "no projection", "24 pitch classes"])
