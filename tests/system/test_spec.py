@@ -97,3 +97,12 @@ def test_a_slot_that_the_generator_lacks_is_named(monkeypatch: pytest.MonkeyPatc
         SystemSpec.parse(changed(fusion__global=["key"]))
     with pytest.raises(SpecError, match="'key' has `align: steps`, but generator 'codec_lm' aligns to frames only"):
         SystemSpec.parse(changed(fusion__add=[{"id": "key", "align": "steps"}]))
+
+
+def test_a_frame_rate_that_differs_from_the_codec_is_named() -> None:
+    beats = {"type": "beats", "output_dim": 16, "frame_rate": 50, "max_frames": 100}
+    tree = {**TINY, "conditioners": {**TINY["conditioners"], "beats": beats}, "fusion": {**TINY["fusion"], "add": ["beats"]}}
+    with pytest.warns(
+        UserWarning, match=r"conditioners.beats.frame_rate is 50 Hz, but the codec has 500 .* set frame_rate: 500"
+    ):
+        SystemSpec.parse(tree)

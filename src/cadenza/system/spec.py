@@ -1,12 +1,14 @@
 """SystemSpec: the parts of a system, and checks that they fit together."""
 
+import warnings
 from collections.abc import Collection, Iterator
+from math import isclose
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cadenza.codecs.base import CodecSpec
-from cadenza.conditioners.base import ConditionerSpec
+from cadenza.conditioners.base import ConditionerSpec, FramewiseConditionerSpec
 from cadenza.core.errors import SpecError
 from cadenza.core.migrations import FORMAT, migrate_spec
 from cadenza.core.spec import Spec, did_you_mean
@@ -177,6 +179,13 @@ def _slot_mistakes(spec: SystemSpec) -> list[str]:
 def _length_mistakes(spec: SystemSpec, slot: Slot, route: Route) -> Iterator[str]:
     """Yield what the slot, the conditioner or the generator does not support in `resize` and `align` of a route."""
     field, part, generator = f"fusion.{slot}: '{route.id}'", spec.conditioners.get(route.id), spec.generator
+    rate = spec.codec.frame_format.frame_rate
+    if isinstance(part, FramewiseConditionerSpec) and slot in ("add", "concat") and not isclose(part.frame_rate, rate):
+        warnings.warn(  # not an error: saved systems load
+            f"conditioners.{route.id}.frame_rate is {part.frame_rate:g} Hz, but the codec has {rate:g} frames per second, so "
+            f"values are stretched in time; set frame_rate: {rate:g}",
+            stacklevel=2,
+        )
     if route.resize and slot not in ("add", "concat"):
         yield f"{field} has `resize`, which only add and concat support"
     if route.align == "steps":
