@@ -221,3 +221,15 @@ def test_values_that_are_absent_do_not_move_the_norm() -> None:
     other = style(output_dim=8).train()
     other(other.encode(PreparedInputs(other.prepare([noise(900)]).tensors, torch.tensor([True]))))
     torch.testing.assert_close(moved, other.bottleneck.norm.running_mean)
+
+
+def test_the_frozen_encoder_moves_with_the_module() -> None:
+    part, devices = style(), list[torch.device]()
+
+    class Encoder:
+        def move_to(self, device: torch.device) -> None:
+            devices.append(device)
+
+    part.model = Encoder()  # type: ignore[assignment]
+    part.to("cpu")
+    assert devices == [torch.device("cpu")]

@@ -1,7 +1,7 @@
 """Style of a recording: the style condition of MusicGen-Style (arXiv:2407.12563)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -227,3 +227,10 @@ class StyleConditioner(CodecConditioner):
         if levels not in range(1, most + 1):
             raise RequestError(f"levels of a style must be a whole number from 1 to {most}, not {levels!r}")
         return load_condition_audio([options["audio"]], self.spec.input_sample_rate), options
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the frozen encoder with the module without casting it."""
+        super()._apply(fn, recurse)
+        if self.model is not None and not self.dtype_ref.is_meta:
+            self.model.move_to(self.dtype_ref.device)
+        return self
