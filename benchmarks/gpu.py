@@ -108,10 +108,8 @@ def measure(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             one.close()
         bounds = bounds.max_with(measure_limits(device, quick=asked.quick))
         generator: Any = forms[0].system.generator
-        kept_as = asked.variant if asked.variant in DTYPES else "bfloat16"  # keys and values, on a GPU
-        bound = step_cost(
-            generator, kept_as, job, steps=round(asked.seconds * generator.frame_format.frame_rate)
-        ).roofline_steps_per_second(bounds)
+        steps = round(asked.seconds * generator.frame_format.frame_rate)
+        bound = step_cost(generator, job, steps=steps).roofline_steps_per_second(bounds)
         report = {
             "model": asked.model,
             "machine": machine.describe_machine(device),

@@ -20,6 +20,7 @@ from prediction_gap import CodesExample, MeanWithInterval, compare_systems
 from score_gaps import mean_gaps, overall_gap, score_gaps
 
 import cadenza
+from cadenza.core.types import Codes
 from cadenza.data.sources import load_manifest
 from cadenza.evaluation.adherence import Interval, score_settings
 from cadenza.evaluation.estimators import Estimate, load_estimators
@@ -100,7 +101,7 @@ def excerpts(system: System, asking: EvaluationSet) -> Iterator[CodesExample]:
         codes = codec.encode(reference.load_audio(codec))
         ids = codes.ids[:, :, : system.spec.generator.max_frames]  # type: ignore[union-attr]
         print(f"predictions: {i + 1} of {len(items)} clips", flush=True)
-        yield CodesExample(type(codes)(ids), item)
+        yield CodesExample(Codes(ids), item)
 
 
 def adherences(asked: argparse.Namespace, systems: Mapping[str, System], asking: EvaluationSet, listen: Any) -> None:

@@ -27,7 +27,7 @@ class FeatureDataset:
     truths: list[ClipLabels]
 
     def __len__(self) -> int:
-        return len(self.sidecars)
+        return len(self.truths)
 
     def features(self, i: int) -> tuple[Tensor, Tensor]:
         """Pitch [rows f] and bands [n g] of one clip."""

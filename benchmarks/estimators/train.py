@@ -99,7 +99,7 @@ def train_estimators(
                 schedule.step()
                 total += float(loss.detach())
             if epoch % 3 == 2 or epoch == config.epochs - 1:
-                scores = asdict(accuracy(predict(net, validation), validation.sidecars))
+                scores = asdict(accuracy(predict(net, validation), validation.truths))
                 scores.pop("families")
                 row = {"epoch": epoch + 1, "minutes": (time.monotonic() - began) / 60, "loss": total / (steps // config.epochs)}
                 report({**row, **scores})
@@ -174,7 +174,7 @@ def _drawn(data: FeatureDataset, which: Sequence[int], rng: torch.Generator) -> 
         pitch, bands = data.features(i)
         change = sample_augmentation(pitch.shape[-1], rng)
         features.append(augment_features(pitch, bands, change, rng))
-        truths.append(data.sidecars[i])
+        truths.append(data.truths[i])
         changes.append(change)
     heard = collate_features(features)
     frames = heard.pitch.shape[-1]
@@ -230,7 +230,7 @@ def train_and_freeze(
     )
     net, at = train_estimators(settings, data, validation=unseen, report=lambda row: progress(_line(row)))
     net = net.half().float()  # as it is stored
-    score = accuracy(predict(net, unseen, at), unseen.sidecars)
+    score = accuracy(predict(net, unseen, at), unseen.truths)
     progress(_line({name: value for name, value in asdict(score).items() if isinstance(value, float)}))
     notes = {
         "config": settings.to_dict(),

@@ -147,6 +147,10 @@ def test_a_store_of_another_codec_is_refused(manifest, tmp_path):
             EncodedDataset(EncodedStore(tmp_path / "s"), frames=5, codec=codec)
         with pytest.raises(DataError, match=message):
             encode_dataset(manifest, codec, tmp_path / "s")
+    (lines := tmp_path / "s" / "shard-00000.jsonl").rename(tmp_path / "lines")  # it is not overwritten either
+    with pytest.raises(DataError, match="the weights differ"):
+        encode_dataset(manifest, toy(offset=1), tmp_path / "s")
+    (tmp_path / "lines").rename(lines)
     with pytest.raises(DataError, match="other clips"):
         encode_dataset(replace(manifest, clips=manifest.clips[:5]), toy(), tmp_path / "s")
 
@@ -236,7 +240,7 @@ def test_damage_is_named(manifest, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="not a complete shard"):
         EncodedStore(tmp_path / "s")
-    with pytest.raises(DataError, match="not a complete shard .*delete it"):
+    with pytest.raises(DataError, match="damaged .*delete it"):
         encode_dataset(manifest, toy(), tmp_path / "s")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="not an encoded store"):

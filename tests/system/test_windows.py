@@ -33,27 +33,29 @@ class Scribe(Generator):
     def __init__(self, context: int, *, chunk: int = 3) -> None:
         super().__init__()
         self.spec = SimpleNamespace(max_frames=context, fixed_length=False)
-        self.chunk, self.plans = chunk, list[GenerationInputs]()
+        self.chunk, self.requests = chunk, list[GenerationInputs]()
 
     def losses(self, target: Any, fused: Any, rng: Any) -> Any:
         raise NotImplementedError
 
-    def stream(self, branches: Sequence[GuidanceBranch], plan: GenerationInputs) -> Iterator[Codes | Latents]:
-        self.plans.append(plan)
-        longest, add = int(plan.frames.max()), branches[0].fused.add
-        assert add is not None and len(add) == len(plan.frames)
+    def stream(self, branches: Sequence[GuidanceBranch], inputs: GenerationInputs) -> Iterator[Codes | Latents]:
+        self.requests.append(inputs)
+        longest, add = int(inputs.frames.max()), branches[0].fused.add
+        assert add is not None and len(add) == len(inputs.frames)
         here = torch.arange(longest)
-        rows = [torch.full((longest,), float(seed)) for seed in plan.seeds]
+        rows = [torch.full((longest,), float(seed)) for seed in inputs.seeds]
         z = torch.stack(
-            [torch.stack([row, here + plan.start_frame, a[:longest, 0], here]) for row, a in zip(rows, add, strict=True)]
+            [torch.stack([row, here + inputs.start_frame, a[:longest, 0], here]) for row, a in zip(rows, add, strict=True)]
         )
-        if plan.known_frames is not None:
-            n = plan.known_frames.mask.shape[1]
-            assert plan.known_frames.mask.all() and isinstance(plan.known_frames.frames, Latents)
-            assert torch.equal(plan.known_frames.frames.z[:, :3], z[:, :3, :n])  # the same frames as this window's first ones
-        z = z.where(here < plan.frames[:, None, None], 0)
+        if inputs.known_frames is not None:
+            n = inputs.known_frames.mask.shape[1]
+            assert inputs.known_frames.mask.all() and isinstance(inputs.known_frames.frames, Latents)
+            assert torch.equal(inputs.known_frames.frames.z[:, :3], z[:, :3, :n])  # the same frames as this window's first ones
+        z = z.where(here < inputs.frames[:, None, None], 0)
         for start in range(0, longest, self.chunk):
-            yield Latents(z[..., start : start + self.chunk], (plan.frames - start).clamp(0, min(self.chunk, longest - start)))
+            yield Latents(
+                z[..., start : start + self.chunk], (inputs.frames - start).clamp(0, min(self.chunk, longest - start))
+            )
 
 
 @pytest.mark.parametrize("stride", [1, 4, 7, 9])
@@ -72,8 +74,8 @@ def test_every_frame_once_from_its_own_place(stride: int, chunk: int) -> None:
         )
         assert (place[10:] >= 10 - stride).all()  # what a later window adds it adds after what it knows
         assert not whole.z[i, :, total:].any()
-    assert [plan.start_frame for plan in scribe.plans] == list(range(0, stride * len(scribe.plans), stride))
-    assert all(len(plan.frames) < 4 for plan in scribe.plans[1:])  # items that have ended cost nothing
+    assert [plan.start_frame for plan in scribe.requests] == list(range(0, stride * len(scribe.requests), stride))
+    assert all(len(plan.frames) < 4 for plan in scribe.requests[1:])  # items that have ended cost nothing
 
 
 def test_one_window_is_the_generators_own_stream() -> None:

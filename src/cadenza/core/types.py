@@ -5,7 +5,7 @@ Letters in shapes: b batch, c channels, t samples, f frames, k codebooks, d widt
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -26,8 +26,9 @@ FramesT = TypeVar("FramesT", bound="_Frames")
 
 
 class _Frames:
-    """Methods of `Codes` and `Latents`, whose first field is the tensor of their frames."""
+    """Methods of `Codes` and `Latents`; `_data_field` names the tensor of their frames."""
 
+    _data_field: ClassVar[str]
     lengths: Tensor
 
     def __post_init__(self) -> None:
@@ -41,13 +42,14 @@ class _Frames:
     def __iter__(self: FramesT) -> Iterator[FramesT]:
         """Yield each clip as a batch of one without its padding."""
         for i, length in enumerate(self.lengths.tolist()):
-            data, *others = (None if x is None else x[i : i + 1] for x in vars(self).values())
-            yield type(self)(data[..., :length], *others)  # type: ignore[call-arg, index]
+            clip = {name: x[i : i + 1] for name, x in vars(self).items() if x is not None}
+            clip[self._data_field] = clip[self._data_field][..., :length]
+            yield type(self)(**clip)
 
     @property
     def data(self) -> Shaped[Tensor, "b k f"]:
         """Tensor of the frames: `ids` of Codes, `z` of Latents."""
-        return next(iter(vars(self).values()))
+        return getattr(self, self._data_field)
 
     def with_data(self: FramesT, data: Shaped[Tensor, "b k f"], lengths: Int[Tensor, " b"] | None = None) -> FramesT:
         """Return frames of this class with other data."""
@@ -77,6 +79,7 @@ class Codes(_Frames):
     piece rather than with a crop, None if unknown.
     """
 
+    _data_field: ClassVar[str] = "ids"
     ids: Int[Tensor, "b k f"]
     lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # set by __post_init__
     samples: Int[Tensor, " b"] | None = None
@@ -88,6 +91,7 @@ class Codes(_Frames):
 class Latents(_Frames):
     """Continuous frames of a batch of clips; `lengths` and `samples` as for `Codes`."""
 
+    _data_field: ClassVar[str] = "z"
     z: Float[Tensor, "b d f"]
     lengths: Int[Tensor, " b"] = None  # type: ignore[assignment]  # set by __post_init__
     samples: Int[Tensor, " b"] | None = None

@@ -144,6 +144,15 @@ def write_shard(path: Path, header: StoreHeader, rows: Sequence[Mapping[str, Any
         file.write(save(tensors, {_HEADER_KEY: json.dumps(asdict(header))}))
 
 
+def read_header(path: Path) -> StoreHeader:
+    """Return the header of a shard; raise DataError if the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return parse_header(file.metadata(), path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it and encode again") from None
+
+
 def parse_header(metadata: Mapping[str, str] | None, path: Path) -> StoreHeader:
     """Return the header among a safetensors file's metadata, migrated to the present format."""
     try:
@@ -190,14 +199,14 @@ def encode_dataset(  # noqa: PLR0913
     for number, start in enumerate(starts):
         clips = manifest.clips[start : start + shard]
         path, shard_header = folder / f"shard-{number:05d}.safetensors", replace(header, shard=number)
-        if path.exists() and path.with_suffix(".jsonl").exists():
-            present = StoreShard(path).header
+        if path.exists():
+            present = read_header(path)
             present.check_codec(codec, path)
             if present != shard_header:
                 raise DataError(
                     f"{path}: encoded from other clips or with another shard size; use a new folder, or delete this one"
                 )
-        else:
+        if not (path.exists() and path.with_suffix(".jsonl").exists()):
             rows, batch = [], []
             for clip, audio in _load_clips(clips, codec, report, on_broken_file):
                 batch.append((clip, audio))
