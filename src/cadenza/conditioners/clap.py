@@ -87,7 +87,7 @@ class CLAPConditioner(PretrainedConditioner):
         self.pretrained = ClapEncoder(spec)
         dim = self.pretrained.dim
         self.quantizer = ResidualVectorQuantizer(dim, codebooks=spec.codebooks, bins=spec.bins) if spec.codebooks else None
-        self.add_projection(self.pretrained.dim)
+        self.add_projection(dim)
 
     @property
     def placeholder(self) -> _TextAndAudio:  # type: ignore[override]

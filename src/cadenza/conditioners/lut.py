@@ -149,7 +149,8 @@ class LUTConditioner(ProjectionConditioner[list[int]]):
         """Copy the tokenizer or the spaCy model if it is a local folder, and return the spec to save."""
         tokenizer, fields = self.spec.tokenizer, {}
         if self.vocabulary:
-            fields = self.vocabulary.save_assets(folder, subfolder)
+            fields = {"size": self.vocabulary.size}  # loads the tokenizer
+            fields |= save_source(self.vocabulary.source, self.vocabulary.save, folder, subfolder)
         elif isinstance(tokenizer, SpacyTokenizer) and Path(tokenizer.model).expanduser().is_dir():
             shutil.copytree(find_spacy_model(tokenizer.model), folder / subfolder, copy_function=shutil.copyfile)
             fields = {"model": f"./{subfolder}"}
@@ -216,10 +217,6 @@ class LazyTokenizer:
             tokenizer.enable_truncation(self.max_length)
         return tokenizer
 
-    def save_assets(self, folder: Path, subfolder: str) -> dict[str, Any]:
-        """Copy a local tokenizer to `folder/subfolder`, and return the fields of the spec to save."""
-        return {"size": self.size, **save_source(self.source, self._save, folder, subfolder)}
-
     def _convert(self) -> Tokenizer:
         """Return the tokenizer of another format, such as vocab.txt."""
         from transformers import AutoTokenizer
@@ -232,7 +229,8 @@ class LazyTokenizer:
         tokenizer.no_padding()
         return tokenizer
 
-    def _save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer and its config to a new folder."""
         folder.mkdir(parents=True)
         self.tokenizer.save(str(folder / _FILES[0]))
         if config := self.source.optional_file(_CONFIG):

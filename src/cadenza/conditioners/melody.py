@@ -83,9 +83,7 @@ class MelodyConditioner(SpanConditioner):
     def preprocess(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return `pitch` [b, f] above `low` (-1: rest), `since`, `left` and `covered` [b, f], and `octave` [b]."""
         rows = [self._frames(value) for value in values]
-        names = ("pitch", "since", "left", "covered")
-        tensors = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in names}
-        return {**tensors, "octave": torch.tensor([row["octave"] for row in rows])}
+        return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
     def augment(self, prepared: PreparedInputs, rng: torch.Generator) -> PreparedInputs:
         octave = prepared.tensors["octave"]
